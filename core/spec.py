@@ -1,0 +1,262 @@
+"""What a run, a mix and a generation are made of: frozen dataclasses with limits.
+
+Each field has one sentence, a default and limits, written once here; the form, the terminal and the
+API show that same sentence. Knows nothing of torch, files or pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from core.errors import SpecError
+
+SEED = 20251101
+WEIGHT_LIMIT = 2.0  # a mix's weights lie in [-WEIGHT_LIMIT, WEIGHT_LIMIT]
+WEIGHT_STEP = 0.05
+COLUMN_LIMIT = 6  # mixes side by side
+SCHEDULES = ("linear", "cosine", "constant")
+QUANTIZATIONS = ("auto", "nf4", "none")
+KINDS = ("domain", "task")
+
+Spec = TypeVar("Spec", bound="Limited")
+
+
+class RunStatus(str, Enum):
+    """Where a run is in its life.
+
+    QUEUED waits for the run before it. RUNNING is taking steps. STOPPING finishes its step, then keeps
+    what it learned. DONE took all its steps. STOPPED was ended by someone; its adapter is kept. FAILED
+    ended in an error. DIVERGED ended because its loss was no longer a number. INTERRUPTED belonged to
+    a process that died; it can be resumed.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def alive(self) -> bool:
+        return self in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.STOPPING)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    label: str = "",
+) -> Any:
+    """A dataclass field with its sentence and its limits (inclusive)."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "label": label}
+    if isinstance(default, (list, tuple, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Limited:
+    """Checks every field's type and limits when built, and goes through JSON and back."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls: type[Spec], value: dict[str, Any]) -> Spec:
+        """Builds from a dict of fields.
+
+        Raises:
+            SpecError: an unknown field, a wrong type, or a value outside its limits.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(value) - known):
+            raise SpecError(f"Unknown settings: {', '.join(unknown)}.", f"Known are: {', '.join(sorted(known))}.")
+        return cls(**value)
+
+
+def label_of(f: dataclasses.Field[Any]) -> str:
+    """The label that people see for a field."""
+    return f.metadata.get("label") or f.name.replace("_", " ").capitalize()
+
+
+def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
+    kind, meta = str(f.type), f.metadata
+    label = label_of(f)
+    if kind in ("int", "float"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise SpecError(f"{label} is {value!r}, not a number.", _allowed(meta))
+        if kind == "int" and value != int(value):
+            raise SpecError(f"{label} is {value!r}, not a whole number.", _allowed(meta))
+        value = int(value) if kind == "int" else float(value)
+        if (meta.get("low") is not None and value < meta["low"]) or (meta.get("high") is not None and value > meta["high"]):
+            raise SpecError(f"{label} is {value:g}.", _allowed(meta))
+    elif kind == "bool":
+        if not isinstance(value, bool):
+            raise SpecError(f"{label} is {value!r}.", "It is true or false.")
+    elif kind == "str":
+        if not isinstance(value, str) or len(value) > (meta.get("high") or 4000):
+            raise SpecError(f"{label} is not a text of at most {int(meta.get('high') or 4000)} characters.", "Give a shorter text.")
+        if meta.get("choices") and value not in meta["choices"]:
+            raise SpecError(f"{label} is {value!r}.", f"Choose one of: {', '.join(meta['choices'])}.")
+    elif kind.startswith("tuple"):
+        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            raise SpecError(f"{label} is {value!r}.", "Give a list of texts.")
+        value = tuple(value)
+    return value
+
+
+def _allowed(meta: Any) -> str:
+    low, high = meta.get("low"), meta.get("high")
+    return f"Allowed are {low:g} to {high:g}." if low is not None and high is not None else "Give a number."
+
+
+@dataclass(frozen=True)
+class TrainSpec(Limited):
+    """Everything that decides a training run. The same spec, data and machine give the same losses."""
+
+    kind: str = setting("domain", "Domain learns from plain text; task learns from labelled pairs.", choices=KINDS)
+    name: str = setting("", "What the adapter is called in the Library.", high=120)
+    dataset: str = setting("", "The dataset to learn from.", high=64)
+    stack_on: str = setting(
+        "", "Train on top of this adapter, frozen and active, so that the two work together.", high=64, label="Train on top of"
+    )
+    epochs: float = setting(3.0, "How many times the run reads the whole training split.", low=0.01, high=1000)
+    max_steps: int = setting(0, "Ends the run after this many optimizer steps; 0 means after all epochs.", low=0, high=1_000_000)
+    learning_rate: float = setting(2e-4, "How far each step moves the adapter.", low=1e-7, high=0.1)
+    batch_size: int = setting(4, "Sequences per forward pass; more is faster and needs more memory.", low=1, high=256)
+    accumulation: int = setting(
+        4, "Forward passes per optimizer step; batch size times this is the effective batch.", low=1, high=256, label="Gradient accumulation"
+    )
+    max_length: int = setting(512, "Longest sequence in tokens; longer task examples are cut, text is packed into it.", low=16, high=32768)
+    rank: int = setting(16, "Size of the adapter's update: higher learns more and weighs more.", low=1, high=256)
+    alpha: int = setting(32, "Scale of the update; alpha divided by rank multiplies what the adapter adds.", low=1, high=1024)
+    dropout: float = setting(0.1, "Share of the adapter's inputs hidden at random while training.", low=0.0, high=0.9, label="LoRA dropout")
+    target_modules: tuple[str, ...] = setting((), "Layers that get an update; empty means the usual ones for the base model's family.")
+    warmup_ratio: float = setting(0.03, "Share of the steps in which the learning rate climbs from zero.", low=0.0, high=0.9)
+    schedule: str = setting("cosine", "How the learning rate falls after the warm-up.", choices=SCHEDULES)
+    weight_decay: float = setting(0.0, "Pull of the adapter's weights towards zero.", low=0.0, high=1.0)
+    domain_dropout: float = setting(
+        0.5,
+        "Share of the forward passes in which the adapter below is switched off, so that both also work alone.",
+        low=0.0,
+        high=0.95,
+    )
+    replay_share: float = setting(
+        0.0, "Share of the training text that is general text, mixed in so that general language is not forgotten.", low=0.0, high=0.9
+    )
+    replay_dataset: str = setting("", "The text dataset to replay; empty means the general text that comes with the studio.", high=64)
+    seed: int = setting(SEED, "Decides the order of the data, the first weights and the dropout.", low=0, high=2**31 - 1)
+    save_steps: int = setting(0, "Steps between checkpoints; 0 means about ten in a run.", low=0, high=1_000_000)
+    eval_steps: int = setting(0, "Steps between validations; 0 means about ten in a run.", low=0, high=1_000_000)
+    sample_prompts: tuple[str, ...] = setting((), "Prompts that the adapter in training answers at every validation.")
+
+    @property
+    def effective_batch(self) -> int:
+        """Sequences per optimizer step."""
+        return self.batch_size * self.accumulation
+
+
+@dataclass(frozen=True)
+class Sampling(Limited):
+    """How text is drawn from the model."""
+
+    max_new_tokens: int = setting(96, "Longest answer in tokens.", low=1, high=4096, label="Longest answer (tokens)")
+    temperature: float = setting(0.0, "0 always takes the likeliest token; higher is more varied.", low=0.0, high=4.0)
+    top_k: int = setting(0, "Draw from this many likeliest tokens only; 0 means all.", low=0, high=100_000, label="Top-k")
+    top_p: float = setting(1.0, "Draw from the likeliest tokens that hold this share of probability.", low=0.01, high=1.0, label="Top-p")
+    repetition_penalty: float = setting(1.0, "Above 1 makes tokens that were already written less likely.", low=0.5, high=3.0)
+    seed: int = setting(0, "The same seed and mix draw the same text.", low=0, high=2**31 - 1)
+    stop: tuple[str, ...] = setting((), "Texts at which an answer ends.", label="Stop texts")
+
+
+@dataclass(frozen=True)
+class Mix(Limited):
+    """Weights for adapters; one that is missing or zero is really off. The empty mix is the base model."""
+
+    name: str = setting("", "What the mix is called.", high=120)
+    weights: dict[str, float] = setting({}, "Adapter id to weight, each from -2 to 2.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clean: dict[str, float] = {}
+        for adapter, weight in dict(self.weights).items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or abs(weight) > WEIGHT_LIMIT:
+                raise SpecError(f"The weight of {adapter!r} is {weight!r}.", f"Weights lie between {-WEIGHT_LIMIT:g} and {WEIGHT_LIMIT:g}.")
+            if weight:
+                clean[adapter] = float(weight)
+        object.__setattr__(self, "weights", clean)
+
+    @classmethod
+    def parse(cls, text: str, name: str = "") -> Mix:
+        """Reads `"dom=0.7,task=1"`; a bare id weighs 1, and `""` or `"base"` is the base model.
+
+        Raises:
+            SpecError: a part that has no such form.
+        """
+        weights: dict[str, float] = {}
+        for part in re.split(r"[,+]", text) if text.strip() not in ("", "base") else []:
+            adapter, _, number = part.strip().partition("=")
+            try:
+                weights[adapter.strip()] = float(number) if number else 1.0
+            except ValueError:
+                adapter = ""
+            if not adapter.strip():
+                raise SpecError(f"{part!r} is not a part of a mix.", 'Write a mix as "domain=0.7,task=1"; "" is the base model.')
+        return cls(name=name, weights=weights)
+
+    def __str__(self) -> str:
+        return " + ".join(a if w == 1 else f"{a}={w:g}" for a, w in self.weights.items()) or "base"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of training settings for bases of one size, one for each kind of adapter."""
+
+    name: str
+    help: str
+    domain: dict[str, Any]
+    task: dict[str, Any]
+
+    def settings(self, kind: str) -> dict[str, Any]:
+        return dict(self.domain if kind == "domain" else self.task)
+
+
+PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset("standard", "The usual QLoRA settings, for bases from half a billion parameters on.", {}, {}),
+        Preset("gentle", "Half the learning rate and one epoch, for small data or a base that forgets quickly.",
+               {"learning_rate": 1e-4, "epochs": 1.0}, {"learning_rate": 1e-4, "epochs": 1.0}),
+        Preset("embedded", "Measured on the tiny base model that comes with the studio; minutes on a laptop.",
+               {"learning_rate": 3e-3, "epochs": 4.0, "batch_size": 2, "accumulation": 1, "max_length": 256, "dropout": 0.0,
+                "replay_share": 0.3, "warmup_ratio": 0.05},
+               {"learning_rate": 3e-4, "epochs": 3.0, "batch_size": 16, "accumulation": 1, "max_length": 128, "dropout": 0.0,
+                "domain_dropout": 0.5, "warmup_ratio": 0.05}),
+    )
+}
+
+
+def resolve(kind: str, preset: str, changes: dict[str, Any]) -> TrainSpec:
+    """A TrainSpec from the defaults, then a preset, then the user's own changes.
+
+    Raises:
+        SpecError: unknown kind, preset or setting, or a value outside its limits.
+    """
+    if preset not in PRESETS:
+        raise SpecError(f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}.")
+    return TrainSpec.from_json({"kind": kind, **PRESETS[preset].settings(kind), **changes})
