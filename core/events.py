@@ -26,8 +26,12 @@ class EventLog:
         self.path = path
         self._lock = threading.Lock()
         self._start = time.monotonic()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._mend()
+        self._torn = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._mend()
+        except OSError as e:
+            raise storage_error(e, path) from e
 
     def _mend(self) -> None:
         """Ends a line that a crash left unterminated, so that the next event starts on its own line."""
@@ -50,12 +54,18 @@ class EventLog:
         with self._lock:
             try:
                 with open(self.path, "ab") as f:
-                    f.write(line.encode("utf-8"))
+                    f.write(("\n" * self._torn + line).encode("utf-8", "replace"))
+                self._torn = False
             except OSError as e:
+                self._torn = True  # half a line may stand there: the next event starts on its own line
                 raise storage_error(e, self.path) from e
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -81,6 +91,8 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], 0
     end = block.rfind(b"\n") + 1
+    if not end and len(block) == READ_LIMIT_BYTES:  # a line longer than one read would hold readers up for ever
+        return [{"kind": "unreadable"}], cursor + len(block)
     events: list[dict[str, Any]] = []
     for line in block[:end].split(b"\n"):
         if not line.strip():
@@ -88,6 +100,6 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
         try:
             event = json.loads(line)
             events.append(event if isinstance(event, dict) else {"kind": "unreadable"})
-        except ValueError:
+        except (ValueError, RecursionError):
             events.append({"kind": "unreadable"})
     return events, cursor + end

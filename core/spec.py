@@ -83,6 +83,8 @@ class Limited:
         Raises:
             SpecError: an unknown field, a wrong type, or a value outside its limits.
         """
+        if not isinstance(value, dict):
+            raise SpecError(f"The settings are {value!r}.", "Give them by name.")
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(value) - known):
             raise SpecError(f"Unknown settings: {', '.join(unknown)}.", f"Known are: {', '.join(sorted(known))}.")
@@ -98,7 +100,7 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     kind, meta = str(f.type), f.metadata
     label = label_of(f)
     if kind in ("int", "float"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_number(value):
             raise SpecError(f"{label} is {value!r}, not a number.", _allowed(meta))
         if kind == "int" and value != int(value):
             raise SpecError(f"{label} is {value!r}, not a whole number.", _allowed(meta))
@@ -114,10 +116,18 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
         if meta.get("choices") and value not in meta["choices"]:
             raise SpecError(f"{label} is {value!r}.", f"Choose one of: {', '.join(meta['choices'])}.")
     elif kind.startswith("tuple"):
-        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise SpecError(f"{label} is {value!r}.", "Give a list of texts.")
         value = tuple(value)
     return value
+
+
+def _is_number(value: Any) -> bool:
+    """A finite int or float; an int so large that no float holds it is none either."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _allowed(meta: Any) -> str:
@@ -194,8 +204,10 @@ class Mix(Limited):
     def __post_init__(self) -> None:
         super().__post_init__()
         clean: dict[str, float] = {}
-        for adapter, weight in dict(self.weights).items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or abs(weight) > WEIGHT_LIMIT:
+        if not isinstance(self.weights, dict) or not all(isinstance(adapter, str) for adapter in self.weights):
+            raise SpecError(f"The weights are {self.weights!r}.", "Give adapter ids and their weights.")
+        for adapter, weight in self.weights.items():
+            if not _is_number(weight) or abs(weight) > WEIGHT_LIMIT:
                 raise SpecError(f"The weight of {adapter!r} is {weight!r}.", f"Weights lie between {-WEIGHT_LIMIT:g} and {WEIGHT_LIMIT:g}.")
             if weight:
                 clean[adapter] = float(weight)
@@ -210,12 +222,13 @@ class Mix(Limited):
         """
         weights: dict[str, float] = {}
         for part in re.split(r"[,+]", text) if text.strip() not in ("", "base") else []:
-            adapter, _, number = part.strip().partition("=")
+            adapter, equals, number = (p.strip() for p in part.partition("="))
+            twice = adapter in weights
             try:
-                weights[adapter.strip()] = float(number) if number else 1.0
+                weights[adapter] = float(number) if equals else 1.0
             except ValueError:
                 adapter = ""
-            if not adapter.strip():
+            if not adapter or twice:
                 raise SpecError(f"{part!r} is not a part of a mix.", 'Write a mix as "domain=0.7,task=1"; "" is the base model.')
         return cls(name=name, weights=weights)
 

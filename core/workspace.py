@@ -21,15 +21,17 @@ import re
 import secrets
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from core.errors import NameRefused, NotFound, StorageError
+from core.errors import Busy, NameRefused, NotFound, StorageError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 KINDS = ("datasets", "runs", "adapters", "mixes", "reports", "exports")
 NAME_LIMIT = 120  # characters of a display name
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they turn text around, so that a name reads as another
 MARGIN_BYTES = 64 * 1024 * 1024  # kept free on the disk, so that logs and state can still be written
 
 
@@ -51,7 +53,7 @@ def check_name(name: str) -> str:
         raise NameRefused("The name is empty.", allowed)
     if len(clean) > NAME_LIMIT:
         raise NameRefused(f"The name has {len(clean)} characters.", allowed)
-    if any(ord(c) < 32 or ord(c) == 127 for c in clean) or "/" in clean or "\\" in clean or clean.strip(".") == "":
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI for c in clean) or "/" in clean or "\\" in clean or clean.strip(".") == "":
         raise NameRefused(f"The name {clean!r} cannot be used.", allowed)
     return clean
 
@@ -168,12 +170,12 @@ class Workspace:
         Raises:
             NameRefused: the id has a form that we never make, or the path leaves the workspace.
         """
-        if kind not in KINDS or not ID.fullmatch(item_id):
+        if kind not in KINDS or not isinstance(item_id, str) or not ID.fullmatch(item_id):
             raise NameRefused(f"{item_id!r} is not an id of this workspace.", "Ids have 1 to 64 letters a-z, digits and hyphens.")
         leaf = item_id + (".json" if kind == "mixes" else "")
         path = self.root.joinpath(kind, leaf, *parts)
-        if not path.resolve().is_relative_to(self.root):
-            raise NameRefused(f"{'/'.join(parts)!r} leaves the workspace.", "Use plain names.")
+        if any("\0" in part for part in parts) or not path.resolve().is_relative_to(self.root / kind / leaf):
+            raise NameRefused(f"{'/'.join(parts)!r} leaves the folder of {item_id!r}.", "Use plain names.")
         return path
 
     def existing(self, kind: str, item_id: str) -> Path:
@@ -184,20 +186,27 @@ class Workspace:
         """
         path = self.path(kind, item_id)
         if not path.exists():
-            raise NotFound(f"There is no {kind.rstrip('s')} {item_id!r} here.", "See the Library for what there is.")
+            raise NotFound(f"There is no {'mix' if kind == 'mixes' else kind[:-1]} {item_id!r} here.", "See the Library for what there is.")
         return path
 
     def ids(self, kind: str) -> list[str]:
         """The ids of all items of a kind, oldest first."""
-        found = [p for p in (self.root / kind).iterdir() if ID.fullmatch(p.stem) and not p.name.startswith(".")]
-        return [p.stem for p in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))]
+        suffix = ".json" if kind == "mixes" else ""
+        found = []
+        for path in (self.root / kind).iterdir():
+            with contextlib.suppress(FileNotFoundError):  # removed by somebody a moment ago
+                if path.suffix == suffix and ID.fullmatch(path.stem):
+                    found.append((path.stat().st_mtime_ns, path.stem))
+        return [item_id for _, item_id in sorted(found)]
 
-    def new_dir(self, kind: str, name: str) -> tuple[str, Path]:
-        """Makes an id for `name` and a hidden building place for it: returns (id, partial folder).
+    def new_dir(self, kind: str, name: str, item_id: str = "") -> tuple[str, Path]:
+        """Makes an id for `name` (or takes `item_id`) and a hidden building place: (id, partial folder).
 
         Fill the folder, then `commit_dir` makes it appear under its id at once.
         """
-        item_id = make_id(name)
+        fixed = bool(item_id)
+        while not item_id or (not fixed and self.path(kind, item_id).exists()):
+            item_id = make_id(name)
         place = self.root / kind / f".{item_id}.partial"
         try:
             place.mkdir(parents=True)
@@ -237,3 +246,51 @@ class Workspace:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
                 count += 1
         return count
+
+
+class Claim:
+    """Ownership of something by a living process: the operating system drops it when the process dies.
+
+    Raises:
+        Busy: another living owner holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] | None = open(path, "ab")
+        if not _lock(self._file):
+            self.release()
+            raise Busy(f"{path.parent.name!r} is already in use.", "Wait until it is free, or stop the other user of it.")
+
+    def release(self) -> None:
+        """Gives it up; safe to call twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def claimed(path: Path) -> bool:
+    """Is someone alive holding the claim at `path`?"""
+    if not path.exists():
+        return False
+    with open(path, "ab") as f:
+        return not _lock(f)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            return True
+        except OSError:
+            return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False

@@ -6,7 +6,7 @@ the three, and no row is learned from and tested on. Knows nothing of files.
     rows of one text form a group ─┐   groups, by type, each type in an order drawn from the seed
                                    ▼
     a a a a a b b b b c c c c c c c    each group goes where most is owed at that point:
-    T T v T t T T v T t T T v T t T    after n groups, each split has its share of n within one or two
+    T T v T t T T T v T T t T T T v    after n groups, each split has its share of n within one or two
 """
 
 from __future__ import annotations

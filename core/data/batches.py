@@ -1,0 +1,169 @@
+"""Rows to token ids to batches: chat encoding, completion masks, packing.
+
+The only room that knows the ignored label. Knows a tokenizer, no model.
+
+    packing      [doc one . eos][doc two ....... eos][doc thr | ee . eos]...   blocks of max_length
+    completion   ids    <user> question <assistant>  answer  <eos>
+                 mask   0      0        0            1       1                 only 1s are trained and scored
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100  # the label that cross entropy skips
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one sequence and which of them are trained on and scored."""
+
+    ids: list[int]
+    mask: list[int]
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], generate: bool) -> list[int]:
+    """Renders messages with the tokenizer's chat template into token ids.
+
+    Special tokens that appear inside someone's text are encoded as plain characters, so that a text
+    can never forge a role.
+
+    Args:
+        generate: end with the opening of an assistant's turn.
+    """
+    specials = [t for t in tokenizer.all_special_tokens if t]
+    forged = [t for t in specials if any(t in m["content"] for m in messages)]
+    if not forged:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    mark = "\ue000"
+    clean = [{**m, "content": m["content"].replace(mark, "")} for m in messages]
+    for i, token in enumerate(forged):
+        for m in clean:
+            m["content"] = m["content"].replace(token, f"{mark}{i}{mark}")
+    text = tokenizer.apply_chat_template(clean, tokenize=False, add_generation_prompt=generate)
+    ids: list[int] = []
+    for i, part in enumerate(text.split(mark)):
+        plain = i % 2 == 1  # odd parts are the numbers of forged tokens
+        if part:
+            part = forged[int(part)] if plain else part
+            ids += tokenizer(part, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+    return ids
+
+
+def count_forged(tokenizer: Any, texts: Iterable[str]) -> int:
+    """How many texts contain one of the tokenizer's special tokens."""
+    specials = [t for t in tokenizer.all_special_tokens if t]
+    return sum(any(t in text for t in specials) for text in texts)
+
+
+def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int) -> Encoded:
+    """A task row: everything as context, the last message with its end as the completion.
+
+    A sequence that is too long loses the beginning of its context first, then the end of its completion.
+    """
+    prompt = encode_chat(tokenizer, messages[:-1], generate=True)
+    whole = encode_chat(tokenizer, messages, generate=False)
+    shared = 0
+    while shared < min(len(prompt), len(whole)) and prompt[shared] == whole[shared]:
+        shared += 1
+    completion = whole[shared:]
+    eos = tokenizer.eos_token_id
+    if eos in completion:  # what a template writes after the end is no part of an answer
+        completion = completion[: len(completion) - completion[::-1].index(eos)]
+    else:
+        completion = [*completion, eos]
+    completion = completion[: max_length - 1]
+    context = whole[:shared][-(max_length - len(completion)) :]
+    return Encoded(context + completion, [0] * len(context) + [1] * len(completion))
+
+
+def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
+    """A document for scoring: windows of at most max_length tokens, each behind one boundary token."""
+    eos = tokenizer.eos_token_id
+    ids = [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], eos]
+    size = max_length - 1
+    return [Encoded([eos, *ids[i : i + size]], [0] + [1] * len(ids[i : i + size])) for i in range(0, len(ids), size)]
+
+
+def encode_prefix(tokenizer: Any, prompt: str, completion: str) -> Encoded:
+    """A raw text whose end is scored: a cloze. `completion` starts with its own space where it has one."""
+    head = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    tail = tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return Encoded([tokenizer.eos_token_id, *head, *tail], [0] * (1 + len(head)) + [1] * len(tail))
+
+
+def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Documents as token ids, each ended by eos."""
+    for text in texts:
+        yield [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
+
+
+def replayed(documents: list[list[int]], general: list[list[int]], share: float, seed: int) -> list[list[int]]:
+    """Mixes general documents in, so that about `share` of all tokens are general, and shuffles.
+
+    Raises nothing when the general text is short: it is then read more than once.
+    """
+    dice = random.Random(seed)
+    chosen = list(documents)
+    if share > 0 and general:
+        need = share / (1 - share) * sum(map(len, documents))
+        while need > 0:
+            for doc in dice.sample(general, len(general)):
+                if need <= 0:
+                    break
+                chosen.append(doc)
+                need -= len(doc)
+    dice.shuffle(chosen)
+    return chosen
+
+
+def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Joins documents and cuts the stream into blocks of `length` tokens; the last may be shorter.
+
+    Documents in one block see each other (the usual packing of GPT-3, Brown et al. 2020, 2005.14165).
+    """
+    block: list[int] = []
+    for doc in documents:
+        block += doc
+        while len(block) >= length:
+            yield block[:length]
+            block = block[length:]
+    if len(block) > 1:
+        yield block
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """Pads rows of `input_ids` and `trained` (0/1) on the right.
+
+    Returns:
+        input_ids, attention_mask, labels: (B, T). Labels are masked where nothing is trained; a pad
+        token inside a text (GPT-2 pads with eos) still counts, because the mask decides, not the id.
+    """
+    longest = max(len(r["input_ids"]) for r in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    attention = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row["input_ids"])
+        ids[i, :n] = torch.tensor(row["input_ids"])
+        attention[i, :n] = 1
+        trained = torch.tensor(row["trained"], dtype=torch.bool)
+        labels[i, :n] = torch.where(trained, ids[i, :n], IGNORED)
+    return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts for generation: (ids, attention mask), each (B, T), padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    attention = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.tensor(row)
+        attention[i, longest - len(row) :] = 1
+    return ids, attention

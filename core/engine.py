@@ -1,0 +1,575 @@
+"""The object that every door opens: thin verbs over the rooms below.
+
+Knows who is asked for what and in which order; the work itself is done below. Holds all shared state
+of a studio. Safe to call from any thread: whatever needs the model goes through the worker. The model
+rooms are imported on the worker's thread, so that a page can be painted before torch is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import library, mixes, samples
+from core.data import datasets
+from core.data.datasets import Dataset, Preview
+from core.data.readers import read_files
+from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
+from core.evaluate import reports
+from core.evaluate.reports import Report
+from core.events import read_since
+from core.library import Adapter
+from core.mixes import SavedMix
+from core.spec import COLUMN_LIMIT, SEED, Mix, RunStatus, Sampling, TrainSpec
+from core.train import runs
+from core.train.runs import Run
+from core.worker import Stream, Worker
+from core.workspace import Claim, Workspace, check_name
+
+if TYPE_CHECKING:
+    from core.evaluate.measure import Material
+    from core.model.generate import Column
+    from core.model.resident import Resident
+
+logger = logging.getLogger(__name__)
+
+FRAME_SECONDS = 0.05  # frames come at most so often
+CLICK_SECONDS = 2.0  # the same start twice within this time is one start
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What the resident base is, or why there is none yet."""
+
+    name: str
+    loading: bool = True
+    error: str = ""
+    family: str = ""
+    note: str = ""
+    parameters: int = 0
+    quantization: str = ""
+    device: str = ""
+    context: int = 0
+    fingerprint: str = ""
+    chat_template: bool = False
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """All columns at one moment."""
+
+    columns: list[Column]
+    done: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of an example: its text, its id, and whether it is trained on."""
+
+    text: str
+    token: int
+    trained: bool
+
+
+@dataclass
+class _State:
+    """What changes while a studio lives. Written by one thread at a time, read by all."""
+
+    resident: Resident | None = None
+    stopping: dict[str, str] = field(default_factory=dict)  # run id -> "keep" or "close"
+    claims: dict[str, Claim] = field(default_factory=dict)
+    last_start: tuple[float, TrainSpec | None, str] = (0.0, None, "")
+
+
+class Engine:
+    """One studio: a workspace, a base, a worker.
+
+    Args:
+        workspace: folder for everything that is kept; made if it is not there.
+        base: "embedded", a local folder, or a Hub id.
+        quantization: "auto", "nf4" or "none".
+        device: "auto", "cpu" or "cuda".
+    """
+
+    def __init__(self, workspace: str | Path, base: str = "embedded", quantization: str = "auto", device: str = "auto") -> None:
+        self.workspace = Workspace(workspace)
+        try:
+            self._owner: Claim | None = Claim(self.workspace.root / "owner.lock")
+            self.workspace.sweep()
+        except Busy:  # another studio or terminal works here too; only half-made things are left to it
+            self._owner = None
+        self._info = BaseInfo(name=base)
+        self._state = _State()
+        self._worker = Worker()
+        self._ready = self._worker.stream(lambda: self._load(base, quantization, device))
+
+    def close(self) -> None:
+        """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
+        for run_id in self._state.claims:
+            self._state.stopping.setdefault(run_id, "close")
+        self._worker.close()
+        for claim in self._state.claims.values():
+            claim.release()
+        if self._owner:
+            self._owner.release()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- the base
+
+    def _load(self, base: str, quantization: str, device: str) -> Generator[BaseInfo, None, None]:
+        try:
+            from core.model.base import load_base
+            from core.model.resident import Resident
+
+            loaded = load_base(base, quantization, device)
+            self._state.resident = Resident(loaded, self.workspace)
+            self._info = BaseInfo(
+                name=base,
+                loading=False,
+                family=loaded.family.label,
+                note=loaded.family.note,
+                parameters=loaded.parameters,
+                quantization=loaded.quantization,
+                device=str(loaded.device),
+                context=loaded.context,
+                fingerprint=loaded.fingerprint,
+                chat_template=loaded.own_template,
+                targets=loaded.family.targets,
+            )
+        except StudioError as e:
+            self._info = BaseInfo(name=base, loading=False, error=str(e))
+        except Exception as e:
+            logger.exception("the base model could not be loaded")
+            self._info = BaseInfo(name=base, loading=False, error=f"{base!r} could not be loaded ({type(e).__name__}: {e}).")
+        yield self._info
+
+    def base(self, wait: bool = False) -> BaseInfo:
+        """The resident base; with `wait`, after it is loaded."""
+        if wait and self._info.loading:
+            self._worker.call(lambda: None)
+            while self._info.loading:
+                time.sleep(0.02)
+        return self._info
+
+    def _resident(self) -> Resident:
+        """On the worker's thread only.
+
+        Raises:
+            BaseModelError: there is no base.
+        """
+        if self._state.resident is None:
+            raise BaseModelError(self._info.error or "The base model is still loading.", "Wait a moment, or start the studio with another base.")
+        return self._state.resident
+
+    # --- data
+
+    def preview(self, paths: Sequence[str | Path], kind: str | None = None, roles: dict[str, str] | None = None, encoding: str = "utf-8") -> Preview:
+        """What files hold and how we would read them; nothing is kept."""
+        return datasets.preview([Path(p) for p in paths], kind, roles, encoding=encoding)
+
+    def import_dataset(
+        self,
+        paths: Sequence[str | Path],
+        name: str,
+        kind: str | None = None,
+        roles: dict[str, str] | None = None,
+        seed: int = SEED,
+        encoding: str = "utf-8",
+    ) -> Dataset:
+        """Copies files into the workspace as a dataset with its splits."""
+        return datasets.import_dataset(self.workspace, [Path(p) for p in paths], name, kind, roles, seed=seed, encoding=encoding)
+
+    def datasets(self) -> list[Dataset]:
+        return datasets.list_datasets(self.workspace)
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        return datasets.load_dataset(self.workspace, dataset_id)
+
+    def dataset_rows(self, dataset_id: str, split: str, limit: int = 20) -> list[dict[str, Any]]:
+        return self._rows(dataset_id, split)[:limit]
+
+    def _rows(self, dataset_id: str, split: str) -> list[dict[str, Any]]:
+        """Rows of a split; "all" is all three.
+
+        Raises:
+            SpecError: no such split.
+        """
+        names = ("train", "val", "test")
+        if split not in (*names, "all"):
+            raise SpecError(f"There is no split {split!r}.", "Choose train, val, test or all.")
+        return [row for s in (names if split == "all" else (split,)) for row in datasets.read_split(self.workspace, dataset_id, s)]
+
+    def example_tokens(self, dataset_id: str, index: int = 0, max_length: int = 512) -> list[Piece]:
+        """One training example as the model reads it, token by token."""
+        dataset = self.dataset(dataset_id)
+        rows = self._rows(dataset_id, "train")
+        row = rows[index % len(rows)]
+
+        def pieces() -> list[Piece]:
+            from core.data.batches import encode_task, encode_text
+
+            base = self._resident().base
+            length = min(max_length, base.context)
+            if dataset.kind == "task":
+                encoded = encode_task(base.tokenizer, row["messages"], length)
+            else:
+                encoded = encode_text(base.tokenizer, row["text"], length)[0]
+            return [Piece(base.tokenizer.decode([t]), t, bool(m)) for t, m in zip(encoded.ids, encoded.mask, strict=True)]
+
+        return self._worker.call(pieces)
+
+    def samples(self) -> dict[str, Any]:
+        """The sample data that ships with the studio."""
+        return {
+            "domain": samples.domain_files(),
+            "task": [samples.TASK],
+            "questions": samples.QUESTIONS,
+            "recall": samples.RECALL,
+            "general": samples.GENERAL,
+            "general_questions": samples.GENERAL_QUESTIONS,
+        }
+
+    # --- runs
+
+    def missing(self, fields: dict[str, Any]) -> list[str]:
+        """What a run still lacks before it can start, a sentence each; empty when it is ready."""
+        lacking = []
+        kind = fields.get("kind", "domain")
+        if self._info.error:
+            lacking.append(self._info.error)
+        if not fields.get("dataset"):
+            lacking.append("Choose a text dataset." if kind == "domain" else "Choose a dataset of labelled pairs.")
+        if not str(fields.get("name", "")).strip():
+            lacking.append("Give the adapter a name.")
+        try:
+            TrainSpec.from_json(fields)
+        except StudioError as e:
+            lacking.append(str(e))
+        return lacking
+
+    def start_run(self, spec: TrainSpec) -> str:
+        """Queues a run and returns its id at once; a second click on the same start is the same run.
+
+        Raises:
+            SpecError, NotFound, NameRefused, AdapterError, StorageError
+        """
+        check_name(spec.name)
+        if not spec.dataset:
+            raise SpecError("No dataset is chosen.", "Import one on the Data page, then choose it here.")
+        when, before, run_id = self._state.last_start
+        if before == spec and time.monotonic() - when < CLICK_SECONDS:
+            return run_id
+        dataset = self.dataset(spec.dataset)
+        if dataset.kind != spec.kind:
+            raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
+        if spec.stack_on:
+            self._stackable(spec)
+        run = runs.create(self.workspace, spec, self._info.name, dataset.sha256)
+        self._state.last_start = (time.monotonic(), spec, run.id)
+        self._queue(run)
+        return run.id
+
+    def _stackable(self, spec: TrainSpec) -> None:
+        """The adapter below is in the library, or a run that is before this one in the queue will put it there."""
+        if any(r.adapter == spec.stack_on and r.status.alive for r in self.runs()):
+            return
+        adapter = self.adapter(spec.stack_on)
+        if self._state.resident is not None:
+            self._state.resident.check_fit(adapter)
+
+    def _queue(self, run: Run) -> None:
+        self._state.claims[run.id] = Claim(runs.claim_path(self.workspace, run.id))
+        self._state.stopping.pop(run.id, None)
+        self._worker.run(lambda: self._train(run.id))
+
+    def _train(self, run_id: str) -> None:
+        """On the worker's thread: one run from start to end, whatever happens."""
+        run = runs.load(self.workspace, run_id)
+        stop = self._state.stopping
+        try:
+            if stop.get(run_id) == "keep":
+                runs.change(self.workspace, run, status=RunStatus.STOPPED)
+                return
+            from core.train.train import train
+
+            train(self.workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), samples.GENERAL)
+        except Diverged as e:
+            self._ended(run_id, RunStatus.DIVERGED, str(e))
+        except StudioError as e:
+            self._ended(run_id, RunStatus.FAILED, str(e))
+        except Exception as e:
+            logger.exception("run %s failed", run_id)
+            from core.train.train import explain
+
+            known = explain(e)
+            self._ended(run_id, RunStatus.FAILED, str(known) if isinstance(known, StudioError) else f"{type(e).__name__}: {e}")
+        finally:
+            stop.pop(run_id, None)
+            claim = self._state.claims.pop(run_id, None)
+            if claim:
+                claim.release()
+
+    def _ended(self, run_id: str, status: RunStatus, error: str) -> None:
+        try:
+            runs.change(self.workspace, runs.load(self.workspace, run_id), status=status, error=error)
+        except StudioError:  # a full disk: the run is found interrupted at the next look, and can be resumed
+            logger.exception("the end of run %s could not be written down", run_id)
+
+    def stop_run(self, run_id: str) -> None:
+        """Asks a run to end after its step and keep what it learned; a queued one does not begin.
+
+        Raises:
+            RunError: it is not running here.
+        """
+        run = self.run(run_id)
+        if not run.status.alive or run_id not in self._state.claims:
+            raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
+        self._state.stopping[run_id] = "keep"
+        if run.status is RunStatus.RUNNING:
+            runs.change(self.workspace, run, status=RunStatus.STOPPING)
+
+    def resume_run(self, run_id: str) -> None:
+        """Queues a run again, from its newest checkpoint that verifies.
+
+        Raises:
+            RunError: it is running, or it ended.
+        """
+        run = self.run(run_id)
+        if not run.resumable:
+            raise RunError(f"The run {run.name!r} cannot be resumed ({run.status.value}).", "Start a new run with the same settings.")
+        self._queue(run)
+        runs.change(self.workspace, run, status=RunStatus.QUEUED, error="")
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return sorted((runs.load(self.workspace, i) for i in self.workspace.ids("runs")), key=lambda r: -r.created)
+
+    def run(self, run_id: str) -> Run:
+        return runs.load(self.workspace, run_id)
+
+    def run_events(self, run_id: str, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """What happened in a run since `cursor`, and the next cursor."""
+        self.workspace.existing("runs", run_id)
+        return read_since(runs.events_path(self.workspace, run_id), cursor)
+
+    def wait_run(self, run_id: str, seconds: float = 3600.0) -> Run:
+        """Blocks until a run has ended."""
+        end = time.monotonic() + seconds
+        while (run := self.run(run_id)).status.alive or run_id in self._state.claims:
+            if time.monotonic() > end:
+                raise Busy(f"The run {run.name!r} is still {run.status.value}.", "Wait longer, or stop it.")
+            time.sleep(0.05)
+        return self.run(run_id)
+
+    # --- adapters
+
+    def adapters(self) -> list[Adapter]:
+        """The library, newest first."""
+        return sorted((library.load(self.workspace, i) for i in self.workspace.ids("adapters")), key=lambda a: -a.created)
+
+    def adapter(self, adapter_id: str) -> Adapter:
+        return library.load(self.workspace, adapter_id)
+
+    def verify_adapter(self, adapter_id: str) -> list[str]:
+        """Checks an adapter's files; sentences of what was checked."""
+        return library.verify(self.workspace, adapter_id)
+
+    def archive_adapter(self, adapter_id: str) -> Path:
+        """A zip of the adapter's folder."""
+        return library.archive(self.workspace, adapter_id)
+
+    def mixable(self) -> list[dict[str, Any]]:
+        """What can be mixed: the library's adapters and the one in training, oldest first."""
+        found = []
+        for a in reversed(self.adapters()):
+            fits = not self._info.fingerprint or a.base_fingerprint == self._info.fingerprint
+            why = "" if fits else f"It was trained on {a.base!r}, another base."
+            found.append({"id": a.id, "name": a.name, "kind": a.kind, "rank": a.rank, "base": a.base, "training": False, "fits": fits, "why": why})
+        resident = self._state.resident
+        live = resident.trainee_id if resident else ""
+        if live and all(f["id"] != live for f in found):
+            run = next((r for r in self.runs() if r.adapter == live), None)
+            if run:
+                found.append({"id": live, "name": run.name, "kind": run.kind, "rank": run.spec.rank, "base": run.base, "training": True, "fits": True, "why": ""})
+        return found
+
+    # --- mixes
+
+    def save_mix(self, name: str, weights: dict[str, float]) -> SavedMix:
+        return mixes.save(self.workspace, name, weights)
+
+    def mixes(self) -> list[SavedMix]:
+        return mixes.all_of(self.workspace)
+
+    def mix(self, mix_id: str) -> SavedMix:
+        return mixes.load(self.workspace, mix_id)
+
+    def default_mixes(self) -> list[Mix]:
+        """Base, newest domain, newest task, and both: those that exist on this base."""
+        here = [a for a in self.mixable() if a["fits"]]
+        domains, tasks = ([a for a in here if a["kind"] == k] for k in ("domain", "task"))
+        found = [Mix(name="Base")]
+        task = tasks[-1] if tasks else None
+        below = ""
+        if task and not task["training"]:
+            below = self.adapter(task["id"]).stacked_on
+        domain = next((d for d in domains if d["id"] == below), domains[-1] if domains else None)
+        if domain:
+            found.append(Mix(name="Domain", weights={domain["id"]: 1.0}))
+        if task:
+            found.append(Mix(name="Task", weights={task["id"]: 1.0}))
+        if domain and task:
+            found.append(Mix(name="Domain + task", weights={domain["id"]: 1.0, task["id"]: 1.0}))
+        return found
+
+    # --- talking
+
+    def stream(self, prompt: str | Sequence[dict[str, str]], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True) -> Stream:
+        """Every mix answers one prompt, all in one batch; a stream of Frames.
+
+        Args:
+            prompt: a text, or chat messages.
+            chat: render with the chat template; otherwise the text is simply continued.
+
+        Raises:
+            SpecError: too many mixes. When read: StudioError for a prompt or an adapter that will not do.
+        """
+        if not 1 <= len(mixes) <= COLUMN_LIMIT:
+            raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
+        drawn = sampling or Sampling()
+        return self._worker.stream(lambda: self._frames(prompt, list(mixes), drawn, chat))
+
+    def _frames(self, prompt: str | Sequence[dict[str, str]], mixes: list[Mix], sampling: Sampling, chat: bool) -> Generator[Frame | None, None, None]:
+        from core.model.generate import encode_prompt, generate
+
+        resident = self._resident()
+        ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
+        shown = 0.0
+        for writers in generate(resident, [ids] * len(mixes), mixes, [sampling] * len(mixes)):
+            done = all(w.reason for w in writers)
+            now = time.monotonic()
+            if done or now - shown >= FRAME_SECONDS:
+                shown = now
+                yield Frame([w.column(resident.base.tokenizer) for w in writers], done)
+            else:
+                yield None
+
+    # --- measuring
+
+    def evaluate(
+        self, mixes: Sequence[Mix], dataset: str, split: str = "test", limit: int = 0, general: bool = True, max_length: int = 512
+    ) -> Stream:
+        """Measures mixes on a split; a stream of Progress whose last one names the report.
+
+        Args:
+            limit: at most so many rows; 0 means all.
+            general: also measure general perplexity, on the general text that ships with the studio.
+
+        Raises:
+            SpecError: no mixes, or an empty split.
+        """
+        if not mixes:
+            raise SpecError("No mix is chosen.", "Choose at least one; the base is the empty mix.")
+        described = self.dataset(dataset)
+        rows = self._rows(dataset, split)
+        rows = rows[:limit] if limit else rows
+        if not rows:
+            raise SpecError(f"The split {split!r} of {described.name!r} is empty.", "Choose another split.")
+
+        def material() -> Material:
+            from core.evaluate.measure import Material
+
+            texts: dict[str, Sequence[str]] = {"": [r["text"] for r in rows]} if described.kind == "domain" else {}
+            if general:
+                texts["general"] = [row.values["text"] for row in read_files([samples.GENERAL_HELDOUT])]
+            return Material(questions={"": rows} if described.kind == "task" else {}, texts=texts)
+
+        return self.measure(mixes, material, described.id, described.name, split, max_length)
+
+    def measure(
+        self, mixes: Sequence[Mix], material: Callable[[], Material], dataset: str, dataset_name: str, split: str, max_length: int = 512
+    ) -> Stream:
+        """Measures mixes on any material and keeps a report; see `evaluate`."""
+        return self._worker.stream(lambda: self._measure(list(mixes), material, dataset, dataset_name, split, max_length))
+
+    def _measure(self, mixes: list[Mix], material: Callable[[], Material], dataset: str, dataset_name: str, split: str, max_length: int) -> Generator[Any, None, None]:
+        from core.evaluate.measure import Progress, measure
+
+        begin = time.monotonic()
+        part: Any = None
+        for part in measure(self._resident(), mixes, material(), max_length):
+            if isinstance(part, Progress):
+                yield part
+        rows = [{"name": m.name or str(m), "mix": str(m), "weights": m.weights, **figures} for m, figures in zip(mixes, part, strict=True)]
+        report = reports.save(self.workspace, dataset, dataset_name, split, self._info.name, round(time.monotonic() - begin, 2), rows)
+        yield Progress(1, 1, "Done", report.id)
+
+    def reports(self) -> list[Report]:
+        """All reports, newest first."""
+        return sorted((reports.load(self.workspace, i) for i in self.workspace.ids("reports")), key=lambda r: -r.created)
+
+    def report(self, report_id: str) -> Report:
+        return reports.load(self.workspace, report_id)
+
+    def report_csv(self, report_id: str) -> Path:
+        return reports.csv_path(self.workspace, report_id)
+
+    # --- housekeeping
+
+    def rename(self, kind: str, item_id: str, name: str) -> None:
+        """Gives a dataset, adapter or mix another display name.
+
+        Raises:
+            SpecError: things of this kind have no name.
+        """
+        renamers: dict[str, Callable[[Workspace, str, str], Any]] = {
+            "datasets": datasets.rename_dataset,
+            "adapters": library.rename,
+            "mixes": mixes.rename,
+        }
+        if kind not in renamers:
+            raise SpecError(f"A {kind.rstrip('s')} cannot be renamed.", f"Only {', '.join(renamers)} can.")
+        renamers[kind](self.workspace, item_id, name)
+
+    def remove(self, kind: str, item_id: str) -> None:
+        """Deletes an item.
+
+        Raises:
+            Busy: a live run uses it. NotFound: it is not there.
+        """
+        self.workspace.existing(kind, item_id)
+        for run in self.runs():
+            uses = {"datasets": (run.spec.dataset, run.spec.replay_dataset), "adapters": (run.spec.stack_on, run.adapter), "runs": (run.id,)}
+            if run.status.alive and item_id in uses.get(kind, ()):
+                raise Busy(f"The run {run.name!r} is using it.", "Stop the run first, or wait for its end.")
+        if kind == "adapters" and self._state.resident is not None:
+            resident = self._state.resident
+            self._worker.call(lambda: resident.forget(item_id))
+        self.workspace.remove(kind, item_id)
+
+    def disk(self) -> dict[str, int]:
+        """Bytes free on the workspace's disk, and used by the workspace."""
+        used = sum(p.stat().st_size for p in self.workspace.root.rglob("*") if p.is_file())
+        return {"free_bytes": shutil.disk_usage(self.workspace.root).free, "used_bytes": used}
+
+    def find_adapter(self, text: str) -> str:
+        """The id of the adapter with this id or display name (the newest of several).
+
+        Raises:
+            NotFound
+        """
+        for adapter in self.adapters():
+            if text in (adapter.id, adapter.name):
+                return adapter.id
+        raise NotFound(f"There is no adapter {text!r} here.", "`adapters list` shows what there is.")

@@ -1,0 +1,1 @@
+"""The evaluation trade: metrics, measuring mixes, reports."""

@@ -1,0 +1,281 @@
+"""Adapters on disk: writing, listing and checking them.
+
+Knows the PEFT layout, provenance and what makes an adapter file unfit. Knows nothing of models in
+memory: whether an adapter fits the resident base is asked by fingerprint and by shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import AdapterError
+from core.workspace import Workspace, check_name, read_json, sha256_of, whole_file, write_json
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+METADATA = "EXPERIMENT_METADATA.json"
+CHECKSUMS = "checksums.txt"
+FORMAT = 1
+MODULE = re.compile(r"[A-Za-z0-9_.-]+")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".py", ".ckpt")
+# The fields of a LoraConfig that we read, with the only kinds of value that we accept.
+ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "peft_type": lambda v: v == "LORA",
+    "task_type": lambda v: v in (None, "CAUSAL_LM"),
+    "r": lambda v: isinstance(v, int) and 1 <= v <= 1024,
+    "lora_alpha": lambda v: isinstance(v, (int, float)) and 0 < v <= 65536,
+    "lora_dropout": lambda v: isinstance(v, (int, float)) and 0 <= v < 1,
+    "target_modules": lambda v: isinstance(v, list) and 0 < len(v) <= 4096 and all(isinstance(m, str) and MODULE.fullmatch(m) for m in v),
+    "bias": lambda v: v in (None, "none"),
+    "use_rslora": lambda v: isinstance(v, bool),
+    "fan_in_fan_out": lambda v: isinstance(v, bool),
+    "use_dora": lambda v: v in (None, False),
+    "lora_bias": lambda v: v in (None, False),
+    "modules_to_save": lambda v: not v,
+    "rank_pattern": lambda v: not v,
+    "alpha_pattern": lambda v: not v,
+    "layers_to_transform": lambda v: v is None,
+    "layer_replication": lambda v: v is None,
+    "init_lora_weights": lambda v: v in (True, False, "gaussian"),
+}
+NEEDED = ("peft_type", "r", "lora_alpha", "target_modules")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of the library, as its metadata tells."""
+
+    id: str
+    name: str
+    kind: str
+    base: str
+    base_fingerprint: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    sha256: str
+    bytes: int
+    created: float
+    dataset: str = ""
+    dataset_name: str = ""
+    run: str = ""
+    stacked_on: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an adapter_config.json that we trust, checked one by one.
+
+    Module lists are plain names, never regular expressions, because one can hang the loader; unknown
+    fields are dropped, and the base named inside is not followed.
+
+    Raises:
+        AdapterError: a needed field is missing, or a value is of a kind that cannot be mixed or trusted.
+    """
+    for name in NEEDED:
+        if name not in raw:
+            raise AdapterError(f"{CONFIG} has no {name!r}.", "Give a LoRA adapter saved by peft.")
+    clean = {}
+    for name, fits in ALLOWED.items():
+        if name in raw:
+            if not fits(raw[name]):
+                raise AdapterError(
+                    f"{CONFIG}: {name} is {json.dumps(raw[name], default=str)[:120]}.",
+                    "Only plain LoRA adapters with lists of module names can be used here; convert it first.",
+                )
+            clean[name] = raw[name]
+    return clean
+
+
+def add(
+    workspace: Workspace,
+    adapter_id: str,
+    name: str,
+    write_weights: Callable[[Path], None],
+    config: dict[str, Any],
+    metadata: dict[str, Any],
+) -> Adapter:
+    """Puts a trained adapter into the library; it appears whole, or not at all.
+
+    Args:
+        adapter_id: the id promised at the start of the run.
+        write_weights: writes the safetensors file at the path it is given.
+        config: fields of a LoraConfig.
+        metadata: provenance; `name`, `id`, `sha256` are filled in here.
+
+    Raises:
+        AdapterError: the weights are not fit to be kept.
+        StorageError: the disk refused.
+    """
+    _, place = workspace.new_dir("adapters", name, adapter_id)
+    write_weights(place / WEIGHTS)
+    write_json(place / CONFIG, config)
+    check_weights(place, parse_config(config))
+    digest = sha256_of(place / WEIGHTS)
+    full = {"format": FORMAT, "id": adapter_id, "name": check_name(name), "sha256": digest, "created": time.time(), **metadata}
+    write_json(place / METADATA, full)
+    with whole_file(place / "README.md", "w") as f:
+        f.write(model_card(full, config))
+    _write_checksums(place)
+    if workspace.path("adapters", adapter_id).exists():  # a stopped run that went on: its newer state replaces the older
+        workspace.remove("adapters", adapter_id)
+    workspace.commit_dir("adapters", adapter_id, place)
+    return load(workspace, adapter_id)
+
+
+def _write_checksums(folder: Path) -> None:
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS and not p.name.startswith("."))
+    with whole_file(folder / CHECKSUMS, "w") as f:
+        f.writelines(f"{sha256_of(folder / n)}  {n}\n" for n in names)
+
+
+def load(workspace: Workspace, adapter_id: str) -> Adapter:
+    """Reads what an adapter is.
+
+    Raises:
+        NotFound: no such adapter. StorageError: its metadata is damaged.
+    """
+    folder = workspace.existing("adapters", adapter_id)
+    meta, config = read_json(folder / METADATA), read_json(folder / CONFIG)
+    base, data = meta.get("base") or {}, meta.get("dataset") or {}
+    return Adapter(
+        id=adapter_id,
+        name=meta.get("name", adapter_id),
+        kind=meta.get("kind", "task"),
+        base=base.get("name", ""),
+        base_fingerprint=base.get("fingerprint", ""),
+        rank=int(config.get("r", 0)),
+        alpha=float(config.get("lora_alpha", 0)),
+        target_modules=tuple(config.get("target_modules", ())),
+        sha256=meta.get("sha256", ""),
+        bytes=sum(p.stat().st_size for p in folder.iterdir() if p.is_file()),
+        created=float(meta.get("created", 0)),
+        dataset=data.get("id", ""),
+        dataset_name=data.get("name", ""),
+        run=meta.get("run", ""),
+        stacked_on=(meta.get("stacked_on") or {}).get("id", ""),
+        results=meta.get("results", {}),
+        metadata=meta,
+    )
+
+
+def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
+    """Changes the display name; weights and digest stay."""
+    folder = workspace.existing("adapters", adapter_id)
+    meta = read_json(folder / METADATA)
+    meta["name"] = check_name(name)
+    write_json(folder / METADATA, meta)
+    _write_checksums(folder)
+    return load(workspace, adapter_id)
+
+
+def verify(workspace: Workspace, adapter_id: str) -> list[str]:
+    """Checks an adapter's files; returns what was checked, a sentence each.
+
+    Raises:
+        AdapterError: a file changed, is missing, or holds weights that are not fit for use.
+    """
+    folder = workspace.existing("adapters", adapter_id)
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        raise AdapterError(f"The adapter {adapter_id!r} has no {CHECKSUMS}.", "Train it again, or restore the folder from a copy.")
+    lines = [line.split("  ", 1) for line in sums.read_text(encoding="utf-8").splitlines() if "  " in line]
+    named = {name for _, name in lines}
+    for needed in (WEIGHTS, CONFIG, METADATA):
+        if needed not in named:
+            raise AdapterError(f"{CHECKSUMS} does not list {needed}.", "Restore the folder from a copy.")
+    for claimed_digest, name in lines:
+        if "/" in name or not (folder / name).is_file() or sha256_of(folder / name) != claimed_digest:
+            raise AdapterError(f"{name} of the adapter {adapter_id!r} is missing or has changed since it was saved.", "Restore it from a copy, or train again.")
+    for file in folder.iterdir():
+        if file.suffix in PICKLES:
+            raise AdapterError(f"The adapter folder holds {file.name}, which could run code.", "Delete that file: only safetensors are used.")
+    config = parse_config(read_json(folder / CONFIG))
+    tensors, numbers = check_weights(folder, config)
+    return [
+        f"{len(lines)} files have the sha256 they were saved with.",
+        f"{tensors} tensors have the names and shapes of rank {config['r']}.",
+        f"All {numbers:,} numbers are finite.",
+    ]
+
+
+def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
+    """Checks key set, shapes and finiteness of an adapter's tensors; returns (tensors, numbers).
+
+    Raises:
+        AdapterError: a tensor is missing, foreign, misshapen, or not finite.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    rank, pairs, numbers = config["r"], {}, 0
+    try:
+        with safe_open(str(folder / WEIGHTS), framework="pt") as f:
+            for key in f.keys():  # noqa: SIM118 (safe_open is no dict)
+                tensor = f.get_tensor(key)
+                module, _, side = key.removesuffix(".weight").rpartition(".")
+                if side not in ("lora_A", "lora_B") or tensor.dim() != 2 or tensor.shape[0 if side == "lora_A" else 1] != rank:
+                    raise AdapterError(f"The tensor {key!r} of shape {tuple(tensor.shape)} is not a LoRA factor of rank {rank}.", "Convert the adapter to plain LoRA first.")
+                if not bool(torch.isfinite(tensor).all()):
+                    raise AdapterError(f"The tensor {key!r} holds NaN or infinite numbers.", "The adapter is unusable: train it again with a lower learning rate.")
+                pairs.setdefault(module, set()).add(side)
+                numbers += math.prod(tensor.shape)
+    except (SafetensorError, OSError) as e:
+        raise AdapterError(f"{WEIGHTS} cannot be read: {e}.", "Restore it from a copy, or train again.") from e
+    lonely = sorted(m for m, sides in pairs.items() if len(sides) != 2)
+    if lonely or not pairs:
+        raise AdapterError(f"A factor is missing in {lonely[0] if lonely else WEIGHTS}.", "Restore the file from a copy, or train again.")
+    return 2 * len(pairs), numbers
+
+
+def archive(workspace: Workspace, adapter_id: str) -> Path:
+    """Writes the adapter's folder as exports/<id>/<id>.zip and returns its path."""
+    folder = workspace.existing("adapters", adapter_id)
+    target = workspace.path("exports", adapter_id, f"{adapter_id}.zip")
+    with whole_file(target) as f, zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as z:
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and not file.name.startswith("."):
+                z.write(file, f"{adapter_id}/{file.name}")
+    return target
+
+
+def model_card(meta: dict[str, Any], config: dict[str, Any]) -> str:
+    """The README.md of an adapter. User text is quoted as JSON in the front matter and escaped below."""
+    base, data, results = meta.get("base") or {}, meta.get("dataset") or {}, meta.get("results") or {}
+
+    def quote(value: Any) -> str:
+        return json.dumps(str(value)[:200], ensure_ascii=True)
+
+    def plain(value: Any) -> str:
+        return re.sub(r"([\\`*_{}\[\]()#+!|<>~&-])", r"\\\1", str(value)[:200].replace("\n", " "))
+
+    on = (meta.get("stacked_on") or {}).get("name")
+    lines = [
+        "---",
+        f"base_model: {quote(base.get('name', ''))}",
+        "library_name: peft",
+        "tags: [lora, adapter-studio]",
+        "---",
+        "",
+        f"# {plain(meta['name'])}",
+        "",
+        f"A {meta.get('kind')} adapter (LoRA, rank {config['r']}, alpha {config['lora_alpha']:g}) made with Adapter Studio.",
+        "",
+        f"- Base model: {plain(base.get('name', ''))} (fingerprint `{base.get('fingerprint', '')[:16]}`)",
+        f"- Dataset: {plain(data.get('name', ''))} (sha256 `{str(data.get('sha256', ''))[:16]}`)",
+        *([f"- Trained on top of: {plain(on)}, frozen and active; load both to use it as trained"] if on else []),
+        *[f"- {plain(k.replace('_', ' '))}: {v:.4g}" for k, v in sorted(results.items()) if isinstance(v, (int, float))],
+        "",
+        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. Provenance is in EXPERIMENT_METADATA.json.",
+        "",
+    ]
+    return "\n".join(lines)

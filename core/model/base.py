@@ -1,0 +1,197 @@
+"""Loading a base model: embedded, a local folder, or a Hub id, in 4 bits where the device allows it.
+
+Knows devices, quantisation and fingerprints. Knows nothing of adapters or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from core.errors import BaseModelError
+from core.model.families import Family, family_of
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "embedded-base"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+SAMPLE_BYTES = 1 << 20  # read from each end of a large weight file for its fingerprint
+
+
+@dataclass
+class Base:
+    """A resident base model.
+
+    Attributes:
+        name: what the user asked for ("embedded", a folder, a Hub id).
+        model: the frozen transformers model, in eval mode.
+        fingerprint: hex digest of the weights and config; the same for a copy in another place.
+        quantization: "nf4" or "none".
+        context: longest sequence in tokens.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    family: Family
+    fingerprint: str
+    quantization: str
+    device: torch.device
+    context: int
+    parameters: int
+    own_template: bool  # the tokenizer brought a chat template
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def locate(name: str) -> tuple[str, bool]:
+    """Where a base comes from: (path or Hub id, is it local).
+
+    Raises:
+        BaseModelError: neither "embedded", nor a folder with a config.json, nor a Hub id.
+    """
+    if name == "embedded":
+        return str(EMBEDDED), True
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BaseModelError(f"The folder {folder.name!r} has no config.json.", "Give a folder saved by transformers' save_pretrained.")
+        return str(folder.resolve()), True
+    if HUB_ID.fullmatch(name):
+        return name, False
+    raise BaseModelError(f"{name!r} is no base model.", 'Use "embedded", a local folder, or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".')
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of a model folder that does not depend on where it lies.
+
+    Reads config.json and the ends and sizes of every safetensors file (files up to 2 MiB whole), so
+    that a 100 GB model takes milliseconds.
+    """
+    sha = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        config.pop(volatile, None)
+    sha.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        sha.update(f"{file.name}:{size}".encode())
+        with open(file, "rb") as f:
+            sha.update(f.read(SAMPLE_BYTES))
+            f.seek(max(f.tell(), size - SAMPLE_BYTES))
+            sha.update(f.read(SAMPLE_BYTES))
+    return sha.hexdigest()
+
+
+def load_base(name: str = "embedded", quantization: str = "auto", device: str = "auto") -> Base:
+    """Loads a base model, frozen and in eval mode.
+
+    Args:
+        name: "embedded", a local folder, or a Hub id.
+        quantization: "nf4" (4 bits, double quantisation; works on the CPU too), "none", or "auto":
+            nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        BaseModelError: not found, gated, offline, an unsupported architecture, or a broken folder.
+
+    Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation).
+    """
+    source, local = locate(name)
+    place = choose_device(device)
+    if quantization == "auto":
+        quantization = "nf4" if place.type == "cuda" else "none"
+    # fp32 is the fastest compute type on a CPU, also below nf4.
+    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        family = family_of(config)
+        if family.seq2seq:
+            raise BaseModelError(f"{name!r} is an encoder-decoder model ({family.label}).", "Choose a causal language model.")
+        _refuse_prequantized(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        extra: dict[str, Any] = {}
+        if quantization == "nf4":
+            extra["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map={"": place}, attn_implementation="sdpa", use_safetensors=True, **common, **extra
+        )
+    except BaseModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        raise _explained(name, local, e) from e
+    model.eval().requires_grad_(False)
+    own_template = bool(tokenizer.chat_template)
+    if not own_template:
+        tokenizer.chat_template = family.template
+    if tokenizer.pad_token_id is None:  # batches mask by attention, never by this id
+        tokenizer.pad_token = tokenizer.eos_token
+    return Base(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        family=family,
+        fingerprint=fingerprint(_folder_of(source, local)),
+        quantization=quantization,
+        device=place,
+        context=int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)),
+        parameters=_count(model),
+        own_template=own_template,
+    )
+
+
+def _refuse_prequantized(name: str, config: Any) -> None:
+    """An fp8 checkpoint (MiniMax-M2's published one) cannot be loaded in 4 bits on top."""
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method", "")
+    if method and "bitsandbytes" not in method:
+        raise BaseModelError(f"{name!r} is already quantised ({method}).", "Choose a 16-bit version of the model: adapters are trained on that, in 4 bits.")
+
+
+def _folder_of(source: str, local: bool) -> Path:
+    if local:
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, local_files_only=True, allow_patterns=["config.json", "*.safetensors"]))
+
+
+def _count(model: Any) -> int:
+    """Parameters of the model as they were before packing into 4 bits."""
+    total = 0
+    for p in model.parameters():
+        state = getattr(p, "quant_state", None)
+        total += state.shape.numel() if state is not None else p.numel()
+    return total
+
+
+def _explained(name: str, local: bool, error: Exception) -> BaseModelError:
+    """What a loading error of the libraries means; never contains a token, because they never print it."""
+    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return BaseModelError(f"{name!r} is gated.", "Ask for access on its Hub page, then log in with `hf auth login` or set HF_TOKEN.")
+    if not local:
+        return BaseModelError(f"{name!r} could not be loaded from the Hub ({text}).", "Check the id and the network, or give a local folder.")
+    return BaseModelError(f"{name!r} could not be loaded ({text}).", "The folder needs config.json, a tokenizer and *.safetensors weights.")

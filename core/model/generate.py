@@ -1,0 +1,208 @@
+"""Writing text: N mixes answer in one batch, a token a step.
+
+A Python generator that yields after every step, so that the worker can interleave it with training
+and anyone can close it. Knows a resident base, token ids and dice; knows no pages, files or threads.
+Letters: B rows still writing, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from core.data.batches import encode_chat, pad_left
+from core.errors import SpecError
+from core.model.resident import Resident
+from core.spec import Mix, Sampling
+
+
+@dataclass(frozen=True)
+class Column:
+    """One mix's answer so far.
+
+    Attributes:
+        seconds: from the start of reading the prompt to the newest token.
+        reason: why it ended: "end" (the model's own), "length", "stop", or "" while it writes.
+        stamp: what the model really had active, read from the tensors that it multiplied by.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    done: bool = False
+    reason: str = ""
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, room: int) -> list[int]:
+    """Token ids of a prompt, which is a text or chat messages.
+
+    Raises:
+        SpecError: empty, or too long to leave `room` tokens in the context.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not messages or not messages[-1]["content"].strip():
+        raise SpecError("The prompt is empty.", "Write a question or the beginning of a text.")
+    tokenizer = resident.base.tokenizer
+    if chat:
+        ids = encode_chat(tokenizer, messages, generate=True)
+    else:
+        ids = [tokenizer.eos_token_id, *tokenizer(messages[-1]["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    if len(ids) + room > resident.base.context:
+        raise SpecError(
+            f"The prompt has {len(ids)} tokens and the answer may have {room}, but the base reads {resident.base.context} together.",
+            "Shorten the prompt or the longest answer.",
+        )
+    return ids
+
+
+@contextlib.contextmanager
+def speaking(resident: Resident, rows: Sequence[dict[str, float]]) -> Iterator[None]:
+    """The model in eval mode under the given mix rows; training finds it as it was."""
+    model = resident.peft or resident.model
+    was_training = model.training
+    try:
+        if was_training:
+            model.eval()
+        with torch.inference_mode(), resident.mixer.engaged(rows):
+            yield
+    finally:
+        if was_training:
+            model.train()
+
+
+class Writer:
+    """One column's state while it writes; `column()` is what the outside sees of it."""
+
+    def __init__(self, row: int, mix: Mix, sampling: Sampling) -> None:
+        self.row = row
+        self.mix = mix
+        self.sampling = sampling
+        self.ids: list[int] = []
+        self.seconds = 0.0
+        self.reason = ""
+        self.cut: str | None = None  # the text up to a stop text
+        self.stamp: dict[str, Any] = {}
+        chain: list[Any] = []
+        if sampling.repetition_penalty != 1.0:
+            chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.temperature > 0:
+            chain.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                chain.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1.0:
+                chain.append(TopPLogitsWarper(sampling.top_p))
+        self.chain = LogitsProcessorList(chain)
+
+    def column(self, tokenizer: Any) -> Column:
+        """The answer so far, decoded."""
+        text = self.cut if self.cut is not None else tokenizer.decode(self.ids, skip_special_tokens=True)
+        stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
+        return Column(text.strip() if self.reason else text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp)
+
+
+def generate(
+    resident: Resident,
+    prompts: Sequence[Sequence[int]],
+    mixes: Sequence[Mix],
+    samplings: Sequence[Sampling],
+) -> Iterator[list[Writer]]:
+    """Writes one column a (prompt, mix, sampling) triple, all in one batch.
+
+    Rows with the same seed draw with the same dice: one Gumbel noise vector a step and seed, so that
+    identical mixes write identical text and differences come from the mix alone (Gumbel-max sampling,
+    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
+
+    Args:
+        prompts: token ids, one list a column; shorter ones are padded on the left.
+
+    Yields:
+        All writers after every step (the same objects; decode them with `column` when someone looks).
+    """
+    base, tokenizer = resident.base, resident.base.tokenizer
+    device = base.device
+    writers = [Writer(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
+    writing = list(writers)
+    ids, attention = pad_left(prompts, tokenizer.pad_token_id)
+    ids, attention = ids.to(device), attention.to(device)
+    history = ids
+    cache: Any = DynamicCache(config=base.model.config)
+    dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings}
+    eos = set(base.eos_ids)
+    busy = 0.0  # seconds spent here, not in whatever we are interleaved with
+    fed = ids
+    while writing:
+        begin = time.perf_counter()
+        present = [w.mix for w in writing]
+        resident.ensure(present)  # an adapter may have ended its training, or left, since the last step
+        with speaking(resident, resident.rows(present)):
+            positions = (attention.cumsum(-1) - 1).clamp(min=0)[:, -fed.shape[1] :]
+            out = base.model(input_ids=fed, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits = out.logits[:, -1].float()  # (B, V)
+            chosen = _choose(logits, history, writing, dice)
+            for b, writer in enumerate(writing):
+                if not writer.stamp:
+                    writer.stamp = resident.stamp(b)
+        busy += time.perf_counter() - begin
+        for b, writer in enumerate(writing):
+            _take(writer, chosen[b], eos, tokenizer)
+            writer.seconds = busy
+        still = [b for b, w in enumerate(writing) if not w.reason]
+        with torch.inference_mode():
+            fed = torch.tensor([[chosen[b]] for b in still], dtype=torch.long, device=device)
+            if len(still) < len(writing) and still:
+                keep = torch.tensor(still, device=device)
+                cache.batch_select_indices(keep)
+                attention, history = attention[keep], history[keep]
+            if still:
+                attention = torch.cat([attention, attention.new_ones(len(still), 1)], dim=1)
+                history = torch.cat([history, fed], dim=1)
+        writing = [writing[b] for b in still]
+        yield writers
+
+
+def _choose(logits: torch.Tensor, history: torch.Tensor, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> list[int]:
+    """One token a row. Every seed's dice are thrown once a step, whoever is still writing."""
+    noise = {seed: _gumbel(g, logits.shape[1]) for seed, g in dice.items()}
+    chosen = []
+    for b, writer in enumerate(writing):
+        scores = writer.chain(history[b : b + 1], logits[b : b + 1])[0]
+        if writer.sampling.temperature > 0:
+            scores = scores + noise[writer.sampling.seed].to(scores.device)
+        chosen.append(int(scores.argmax()))
+    return chosen
+
+
+def _gumbel(generator: torch.Generator, size: int) -> torch.Tensor:
+    """A vector of standard Gumbel noise, from a generator of our own on the CPU."""
+    uniform = torch.rand(size, generator=generator).clamp_(1e-20, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
+
+
+def _take(writer: Writer, token: int, eos: set[int], tokenizer: Any) -> None:
+    if token in eos:
+        writer.reason = "end"
+        return
+    writer.ids.append(token)
+    if writer.sampling.stop:
+        text = tokenizer.decode(writer.ids, skip_special_tokens=True)
+        ends = [text.index(s) for s in writer.sampling.stop if s and s in text]
+        if ends:
+            writer.cut, writer.reason = text[: min(ends)], "stop"
+            return
+    if len(writer.ids) >= writer.sampling.max_new_tokens:
+        writer.reason = "length"
+

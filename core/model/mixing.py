@@ -1,0 +1,181 @@
+"""Mixing in rank space: every row of a batch under its own weights, in one forward.
+
+Letters: B rows, T tokens, R rank, O outputs, I inputs. For a layer with adapters j of rank r_j:
+
+    y[b] = W x[b] + sum_j  weight[b, j] · scaling_j · B_j (A_j x[b])        A_j: (r_j, I)   B_j: (O, r_j)
+
+Adapters at rest lie side by side, A_cat (R, I) and B_cat (O, R), and peft's own parameters are views
+of them, so nothing is stored twice; the adapter in training keeps its own tensors (an optimizer needs
+them contiguous) and is heard at once. Equal to peft's forward with the same adapters and scales.
+
+The layers are peft's, given one forward more: outside `engaged()` they are peft's to the letter, so
+training never meets this room. peft's active adapters are never touched here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from core.errors import AdapterError
+
+
+class Mixer:
+    """The weights of a batch and the layers that read them.
+
+    Args:
+        model: a PeftModel, or a plain model as long as no adapter is there.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers: list[Any] = []
+        self.names: list[str] = []  # peft's names of the adapters, in the order of `weights`' columns
+        self.weights: torch.Tensor | None = None  # (B, adapters) while engaged
+        self.version = 0  # goes up with every change of `weights`, so that layers know to look again
+
+    def arrange(self, trainee: str = "") -> None:
+        """Reads which adapters hang on the model and lays those at rest side by side.
+
+        Call after an adapter came, went, or ended training; never between a forward and its backward.
+
+        Args:
+            trainee: peft's name of the adapter in training, "" for none.
+        """
+        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self.names = sorted({name for layer in self.layers for name in layer.lora_A})
+        for layer in self.layers:
+            _adopt(layer)
+            layer.mixer = _Reference(self)
+            layer.blocks = _blocks(layer, self.names, trainee)
+            layer.seen = -1
+        self.version += 1
+
+    @contextlib.contextmanager
+    def engaged(self, rows: Sequence[Mapping[str, float]]) -> Iterator[Mixer]:
+        """While open, row b of every forward is computed under `rows[b]` (peft name to weight).
+
+        Raises:
+            AdapterError: a name that does not hang on this model.
+        """
+        before = self.weights
+        self.weights = self.tensor(rows)
+        self.version += 1
+        try:
+            yield self
+        finally:
+            self.weights = before
+            self.version += 1
+
+    def tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
+        """The weights of rows as a (B, adapters) tensor."""
+        column = {name: i for i, name in enumerate(self.names)}
+        weights = torch.zeros(len(rows), max(len(self.names), 1), dtype=torch.float32)
+        for b, row in enumerate(rows):
+            for name, weight in row.items():
+                if weight and name not in column:
+                    raise AdapterError(f"The adapter {name!r} is not loaded.", "Load it before mixing.")
+                if weight:
+                    weights[b, column[name]] = weight
+        return weights.to(next(self.model.parameters()).device)
+
+    def active(self, row: int) -> dict[str, float]:
+        """The adapters that are really on in a row, read back from the tensor the layers multiply by."""
+        if self.weights is None or not self.names:
+            return {}
+        values = self.weights[row].tolist()
+        return {name: w for name, w in zip(self.names, values, strict=True) if w}
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Narrows the batch to some of its rows (indices), when the others have ended."""
+        if self.weights is not None:
+            self.weights = self.weights[rows]
+            self.version += 1
+
+
+class _Reference:
+    """Holds the mixer without becoming a submodule or a part of the state dict."""
+
+    __slots__ = ("mixer",)
+
+    def __init__(self, mixer: Mixer) -> None:
+        self.mixer = mixer
+
+
+class _Block:
+    """Adapters of one layer that share one pair of products.
+
+    Attributes:
+        a: () -> (R, I); b: () -> (O, R)   read at every call, because training replaces nothing but values
+        columns: (R,) long: which column of the weights each rank belongs to
+        scale: (R,) the adapters' own scaling
+    """
+
+    __slots__ = ("a", "b", "columns", "scale", "rows")
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor) -> None:
+        self.a, self.b, self.columns, self.scale = a, b, columns, scale
+        self.rows: torch.Tensor | None = None  # (B, 1, R) of the present mix; None when the block is off
+
+    def look(self, weights: torch.Tensor) -> None:
+        rows = weights[:, self.columns] * self.scale
+        self.rows = rows.unsqueeze(1) if bool(rows.any()) else None
+
+
+def _blocks(layer: Any, names: Sequence[str], trainee: str) -> list[_Block]:
+    here = [n for n in names if n in layer.lora_A]
+    resting = [n for n in here if n != trainee]
+    blocks = []
+    if resting:
+        with torch.no_grad():
+            a = torch.cat([layer.lora_A[n].weight for n in resting])
+            b = torch.cat([layer.lora_B[n].weight for n in resting], dim=1)
+            start = 0
+            for n in resting:  # peft's parameters become views: one copy of every number
+                end = start + layer.lora_A[n].weight.shape[0]
+                layer.lora_A[n].weight.data = a[start:end]
+                layer.lora_B[n].weight.data = b[:, start:end]
+                start = end
+        blocks.append(_block(layer, names, resting, a, b))
+    if trainee in here:
+        blocks.append(_block(layer, names, [trainee], layer.lora_A[trainee].weight, layer.lora_B[trainee].weight))
+    return blocks
+
+
+def _block(layer: Any, names: Sequence[str], members: Sequence[str], a: torch.Tensor, b: torch.Tensor) -> _Block:
+    ranks = [layer.lora_A[n].weight.shape[0] for n in members]
+    columns = [names.index(n) for n, r in zip(members, ranks, strict=True) for _ in range(r)]
+    scale = [float(layer.scaling[n]) for n, r in zip(members, ranks, strict=True) for _ in range(r)]
+    return _Block(a, b, torch.tensor(columns, device=a.device), torch.tensor(scale, device=a.device, dtype=torch.float32))
+
+
+class _Mixed:
+    """One forward more for a peft layer: rank space while a mix is engaged, peft's own otherwise."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """x: (B, T, I) -> (B, T, O)."""
+        mixer = self.mixer.mixer  # type: ignore[attr-defined]
+        if mixer.weights is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        if self.seen != mixer.version:  # type: ignore[has-type]
+            for block in self.blocks:  # type: ignore[attr-defined]
+                block.look(mixer.weights)
+            self.seen = mixer.version
+        y = self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
+        for block in self.blocks:  # type: ignore[attr-defined]
+            if block.rows is not None:
+                inner = nn.functional.linear(x.to(block.a.dtype), block.a) * block.rows.to(block.a.dtype)
+                y = y + nn.functional.linear(inner, block.b).to(y.dtype)
+        return y
+
+
+def _adopt(layer: Any) -> None:
+    """Gives a peft layer the mixing forward, once."""
+    if not isinstance(layer, _Mixed):
+        kind = type(layer)
+        layer.__class__ = type(f"Mixed{kind.__name__}", (_Mixed, kind), {"__module__": kind.__module__})

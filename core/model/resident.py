@@ -1,0 +1,241 @@
+"""The resident base with every adapter that someone uses, and how mixes of library ids become rows.
+
+Knows which adapters hang on the base and under which peft names. Used by one thread only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from core import library
+from core.errors import AdapterError, Busy
+from core.library import Adapter
+from core.model.base import Base
+from core.model.mixing import Mixer
+from core.spec import Mix
+from core.workspace import Workspace, read_json, sha256_of
+
+# peft's and transformers' checkpoints agree on this one name for the adapter in training; with any
+# other, loading the best or latest checkpoint silently does nothing.
+TRAINEE = "default"
+RESIDENT_LIMIT = 32  # adapters at once; the longest unused leaves first
+
+
+class Resident:
+    """One frozen base and the adapters that hang on it."""
+
+    def __init__(self, base: Base, workspace: Workspace) -> None:
+        self.base = base
+        self.workspace = workspace
+        self.peft: PeftModel | None = None
+        self.mixer = Mixer(base.model)
+        self.digests: dict[str, str] = {}  # adapter id -> sha256 of the weights as loaded; the oldest use first
+        self.trainee_id = ""  # library id that the adapter in training will have
+        self.pinned: set[str] = set()  # ids that training is standing on
+
+    @property
+    def model(self) -> Any:
+        """What forwards are called on: the inner transformers model, whose layers peft has wrapped."""
+        return self.base.model
+
+    def peft_name(self, adapter_id: str) -> str:
+        return TRAINEE if adapter_id == self.trainee_id else adapter_id
+
+    def ensure(self, mixes: Iterable[Mix]) -> None:
+        """Loads every adapter that the mixes name and that is not here yet.
+
+        Raises:
+            NotFound: no such adapter. AdapterError: damaged, or of another base.
+        """
+        wanted = {a for mix in mixes for a in mix.weights}
+        came = [a for a in sorted(wanted) if a != self.trainee_id and a not in self.digests]
+        for adapter_id in came:
+            self._load(adapter_id)
+        for adapter_id in wanted & set(self.digests):  # used last, leaves last
+            self.digests[adapter_id] = self.digests.pop(adapter_id)
+        surplus = [a for a in self.digests if a not in wanted and a not in self.pinned]
+        for adapter_id in surplus[: max(0, len(self.digests) - RESIDENT_LIMIT)]:
+            self._drop(adapter_id)
+            came.append(adapter_id)
+        if came:
+            self.arrange()
+
+    def arrange(self) -> None:
+        """Lays the adapters out anew for mixing."""
+        self.mixer.arrange(TRAINEE if self.trainee_id else "")
+
+    def rows(self, mixes: Iterable[Mix]) -> list[dict[str, float]]:
+        """Mixes in peft's names, one row each."""
+        return [{self.peft_name(a): w for a, w in mix.weights.items()} for mix in mixes]
+
+    def stamp(self, row: int) -> dict[str, Any]:
+        """What a row of the engaged batch really had active: weights and digests, by library id."""
+        live = self.mixer.active(row)
+        weights = {self.trainee_id if name == TRAINEE else name: round(w, 6) for name, w in live.items()}
+        return {
+            "base": self.base.name,
+            "base_fingerprint": self.base.fingerprint,
+            "quantization": self.base.quantization,
+            "weights": weights,
+            "adapters": {a: self.digests.get(a, "in training") for a in weights},
+        }
+
+    def _load(self, adapter_id: str) -> None:
+        adapter = library.load(self.workspace, adapter_id)
+        self.check_fit(adapter)
+        library.verify(self.workspace, adapter_id)
+        folder = self.workspace.existing("adapters", adapter_id)
+        config = library.parse_config(read_json(folder / library.CONFIG))
+        tensors = load_file(folder / library.WEIGHTS)
+        self.hang(adapter_id, config)
+        self._fill(adapter_id, tensors)
+        self.digests[adapter_id] = sha256_of(folder / library.WEIGHTS)
+
+    def check_fit(self, adapter: Adapter) -> None:
+        """Refuses an adapter that was trained on another base.
+
+        Raises:
+            AdapterError: the fingerprints differ.
+        """
+        if adapter.base_fingerprint != self.base.fingerprint:
+            raise AdapterError(
+                f"The adapter {adapter.name!r} was trained on {adapter.base!r}, and the resident base is {self.base.name!r}.",
+                "Start the studio with that base, or choose an adapter of this one.",
+            )
+
+    def hang(self, name: str, config: dict[str, Any], trainable: bool = False) -> None:
+        """Adds fresh LoRA layers under a peft name, frozen unless `trainable`.
+
+        A run that is in training notices nothing: first weights are drawn with the dice set aside, and
+        what is active and what needs gradients is put back (peft changes both when an adapter comes).
+
+        Args:
+            config: checked fields of a LoraConfig.
+        """
+        lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
+        before = self._flags()
+        with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
+            if self.peft is None:
+                self.peft = get_peft_model(self.base.model, lora, adapter_name=name)
+            else:
+                self.peft.add_adapter(name, lora)
+        self._settle({**before, **{k: trainable for k in self._flags() if f".{name}." in k}})
+
+    def _flags(self) -> dict[str, bool]:
+        return {k: p.requires_grad for k, p in self.peft.named_parameters()} if self.peft else {}
+
+    def _settle(self, needs_gradient: dict[str, bool]) -> None:
+        """Makes the run's own adapters the active ones again, and puts back who needs gradients."""
+        if self.peft is None:
+            return
+        if self.trainee_id and TRAINEE in self.peft.peft_config:
+            self.peft.base_model.set_adapter([TRAINEE, *sorted(self.pinned)])
+            self.peft.active_adapter = TRAINEE
+        for key, parameter in self.peft.named_parameters():
+            parameter.requires_grad_(needs_gradient.get(key, False))
+
+    def _fill(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Copies tensors into a hung adapter after comparing names and shapes.
+
+        Raises:
+            AdapterError: they do not fit this base; the adapter is taken off again.
+        """
+        assert self.peft is not None
+        expected = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        if {k: tuple(v.shape) for k, v in expected.items()} != {k: tuple(v.shape) for k, v in tensors.items()}:
+            self._delete(name)
+            raise AdapterError(f"The tensors of {name!r} do not fit the base {self.base.name!r}.", "Choose an adapter that was trained on this base.")
+        set_peft_model_state_dict(self.peft, tensors, adapter_name=name)
+
+    def _drop(self, adapter_id: str) -> None:
+        self._delete(adapter_id)
+        self.digests.pop(adapter_id, None)
+
+    def _delete(self, name: str) -> None:
+        assert self.peft is not None
+        if len(self.peft.peft_config) > 1:
+            before = self._flags()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.peft.delete_adapter(name)
+            self._settle(before)
+        else:  # peft cannot be without its last adapter: unwrap the base instead
+            self.base.model = self.peft.unload()
+            self.peft = None
+            self.mixer.model = self.base.model
+
+    def forget(self, adapter_id: str) -> None:
+        """Takes an adapter off the base, because its files are being deleted or were changed.
+
+        Raises:
+            Busy: a run in training stands on it.
+        """
+        if adapter_id in self.pinned:
+            raise Busy(f"The adapter {adapter_id!r} is in use by a run.", "Stop the run first.")
+        if adapter_id in self.digests:
+            self._drop(adapter_id)
+            self.arrange()
+
+    def begin_trainee(self, adapter_id: str, config: dict[str, Any], stack_on: str = "") -> None:
+        """Hangs a fresh trainable adapter, on top of a frozen active one where `stack_on` names it.
+
+        Args:
+            adapter_id: the library id that the adapter will have; mixes can use it at once.
+            config: fields of a LoraConfig.
+        """
+        if stack_on:
+            self.ensure([Mix(weights={stack_on: 1.0})])
+        self.trainee_id = adapter_id
+        self.pinned = {stack_on} if stack_on else set()
+        self.hang(TRAINEE, config, trainable=True)
+        self.arrange()
+
+    def end_trainee(self) -> None:
+        """Takes the adapter in training off the base; its saved form is loaded when it is used."""
+        if self.peft is not None and TRAINEE in self.peft.peft_config:
+            self._delete(TRAINEE)
+        self.trainee_id = ""
+        self.pinned = set()
+        self.arrange()
+        self.base.model.requires_grad_(False)
+
+    def trainee_tensors(self) -> dict[str, torch.Tensor]:
+        """The adapter in training under the key names of peft's file format, on the CPU."""
+        assert self.peft is not None
+        state = get_peft_model_state_dict(self.peft, adapter_name=TRAINEE, save_embedding_layers=False)
+        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
+
+    def restore_trainee(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Puts a checkpoint's values into the adapter in training.
+
+        Raises:
+            AdapterError: names or shapes do not fit.
+        """
+        self._fill(TRAINEE, tensors)
+
+    def adapter_config(self) -> dict[str, Any]:
+        """The peft config of the adapter in training, as plain JSON values."""
+        assert self.peft is not None
+        config = self.peft.peft_config[TRAINEE]
+        targets = config.target_modules
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base.name,
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout,
+            "target_modules": sorted(targets) if not isinstance(targets, str) else targets,
+            "bias": "none",
+            "fan_in_fan_out": bool(config.fan_in_fan_out),
+            "use_rslora": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }

@@ -1,0 +1,1 @@
+"""The training trade: runs on disk, checkpoints that can be trusted, and the trainer itself."""

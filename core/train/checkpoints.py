@@ -1,0 +1,67 @@
+"""Checkpoints that can be trusted: a manifest written last marks one as whole.
+
+Trainer writes a checkpoint's files in place, one after the other, and takes the highest number,
+complete or not. So we write sha256 sums of all files through a rename when all are there, resume only
+from the newest checkpoint whose sums hold, and rotate by step, never by clock. Knows files only.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from core.errors import RunError, StorageError
+from core.workspace import read_json, sha256_of, write_json
+
+MANIFEST = "MANIFEST.json"
+NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
+KEEP = 2
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name, or -1."""
+    found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(found.group(1)) if found else -1
+
+
+def commit(folder: Path, run_id: str) -> None:
+    """Marks a checkpoint as whole.
+
+    Raises:
+        StorageError: the disk refused. RunError: a needed file was not written.
+    """
+    files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
+    if lacking := [n for n in NEEDED if n not in files]:
+        raise RunError(f"The checkpoint lacks {', '.join(lacking)}.", "This is a defect of the studio; please report it.")
+    write_json(folder / MANIFEST, {"run": run_id, "step": step_of(folder), "files": files})
+
+
+def holds(folder: Path, run_id: str) -> bool:
+    """Is this a whole, unchanged checkpoint of this very run?"""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        files = manifest["files"]
+        return (
+            manifest["run"] == run_id
+            and manifest["step"] == step_of(folder)
+            and all(n in files for n in NEEDED)
+            and all("/" not in n and sha256_of(folder / n) == digest for n, digest in files.items())
+        )
+    except (StorageError, OSError, KeyError, TypeError):
+        return False
+
+
+def newest(folder: Path, run_id: str) -> Path | None:
+    """The newest checkpoint that holds, or None."""
+    found = sorted((p for p in folder.glob("checkpoint-*") if step_of(p) >= 0), key=step_of, reverse=True)
+    return next((p for p in found if holds(p, run_id)), None)
+
+
+def rotate(folder: Path) -> None:
+    """Removes all but the newest committed checkpoints, by step, and whatever was never committed below them."""
+    found = sorted((p for p in folder.glob("checkpoint-*") if step_of(p) >= 0), key=step_of, reverse=True)
+    committed = [p for p in found if (p / MANIFEST).is_file()]
+    for path in found:
+        if path not in committed[:KEEP] and (not committed or step_of(path) < step_of(committed[0])):
+            shutil.rmtree(path, ignore_errors=True)

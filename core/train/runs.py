@@ -1,0 +1,145 @@
+"""A run on disk: what it was asked, where it stands, who owns it.
+
+Knows run.json, the event log and the claim that tells a living run from one whose process died.
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from core.events import EventLog
+from core.spec import RunStatus, TrainSpec
+from core.workspace import Workspace, claimed, make_id, read_json, write_json
+
+TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        adapter: the library id that its adapter has, or will have.
+        step, total_steps: optimizer steps taken and planned; 0 while unknown.
+        resumable: a checkpoint of ours exists and nobody is running it.
+    """
+
+    id: str
+    name: str
+    kind: str
+    status: RunStatus
+    spec: TrainSpec
+    adapter: str
+    created: float
+    base: str
+    base_fingerprint: str = ""
+    dataset_sha256: str = ""
+    step: int = 0
+    total_steps: int = 0
+    error: str = ""
+    resumable: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str) -> Run:
+    """Writes a new run down as queued, with its folder and its first event."""
+    run_id, place = workspace.new_dir("runs", spec.name)
+    run = Run(
+        id=run_id,
+        name=spec.name,
+        kind=spec.kind,
+        status=RunStatus.QUEUED,
+        spec=spec,
+        adapter=make_id(spec.name),
+        created=time.time(),
+        base=base,
+        dataset_sha256=dataset_sha256,
+    )
+    write_json(place / "run.json", _to_json(run))
+    workspace.commit_dir("runs", run_id, place)
+    log(workspace, run_id).append("status", status=run.status.value)
+    return run
+
+
+def _to_json(run: Run) -> dict[str, Any]:
+    keep = ("id", "name", "kind", "adapter", "created", "base", "base_fingerprint", "dataset_sha256", "error", "extra")
+    return {**{k: getattr(run, k) for k in keep}, "status": run.status.value, "spec": run.spec.to_json()}
+
+
+def folder(workspace: Workspace, run_id: str) -> Path:
+    return workspace.existing("runs", run_id)
+
+
+def checkpoints_folder(workspace: Workspace, run_id: str) -> Path:
+    return workspace.path("runs", run_id, "checkpoints")
+
+
+def events_path(workspace: Workspace, run_id: str) -> Path:
+    return workspace.path("runs", run_id, "events.jsonl")
+
+
+def claim_path(workspace: Workspace, run_id: str) -> Path:
+    return workspace.path("runs", run_id, "owner.lock")
+
+
+def log(workspace: Workspace, run_id: str) -> EventLog:
+    return EventLog(events_path(workspace, run_id))
+
+
+def load(workspace: Workspace, run_id: str) -> Run:
+    """Reads a run; one that says it lives but whose process is gone is INTERRUPTED.
+
+    Raises:
+        NotFound, StorageError
+    """
+    raw = read_json(folder(workspace, run_id) / "run.json")
+    status = RunStatus(raw["status"])
+    if status.alive and not claimed(claim_path(workspace, run_id)):
+        status = RunStatus.INTERRUPTED
+    step, total = _progress(events_path(workspace, run_id))
+    has_checkpoint = any(checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"))
+    return Run(
+        **{k: raw[k] for k in ("id", "name", "kind", "adapter", "created", "base", "error") if k in raw},
+        base_fingerprint=raw.get("base_fingerprint", ""),
+        dataset_sha256=raw.get("dataset_sha256", ""),
+        extra=raw.get("extra", {}),
+        status=status,
+        spec=TrainSpec.from_json(raw["spec"]),
+        step=step,
+        total_steps=total,
+        resumable=status in (RunStatus.INTERRUPTED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED)
+        and (has_checkpoint or status is RunStatus.INTERRUPTED),
+    )
+
+
+def change(workspace: Workspace, run: Run, **fields: Any) -> Run:
+    """Writes changed fields of a run; a new status also becomes an event."""
+    new = replace(run, **fields)
+    write_json(folder(workspace, run.id) / "run.json", _to_json(new))
+    if "status" in fields:
+        log(workspace, run.id).append("status", status=new.status.value, **({"error": new.error} if new.error else {}))
+    return new
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """The newest (step, total_steps) in the end of a log."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
+            lines = f.read().split(b"\n")
+    except FileNotFoundError:
+        return 0, 0
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "total_steps" in event:
+            return int(event.get("step", 0)), int(event["total_steps"])
+    return 0, 0

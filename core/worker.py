@@ -1,0 +1,229 @@
+"""The one thread that owns the model.
+
+Whatever uses the model comes here as one of three: a call (short, answered), a stream (a Python
+generator, stepped in turn with the others, closed at any time), or a run (long, and lends the model to
+the others between its own steps). So there is no lock around the model. Knows nothing of models.
+
+    inbox ──> calls ───────────────────────────┐
+              streams  s1 s2 s3 (round robin)  ├─> the thread
+              runs     r1 | r2 r3 (in order)  ─┘      a run calls serve() between its steps
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+from core.errors import Busy, StudioError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+LEASE_SECONDS = 60.0  # a stream that nobody reads for so long is closed
+STREAM_LIMIT = 16  # streams at once
+
+
+class Stream:
+    """What a generator on the worker yields, seen from another thread.
+
+    Only the newest value is kept: values are cumulative, so a slow reader misses nothing and holds
+    nobody up. Iterate it, or `close()` it from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._value: Any = None
+        self._fresh = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._read_at = time.monotonic()
+        self.closed = False
+
+    def close(self) -> None:
+        """Asks the worker to drop it; readers end."""
+        with self._turn:
+            self.closed = True
+            self._turn.notify_all()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Newest values until the end.
+
+        Raises:
+            StudioError: what the generator raised.
+        """
+        try:
+            while True:
+                with self._turn:
+                    self._read_at = time.monotonic()
+                    while not (self._fresh or self._ended or self.closed):
+                        self._turn.wait(0.5)
+                        self._read_at = time.monotonic()
+                    fresh, value, self._fresh = self._fresh, self._value, False
+                    error, over = self._error, self._ended or self.closed
+                if fresh:
+                    yield value
+                elif error is not None:
+                    raise error
+                elif over:
+                    return
+        finally:
+            self.close()
+
+    def last(self) -> Any:
+        """Waits for the end and returns the last value."""
+        value = None
+        for value in self:  # noqa: B007
+            pass
+        return value
+
+    # --- the worker's side
+
+    def put(self, value: Any) -> None:
+        with self._turn:
+            self._value, self._fresh = value, True
+            self._turn.notify_all()
+
+    def end(self, error: BaseException | None = None) -> None:
+        with self._turn:
+            self._ended, self._error = True, error
+            self._turn.notify_all()
+
+    @property
+    def abandoned(self) -> bool:
+        return self.closed or time.monotonic() - self._read_at > LEASE_SECONDS
+
+
+class _Call:
+    def __init__(self, job: Callable[[], Any]) -> None:
+        self.job = job
+        self.done = threading.Event()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+class Worker:
+    """Starts the thread; everything else goes through `call`, `stream` and `run`."""
+
+    def __init__(self, name: str = "model") -> None:
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._streams: deque[tuple[Stream, Generator[Any, None, None]]] = deque()
+        self._runs: deque[Callable[[], None]] = deque()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, job: Callable[[], T], seconds: float | None = None) -> T:
+        """Runs `job` on the thread and returns its value; from the thread itself, at once.
+
+        Raises:
+            Busy: no answer within `seconds`. Whatever the job raises.
+        """
+        if threading.current_thread() is self._thread:
+            return job()
+        call = _Call(job)
+        self._inbox.put(("call", call))
+        if not call.done.wait(seconds):
+            raise Busy("The model is busy with something else.", "Try again in a moment.")
+        if call.error is not None:
+            raise call.error
+        return call.value  # type: ignore[no-any-return]
+
+    def stream(self, start: Callable[[], Generator[Any, None, None]]) -> Stream:
+        """Steps the generator that `start` makes, in turn with the others; None values are not shown.
+
+        Raises:
+            Busy: too many streams at once.
+        """
+        if len(self._streams) >= STREAM_LIMIT:
+            raise Busy(f"{STREAM_LIMIT} answers are being written already.", "Wait for one to end.")
+        stream = Stream()
+        self._inbox.put(("stream", (stream, start)))
+        return stream
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Queues a long job; they run one after the other, each calling `serve` between its steps."""
+        self._inbox.put(("run", job))
+
+    def serve(self, seconds: float) -> None:
+        """Lends the thread to waiting calls and streams: at least one round, at most about `seconds`."""
+        end = time.monotonic() + seconds
+        self._take()
+        while self._streams:
+            for _ in range(len(self._streams)):
+                self._step()
+            self._take()
+            if time.monotonic() >= end:
+                return
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Ends the thread after the step it is in; a run is expected to hear of it by its own flag."""
+        self._closing = True
+        self._inbox.put(("wake", None))
+        if threading.current_thread() is not self._thread:
+            self._thread.join(seconds)
+
+    # --- the thread
+
+    def _loop(self) -> None:
+        while not self._closing:
+            self._take(wait=not (self._streams or self._runs))
+            if self._runs and not self._closing:
+                job = self._runs.popleft()
+                try:
+                    job()
+                except Exception:
+                    logger.exception("a run ended in an error that it did not handle")
+            elif self._streams:
+                self._step()
+        for stream, generator in self._streams:
+            generator.close()
+            stream.end()
+
+    def _take(self, wait: bool = False) -> None:
+        """Accepts what came in; calls are answered at once."""
+        while True:
+            try:
+                kind, what = self._inbox.get(block=wait)
+            except queue.Empty:
+                return
+            wait = False
+            if kind == "call":
+                self._answer(what)
+            elif kind == "stream":
+                stream, start = what
+                self._streams.append((stream, start()))
+            elif kind == "run":
+                self._runs.append(what)
+
+    @staticmethod
+    def _answer(call: _Call) -> None:
+        try:
+            call.value = call.job()
+        except BaseException as e:  # noqa: BLE001 (it belongs to the caller's thread)
+            call.error = e
+        call.done.set()
+
+    def _step(self) -> None:
+        """One step of the stream whose turn it is."""
+        stream, generator = self._streams.popleft()
+        try:
+            if stream.abandoned:
+                generator.close()
+                stream.end()
+                return
+            value = next(generator)
+            if value is not None:
+                stream.put(value)
+            self._streams.append((stream, generator))
+        except StopIteration:
+            stream.end()
+        except StudioError as e:
+            stream.end(e)
+        except Exception as e:  # noqa: BLE001 (shown to whoever reads the stream)
+            logger.exception("a stream ended in an error")
+            stream.end(e)
