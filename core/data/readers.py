@@ -71,7 +71,7 @@ def find_files(paths: Sequence[Path | str]) -> list[Source]:
     """
     found: list[Source] = []
     for path in map(Path, paths):
-        if path.is_dir() and not path.is_symlink():
+        if os.path.isdir(path) and not os.path.islink(path):
             inside = list(itertools.islice(_walk(path), COUNT_LIMIT + 1))
             if not inside:
                 raise DataError("the folder holds no file that can be read.", f"Supported are {', '.join(SUFFIXES)}.", file=path.name)
