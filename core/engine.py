@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import library, mixes, samples
+from core import library, mixes
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.data.readers import read_files
@@ -25,6 +25,7 @@ from core.evaluate.reports import Report
 from core.events import read_since
 from core.library import Adapter
 from core.mixes import SavedMix
+from core.samples import Samples
 from core.spec import COLUMN_LIMIT, SEED, Mix, RunStatus, Sampling, TrainSpec
 from core.train import runs
 from core.train.runs import Run
@@ -95,19 +96,22 @@ class Engine:
         base: "embedded", a local folder, or a Hub id.
         quantization: "auto", "nf4" or "none".
         device: "auto", "cpu" or "cuda".
+        load: load the base now; without it, only what needs no model works.
     """
 
-    def __init__(self, workspace: str | Path, base: str = "embedded", quantization: str = "auto", device: str = "auto") -> None:
+    def __init__(self, workspace: str | Path, base: str = "embedded", quantization: str = "auto", device: str = "auto", load: bool = True) -> None:
         self.workspace = Workspace(workspace)
         try:
             self._owner: Claim | None = Claim(self.workspace.root / "owner.lock")
             self.workspace.sweep()
         except Busy:  # another studio or terminal works here too; only half-made things are left to it
             self._owner = None
-        self._info = BaseInfo(name=base)
+        self._samples = Samples()
+        self._info = BaseInfo(name=base, loading=load)
         self._state = _State()
         self._worker = Worker()
-        self._ready = self._worker.stream(lambda: self._load(base, quantization, device))
+        if load:
+            self._worker.stream(lambda: self._load(base, quantization, device))
 
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
@@ -169,7 +173,7 @@ class Engine:
             BaseModelError: there is no base.
         """
         if self._state.resident is None:
-            raise BaseModelError(self._info.error or "The base model is still loading.", "Wait a moment, or start the studio with another base.")
+            raise BaseModelError(self._info.error or "The base model is not loaded.", "Wait a moment, or start the studio with another base.")
         return self._state.resident
 
     # --- data
@@ -229,16 +233,9 @@ class Engine:
 
         return self._worker.call(pieces)
 
-    def samples(self) -> dict[str, Any]:
+    def samples(self) -> Samples:
         """The sample data that ships with the studio."""
-        return {
-            "domain": samples.domain_files(),
-            "task": [samples.TASK],
-            "questions": samples.QUESTIONS,
-            "recall": samples.RECALL,
-            "general": samples.GENERAL,
-            "general_questions": samples.GENERAL_QUESTIONS,
-        }
+        return self._samples
 
     # --- runs
 
@@ -303,7 +300,7 @@ class Engine:
                 return
             from core.train.train import train
 
-            train(self.workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), samples.GENERAL)
+            train(self.workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), self._samples.general)
         except Diverged as e:
             self._ended(run_id, RunStatus.DIVERGED, str(e))
         except StudioError as e:
@@ -492,7 +489,7 @@ class Engine:
 
             texts: dict[str, Sequence[str]] = {"": [r["text"] for r in rows]} if described.kind == "domain" else {}
             if general:
-                texts["general"] = [row.values["text"] for row in read_files([samples.GENERAL_HELDOUT])]
+                texts["general"] = [row.values["text"] for row in read_files([self._samples.general_heldout])]
             return Material(questions={"": rows} if described.kind == "task" else {}, texts=texts)
 
         return self.measure(mixes, material, described.id, described.name, split, max_length)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
 from core.errors import BaseModelError
 from core.model.families import Family, family_of
@@ -118,6 +119,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
     Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation).
     """
     source, local = locate(name)
+    transformers_logging.disable_progress_bar()  # the page and the terminal show progress of their own
     place = choose_device(device)
     if quantization == "auto":
         quantization = "nf4" if place.type == "cuda" else "none"

@@ -83,8 +83,8 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         save_strategy="steps",
         save_steps=spec.save_steps or every,
         save_total_limit=None,  # we rotate by step
-        gradient_checkpointing=on_gpu,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
+        activation_checkpointing=on_gpu,
+        activation_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,

@@ -1,0 +1,299 @@
+"""The terminal: every verb of the engine, for people and (with --json) for programs.
+
+Knows arguments and printing. All work is the engine's. With --json, the last line of standard output
+is one JSON value; errors are {"error": ..., "fix": ...} with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from core import demo
+from core.engine import Engine
+from core.errors import StudioError
+from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Mix, Sampling, TrainSpec, label_of, resolve
+
+WORKSPACE_VARIABLE = "ADAPTER_STUDIO_WORKSPACE"
+Verb = Callable[[Engine, argparse.Namespace], Any]
+SAMPLE_PRINT_SECONDS = 0.1
+
+
+def default_workspace() -> Path:
+    """The workspace of a person who names none: ADAPTER_STUDIO_WORKSPACE, or ./workspace."""
+    return Path(os.environ.get(WORKSPACE_VARIABLE, "workspace"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports an optional CPU kernel it does without
+    args = parser().parse_args(argv)
+    try:
+        with Engine(args.workspace, args.base, args.quantization, load=args.model) as engine:
+            value = args.verb(engine, args)
+    except StudioError as e:
+        if args.json:
+            print(json.dumps({"error": e.what, "fix": e.fix}, ensure_ascii=False))
+        else:
+            print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if args.json:
+        print(json.dumps(value, ensure_ascii=False, default=_plain))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; the help of training settings is the sentence of the spec."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--workspace", type=Path, default=default_workspace(), help=f"Where everything is kept (or {WORKSPACE_VARIABLE}).")
+    common.add_argument("--base", default="embedded", help='"embedded", a local folder, or a Hub id.')
+    common.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="4-bit nf4, none, or what suits the device.")
+    common.add_argument("--json", action="store_true", help="Print one JSON value as the last line.")
+    top = argparse.ArgumentParser(prog="python -m core", description="Adapter Studio in the terminal.")
+    verbs = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(under: Any, name: str, verb: Verb | None, help: str) -> argparse.ArgumentParser:
+        made = under.add_parser(name, help=help, description=help, parents=[common] if verb else [])
+        if verb:
+            made.set_defaults(verb=verb, model=verb in NEED_MODEL)
+        return made  # type: ignore[no-any-return]
+
+    def group(name: str, help: str) -> Any:
+        return add(verbs, name, None, help).add_subparsers(required=True, metavar="VERB")
+
+    data = group("data", "Datasets.")
+    p = add(data, "add", _data_add, "Import files or a folder as a dataset.")
+    p.add_argument("paths", nargs="+", type=Path)
+    p.add_argument("--name", default="")
+    p.add_argument("--kind", choices=KINDS)
+    p.add_argument("--role", action="append", default=[], metavar="ROLE=COLUMN", help="Correct a guessed column, e.g. question=q.")
+    p.add_argument("--encoding", default="utf-8")
+    p.add_argument("--seed", type=int, default=SEED)
+    add(data, "list", _data_list, "List datasets.")
+
+    train = group("train", "Train an adapter.")
+    for kind in KINDS:
+        p = add(train, kind, _train, f"Train a {kind} adapter.")
+        p.set_defaults(kind=kind)
+        p.add_argument("--preset", choices=tuple(PRESETS), help='Default: "embedded" on the embedded base, else "standard".')
+        for f in dataclasses.fields(TrainSpec):
+            if f.name != "kind":
+                _add_setting(p, f)
+
+    adapters = group("adapters", "The library.")
+    add(adapters, "list", _adapters_list, "List adapters.")
+    for name, verb, help in (("verify", _adapters_verify, "Check an adapter's files."), ("remove", _adapters_remove, "Delete an adapter.")):
+        add(adapters, name, verb, help).add_argument("adapter")
+
+    p = add(verbs, "generate", _generate, "Let mixes answer a prompt, all in one batch.")
+    p.add_argument("--prompt", required=True)
+    p.add_argument("--raw", action="store_true", help="Continue the text instead of answering it as a chat.")
+    _add_mixes(p)
+    for f in dataclasses.fields(Sampling):
+        _add_setting(p, f)
+
+    p = add(verbs, "evaluate", _evaluate, "Measure mixes on a split.")
+    p.add_argument("--dataset", required=True)
+    p.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
+    p.add_argument("--limit", type=int, default=0)
+    p.add_argument("--no-general", action="store_true", help="Do not measure general perplexity.")
+    _add_mixes(p)
+
+    add(verbs, "demo", _demo, "Run the main job on the sample data: import, train, compare, evaluate.")
+
+    run = group("runs", "Training runs.")
+    add(run, "list", _runs_list, "List runs.")
+    add(run, "follow", _runs_follow, "Show a run's events until it ends.").add_argument("run")
+    add(run, "resume", _runs_resume, "Go on with an interrupted or stopped run.").add_argument("run")
+    return top
+
+
+def _add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
+    kind = str(f.type)
+    many = kind.startswith("tuple")
+    p.add_argument(
+        "--" + f.name.replace("_", "-"),
+        type={"int": int, "float": float}.get(kind, str),
+        nargs="*" if many else None,
+        choices=f.metadata.get("choices"),
+        help=f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%"),
+    )
+
+
+def _add_mixes(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--mix", action="append", metavar="MIX", help='Adapter ids or names with weights: "dom=0.7,task=1"; "" is the base.')
+
+
+def _given(args: argparse.Namespace, spec: type) -> dict[str, Any]:
+    """The settings that were typed."""
+    named = (f.name for f in dataclasses.fields(spec))
+    return {n: getattr(args, n) for n in named if getattr(args, n, None) is not None}
+
+
+def _mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
+    """The mixes that were typed, names resolved to ids; the default ones if none were."""
+    if not args.mix:
+        return engine.default_mixes()
+    found = []
+    for text in args.mix:
+        raw = Mix.parse(text)
+        found.append(Mix(name=text or "base", weights={engine.find_adapter(a): w for a, w in raw.weights.items()}))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+def _data_add(engine: Engine, args: argparse.Namespace) -> Any:
+    roles = dict(r.split("=", 1) for r in args.role if "=" in r) or None
+    made = engine.import_dataset(args.paths, args.name or args.paths[0].stem, args.kind, roles, args.seed, args.encoding)
+    print(f"{made.id}: {made.rows} {made.kind} rows, {made.splits}")
+    return made
+
+
+def _data_list(engine: Engine, args: argparse.Namespace) -> Any:
+    for d in engine.datasets():
+        print(f"{d.id:<40} {d.kind:<7} {d.rows:>8} rows  {d.name}")
+    return engine.datasets()
+
+
+def _train(engine: Engine, args: argparse.Namespace) -> Any:
+    preset = args.preset or ("embedded" if args.base == "embedded" else "standard")
+    changes = _given(args, TrainSpec)
+    changes.setdefault("name", f"{args.kind} adapter")
+    if "stack_on" in changes:
+        changes["stack_on"] = engine.find_adapter(changes["stack_on"])
+    run_id = engine.start_run(resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}))
+    return _follow(engine, run_id)
+
+
+def _follow(engine: Engine, run_id: str) -> Any:
+    """Prints a run's events until it ends; the run's own error becomes ours."""
+    cursor, over = 0, False
+    while True:
+        events, cursor = engine.run_events(run_id, cursor)
+        for e in events:
+            _print_event(e)
+        if over and not events:
+            break
+        over = not engine.run(run_id).status.alive
+        time.sleep(SAMPLE_PRINT_SECONDS)
+    run = engine.run(run_id)
+    if run.error:
+        raise StudioError(run.error)
+    return run
+
+
+def _print_event(e: dict[str, Any]) -> None:
+    kind = e.get("kind")
+    if kind == "step":
+        print(f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  {e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left")
+    elif kind == "validation":
+        print(f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}")
+    elif kind in ("status", "note", "result", "sample"):
+        print(f"{kind}: " + ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("kind", "time", "elapsed")))
+
+
+def _adapters_list(engine: Engine, args: argparse.Namespace) -> Any:
+    for a in engine.adapters():
+        print(f"{a.id:<40} {a.kind:<7} rank {a.rank:<4} on {a.base}  {a.name}")
+    return engine.adapters()
+
+
+def _adapters_verify(engine: Engine, args: argparse.Namespace) -> Any:
+    checked = engine.verify_adapter(engine.find_adapter(args.adapter))
+    print("\n".join(checked))
+    return {"checked": checked}
+
+
+def _adapters_remove(engine: Engine, args: argparse.Namespace) -> Any:
+    adapter_id = engine.find_adapter(args.adapter)
+    engine.remove("adapters", adapter_id)
+    print(f"removed {adapter_id}")
+    return {"removed": adapter_id}
+
+
+def _generate(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.base(wait=True)
+    frame = engine.stream(args.prompt, _mixes(engine, args), Sampling(**_given(args, Sampling)), chat=not args.raw).last()
+    for c in frame.columns:
+        print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens, {c.tokens / max(c.seconds, 1e-9):.0f}/s)")
+    return frame.columns
+
+
+def _evaluate(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.base(wait=True)
+    last = engine.evaluate(_mixes(engine, args), args.dataset, args.split, args.limit, general=not args.no_general).last()
+    report = engine.report(last.report)
+    print(engine.report_csv(report.id).read_text(encoding="utf-8"), end="")
+    return report
+
+
+def _demo(engine: Engine, args: argparse.Namespace) -> Any:
+    bar, moment = _Bar(), None
+    for moment in demo.run(engine):
+        bar.show(moment.share, moment.text)
+        for name, answer in moment.answers.items():
+            bar.line(f"  {name:<22} {answer}")
+    assert moment is not None and moment.result is not None
+    rows = moment.result["mixes"]
+    names = [n for n in demo.FIGURES if any(n in r for r in rows.values())]
+    print("\n" + " " * 22 + "".join(f"{n.replace('_', ' '):>21}" for n in names))
+    for name, row in rows.items():
+        print(f"{name:<22}" + "".join(f"{row[n]:>21.3f}" for n in names))
+    print(f"\n{moment.result['seconds']:.0f} seconds in all.")
+    return moment.result
+
+
+class _Bar:
+    """A progress bar on a terminal; a line for every new activity elsewhere."""
+
+    def __init__(self) -> None:
+        self._activity = ""
+        self._live = sys.stdout.isatty()
+
+    def show(self, share: float, text: str) -> None:
+        filled = round(30 * share)
+        line = f"[{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}  {text}"[:110]
+        activity = text.partition(":")[0]
+        if self._live:
+            print(f"\r{line:<110}", end="\n" if share == 1 else "", flush=True)
+        elif activity != self._activity:
+            print(line, flush=True)
+        self._activity = activity
+
+    def line(self, text: str) -> None:
+        print(f"\r{text:<110}".rstrip() if self._live else text, flush=True)
+
+
+def _runs_list(engine: Engine, args: argparse.Namespace) -> Any:
+    for r in engine.runs():
+        print(f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{'  (resumable)' if r.resumable else ''}")
+    return engine.runs()
+
+
+def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:
+    return _follow(engine, args.run)
+
+
+def _runs_resume(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.resume_run(args.run)
+    return _follow(engine, args.run)
+
+
+# Verbs that load the base model; the others answer without it.
+NEED_MODEL = frozenset({_train, _generate, _evaluate, _runs_resume, _demo})
