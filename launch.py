@@ -83,7 +83,7 @@ def rerun(python: Path, arguments: list[str]) -> int:
     if os.name == "nt":
         return subprocess.run([str(python), *arguments]).returncode
     sys.stdout.flush()
-    os.execv(python, [str(python), *arguments])
+    return os.execv(python, [str(python), *arguments])
 
 
 def parser() -> argparse.ArgumentParser:

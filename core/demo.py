@@ -7,7 +7,7 @@ names of the mixes; knows nothing of printing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +101,7 @@ def _follow(engine: Engine, run_id: str, name: str, share: float) -> Iterator[Mo
         time.sleep(0.2)
 
 
-def _measure(engine: Engine, mixes: list[Mix], samples: Samples, corpus: str, share: float) -> Iterator[Moment]:
+def _measure(engine: Engine, mixes: list[Mix], samples: Samples, corpus: str, share: float) -> Generator[Moment, None, str]:
     from core.data.readers import read_files
     from core.evaluate.measure import Material
 
@@ -117,4 +117,4 @@ def _measure(engine: Engine, mixes: list[Mix], samples: Samples, corpus: str, sh
     for progress in engine.measure(mixes, lambda: material, corpus, "Held-out questions", "test"):
         yield Moment(share + (1 - share) * progress.done / max(progress.total, 1), f"Evaluating: {progress.text}")
     assert progress is not None
-    return progress.report
+    return str(progress.report)

@@ -217,7 +217,8 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    rank, pairs, numbers = config["r"], {}, 0
+    rank, numbers = config["r"], 0
+    pairs: dict[str, set[str]] = {}
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as f:
             for key in f.keys():  # noqa: SIM118 (safe_open is no dict)

@@ -74,7 +74,8 @@ class Limited:
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
+        value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
+        return value
 
     @classmethod
     def from_json(cls: type[Spec], value: dict[str, Any]) -> Spec:

@@ -91,7 +91,8 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as f:
+        text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
+        with open(partial, mode, **text) as f:  # type: ignore[call-overload]
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -118,7 +119,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise StorageError(f"{path.parent.name}/{path.name} cannot be read: {e}.", "Delete the item in the Library, or restore it from a copy.") from e
 
 
@@ -204,15 +205,20 @@ class Workspace:
 
         Fill the folder, then `commit_dir` makes it appear under its id at once.
         """
-        fixed = bool(item_id)
-        while not item_id or (not fixed and self.path(kind, item_id).exists()):
-            item_id = make_id(name)
-        place = self.root / kind / f".{item_id}.partial"
-        try:
-            place.mkdir(parents=True)
-        except OSError as e:
-            raise storage_error(e, place) from e
-        return item_id, place
+        while True:
+            chosen = item_id or make_id(name)
+            place = self.root / kind / f".{chosen}.partial"
+            if not item_id and self.path(kind, chosen).exists():
+                continue
+            try:
+                place.mkdir(parents=True)
+            except FileExistsError as e:
+                if item_id:
+                    raise storage_error(e, place) from e
+                continue
+            except OSError as e:
+                raise storage_error(e, place) from e
+            return chosen, place
 
     def commit_dir(self, kind: str, item_id: str, place: Path) -> Path:
         """Moves a filled building place to its final name in one rename."""
@@ -257,7 +263,7 @@ class Claim:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] | None = open(path, "ab")
+        self._file: IO[bytes] | None = open(path, "ab")  # noqa: SIM115 (open as long as it is claimed)
         if not _lock(self._file):
             self.release()
             raise Busy(f"{path.parent.name!r} is already in use.", "Wait until it is free, or stop the other user of it.")

@@ -40,7 +40,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], generate: bo
     forged = [t for t in specials if any(t in m["content"] for m in messages)]
     if not forged:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     mark = "\ue000"
     clean = [{**m, "content": m["content"].replace(mark, "")} for m in messages]
     for i, token in enumerate(forged):

@@ -29,7 +29,7 @@ from core.data.readers import FILE_LIMIT_BYTES, RawRow, Source, find_files, open
 from core.data.splits import RATIOS, SPLITS, content_of, split
 from core.errors import DataError, NotFound, StorageError, StudioError
 from core.spec import SEED
-from core.workspace import Workspace, check_name, ensure_space, read_json, storage_error, write_json
+from core.workspace import Workspace, check_name, ensure_space, read_json, sha256_of, storage_error, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -272,14 +272,11 @@ def read_split(workspace: Workspace, dataset_id: str, split: str, limit: int | N
 
 
 def _check_file(path: Path, claimed_digest: str) -> None:
-    sha = hashlib.sha256()
     try:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                sha.update(block)
+        found = sha256_of(path)
     except OSError as e:
         raise StorageError(f"{path.name} cannot be read: {e.strerror}.", DAMAGED) from e
-    if sha.hexdigest() != claimed_digest:
+    if found != claimed_digest:
         raise StorageError(f"{path.name} is not what was written: its sha256 differs.", DAMAGED)
 
 

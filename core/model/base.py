@@ -159,7 +159,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         fingerprint=fingerprint(_folder_of(source, local)),
         quantization=quantization,
         device=place,
-        context=int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)),
+        context=int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)),
         parameters=_count(model),
         own_template=own_template,
     )

@@ -93,7 +93,7 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
     )
 
 
-class StudioTrainer(Trainer):
+class StudioTrainer(Trainer):  # type: ignore[misc]
     """One training run on the resident base.
 
     Args:
@@ -154,7 +154,7 @@ class StudioTrainer(Trainer):
 
         Drawn from the seed and the position in the run, so that a resumed run draws the same.
         """
-        below = [a for a in self.resident.pinned]
+        below = list(self.resident.pinned)
         position = self.state.global_step * self.spec.accumulation + self._substep
         self._substep = (self._substep + 1) % self.spec.accumulation
         off = bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
@@ -198,11 +198,11 @@ class StudioTrainer(Trainer):
         )
 
     def _steps_here(self) -> int:
-        return self.state.global_step - getattr(self, "_initial_global_step", 0)
+        return int(self.state.global_step) - int(getattr(self, "_initial_global_step", 0))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss as nats over tokens, and the answers to the sample prompts."""
-        mix = Mix(weights={self.resident.trainee_id: 1.0, **{a: 1.0 for a in self.resident.pinned}})
+        mix = Mix(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
         metrics: dict[str, float] = {}
         if self.validation:
             result = None
@@ -215,7 +215,7 @@ class StudioTrainer(Trainer):
             self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
         for prompt in self.spec.sample_prompts:
             self._sample(prompt, mix)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _sample(self, prompt: str, mix: Mix) -> None:
@@ -269,7 +269,7 @@ class StudioTrainer(Trainer):
         self.resident.restore_trainee(load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
 
-class _Manners(TrainerCallback):
+class _Manners(TrainerCallback):  # type: ignore[misc]
     """Between steps: lends the model to others, and hears a request to stop."""
 
     def __init__(self, trainer: StudioTrainer) -> None:

@@ -1,0 +1,28 @@
+# The checks that every change must pass. `make` alone lists them.
+PYTHON ?= .venv/bin/python
+
+.PHONY: help check format lint types floors test screenshots
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+check: lint types floors ## lint, types and floors, without changing a file
+
+format: ## rewrite files in the house format
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+lint: ## ruff
+	$(PYTHON) -m ruff check .
+
+types: ## mypy
+	$(PYTHON) -m mypy
+
+floors: ## who may import whom, and which word is at home where
+	$(PYTHON) -m pytest -q tests/test_floors.py
+
+test: ## the whole suite
+	$(PYTHON) launch.py test
+
+screenshots: ## the images of the README
+	$(PYTHON) docs/screenshots.py
