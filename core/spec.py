@@ -19,6 +19,7 @@ from core.errors import SpecError
 SEED = 20251101
 WEIGHT_LIMIT = 2.0  # a mix's weights lie in [-WEIGHT_LIMIT, WEIGHT_LIMIT]
 WEIGHT_STEP = 0.05
+LIST_LIMIT = 512  # entries of a list of texts
 COLUMN_LIMIT = 6  # mixes side by side
 SCHEDULES = ("linear", "cosine", "constant")
 QUANTIZATIONS = ("auto", "nf4", "none")
@@ -119,6 +120,8 @@ def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
     elif kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise SpecError(f"{label} is {value!r}.", "Give a list of texts.")
+        if len(value) > LIST_LIMIT or any(len(v) > 4000 for v in value):
+            raise SpecError(f"{label} has {len(value)} entries.", f"Give at most {LIST_LIMIT}, of at most 4000 characters each.")
         value = tuple(value)
     return value
 
