@@ -1,0 +1,1 @@
+"""The studio's page: Gradio Blocks over `core.engine`. Knows pages and browsers; knows nothing of tensors."""

@@ -1,0 +1,84 @@
+"""Form fields made from the specs: one component for each dataclass field, with its own sentence and limits.
+
+Knows how a field's type becomes a component and how a component's value becomes a field's. Knows
+nothing of what any setting does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import gradio as gr
+
+from core.errors import SpecError
+from core.spec import label_of
+
+Fields = dict[str, gr.components.Component]
+
+
+def build(spec: type, names: tuple[str, ...], start: dict[str, Any] | None = None, choices: dict[str, list[tuple[str, str]]] | None = None) -> Fields:
+    """Components for some fields of a spec, in the given order.
+
+    Args:
+        spec: a dataclass whose fields carry `core.spec.setting` metadata.
+        names: the fields.
+        start: values to begin with, instead of the defaults.
+        choices: dropdown choices of text fields, as (label, value).
+    """
+    known = {f.name: f for f in dataclasses.fields(spec)}
+    made: Fields = {}
+    for name in names:
+        value = (start or {}).get(name, default_of(known[name]))
+        made[name] = _component(known[name], value, (choices or {}).get(name))
+    return made
+
+
+def default_of(f: dataclasses.Field[Any]) -> Any:
+    """A field's default."""
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def _component(f: dataclasses.Field[Any], value: Any, choices: list[tuple[str, str]] | None) -> gr.components.Component:
+    meta, label, kind = f.metadata, label_of(f), str(f.type)
+    options = choices or ([(c.capitalize(), c) for c in meta["choices"]] if meta.get("choices") else None)
+    if options is not None:
+        return gr.Dropdown(options, value=value, label=label, info=meta["help"])
+    if kind == "bool":
+        return gr.Checkbox(value, label=label, info=meta["help"])
+    if kind in ("int", "float"):
+        low, high = meta["low"], meta["high"]
+        help = f"{meta['help']} ({low:g} to {high:g})"
+        return gr.Number(value, label=label, info=help, minimum=low, maximum=high, precision=0 if kind == "int" else None, step=1 if kind == "int" else _step(value))
+    if kind.startswith("tuple"):
+        return gr.Textbox(shown(value), label=label, info=f"{meta['help']} One per line.", lines=2)
+    return gr.Textbox(value, label=label, info=meta["help"])
+
+
+def _step(value: float) -> float:
+    return 10.0 ** math.floor(math.log10(value)) if value > 0 else 0.05
+
+
+def shown(value: Any) -> Any:
+    """A field's value as its component shows it."""
+    return "\n".join(value) if isinstance(value, (tuple, list)) else value
+
+
+def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Fields from what their components hold: lists from lines, whole numbers as such.
+
+    Raises:
+        SpecError: a number field was left empty.
+    """
+    known = {f.name: f for f in dataclasses.fields(spec)}
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        f = known[name]
+        if str(f.type).startswith("tuple"):
+            out[name] = tuple(line.strip() for line in str(value or "").splitlines() if line.strip())
+        elif str(f.type) in ("int", "float") and value is None:
+            raise SpecError(f"{label_of(f)} is empty.", f"Give a number from {f.metadata['low']:g} to {f.metadata['high']:g}.")
+        else:
+            out[name] = "" if value is None else value
+    return out

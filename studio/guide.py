@@ -1,0 +1,146 @@
+"""The top of the page: what the studio runs on, where the visitor is on the path, and what to do next.
+
+Knows the five steps and how to read them off the engine. Knows nothing of the tabs' insides: an action
+is a word that `studio/acts.py` carries out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from core.engine import Engine
+from studio import guard, show
+from studio.tree import Node, button, node
+from studio.web import asset
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stop on the path: what it is called, the tab it happens on, and whether it is behind us."""
+
+    title: str
+    tab: str
+    done: bool
+
+
+@dataclass(frozen=True)
+class Next:
+    """What to do next: a sentence, and the buttons that do it."""
+
+    text: str
+    buttons: tuple[Node, ...] = ()
+    share: float | None = None  # of a run under way
+    bad: bool = False
+
+
+def guide(engine: Engine) -> gr.HTML:
+    """The component; its event `act` carries what was pressed, `moved` fires when lists on the page are out of date."""
+    return gr.HTML(
+        value=None,
+        html_template='<div class="guide"></div>',
+        js_on_load=asset("guide.js"),
+        apply_default_css=False,
+        server_functions=[guard.asked(look, engine)],
+        elem_id="guide",
+    )
+
+
+def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
+    """The top of the page as a tree, and a revision that changes when a list on the page does."""
+    base, datasets, adapters, runs = engine.base(), engine.datasets(), engine.adapters(), engine.runs()
+    state = [
+        base.loading, base.error, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
+        [(r.id, r.name, r.status.value) for r in runs], [(m.id, m.name) for m in engine.mixes()], [r.id for r in engine.reports()],
+    ]  # fmt: skip
+    revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+    steps = path(datasets, adapters)
+    following = next_step(base, datasets, adapters, runs)
+    return {"revision": revision, "tree": node("div", _bar(base), _path(steps), _next(following))}
+
+
+def path(datasets: list[Any], adapters: list[Any]) -> list[Step]:
+    """The five steps, each with whether it is done."""
+    kinds = {a.kind for a in adapters}
+    return [
+        Step("Data", "data", bool(datasets)),
+        Step("Domain adapter", "train", "domain" in kinds),
+        Step("Task adapter", "train", "task" in kinds),
+        Step("Mix", "mix", False),
+        Step("Compare", "compare", False),
+    ]
+
+
+def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[Any]) -> Next:
+    """The one thing to do now."""
+    if base.error:
+        return Next(f"The base model could not be loaded: {base.error}", bad=True)
+    kinds = {d.kind for d in datasets}
+    if not datasets:
+        buttons = (button("Use the sample data", {"do": "sample"}, "primary"),)
+        return Next("Start with data: drop your own files below, or take the sample data that comes with the studio.", buttons)
+    learned = {a.kind for a in adapters}
+    alive = [r for r in runs if r.status.alive]
+    coming = learned | {r.kind for r in alive}
+    buttons: list[Node] = []
+    if "domain" in kinds and "domain" not in coming:
+        buttons = [button("Train the domain adapter", {"do": "train", "kind": "domain"}, "primary")]
+        said = "Next, the base model learns the language and the facts of your texts."
+    elif "task" in kinds and "task" not in coming:
+        buttons = [button("Train the task adapter", {"do": "train", "kind": "task"}, "primary")]
+        after = "It starts when the run before it is done." if alive else ""
+        said = f"Next, it learns to answer like your examples, on top of the domain. {after}".strip()
+    elif learned:
+        buttons = [button("Compare the mixes", {"do": "compare"}, "" if alive else "primary"), button("Open the mixer", {"do": "tab", "tab": "mix"})]
+        said = "Ask base, domain, task and both together the same question, side by side."
+    else:
+        said = "The adapter is learning. It can be heard in the mixer while it does."
+    interrupted = next((r for r in runs if r.resumable and not r.status.alive), None) if not alive else None
+    if interrupted:
+        buttons.append(button(f"Resume {interrupted.name}", {"do": "resume", "run": interrupted.id}))
+    if not alive:
+        return Next(said, tuple(buttons))
+    run = min(alive, key=lambda r: (r.status.value == "queued", r.created))
+    share = run.step / run.total_steps if run.total_steps else 0.0
+    waiting = f", {len(alive) - 1} more in the queue" if len(alive) > 1 else ""
+    where = f"step {run.step} of {run.total_steps}" if run.total_steps else run.status.value
+    return Next(f"{run.name}: {where}{waiting}. {said}", (*buttons, button("Watch", {"do": "watch", "run": run.id})), share)
+
+
+def _bar(base: Any) -> Node:
+    brand = node("div", node("span", cls="mark", aria_hidden="true"), node("strong", "Adapter Studio"), cls="brand")
+    switch = node("button", node("span", "Theme", cls="hidden-text"), cls="icon theme", act={"do": "theme"}, title="Light or dark")
+    return node("div", brand, node("div", *[node("span", node("small", k), node("span", v), cls="spec") for k, v in _specs(base)], cls="specs"), switch, cls="topbar")
+
+
+def _specs(base: Any) -> list[tuple[str, str]]:
+    """What the model that is resident is, in four words."""
+    short = base.name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    name = f"{short} (loading)" if base.loading else short
+    size = f"{show.short(base.parameters)} parameters" if base.parameters else ""
+    bits = "4 bits (nf4)" if base.quantization == "nf4" else "not quantised"
+    memory = getattr(base, "memory_bytes", 0)
+    facts = [("Base", " · ".join(filter(None, [name, size]))), ("Device", {"cuda": "GPU", "cpu": "CPU"}.get(base.device, base.device or show.NONE))]
+    facts += [("Weights", bits)] if base.parameters else []
+    return facts + ([("Memory", show.size(memory))] if memory else [])
+
+
+def _path(steps: list[Step]) -> Node:
+    now = next((i for i, s in enumerate(steps) if not s.done), len(steps) - 1)
+    items = []
+    for i, step in enumerate(steps):
+        state = "done" if step.done else "now" if i == now else "later"
+        mark = node("span", "✓" if step.done else str(i + 1), cls="mark-no")
+        text = node("button", mark, node("span", step.title, cls="step-title"), cls="step", act={"do": "tab", "tab": step.tab}, aria_current="step" if i == now else None)
+        items.append(node("li", text, cls=state))
+    return node("ol", *items, cls="path", aria_label="The way from data to an answer")
+
+
+def _next(following: Next) -> Node:
+    bar = node("div", node("div", cls="bar-fill"), cls="bar thin busy", vars={"share": f"{100 * following.share:.1f}%"}) if following.share is not None else None
+    row = node("div", node("p", following.text, role="alert" if following.bad else "status"), node("div", *following.buttons, cls="row"), cls="next-row")
+    return node("section", row, bar, cls="next bad" if following.bad else "next", aria_label="What to do next")

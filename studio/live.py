@@ -1,0 +1,110 @@
+"""The live chart of a run: a static piece of page that asks for what is new and draws it itself.
+
+Knows a run's events and what the chart needs of them. Knows nothing of how training works. The cursor
+of the log is the whole state: a reload starts at 0 and has the full curve again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gradio as gr
+
+from core.engine import Engine
+from core.spec import RunStatus
+from studio import guard, show
+from studio.tree import Node, button, chip, empty, node
+from studio.web import asset
+
+COLOURS = {
+    RunStatus.QUEUED: "", RunStatus.RUNNING: "live", RunStatus.STOPPING: "warn", RunStatus.DONE: "good", RunStatus.STOPPED: "warn",
+    RunStatus.FAILED: "bad", RunStatus.DIVERGED: "bad", RunStatus.INTERRUPTED: "warn",
+}  # fmt: skip
+MANY = 2000  # events in one read that mean that the log holds more
+NO_RUN = empty("No run yet", "Choose what to learn from on the left and start; the curve grows here while the adapter learns.")
+
+
+def chart(engine: Engine) -> gr.HTML:
+    """The component; its value is a run's id, its event `act` carries what was pressed."""
+    return gr.HTML(
+        value="",
+        html_template='<div class="live"><div class="live-head"></div><div class="live-plot" hidden></div><div class="live-tail"></div></div>',
+        js_on_load=asset("live.js"),
+        apply_default_css=False,
+        server_functions=[guard.asked(metrics, engine)],
+        elem_id="live",
+    )
+
+
+def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
+    """What happened in a run since a cursor.
+
+    Args:
+        question: `{"run": id, "since": cursor, "latest": what the last answer called so}`.
+
+    Returns:
+        points by series as [step, value] pairs, samples, notes, the new cursor, the newest event of each
+        kind, `more` when there is more to fetch at once, and the head's tree.
+    """
+    run_id, since = str(question.get("run") or ""), question.get("since")
+    if not run_id:
+        return {"head": NO_RUN}
+    run = engine.run(run_id)
+    events, cursor = engine.run_events(run_id, since if isinstance(since, int) and since >= 0 else 0)
+    told = question.get("latest")
+    latest = {**(told if isinstance(told, dict) else {}), **{e["kind"]: e for e in events if e.get("kind") in ("plan", "step", "validation")}}
+    return {
+        "cursor": cursor,
+        "latest": latest,
+        "more": len(events) > MANY,
+        "alive": run.status.alive,
+        "status": run.status.value,
+        "points": {
+            "train": _pairs(events, "step", "loss"),
+            "rate": _pairs(events, "step", "learning_rate"),
+            "validation": _pairs(events, "validation", "loss"),
+        },
+        "samples": [{k: e.get(k) for k in ("step", "prompt", "text")} for e in events if e.get("kind") == "sample"],
+        "notes": [str(e.get("text")) for e in events if e.get("kind") == "note"],
+        "head": _head(run, latest),
+    }
+
+
+def _pairs(events: list[dict[str, Any]], kind: str, field: str) -> list[list[float]]:
+    found = [[e.get("step"), e.get(field)] for e in events if e.get("kind") == kind]
+    return [p for p in found if all(isinstance(v, (int, float)) and math.isfinite(v) for v in p)]
+
+
+def _head(run: Any, latest: dict[str, Any]) -> Node:
+    step, validation = latest.get("step", {}), latest.get("validation", {})
+    total = run.total_steps or latest.get("plan", {}).get("total_steps") or 0
+    at = run.step or step.get("step") or 0
+    share = f"{100 * at / total:.1f}%" if total else "0%"
+    eta = step.get("eta_seconds") if run.status is RunStatus.RUNNING else None
+    numbers = [
+        ("Step", f"{at} / {total}" if total else str(at)),
+        ("Training loss", show.number(step.get("loss"), 3)),
+        ("Validation loss", show.number(validation.get("loss"), 3)),
+        ("Learning rate", f"{step['learning_rate']:.1e}" if isinstance(step.get("learning_rate"), float) else show.NONE),
+        ("Tokens / s", show.number(step.get("tokens_per_second"), 0)),
+        ("Time left", show.duration(eta)),
+    ]
+    what = node(
+        "div", node("strong", run.name), chip(run.kind, run.kind), chip(run.status.value, COLOURS[run.status]), *_buttons(run), cls="row run-title"
+    )
+    cells = [node("div", node("span", k), node("strong", v), cls="stat") for k, v in numbers]
+    error = node("p", run.error, cls="problem", role="alert") if run.error else None
+    bar = node("div", node("div", cls="bar-fill"), cls=f"bar {'busy' if run.status.alive else ''}", vars={"share": share}, role="progressbar", aria_label="Progress")
+    return node("div", what, error, bar, node("div", *cells, cls="stats"))
+
+
+def _buttons(run: Any) -> list[Node]:
+    if run.status in (RunStatus.RUNNING, RunStatus.QUEUED):
+        text = "Stop and keep" if run.status is RunStatus.RUNNING else "Take out of the queue"
+        return [button(text, {"do": "stop", "run": run.id}, "quiet push")]
+    if run.resumable:
+        return [button("Resume", {"do": "resume", "run": run.id}, "primary push")]
+    if run.status in (RunStatus.DONE, RunStatus.STOPPED):
+        return [button("Compare it", {"do": "compare"}, "quiet push")]
+    return []

@@ -1,0 +1,78 @@
+"""The mixer: a switch and a weight for each adapter, as one component.
+
+Knows how a row of the mixer becomes a weight of a mix. Knows nothing of what a mix does. Python says
+which adapters exist (`adapters`), the browser says what is on (`value`), so neither overwrites the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from core.engine import Engine
+from core.spec import Mix
+from studio import show
+from studio.tree import button, empty
+from studio.web import asset
+
+NOTHING = empty(
+    "No adapters yet",
+    "A mix is the base model plus any adapters, each with a weight. Train one and it appears here, even while it learns.",
+    button("Go to Train", {"do": "tab", "tab": "train"}, "primary"),
+)
+
+
+def mixer() -> gr.HTML:
+    """The component; its event `mixed` fires a quarter second after the last move."""
+    return gr.HTML(
+        value=None,
+        adapters=[],
+        nothing=NOTHING,
+        html_template='<div class="mixer"><div class="formula"></div><div class="mix-rows"></div></div>',
+        js_on_load=asset("mixer.js") + "\n/* fires 'mixed' */",
+        apply_default_css=False,
+        elem_id="mixer",
+    )
+
+
+def shelf(engine: Engine) -> list[dict[str, Any]]:
+    """The adapters that can be mixed, with where their rows start: the newest domain and task adapter are on."""
+    found = [_plain(a) for a in engine.mixable()]
+    first = {kind: next((a["id"] for a in found if a["kind"] == kind and a["fits"]), None) for kind in ("domain", "task")}
+    return [{**a, "on": a["id"] in first.values(), "weight": 1.0} for a in found]
+
+
+def _plain(adapter: Any) -> dict[str, Any]:
+    get = adapter.get if isinstance(adapter, dict) else lambda k, d=None: getattr(adapter, k, d)
+    keys = ("id", "name", "kind", "rank", "base", "training", "fits", "why")
+    return {k: get(k) for k in keys}
+
+
+def weights(rows: Any) -> dict[str, float]:
+    """The weights of what is switched on. What the browser sent is checked by `Mix` like everything else."""
+    good = [r for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str)] if isinstance(rows, list) else []
+    return {r["id"]: r.get("weight", 0.0) for r in good if r.get("on") is True}
+
+
+def to_mix(rows: Any, names: dict[str, str]) -> Mix:
+    """The mixer's present state as a mix.
+
+    Raises:
+        SpecError: a weight outside its limits.
+    """
+    chosen = weights(rows)
+    return Mix(name=show.weights({names.get(i, i): w for i, w in Mix(weights=chosen).weights.items()}), weights=chosen)
+
+
+def present(engine: Engine, rows: Any) -> Mix | None:
+    """The mixer's present state with the adapters' names, or nothing while the mixer was never seen."""
+    return to_mix(rows, {a["id"]: a["name"] for a in shelf(engine)}) if rows else None
+
+
+def loaded(rows: Any, adapters: list[dict[str, Any]], mix: dict[str, float]) -> list[dict[str, Any]]:
+    """The mixer's rows set to a saved mix: what the mix does not name is switched off."""
+    set_by_user = {r["id"]: r for r in rows if isinstance(r, dict) and "id" in r} if isinstance(rows, list) else {}
+    return [
+        {**a, "on": bool(mix.get(a["id"])), "weight": mix.get(a["id"], set_by_user.get(a["id"], a).get("weight", 1.0))} for a in adapters
+    ]

@@ -1,0 +1,1 @@
+"""One room for each tab: a frozen dataclass of its components, `build()`, `wire()` and plain handlers."""

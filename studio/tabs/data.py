@@ -1,0 +1,240 @@
+"""The Data tab: files become a dataset that one can look at down to its tokens.
+
+Knows previews, datasets and what they look like. Knows nothing of readers or splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from core.data.columns import ROLE_SETS
+from core.data.columns import ROLES as ROLES_OF
+from core.data.readers import SUFFIXES
+from core.engine import Engine
+from core.errors import DataError, StudioError
+from studio import guard, show
+from studio.tree import Node, button, chip, empty, facts, node, table, title, view
+
+ROLES = tuple(dict.fromkeys(r for roles in ROLES_OF.values() for r in roles))
+ENCODINGS = [("UTF-8", "utf-8"), ("Latin-1 (Western European)", "latin-1"), ("Windows-1252", "cp1252"), ("UTF-16", "utf-16")]
+KINDS = [("Domain: plain text", "domain"), ("Task: labelled pairs", "task")]
+NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
+PREVIEW_ROWS, CELL = 12, 240
+NOTHING = empty(
+    "No data yet",
+    "A domain is plain text (.txt, .md): its language and facts. A task is labelled pairs (.jsonl, .csv, …): questions and answers. "
+    "The sample data brings one of each.",
+    button("Use the sample data", {"do": "sample"}, "primary"),
+)
+
+
+@dataclass(frozen=True)
+class DataTab:
+    """The components of the Data tab."""
+
+    files: gr.File
+    reading: gr.Accordion
+    kind: gr.Radio
+    encoding: gr.Dropdown
+    roles: dict[str, gr.Dropdown]
+    name: gr.Textbox
+    add: gr.Button
+    picker: gr.Dropdown
+    split: gr.Radio
+    shown: gr.HTML
+    tokens: gr.HTML
+    index: gr.State
+
+
+def build() -> DataTab:
+    """Makes the components."""
+    with gr.Row(elem_classes="panes"):
+        with gr.Column(scale=4, min_width=300, elem_classes="card"):
+            view(title("Add data", "Files stay on this machine."))
+            files = gr.File(label="Files", file_count="multiple", file_types=list(SUFFIXES), height=150, elem_id="files")
+            with gr.Accordion("How the files are read", open=True, visible=False) as reading:
+                kind = gr.Radio(KINDS, label="Kind", value="domain", info="Guessed from the files; correct it if the guess is wrong.")
+                with gr.Row():
+                    roles = {r: gr.Dropdown([], label=f"{r.capitalize()} column", visible=False, min_width=130) for r in ROLES}
+                encoding = gr.Dropdown(ENCODINGS, value="utf-8", label="Encoding")
+                name = gr.Textbox(label="Name of the dataset", max_length=120)
+            add = gr.Button("Import the files", variant="primary", interactive=False)
+        with gr.Column(scale=8, min_width=320, elem_classes="card"):
+            with gr.Row():
+                picker = gr.Dropdown([], value=None, label="Dataset", scale=3)
+                split = gr.Radio([(v, k) for k, v in NAMES.items()], value="train", label="Split", scale=2, min_width=220)
+            shown = view(NOTHING, elem_id="dataset")
+            tokens = view(elem_id="tokens")
+    return DataTab(files, reading, kind, encoding, roles, name, add, picker, split, shown, tokens, gr.State(0))
+
+
+def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
+    """Connects the events."""
+    roles = list(tab.roles.values())
+    reading = [tab.shown, tab.tokens, tab.add, *roles]
+    guard.on(tab.files.change, engine, offered, [tab.files, tab.encoding], [tab.reading, tab.kind, tab.name, *reading])
+    for control in (tab.kind, tab.encoding):
+        guard.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
+    for role in roles:
+        guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.shown, tab.add])
+    done = guard.on(
+        tab.add.click, engine, imported, [tab.files, tab.kind, tab.encoding, tab.name, *roles], [tab.files, tab.picker], show_progress="minimal"
+    )
+    done.then(fn=None, js="() => window.studio.poke()", api_visibility="private")
+    for trigger in (tab.picker.change, tab.split.change):
+        guard.on(trigger, engine, opened, [tab.picker, tab.split], [tab.shown])
+    for trigger in (tab.picker.change, moved):  # apart from the rows, because it waits for the model's thread
+        guard.on(trigger, engine, exemplified, [tab.picker], [tab.tokens, tab.index])
+    guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], [tab.tokens, tab.index])
+    guard.on(moved, engine, refresh, [tab.picker], [tab.picker])
+
+
+def refresh(engine: Engine, picked: str | None) -> Any:
+    """The picker's choices, with the present one kept where it still exists."""
+    sets = list(reversed(engine.datasets()))
+    ids = [d.id for d in sets]
+    return gr.update(choices=[(d.name, d.id) for d in sets], value=picked if picked in ids else (ids[0] if ids else None))
+
+
+def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any, ...]:
+    """Files were dropped: guesses what they are and shows them."""
+    if not files:
+        return gr.update(visible=False), gr.skip(), "", *_closed()
+    kind, name = "domain", _stem(files[0])
+    try:
+        kind = engine.preview(files, encoding=encoding).kind
+    except StudioError:
+        pass  # the sentence is shown by the reading below
+    return gr.update(visible=True), kind, name, *reread(engine, files, kind, encoding)
+
+
+def reread(engine: Engine, files: list[str] | None, kind: str, encoding: str) -> tuple[Any, ...]:
+    """Reads the dropped files again with another kind or encoding, and guesses the columns anew."""
+    if not files:
+        return _closed()
+    try:
+        seen = engine.preview(files, kind=kind, encoding=encoding)
+    except DataError as e:
+        return _problem(guard.sentence(e)), None, gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
+    wanted = _wanted(kind, seen.roles)
+    slots = [gr.update(choices=[("(none)", ""), *[(c, c) for c in seen.columns]], value=seen.roles.get(r, ""), visible=r in wanted) for r in ROLES]
+    return _preview(seen, files), None, gr.update(interactive=not seen.problem), *slots
+
+
+def checked(engine: Engine, files: list[str] | None, kind: str, encoding: str, *columns: str) -> tuple[Any, ...]:
+    """A column was corrected: shows what the rows become."""
+    try:
+        seen = engine.preview(files or [], kind=kind, roles=_roles(columns), encoding=encoding)
+    except DataError as e:
+        return _problem(guard.sentence(e)), gr.update(interactive=False)
+    return _preview(seen, files or []), gr.update(interactive=not seen.problem)
+
+
+def imported(engine: Engine, files: list[str] | None, kind: str, encoding: str, name: str, *columns: str) -> tuple[Any, ...]:
+    """Makes a dataset of the dropped files and opens it."""
+    if not files:
+        raise DataError("There are no files to import.", "Drop some on the left first.")
+    made = engine.import_dataset(files, name or _stem(files[0]), kind=kind, roles=_roles(columns) or None, encoding=encoding)
+    gr.Info(f"Imported {made.rows:,} rows.", title="Done")
+    return None, gr.update(choices=[(d.name, d.id) for d in reversed(engine.datasets())], value=made.id)
+
+
+def opened(engine: Engine, picked: str | None, split: str) -> Node:
+    """Shows a dataset: facts, split sizes and rows."""
+    if not picked:
+        return NOTHING
+    return _dataset(engine.dataset(picked), split, engine.dataset_rows(picked, split, limit=PREVIEW_ROWS))
+
+
+def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
+    """Shows the first training example as tokens."""
+    return (_tokens(engine, picked, 0), 0) if picked else (None, 0)
+
+
+def another(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
+    """The next training example as tokens."""
+    if not picked:
+        return None, 0
+    following = (index + 1) % max(1, engine.dataset(picked).splits.get("train", 1))
+    return _tokens(engine, picked, following), following
+
+
+def _stem(path: str) -> str:
+    return path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0][:120] or "Data"
+
+
+def _roles(columns: tuple[str, ...]) -> dict[str, str]:
+    return {role: column for role, column in zip(ROLES, columns) if column}
+
+
+def _wanted(kind: str, roles: dict[str, str]) -> set[str]:
+    """The roles worth showing: those of the layout that the guess found, or the usual ones of the kind."""
+    fitting = [s for s in ROLE_SETS if s.kind == kind and set(s.required) <= set(roles)]
+    if fitting:
+        return set(fitting[0].required + fitting[0].optional)
+    return {"text"} if kind == "domain" else {"question", "answer", "context", "prompt", "completion"}
+
+
+def _closed() -> tuple[Any, ...]:
+    return gr.skip(), gr.skip(), gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
+
+
+def _problem(sentence: str) -> Node:
+    return node("div", node("p", sentence, cls="problem", role="alert"))
+
+
+def _cells(columns: list[str], rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [[_cell(r.get(c)) for c in columns] for r in rows[:PREVIEW_ROWS]]
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else str(value)
+    return text[:CELL] + " …" if len(text) > CELL else text
+
+
+def _preview(seen: Any, files: list[str]) -> Node:
+    what = f"{len(files)} file{'s' if len(files) != 1 else ''}, {seen.total:,} rows. Nothing is imported yet."
+    notice = node("p", seen.problem, cls="problem", role="alert") if seen.problem else None
+    columns = list(seen.columns)
+    return node("div", title("Preview", what), notice, table(columns, _cells(columns, seen.rows), "First rows of the files"))
+
+
+def _dataset(found: Any, split: str, rows: list[dict[str, Any]]) -> Node:
+    total = max(1, sum(found.splits.values()))
+    parts = [
+        node("div", node("span", NAMES.get(k, k)), node("strong", f"{n:,}"), cls=f"part {k}", vars={"share": f"{100 * n / total:.2f}%"})
+        for k, n in found.splits.items()
+    ]
+    about = facts(
+        [("Rows", f"{found.rows:,}"), ("Files", ", ".join(f["name"] for f in found.files)[:200]), ("Split seed", found.seed),
+         ("Types", ", ".join(f"{k} {n:,}" for k, n in found.types.items())), ("Fingerprint", found.sha256[:16])]
+    )  # fmt: skip
+    heading = node("div", node("h2", found.name), chip(found.kind, found.kind), cls="row")
+    return node("div", heading, node("div", *parts, cls="parts", aria_label="Split sizes", role="group"), about, _rows(found.kind, split, rows))
+
+
+def _rows(kind: str, split: str, rows: list[dict[str, Any]]) -> Node:
+    caption = f"First rows of the {NAMES.get(split, split).lower()} split"
+    if kind == "domain":
+        return table(["Text"], [[_cell(r.get("text"))] for r in rows], caption)
+    pairs = [[_cell("\n".join(m["content"] for m in r["messages"][:-1])), _cell(r["messages"][-1]["content"]), r.get("type", "")] for r in rows]
+    typed = any(p[2] for p in pairs)
+    return table(["Asked", "Answer (trained)", "Type"][: 3 if typed else 2], [p[: 3 if typed else 2] for p in pairs], caption)
+
+
+def _tokens(engine: Engine, picked: str, index: int) -> Node:
+    sub = "What the model sees of one training example. Only the marked tokens are learned; the rest is context."
+    head = node("div", title("One example as tokens", sub), button("Another example", {"do": "another"}), cls="row spread")
+    if engine.base().loading:
+        return node("div", head, node("p", "The base model is still loading; its tokens appear here in a moment.", cls="note"))
+    try:
+        pieces = engine.example_tokens(picked, index)
+    except StudioError as e:
+        return node("div", head, node("p", guard.sentence(e), cls="note"))
+    shown = [node("span", p.text.replace("\n", "⏎\n"), cls="tok trained" if p.trained else "tok", title=f"Token {p.token}") for p in pieces]
+    learned = sum(p.trained for p in pieces)
+    count = node("p", f"{len(pieces)} tokens, {learned} learned ({show.percent(learned / max(1, len(pieces)))})", cls="quiet")
+    return node("div", head, node("div", *shown, cls="tokens", role="group", aria_label="Tokens of a training example"), count)

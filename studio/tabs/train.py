@@ -1,0 +1,186 @@
+"""The Train tab: a form made from the spec, and the live chart of one run.
+
+Knows the form and which run is watched. Knows nothing of how training works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from core.engine import Engine
+from core.spec import PRESETS, TrainSpec, resolve
+from studio import fields, guard, live, samples
+from studio.tree import title, view
+
+ADVANCED = (
+    "epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "rank", "alpha", "dropout", "warmup_ratio",
+    "schedule", "weight_decay", "domain_dropout", "replay_share", "save_steps", "eval_steps", "seed", "target_modules", "sample_prompts",
+)  # fmt: skip
+ALONE = ("Nothing: straight on the base model", "")
+
+
+@dataclass(frozen=True)
+class TrainTab:
+    """The components of the Train tab."""
+
+    kind: gr.Radio
+    dataset: gr.Dropdown
+    name: gr.Textbox
+    preset: gr.Dropdown
+    stack_on: gr.Dropdown
+    advanced: fields.Fields
+    start: gr.Button
+    picker: gr.Dropdown
+    live: gr.HTML
+
+    @property
+    def form(self) -> set[gr.components.Component]:
+        """Everything a run is started from."""
+        return {self.kind, self.dataset, self.name, self.preset, self.stack_on, *self.advanced.values()}
+
+
+def build(engine: Engine) -> TrainTab:
+    """Makes the components."""
+    with gr.Row(elem_classes="panes"):
+        with gr.Column(scale=4, min_width=300, elem_classes="card"):
+            view(title("Train an adapter", "Domain learns from plain text; task learns from labelled pairs."))
+            kind = gr.Radio([("Domain", "domain"), ("Task", "task")], value="domain", label="Kind")
+            dataset = gr.Dropdown([], value=None, label="Dataset")
+            name = gr.Textbox(label="Name", max_length=120, placeholder="What the adapter is called")
+            preset = gr.Dropdown([(p.name.capitalize(), p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
+            stack_on = gr.Dropdown([ALONE], value="", label="Train on top of", info="It stays frozen and active, so that the two work together.", visible=False)
+            with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
+                advanced = fields.build(TrainSpec, ADVANCED)
+            start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
+        with gr.Column(scale=8, min_width=320, elem_classes="card"):
+            picker = gr.Dropdown([], value=None, label="Run")
+            chart = live.chart(engine)
+    return TrainTab(kind, dataset, name, preset, stack_on, advanced, start, picker, chart)
+
+
+def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
+    """Connects the events."""
+
+    def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        return refreshed(engine, tab, values)
+
+    def chosen(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        return refreshed(engine, tab, values, anew=True)
+
+    def looked_over(engine: Engine, values: dict[Any, Any]) -> Any:
+        return start_button(engine, asked_for(tab, values))
+
+    def refilled(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
+        return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(tab, kind, preset)}
+
+    def begin(engine: Engine, values: dict[Any, Any]) -> Any:
+        return started(engine, resolve(values[tab.kind], values[tab.preset], asked_for(tab, values)))
+
+    lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, *tab.advanced.values()]
+    guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
+    guard.on(tab.kind.input, engine, chosen, tab.form | {tab.picker}, lists)
+    guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
+    for control in (tab.dataset, tab.name, tab.stack_on):
+        guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
+    guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]).then(fn=None, js="() => window.studio.poke()", api_visibility="private")
+    guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
+
+
+def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
+    """The settings that the form asks for, by name."""
+    main = {"kind": values[tab.kind], "dataset": values[tab.dataset] or "", "name": values[tab.name] or "", "stack_on": values[tab.stack_on] or ""}
+    if main["kind"] == "domain":
+        main["stack_on"] = ""
+    return {**main, **fields.read(TrainSpec, {n: values[c] for n, c in tab.advanced.items()})}
+
+
+def suggested(engine: Engine, kind: str) -> TrainSpec:
+    """What a visitor most likely wants to train next: the newest dataset of that kind, a task on top of the newest domain."""
+    dataset = next(iter(of_kind(engine, kind)), None)
+    below = below_choices(engine) if kind == "task" else []
+    changes = {"dataset": dataset.id if dataset else "", "name": dataset.name if dataset else "", "stack_on": below[0][1] if below else ""}
+    return resolve(kind, usual_preset(engine), changes)
+
+
+def of_kind(engine: Engine, kind: str) -> list[Any]:
+    """Datasets of a kind, newest first; the sample's held-out questions last, since they are for measuring."""
+    held_out = samples.held_out(engine)
+    return sorted((d for d in reversed(engine.datasets()) if d.kind == kind), key=lambda d: d.id == held_out)
+
+
+def usual_preset(engine: Engine) -> str:
+    """The preset that was measured for the resident base."""
+    return "embedded" if engine.base().name == "embedded" else "standard"
+
+
+def below_choices(engine: Engine) -> list[tuple[str, str]]:
+    """Domain adapters a task can be trained on top of, newest first; one that is still learning counts, its run comes first."""
+    ready = [(a.name, a.id) for a in engine.adapters() if a.kind == "domain"]
+    coming = [(f"{r.name} (still learning)", r.adapter) for r in engine.runs() if r.kind == "domain" and r.status.alive and r.adapter]
+    return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
+
+
+def preset_values(tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
+    """The advanced fields as a preset sets them."""
+    spec = resolve(kind, preset, {})
+    return {c: fields.shown(getattr(spec, n)) for n, c in tab.advanced.items()}
+
+
+def start_button(engine: Engine, asked: dict[str, Any]) -> Any:
+    """The button says what is still missing, and starts only when nothing is."""
+    lacking = engine.missing(asked)
+    return gr.update(value=lacking[0] if lacking else "Start training", interactive=not lacking)
+
+
+def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool = False) -> dict[Any, Any]:
+    """The form's lists and the run picker, what was chosen kept where it still exists.
+
+    Args:
+        anew: the kind was just changed, so everything that depends on it is suggested again.
+    """
+    runs = engine.runs()
+    run_ids = [r.id for r in runs]
+    kind, picked = values[tab.kind], values[tab.picker]
+    out: dict[Any, Any] = {}
+    blank = not values[tab.dataset]
+    if blank and not anew:  # an untouched form follows the path: first the domain, then the task
+        have = {a.kind for a in engine.adapters()} | {r.kind for r in runs if r.status.alive}
+        kind = "task" if "domain" in have and "task" not in have and of_kind(engine, "task") else kind
+        out[tab.kind] = kind
+    sets = [(d.name, d.id) for d in of_kind(engine, kind)]
+    below = below_choices(engine)
+    hint = suggested(engine, kind)
+    keep = values[tab.dataset] in [i for _, i in sets] and not anew
+    dataset = values[tab.dataset] if keep else (hint.dataset or None)
+    name = values[tab.name] if keep and values[tab.name] else hint.name
+    stack = values[tab.stack_on] if keep and values[tab.stack_on] in [i for _, i in below] else hint.stack_on
+    preset = values[tab.preset] if keep else usual_preset(engine)
+    out[tab.dataset] = gr.update(choices=sets, value=dataset, info=None if sets else "No dataset of this kind yet: import one under Data.")
+    out[tab.name] = name
+    out[tab.stack_on] = gr.update(choices=[*below, ALONE], value=stack if kind == "task" else "", visible=kind == "task")
+    out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
+    out[tab.picker] = gr.update(choices=run_choices(runs), value=picked if picked in run_ids else (run_ids[0] if run_ids else None))
+    advanced = {} if keep else preset_values(tab, kind, preset)
+    out.update(advanced)
+    asked = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": stack if kind == "task" else ""}
+    out[tab.start] = start_button(engine, asked)
+    return out
+
+
+def run_choices(runs: list[Any]) -> list[tuple[str, str]]:
+    """Runs as the picker shows them."""
+    return [(f"{r.name} · {r.kind} · {r.status.value}", r.id) for r in runs]
+
+
+def started(engine: Engine, spec: TrainSpec) -> Any:
+    """Starts a run and watches it."""
+    run_id = engine.start_run(spec)
+    return gr.update(choices=run_choices(engine.runs()), value=run_id)
+
+
+def watched(engine: Engine, picked: str | None) -> str:
+    """The chart shows the picked run."""
+    return picked or ""

@@ -1,0 +1,112 @@
+"""One visitor's answers: the stream under way, and what the last comparison said.
+
+Knows how a new question ends the old one, and how a comparison reads as Markdown. Knows nothing of
+the components that show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.engine import Engine
+from core.spec import Mix, Sampling
+from studio import show
+
+
+@dataclass
+class Talk:
+    """Lives in `gr.State`; every session has its own."""
+
+    serial: int = 0
+    stream: Any = None
+    prompt: str = ""
+    names: list[str] = field(default_factory=list)
+    frame: Any = None
+
+    def __deepcopy__(self, memo: Any) -> Talk:
+        return Talk()  # Gradio copies a state's first value for each session
+
+    def stop(self) -> None:
+        """Ends the answer under way; whoever reads it gets no more frames."""
+        self.serial += 1
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+
+def frames(engine: Engine, talk: Talk, prompt: str, mixes: Sequence[Mix], sampling: Sampling) -> Iterator[Any]:
+    """Asks all mixes at once and yields the engine's frames until the answer ends or another replaces it."""
+    talk.stop()
+    serial = talk.serial
+    stream = engine.stream(prompt, mixes, sampling)
+    talk.stream, talk.prompt, talk.names, talk.frame = stream, prompt, [m.name or str(m) for m in mixes], None
+    try:
+        for frame in stream:
+            if talk.serial != serial and not frame.done:
+                return
+            talk.frame = frame
+            yield frame
+            if talk.serial != serial:
+                return
+    finally:
+        stream.close()
+
+
+def choices(engine: Engine, present: Mix | None = None) -> list[dict[str, str]]:
+    """Every mix there is to pick: the usual ones, the saved ones, and the mixer's. The id is the mix itself, as text."""
+    kinds = {a["id"] if isinstance(a, dict) else a.id: a["kind"] if isinstance(a, dict) else a.kind for a in engine.mixable()}
+    saved = [Mix(name=m.name, weights=m.weights) for m in engine.mixes() if set(m.weights) <= set(kinds)]
+    own = [Mix(name=f"Mixer: {present.name}"[:120], weights=present.weights)] if present and present.weights else []
+    found: dict[str, dict[str, str]] = {}
+    for mix in [*engine.default_mixes(), *saved, *own]:
+        found.setdefault(str(mix), {"id": str(mix), "name": mix.name or str(mix), "kind": kind_of(mix, kinds)})
+    return list(found.values())
+
+
+def kind_of(mix: Mix, kinds: dict[str, str]) -> str:
+    """The colour of a mix: base, one adapter's kind, or mix."""
+    if not mix.weights:
+        return "base"
+    return kinds.get(next(iter(mix.weights)), "mix") if len(mix.weights) == 1 else "mix"
+
+
+def named(engine: Engine, ids: Sequence[str], present: Mix | None = None) -> list[Mix]:
+    """Mixes from the ids of `choices`, each with its name.
+
+    Raises:
+        SpecError: an id that is no mix.
+    """
+    names = {c["id"]: c["name"] for c in choices(engine, present)}
+    return [Mix.parse(i, name=names.get(i, i)[:120]) for i in ids]
+
+
+def stamp(column: Any) -> str:
+    """What the model had active for an answer, in one line."""
+    active = column.stamp.get("weights") or {}
+    digests = column.stamp.get("adapters") or {}
+    parts = [f"{i} {w:+.2f} ({str(digests.get(i, ''))[:8] or 'in training'})" for i, w in active.items()]
+    return "base" + "".join(f" · {p}" for p in parts)
+
+
+def speed(column: Any) -> str:
+    """Tokens and tokens per second of a column."""
+    rate = column.tokens / column.seconds if column.seconds else 0.0
+    ended = {"length": ", cut at the limit", "cancelled": ", stopped"}.get(column.reason, "")
+    return f"{column.tokens} tokens · {rate:.0f} tokens/s{ended}"
+
+
+def markdown(talk: Talk) -> str:
+    """The last comparison as a Markdown document; every text in it is escaped."""
+    if talk.frame is None:
+        return ""
+    lines = ["# Comparison", "", f"**Prompt:** {show.markdown_text(talk.prompt)}", ""]
+    for name, column in zip(talk.names, talk.frame.columns):
+        body = "\n".join("> " + show.markdown_text(line) for line in column.text.splitlines() or [""])
+        lines += [f"## {show.markdown_text(name)}", "", body, "", f"{speed(column)}  ", f"`{stamp(column)}`", ""]
+    first = talk.frame.columns[0].stamp if talk.frame.columns else {}
+    settings = first.get("sampling") or {}
+    lines += ["---", "", f"Base model: {show.markdown_text(str(first.get('base', '')))}  "]
+    lines += ["Sampling: " + ", ".join(f"{k} = {v}" for k, v in settings.items())] if isinstance(settings, dict) else []
+    return "\n".join(lines) + "\n"

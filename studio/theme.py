@@ -1,0 +1,101 @@
+"""The studio's look: ink on paper, one accent, and one colour for each kind of adapter, light and dark.
+
+Knows colours, spacing and type; fonts are the system's own, so that nothing is fetched. The colours of
+meaning (domain, task, mix, base) are CSS variables in `web/studio.css`, and charts read them from there.
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from studio.web import asset
+
+SANS = ("ui-sans-serif", "-apple-system", "BlinkMacSystemFont", "Segoe UI", "Inter", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Cascadia Mono", "DejaVu Sans Mono", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's own components in our colours; each value follows a CSS variable of `web/studio.css`."""
+    base = gr.themes.Base(
+        primary_hue="blue", secondary_hue="blue", neutral_hue="slate",
+        spacing_size="md", radius_size="md", text_size="md",
+        font=SANS, font_mono=MONO,
+    )  # fmt: skip
+    line, card, ink, soft, quiet, accent = (f"var(--st-{n})" for n in ("line", "card", "ink", "soft", "quiet", "accent"))
+    same = dict(
+        body_background_fill="var(--st-paper)",
+        body_text_color=ink,
+        body_text_color_subdued=quiet,
+        background_fill_primary=card,
+        background_fill_secondary="var(--st-paper)",
+        border_color_primary=line,
+        border_color_accent=accent,
+        color_accent_soft="var(--st-accent-soft)",
+        block_background_fill="transparent",
+        block_border_color=line,
+        block_label_background_fill="transparent",
+        block_label_text_color=soft,
+        block_title_text_color=soft,
+        block_info_text_color=quiet,
+        panel_background_fill=card,
+        panel_border_color=line,
+        input_background_fill="var(--st-field)",
+        input_background_fill_focus="var(--st-field)",
+        input_border_color=line,
+        input_border_color_focus=accent,
+        input_placeholder_color=quiet,
+        input_shadow="none",
+        input_shadow_focus="0 0 0 3px var(--st-accent-soft)",
+        button_primary_background_fill=accent,
+        button_primary_background_fill_hover="var(--st-accent-strong)",
+        button_primary_text_color="var(--st-on-accent)",
+        button_primary_text_color_hover="var(--st-on-accent)",
+        button_primary_border_color=accent,
+        button_secondary_background_fill=card,
+        button_secondary_background_fill_hover="var(--st-hover)",
+        button_secondary_text_color=ink,
+        button_secondary_border_color=line,
+        button_cancel_background_fill=card,
+        button_cancel_background_fill_hover="var(--st-bad-soft)",
+        button_cancel_text_color="var(--st-bad)",
+        button_cancel_border_color=line,
+        checkbox_background_color="var(--st-field)",
+        checkbox_background_color_selected=accent,
+        checkbox_border_color=line,
+        checkbox_border_color_selected=accent,
+        checkbox_label_background_fill=card,
+        checkbox_label_background_fill_hover="var(--st-hover)",
+        checkbox_label_background_fill_selected="var(--st-accent-soft)",
+        checkbox_label_text_color=ink,
+        checkbox_label_text_color_selected=ink,
+        checkbox_label_border_color=line,
+        slider_color=accent,
+        loader_color=accent,
+        link_text_color=accent,
+        link_text_color_hover="var(--st-accent-strong)",
+    )
+    return base.set(
+        **{k: v for k, v in same.items()},
+        **{f"{k}_dark": v for k, v in same.items()},
+        block_border_width="0px",
+        block_shadow="none",
+        block_padding="0px",
+        block_label_text_weight="550",
+        block_title_text_weight="550",
+        block_title_text_size="*text_sm",
+        block_info_text_size="*text_xs",
+        button_primary_shadow="none",
+        button_secondary_shadow="none",
+        button_border_width="1px",
+        button_large_text_weight="600",
+        button_small_text_weight="550",
+        input_border_width="1px",
+        input_padding="9px 11px",
+        layout_gap="14px",
+        form_gap_width="0px",
+    )
+
+
+def css() -> str:
+    """The style sheet of our own parts."""
+    return asset("studio.css")

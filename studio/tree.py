@@ -1,0 +1,94 @@
+"""What the page shows, as trees of plain nodes that the browser draws with text nodes only.
+
+Knows nodes and the one component that shows them. Knows nothing of what they say. A name, an answer or
+a file's text that goes through here can never become markup.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.web import asset
+
+Node = dict[str, Any]
+DOWNLOAD = "gradio_api/studio/download"  # relative, so that it also holds behind a proxy's path
+
+
+def node(tag: str, *kids: Any, cls: str = "", act: dict[str, Any] | None = None, vars: dict[str, str] | None = None, **attrs: Any) -> Node:
+    """One element.
+
+    Args:
+        tag: its name; `web/tree.js` has the list of those allowed.
+        kids: nodes and texts; None is skipped.
+        cls: CSS classes.
+        act: what a click reports to Python as the event's data.
+        vars: CSS variables, without their dashes.
+        attrs: attributes; `aria_label` becomes `aria-label`.
+    """
+    made: Node = {"tag": tag, "kids": [k if isinstance(k, dict) else str(k) for k in kids if k is not None]}
+    if cls:
+        made["cls"] = cls
+    if act is not None:
+        made["act"] = act
+    if vars:
+        made["vars"] = vars
+    if attrs:
+        made["attrs"] = {k.rstrip("_").replace("_", "-"): str(v) for k, v in attrs.items() if v is not None}
+    return made
+
+
+def view(value: Node | None = None, **kwargs: Any) -> gr.HTML:
+    """A component that shows a tree; clicks on nodes with an `act` fire its event `act`."""
+    return gr.HTML(
+        value=value,
+        html_template='<div class="tree"></div>',
+        js_on_load="window.studio.view(element, props, watch, trigger); /* fires 'act' */",
+        apply_default_css=False,
+        **kwargs,
+    )
+
+
+def script() -> str:
+    """The head of the page: the drawing code and the remembered theme."""
+    start = "const wanted = window.studio.remembered(); if (wanted) addEventListener('DOMContentLoaded', () => window.studio.theme(wanted));"
+    return f"<script>{asset('tree.js')}\n{start}</script>"
+
+
+def title(text: str, sub: str = "") -> Node:
+    """A section heading with a quiet sentence under it."""
+    return node("header", node("h2", text), node("p", sub) if sub else None, cls="section-title")
+
+
+def empty(text: str, hint: str = "", *buttons: Node) -> Node:
+    """What stands where nothing is yet: what belongs here and how to get it."""
+    return node("div", node("strong", text), node("p", hint) if hint else None, node("div", *buttons, cls="row") if buttons else None, cls="empty")
+
+
+def button(text: str, act: dict[str, Any], kind: str = "quiet", **attrs: Any) -> Node:
+    """A button in a tree; `kind` is primary, quiet or danger."""
+    return node("button", text, cls=f"btn {kind}", act=act, **attrs)
+
+
+def chip(text: str, kind: str = "") -> Node:
+    """A small label; `kind` colours it: domain, task, mix, base, good, warn, bad."""
+    return node("span", text, cls=f"chip {kind}".strip())
+
+
+def facts(pairs: list[tuple[str, Any]]) -> Node:
+    """A list of names and values."""
+    return node("dl", *[node("div", node("dt", k), node("dd", v)) for k, v in pairs if v not in ("", None)], cls="facts")
+
+
+def table(columns: list[str], rows: list[list[Any]], caption: str = "", numeric: frozenset[int] = frozenset()) -> Node:
+    """A table that scrolls in its own box; columns in `numeric` are aligned to the right."""
+    head = node("tr", *[node("th", c, scope="col", cls="num" if i in numeric else "") for i, c in enumerate(columns)])
+    body = [node("tr", *[node("td", c, cls="num" if i in numeric else "") for i, c in enumerate(r)]) for r in rows]
+    whole = node("table", node("caption", caption) if caption else None, node("thead", head), node("tbody", *body))
+    return node("div", whole, cls="table", tabindex="0", role="region", aria_label=caption or "Table")
+
+
+def download(text: str, path: str, filename: str) -> Node:
+    """A link to one of our own download routes."""
+    return node("a", text, cls="btn quiet", href=f"{DOWNLOAD}/{path}", download=filename)

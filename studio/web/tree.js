@@ -1,0 +1,90 @@
+// Draws trees of plain nodes: the only way data reaches the page. Text goes in as text nodes and
+// attributes through a short list, so nothing that a user, a file or a model wrote can become markup.
+window.studio = (() => {
+  const TAGS = new Set(("div span p h2 h3 h4 strong em code pre ul ol li table caption thead tbody tr th td button a dl dt dd " +
+    "mark small section header nav label details summary").split(" "));
+  const ATTRS = new Set("title role type download scope colspan tabindex disabled".split(" "));
+
+  function make(node) {
+    if (node === null || node === undefined) return document.createTextNode("");
+    if (typeof node !== "object") return document.createTextNode(String(node));
+    const e = document.createElement(TAGS.has(node.tag) ? node.tag : "span");
+    if (node.cls) e.className = node.cls;
+    for (const [name, value] of Object.entries(node.attrs || {})) {
+      if (ATTRS.has(name) || name.startsWith("aria-")) e.setAttribute(name, value);
+      if (name === "href" && /^gradio_api\/studio\/[\w./-]+$/.test(value)) e.setAttribute("href", value);
+    }
+    for (const [name, value] of Object.entries(node.vars || {})) e.style.setProperty("--" + name, value);
+    if (node.act) { e.dataset.act = JSON.stringify(node.act); if (e.tagName === "BUTTON") e.type = "button"; }
+    for (const kid of node.kids || []) e.append(make(kid));
+    return e;
+  }
+
+  // Draws `node` into `root` unless it shows it already; the focused control stays focused.
+  function draw(root, node) {
+    const text = JSON.stringify(node ?? null);
+    if (root.dataset.drawn === text) return;
+    const held = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
+    root.replaceChildren(make(node));
+    root.dataset.drawn = text;
+    if (held) [...root.querySelectorAll("[data-act]")].find((e) => e.dataset.act === held)?.focus({ preventScroll: true });
+  }
+
+  // Makes `element` show `props.value` (a tree) and report clicks on nodes that carry an act.
+  function view(element, props, watch, trigger) {
+    const root = element.querySelector(".tree");
+    let newest = 0;
+    const show = () => {
+      const value = props.value;
+      if (value?.serial !== undefined && value.serial < newest) return; // a late frame of an answer that was replaced
+      newest = value?.serial ?? newest;
+      draw(root, value);
+    };
+    watch("value", show);
+    acts(root, trigger);
+    show();
+  }
+
+  function acts(root, trigger) {
+    root.addEventListener("click", (event) => {
+      const target = event.target.closest("[data-act]");
+      if (target && root.contains(target) && !target.disabled) trigger("act", JSON.parse(target.dataset.act));
+    });
+  }
+
+  const hidden = (element) => document.hidden || element.offsetParent === null;
+  const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
+
+  let loading = null;
+  function plotly() {
+    loading ??= new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = "gradio_api/studio/plotly.min.js";
+      script.onload = () => resolve(window.Plotly);
+      script.onerror = () => reject(new Error("plotly.min.js did not load"));
+      document.head.append(script);
+    });
+    return loading;
+  }
+
+  // Colours change with the theme, which is a class on the body.
+  const onTheme = (run) => new MutationObserver(run).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+
+  function theme(choice) {
+    const dark = choice ? choice === "dark" : !document.body.classList.contains("dark");
+    document.body.classList.toggle("dark", dark);
+    try { localStorage.setItem("studio-theme", dark ? "dark" : "light"); } catch { /* private windows have no storage */ }
+  }
+  function remembered() {
+    try { return localStorage.getItem("studio-theme"); } catch { return null; }
+  }
+  const poke = () => window.dispatchEvent(new Event("studio:poke"));
+
+  return { make, draw, view, acts, hidden, colour, plotly, onTheme, theme, remembered, poke };
+})();
+// A text that the browser keeps as a file.
+window.studio.save = (name, text) => {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type: "text/markdown" })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+};
