@@ -250,6 +250,18 @@ def test_t7_bytes_are_copied_and_links_never_followed(workspace, qa, tmp_path):
     verify_dataset(workspace, made.id)
 
 
+def test_what_is_read_is_the_copy_that_was_hashed(workspace, qa, monkeypatch):
+    def read(sources, encoding):
+        qa.write_text("changed while it was imported")
+        return honest(sources, encoding)
+
+    honest = datasets.read_sources
+    monkeypatch.setattr(datasets, "read_sources", read)
+    made = import_dataset(workspace, [qa], "x")
+    assert made.rows == 100
+    verify_dataset(workspace, made.id)
+
+
 # ------------------------------------------------------------ reading back
 
 

@@ -154,6 +154,18 @@ def test_t1_a_parquet_bomb_inside_messages_is_refused(tmp_path):
     refused(path, "unfolds to more than 67,108,864 bytes")
 
 
+def test_t1_a_parquet_bomb_is_refused_before_it_unfolds_in_memory(tmp_path):
+    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    path = table(tmp_path / "bomb.parquet", {"text": folded}, store_schema=False)  # says nothing of a dictionary
+    usual, watched = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(watched)
+    try:
+        refused(path, "unfolds to more than 67,108,864 bytes")
+    finally:
+        pa.set_memory_pool(usual)
+    assert 0 < watched.max_memory() < 50_000_000
+
+
 def test_t1_texts_that_repeat_much_are_still_read(tmp_path):
     path = table(tmp_path / "a.parquet", {"text": ["the same " * 50] * 20_000})
     assert len(read_files([path])) == 20_000

@@ -99,6 +99,14 @@ def test_a_file_appears_whole(tmp_path):
     assert path.read_bytes() == b"halfwhole" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
+    write_json(tmp_path / "a.json", "old")
+    with open(tmp_path / "a.json") as f:
+        write_json(tmp_path / "a.json", "new")
+        assert f.read() == '"old"\n'
+    assert read_json(tmp_path / "a.json") == "new"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_an_error_while_writing_keeps_the_old_file_and_no_partial(tmp_path, error):
     path = tmp_path / "a.txt"
