@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError, Diverged, RunError, SpecError, StudioError
@@ -97,6 +97,7 @@ def test_a_spec_goes_through_json_and_back(made):
 
 
 @given(rank=st.integers(1, 256), rate=st.floats(1e-7, 0.1), epochs=st.floats(0.01, 1000), name=st.text(max_size=120))
+@settings(deadline=None)
 def test_every_spec_inside_the_limits_goes_through_json(rank, rate, epochs, name):
     made = TrainSpec(rank=rank, learning_rate=rate, epochs=epochs, name=name)
     assert TrainSpec.from_json(made.to_json()) == made
@@ -186,6 +187,7 @@ def test_t24_weights_outside_the_limits_are_refused(weights):
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True), st.integers(-40, 40).map(lambda n: n / 20), max_size=5))
+@settings(deadline=None)
 def test_a_mix_is_written_as_it_is_read_and_zero_is_off(weights):
     mix = Mix(weights=weights)
     assert mix.weights == {a: w for a, w in weights.items() if w}
