@@ -102,15 +102,12 @@ def _follow(engine: Engine, run_id: str, name: str, share: float) -> Iterator[Mo
 
 
 def _measure(engine: Engine, mixes: list[Mix], samples: Samples, corpus: str, share: float) -> Generator[Moment, None, str]:
-    from core.data.readers import read_files
     from core.evaluate.measure import Material
 
     material = Material(
         questions={"": samples.questions(), "general": samples.general_questions()},
-        texts={
-            "domain": [r["text"] for r in engine.dataset_rows(corpus, "test", limit=10**9)],
-            "general": [row.values["text"] for row in read_files([samples.general_heldout])],
-        },
+        texts={"domain": [r["text"] for r in engine.dataset_rows(corpus, "test", limit=10**9)]},
+        own={"general": samples.texts("general_heldout")},
         cloze=samples.recall(),
     )
     progress = None

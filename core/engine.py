@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from core import library, mixes
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
-from core.data.readers import read_files
 from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
 from core.evaluate import reports
 from core.evaluate.reports import Report
@@ -226,7 +225,7 @@ class Engine:
             base = self._resident().base
             length = min(max_length, base.context)
             if dataset.kind == "task":
-                encoded = encode_task(base.tokenizer, row["messages"], length)
+                encoded = encode_task(base.tokenizer, row["messages"], length, base.eos_ids)
             else:
                 encoded = encode_text(base.tokenizer, row["text"], length)[0]
             return [Piece(base.tokenizer.decode([t]), t, bool(m)) for t, m in zip(encoded.ids, encoded.mask, strict=True)]
@@ -300,7 +299,7 @@ class Engine:
                 return
             from core.train.train import train
 
-            train(self.workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), self._samples.general)
+            train(self.workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), lambda: self._samples.texts("general"))
         except Diverged as e:
             self._ended(run_id, RunStatus.DIVERGED, str(e))
         except StudioError as e:
@@ -487,10 +486,11 @@ class Engine:
         def material() -> Material:
             from core.evaluate.measure import Material
 
-            texts: dict[str, Sequence[str]] = {"": [r["text"] for r in rows]} if described.kind == "domain" else {}
-            if general:
-                texts["general"] = [row.values["text"] for row in read_files([self._samples.general_heldout])]
-            return Material(questions={"": rows} if described.kind == "task" else {}, texts=texts)
+            return Material(
+                questions={"": rows} if described.kind == "task" else {},
+                texts={"": [r["text"] for r in rows]} if described.kind == "domain" else {},
+                own={"general": self._samples.texts("general_heldout")} if general else {},
+            )
 
         return self.measure(mixes, material, described.id, described.name, split, max_length)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.data.readers import read_files
 from core.errors import StorageError
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "sample"
@@ -36,19 +37,13 @@ class Samples:
         return self.folder / "task.jsonl"
 
     @property
-    def general(self) -> Path:
-        """General text, replayed while the domain is trained."""
-        return self.folder / "general.txt"
-
-    @property
-    def general_heldout(self) -> Path:
-        """General text that is never trained on, for measuring what is forgotten."""
-        return self.folder / "general_heldout.txt"
-
-    @property
     def questions_file(self) -> Path:
         """Held-out questions about the domain."""
         return self.folder / "heldout_questions.jsonl"
+
+    def texts(self, name: str) -> list[str]:
+        """The documents of "general" (replayed in training) or "general_heldout" (never trained on)."""
+        return [row.values["text"] for row in read_files([self.folder / f"{name}.txt"])]
 
     def questions(self) -> list[dict[str, Any]]:
         """Held-out questions about the domain, as task rows."""

@@ -62,8 +62,11 @@ def count_forged(tokenizer: Any, texts: Iterable[str]) -> int:
     return sum(any(t in text for t in specials) for text in texts)
 
 
-def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int) -> Encoded:
+def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int, ends: Sequence[int]) -> Encoded:
     """A task row: everything as context, the last message with its end as the completion.
+
+    Args:
+        ends: tokens that end an answer; what the template writes after the last one is no part of it.
 
     A sequence that is too long loses the beginning of its context first, then the end of its completion.
     """
@@ -73,20 +76,21 @@ def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
     while shared < min(len(prompt), len(whole)) and prompt[shared] == whole[shared]:
         shared += 1
     completion = whole[shared:]
-    eos = tokenizer.eos_token_id
-    if eos in completion:  # what a template writes after the end is no part of an answer
-        completion = completion[: len(completion) - completion[::-1].index(eos)]
-    else:
-        completion = [*completion, eos]
+    last = max((i for i, t in enumerate(completion) if t in ends), default=-1)
+    completion = completion[: last + 1] if last >= 0 else [*completion, tokenizer.eos_token_id]
     completion = completion[: max_length - 1]
     context = whole[:shared][-(max_length - len(completion)) :]
     return Encoded(context + completion, [0] * len(context) + [1] * len(completion))
 
 
-def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
-    """A document for scoring: windows of at most max_length tokens, each behind one boundary token."""
+def encode_text(tokenizer: Any, text: str, max_length: int, own: bool = False) -> list[Encoded]:
+    """A document for scoring: windows of at most max_length tokens, each behind one boundary token.
+
+    Args:
+        own: the text is ours, and special tokens that are written out in it are meant.
+    """
     eos = tokenizer.eos_token_id
-    ids = [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], eos]
+    ids = [*tokenizer(text, add_special_tokens=False, split_special_tokens=not own)["input_ids"], eos]
     size = max_length - 1
     return [Encoded([eos, *ids[i : i + size]], [0] + [1] * len(ids[i : i + size])) for i in range(0, len(ids), size)]
 
@@ -98,10 +102,10 @@ def encode_prefix(tokenizer: Any, prompt: str, completion: str) -> Encoded:
     return Encoded([tokenizer.eos_token_id, *head, *tail], [0] * (1 + len(head)) + [1] * len(tail))
 
 
-def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
-    """Documents as token ids, each ended by eos."""
+def encode_documents(tokenizer: Any, texts: Iterable[str], own: bool = False) -> Iterator[list[int]]:
+    """Documents as token ids, each ended by eos; `own` as in encode_text."""
     for text in texts:
-        yield [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
+        yield [*tokenizer(text, add_special_tokens=False, split_special_tokens=not own)["input_ids"], tokenizer.eos_token_id]
 
 
 def replayed(documents: list[list[int]], general: list[list[int]], share: float, seed: int) -> list[list[int]]:

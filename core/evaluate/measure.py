@@ -27,11 +27,13 @@ class Material:
     Attributes:
         questions: name -> task rows; "" is the main set, whose figures carry no prefix.
         texts: name -> documents, scored for perplexity.
+        own: the same for texts of ours, in which special tokens that are written out are meant.
         cloze: (prompt, completion) pairs; recall is the share that greedy writing completes.
     """
 
     questions: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     texts: dict[str, Sequence[str]] = field(default_factory=dict)
+    own: dict[str, Sequence[str]] = field(default_factory=dict)
     cloze: Sequence[tuple[str, str]] = ()
 
 
@@ -56,10 +58,14 @@ def measure(resident: Resident, mixes: Sequence[Mix], material: Material, max_le
     """
     tokenizer = resident.base.tokenizer
     length = min(max_length, resident.base.context)
-    scored = {f"{name}_" if name else "": [e for t in texts for e in encode_text(tokenizer, t, length)] for name, texts in material.texts.items()}
+    scored = {
+        f"{name}_" if name else "": [e for t in texts for e in encode_text(tokenizer, t, length, own)]
+        for own, group in ((False, material.texts), (True, material.own))
+        for name, texts in group.items()
+    }
     for name, rows in material.questions.items():
         if not name:  # the completions of the main questions
-            scored["answer_" if "" in scored else ""] = [encode_task(tokenizer, r["messages"], length) for r in rows]
+            scored["answer_" if "" in scored else ""] = [encode_task(tokenizer, r["messages"], length, resident.base.eos_ids) for r in rows]
     total = sum(len(s) for s in scored.values()) + len(mixes) * (sum(map(len, material.questions.values())) + len(material.cloze))
     figures: list[dict[str, Any]] = [{} for _ in mixes]
     done = 0

@@ -12,7 +12,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,7 +22,6 @@ from transformers import set_seed
 from core import library
 from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, pack, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
-from core.data.readers import read_files
 from core.errors import RunError, SpecError
 from core.events import read_since
 from core.model.resident import Resident
@@ -44,7 +42,7 @@ def train(
     run: runs.Run,
     serve: Callable[[float], None],
     stop_asked: Callable[[], str],
-    general: Path,
+    general: Callable[[], Sequence[str]],
 ) -> runs.Run:
     """Trains a run to its end, from its newest checkpoint where it has one.
 
@@ -52,7 +50,7 @@ def train(
 
     Args:
         stop_asked: "" to go on, "keep" to end and keep what is learned, "close" to save and be resumed later.
-        general: the text that is replayed when the spec names no dataset for it.
+        general: gives the texts of ours that are replayed when the spec names no dataset for it.
 
     Returns:
         The run as it ended: DONE, or STOPPED with what it had learned.
@@ -130,7 +128,7 @@ def sequences(
     resident: Resident,
     spec: TrainSpec,
     dataset: Dataset,
-    general: Path,
+    general: Callable[[], Sequence[str]],
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[datasets.Dataset, list[Encoded]]:
     """(training rows of `input_ids` and `trained`, validation sequences) of a spec.
@@ -142,7 +140,7 @@ def sequences(
         raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
     if spec.max_length > resident.base.context:
         raise SpecError(f"Max length is {spec.max_length}, and the base reads {resident.base.context} tokens.", f"Choose at most {resident.base.context}.")
-    tokenizer = resident.base.tokenizer
+    tokenizer, ends = resident.base.tokenizer, resident.base.eos_ids
     train_rows = read_split(workspace, dataset.id, "train")
     held = read_split(workspace, dataset.id, "val")
     held = random.Random(spec.seed).sample(held, min(len(held), VALIDATION_ROWS))
@@ -150,7 +148,7 @@ def sequences(
         texts = [r["text"] for r in train_rows]
         documents = replayed(
             list(encode_documents(tokenizer, texts)),
-            list(encode_documents(tokenizer, _general_texts(workspace, spec, general))) if spec.replay_share else [],
+            _replayable(workspace, tokenizer, spec, general) if spec.replay_share else [],
             spec.replay_share,
             spec.seed,
         )
@@ -158,18 +156,19 @@ def sequences(
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
-        encoded = [encode_task(tokenizer, r["messages"], spec.max_length) for r in train_rows]
+        encoded = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows]
         rows = [{"input_ids": e.ids, "trained": e.mask} for e in encoded]
-        validation = [encode_task(tokenizer, r["messages"], spec.max_length) for r in held]
+        validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
     return datasets.Dataset.from_list(rows), validation
 
 
-def _general_texts(workspace: Workspace, spec: TrainSpec, general: Path) -> Sequence[str]:
+def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: Callable[[], Sequence[str]]) -> list[list[int]]:
     if spec.replay_dataset:
-        return [r["text"] for r in read_split(workspace, spec.replay_dataset, "train")]
-    return [row.values["text"] for row in read_files([general])]
+        texts = [r["text"] for r in read_split(workspace, spec.replay_dataset, "train")]
+        return list(encode_documents(tokenizer, texts))
+    return list(encode_documents(tokenizer, general(), own=True))
 
 
 def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:

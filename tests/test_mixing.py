@@ -1,0 +1,171 @@
+"""Mixing in rank space is peft's own forward, row by row, whatever the ranks, layers and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.errors import AdapterError
+from core.model.base import load_base
+from core.model.generate import speaking
+from core.model.resident import TRAINEE, Resident
+from core.spec import Mix
+from core.workspace import Workspace
+
+IDS = torch.tensor([[5, 9, 40, 77, 101, 12, 3, 260]])
+SHAPES = {"one": (4, 8, ["q_proj", "down_proj"]), "two": (7, 3, ["q_proj", "v_proj", "o_proj"]), "three": (2, 64, ["gate_proj"])}
+
+
+def hang_random(resident: Resident, shapes: dict[str, tuple[int, int, list[str]]], trainable: str = "") -> None:
+    """Adapters with random factors, so that each of them moves the logits."""
+    dice = torch.Generator().manual_seed(7)
+    for name, (rank, alpha, targets) in shapes.items():
+        config = {"task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "target_modules": targets, "lora_dropout": 0.1}
+        if name == trainable:
+            resident.begin_trainee(name, config)
+        else:
+            resident.hang(name, config)
+            resident.digests[name] = f"sha-{name}"
+    assert resident.peft is not None
+    with torch.no_grad():
+        for key, p in resident.peft.named_parameters():
+            if "lora_" in key:
+                p.copy_(torch.randn(p.shape, generator=dice) * 0.15)
+    resident.arrange()
+
+
+def by_peft(resident: Resident, weights: dict[str, float]) -> torch.Tensor:
+    """The logits of peft's own forward with several active adapters and their scales set."""
+    assert resident.peft is not None
+    resident.peft.eval()
+    names = {resident.peft_name(a): w for a, w in weights.items()}
+    layers = resident.mixer.layers
+    kept = [dict(layer.scaling) for layer in layers]
+    active = [list(layer.active_adapters) for layer in layers]
+    try:
+        for layer in layers:
+            layer._active_adapter = list(names)
+            for name, weight in names.items():
+                if name in layer.scaling:
+                    layer.scaling[name] *= weight
+        with torch.no_grad():
+            return resident.peft(IDS).logits
+    finally:
+        for layer, scaling, names_before in zip(layers, kept, active, strict=True):
+            layer.scaling.update(scaling)
+            layer._active_adapter = names_before
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def resident(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+    made = Resident(load_base(str(tiny_base), request.param, "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
+    hang_random(made, SHAPES)
+    yield made
+
+
+def logits_of(resident: Resident, mixes: list[dict[str, float]]) -> torch.Tensor:
+    with speaking(resident, resident.rows([Mix(weights=m) for m in mixes])):
+        return resident.base.model(IDS.repeat(len(mixes), 1)).logits.clone()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.dictionaries(st.sampled_from(list(SHAPES)), st.floats(-2, 2, allow_nan=False).map(lambda w: round(w, 2)), max_size=3), min_size=1, max_size=5))
+def test_every_row_of_a_batch_equals_pefts_forward_under_its_own_mix(resident: Resident, rows: list[dict[str, float]]) -> None:
+    ours = logits_of(resident, rows)
+    limit = 1e-5 if resident.base.quantization == "none" else 1e-4
+    for b, row in enumerate(rows):
+        assert (by_peft(resident, row)[0] - ours[b]).abs().max() <= limit
+
+
+def test_an_adapter_that_is_off_leaves_exactly_the_base(resident: Resident) -> None:
+    alone = logits_of(resident, [{}])
+    beside = logits_of(resident, [{"one": 0.0}, {"one": 1.0}, {"two": -2.0}])
+    assert torch.equal(alone[0], beside[0]) or (alone[0] - beside[0]).abs().max() < 1e-6
+    assert (beside[1] - alone[0]).abs().max() > 1e-2
+    assert (beside[2] - alone[0]).abs().max() > 1e-2
+
+
+def test_the_mixers_tensors_are_pefts_parameters(resident: Resident) -> None:
+    for layer in resident.mixer.layers:
+        for block in layer.blocks:
+            stored = block.a.untyped_storage().data_ptr()
+            assert all(layer.lora_A[n].weight.untyped_storage().data_ptr() == stored for n in layer.lora_A)
+    assert resident.peft is not None
+    layer = next(x for x in resident.mixer.layers if "one" in x.lora_A)
+    before = logits_of(resident, [{"one": 1.0}])
+    with torch.no_grad():
+        layer.lora_B["one"].weight.mul_(3.0)
+    after = logits_of(resident, [{"one": 1.0}])
+    with torch.no_grad():
+        layer.lora_B["one"].weight.div_(3.0)
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_weights_read_back_are_the_weights_that_were_multiplied(resident: Resident) -> None:
+    with resident.mixer.engaged([{"one": 0.5}, {}, {"two": -1.0, "three": 2.0}]):
+        assert resident.stamp(0)["weights"] == {"one": 0.5}
+        assert resident.stamp(1)["weights"] == {}
+        assert resident.stamp(2)["weights"] == {"three": 2.0, "two": -1.0}
+        assert resident.stamp(2)["adapters"] == {"three": "sha-three", "two": "sha-two"}
+    assert resident.mixer.weights is None
+
+
+def test_an_unknown_adapter_is_refused_by_name(resident: Resident) -> None:
+    with pytest.raises(AdapterError, match="'nobody' is not loaded"), resident.mixer.engaged([{"nobody": 1.0}]):
+        pass
+
+
+def test_the_adapter_in_training_is_heard_at_once_and_peft_is_left_alone(tiny_base: Path, tmp_path: Path) -> None:
+    resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path))
+    hang_random(resident, SHAPES, trainable="two")
+    assert resident.peft is not None
+    before = logits_of(resident, [{"two": 1.0}])
+    optimizer = torch.optim.AdamW([p for p in resident.peft.parameters() if p.requires_grad], lr=0.05)
+    resident.peft.train()
+    loss = resident.peft(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    optimizer.step()
+    assert (logits_of(resident, [{"two": 1.0}]) - before).abs().max() > 1e-3
+    assert resident.peft.training, "speaking puts train mode back"
+    trained = {k for k, p in resident.peft.named_parameters() if p.requires_grad}
+    assert trained and all(f".{TRAINEE}." in k for k in trained)
+    assert all(layer.active_adapters == [TRAINEE] for layer in resident.mixer.layers)
+
+
+def test_loading_an_adapter_during_training_changes_neither_gradients_nor_dice(tiny_base: Path, tmp_path: Path) -> None:
+    def gradients(disturb: bool) -> dict[str, torch.Tensor]:
+        resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path))
+        torch.manual_seed(3)
+        hang_random(resident, {"one": SHAPES["one"]}, trainable="one")
+        if disturb:  # this one brings layers that no adapter had before
+            resident.hang("late", {"task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 3, "target_modules": ["v_proj", "up_proj", "q_proj"]})
+            resident.arrange()
+        assert resident.peft is not None
+        resident.peft.train()
+        resident.peft(input_ids=IDS, labels=IDS).loss.backward()
+        return {k: p.grad for k, p in resident.peft.named_parameters() if p.grad is not None}
+
+    calm, disturbed = gradients(False), gradients(True)
+    assert calm.keys() == disturbed.keys() and len(calm) == 8
+    assert all(torch.equal(calm[k], disturbed[k]) for k in calm)
+
+
+def test_gpt2_layers_mix_like_peft_too(tmp_path: Path) -> None:
+    from tests.conftest import build_tiny_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    build_tiny_tokenizer(folder)
+    GPT2LMHeadModel(GPT2Config(vocab_size=384, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)).save_pretrained(folder)
+    resident = Resident(load_base(str(folder), "none", "cpu"), Workspace(tmp_path / "ws"))
+    hang_random(resident, {"first": (4, 8, ["c_attn", "c_proj"]), "second": (2, 2, ["c_fc", "c_attn"])})
+    rows: list[dict[str, float]] = [{"first": 1.0, "second": -0.5}, {}, {"second": 2.0}]
+    ours = logits_of(resident, rows)
+    for b, row in enumerate(rows):
+        assert (by_peft(resident, row)[0] - ours[b]).abs().max() <= 1e-5
