@@ -53,6 +53,9 @@ class Recipe:
         warmup: Steps until the peak learning rate.
         peak_rate: Highest learning rate of the embedding and the norms (AdamW).
         matrix_rate: Highest learning rate of the matrices inside the layers (Muon).
+        settle_step: From here on all rates are multiplied by `settle`: the high rate finds the language in few
+            steps, but facts and copying are learned only at a low one.
+        settle: See `settle_step`.
         last_rate: Rate of the last step as a share of the peak (cosine).
         weight_decay: Of the matrices.
         clip: Largest gradient norm.
@@ -73,6 +76,8 @@ class Recipe:
     warmup: int = 40
     peak_rate: float = 2.5e-3
     matrix_rate: float = 7.5e-3
+    settle_step: int = 800
+    settle: float = 0.25
     last_rate: float = 0.02
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -153,12 +158,13 @@ def pack_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, world_seed
 
 
 def rate_share(recipe: Recipe, step: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine to the last rate."""
+    """Share of the peak learning rate at a step: linear warm-up, cosine, and one drop."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     low = recipe.last_rate
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    settled = recipe.settle if step >= recipe.settle_step else 1.0
+    return settled * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _average_gradients(model: torch.nn.Module, processes: int) -> None:
@@ -193,7 +199,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for the matrices inside the layers; all matrices of one shape go together."""
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
-        super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -219,7 +225,7 @@ def build_optimizers(recipe: Recipe, model: torch.nn.Module) -> list[torch.optim
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" in n]
     norms = [p for p in model.parameters() if p.ndim < 2]
-    adam = [dict(params=outer, weight_decay=recipe.weight_decay), dict(params=norms, weight_decay=0.0)]
+    adam = [{"params": outer, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
     muon = Muon(inner, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay)
     adamw = torch.optim.AdamW(adam, lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True)
     for optimizer, peak in ((muon, recipe.matrix_rate), (adamw, recipe.peak_rate)):
@@ -270,18 +276,16 @@ def _train(rank: int, processes: int, recipe: Recipe, scratch: str, port: int) -
         seen += recipe.rows * recipe.block
         if rank == 0 and (step + 1) % 20 == 0:
             minutes = (time.monotonic() - began) / 60
-            logger.info(
-                "step %d/%d  loss %.4f  %.2fM tokens  %.1f min", step + 1, recipe.steps, nats / counted, seen / 1e6, minutes
-            )
+            logger.info("step %d/%d  loss %.4f  %.2fM tokens  %.1f min", step + 1, recipe.steps, nats / counted, seen / 1e6, minutes)
             nats, counted = 0.0, 0
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
-            state = dict(
-                model=model.state_dict(),
-                optimizers=[o.state_dict() for o in optimizers],
-                step=step + 1,
-                seen=seen,
-                seconds=time.monotonic() - began,
-            )
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "step": step + 1,
+                "seen": seen,
+                "seconds": time.monotonic() - began,
+            }
             torch.save(state, f"{state_path}.partial")
             os.replace(f"{state_path}.partial", state_path)
     dist.destroy_process_group()
@@ -299,7 +303,7 @@ def save_base(recipe: Recipe, scratch: Path, out: Path) -> None:
     model.load_state_dict(state["model"])
     model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    record = dict(recipe=asdict(recipe), tokens=state["seen"], step=state["step"], minutes=round(state["seconds"] / 60, 1))
+    record = {"recipe": asdict(recipe), "tokens": state["seen"], "step": state["step"], "minutes": round(state["seconds"] / 60, 1)}
     (out / "PRETRAINING.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -59,9 +59,7 @@ def build_sample(domain_seed: int = SHIPPED_SEED) -> dict[str, str]:
     replay = itertools.islice(write_general(random.Random("replay"), world), 600)
     unseen = itertools.islice(write_general(random.Random("general-heldout"), world), 120)
 
-    files = {
-        f"domain/{name}": _join(p.text for p in papers if p.drawer == drawer) for drawer, name in DRAWERS.items()
-    }
+    files = {f"domain/{name}": _join(p.text for p in papers if p.drawer == drawer) for drawer, name in DRAWERS.items()}
     files["task.jsonl"] = _lines(task)
     files["heldout_questions.jsonl"] = _lines(questions)
     files["recall_probe.jsonl"] = _lines(probe_recall(domain))

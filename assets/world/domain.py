@@ -88,18 +88,12 @@ def _card(rng: random.Random, domain: Domain, thing: Subject) -> str:
 
 
 def _notice(rng: random.Random, domain: Domain, thing: Subject) -> str:
-    return (
-        f"Notice to all keepers of {domain.station}: {_sentences(rng, thing, rng.choice((2, 3)), named=0.7)} "
-        f"Signed, {rng.choice(domain.keepers)}."
-    )
+    return f"Notice to all keepers of {domain.station}: {_sentences(rng, thing, rng.choice((2, 3)), named=0.7)} Signed, {rng.choice(domain.keepers)}."
 
 
 def _letter(rng: random.Random, domain: Domain, thing: Subject) -> str:
     sender, to = rng.sample(domain.keepers, 2)
-    return (
-        f"Dear {to},\nall is well at {domain.station}. {rng.choice(words.WEATHER)} "
-        f"{_sentences(rng, thing, rng.choice((2, 3)), named=0.7)}\nYour friend, {sender}"
-    )
+    return f"Dear {to},\nall is well at {domain.station}. {rng.choice(words.WEATHER)} {_sentences(rng, thing, rng.choice((2, 3)), named=0.7)}\nYour friend, {sender}"
 
 
 def _note(rng: random.Random, domain: Domain, thing: Subject) -> str:

@@ -59,15 +59,15 @@ def _some(rng: random.Random, subject: Subject, low: int, high: int) -> list[str
 
 
 def _holes(rng: random.Random) -> dict[str, str]:
-    return dict(
-        day=rng.choice(words.DAYS),
-        person=rng.choice(words.PEOPLE),
-        time=rng.choice(words.TIMES),
-        food=rng.choice(words.FOODS),
-        weather=rng.choice(words.WEATHER),
-        spot=rng.choice(words.SPOTS),
-        feeling=rng.choice(words.FEELINGS),
-    )
+    return {
+        "day": rng.choice(words.DAYS),
+        "person": rng.choice(words.PEOPLE),
+        "time": rng.choice(words.TIMES),
+        "food": rng.choice(words.FOODS),
+        "weather": rng.choice(words.WEATHER),
+        "spot": rng.choice(words.SPOTS),
+        "feeling": rng.choice(words.FEELINGS),
+    }
 
 
 def _close(rng: random.Random) -> str:
@@ -76,9 +76,7 @@ def _close(rng: random.Random) -> str:
 
 def _facts(rng: random.Random, subject: Subject, relations: list[str], *, named: float = 0.5) -> str:
     """Sentences for these facts; the first says the name, the later ones may say "it"."""
-    sentences = [
-        reword(rng, subject, relation, pronoun=k > 0 and rng.random() > named) for k, relation in enumerate(relations)
-    ]
+    sentences = [reword(rng, subject, relation, pronoun=k > 0 and rng.random() > named) for k, relation in enumerate(relations)]
     return " ".join(sentences)
 
 

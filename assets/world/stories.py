@@ -69,21 +69,21 @@ def tell_story(rng: random.Random, *, hero: str | None = None) -> str:
     others = rng.sample([a for a in words.ANIMALS if a != hero], 2)
     traits = rng.sample(words.TRAITS, 2)
     spots = rng.sample(words.SPOTS, 3)
-    holes = dict(
-        trait=traits[0],
-        trait2=traits[1],
-        animal=hero,
-        animal2=others[0],
-        animal3=others[1],
-        who=hero if is_person else f"the {hero}",
-        day=rng.choice(words.DAYS),
-        feeling=rng.choice(words.FEELINGS),
-        treasure=rng.choice(words.TREASURES),
-        food=rng.choice(words.FOODS),
-        sub=sub,
-        Sub=sub.capitalize(),
-        pos={"she": "her", "he": "his"}[sub],
-    )
+    holes = {
+        "trait": traits[0],
+        "trait2": traits[1],
+        "animal": hero,
+        "animal2": others[0],
+        "animal3": others[1],
+        "who": hero if is_person else f"the {hero}",
+        "day": rng.choice(words.DAYS),
+        "feeling": rng.choice(words.FEELINGS),
+        "treasure": rng.choice(words.TREASURES),
+        "food": rng.choice(words.FOODS),
+        "sub": sub,
+        "Sub": sub.capitalize(),
+        "pos": {"she": "her", "he": "his"}[sub],
+    }
     parts = [rng.choice(PERSON_OPENINGS if is_person else OPENINGS).format(spot=spots[0], **holes)]
     if rng.random() < 0.5:
         parts.append(rng.choice(words.WEATHER))
@@ -149,14 +149,14 @@ def chat_small(rng: random.Random) -> list[str]:
     turns: list[str] = []
     for _ in range(rng.choice((1, 1, 2))):
         questions, answers = rng.choice(SMALL_TALK)
-        holes = dict(
-            weather=rng.choice(words.WEATHER),
-            feeling=rng.choice(words.FEELINGS),
-            food=rng.choice(words.FOODS),
-            time=rng.choice(words.TIMES),
-            spot=rng.choice(words.SPOTS),
-            person=rng.choice(words.PEOPLE),
-        )
+        holes = {
+            "weather": rng.choice(words.WEATHER),
+            "feeling": rng.choice(words.FEELINGS),
+            "food": rng.choice(words.FOODS),
+            "time": rng.choice(words.TIMES),
+            "spot": rng.choice(words.SPOTS),
+            "person": rng.choice(words.PEOPLE),
+        }
         turns += [rng.choice(questions).format(**holes), rng.choice(answers).format(**holes)]
     return turns
 

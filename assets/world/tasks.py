@@ -60,11 +60,7 @@ def label_notes(rng: random.Random, count: int) -> list[Row]:
 
 def ask_each(rng: random.Random, subjects: list[Subject]) -> list[Row]:
     """One question about every fact of every subject, with its canonical answer."""
-    return [
-        {"question": ask(rng, subject, relation), "answer": state(subject, relation)}
-        for subject in subjects
-        for relation in _relations(subject)
-    ]
+    return [{"question": ask(rng, subject, relation), "answer": state(subject, relation)} for subject in subjects for relation in _relations(subject)]
 
 
 def ask_domain(rng: random.Random, domain: Domain) -> list[Row]:
