@@ -1,6 +1,6 @@
-"""The page as a whole: every component first, every event second.
+"""The page as a whole: every component first, every event second, then a server around it.
 
-Knows the tabs and what ties them together. Knows nothing of their insides, nor of servers.
+Knows the tabs and what ties them together. Knows nothing of their insides.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import gradio as gr
 
 from core.engine import Engine
-from studio import guard, guide
+from core.errors import SpecError
+from studio import gate, guard, guide, theme, tree
 from studio.acts import act
-from studio.serve import serve
+from studio.routes import routes
 from studio.tabs import compare, data, evaluate, library, mix, train
+from studio.web import ICON
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; more are refused with a sentence
-
-__all__ = ["build", "serve"]
+UPLOAD_LIMIT = "1gb"  # of one file; the readers have the same limit
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -46,5 +47,63 @@ def build(engine: Engine) -> gr.Blocks:
         library.wire(library_tab, engine, moved)
         shown = [tabs, data_tab.picker, train_tab.picker]
         for view in (top, data_tab.shown, train_tab.live, mix_tab.mixer, library_tab.shelf):
-            guard.on(view.act, engine, act, None, shown).then(fn=None, js="() => window.studio.poke()", api_visibility="private")
+            guard.look_again(guard.on(view.act, engine, act, None, shown))
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
+
+
+def serve(
+    engine: Engine,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: tuple[str, str] | None = None,
+    *,
+    space_host: str = "",
+    share: bool = False,
+    open_browser: bool = False,
+    block: bool = True,
+) -> gr.Blocks:
+    """Serves the studio.
+
+    Args:
+        host: address to listen on.
+        auth: user name and password that visitors must give.
+        space_host: the name of the Hugging Face Space that this is, where the platform stands in front.
+        share: also offer a public link; needs `auth`.
+        open_browser: opens the page in the default browser.
+        block: stay here until the server ends; otherwise return at once, and `close()` the page later.
+
+    Returns:
+        the page; `page.local_url` is its address.
+
+    Raises:
+        SpecError: others could reach it and no password is set, or the port is taken.
+    """
+    space = bool(space_host)
+    gate.check_exposure(host, share, auth, space)
+    names = [h for h in (host, space_host, "*.gradio.live" if share else "") if h and h not in ("0.0.0.0", "::")]
+    page = build(engine)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            auth=auth,
+            share=share,
+            inbrowser=open_browser,
+            prevent_thread_lock=not block,
+            app_kwargs={"routes": routes(engine), "middleware": gate.gates(names, space)},
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            pwa=True,
+            quiet=True,
+            footer_links=[],
+            max_file_size=UPLOAD_LIMIT,
+            favicon_path=str(ICON),
+            theme=theme.theme(),
+            css=theme.css(),
+            head=tree.script(),
+        )
+    except OSError as e:
+        raise SpecError(f"Port {port} cannot be used: {e}.", "Choose another port, or stop what uses it.") from e
+    return page

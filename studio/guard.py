@@ -76,7 +76,8 @@ def asked(fn: Callable[..., Any], engine: Any) -> Callable[[Any], dict[str, Any]
     @functools.wraps(fn)
     def answered(question: Any = None) -> dict[str, Any]:
         try:
-            return fn(engine, question if isinstance(question, dict) else {})
+            found: dict[str, Any] = fn(engine, question if isinstance(question, dict) else {})
+            return found
         except StudioError as e:
             return {"error": sentence(e)}
         except Exception:
@@ -91,3 +92,8 @@ def on(trigger: Callable[..., Any], engine: Any, fn: Callable[..., Any], inputs:
     """Wires one event: through the door, and not offered as an endpoint to strangers."""
     kwargs.setdefault("show_progress", "hidden")
     return trigger(door(fn, engine), inputs, outputs, api_visibility="private", **kwargs)
+
+
+def look_again(event: Any) -> None:
+    """After an event that changed something: the top of the page asks at once how things stand."""
+    event.then(fn=None, js="() => window.studio.poke()", api_visibility="private")

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
+from core.spec import RunStatus
 from studio import guard, show
 from studio.tree import Node, button, node
 from studio.web import asset
@@ -81,8 +82,8 @@ def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[An
         return Next(f"The base model could not be loaded: {base.error}", bad=True)
     kinds = {d.kind for d in datasets}
     if not datasets:
-        buttons = (button("Use the sample data", {"do": "sample"}, "primary"),)
-        return Next("Start with data: drop your own files below, or take the sample data that comes with the studio.", buttons)
+        said = "Start with data: drop your own files below, or take the sample data that comes with the studio."
+        return Next(said, (button("Use the sample data", {"do": "sample"}, "primary"),))
     learned = {a.kind for a in adapters}
     alive = [r for r in runs if r.status.alive]
     coming = learned | {r.kind for r in alive}
@@ -98,10 +99,12 @@ def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[An
         buttons = [button("Compare the mixes", {"do": "compare"}, "" if alive else "primary"), button("Open the mixer", {"do": "tab", "tab": "mix"})]
         said = "Ask base, domain, task and both together the same question, side by side."
     else:
-        said = "The adapter is learning. It can be heard in the mixer while it does."
-    interrupted = next((r for r in runs if r.resumable and not r.status.alive), None) if not alive else None
-    if interrupted:
-        buttons.append(button(f"Resume {interrupted.name}", {"do": "resume", "run": interrupted.id}))
+        buttons = [button("Compare already", {"do": "compare"}), button("Open the mixer", {"do": "tab", "tab": "mix"})]
+        said = "It can be heard while it learns."
+    interrupted = next((r for r in runs if r.status is RunStatus.INTERRUPTED and r.resumable), None)
+    if interrupted and not alive and interrupted.adapter not in {a.id for a in adapters}:
+        said = f"{interrupted.name} was interrupted at step {interrupted.step} of {interrupted.total_steps or 'its plan'}; it goes on where it was."
+        return Next(said, (button("Resume it", {"do": "resume", "run": interrupted.id}, "primary"), *[{**b, "cls": "btn quiet"} for b in buttons]))
     if not alive:
         return Next(said, tuple(buttons))
     run = min(alive, key=lambda r: (r.status.value == "queued", r.created))
@@ -119,8 +122,7 @@ def _bar(base: Any) -> Node:
 
 def _specs(base: Any) -> list[tuple[str, str]]:
     """What the model that is resident is, in four words."""
-    short = base.name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    name = f"{short} (loading)" if base.loading else short
+    name = f"{show.base(base.name)} (loading)" if base.loading else show.base(base.name)
     size = f"{show.short(base.parameters)} parameters" if base.parameters else ""
     bits = "4 bits (nf4)" if base.quantization == "nf4" else "not quantised"
     memory = getattr(base, "memory_bytes", 0)
@@ -130,12 +132,14 @@ def _specs(base: Any) -> list[tuple[str, str]]:
 
 
 def _path(steps: list[Step]) -> Node:
-    now = next((i for i, s in enumerate(steps) if not s.done), len(steps) - 1)
+    first = next((i for i, s in enumerate(steps) if not s.done), len(steps) - 1)
+    now = {first} if first < 3 else {3, 4}  # once both adapters are there, mixing and comparing stand open
     items = []
     for i, step in enumerate(steps):
-        state = "done" if step.done else "now" if i == now else "later"
+        state = "done" if step.done else "now" if i in now else "later"
         mark = node("span", "✓" if step.done else str(i + 1), cls="mark-no")
-        text = node("button", mark, node("span", step.title, cls="step-title"), cls="step", act={"do": "tab", "tab": step.tab}, aria_current="step" if i == now else None)
+        here = "step" if i == first else None
+        text = node("button", mark, node("span", step.title, cls="step-title"), cls="step", act={"do": "tab", "tab": step.tab}, aria_current=here)
         items.append(node("li", text, cls=state))
     return node("ol", *items, cls="path", aria_label="The way from data to an answer")
 

@@ -71,7 +71,7 @@ def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pairs(events: list[dict[str, Any]], kind: str, field: str) -> list[list[float]]:
+def _pairs(events: list[dict[str, Any]], kind: str, field: str) -> list[list[Any]]:
     found = [[e.get("step"), e.get(field)] for e in events if e.get("kind") == kind]
     return [p for p in found if all(isinstance(v, (int, float)) and math.isfinite(v) for v in p)]
 

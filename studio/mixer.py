@@ -46,7 +46,7 @@ def shelf(engine: Engine) -> list[dict[str, Any]]:
 def _plain(adapter: Any) -> dict[str, Any]:
     get = adapter.get if isinstance(adapter, dict) else lambda k, d=None: getattr(adapter, k, d)
     keys = ("id", "name", "kind", "rank", "base", "training", "fits", "why")
-    return {k: get(k) for k in keys}
+    return {**{k: get(k) for k in keys}, "base": show.base(get("base") or "")}
 
 
 def weights(rows: Any) -> dict[str, float]:

@@ -56,6 +56,11 @@ def when(unix_seconds: float) -> str:
     return time.strftime("%d %b %Y, %H:%M", time.localtime(unix_seconds))
 
 
+def base(name: str) -> str:
+    """A base model as people call it: a Hub id as it is, a folder by its last part."""
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) or "\\" in name else name
+
+
 def weights(named: Mapping[str, float]) -> str:
     """A mix as a formula: `base + 1.00 · Kitchen`."""
     parts = [f"{'+' if w >= 0 else '−'} {abs(w):.2f} · {name}" for name, w in named.items() if w]

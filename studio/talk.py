@@ -7,7 +7,7 @@ the components that show them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.engine import Engine
@@ -44,14 +44,20 @@ def frames(engine: Engine, talk: Talk, prompt: str, mixes: Sequence[Mix], sampli
     talk.stream, talk.prompt, talk.names, talk.frame = stream, prompt, [m.name or str(m) for m in mixes], None
     try:
         for frame in stream:
-            if talk.serial != serial and not frame.done:
-                return
+            if talk.serial != serial:
+                break
             talk.frame = frame
             yield frame
-            if talk.serial != serial:
-                return
+        if talk.stream is None and talk.frame is not None and not talk.frame.done:  # stopped, not replaced: what is written stays
+            talk.frame = _ended(talk.frame)
+            yield talk.frame
     finally:
         stream.close()
+
+
+def _ended(frame: Any) -> Any:
+    """A frame whose unfinished columns are marked as stopped."""
+    return replace(frame, columns=[c if c.done else replace(c, done=True, reason="cancelled") for c in frame.columns], done=True)
 
 
 def choices(engine: Engine, present: Mix | None = None) -> list[dict[str, str]]:
@@ -86,8 +92,12 @@ def stamp(column: Any) -> str:
     """What the model had active for an answer, in one line."""
     active = column.stamp.get("weights") or {}
     digests = column.stamp.get("adapters") or {}
-    parts = [f"{i} {w:+.2f} ({str(digests.get(i, ''))[:8] or 'in training'})" for i, w in active.items()]
+    parts = [f"{i} {w:+.2f} ({_digest(digests.get(i, ''))})" for i, w in active.items()]
     return "base" + "".join(f" · {p}" for p in parts)
+
+
+def _digest(said: str) -> str:
+    return said if " " in said else said[:8] or "in training"
 
 
 def speed(column: Any) -> str:
@@ -102,7 +112,7 @@ def markdown(talk: Talk) -> str:
     if talk.frame is None:
         return ""
     lines = ["# Comparison", "", f"**Prompt:** {show.markdown_text(talk.prompt)}", ""]
-    for name, column in zip(talk.names, talk.frame.columns):
+    for name, column in zip(talk.names, talk.frame.columns, strict=True):
         body = "\n".join("> " + show.markdown_text(line) for line in column.text.splitlines() or [""])
         lines += [f"## {show.markdown_text(name)}", "", body, "", f"{speed(column)}  ", f"`{stamp(column)}`", ""]
     first = talk.frame.columns[0].stamp if talk.frame.columns else {}

@@ -81,7 +81,7 @@ def answered(engine: Engine, prompt: str, board: Any, rows: Any, talking: Talk, 
     if not LEAST <= len(picks) <= COLUMN_LIMIT:
         raise SpecError(f"There are {len(picks)} columns.", f"Compare {LEAST} to {COLUMN_LIMIT} mixes.")
     mixes = talk.named(engine, picks, mixer.present(engine, rows))
-    drawn = Sampling(**fields.read(Sampling, dict(zip(SAMPLING, sampling))))
+    drawn = Sampling(**fields.read(Sampling, dict(zip(SAMPLING, sampling, strict=True))))
     reference = next((i for i, m in enumerate(mixes) if not m.weights), 0)
     for frame in talk.frames(engine, talking, prompt, mixes, drawn):
         yield {"picks": picks, "touched": True, "columns": columns(frame, reference)}
@@ -107,6 +107,6 @@ def exported(engine: Engine, talking: Talk) -> str:
 
 
 def _column(column: Any, base: str) -> Node:
-    pieces = [node("mark", text) if differs else node("span", text) for text, differs in show.differing(base, column.text)]
+    pieces: list[Any] = [node("mark", text) if differs else node("span", text) for text, differs in show.differing(base, column.text)]
     text = node("p", *(pieces or ["…"]), cls="answer-text" if column.done else "answer-text writing")
     return node("div", text, node("p", talk.speed(column), cls="quiet"), node("p", talk.stamp(column), cls="stamp"))

@@ -5,6 +5,7 @@ Knows previews, datasets and what they look like. Knows nothing of readers or sp
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +81,8 @@ def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
         guard.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
     for role in roles:
         guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.shown, tab.add])
-    done = guard.on(
-        tab.add.click, engine, imported, [tab.files, tab.kind, tab.encoding, tab.name, *roles], [tab.files, tab.picker], show_progress="minimal"
-    )
-    done.then(fn=None, js="() => window.studio.poke()", api_visibility="private")
+    form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
+    guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
     for trigger in (tab.picker.change, tab.split.change):
         guard.on(trigger, engine, opened, [tab.picker, tab.split], [tab.shown])
     for trigger in (tab.picker.change, moved):  # apart from the rows, because it waits for the model's thread
@@ -104,10 +103,8 @@ def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any
     if not files:
         return gr.update(visible=False), gr.skip(), "", *_closed()
     kind, name = "domain", _stem(files[0])
-    try:
+    with contextlib.suppress(StudioError):  # the sentence is shown by the reading below
         kind = engine.preview(files, encoding=encoding).kind
-    except StudioError:
-        pass  # the sentence is shown by the reading below
     return gr.update(visible=True), kind, name, *reread(engine, files, kind, encoding)
 
 
@@ -167,7 +164,7 @@ def _stem(path: str) -> str:
 
 
 def _roles(columns: tuple[str, ...]) -> dict[str, str]:
-    return {role: column for role, column in zip(ROLES, columns) if column}
+    return {role: column for role, column in zip(ROLES, columns, strict=False) if column}
 
 
 def _wanted(kind: str, roles: dict[str, str]) -> set[str]:
@@ -206,7 +203,7 @@ def _dataset(found: Any, split: str, rows: list[dict[str, Any]]) -> Node:
     total = max(1, sum(found.splits.values()))
     parts = [
         node("div", node("span", NAMES.get(k, k)), node("strong", f"{n:,}"), cls=f"part {k}", vars={"share": f"{100 * n / total:.2f}%"})
-        for k, n in found.splits.items()
+        for k, n in ((k, found.splits.get(k, 0)) for k in NAMES)
     ]
     about = facts(
         [("Rows", f"{found.rows:,}"), ("Files", ", ".join(f["name"] for f in found.files)[:200]), ("Split seed", found.seed),

@@ -65,9 +65,8 @@ def build() -> EvaluateTab:
 
 def wire(tab: EvaluateTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> None:
     """Connects the events."""
-    poke = dict(fn=None, js="() => window.studio.poke()", api_visibility="private")
     inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.talk]
-    guard.on(tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4).then(**poke)
+    guard.look_again(guard.on(tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4))
     guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
     guard.on(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
     for trigger in (moved, mixer_rows.mixed):

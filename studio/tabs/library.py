@@ -6,6 +6,7 @@ Knows lists and details. Knows nothing of how things are stored.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from studio.tree import Node, button, chip, download, empty, facts, node, view
 
 KINDS = [("Adapters", "adapters"), ("Runs", "runs"), ("Datasets", "datasets"), ("Mixes", "mixes"), ("Reports", "reports")]
 RENAMABLE = ("adapters", "datasets", "mixes")
+NOTHING = empty("Nothing chosen", "Choose something in the list to see what it is and where it came from.")
 HINTS = {
     "adapters": ("No adapters yet", "They land here when a run ends or is stopped.", "train"),
     "runs": ("No runs yet", "Each training run is kept with its curve and its settings.", "train"),
@@ -35,11 +37,11 @@ class LibraryTab:
     shelf: gr.HTML
     picked: gr.State
     details: gr.HTML
-    tools: gr.Group
+    tools: gr.Column
     name: gr.Textbox
     rename: gr.Button
     delete: gr.Button
-    sure: gr.Group
+    sure: gr.Column
     yes: gr.Button
     no: gr.Button
 
@@ -51,13 +53,12 @@ def build() -> LibraryTab:
             kind = gr.Radio(KINDS, value="adapters", label="Show", elem_classes="segments")
             shelf = view(elem_id="shelf")
         with gr.Column(scale=7, min_width=320, elem_classes="card"):
-            details = view(empty("Nothing chosen", "Choose something on the left to see what it is."), elem_id="details")
-            with gr.Group(visible=False, elem_classes="plain") as tools:
-                with gr.Row(elem_classes="save-row"):
-                    name = gr.Textbox(label="Name", max_length=120, scale=3, min_width=140)
-                    rename = gr.Button("Rename", scale=1, min_width=90)
-                    delete = gr.Button("Delete", variant="stop", scale=1, min_width=90)
-            with gr.Group(visible=False, elem_classes="plain confirm") as sure:
+            details = view(NOTHING, elem_id="details")
+            with gr.Column(visible=False) as tools, gr.Row(elem_classes="save-row"):
+                name = gr.Textbox(label="Name", max_length=120, scale=3, min_width=140)
+                rename = gr.Button("Rename", size="md", scale=1, min_width=90)
+                delete = gr.Button("Delete", size="md", variant="stop", scale=1, min_width=80)
+            with gr.Column(visible=False) as sure:
                 view(node("p", "Delete it for good? This cannot be undone.", cls="problem"))
                 with gr.Row():
                     yes = gr.Button("Yes, delete it", variant="stop")
@@ -67,16 +68,15 @@ def build() -> LibraryTab:
 
 def wire(tab: LibraryTab, engine: Engine, moved: Any) -> None:
     """Connects the events."""
-    poke = dict(fn=None, js="() => window.studio.poke()", api_visibility="private")
     shown = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.sure]
     for trigger in (moved, tab.kind.input):
         guard.on(trigger, engine, refresh, [tab.kind, tab.picked], shown)
     guard.on(tab.shelf.act, engine, chosen, [tab.kind, tab.picked], shown)
     guard.on(tab.details.act, engine, verified, [tab.kind, tab.picked], [tab.details], show_progress="minimal")
-    guard.on(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown).then(**poke)
+    guard.look_again(guard.on(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown))
     guard.on(tab.delete.click, engine, asked, None, [tab.sure])
     guard.on(tab.no.click, engine, kept, None, [tab.sure])
-    guard.on(tab.yes.click, engine, removed, [tab.kind, tab.picked], shown).then(**poke)
+    guard.look_again(guard.on(tab.yes.click, engine, removed, [tab.kind, tab.picked], shown))
 
 
 def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
@@ -84,8 +84,7 @@ def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
     found = items(engine, kind)
     item = next((i for i in found if i.id == picked), None)
     if item is None:
-        nothing = empty("Nothing chosen", "Choose something on the left to see what it is.") if found else None
-        return shelf(engine, kind, found, ""), "", nothing, gr.update(visible=False), "", gr.skip(), gr.update(visible=False)
+        return shelf(engine, kind, found, ""), "", NOTHING, gr.update(visible=False), "", gr.skip(), gr.update(visible=False)
     nameable = kind in RENAMABLE
     name = gr.update(value=getattr(item, "name", ""), visible=nameable)
     return shelf(engine, kind, found, picked), picked, detail(engine, kind, item), gr.update(visible=True), name, gr.update(visible=nameable), gr.update(visible=False)
@@ -130,8 +129,10 @@ def removed(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
 
 def items(engine: Engine, kind: str) -> list[Any]:
     """All items of a kind, newest first."""
-    listed = {"adapters": engine.adapters, "runs": engine.runs, "datasets": engine.datasets, "mixes": engine.mixes, "reports": engine.reports}[kind]()
-    return sorted(listed, key=lambda i: i.created, reverse=True)
+    lists: dict[str, Callable[[], list[Any]]] = {
+        "adapters": engine.adapters, "runs": engine.runs, "datasets": engine.datasets, "mixes": engine.mixes, "reports": engine.reports,
+    }  # fmt: skip
+    return sorted(lists[kind](), key=lambda i: float(i.created), reverse=True)
 
 
 def shelf(engine: Engine, kind: str, found: list[Any], picked: str) -> Node:
@@ -161,10 +162,10 @@ def _chips(kind: str, item: Any) -> list[Node]:
 def _line(kind: str, item: Any) -> str:
     said = {
         "adapters": lambda: f"rank {item.rank} · {show.size(item.bytes)} · {item.dataset_name}",
-        "runs": lambda: f"step {item.step} of {item.total_steps} · {item.base}",
+        "runs": lambda: f"step {item.step} of {item.total_steps} · {show.base(item.base)}",
         "datasets": lambda: f"{item.rows:,} rows · " + " / ".join(f"{n:,}" for n in item.splits.values()),
         "mixes": lambda: show.weights(item.weights),
-        "reports": lambda: f"{len(item.rows)} mixes · {item.base}",
+        "reports": lambda: f"{len(item.rows)} mixes · {show.base(item.base)}",
     }[kind]()
     return f"{said} · {show.when(item.created)}"
 
@@ -186,12 +187,12 @@ def detail(engine: Engine, kind: str, item: Any) -> Node:
 def _adapter(engine: Engine, a: Any) -> list[tuple[str, Any]]:
     results = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in a.results.items() if isinstance(v, (int, float)))
     modules = ", ".join(a.target_modules)
-    return [("Base", a.base), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
+    return [("Base", show.base(a.base)), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
             ("On top of", a.stacked_on), ("Results", results), ("Size", show.size(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
 
 
 def _run(engine: Engine, r: Any) -> list[tuple[str, Any]]:
-    return [("Base", r.base), ("Steps", f"{r.step} of {r.total_steps}"), ("Adapter", r.adapter), ("Error", r.error)]
+    return [("Base", show.base(r.base)), ("Steps", f"{r.step} of {r.total_steps}"), ("Adapter", r.adapter), ("Error", r.error)]
 
 
 def _dataset(engine: Engine, d: Any) -> list[tuple[str, Any]]:
@@ -206,6 +207,7 @@ def _mix(engine: Engine, m: Any) -> list[tuple[str, Any]]:
 
 
 def _report(engine: Engine, r: Any) -> list[tuple[str, Any]]:
-    return [("Dataset", r.dataset_name), ("Split", r.split), ("Base", r.base), ("Mixes", ", ".join(row["name"] for row in r.rows)), ("Took", show.duration(r.seconds))]
+    mixes = ", ".join(row["name"] for row in r.rows)
+    return [("Dataset", r.dataset_name), ("Split", r.split), ("Base", show.base(r.base)), ("Mixes", mixes), ("Took", show.duration(r.seconds))]
 
 

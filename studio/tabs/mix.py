@@ -61,16 +61,15 @@ def build() -> MixTab:
 
 def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
     """Connects the events."""
-    poke = dict(fn=None, js="() => window.studio.poke()", api_visibility="private")
-    talking = dict(concurrency_limit=8, trigger_mode="multiple")
+    talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
         guard.on(trigger, engine, answered, [tab.prompt, tab.mixer, tab.talk], [tab.answer], **talking)
     guard.on(tab.mixer.mixed, engine, followed, [tab.prompt, tab.mixer, tab.talk], [tab.answer], **talking)
-    guard.on(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]).then(**poke)
+    guard.look_again(guard.on(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
     guard.on(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
         guard.door(followed, engine), [tab.prompt, tab.mixer, tab.talk], [tab.answer], show_progress="hidden", api_visibility="private", **talking
     )
-    guard.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]).then(**poke)
+    guard.look_again(guard.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
     guard.on(moved, engine, refresh, [tab.saved, tab.prompt], [tab.mixer, tab.saved, tab.prompt])
 
 

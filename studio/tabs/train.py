@@ -85,7 +85,7 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
-    guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]).then(fn=None, js="() => window.studio.poke()", api_visibility="private")
+    guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
 
 
@@ -145,10 +145,12 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     run_ids = [r.id for r in runs]
     kind, picked = values[tab.kind], values[tab.picker]
     out: dict[Any, Any] = {}
-    blank = not values[tab.dataset]
-    if blank and not anew:  # an untouched form follows the path: first the domain, then the task
+    before = suggested(engine, kind)
+    untouched = values[tab.dataset] in (None, "", before.dataset) and values[tab.name] in (None, "", before.name)
+    if untouched and not anew:  # an untouched form follows the path: first the domain, then the task
         have = {a.kind for a in engine.adapters()} | {r.kind for r in runs if r.status.alive}
-        kind = "task" if "domain" in have and "task" not in have and of_kind(engine, "task") else kind
+        ahead = kind == "domain" and "domain" in have and "task" not in have and of_kind(engine, "task")
+        kind, anew = ("task", True) if ahead else (kind, anew)
         out[tab.kind] = kind
     sets = [(d.name, d.id) for d in of_kind(engine, kind)]
     below = below_choices(engine)
@@ -158,7 +160,7 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     name = values[tab.name] if keep and values[tab.name] else hint.name
     stack = values[tab.stack_on] if keep and values[tab.stack_on] in [i for _, i in below] else hint.stack_on
     preset = values[tab.preset] if keep else usual_preset(engine)
-    out[tab.dataset] = gr.update(choices=sets, value=dataset, info=None if sets else "No dataset of this kind yet: import one under Data.")
+    out[tab.dataset] = gr.update(choices=sets, value=dataset, info="" if sets else "None of this kind yet: import one under Data.")
     out[tab.name] = name
     out[tab.stack_on] = gr.update(choices=[*below, ALONE], value=stack if kind == "task" else "", visible=kind == "task")
     out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
