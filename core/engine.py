@@ -58,6 +58,7 @@ class BaseInfo:
     fingerprint: str = ""
     chat_template: bool = False
     targets: tuple[str, ...] = ()
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class Engine:
                 fingerprint=loaded.fingerprint,
                 chat_template=loaded.own_template,
                 targets=loaded.family.targets,
+                memory_bytes=int(loaded.model.get_memory_footprint()),
             )
         except StudioError as e:
             self._info = BaseInfo(name=base, loading=False, error=str(e))
