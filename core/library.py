@@ -225,7 +225,10 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
                 tensor = f.get_tensor(key)
                 module, _, side = key.removesuffix(".weight").rpartition(".")
                 if side not in ("lora_A", "lora_B") or tensor.dim() != 2 or tensor.shape[0 if side == "lora_A" else 1] != rank:
-                    raise AdapterError(f"The tensor {key!r} of shape {tuple(tensor.shape)} is not a LoRA factor of rank {rank}.", "Convert the adapter to plain LoRA first.")
+                    raise AdapterError(
+                        f"The tensor {key!r} of shape {tuple(tensor.shape)} is not a LoRA factor of rank {rank}.",
+                        "Convert the adapter to plain LoRA first.",
+                    )
                 if not bool(torch.isfinite(tensor).all()):
                     raise AdapterError(f"The tensor {key!r} holds NaN or infinite numbers.", "The adapter is unusable: train it again with a lower learning rate.")
                 pairs.setdefault(module, set()).add(side)

@@ -11,7 +11,12 @@ CHATML = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-SENTENCES = [f"The {a} {b} is kept in the {c} room." for a in ("red", "blue", "green", "old") for b in ("lamp", "bell", "pump", "clock") for c in ("north", "south", "cold", "dry")]
+SENTENCES = [
+    f"The {a} {b} is kept in the {c} room."
+    for a in ("red", "blue", "green", "old")
+    for b in ("lamp", "bell", "pump", "clock")
+    for c in ("north", "south", "cold", "dry")
+]
 
 
 def build_tiny_tokenizer(folder: Path) -> None:

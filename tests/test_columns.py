@@ -79,7 +79,7 @@ def test_domain_rows_are_texts_only():
     ],
 )
 def test_pairs_become_a_user_and_an_assistant_message(values, roles, messages):
-    columns = {c: "x" for c in roles.values()}
+    columns = dict.fromkeys(roles.values(), "x")
     assert canonical(raw(values, columns), "task", roles)[0] == {"messages": messages}
 
 

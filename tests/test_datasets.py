@@ -113,7 +113,7 @@ def test_all_formats_make_one_dataset(workspace, tmp_path):
 
 def test_roles_kind_and_encoding_can_be_corrected(workspace, tmp_path):
     path = tmp_path / "a.csv"
-    path.write_bytes("frage;antwort\n".encode() + b"".join(f"wie viel {i}?;é{i}\n".encode("latin-1") for i in range(3)))
+    path.write_bytes(b"frage;antwort\n" + b"".join(f"wie viel {i}?;é{i}\n".encode("latin-1") for i in range(3)))
     with pytest.raises(DataError, match=r"a.csv, line 2: the line is not utf-8 text. .*latin-1"):
         import_dataset(workspace, [path], "x")
     seen = preview([path], encoding="latin-1")

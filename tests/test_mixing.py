@@ -156,8 +156,9 @@ def test_loading_an_adapter_during_training_changes_neither_gradients_nor_dice(t
 
 
 def test_gpt2_layers_mix_like_peft_too(tmp_path: Path) -> None:
-    from tests.conftest import build_tiny_tokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.conftest import build_tiny_tokenizer
 
     folder = tmp_path / "gpt2"
     folder.mkdir()

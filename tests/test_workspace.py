@@ -112,10 +112,9 @@ def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
 def test_an_error_while_writing_keeps_the_old_file_and_no_partial(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(StorageError if isinstance(error, OSError) else type(error)):
-        with whole_file(path, "w") as f:
-            f.write("new")
-            raise error
+    with pytest.raises(StorageError if isinstance(error, OSError) else type(error)), whole_file(path, "w") as f:
+        f.write("new")
+        raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

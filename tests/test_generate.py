@@ -1,0 +1,113 @@
+"""Writing and scoring: columns depend on their own mix and dice only, and sums are sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.data.batches import encode_text
+from core.errors import SpecError
+from core.model.base import load_base
+from core.model.generate import encode_prompt, generate, speaking
+from core.model.resident import Resident
+from core.model.scoring import score
+from core.spec import Mix, Sampling
+from core.workspace import Workspace
+from tests.test_mixing import SHAPES, hang_random
+
+MIXES = [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"two": 1.0}), Mix(weights={"one": 0.6, "three": -1.0})]
+
+
+@pytest.fixture(scope="module")
+def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+    made = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
+    hang_random(made, SHAPES)
+    yield made
+
+
+def write(resident: Resident, mixes: list[Mix], sampling: Sampling, prompts: list[str] | None = None) -> list[list[int]]:
+    texts = prompts or ["Where is the red lamp?"] * len(mixes)
+    ids = [encode_prompt(resident, t, True, sampling.max_new_tokens) for t in texts]
+    writers = list(generate(resident, ids, mixes, [sampling] * len(mixes)))[-1]
+    return [w.ids for w in writers]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=24), Sampling(max_new_tokens=24, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=5)])
+def test_a_column_writes_the_same_alone_and_beside_others(resident: Resident, sampling: Sampling) -> None:
+    together = write(resident, MIXES, sampling)
+    alone = [write(resident, [m], sampling)[0] for m in MIXES]
+    assert together == alone
+    assert len({tuple(t) for t in together}) == 4, "four mixes say four things"
+
+
+def test_greedy_text_equals_transformers_own_generate(resident: Resident) -> None:
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    with speaking(resident, resident.rows([Mix(weights={"one": 1.0})])):
+        reference = resident.base.model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False, pad_token_id=0, attention_mask=torch.ones(1, len(ids)))
+    ours = write(resident, [Mix(weights={"one": 1.0})], Sampling(max_new_tokens=24))[0]
+    expected = reference[0, len(ids) :].tolist()
+    assert ours == [t for t in expected if t not in resident.base.eos_ids]
+
+
+def test_identical_mixes_with_the_same_dice_write_identical_text(resident: Resident) -> None:
+    same = write(resident, [MIXES[1]] * 3, Sampling(max_new_tokens=20, temperature=1.0, seed=9))
+    assert same[0] == same[1] == same[2]
+    assert same[0] != write(resident, [MIXES[1]], Sampling(max_new_tokens=20, temperature=1.0, seed=10))[0]
+
+
+def test_prompts_of_different_length_do_not_disturb_each_other(resident: Resident) -> None:
+    prompts = ["Hi", "Where is the very old red lamp of the north room, please?"]
+    both = write(resident, [MIXES[1], MIXES[1]], Sampling(max_new_tokens=16), prompts)
+    assert both == [write(resident, [MIXES[1]], Sampling(max_new_tokens=16), [p])[0] for p in prompts]
+
+
+def test_a_column_that_ends_leaves_the_batch_and_the_others_go_on(resident: Resident) -> None:
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    samplings = [Sampling(max_new_tokens=n) for n in (3, 24, 9, 24)]
+    writers = list(generate(resident, [ids] * 4, MIXES, samplings))[-1]
+    assert [len(w.ids) for w in writers] == [3, 24, 9, 24] or all(w.reason for w in writers)
+    full = write(resident, MIXES, Sampling(max_new_tokens=24))
+    assert [w.ids for w in writers] == [full[0][:3], full[1], full[2][:9], full[3]]
+
+
+def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
+    tokenizer = resident.base.tokenizer
+    whole = tokenizer.decode(write(resident, [MIXES[3]], Sampling(max_new_tokens=24))[0])
+    stop = whole[6:9]
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    writers = list(generate(resident, [ids], [MIXES[3]], [Sampling(max_new_tokens=24, stop=(stop,))]))[-1]
+    assert writers[0].reason == "stop" and writers[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
+
+
+def test_closing_halfway_leaves_the_model_as_it_was(resident: Resident) -> None:
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    steps = generate(resident, [ids], [MIXES[1]], [Sampling(max_new_tokens=24)])
+    next(steps)
+    steps.close()
+    assert resident.mixer.weights is None
+
+
+def test_prompts_that_leave_no_room_are_refused_with_both_numbers(resident: Resident) -> None:
+    with pytest.raises(SpecError, match=r"The prompt has \d+ tokens and the answer may have 200, but the base reads 256"):
+        encode_prompt(resident, "word " * 100, True, 200)
+    with pytest.raises(SpecError, match="The prompt is empty"):
+        encode_prompt(resident, "  ", True, 8)
+
+
+def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None:
+    texts = ["The red lamp is kept in the north room.", "The bell", "The old clock is kept in the dry room. " * 9]
+    sequences = [e for t in texts for e in encode_text(resident.base.tokenizer, t, 64)]
+    scores = list(score(resident, sequences, MIXES))[-1][1]
+    for mix, found in zip(MIXES, scores, strict=True):
+        nats = tokens = 0.0
+        for e in sequences:  # one by one, without padding
+            with speaking(resident, resident.rows([mix])):
+                logits = resident.base.model(torch.tensor([e.ids])).logits[0].double()
+            picked = logits[:-1].log_softmax(-1)[range(len(e.ids) - 1), e.ids[1:]]
+            nats -= float((picked * torch.tensor(e.mask[1:])).sum())
+            tokens += sum(e.mask[1:])
+        assert found.tokens == tokens
+        assert found.nats == pytest.approx(nats, rel=1e-5)

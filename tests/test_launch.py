@@ -1,0 +1,59 @@
+"""The launcher: what is pinned, what is reused, who may start it, and that a Space can."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_requirement_is_pinned() -> None:
+    for file in (launch.REQUIREMENTS, launch.TEST_REQUIREMENTS):
+        lines = [x for x in file.read_text().splitlines() if x and not x.startswith("#")]
+        assert lines and all(launch.PIN.match(x) for x in lines)
+
+
+def test_what_is_importable_in_its_pinned_version_is_reused() -> None:
+    assert launch.importable(launch.REQUIREMENTS)
+    assert launch.prepare([launch.REQUIREMENTS]) == Path(sys.executable)
+
+
+def test_a_missing_or_other_version_is_not_taken_for_the_pinned_one(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    for text in ("no-such-package==1.0\n", "pytest==0.0.1\n"):
+        file.write_text(text)
+        assert not launch.importable(file)
+
+
+def test_markers_choose_the_pin_of_this_python(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text('a==1; python_version >= "3.11"\na==2; python_version < "3.11"\nb==3\n')
+    assert launch.pins(file) == {"a": "1" if sys.version_info >= (3, 11) else "2", "b": "3"}
+
+
+def test_an_unsupported_python_is_told_which_ones_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text("no-such-package==1.0\n")
+    monkeypatch.setattr(launch, "PYTHONS", ((3, 98), (3, 99)))
+    with pytest.raises(SystemExit, match=r"Python 3\.\d+ is not supported: start launch.py with Python 3\.98 to 3\.99"):
+        launch.prepare([file])
+
+
+def test_help_needs_nothing_installed() -> None:
+    out = subprocess.run([sys.executable, "-S", "launch.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "launch.py demo" in out and "--auth" in out
+
+
+def test_the_repository_is_a_space() -> None:
+    front = (ROOT / "README.md").read_text(encoding="utf-8").split("---")[1]
+    fields = dict(re.findall(r"^(\w+): (.+)$", front, re.M))
+    assert fields["sdk"] == "gradio" and fields["app_file"] == "launch.py" and fields["suggested_hardware"]
+    assert fields["sdk_version"] == launch.pins(launch.REQUIREMENTS)["gradio"]
+    assert len(fields["short_description"]) <= 60

@@ -1,0 +1,214 @@
+"""Adapters on disk: whole or not there, checked before use, refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core import library
+from core.engine import Engine
+from core.errors import AdapterError, NameRefused, NotFound, SpecError
+from core.spec import Mix, Sampling
+from core.workspace import Workspace
+from tests.conftest import build_tiny_llama
+
+CONFIG: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": ["q_proj"], "bias": "none"}
+
+
+def factors(scale: float = 0.1) -> dict[str, torch.Tensor]:
+    """The tensors of a rank 2 adapter on the queries of the tiny Llama."""
+    dice = torch.Generator().manual_seed(1)
+    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    return {name.format(i, s): torch.randn((2, 64) if s == "A" else (64, 2), generator=dice) * scale for i in (0, 1) for s in "AB"}
+
+
+def put(workspace: Workspace, name: str, fingerprint: str, tensors: dict[str, torch.Tensor] | None = None) -> library.Adapter:
+    meta = {"kind": "domain", "base": {"name": "tiny", "fingerprint": fingerprint}}
+    return library.add(workspace, f"{name}-0001", name, lambda p: save_file(tensors or factors(), p), CONFIG, meta)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")
+
+
+@pytest.fixture
+def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as made:
+        made.base(wait=True)
+        yield made
+
+
+def test_an_adapter_appears_with_checksums_that_hold(workspace: Workspace) -> None:
+    adapter = put(workspace, "mine", "f" * 64)
+    folder = workspace.path("adapters", adapter.id)
+    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "EXPERIMENT_METADATA.json", "checksums.txt", "README.md"}
+    assert adapter.rank == 2 and adapter.alpha == 4 and adapter.target_modules == ("q_proj",)
+    assert library.verify(workspace, adapter.id)[1] == "4 tensors have the names and shapes of rank 2."
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "EXPERIMENT_METADATA.json", "README.md"])
+def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
+    adapter = put(workspace, "mine", "f" * 64)
+    path = workspace.path("adapters", adapter.id, file)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(AdapterError, match="has changed since it was saved"):
+        library.verify(workspace, adapter.id)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda t: t.pop(next(iter(t))), "factor is missing"),
+        (lambda t: t.update({next(iter(t)): torch.full((2, 64), torch.nan)}), "NaN or infinite"),
+        (lambda t: t.update({next(iter(t)): torch.zeros(3, 64)}), "not a LoRA factor of rank 2"),
+        (lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}), "not a LoRA factor"),
+    ],
+)
+def test_t13_unfit_weights_never_enter_the_library(workspace: Workspace, spoil: Any, said: str) -> None:
+    tensors = factors()
+    spoil(tensors)
+    with pytest.raises(AdapterError, match=said):
+        put(workspace, "mine", "f" * 64, tensors)
+    assert workspace.ids("adapters") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": "(a+)+$"},
+        {"target_modules": ["(a+)+$"]},
+        {"rank_pattern": {"(a+)+$": 4}},
+        {"modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"peft_type": "PREFIX_TUNING"},
+        {"init_lora_weights": "loftq"},
+        {"layer_replication": [[0, 1]]},
+        {"r": 10**6},
+    ],
+    ids=str,
+)
+def test_t10_t11_configs_are_read_from_an_allow_list(change: dict[str, Any]) -> None:
+    with pytest.raises(AdapterError, match=next(iter(change))):
+        library.parse_config({**CONFIG, **change})
+
+
+def test_t10_what_a_config_points_at_is_not_followed() -> None:
+    raw = {**CONFIG, "base_model_name_or_path": "https://evil", "auto_mapping": {"base_model_class": "X", "parent_library": "os"}}
+    assert set(library.parse_config(raw)) == set(CONFIG)
+
+
+def test_t8_a_folder_with_a_pickle_is_refused(workspace: Workspace) -> None:
+    adapter = put(workspace, "mine", "f" * 64)
+    workspace.path("adapters", adapter.id, "adapter_model.bin").write_bytes(b"x")
+    with pytest.raises(AdapterError, match="could run code"):
+        library.verify(workspace, adapter.id)
+
+
+def test_t12_an_adapter_of_another_base_is_refused_with_both_names(engine: Engine) -> None:
+    put(engine.workspace, "foreign", "0" * 64)
+    with pytest.raises(AdapterError, match="was trained on 'tiny', and the resident base is"):
+        engine.stream("Hi", [Mix(weights={"foreign-0001": 1.0})], Sampling(max_new_tokens=4)).last()
+    assert engine.mixable()[0]["fits"] is False and "another base" in engine.mixable()[0]["why"]
+    assert engine.default_mixes() == [Mix(name="Base")]
+
+
+def test_t12_tensors_that_do_not_fit_the_base_are_refused_and_leave_no_trace(engine: Engine) -> None:
+    tensors = {k.replace("layers.1", "layers.7"): v for k, v in factors().items()}
+    put(engine.workspace, "odd", engine.base().fingerprint, tensors)
+    with pytest.raises(AdapterError, match="do not fit the base"):
+        engine.stream("Hi", [Mix(weights={"odd-0001": 1.0})], Sampling(max_new_tokens=4)).last()
+    assert engine.stream("Hi", [Mix()], Sampling(max_new_tokens=4)).last().done
+
+
+def test_an_unknown_adapter_and_a_path_for_an_id_are_refused(engine: Engine) -> None:
+    with pytest.raises(NotFound, match="no adapter 'nobody-0001'"):
+        engine.stream("Hi", [Mix(weights={"nobody-0001": 1.0})]).last()
+    with pytest.raises(NameRefused):
+        engine.stream("Hi", [Mix(weights={"../../etc": 1.0})]).last()
+    with pytest.raises(NameRefused):
+        engine.remove("adapters", "../mine")
+
+
+def test_a_removed_adapter_is_gone_from_the_model_too_and_can_come_back(engine: Engine) -> None:
+    put(engine.workspace, "mine", engine.base().fingerprint, factors(0.5))
+    mix = Mix(weights={"mine-0001": 2.0})
+    first = engine.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0]
+    assert first.stamp["adapters"] == {"mine-0001": engine.adapter("mine-0001").sha256}
+    engine.remove("adapters", "mine-0001")
+    with pytest.raises(NotFound):
+        engine.stream("Hi", [mix], Sampling(max_new_tokens=8)).last()
+    put(engine.workspace, "mine", engine.base().fingerprint, factors(0.5))
+    assert engine.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0].text == first.text
+
+
+def test_a_saved_mix_remembers_its_adapters_and_warns_when_they_change(engine: Engine) -> None:
+    put(engine.workspace, "mine", engine.base().fingerprint)
+    saved = engine.save_mix("Half", {"mine-0001": 0.5, "unused": 0.0})
+    assert engine.mix(saved.id).weights == {"mine-0001": 0.5} and engine.mix(saved.id).warnings == []
+    with pytest.raises(SpecError, match="a mix called 'Half' already"):
+        engine.save_mix("Half", {})
+    engine.rename("mixes", saved.id, "Half of it")
+    assert engine.mixes()[0].name == "Half of it"
+    engine.remove("adapters", "mine-0001")
+    put(engine.workspace, "mine", engine.base().fingerprint, factors(0.3))
+    assert engine.mix(saved.id).warnings == ["The adapter 'mine' changed since this mix was saved."]
+    engine.remove("adapters", "mine-0001")
+    assert "no longer in the library" in engine.mix(saved.id).warnings[0]
+    engine.remove("mixes", saved.id)
+    assert engine.mixes() == []
+
+
+def test_renaming_keeps_weights_and_checksums(workspace: Workspace) -> None:
+    before = put(workspace, "mine", "f" * 64)
+    after = library.rename(workspace, before.id, "Ours")
+    assert after.name == "Ours" and after.sha256 == before.sha256
+    assert library.verify(workspace, before.id)
+    with pytest.raises(NameRefused):
+        library.rename(workspace, before.id, "../x")
+
+
+def test_the_archive_holds_the_folder_as_peft_reads_it(workspace: Workspace, tmp_path: Path, tiny_base: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    put(workspace, "mine", "f" * 64)
+    with zipfile.ZipFile(library.archive(workspace, "mine-0001")) as z:
+        z.extractall(tmp_path / "out")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "out" / "mine-0001")
+    loaded = model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight
+    assert torch.equal(loaded, factors()["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"])
+
+
+def test_t19_a_name_cannot_write_into_the_model_card() -> None:
+    meta = {"kind": "domain", "base": {"name": 'x"\nlicense: evil', "fingerprint": "f"}}
+    card = library.model_card({"name": "# [click](javascript:1) <img>", **meta}, CONFIG)
+    front = card.split("---")[1]
+    assert "license" not in [line.split(":")[0] for line in front.splitlines()]
+    assert "\\[click\\]\\(javascript:1\\) \\<img\\>" in card
+
+
+def test_another_base_has_another_fingerprint_and_a_copy_has_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from core.model.base import fingerprint
+
+    shutil.copytree(tiny_base, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == fingerprint(tiny_base)
+    assert fingerprint(build_tiny_llama(tmp_path / "other", seed=1)) != fingerprint(tiny_base)
+
+
+def test_files_of_the_library_are_plain_safetensors_and_json(workspace: Workspace) -> None:
+    adapter = put(workspace, "mine", "f" * 64)
+    folder = workspace.path("adapters", adapter.id)
+    assert set(load_file(folder / "adapter_model.safetensors")) == set(factors())
+    assert json.loads((folder / "EXPERIMENT_METADATA.json").read_text())["sha256"] == adapter.sha256
