@@ -113,6 +113,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._streams: deque[tuple[Stream, Generator[Any, None, None]]] = deque()
         self._runs: deque[Callable[[], None]] = deque()
+        self._open: set[Stream] = set()  # asked for and not yet ended
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
@@ -139,9 +140,10 @@ class Worker:
         Raises:
             Busy: too many streams at once.
         """
-        if len(self._streams) >= STREAM_LIMIT:
+        if len(self._open) >= STREAM_LIMIT:
             raise Busy(f"{STREAM_LIMIT} answers are being written already.", "Wait for one to end.")
         stream = Stream()
+        self._open.add(stream)
         self._inbox.put(("stream", (stream, start)))
         return stream
 
@@ -211,19 +213,21 @@ class Worker:
     def _step(self) -> None:
         """One step of the stream whose turn it is."""
         stream, generator = self._streams.popleft()
+        error: Exception | None = None
         try:
-            if stream.abandoned:
-                generator.close()
-                stream.end()
+            if not stream.abandoned:
+                value = next(generator)
+                if value is not None:
+                    stream.put(value)
+                self._streams.append((stream, generator))
                 return
-            value = next(generator)
-            if value is not None:
-                stream.put(value)
-            self._streams.append((stream, generator))
+            generator.close()
         except StopIteration:
-            stream.end()
+            pass
         except StudioError as e:
-            stream.end(e)
+            error = e
         except Exception as e:  # noqa: BLE001 (shown to whoever reads the stream)
             logger.exception("a stream ended in an error")
-            stream.end(e)
+            error = e
+        self._open.discard(stream)
+        stream.end(error)

@@ -98,18 +98,17 @@ def test_a_closed_stream_closes_its_generator(worker: Worker) -> None:
 
 def test_a_stream_that_nobody_reads_is_dropped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "LEASE_SECONDS", 0.1)
-    closed = threading.Event()
 
     def gen() -> Generator[int, None, None]:
-        try:
-            while True:
-                yield 1
-                time.sleep(0.001)
-        finally:
-            closed.set()
+        while True:
+            yield 1
+            time.sleep(0.001)
 
-    worker.stream(gen)
-    assert closed.wait(2)
+    stream = worker.stream(gen)
+    end = time.monotonic() + 10
+    while not stream._ended and time.monotonic() < end:
+        time.sleep(0.02)
+    assert stream._ended and not worker._streams
 
 
 def test_errors_reach_whoever_asked_and_the_thread_lives_on(worker: Worker) -> None:
