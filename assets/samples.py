@@ -12,10 +12,11 @@ import logging
 import random
 from pathlib import Path
 
+from assets.world import chat
 from assets.world.domain import SHIPPED_SEED, draw_domain, write_papers
 from assets.world.general import write_general
 from assets.world.tasks import Row, ask_domain, ask_each, label_general, label_notes, probe_recall, split_subjects
-from assets.world.things import build_world
+from assets.world.things import World, build_world
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ def build_sample(domain_seed: int = SHIPPED_SEED) -> dict[str, str]:
     questions = ask_domain(random.Random(f"questions-{domain_seed}"), domain)
     general_questions = ask_each(random.Random("general-questions"), held_out)
     # The base reads the same kinds of text in pre-training; these seeds give documents of their own.
-    replay = itertools.islice(write_general(random.Random("replay"), world), 600)
-    unseen = itertools.islice(write_general(random.Random("general-heldout"), world), 120)
+    replay = _plain("replay", world, 600)
+    unseen = _plain("general-heldout", world, 160)
 
     files = {f"domain/{name}": _join(p.text for p in papers if p.drawer == drawer) for drawer, name in DRAWERS.items()}
     files["task.jsonl"] = _lines(task)
@@ -77,6 +78,12 @@ def build_sample(domain_seed: int = SHIPPED_SEED) -> dict[str, str]:
         general=len(general_questions),
     )
     return files
+
+
+def _plain(seed: str, world: World, count: int) -> list[str]:
+    """General documents without chats: a studio reads the marks of a chat in a text file as plain letters."""
+    documents = write_general(random.Random(seed), world)
+    return list(itertools.islice((text for text in documents if chat.USER not in text), count))
 
 
 def _join(documents) -> str:
