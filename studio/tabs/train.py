@@ -74,7 +74,7 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
         return start_button(engine, asked_for(tab, values))
 
     def refilled(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
-        return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(tab, kind, preset)}
+        return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
 
     def begin(engine: Engine, values: dict[Any, Any]) -> Any:
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked_for(tab, values)))
@@ -102,7 +102,13 @@ def suggested(engine: Engine, kind: str) -> TrainSpec:
     dataset = next(iter(of_kind(engine, kind)), None)
     below = below_choices(engine) if kind == "task" else []
     changes = {"dataset": dataset.id if dataset else "", "name": dataset.name if dataset else "", "stack_on": below[0][1] if below else ""}
-    return resolve(kind, usual_preset(engine), changes)
+    return resolve(kind, usual_preset(engine), {**changes, **fitted(engine, kind, usual_preset(engine))})
+
+
+def fitted(engine: Engine, kind: str, preset: str) -> dict[str, Any]:
+    """What of a preset must change for the resident base: no sequence is longer than what the base reads."""
+    context, wanted = engine.base().context, resolve(kind, preset, {}).max_length
+    return {"max_length": context} if context and context < wanted else {}
 
 
 def of_kind(engine: Engine, kind: str) -> list[Any]:
@@ -123,9 +129,9 @@ def below_choices(engine: Engine) -> list[tuple[str, str]]:
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
 
-def preset_values(tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
+def preset_values(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
     """The advanced fields as a preset sets them."""
-    spec = resolve(kind, preset, {})
+    spec = resolve(kind, preset, fitted(engine, kind, preset))
     return {c: fields.shown(getattr(spec, n)) for n, c in tab.advanced.items()}
 
 
@@ -165,7 +171,7 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     out[tab.stack_on] = gr.update(choices=[*below, ALONE], value=stack if kind == "task" else "", visible=kind == "task")
     out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
     out[tab.picker] = gr.update(choices=run_choices(runs), value=picked if picked in run_ids else (run_ids[0] if run_ids else None))
-    advanced = {} if keep else preset_values(tab, kind, preset)
+    advanced = {} if keep else preset_values(engine, tab, kind, preset)
     out.update(advanced)
     asked = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": stack if kind == "task" else ""}
     out[tab.start] = start_button(engine, asked)

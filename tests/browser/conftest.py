@@ -1,0 +1,89 @@
+"""A real studio on a real port, with a small real engine, and a real browser to visit it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from core.engine import Engine
+from core.samples import FOLDER, Samples
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+
+
+def small_samples(folder: Path) -> Samples:
+    """The sample data, cut down so that every run takes a few steps."""
+    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+    for file in (folder / "domain").iterdir():
+        documents = file.read_text(encoding="utf-8").split("\n---\n")
+        file.write_text("\n---\n".join(documents[:14]), encoding="utf-8")
+    for name, lines in (("task.jsonl", 64), ("heldout_questions.jsonl", 8)):
+        kept = (folder / name).read_text(encoding="utf-8").splitlines()[:lines]
+        (folder / name).write_text("\n".join(kept) + "\n", encoding="utf-8")
+    general = folder / "general_heldout.txt"
+    general.write_text("\n\n---\n\n".join(general.read_text(encoding="utf-8").split("\n\n---\n\n")[:6])[:4000], encoding="utf-8")
+    return Samples(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@dataclass
+class Visit:
+    """A page, and everything it said or asked for that it should not have."""
+
+    page: object
+    url: str
+    engine: Engine
+    complaints: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, str]]:
+    from studio.app import serve
+
+    with Engine(tmp_path_factory.mktemp("workspace"), base=str(tiny_base), quantization="none", device="cpu") as engine:
+        engine._samples = small_samples(tmp_path_factory.mktemp("samples"))
+        page = serve(engine, port=free_port(), block=False)
+        yield engine, page.local_url
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    api = pytest.importorskip("playwright.sync_api")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"there is no {CHROMIUM}")
+    with api.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(studio, browser, request) -> Iterator[Visit]:
+    """A visit at the size and theme that the test asks for by `@pytest.mark.parametrize("visit", [...], indirect=True)`."""
+    engine, url = studio
+    width, height, scheme = getattr(request, "param", (1440, 900, "light"))
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True)
+    context.set_default_timeout(60_000)
+    made = Visit(context.new_page(), url, engine)
+    made.page.on("console", lambda m: made.complaints.append(m.text) if m.type in ("error", "warning") else None)
+    made.page.on("pageerror", lambda e: made.complaints.append(str(e)))
+    made.page.on("request", lambda r: made.outside.append(r.url) if not r.url.startswith((url, "data:", "blob:")) else None)
+    made.page.goto(url)
+    made.page.locator(".topbar").wait_for()
+    yield made
+    context.close()
+    assert made.complaints == [], "the console is empty"
+    assert made.outside == [], "no request goes to another host"

@@ -1,0 +1,184 @@
+"""The whole path in a real browser: sample data, two runs, mixing, comparing, measuring, downloading."""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Gradio itself uses what pandas has deprecated; its warnings are not ours to mend.
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+
+
+def until(check: Callable[[], object], seconds: float = 120.0, what: str = "") -> object:
+    """Waits until `check` gives something true, and gives it back."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := check():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:g} s for {what or check}")
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def points(page) -> int:
+    return int(page.locator(".live-plot").get_attribute("data-points") or 0)
+
+
+def columns(page) -> list[str]:
+    return [c.inner_text() for c in page.locator(".board .col-body").all()]
+
+
+def five_clicks(visit) -> None:
+    """From an empty studio to a composed answer."""
+    page, engine = visit.page, visit.engine
+    press(page, "Use the sample data")
+    page.get_by_role("heading", name="Sample domain").wait_for()
+    until(lambda: page.locator(".tok.trained").count() > 5, 60, "an example as tokens")
+    press(page, "Train the domain adapter")
+    press(page, "Train the task adapter")
+    until(lambda: len(engine.adapters()) == 2, 300, "two adapters")
+    press(page, "Compare the mixes")
+    until(lambda: len(columns(page)) == 4, 30, "four columns")
+    press(page, "Answer")
+    until(lambda: len(columns(page)) == 4 and all("tokens/s" in c for c in columns(page)), 120, "four answers")
+
+
+def watch_a_run_and_reload(visit) -> None:
+    """The curve grows; a reload in the middle has it whole."""
+    page, engine = visit.page, visit.engine
+    tab(page, "Train")
+    page.get_by_label("Domain", exact=True).check()
+    until(lambda: page.get_by_label("Name", exact=True).first.input_value() == "Sample domain", 30, "the form")
+    page.get_by_label("Name", exact=True).first.fill("Long run")
+    page.get_by_role("button", name="Advanced settings").click()
+    for label, value in (("Max steps", "300"), ("Epochs", "500"), ("Batch size", "4"), ("Gradient accumulation", "1"), ("Max length", "128")):
+        page.get_by_label(re.compile(f"^{label}")).first.fill(value)
+    press(page, "Start training")
+    until(lambda: engine.runs()[0].name == "Long run", 30, "the run")
+    run = engine.runs()[0]
+    assert run.spec.max_steps == 300 and run.spec.max_length == 128
+    few = until(lambda: points(page), 60, "the first points")
+    assert few < 300, "the run was over before it could be watched"
+    until(lambda: points(page) > few, 60, "more points")
+    assert run.id in page.url
+    page.reload()
+    page.locator(".run-title").wait_for()
+    assert page.locator(".run-title strong").inner_text() == "Long run"
+    until(lambda: points(page) >= few, 60, "the curve from before the reload")
+    until(lambda: engine.run(run.id).status.value == "done", 400, "the end of the run")
+    until(lambda: points(page) == 300, 30, "every point")
+    losses = page.evaluate("document.querySelector('.live-plot').data[0].y")
+    assert losses == [e["loss"] for e in engine.run_events(run.id)[0] if e["kind"] == "step"]
+
+
+def move_a_slider(visit) -> None:
+    """The answer follows the mixer, by keyboard."""
+    page = visit.page
+    tab(page, "Mix")
+    press(page, "Answer with this mix")
+    until(lambda: "tokens/s" in page.locator("#mix-answer").inner_text(), 60, "an answer")
+    before = page.locator("#mix-answer .stamp").inner_text()
+    slider = page.get_by_role("slider", name="Weight of Sample task")
+    slider.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    assert slider.input_value() == "0.85"
+    until(lambda: "+0.85" in page.locator("#mix-answer .stamp").inner_text() != before, 60, "the answer of the new mix")
+    page.get_by_role("switch", name="Sample task on").click()
+    until(lambda: "sample-task" not in page.locator("#mix-answer .stamp").inner_text(), 60, "the answer without the task")
+    page.get_by_label("Save this mix as").fill("Only the domain")
+    press(page, "Save mix")
+    until(lambda: [m.name for m in visit.engine.mixes()] == ["Only the domain"], 30, "the saved mix")
+
+
+def compare_four(visit, downloads: Path) -> None:
+    """Four columns at once, each stamped, and a file to take away."""
+    page = visit.page
+    tab(page, "Compare")
+    until(lambda: len(columns(page)) == 4, 30, "four columns")
+    page.locator("#compare-prompt textarea").fill("Where is the lamp kept?")
+    press(page, "Answer")
+    until(lambda: all("tokens/s" in c for c in columns(page)) and not page.locator(".board .writing").count(), 120, "four answers")
+    stamps = page.locator(".board .stamp").all_inner_texts()
+    assert stamps[0] == "base" and len(set(stamps)) == 4
+    with page.expect_download() as got:
+        press(page, "Export as Markdown")
+    got.value.save_as(downloads / "comparison.md")
+    assert (downloads / "comparison.md").read_text().count("\n## ") == 4
+
+
+def measure_and_download(visit, downloads: Path) -> None:
+    """A report with numbers, its CSV, and an adapter as a zip."""
+    page, engine = visit.page, visit.engine
+    tab(page, "Evaluate")
+    press(page, "Measure")
+    link = page.get_by_role("link", name="Download as CSV")
+    link.first.wait_for(timeout=240_000)
+    with page.expect_download() as got:
+        link.first.click()
+    got.value.save_as(downloads / "report.csv")
+    rows = list(csv.DictReader((downloads / "report.csv").open()))
+    assert [r["name"] for r in rows][:4] == ["Base", "Domain", "Task", "Domain + task"]
+    assert all(float(r["perplexity"]) > 1 and 0 <= float(r["exact_match"]) <= 1 for r in rows)
+    assert page.locator("#bars .js-plotly-plot").count() >= 3
+    tab(page, "Library")
+    page.locator(".shelf-item").first.click()
+    with page.expect_download() as got:
+        page.get_by_role("link", name="Download as zip").click()
+    got.value.save_as(downloads / "adapter.zip")
+    with zipfile.ZipFile(downloads / "adapter.zip") as z:
+        assert any(n.endswith("adapter_model.safetensors") for n in z.namelist()) and z.testzip() is None
+    press(page, "Verify")
+    page.get_by_text("numbers are finite").wait_for()
+    assert len(engine.reports()) == 1
+
+
+def test_a_newcomer_walks_the_whole_path(visit, tmp_path):
+    five_clicks(visit)
+    watch_a_run_and_reload(visit)
+    move_a_slider(visit)
+    compare_four(visit, tmp_path)
+    measure_and_download(visit, tmp_path)
+
+
+SIZES = [(1440, 900, "light"), (390, 844, "dark")]
+
+
+@pytest.mark.parametrize("visit", SIZES, indirect=True, ids=["desktop", "phone"])
+def test_every_tab_fits_its_window(visit):
+    page = visit.page
+    for name in ("Data", "Train", "Mix", "Compare", "Evaluate", "Library"):
+        tab(page, name)
+        time.sleep(0.5)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+
+
+def test_a_refusal_says_what_to_do(visit, tmp_path):
+    page = visit.page
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
+    page.locator("#files input[type=file]").set_input_files(str(broken))
+    page.get_by_role("alert").filter(has_text="broken.jsonl, line").wait_for()
+    assert page.get_by_role("button", name="Import the files").is_disabled()
+
+
+def test_the_theme_is_remembered(visit):
+    page = visit.page
+    press(page, "Theme")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.reload()
+    page.locator(".topbar").wait_for()
+    assert page.evaluate("document.body.classList.contains('dark')")
