@@ -82,3 +82,8 @@ def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
         else:
             out[name] = "" if value is None else value
     return out
+
+
+def offer(choices: list[tuple[str, str]], value: Any, present: Any, **more: Any) -> Any:
+    """An update of a dropdown's choices. A value that is there already is not sent: someone may be changing it right now."""
+    return gr.update(choices=choices, **({} if value == present else {"value": value}), **more)

@@ -70,7 +70,7 @@ def wire(tab: CompareTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> No
 
 def refresh(engine: Engine, prompt: str, rows: Any) -> tuple[Any, ...]:
     """The mixes there are to pick, and a sample question while the prompt is empty."""
-    return prompt or samples.question(engine), gr.HTML(choices=talk.choices(engine, mixer.present(engine, rows)))
+    return gr.skip() if prompt else samples.question(engine), gr.HTML(choices=talk.choices(engine, mixer.present(engine, rows)))
 
 
 def answered(engine: Engine, prompt: str, board: Any, rows: Any, talking: Talk, *sampling: Any) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from core.data.columns import ROLES as ROLES_OF
 from core.data.readers import SUFFIXES
 from core.engine import Engine
 from core.errors import DataError, StudioError
-from studio import guard, show
+from studio import fields, guard, show
 from studio.tree import Node, button, chip, empty, facts, node, table, title, view
 
 ROLES = tuple(dict.fromkeys(r for roles in ROLES_OF.values() for r in roles))
@@ -24,6 +24,7 @@ ENCODINGS = [("UTF-8", "utf-8"), ("Latin-1 (Western European)", "latin-1"), ("Wi
 KINDS = [("Domain: plain text", "domain"), ("Task: labelled pairs", "task")]
 NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
 PREVIEW_ROWS, CELL = 12, 240
+WAITING = -1  # the index of the shown example while the base still loads
 NOTHING = empty(
     "No data yet",
     "A domain is plain text (.txt, .md): its language and facts. A task is labelled pairs (.jsonl, .csv, …): questions and answers. "
@@ -85,8 +86,8 @@ def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
     guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
     for trigger in (tab.picker.change, tab.split.change):
         guard.on(trigger, engine, opened, [tab.picker, tab.split], [tab.shown])
-    for trigger in (tab.picker.change, moved):  # apart from the rows, because it waits for the model's thread
-        guard.on(trigger, engine, exemplified, [tab.picker], [tab.tokens, tab.index])
+    guard.on(tab.picker.change, engine, exemplified, [tab.picker], [tab.tokens, tab.index])  # apart, because it waits for the model's thread
+    guard.on(moved, engine, caught_up, [tab.picker, tab.index], [tab.tokens, tab.index])
     guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], [tab.tokens, tab.index])
     guard.on(moved, engine, refresh, [tab.picker], [tab.picker])
 
@@ -95,7 +96,7 @@ def refresh(engine: Engine, picked: str | None) -> Any:
     """The picker's choices, with the present one kept where it still exists."""
     sets = list(reversed(engine.datasets()))
     ids = [d.id for d in sets]
-    return gr.update(choices=[(d.name, d.id) for d in sets], value=picked if picked in ids else (ids[0] if ids else None))
+    return fields.offer([(d.name, d.id) for d in sets], picked if picked in ids else (ids[0] if ids else None), picked)
 
 
 def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any, ...]:
@@ -148,7 +149,12 @@ def opened(engine: Engine, picked: str | None, split: str) -> Node:
 
 def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """Shows the first training example as tokens."""
-    return (_tokens(engine, picked, 0), 0) if picked else (None, 0)
+    return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked else (None, 0)
+
+
+def caught_up(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
+    """The base has loaded since: shows the tokens that could not be shown before."""
+    return exemplified(engine, picked) if index == WAITING else (gr.skip(), gr.skip())
 
 
 def another(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:

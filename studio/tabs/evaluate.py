@@ -13,7 +13,7 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import bars, guard, mixer, samples, show, talk
+from studio import bars, fields, guard, mixer, samples, show, talk
 from studio.talk import Talk
 from studio.tree import Node, download, empty, node, table, title, view
 
@@ -71,11 +71,11 @@ def wire(tab: EvaluateTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> N
     guard.on(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
     for trigger in (moved, mixer_rows.mixed):
         outputs = [tab.dataset, tab.split, tab.mixes, tab.reports]
-        guard.on(trigger, engine, refresh, [tab.dataset, tab.split, tab.mixes, tab.reports, mixer_rows], outputs)
+        guard.on(trigger, engine, refresh, [tab.dataset, tab.mixes, tab.reports, mixer_rows], outputs)
     guard.on(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
 
 
-def refresh(engine: Engine, dataset: str | None, split: str, mixes: list[str], picked: str | None, rows: Any) -> tuple[Any, ...]:
+def refresh(engine: Engine, dataset: str | None, mixes: list[str], picked: str | None, rows: Any) -> tuple[Any, ...]:
     """The datasets, mixes and reports there are; a fresh page measures the default mixes on the held-out questions."""
     sets = list(reversed(engine.datasets()))
     ids = [d.id for d in sets]
@@ -86,13 +86,16 @@ def refresh(engine: Engine, dataset: str | None, split: str, mixes: list[str], p
     usual = [str(m) for m in engine.default_mixes()]
     kept = [m for m in mixes or [] if m in known]
     reports = engine.reports()
-    picked = picked if picked in [r.id for r in reports] else None
     return (
-        gr.update(choices=[(d.name, d.id) for d in sets], value=chosen),
-        suited(engine, chosen) if fresh else split,
-        gr.update(choices=[(c["name"], c["id"]) for c in offered], value=kept if kept and set(kept) - {"base"} else usual),
-        gr.update(choices=[(f"{r.dataset_name} · {r.split} · {show.when(r.created)}", r.id) for r in reports], value=picked),
+        fields.offer([(d.name, d.id) for d in sets], chosen, dataset),
+        suited(engine, chosen) if fresh else gr.skip(),
+        fields.offer([(c["name"], c["id"]) for c in offered], kept if kept and set(kept) - {"base"} else usual, mixes),
+        fields.offer(_titles(reports), picked if picked in [r.id for r in reports] else None, picked),
     )
+
+
+def _titles(reports: list[Any]) -> list[tuple[str, str]]:
+    return [(f"{r.dataset_name} · {r.split} · {show.when(r.created)}", r.id) for r in reports]
 
 
 def suited(engine: Engine, dataset: str | None) -> str:
@@ -115,7 +118,7 @@ def measured(engine: Engine, dataset: str | None, split: str, mixes: list[str], 
     finally:
         stream.close()
     if report_id:
-        yield *opened(engine, report_id), gr.update(choices=[(r.dataset_name, r.id) for r in engine.reports()], value=report_id)
+        yield *opened(engine, report_id), gr.update(choices=_titles(engine.reports()), value=report_id)
     else:
         yield empty("Stopped", "No report was made."), None, gr.skip()
 

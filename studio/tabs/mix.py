@@ -75,7 +75,7 @@ def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
 
 def refresh(engine: Engine, picked: str | None, prompt: str) -> tuple[Any, ...]:
     """The adapters and the saved mixes there are; a sample question while the prompt is empty."""
-    return gr.HTML(adapters=mixer.shelf(engine)), _saved(engine, picked), prompt or samples.question(engine)
+    return gr.HTML(adapters=mixer.shelf(engine)), _saved(engine, picked), gr.skip() if prompt else samples.question(engine)
 
 
 def answered(engine: Engine, prompt: str, rows: Any, talk: Talk) -> Iterator[Node]:

@@ -166,11 +166,13 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     name = values[tab.name] if keep and values[tab.name] else hint.name
     stack = values[tab.stack_on] if keep and values[tab.stack_on] in [i for _, i in below] else hint.stack_on
     preset = values[tab.preset] if keep else usual_preset(engine)
-    out[tab.dataset] = gr.update(choices=sets, value=dataset, info="" if sets else "None of this kind yet: import one under Data.")
-    out[tab.name] = name
-    out[tab.stack_on] = gr.update(choices=[*below, ALONE], value=stack if kind == "task" else "", visible=kind == "task")
-    out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
-    out[tab.picker] = gr.update(choices=run_choices(runs), value=picked if picked in run_ids else (run_ids[0] if run_ids else None))
+    out[tab.dataset] = fields.offer(sets, dataset, values[tab.dataset], info="" if sets else "None of this kind yet: import one under Data.")
+    if name != values[tab.name]:
+        out[tab.name] = name
+    out[tab.stack_on] = fields.offer([*below, ALONE], stack if kind == "task" else "", values[tab.stack_on], visible=kind == "task")
+    if preset != values[tab.preset]:
+        out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
+    out[tab.picker] = fields.offer(run_choices(runs), picked if picked in run_ids else (run_ids[0] if run_ids else None), picked)
     advanced = {} if keep else preset_values(engine, tab, kind, preset)
     out.update(advanced)
     asked = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": stack if kind == "task" else ""}
