@@ -177,7 +177,7 @@ class TrainSpec(Limited):
     seed: int = setting(SEED, "Decides the order of the data, the first weights and the dropout.", low=0, high=2**31 - 1)
     save_steps: int = setting(0, "Steps between checkpoints; 0 means about ten in a run.", low=0, high=1_000_000)
     eval_steps: int = setting(0, "Steps between validations; 0 means about ten in a run.", low=0, high=1_000_000)
-    sample_prompts: tuple[str, ...] = setting((), "Prompts that the adapter in training answers at every validation.")
+    sample_prompts: tuple[str, ...] = setting((), "Prompts that the adapter in training answers at every validation; empty takes one from the validation split.")
 
     @property
     def effective_batch(self) -> int:

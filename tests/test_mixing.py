@@ -26,6 +26,7 @@ def hang_random(resident: Resident, shapes: dict[str, tuple[int, int, list[str]]
     dice = torch.Generator().manual_seed(7)
     for name, (rank, alpha, targets) in shapes.items():
         config = {"task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "target_modules": targets, "lora_dropout": 0.1}
+        config["fan_in_fan_out"] = resident.base.family.fan_in_fan_out
         if name == trainable:
             resident.begin_trainee(name, config)
         else:
@@ -77,7 +78,8 @@ def logits_of(resident: Resident, mixes: list[dict[str, float]]) -> torch.Tensor
 @given(rows=st.lists(st.dictionaries(st.sampled_from(list(SHAPES)), st.floats(-2, 2, allow_nan=False).map(lambda w: round(w, 2)), max_size=3), min_size=1, max_size=5))
 def test_every_row_of_a_batch_equals_pefts_forward_under_its_own_mix(resident: Resident, rows: list[dict[str, float]]) -> None:
     ours = logits_of(resident, rows)
-    limit = 1e-5 if resident.base.quantization == "none" else 1e-4
+    # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16, so the last bit of a sum decides 2^-9 of a value further on.
+    limit = 1e-5 if resident.base.quantization == "none" else 2e-3
     for b, row in enumerate(rows):
         assert (by_peft(resident, row)[0] - ours[b]).abs().max() <= limit
 

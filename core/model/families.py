@@ -32,6 +32,7 @@ class Family:
         targets: module names that get an adapter by default; `("all-linear",)` means every linear layer.
         template: Jinja chat template for tokenizers that bring none.
         seq2seq: encoder and decoder; not trained by this version.
+        fan_in_fan_out: weights are stored transposed (GPT-2's Conv1D).
         note: one sentence for the page, or "".
     """
 
@@ -40,6 +41,7 @@ class Family:
     targets: tuple[str, ...]
     template: str = PLAIN_TEMPLATE
     seq2seq: bool = False
+    fan_in_fan_out: bool = False
     note: str = ""
 
 
@@ -50,7 +52,7 @@ _ROWS = (
     Family("qwen3", "Qwen3", LLAMA_LIKE),
     Family("gemma2", "Gemma 2", LLAMA_LIKE),
     Family("phi3", "Phi-3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
-    Family("gpt2", "GPT-2 / DialoGPT", ("c_attn", "c_proj", "c_fc"), JOINED_TEMPLATE),
+    Family("gpt2", "GPT-2 / DialoGPT", ("c_attn", "c_proj", "c_fc"), JOINED_TEMPLATE, fan_in_fan_out=True),
     Family("t5", "T5 / FLAN-T5", ("q", "k", "v", "o", "wi_0", "wi_1", "wo"), seq2seq=True,
            note="Encoder-decoder models are not trained by this version."),
     Family("minimax_m2", "MiniMax-M2", ATTENTION,

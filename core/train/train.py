@@ -33,6 +33,7 @@ from core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 200  # validation reads at most this many sequences, the same ones every time
+OPENING_WORDS = 4  # of a validation text, for the adapter in training to go on from
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
@@ -68,7 +69,7 @@ def train(
         checkpoint = checkpoints.newest(folder, run.id)
         set_seed(run.spec.seed)
         resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on)
-        trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked))
+        trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked), sample_prompts(workspace, run.spec))
         if checkpoint:
             log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -120,6 +121,7 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
         "lora_dropout": spec.dropout,
         "target_modules": targets,
         "bias": "none",
+        "fan_in_fan_out": family.fan_in_fan_out,
     }
 
 
@@ -162,6 +164,14 @@ def sequences(
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
     return datasets.Dataset.from_list(rows), validation
+
+
+def sample_prompts(workspace: Workspace, spec: TrainSpec) -> list[str]:
+    """The spec's own prompts, or one from the validation split: a question, or the first words of a text."""
+    if spec.sample_prompts:
+        return list(spec.sample_prompts)
+    row = read_split(workspace, spec.dataset, "val", limit=1)[0]
+    return [row["messages"][-2]["content"] if spec.kind == "task" else " ".join(row["text"].split()[:OPENING_WORDS])]
 
 
 def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: Callable[[], Sequence[str]]) -> list[list[int]]:

@@ -100,6 +100,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         rows: training sequences, a datasets.Dataset of `input_ids` and `trained`.
         validation: encoded sequences that are scored, not trained.
         run_id: written into every checkpoint's manifest.
+        prompts: what the adapter in training answers at every validation.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         folder: Path,
         run_id: str,
         hooks: Hooks,
+        prompts: Sequence[str] = (),
     ) -> None:
         pad = resident.base.tokenizer.pad_token_id
         super().__init__(
@@ -127,6 +129,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.validation = list(validation)
         self.run_id = run_id
         self.hooks = hooks
+        self.prompts = list(prompts)
         self.best: dict[str, float] = {}
         self.tokens = 0  # trained tokens of this process
         self.busy = 0.0  # seconds spent in training steps of this process, without what was lent to others
@@ -213,7 +216,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             metrics = {"eval_loss": result.loss}
             self.best = min((self.best, {"step": self.state.global_step, "loss": result.loss}), key=lambda b: b.get("loss", math.inf))
             self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
-        for prompt in self.spec.sample_prompts:
+        for prompt in self.prompts:
             self._sample(prompt, mix)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
