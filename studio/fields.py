@@ -84,6 +84,15 @@ def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def picker(label: str, choices: list[tuple[str, str]] | None = None, value: Any = None, **more: Any) -> gr.Dropdown:
+    """A dropdown whose choices change while the page lives.
+
+    Gradio compares a value with the choices that it sent last, which may be older than what the visitor
+    sees; so it is told to let any value pass, and whoever uses the value looks it up as always.
+    """
+    return gr.Dropdown(choices or [], value=value, label=label, allow_custom_value=True, filterable=False, **more)
+
+
 def offer(choices: list[tuple[str, str]], value: Any, present: Any, **more: Any) -> Any:
     """An update of a dropdown's choices. A value that is there already is not sent: someone may be changing it right now."""
     return gr.update(choices=choices, **({} if value == present else {"value": value}), **more)

@@ -60,13 +60,13 @@ def build() -> DataTab:
             with gr.Accordion("How the files are read", open=True, visible=False) as reading:
                 kind = gr.Radio(KINDS, label="Kind", value="domain", info="Guessed from the files; correct it if the guess is wrong.")
                 with gr.Row():
-                    roles = {r: gr.Dropdown([], label=f"{r.capitalize()} column", visible=False, min_width=130) for r in ROLES}
+                    roles = {r: fields.picker(f"{r.capitalize()} column", visible=False, min_width=130) for r in ROLES}
                 encoding = gr.Dropdown(ENCODINGS, value="utf-8", label="Encoding")
                 name = gr.Textbox(label="Name of the dataset", max_length=120)
             add = gr.Button("Import the files", variant="primary", interactive=False)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             with gr.Row():
-                picker = gr.Dropdown([], value=None, label="Dataset", scale=3)
+                picker = fields.picker("Dataset", scale=3)
                 split = gr.Radio([(v, k) for k, v in NAMES.items()], value="train", label="Split", scale=2, min_width=220)
             shown = view(NOTHING, elem_id="dataset")
             tokens = view(elem_id="tokens")

@@ -49,15 +49,15 @@ def build() -> EvaluateTab:
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
             view(title("Evaluate", "Held-out data only: nothing here was trained on."))
-            dataset = gr.Dropdown([], value=None, label="Dataset")
+            dataset = fields.picker("Dataset")
             split = gr.Radio(SPLITS, value="test", label="Split", info="Everything is for datasets that no adapter was trained on.")
-            mixes = gr.Dropdown([], value=[], label="Mixes", multiselect=True)
+            mixes = fields.picker("Mixes", value=[], multiselect=True)
             limit = gr.Number(0, label="Limit", info="At most so many rows; 0 means all.", minimum=0, maximum=1_000_000, precision=0)
             with gr.Row(elem_classes="actions"):
                 start = gr.Button("Measure", variant="primary", scale=2)
                 stop = gr.Button("Stop", scale=1, min_width=80)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
-            reports = gr.Dropdown([], value=None, label="Report")
+            reports = fields.picker("Report")
             shown = view(NOTHING, elem_id="report")
             charts = bars.bars()
     return EvaluateTab(dataset, split, mixes, limit, start, stop, reports, charts, shown, gr.State(Talk(), delete_callback=Talk.stop))

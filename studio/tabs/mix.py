@@ -14,7 +14,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec import Sampling
-from studio import guard, mixer, samples
+from studio import fields, guard, mixer, samples
 from studio.talk import Talk, frames, speed, stamp
 from studio.tree import Node, empty, node, title, view
 
@@ -48,7 +48,7 @@ def build() -> MixTab:
                 name = gr.Textbox(label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140)
                 save = gr.Button("Save mix", size="md", scale=1, min_width=90)
             with gr.Row(elem_classes="save-row"):
-                saved = gr.Dropdown([], value=None, label="Saved mixes", scale=3, min_width=140)
+                saved = fields.picker("Saved mixes", scale=3, min_width=140)
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
                 delete = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
         with gr.Column(scale=6, min_width=320, elem_classes="card"):

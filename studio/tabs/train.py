@@ -48,15 +48,15 @@ def build(engine: Engine) -> TrainTab:
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
             view(title("Train an adapter", "Domain learns from plain text; task learns from labelled pairs."))
             kind = gr.Radio([("Domain", "domain"), ("Task", "task")], value="domain", label="Kind")
-            dataset = gr.Dropdown([], value=None, label="Dataset")
+            dataset = fields.picker("Dataset")
             name = gr.Textbox(label="Name", max_length=120, placeholder="What the adapter is called")
             preset = gr.Dropdown([(p.name.capitalize(), p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
-            stack_on = gr.Dropdown([ALONE], value="", label="Train on top of", info="It stays frozen and active, so that the two work together.", visible=False)
+            stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
                 advanced = fields.build(TrainSpec, ADVANCED)
             start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
-            picker = gr.Dropdown([], value=None, label="Run")
+            picker = fields.picker("Run")
             chart = live.chart(engine)
     return TrainTab(kind, dataset, name, preset, stack_on, advanced, start, picker, chart)
 

@@ -50,13 +50,18 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def studio(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, str]]:
+    import torch
+
     from studio.app import serve
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a tiny model is quickest on one, above all beside a browser
     with Engine(tmp_path_factory.mktemp("workspace"), base=str(tiny_base), quantization="none", device="cpu") as engine:
         engine._samples = small_samples(tmp_path_factory.mktemp("samples"))
         page = serve(engine, port=free_port(), block=False)
         yield engine, page.local_url
         page.close(verbose=False)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
