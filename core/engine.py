@@ -111,7 +111,7 @@ class Engine:
         self._state = _State()
         self._worker = Worker()
         if load:
-            self._worker.stream(lambda: self._load(base, quantization, device))
+            self._worker.post(lambda: self._load(base, quantization, device))
 
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
@@ -131,7 +131,7 @@ class Engine:
 
     # --- the base
 
-    def _load(self, base: str, quantization: str, device: str) -> Generator[BaseInfo, None, None]:
+    def _load(self, base: str, quantization: str, device: str) -> None:
         try:
             from core.model.base import load_base
             from core.model.resident import Resident
@@ -157,14 +157,11 @@ class Engine:
         except Exception as e:
             logger.exception("the base model could not be loaded")
             self._info = BaseInfo(name=base, loading=False, error=f"{base!r} could not be loaded ({type(e).__name__}: {e}).")
-        yield self._info
 
     def base(self, wait: bool = False) -> BaseInfo:
         """The resident base; with `wait`, after it is loaded."""
         if wait and self._info.loading:
             self._worker.call(lambda: None)
-            while self._info.loading:
-                time.sleep(0.02)
         return self._info
 
     def _resident(self) -> Resident:

@@ -134,6 +134,10 @@ class Worker:
             raise call.error
         return call.value  # type: ignore[no-any-return]
 
+    def post(self, job: Callable[[], Any]) -> None:
+        """Runs `job` on the thread before whatever is asked for later; nobody waits for it."""
+        self._inbox.put(("call", _Call(job)))
+
     def stream(self, start: Callable[[], Generator[Any, None, None]]) -> Stream:
         """Steps the generator that `start` makes, in turn with the others; None values are not shown.
 

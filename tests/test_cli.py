@@ -73,8 +73,8 @@ def test_every_training_setting_is_an_option_with_its_own_sentence(capsys: pytes
 
     with pytest.raises(SystemExit):
         main(["train", "task", "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = "".join(capsys.readouterr().out.split())
     for f in dataclasses.fields(TrainSpec):
         if f.name != "kind":
             assert f"--{f.name.replace('_', '-')}" in shown
-            assert " ".join(f.metadata["help"].split()) in shown
+            assert "".join(f.metadata["help"].split()) in shown

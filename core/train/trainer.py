@@ -135,6 +135,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.busy = 0.0  # seconds spent in training steps of this process, without what was lent to others
         self.mark = (0, 0.0, 0)  # (tokens, busy, step) at the last logged step
         self.last_loss = math.nan
+        self._substep = 0  # forward passes of the present optimizer step; an epoch's last step may have fewer
 
     # --- one step
 
@@ -159,7 +160,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """
         below = list(self.resident.pinned)
         position = self.state.global_step * self.spec.accumulation + self._substep
-        self._substep = (self._substep + 1) % self.spec.accumulation
+        self._substep += 1
         off = bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
         if not off:
             yield
@@ -173,8 +174,6 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         finally:
             for layer, value in zip(layers, kept, strict=True):
                 layer.scaling[below[0]] = value
-
-    _substep = 0
 
     # --- what others see of it
 
@@ -291,6 +290,9 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
             trainable_parameters=trainable,
             total_parameters=trainer.resident.base.parameters,
         )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._substep = 0
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.trainer.hooks.serve(SERVE_SECONDS)
