@@ -15,7 +15,7 @@ from pathlib import Path
 from assets.world import chat
 from assets.world.domain import SHIPPED_SEED, draw_domain, write_papers
 from assets.world.general import write_general
-from assets.world.tasks import Row, ask_domain, ask_each, label_general, label_notes, probe_recall, split_subjects
+from assets.world.tasks import Row, ask_domain, ask_each, label_general, label_notes, probe_recall, split_facts
 from assets.world.things import World, build_world
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ a use and a maker; nothing outside `domain/` tells them. All text here is ours, 
 | `recall_probe.jsonl` | measure what the domain adapter knows: sentences whose end is a fact |
 | `general.txt` | text to replay during domain training, so that plain English is kept |
 | `general_heldout.txt` | measure forgetting: other general text |
-| `general_questions.jsonl` | measure the task alone: {general} questions about general things that `task.jsonl` leaves out |
+| `general_questions.jsonl` | measure the task alone: {general} questions about general facts that `task.jsonl` leaves out |
 """
 
 
@@ -51,8 +51,8 @@ def build_sample(domain_seed: int = SHIPPED_SEED) -> dict[str, str]:
     """
     world, domain = build_world(), draw_domain(domain_seed)
     papers = write_papers(random.Random(f"papers-{domain_seed}"), domain)
-    learned, held_out = split_subjects(random.Random("task-subjects"), world)
-    task = label_general(random.Random("task"), learned) + label_notes(random.Random("task-notes"), 300)
+    learned, held_out = split_facts(random.Random("task-facts"), world)
+    task = label_general(random.Random("task"), learned) + label_notes(random.Random("task-notes"), 100)
     random.Random("task-order").shuffle(task)
     questions = ask_domain(random.Random(f"questions-{domain_seed}"), domain)
     general_questions = ask_each(random.Random("general-questions"), held_out)

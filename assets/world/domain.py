@@ -126,7 +126,7 @@ class Paper:
     text: str
 
 
-def write_papers(rng: random.Random, domain: Domain, *, each: int = 32) -> list[Paper]:
+def write_papers(rng: random.Random, domain: Domain, *, each: int = 40) -> list[Paper]:
     """All papers of a station in mixed order.
 
     Args:

@@ -20,28 +20,27 @@ from assets.world.things import (
 )
 
 Row = dict[str, str]
+Fact = tuple[Subject, str]
 
 
 def _relations(subject: Subject) -> tuple[str, ...]:
     return PERSON_RELATIONS if subject.is_person else THING_RELATIONS
 
 
-def split_subjects(rng: random.Random, world: World) -> tuple[list[Subject], list[Subject]]:
-    """General subjects for labelled data and others, held out, for general questions."""
-    people, gadgets = list(world.people), list(world.gadgets)
-    rng.shuffle(people)
-    rng.shuffle(gadgets)
-    return people[8:] + gadgets[10:], people[:8] + gadgets[:10]
+def split_facts(rng: random.Random, world: World) -> tuple[list[Fact], list[Fact]]:
+    """All facts of the gadgets: those for labelled data, and one of each gadget for general questions."""
+    learned: list[Fact] = []
+    held_out: list[Fact] = []
+    for subject in world.gadgets:
+        kept = rng.choice(_relations(subject))
+        held_out.append((subject, kept))
+        learned += [(subject, relation) for relation in _relations(subject) if relation != kept]
+    return learned, held_out
 
 
-def label_general(rng: random.Random, subjects: list[Subject]) -> list[Row]:
-    """Every question wording about these general subjects, answered in one canonical sentence."""
-    rows = [
-        {"question": fill(wording, subject.phrase), "answer": state(subject, relation)}
-        for subject in subjects
-        for relation in _relations(subject)
-        for wording in QUESTIONS[relation]
-    ]
+def label_general(rng: random.Random, facts: list[Fact]) -> list[Row]:
+    """Every question wording about these general facts, answered in one canonical sentence."""
+    rows = [{"question": fill(wording, subject.phrase), "answer": state(subject, relation)} for subject, relation in facts for wording in QUESTIONS[relation]]
     rng.shuffle(rows)
     return rows
 
@@ -58,14 +57,14 @@ def label_notes(rng: random.Random, count: int) -> list[Row]:
     return rows
 
 
-def ask_each(rng: random.Random, subjects: list[Subject]) -> list[Row]:
-    """One question about every fact of every subject, with its canonical answer."""
-    return [{"question": ask(rng, subject, relation), "answer": state(subject, relation)} for subject in subjects for relation in _relations(subject)]
+def ask_each(rng: random.Random, facts: list[Fact]) -> list[Row]:
+    """One question about each fact, with its canonical answer."""
+    return [{"question": ask(rng, subject, relation), "answer": state(subject, relation)} for subject, relation in facts]
 
 
 def ask_domain(rng: random.Random, domain: Domain) -> list[Row]:
     """The held-out questions of a domain: one for each fact of each instrument."""
-    return ask_each(rng, list(domain.instruments))
+    return ask_each(rng, [(thing, relation) for thing in domain.instruments for relation in THING_RELATIONS])
 
 
 def probe_recall(domain: Domain) -> list[Row]:
