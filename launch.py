@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="Another address than loopback needs --auth.")
     p.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
     p.add_argument("--auth", default=os.environ.get("ADAPTER_STUDIO_AUTH", ""), metavar="NAME:PASSWORD", help="Ask for a login.")
+    p.add_argument("--allowed-host", action="append", default=os.environ.get("ADAPTER_STUDIO_HOSTS", "").split(), metavar="NAME",
+                   help="A name or address by which others reach this machine; requests for any other are refused.")
     p.add_argument("--no-browser", action="store_true", help="Do not open a browser window.")
     return p
 
@@ -123,6 +125,7 @@ def serve(arguments: list[str]) -> int:
                 port=args.port,
                 auth=tuple(args.auth.split(":", 1)) if ":" in args.auth else None,
                 space_host=space,
+                hosts=args.allowed_host,
                 open_browser=not (args.no_browser or space),
             )
     except StudioError as e:

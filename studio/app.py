@@ -5,6 +5,8 @@ Knows the tabs and what ties them together. Knows nothing of their insides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gradio as gr
 
 from core.engine import Engine
@@ -58,6 +60,7 @@ def serve(
     auth: tuple[str, str] | None = None,
     *,
     space_host: str = "",
+    hosts: Sequence[str] = (),
     share: bool = False,
     open_browser: bool = False,
     block: bool = True,
@@ -68,6 +71,7 @@ def serve(
         host: address to listen on.
         auth: user name and password that visitors must give.
         space_host: the name of the Hugging Face Space that this is, where the platform stands in front.
+        hosts: further names or addresses by which visitors reach this machine.
         share: also offer a public link; needs `auth`.
         open_browser: opens the page in the default browser.
         block: stay here until the server ends; otherwise return at once, and `close()` the page later.
@@ -80,7 +84,7 @@ def serve(
     """
     space = bool(space_host)
     gate.check_exposure(host, share, auth, space)
-    names = [h for h in (host, space_host, "*.gradio.live" if share else "") if h and h not in ("0.0.0.0", "::")]
+    names = [h for h in (host, space_host, *hosts, "*.gradio.live" if share else "") if h and h not in ("0.0.0.0", "::")]
     page = build(engine)
     try:
         page.launch(
