@@ -51,9 +51,8 @@ def view(value: Node | None = None, **kwargs: Any) -> gr.HTML:
 
 
 def script() -> str:
-    """The head of the page: the drawing code and the remembered theme."""
-    start = "const wanted = window.studio.remembered(); if (wanted) addEventListener('DOMContentLoaded', () => window.studio.theme(wanted));"
-    return f"<script>{asset('tree.js')}\n{start}</script>"
+    """The head of the page: the drawing code."""
+    return f"<script>{asset('tree.js')}</script>"
 
 
 def title(text: str, sub: str = "") -> Node:

@@ -30,6 +30,7 @@ root.addEventListener("click", (event) => {
 });
 window.addEventListener("studio:poke", look);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+if (studio.remembered()) studio.theme(studio.remembered()); // Gradio has set the system's by now
 const run = new URLSearchParams(location.search).get("run");
 if (run) trigger("act", { do: "watch", run });
 look();

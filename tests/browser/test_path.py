@@ -74,7 +74,7 @@ def watch_a_run_and_reload(visit) -> None:
     assert few < 300, "the run was over before it could be watched"
     until(lambda: points(page) > few, 60, "more points")
     assert run.id in page.url
-    page.reload()
+    visit.reload()
     page.locator(".run-title").wait_for()
     assert page.locator(".run-title strong").inner_text() == "Long run"
     until(lambda: points(page) >= few, 60, "the curve from before the reload")
@@ -179,6 +179,5 @@ def test_the_theme_is_remembered(visit):
     page = visit.page
     press(page, "Theme")
     assert page.evaluate("document.body.classList.contains('dark')")
-    page.reload()
-    page.locator(".topbar").wait_for()
+    visit.reload()
     assert page.evaluate("document.body.classList.contains('dark')")
