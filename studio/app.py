@@ -110,4 +110,7 @@ def serve(
         )
     except OSError as e:
         raise SpecError(f"Port {port} cannot be used: {e}.", "Choose another port, or stop what uses it.") from e
+    except ValueError as e:  # Gradio could not reach its own address
+        page.close(verbose=False)
+        raise SpecError(f"The studio does not answer on {host}:{port}.", "Exclude this address from your proxy (NO_PROXY), or try again.") from e
     return page
