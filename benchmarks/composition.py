@@ -21,6 +21,7 @@ from assets.world.domain import SHIPPED_SEED
 from core import demo
 from core.engine import Engine
 from core.samples import Samples
+from core.spec import PRESETS
 
 # The mixes of the main job: what composing is held against, and the two ways of composing.
 PARTS = ("base", "domain", "task", "task (apart)")
@@ -92,6 +93,8 @@ def main() -> int:
     args = parser.parse_args()
     shipped = args.seeds[:1] if args.quick else args.seeds
     jobs = [(SHIPPED_SEED, seed) for seed in shipped] + [(domain, 0) for domain in args.fresh]
+    preset = PRESETS["embedded"]
+    print(f"Embedded preset: domain {json.dumps(preset.domain)}, task {json.dumps(preset.task)}")
     figures: dict[str, float] = {}
     gains: dict[str, list[dict[str, float]]] = {"shipped": [], "fresh": []}
     for domain_seed, seed in jobs:
