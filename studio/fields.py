@@ -90,7 +90,7 @@ def picker(label: str, choices: list[tuple[str, str]] | None = None, value: Any 
     Gradio compares a value with the choices that it sent last, which may be older than what the visitor
     sees; so it is told to let any value pass, and whoever uses the value looks it up as always.
     """
-    return gr.Dropdown(choices or [], value=value, label=label, allow_custom_value=True, filterable=False, **more)
+    return gr.Dropdown(choices or [], value=value, label=label, allow_custom_value=True, **more)
 
 
 def offer(choices: list[tuple[str, str]], value: Any, present: Any, **more: Any) -> Any:

@@ -68,7 +68,10 @@ def test_t25_nothing_but_loopback_without_a_password(host, share, auth, space):
         gate.check_exposure(host, share, auth, space)
 
 
-@pytest.mark.parametrize(("host", "share", "auth", "space"), [("127.0.0.1", False, None, False), ("::1", False, None, False), ("0.0.0.0", True, ("a", "b"), False), ("0.0.0.0", False, None, True)])
+@pytest.mark.parametrize(
+    ("host", "share", "auth", "space"),
+    [("127.0.0.1", False, None, False), ("::1", False, None, False), ("0.0.0.0", True, ("a", "b"), False), ("0.0.0.0", False, None, True)],
+)
 def test_loopback_a_password_or_the_platform_will_do(host, share, auth, space):
     gate.check_exposure(host, share, auth, space)
 
