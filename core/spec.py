@@ -262,7 +262,7 @@ PRESETS: dict[str, Preset] = {
         Preset("embedded", "Measured on the tiny base model that comes with the studio; minutes on a laptop.",
                {"learning_rate": 3e-3, "epochs": 20.0, "batch_size": 2, "accumulation": 1, "max_length": 256, "dropout": 0.0,
                 "replay_share": 0.3, "warmup_ratio": 0.05},
-               {"learning_rate": 3e-4, "epochs": 3.5, "batch_size": 16, "accumulation": 1, "max_length": 128, "dropout": 0.0,
+               {"learning_rate": 3e-4, "epochs": 6.0, "batch_size": 16, "accumulation": 1, "max_length": 128, "dropout": 0.0,
                 "domain_dropout": 0.5, "warmup_ratio": 0.05}),
     )
 }
