@@ -85,11 +85,12 @@ def refresh(engine: Engine, dataset: str | None, mixes: list[str], picked: str |
     known = [c["id"] for c in offered]
     usual = [str(m) for m in engine.default_mixes()]
     kept = [m for m in mixes or [] if m in known]
+    earlier = len(kept) < 3 and kept == usual[: len(kept)]  # what was suggested before there were more adapters
     reports = engine.reports()
     return (
         fields.offer([(d.name, d.id) for d in sets], chosen, dataset),
         suited(engine, chosen) if fresh else gr.skip(),
-        fields.offer([(c["name"], c["id"]) for c in offered], kept if kept and set(kept) - {"base"} else usual, mixes),
+        fields.offer([(c["name"], c["id"]) for c in offered], usual if earlier else kept, mixes),
         fields.offer(_titles(reports), picked if picked in [r.id for r in reports] else None, picked),
     )
 

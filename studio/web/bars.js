@@ -9,14 +9,14 @@ async function draw() {
   const Plotly = await studio.plotly();
   root.replaceChildren();
   const c = (name) => studio.colour(root, name);
-  for (const p of panels) {
-    const place = document.createElement("div");
-    root.append(place);
+  const places = panels.map(() => document.createElement("div"));
+  root.append(...places); // all at once, so that each chart is drawn in the width that it keeps
+  for (const [i, p] of panels.entries()) {
     const bars = { type: "bar", orientation: "h", y: p.names, x: p.values, marker: { color: p.kinds.map((k) => c("--st-" + k)) }, width: 0.62,
       text: p.values.map((v) => (v === null ? "" : p.percent ? (100 * v).toFixed(1) + " %" : v >= 100 ? v.toFixed(0) : v.toPrecision(3))),
       textposition: "outside", cliponaxis: false, textfont: { color: c("--st-ink") }, hoverinfo: "skip" };
     const most = Math.max(...p.values.filter((v) => v !== null), 0) || 1;
-    await Plotly.newPlot(place, [bars], {
+    await Plotly.newPlot(places[i], [bars], {
       title: { text: p.title, x: 0, xanchor: "left", font: { size: 13, color: c("--st-soft") } }, height: 62 + 34 * p.names.length,
       margin: { l: 8, r: 16, t: 34, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(root).fontFamily, size: 12, color: c("--st-soft") }, showlegend: false, dragmode: false,
