@@ -115,10 +115,10 @@ class Engine:
 
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
-        for run_id in self._state.claims:
+        for run_id in list(self._state.claims):
             self._state.stopping.setdefault(run_id, "close")
         self._worker.close()
-        for claim in self._state.claims.values():
+        for claim in list(self._state.claims.values()):
             claim.release()
         if self._owner:
             self._owner.release()
@@ -331,7 +331,12 @@ class Engine:
         if not run.status.alive or run_id not in self._state.claims:
             raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
         self._state.stopping[run_id] = "keep"
-        if run.status is RunStatus.RUNNING:
+        self._worker.post(lambda: self._mark_stopping(run_id))
+
+    def _mark_stopping(self, run_id: str) -> None:
+        """On the worker's thread, so that it cannot overwrite how the run ended meanwhile."""
+        run = self.run(run_id)
+        if run.status is RunStatus.RUNNING and run_id in self._state.claims:
             runs.change(self.workspace, run, status=RunStatus.STOPPING)
 
     def resume_run(self, run_id: str) -> None:

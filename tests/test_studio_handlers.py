@@ -289,6 +289,19 @@ def test_mixes_are_measured_and_the_report_is_kept(engine):
     assert engine.report_csv(reports["value"]).read_text().startswith("name,mix,")
 
 
+def test_suggested_mixes_follow_the_library_until_someone_chooses(engine):
+    usual = [str(m) for m in engine.default_mixes()]
+    held = evaluate.refresh(engine, None, [], None, None)[0]["value"]
+
+    def offered(mixes):
+        return evaluate.refresh(engine, held, mixes, None, None)[2]
+
+    for earlier in ([], usual[:1], usual[:2]):  # what was suggested when there were fewer adapters
+        assert offered(earlier)["value"] == usual
+    own = [usual[3], usual[0]]
+    assert offered(own).get("value", own) == own
+
+
 def test_the_library_shows_verifies_renames_and_deletes(engine):
     adapter = next(a for a in engine.adapters() if a.kind == "domain")
     shown = library.chosen(engine, "adapters", "", pressed(pick=adapter.id))
