@@ -134,9 +134,14 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def plain(number: float) -> str:
+    """A limit as people write it: whole numbers in full."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
 def _allowed(meta: Any) -> str:
     low, high = meta.get("low"), meta.get("high")
-    return f"Allowed are {low:g} to {high:g}." if low is not None and high is not None else "Give a number."
+    return f"Allowed are {plain(low)} to {plain(high)}." if low is not None and high is not None else "Give a number."
 
 
 @dataclass(frozen=True)

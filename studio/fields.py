@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from core.errors import SpecError
-from core.spec import label_of
+from core.spec import label_of, plain
 
 Fields = dict[str, gr.components.Component]
 
@@ -49,7 +49,7 @@ def _component(f: dataclasses.Field[Any], value: Any, choices: list[tuple[str, s
         return gr.Checkbox(value, label=label, info=meta["help"])
     if kind in ("int", "float"):
         low, high = meta["low"], meta["high"]
-        help = f"{meta['help']} ({low:g} to {high:g})"
+        help = f"{meta['help']} ({plain(low)} to {plain(high)})"
         return gr.Number(value, label=label, info=help, minimum=low, maximum=high, precision=0 if kind == "int" else None, step=1 if kind == "int" else _step(value))
     if kind.startswith("tuple"):
         return gr.Textbox(shown(value), label=label, info=f"{meta['help']} One per line.", lines=2)
@@ -78,7 +78,7 @@ def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
         if str(f.type).startswith("tuple"):
             out[name] = tuple(line.strip() for line in str(value or "").splitlines() if line.strip())
         elif str(f.type) in ("int", "float") and value is None:
-            raise SpecError(f"{label_of(f)} is empty.", f"Give a number from {f.metadata['low']:g} to {f.metadata['high']:g}.")
+            raise SpecError(f"{label_of(f)} is empty.", f"Give a number from {plain(f.metadata['low'])} to {plain(f.metadata['high'])}.")
         else:
             out[name] = "" if value is None else value
     return out

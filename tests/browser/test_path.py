@@ -70,10 +70,10 @@ def watch_a_run_and_reload(visit) -> None:
     until(lambda: engine.runs()[0].name == "Long run", 30, "the run")
     run = engine.runs()[0]
     assert run.spec.max_steps == 300 and run.spec.max_length == 128
+    until(lambda: run.id in page.evaluate("location.search"), 30, "the page to watch the new run")  # until then the chart shows the run before
     few = until(lambda: points(page), 60, "the first points")
     assert few < 300, "the run was over before it could be watched"
     until(lambda: points(page) > few, 60, "more points")
-    assert run.id in page.url
     visit.reload()
     page.locator(".run-title").wait_for()
     assert page.locator(".run-title strong").inner_text() == "Long run"
