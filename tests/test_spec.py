@@ -40,7 +40,8 @@ def test_t24_every_number_has_limits_that_are_kept(spec, f):
     for value in (low - step, high + step):
         with pytest.raises(SpecError) as caught:
             spec(**{f.name: value})
-        assert label_of(f) in caught.value.what and caught.value.fix == f"Allowed are {int(low) if low == int(low) else low} to {int(high) if high == int(high) else high}."
+        shown = [int(limit) if limit == int(limit) else limit for limit in (low, high)]
+        assert label_of(f) in caught.value.what and caught.value.fix == f"Allowed are {shown[0]} to {shown[1]}."
 
 
 @pytest.mark.parametrize(("spec", "f"), NUMBERS, ids=name_of)
