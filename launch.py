@@ -118,7 +118,7 @@ def serve(arguments: list[str]) -> int:
     from studio.app import serve as serve_page
 
     try:
-        with Engine(args.workspace, args.base, args.quantization) as engine:
+        with Engine(args.workspace, args.base, args.quantization, load=False) as engine:
             serve_page(
                 engine,
                 host="0.0.0.0" if space else args.host,

@@ -96,7 +96,7 @@ class Engine:
         base: "embedded", a local folder, or a Hub id.
         quantization: "auto", "nf4" or "none".
         device: "auto", "cpu" or "cuda".
-        load: load the base now; without it, only what needs no model works.
+        load: load the base now; without it, only what needs no model works until `load()` is called.
     """
 
     def __init__(self, workspace: str | Path, base: str = "embedded", quantization: str = "auto", device: str = "auto", load: bool = True) -> None:
@@ -110,8 +110,10 @@ class Engine:
         self._info = BaseInfo(name=base, loading=load)
         self._state = _State()
         self._worker = Worker()
+        self._choice = (base, quantization, device)
+        self._asked = False
         if load:
-            self._worker.post(lambda: self._load(base, quantization, device))
+            self.load()
 
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
@@ -130,6 +132,13 @@ class Engine:
         self.close()
 
     # --- the base
+
+    def load(self) -> None:
+        """Begins to load the base, once; returns at once."""
+        if not self._asked:
+            self._asked = True
+            self._info = BaseInfo(name=self._choice[0], loading=True)
+            self._worker.post(lambda: self._load(*self._choice))
 
     def _load(self, base: str, quantization: str, device: str) -> None:
         try:

@@ -53,6 +53,7 @@ def guide(engine: Engine) -> gr.HTML:
 
 def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     """The top of the page as a tree, and a revision that changes when a list on the page does."""
+    engine.load()  # begun by the first page, so that no import of torch delays its painting
     base, datasets, adapters, runs = engine.base(), engine.datasets(), engine.adapters(), engine.runs()
     state = [
         base.loading, base.error, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
