@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import AdapterError
-from core.model.base import load_base
+from core.model.base import differentiable, load_base
 from core.model.generate import speaking
 from core.model.resident import TRAINEE, Resident
 from core.spec import Mix
@@ -172,3 +172,13 @@ def test_gpt2_layers_mix_like_peft_too(tmp_path: Path) -> None:
     ours = logits_of(resident, rows)
     for b, row in enumerate(rows):
         assert (by_peft(resident, row)[0] - ours[b]).abs().max() <= 1e-5
+
+
+def test_weights_can_be_learned_through_the_mix(resident: Resident) -> None:
+    weights = torch.zeros(2, 3, requires_grad=True)
+    with differentiable(resident.base.model), resident.mixer.engaged(weights):
+        logits = resident.base.model(IDS.repeat(2, 1)).logits
+        (logits[0].logsumexp(-1).sum() + 2 * logits[1].logsumexp(-1).sum()).backward()
+    assert weights.grad is not None
+    assert weights.grad.abs().min() > 0
+    assert torch.allclose(2 * weights.grad[0], weights.grad[1], rtol=1e-2)  # both rows are the base here

@@ -314,3 +314,22 @@ def test_a_disk_error_while_saving_the_adapter_loses_nothing(engine: Engine, cor
     assert run.status is RunStatus.FAILED and "disk is full" in run.error and run.resumable
     engine.resume_run(run.id)
     assert engine.wait_run(run.id).status is RunStatus.DONE and engine.adapters()[0].id == run.adapter
+
+
+def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(tiny_base: Path, tmp_path: Path, corpus: Path) -> None:
+    """bitsandbytes packs 4-bit weights for CPU inference in a form without a backward; training must not meet it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(tiny_base, quantization_config=nf4, dtype=torch.float32).dequantize().save_pretrained(tmp_path / "plain")
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "plain")
+    told = {}
+    for name, base, quantization in (("unpacked", tmp_path / "plain", "none"), ("nf4", tiny_base, "nf4")):
+        with Engine(tmp_path / name, str(base), quantization, device="cpu") as engine:
+            engine.stream("Where is the red lamp?", [Mix()], Sampling(max_new_tokens=4)).last()
+            run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=12, dropout=0.0)))
+            assert run.status is RunStatus.DONE, run.error
+            told[name] = losses(engine, run.id)
+    assert len(told["nf4"]) == 12 and told["nf4"][-1] < told["nf4"][0] - 0.3
+    assert told["nf4"] == pytest.approx(told["unpacked"], abs=2e-3)

@@ -5,10 +5,12 @@ Knows devices, quantisation and fingerprints. Knows nothing of adapters or train
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,26 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         parameters=_count(model),
         own_template=own_template,
     )
+
+
+@contextlib.contextmanager
+def differentiable(model: Any) -> Iterator[None]:
+    """While open, gradients flow through 4-bit layers on a CPU too; they are slower meanwhile.
+
+    On its first forward without a gradient, bitsandbytes 0.50 repacks a layer's weights for a bf16
+    kernel that has no backward, and never unpacks them for training. Asking a layer for its state
+    unpacks it; the flag keeps it so.
+    """
+    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    before = [m.support_avx512bf16_for_cpu for m in layers]
+    for layer in layers:
+        layer.state_dict()
+        layer.support_avx512bf16_for_cpu = False
+    try:
+        yield
+    finally:
+        for layer, packs in zip(layers, before, strict=True):
+            layer.support_avx512bf16_for_cpu = packs
 
 
 def _refuse_prequantized(name: str, config: Any) -> None:

@@ -57,14 +57,18 @@ class Mixer:
         self.version += 1
 
     @contextlib.contextmanager
-    def engaged(self, rows: Sequence[Mapping[str, float]]) -> Iterator[Mixer]:
-        """While open, row b of every forward is computed under `rows[b]` (peft name to weight).
+    def engaged(self, rows: Sequence[Mapping[str, float]] | torch.Tensor) -> Iterator[Mixer]:
+        """While open, row b of every forward is computed under `rows[b]`.
+
+        Args:
+            rows: peft name to weight, one mapping a row; or the weights themselves, (B, adapters) with
+                columns as `names`, which may need a gradient.
 
         Raises:
             AdapterError: a name that does not hang on this model.
         """
         before = self.weights
-        self.weights = self.tensor(rows)
+        self.weights = rows if isinstance(rows, torch.Tensor) else self.tensor(rows)
         self.version += 1
         try:
             yield self
@@ -124,7 +128,7 @@ class _Block:
 
     def look(self, weights: torch.Tensor) -> None:
         rows = weights[:, self.columns] * self.scale
-        self.rows = rows.unsqueeze(1) if bool(rows.any()) else None
+        self.rows = rows.unsqueeze(1) if weights.requires_grad or bool(rows.any()) else None
 
 
 def _blocks(layer: Any, names: Sequence[str], trainee: str) -> list[_Block]:

@@ -24,6 +24,7 @@ from core.data.batches import Encoded, count_forged, encode_documents, encode_ta
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
 from core.errors import RunError, SpecError
 from core.events import read_since
+from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
 from core.train import checkpoints, runs
@@ -72,7 +73,8 @@ def train(
         trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked), sample_prompts(workspace, run.spec))
         if checkpoint:
             log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with differentiable(resident.base.model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = trainer.state.global_step < trainer.state.max_steps
         if stopped and stop_asked() == "close":
             return runs.change(workspace, run, status=RunStatus.INTERRUPTED)
