@@ -196,6 +196,8 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     for claimed_digest, name in lines:
         if "/" in name or not (folder / name).is_file() or sha256_of(folder / name) != claimed_digest:
             raise AdapterError(f"{name} of the adapter {adapter_id!r} is missing or has changed since it was saved.", "Restore it from a copy, or train again.")
+    if read_json(folder / METADATA).get("sha256") != {n: d for d, n in lines}[WEIGHTS]:
+        raise AdapterError(f"{METADATA} of the adapter {adapter_id!r} names other weights than {WEIGHTS}.", "Restore the folder from a copy.")
     for file in folder.iterdir():
         if file.suffix in PICKLES:
             raise AdapterError(f"The adapter folder holds {file.name}, which could run code.", "Delete that file: only safetensors are used.")

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.spec import Mix
+from core.spec import WEIGHT_LIMIT, WEIGHT_STEP, Mix
 from studio import show
 from studio.tree import button, empty
 from studio.web import asset
@@ -29,6 +29,8 @@ def mixer() -> gr.HTML:
         value=None,
         adapters=[],
         nothing=NOTHING,
+        limit=WEIGHT_LIMIT,
+        step=WEIGHT_STEP,
         html_template='<div class="mixer"><div class="formula"></div><div class="mix-rows"></div></div>',
         js_on_load=asset("mixer.js") + "\n/* fires 'mixed' */",
         apply_default_css=False,

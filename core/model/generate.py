@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,21 @@ from core.spec import Mix, Sampling
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A place in an answer where its mix changed: the characters and tokens before it, and the new mix's stamp."""
+
+    at: int
+    tokens: int
+    mix: str
+    stamp: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Column:
     """One mix's answer so far.
 
     Attributes:
+        turns: where the mix changed while it was written, in order.
         seconds: from the start of reading the prompt to the newest token.
         reason: why it ended: "end" (the model's own), "length", "stop", or "" while it writes.
         stamp: what the model really had active, read from the tensors that it multiplied by.
@@ -45,6 +56,7 @@ class Column:
     done: bool = False
     reason: str = ""
     stamp: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
 
 
 def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, room: int) -> list[int]:
@@ -96,6 +108,7 @@ class Writer:
         self.reason = ""
         self.cut: str | None = None  # the text up to a stop text
         self.stamp: dict[str, Any] = {}
+        self.turned: list[tuple[int, str, dict[str, Any]]] = []  # (tokens before, mix, stamp)
         chain: list[Any] = []
         if sampling.repetition_penalty != 1.0:
             chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
@@ -107,11 +120,27 @@ class Writer:
                 chain.append(TopPLogitsWarper(sampling.top_p))
         self.chain = LogitsProcessorList(chain)
 
+    def turn(self, mix: Mix) -> None:
+        """Goes on under another mix from the next token."""
+        self.mix, self.stamp = mix, {}
+
+    def read(self, stamp: dict[str, Any]) -> None:
+        """Takes down what the model really had active, once for every mix."""
+        if not self.stamp:
+            self.stamp = stamp
+            if self.ids:
+                self.turned.append((len(self.ids), self.mix.name or str(self.mix), stamp))
+
     def column(self, tokenizer: Any) -> Column:
         """The answer so far, decoded."""
-        text = self.cut if self.cut is not None else tokenizer.decode(self.ids, skip_special_tokens=True)
+        whole = self.cut if self.cut is not None else tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = whole.strip() if self.reason else whole
+        lead = len(whole) - len(whole.lstrip()) if self.reason else 0
+        turns = tuple(
+            Turn(min(max(len(tokenizer.decode(self.ids[:n], skip_special_tokens=True)) - lead, 0), len(text)), n, name, stamp) for n, name, stamp in self.turned
+        )
         stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
-        return Column(text.strip() if self.reason else text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp)
+        return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, turns)
 
 
 def generate(
@@ -119,15 +148,18 @@ def generate(
     prompts: Sequence[Sequence[int]],
     mixes: Sequence[Mix],
     samplings: Sequence[Sampling],
+    present: Callable[[], Sequence[Mix]] | None = None,
 ) -> Iterator[list[Writer]]:
     """Writes one column a (prompt, mix, sampling) triple, all in one batch.
 
     Rows with the same seed draw with the same dice: one Gumbel noise vector a step and seed, so that
     identical mixes write identical text and differences come from the mix alone (Gumbel-max sampling,
-    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
+    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch. The cache of keys and values
+    belongs to a mix: when a column's mix changes, its text so far is read again under the new one.
 
     Args:
         prompts: token ids, one list a column; shorter ones are padded on the left.
+        present: asked before every token for the mixes of all columns, which may have changed.
 
     Yields:
         All writers after every step (the same objects; decode them with `column` when someone looks).
@@ -146,16 +178,18 @@ def generate(
     fed = ids
     while writing:
         begin = time.perf_counter()
-        present = [w.mix for w in writing]
-        resident.ensure(present)  # an adapter may have ended its training, or left, since the last step
-        with speaking(resident, resident.rows(present)):
+        if present is not None and _turned(writing, present()):
+            cache, fed = DynamicCache(config=base.model.config), history
+        mixes = [w.mix for w in writing]
+        resident.ensure(mixes)  # an adapter may have ended its training, or left, since the last step
+        with speaking(resident, resident.rows(mixes)):
             positions = (attention.cumsum(-1) - 1).clamp(min=0)[:, -fed.shape[1] :]
             out = base.model(input_ids=fed, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits = out.logits[:, -1].float()  # (B, V)
             chosen = _choose(logits, history, writing, dice)
             for b, writer in enumerate(writing):
                 if not writer.stamp:
-                    writer.stamp = resident.stamp(b)
+                    writer.read(resident.stamp(b))
         busy += time.perf_counter() - begin
         for b, writer in enumerate(writing):
             _take(writer, chosen[b], eos, tokenizer)
@@ -172,6 +206,14 @@ def generate(
                 history = torch.cat([history, fed], dim=1)
         writing = [writing[b] for b in still]
         yield writers
+
+
+def _turned(writing: Sequence[Writer], mixes: Sequence[Mix]) -> bool:
+    """Gives each column the mix it is to go on with; true when one of them changed."""
+    changed = [w for w in writing if mixes[w.row] is not w.mix and replace(mixes[w.row], name="") != replace(w.mix, name="")]
+    for writer in changed:
+        writer.turn(mixes[writer.row])
+    return bool(changed)
 
 
 def _choose(logits: torch.Tensor, history: torch.Tensor, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> list[int]:

@@ -2,7 +2,7 @@
 // on and how much (the user's); they are joined here, so a move is never overwritten by news.
 const studio = window.studio;
 const root = element.querySelector(".mixer");
-const LIMIT = 2, STEP = 0.05;
+const { limit: LIMIT, step: STEP } = props;
 let timer = 0, drawn = "";
 
 const rows = () => {
