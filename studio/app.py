@@ -41,6 +41,7 @@ def build(engine: Engine) -> gr.Blocks:
                 library_tab = library.build()
 
         moved = top.moved
+        mix.arrive(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, moved)
         train.wire(train_tab, engine, moved)
         mix.wire(mix_tab, engine, moved)

@@ -118,9 +118,7 @@ def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resid
     ids = encode_prompt(resident, "Where is the red lamp?", True, 16)
     mixes = [MIXES[1], MIXES[2], Mix(name="Renamed", weights=MIXES[2].weights)]
     told = list(mixes)
-    steps = 0
-    for writers in generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: told):
-        steps += 1
+    for steps, writers in enumerate(generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: told), start=1):
         if steps == 6:
             told[0] = MIXES[3]
             told[2] = Mix(name="Another name", weights=MIXES[2].weights)
