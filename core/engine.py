@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import library, mixes
+from core import library, mixes, votes
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
@@ -28,6 +28,7 @@ from core.samples import Samples
 from core.spec import COLUMN_LIMIT, SEED, Mix, RunStatus, Sampling, TrainSpec
 from core.train import runs
 from core.train.runs import Run
+from core.votes import Standing, Vote
 from core.worker import Stream, Worker
 from core.workspace import Claim, Workspace, check_name
 
@@ -499,6 +500,37 @@ class Engine:
                 yield Frame([w.column(resident.base.tokenizer) for w in writers], done)
             else:
                 yield None
+
+    def suite(self, prompts: Sequence[str], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True, same_dice: bool = True) -> Stream:
+        """Every mix answers every prompt, many in a batch; a stream of Sheets that fill up. Takes and raises what `stream` does."""
+        if not 1 <= len(mixes) <= COLUMN_LIMIT:
+            raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
+        drawn = sampling or Sampling()
+        samplings = [drawn if same_dice else replace(drawn, seed=drawn.seed + i) for i in range(len(mixes))]
+        return self._worker.stream(lambda: self._suite(list(prompts), list(mixes), samplings, chat))
+
+    def _suite(self, prompts: list[str], mixes: list[Mix], samplings: list[Sampling], chat: bool) -> Generator[Any, None, None]:
+        from core.evaluate.suite import suite
+
+        yield from suite(self._resident(), prompts, mixes, samplings, chat)
+
+    def vote(self, prompt: str, stamps: Sequence[dict[str, Any]], chosen: int | None) -> Vote:
+        """Keeps a vote on answers, told by their stamps; `chosen` is a place among them, None for no difference."""
+        return votes.cast(self.workspace, prompt, stamps, chosen)
+
+    def withdraw_vote(self, vote_id: str) -> None:
+        votes.withdraw(self.workspace, vote_id)
+
+    def reset_votes(self) -> None:
+        votes.reset(self.workspace)
+
+    def tally(self) -> list[Standing]:
+        """What all votes say about each mix, the best first."""
+        return votes.tally(votes.all_of(self.workspace))
+
+    def votes_csv(self) -> str:
+        """Every vote as CSV, a row an answer."""
+        return reports.plain_csv(votes.table(votes.all_of(self.workspace)))
 
     # --- measuring
 

@@ -200,6 +200,11 @@ class Workspace:
                     found.append((path.stat().st_mtime_ns, path.stem))
         return [item_id for _, item_id in sorted(found)]
 
+    @property
+    def votes(self) -> Path:
+        """The log of the blind tests' votes, kept with the mixes; no id ends like it."""
+        return self.root / "mixes" / "votes.jsonl"
+
     def new_dir(self, kind: str, name: str, item_id: str = "") -> tuple[str, Path]:
         """Makes an id for `name` (or takes `item_id`) and a hidden building place: (id, partial folder).
 

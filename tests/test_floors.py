@@ -13,7 +13,7 @@ TRADES = ("core/train", "core/evaluate")
 # The floor of a module, by the longest prefix that matches.
 FLOORS = {
     "core/errors": 0, "core/events": 0, "core/spec": 0, "core/workspace": 0,
-    "core/data": 1, "core/library": 1, "core/mixes": 1, "core/samples": 1,
+    "core/data": 1, "core/library": 1, "core/mixes": 1, "core/samples": 1, "core/votes": 1,
     "core/model": 2,
     "core/train": 3, "core/evaluate": 3,
     "core/engine": 4, "core/worker": 4,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,10 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def cell(value: Any) -> Any:
     """A value that no spreadsheet executes."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def plain_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of cells as CSV, headings first; no cell is one that a spreadsheet executes."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([cell(v) for v in row] for row in rows)
+    return out.getvalue()
