@@ -27,6 +27,7 @@ class Talk:
     prompt: str = ""
     names: list[str] = field(default_factory=list)
     frame: Any = None
+    ballot: Any = None  # of the blind test under way, which the page must not know
 
     def __deepcopy__(self, memo: Any) -> Talk:
         return Talk()  # Gradio copies a state's first value for each session
@@ -34,6 +35,7 @@ class Talk:
     def stop(self) -> None:
         """Ends the answer under way; whoever reads it gets no more frames."""
         self.serial += 1
+        self.ballot = None
         if self.stream is not None:
             self.stream.close()
             self.stream = None
@@ -52,12 +54,14 @@ def retuned(engine: Engine, talk: Talk, mixes: Sequence[Mix]) -> bool:
     return True
 
 
-def frames(engine: Engine, talk: Talk, prompt: str, mixes: Sequence[Mix], sampling: Sampling, chat: bool = True, same_dice: bool = True) -> Iterator[Any]:
+def frames(
+    engine: Engine, talk: Talk, prompt: str, mixes: Sequence[Mix], sampling: Sampling, chat: bool = True, same_dice: bool = True, ballot: Any = None
+) -> Iterator[Any]:
     """Asks all mixes at once and yields the engine's frames until the answer ends or another replaces it."""
     talk.stop()
     serial = talk.serial
     stream = engine.stream(prompt, mixes, sampling, chat, same_dice)
-    talk.stream, talk.prompt, talk.names, talk.frame = stream, prompt, [m.name or str(m) for m in mixes], None
+    talk.stream, talk.prompt, talk.names, talk.frame, talk.ballot = stream, prompt, [m.name or str(m) for m in mixes], None, ballot
     try:
         for frame in stream:
             if talk.serial != serial:

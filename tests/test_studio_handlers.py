@@ -277,7 +277,7 @@ def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
 def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
     picks = [c["id"] for c in talk.choices(engine)]
     talking = Talk()
-    *_, last = compare.answered(engine, "Where is the lamp?", {"picks": picks}, None, talking, *sampling(max_new_tokens=6))
+    *_, last = compare.answered(engine, "Where is the lamp?", {"picks": picks}, None, talking, True, *sampling(max_new_tokens=6))
     assert len(last["columns"]) == 4 and last["picks"] == picks
     assert all(c.done and c.tokens <= 6 for c in talking.frame.columns)
     written = compare.exported(engine, talking)
@@ -310,7 +310,7 @@ def test_nothing_is_exported_before_an_answer(engine):
 
 def test_a_comparison_of_one_is_refused(engine):
     with pytest.raises(SpecError, match="2 to 6"):
-        list(compare.answered(engine, "Where?", {"picks": ["base"]}, None, Talk(), *sampling()))
+        list(compare.answered(engine, "Where?", {"picks": ["base"]}, None, Talk(), True, *sampling()))
 
 
 # --- evaluate and library

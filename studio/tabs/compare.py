@@ -1,10 +1,12 @@
-"""The Compare tab: one question, two to six mixes, side by side and at once.
+"""The Compare tab: one question, two to six mixes, side by side and at once, with their names or without.
 
-Knows the board of columns and how answers fill it. Knows nothing of how mixes share a batch.
+Knows its components and what follows what. Knows nothing of how mixes share a batch, nor how a blind
+test keeps its secret.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +15,27 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from core.spec import COLUMN_LIMIT, Sampling
-from studio import fields, guard, mixer, samples, show, talk
+from core.spec import Sampling
+from studio import blind, board, fields, guard, mixer, samples, suite, talk
+from studio.suite import SAVE_CSV, Suite
 from studio.talk import SAMPLING, Talk
-from studio.tree import Node, node, title, view
+from studio.tree import Node, title, view
 from studio.web import asset
 
-LEAST = 2
+SAME_DICE = "All columns draw with the same random numbers, so that what differs comes from the mix; it matters above temperature 0."
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The fold with the votes so far."""
+
+    fold: gr.Accordion
+    shown: gr.HTML
+    save: gr.Button
+    delete: gr.Button
+    sure: gr.Row
+    yes: gr.Button
+    no: gr.Button
 
 
 @dataclass(frozen=True)
@@ -28,10 +44,14 @@ class CompareTab:
 
     prompt: gr.Textbox
     ask: gr.Button
+    blind: gr.Button
     stop: gr.Button
     export: gr.Button
+    same_dice: gr.Checkbox
     sampling: fields.Fields
     board: gr.HTML
+    votes: Votes
+    suite: Suite
     written: gr.Textbox
     talk: gr.State
 
@@ -43,28 +63,68 @@ def build() -> CompareTab:
         prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, placeholder="Ask all columns the same question", elem_id="compare-prompt")
         with gr.Row(elem_classes="actions"):
             ask = gr.Button("Answer", variant="primary", scale=0, min_width=130)
+            blinded = gr.Button("Blind test", scale=0, min_width=120)
             stop = gr.Button("Stop", scale=0, min_width=90)
             export = gr.Button("Export as Markdown", scale=0, min_width=170)
-        with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"), gr.Row():
-            sampling = fields.build(Sampling, SAMPLING)
-        board = gr.HTML(
-            value=None, choices=[], html_template='<div class="board"></div>', js_on_load=asset("board.js"), apply_default_css=False, elem_id="board"
+        with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
+            with gr.Row():
+                sampling = fields.build(Sampling, SAMPLING)
+            same_dice = gr.Checkbox(True, label="Same dice", info=SAME_DICE)
+        columns = gr.HTML(
+            value=None,
+            choices=[],
+            html_template='<div class="board"></div>',
+            js_on_load=asset("board.js") + "\n/* fires 'vote' and 'again' */",
+            apply_default_css=False,
+            elem_id="board",
         )
+        votes = _votes()
+        many = suite.build()
         written = gr.Textbox(visible=False)
-    return CompareTab(prompt, ask, stop, export, sampling, board, written, gr.State(Talk(), delete_callback=Talk.stop))
+    return CompareTab(prompt, ask, blinded, stop, export, same_dice, sampling, columns, votes, many, written, gr.State(Talk(), delete_callback=Talk.stop))
+
+
+def _votes() -> Votes:
+    with gr.Accordion("Votes so far", open=False, elem_classes="quiet-fold", elem_id="votes") as fold:
+        shown = view(blind.NO_VOTES)
+        with gr.Row(elem_classes="actions"):
+            save = gr.Button("Download the votes as CSV", scale=0, min_width=210)
+            delete = gr.Button("Delete all votes", variant="stop", scale=0, min_width=140)
+        with gr.Row(visible=False, elem_classes="actions") as sure:
+            yes = gr.Button("Yes, delete every vote", variant="stop", scale=0, min_width=180)
+            no = gr.Button("Keep them", scale=0, min_width=110)
+    return Votes(fold, shown, save, delete, sure, yes, no)
 
 
 def wire(tab: CompareTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> None:
     """Connects the events."""
-    inputs = [tab.prompt, tab.board, mixer_rows, tab.talk, *tab.sampling.values()]
+    drawn = [tab.same_dice, *tab.sampling.values()]
+    asked = [tab.prompt, tab.board, mixer_rows, tab.talk, *drawn]
+    talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        guard.on(trigger, engine, answered, inputs, [tab.board], concurrency_limit=8, trigger_mode="multiple")
+        guard.on(trigger, engine, answered, asked, [tab.board], **talking)
+    for trigger in (tab.blind.click, tab.board.again):
+        guard.on(trigger, engine, blinded, asked, [tab.board], **talking)
+    guard.on(tab.board.vote, engine, voted, [tab.talk], [tab.board, tab.votes.shown])
     guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
     guard.on(tab.export.click, engine, exported, [tab.talk], [tab.written]).success(
         fn=None, inputs=[tab.written], js="(text) => { window.studio.save('comparison.md', text); }", api_visibility="private"
     )
     for trigger in (moved, mixer_rows.mixed):
         guard.on(trigger, engine, refresh, [tab.prompt, mixer_rows], [tab.prompt, tab.board])
+    _wire_votes(tab, engine)
+    suite.wire(tab.suite, engine, [tab.board, mixer_rows], drawn)
+
+
+def _wire_votes(tab: CompareTab, engine: Engine) -> None:
+    votes = tab.votes
+    guard.on(votes.fold.expand, engine, counted, None, [votes.shown])
+    guard.on(votes.save.click, engine, votes_exported, None, [tab.written]).success(
+        fn=None, inputs=[tab.written], js=f"(text) => ({SAVE_CSV})('votes.csv', text)", api_visibility="private"
+    )
+    guard.on(votes.delete.click, engine, sure, None, [votes.sure])
+    guard.on(votes.no.click, engine, unsure, None, [votes.sure])
+    guard.on(votes.yes.click, engine, deleted, None, [votes.shown, votes.sure])
 
 
 def refresh(engine: Engine, prompt: str, rows: Any) -> tuple[Any, ...]:
@@ -72,40 +132,75 @@ def refresh(engine: Engine, prompt: str, rows: Any) -> tuple[Any, ...]:
     return gr.skip() if prompt else samples.question(engine), gr.HTML(choices=talk.choices(engine, mixer.present(engine, rows)))
 
 
-def answered(engine: Engine, prompt: str, board: Any, rows: Any, talking: Talk, *sampling: Any) -> Iterator[dict[str, Any]]:
+def answered(engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any) -> Iterator[dict[str, Any]]:
     """Asks every column; yields the whole board at each frame."""
+    picks = _asked(engine, prompt, shown)
+    mixes = board.mixes(engine, picks, rows)
+    reference = board.reference(mixes)
+    for frame in talk.frames(engine, talking, prompt, mixes, talk.drawn(sampling), same_dice=same_dice):
+        yield {"picks": picks, "touched": True, "columns": board.columns(frame, reference)}
+
+
+def blinded(
+    engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any, dice: random.Random | None = None
+) -> Iterator[dict[str, Any]]:
+    """Asks every column in an order that only this side knows; yields the board without names."""
+    picks = _asked(engine, prompt, shown)
+    mixes = board.mixes(engine, picks, rows)
+    yield from blind.frames(engine, talking, prompt, mixes, picks, talk.drawn(sampling), same_dice, dice or random.SystemRandom())
+
+
+def _asked(engine: Engine, prompt: str, shown: Any) -> list[str]:
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
-    picks = [p for p in (board or {}).get("picks", []) if isinstance(p, str)] or [c["id"] for c in talk.choices(engine)][:4]
-    if not LEAST <= len(picks) <= COLUMN_LIMIT:
-        raise SpecError(f"There are {len(picks)} columns.", f"Compare {LEAST} to {COLUMN_LIMIT} mixes.")
-    mixes = talk.named(engine, picks, mixer.present(engine, rows))
-    drawn = talk.drawn(sampling)
-    reference = next((i for i, m in enumerate(mixes) if not m.weights), 0)
-    for frame in talk.frames(engine, talking, prompt, mixes, drawn):
-        yield {"picks": picks, "touched": True, "columns": columns(frame, reference)}
+    return board.picks(engine, shown)
 
 
-def columns(frame: Any, reference: int) -> list[Node]:
-    """What each column shows; words that differ from the reference column are marked."""
-    base = frame.columns[reference].text
-    return [_column(c, base if i != reference else c.text) for i, c in enumerate(frame.columns)]
+def voted(engine: Engine, talking: Talk, event: gr.EventData) -> tuple[dict[str, Any], Node]:
+    """A vote was cast or taken back: the names, and the tally."""
+    said = event._data if isinstance(event._data, dict) else {}
+    shown = blind.withdrawn(engine, talking) if said.get("undo") else blind.voted(engine, talking, said)
+    return shown, blind.tally(engine)
+
+
+def counted(engine: Engine) -> Node:
+    """The votes so far."""
+    return blind.tally(engine)
+
+
+def votes_exported(engine: Engine) -> str:
+    """All votes as CSV."""
+    if not engine.tally():
+        raise NotFound("There are no votes to download yet.", "Start a blind test first.")
+    return engine.votes_csv()
+
+
+def sure(engine: Engine) -> Any:
+    """Asks once more before votes are deleted."""
+    return gr.update(visible=True)
+
+
+def unsure(engine: Engine) -> Any:
+    """Not deleted after all."""
+    return gr.update(visible=False)
+
+
+def deleted(engine: Engine) -> tuple[Node, Any]:
+    """Deletes every vote."""
+    return blind.emptied(engine), gr.update(visible=False)
 
 
 def stopped(engine: Engine, talking: Talk) -> None:
-    """Ends the answer under way; what is written stays."""
-    talking.stop()
+    """Ends the answer under way; what is written stays, and a blind test that is all written can still be voted on."""
+    if talking.frame is None or not talking.frame.done:
+        talking.stop()
 
 
 def exported(engine: Engine, talking: Talk) -> str:
     """The last comparison as a Markdown document."""
+    if blind.secret(talking):
+        raise SpecError("The names are still covered.", "Vote first; then the comparison can be exported.")
     text = talk.markdown(talking)
     if not text:
         raise NotFound("There is nothing to export yet.", "Answer a prompt first.")
     return text
-
-
-def _column(column: Any, base: str) -> Node:
-    pieces: list[Any] = [node("mark", text) if differs else node("span", text) for text, differs in show.differing(base, column.text)]
-    text = node("p", *(pieces or ["…"]), cls="answer-text" if column.done else "answer-text writing")
-    return node("div", text, node("p", talk.speed(column), cls="quiet"), node("p", talk.stamp(column), cls="stamp"))

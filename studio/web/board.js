@@ -1,5 +1,7 @@
 // Answers side by side: a picker above each column. `props.choices` are the mixes there are (Python's),
 // `props.picks` which one each column shows (the user's), `props.value` what the columns say (the stream's).
+// In a blind test `props.value.blind` has what stands above and below the answers instead of the pickers; what it
+// does not say, nobody on this side knows.
 const studio = window.studio;
 const root = element.querySelector(".board");
 const LEAST = 2, MOST = 6;
@@ -40,7 +42,41 @@ function head(list, index) {
   return box;
 }
 
+// The answers under letters; cells stay while they fill, so that nothing jumps and the focus is kept.
+function drawBlind({ heads, foot }) {
+  const now = "blind " + heads.length;
+  if (now !== shape) {
+    shape = now;
+    const slot = (cls) => studio.make({ tag: "div", cls });
+    const cells = heads.map((_, i) => {
+      const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": "Answer " + "ABCDEF"[i] } });
+      cell.append(slot("head-slot"), slot("col-body"));
+      return cell;
+    });
+    const last = slot("blind-foot");
+    last.setAttribute("aria-live", "polite");
+    root.style.setProperty("--columns", heads.length);
+    root.replaceChildren(...cells, last);
+  }
+  const said = columns();
+  [...root.querySelectorAll(".head-slot")].forEach((slot, i) => studio.draw(slot, heads[i]));
+  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, said[i]));
+  studio.draw(root.querySelector(".blind-foot"), foot);
+}
+
+root.addEventListener("click", (event) => {
+  const target = event.target.closest(".blind [data-act]");
+  if (!target) return;
+  const act = JSON.parse(target.dataset.act);
+  if (act.again) trigger("again", act);
+  else if (act.leave) { props.value = { ...props.value, columns: [], blind: null }; draw(); }
+  else trigger("vote", act);
+});
+
 function draw() {
+  const covered = props.value?.blind;
+  root.classList.toggle("blind", Boolean(covered));
+  if (covered) return drawBlind(covered);
   const list = picks();
   const now = JSON.stringify([list, props.choices]);
   if (now !== shape) { // the pickers are built anew only when what they offer changed
