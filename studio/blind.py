@@ -76,10 +76,10 @@ def covered(frame: Any, picks: list[str], round_id: str, stopped: bool = False) 
     if stopped:
         foot = node("div", node("p", "Stopped before every answer was written, so there is nothing to vote on.", cls="quiet"), _onwards())
     elif ready:
-        foot = node("div", node("p", "Which answer is the best?", cls="quiet"), node("div", button("No difference", {"vote": None, "round": round_id}), cls="row"))
+        foot = node("div", node("p", "Which answer is the best?"), button("No difference", {"vote": None, "round": round_id}), cls="row asking")
     else:
         foot = node("div", node("p", "You can vote when every answer is written.", cls="quiet"))
-    return _value(picks, columns, [node("div", node("strong", LETTERS[i], cls="letter"), cls="col-head") for i in range(len(frame.columns))], foot)
+    return _value(picks, columns, [node("div", node("strong", LETTERS[i], cls="letter"), cls="col-head covered") for i in range(len(frame.columns))], foot)
 
 
 def voted(engine: Engine, talking: Talk, said: Any) -> dict[str, Any]:
@@ -152,7 +152,10 @@ def tally(engine: Engine) -> Node:
     if not standings:
         return NO_VOTES
     bases = {s.base for s in standings}
-    note = "A mix is told by its adapters' files and weights, not by its name. The intervals take votes for independent of each other."
+    note = (
+        "A mix is told by its adapters' files and weights, not by its name. By chance is what it would win if all answers were alike; "
+        "the interval is Wilson's and takes the votes for independent of each other."
+    )
     return node("div", _table(standings, len(bases) > 1), node("p", note, cls="quiet below"))
 
 
@@ -175,7 +178,7 @@ def _table(standings: list[Standing], bases: bool = False) -> Node:
         figures = [s.shown, s.won, s.ties, show.percent(s.share), f"{100 * low:.0f} to {100 * high:.0f} %" if s.decided else show.NONE, show.percent(s.chance)]
         name = node("div", node("strong", s.name), node("div", _formula(s), cls="quiet"))
         rows.append([name, *figures, *([show.base(s.base)] if bases else [])])
-    return table(HEADINGS + (["Base"] if bases else []), rows, "Votes of the blind tests, for each mix", NUMERIC)
+    return node("div", table(HEADINGS + (["Base"] if bases else []), rows, "Votes of the blind tests, for each mix", NUMERIC), cls="tallied")
 
 
 def _formula(standing: Standing) -> str:

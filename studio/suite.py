@@ -44,9 +44,9 @@ class Suite:
 def build() -> Suite:
     """Makes the components."""
     with gr.Accordion("Prompt suite", open=False, elem_classes="quiet-fold", elem_id="suite"):
-        with gr.Row():
+        with gr.Row(elem_classes="suite-form"):
             prompts = gr.Textbox(label="Prompts", info=ABOUT, lines=6, max_lines=12, scale=3, min_width=260)
-            file = gr.File(label="Or a file: .txt, .csv or .jsonl", file_types=list(SUFFIXES), height=150, scale=2, min_width=200)
+            file = gr.File(label="Or a file: .txt, .csv or .jsonl", file_types=list(SUFFIXES), height=150, scale=2, min_width=200, elem_id="suite-file")
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Run the suite", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop the suite", scale=0, min_width=120)
