@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +14,19 @@ import torch
 import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
+from core import library
 from core.errors import AdapterError
 from core.model import experts
+from core.model.base import load_base
+from core.model.generate import generate
 from core.model.mixing import Mixer, Row
+from core.model.resident import Resident
+from core.spec import Mix, Sampling
+from core.workspace import Workspace
+from tests.conftest import build_tiny_tokenizer
 from tests.test_families import PICKY, SHAPE, WEIGHTS, Shape, batch, by_peft, hung, logits
 
 BOTH = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -136,3 +146,37 @@ def test_an_adapter_on_another_bare_parameter_is_refused_by_name() -> None:
             Mixer(model).arrange()
     finally:
         peft.unload()
+
+
+def test_an_adapter_of_experts_goes_through_the_library_and_answers(tmp_path: Path) -> None:
+    build_tiny_tokenizer(tmp_path)
+    torch.manual_seed(4)
+    config = hf.AutoConfig.for_model("minimax_m2", **{**SHAPE, **SIZES, "vocab_size": 384})
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    made = get_peft_model(hf.AutoModelForCausalLM.from_pretrained(tmp_path), LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj"], target_parameters=list(BOTH)))
+    with torch.no_grad():
+        for key, p in made.named_parameters():
+            if "lora_" in key:
+                p.normal_(std=0.1)
+    made.save_pretrained(tmp_path / "theirs")
+    raw, tensors = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()), load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+
+    resident = Resident(load_base(str(tmp_path), "none", "cpu"), Workspace(tmp_path / "ws"))
+    meta = {"kind": "task", "base": {"name": "tiny", "fingerprint": resident.base.fingerprint}}
+    library.add(resident.workspace, "theirs-0001", "theirs", lambda p: save_file(tensors, p), library.parse_config(raw), meta)
+    mix = Mix(weights={"theirs-0001": 1.0})
+    resident.ensure([mix])
+    ids = torch.tensor([[5, 9, 40, 77]])
+    with torch.inference_mode(), resident.mixer.engaged(resident.rows([mix, Mix()])):
+        ours = resident.base.model(ids.repeat(2, 1)).logits
+    theirs = PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path / "theirs").eval()
+    with torch.inference_mode():
+        assert (theirs(ids).logits[0] - ours[0]).abs().max() <= 1e-5 and (ours[1] - ours[0]).abs().max() > 1e-3
+    for writers in generate(resident, [ids[0].tolist()] * 2, [mix, Mix()], [Sampling(max_new_tokens=4)] * 2):
+        pass
+    assert writers[0].stamp["weights"] == {"theirs-0001": 1.0}
+    resident.forget("theirs-0001")
+    assert not resident.mixer.layers and not any(hasattr(m, "hung") for m in resident.base.model.modules())
+    resident.ensure([mix])
+    with torch.inference_mode(), resident.mixer.engaged(resident.rows([mix, Mix()])):
+        assert torch.equal(resident.base.model(ids.repeat(2, 1)).logits, ours)

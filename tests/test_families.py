@@ -372,7 +372,8 @@ def test_sixteen_bits_add_up_as_pefts_do() -> None:
 def test_quantised_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any) -> None:
     """4-bit layers are compared unpacked: bitsandbytes' packed kernel on a CPU rounds activations to bf16."""
     tiny("llama").save_pretrained(tmp_path)
-    how = hf.BitsAndBytesConfig(load_in_8bit=True) if bits == "int8" else hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+    how = hf.BitsAndBytesConfig(**({"load_in_8bit": True} if bits == "int8" else four))
     model = hf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32, device_map={"": "cpu"}).eval()
     rows: list[dict[str, float]] = [{"a0": 1.0}, {}, {"a0": -0.5, "a1": 2.0}]
     with differentiable(model), hung(model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(3, 3, FAMILIES["llama"].targets)]) as (_, mixer):
