@@ -7,7 +7,7 @@ peft lays a factor pair of rank r out for all experts at once (`ParamWrapper.get
     lora_B (O, r·E)   rank by rank, the experts fastest           column  q·E + e
 
 and itself builds W + delta for every expert at every step. Here a pair (token, expert) pays for its own ranks only.
-Adapters at rest lie one below the other (A) and side by side (B), of which peft's parameters are views.
+Adapters at rest lie one below the other, B transposed, and peft's parameters are views of that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _batched_linear
 from core.errors import AdapterError
 
 NAME = "rank_space"  # ours in the registry
+MANY = 2  # pairs an expert, from which a loop over the experts is cheaper than fetching its factors once a pair
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 
 
@@ -41,37 +42,37 @@ class Block:
     """Adapters of one expert parameter that share one pair of products.
 
     Attributes:
-        a: (sum of E·r, I); b: (O, R·E)
-        places: (E, R) the rows of `a` that belong to an expert.
+        a: (E·R, I); b: (R·E, O), the transpose of peft's, so that what belongs to an expert is whole rows.
+        rows_a, rows_b: (E, R) the rows of `a` and `b` that belong to an expert.
         ranks: which of the mixer's `Ranks` they follow.
     """
 
     a: torch.Tensor
     b: torch.Tensor
-    places: torch.Tensor
+    rows_a: torch.Tensor
+    rows_b: torch.Tensor
     ranks: int
 
-    def delta(self, x: torch.Tensor, expert: torch.Tensor, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    def delta(self, x: torch.Tensor, expert: torch.Tensor, weights: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """What these adapters add.
 
         Args:
-            x: (S, I). expert: (S,). rows: (S, R) or (1, R).
-            counts: pairs of each expert when the pairs are sorted by expert, else empty.
+            x: (S, I). expert: (S,). weights: (S, R) or (1, R).
+            counts: for many pairs, sorted by expert, how many each expert has; else empty.
 
         Returns:
             (S, O)
         """
-        x, rows = x.to(self.a.dtype), rows.to(self.a.dtype)
-        b = self.b.view(len(self.b), -1, len(self.places))  # (O, R, E)
+        x, weights = x.to(self.a.dtype), weights.to(self.a.dtype)
         if not counts:
-            inner = torch.bmm(self.a[self.places[expert]], x.unsqueeze(-1)).squeeze(-1) * rows
-            return torch.bmm(b.permute(2, 0, 1)[expert], inner.unsqueeze(-1)).squeeze(-1)
+            inner = torch.bmm(self.a[self.rows_a[expert]], x.unsqueeze(-1)).squeeze(-1) * weights
+            return torch.bmm(inner.unsqueeze(1), self.b[self.rows_b[expert]]).squeeze(1)
         parts, start = [], 0
         for e, count in enumerate(counts):
             if count:
                 here = slice(start, start + count)
-                inner = nn.functional.linear(x[here], self.a[self.places[e]]) * (rows[here] if len(rows) > 1 else rows)
-                parts.append(nn.functional.linear(inner, b[:, :, e]))
+                inner = nn.functional.linear(x[here], self.a[self.rows_a[e]]) * (weights[here] if len(weights) > 1 else weights)
+                parts.append(inner @ self.b[self.rows_b[e]])
                 start += count
         return torch.cat(parts)
 
@@ -101,25 +102,22 @@ def unmixable(layer: Any) -> str:
     return ""
 
 
-def lay_out(layer: Any, group: Sequence[str], ranks: int) -> Block:
-    """The block of some adapters of a peft wrapper; those at rest move together."""
-    experts, places, start = layer.num_experts, [], 0
-    for n in group:
-        r = layer.r[n]
-        places.append(torch.arange(start, start + experts * r).view(experts, r))
-        start += experts * r
-    a, b = layer.lora_A[group[0]].weight, layer.lora_B[group[0]].weight
-    if len(group) > 1:
+def lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Block:
+    """The block of some adapters of a peft wrapper: those at rest move together, the one in training stays as it lies."""
+    experts, sizes = layer.num_experts, [layer.r[n] for n in group]
+    starts = [experts * sum(sizes[:i]) for i in range(len(group))]
+    rows_a = torch.cat([start + torch.arange(experts * r).view(experts, r) for start, r in zip(starts, sizes, strict=True)], dim=1)
+    rows_b = torch.arange(experts).unsqueeze(1) + experts * torch.arange(sum(sizes))
+    if training:
+        a, b = layer.lora_A[group[0]].weight, layer.lora_B[group[0]].weight.T
+    else:
         with torch.no_grad():
             a = torch.cat([layer.lora_A[n].weight for n in group])
-            b = torch.cat([layer.lora_B[n].weight for n in group], dim=1)
-            start = 0
-            for n in group:
-                end = start + experts * layer.r[n]
-                layer.lora_A[n].weight.data = a[start:end]
-                layer.lora_B[n].weight.data = b[:, start:end]
-                start = end
-    return Block(a, b, torch.cat(places, dim=1).to(a.device), ranks)
+            b = torch.cat([layer.lora_B[n].weight.T for n in group])
+            for n, start, r in zip(group, starts, sizes, strict=True):  # peft's parameters become views: one copy of every number
+                layer.lora_A[n].weight.data = a[start : start + experts * r]
+                layer.lora_B[n].weight.data = b[start : start + experts * r].T
+    return Block(a, b, rows_a.to(a.device), rows_b.to(a.device), ranks)
 
 
 def hold(module: Any, mixer: Any, depth: int) -> None:
@@ -154,19 +152,21 @@ def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, t
     if not any(terms.values()):
         own = ALL_EXPERTS_FUNCTIONS.get_interface(hung.config._experts_implementation, type(self).forward.__wrapped__)
         return own(self, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
-    (tokens, chosen), counts = top_k_index.shape, []
+    tokens, chosen = top_k_index.shape
     expert = top_k_index.reshape(-1)
     token = torch.arange(tokens, device=expert.device).repeat_interleave(chosen)
-    sort = len(expert) > self.num_experts  # then an expert's weights are read once for its pairs, not once a pair
-    if sort:
+    grouped = expert.device.type == "cpu" or len(expert) > self.num_experts  # weights of an expert are read once, not once a pair
+    counts: list[int] = []
+    if grouped:
         expert, order = torch.sort(expert, stable=True)
         token = token[order]
         tally = torch.bincount(expert, minlength=self.num_experts)
-        counts, ends = tally.tolist(), tally.cumsum(0).to(torch.int32)
+        ends = tally.cumsum(0).to(torch.int32)
+        counts = tally.tolist() if len(expert) > MANY * self.num_experts else []
 
     def project(name: str, x: torch.Tensor) -> torch.Tensor:
         weight, bias = getattr(self, name), getattr(self, f"{name}_bias")[expert] if self.has_bias else None
-        if sort:
+        if grouped:
             y = _grouped_linear(x, weight, ends, bias, self.is_transposed)
         else:
             y = _batched_linear(x, weight[expert], bias, self.is_transposed)
@@ -178,7 +178,7 @@ def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, t
     inner = project("down_proj", self._apply_gate(inner) if self.has_gate else self.act_fn(inner))
     if self.has_post_expert_norm:
         inner = self.post_expert_norm(inner)
-    if sort:
+    if grouped:
         inner = inner[torch.argsort(order)]
     weighted = inner.view(tokens, chosen, -1) * top_k_weights.unsqueeze(-1)
     return weighted.sum(1).to(hidden_states.dtype)

@@ -149,8 +149,8 @@ class Mixer:
     def _blocks(self, layer: Any, trainee: str) -> list[Any]:
         here = [n for n in self.names if n in layer.lora_A]
         lay = experts.lay_out if isinstance(layer, ParamWrapper) else _lay_out
-        groups = [[n for n in here if n != trainee], [n for n in here if n == trainee]]
-        return [lay(layer, group, self._ranks_of(layer, group)) for group in groups if group]
+        groups = {False: [n for n in here if n != trainee], True: [n for n in here if n == trainee]}
+        return [lay(layer, group, self._ranks_of(layer, group), training) for training, group in groups.items() if group]
 
     def _ranks_of(self, layer: Any, group: Sequence[str]) -> int:
         columns = tuple(self.names.index(n) for n in group for _ in range(layer.r[n]))
@@ -275,8 +275,8 @@ def _between(depths: Sequence[float], points: int) -> torch.Tensor:
     return share
 
 
-def _lay_out(layer: Any, group: Sequence[str], ranks: int) -> Block:
-    if len(group) == 1:  # as it lies: also the adapter in training, whose tensors are the optimizer's
+def _lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Block:
+    if training or len(group) == 1:  # as it lies; the tensors of the one in training are the optimizer's
         return Block(layer.lora_A[group[0]].weight, layer.lora_B[group[0]].weight, ranks)
     with torch.no_grad():
         a = torch.cat([layer.lora_A[n].weight for n in group])
