@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import library, mixes
+from core.composer import Composer
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
@@ -117,6 +118,7 @@ class Engine:
         self._info = BaseInfo(name=base, loading=load)
         self._state = _State()
         self._worker = Worker()
+        self.compose = Composer(self.workspace, self._worker, self._resident)
         self._choice = (base, quantization, device)
         self._asked = False
         if load:
