@@ -36,7 +36,7 @@ class Pair:
     @property
     def rank(self) -> int:
         """The width of the factors; the rank that is really there may be lower."""
-        return self.a.shape[0]
+        return int(self.a.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,0 +1,325 @@
+"""Baking: a mix becomes one ordinary adapter of the library, which plain peft can load.
+
+Knows the library's files, factors and peft's own merging. The resident base is only listened to at the
+end, to compare the baked adapter with the live mix; merging happens on the CPU, on factors read from
+disk, so a run in training and the adapters that hang on the base notice nothing.
+
+    files of the mix ─ factors ─┬─ concat, svd      core.model.factors, exact
+                                └─ ties, ...        peft, on a skeleton of one layer
+                     ─ rank padded, alpha = rank (so the scaling is 1) ─ library.add ─ read back ─ heard beside the mix
+
+What peft's add_weighted_adapter does in silence and we keep clear of: it takes the settings of the first
+adapter (an rsLoRA first adapter scales the result by sqrt(r), `layers_to_transform` drops the other layers),
+and a name that is there already keeps its old weights. A skeleton is plain LoRA, of one layer, and new.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from safetensors.torch import save_file
+from torch import nn
+
+from core import library
+from core.compose.methods import METHODS, BakeSpec, rank_of
+from core.errors import AdapterError, Busy
+from core.library import Adapter
+from core.model.factors import Pair, concat, distance, norm, padded, truncate
+from core.model.generate import speaking
+from core.model.resident import Resident
+from core.model.scoring import divergence
+from core.model.updates import PREFIX, Weigh, depth_of, layer_of, scaling_of, short, stored_factors, weigher
+from core.progress import Progress
+from core.spec import Mix
+from core.workspace import check_name, ensure_space, make_id
+
+FILE_LIMIT = 1e-6  # how far factors read back may be from those computed, as a share of the parts' norm: fp32 rounding
+LOGIT_LIMIT = 1e-4  # how far an exact bake's logits may be from the live mix's on an fp32 base, as a share of the largest (at least 1)
+PROBE_TOKENS = 48
+CHANGED_LIMIT = 1e3  # shares of energy beyond this are told as this: the mix is next to nothing there
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter of the mix, as read from its files.
+
+    Attributes:
+        factors: module -> its factors as they were trained, without `scaling`.
+    """
+
+    adapter: Adapter
+    scaling: float
+    factors: dict[str, Pair]
+
+
+@dataclass(frozen=True)
+class BakedModule:
+    """What baking did to one module.
+
+    Attributes:
+        energy: squared Frobenius norm of the mix's update there.
+        changed: squared Frobenius norm of what the baked update lacks or adds, as a share of `energy`;
+            for svd this is the discarded energy.
+        weights: adapter id to the weight that it was baked with here.
+    """
+
+    layer: int
+    module: str
+    energy: float
+    changed: float
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A baked adapter and how faithful it is.
+
+    Attributes:
+        changed: as of `BakedModule`, over all modules: the discarded energy of svd.
+        logit_difference: largest difference of any logit to the live mix on the probe; None where
+            weights were given that a mix cannot say.
+        divergence: KL(mix || baked) on the probe, nats a token; None likewise.
+    """
+
+    adapter: Adapter
+    method: str
+    rank: int
+    changed: float
+    logit_difference: float | None
+    divergence: float | None
+    modules: tuple[BakedModule, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "adapter": self.adapter.id}
+
+    def reading(self) -> str:
+        """One honest sentence."""
+        head = f"{self.adapter.name} has rank {self.rank}"
+        if METHODS[self.method].exact:
+            return f"{head} and is the mix itself, but for rounding."
+        if METHODS[self.method].prunes:
+            return f"{head}; its updates differ from the mix's by {self.changed:.1%} of their energy, because {self.method} is another way of combining, not the mix."
+        heard = "" if self.divergence is None else f" ({self.divergence:.3g} nats a token on the probe)"
+        return f"{head} and leaves out {self.changed:.2%} of the mix's energy{heard}."
+
+
+def bake(resident: Resident, mix: Mix, spec: BakeSpec, weigh: Weigh | None = None, probe: Sequence[int] = ()) -> Iterator[Progress | Baked]:
+    """Makes one adapter of a mix, puts it into the library and checks it against the live mix.
+
+    Args:
+        mix: adapters of the library, on the resident base; a tilt over the depth is baked in.
+        weigh: (adapter id, module) -> weight, instead of what the mix says; for mixes that a Mix cannot say.
+        probe: token ids to compare on; empty draws some from the vocabulary, always the same.
+
+    Yields:
+        Progress after every module; at the end one Baked.
+
+    Raises:
+        AdapterError: the method cannot do this mix, an adapter is damaged or of another base, or the
+            baked adapter is not what was computed (it is not kept then).
+        Busy: an adapter of the mix is in training. NotFound, NameRefused, StorageError.
+    """
+    name = check_name(spec.name)
+    parts = _read(resident, mix)
+    weight = weigh or weigher(mix, depth_of(resident))
+    modules = sorted({m for p in parts for m in p.factors}, key=lambda m: (layer_of(m), m))
+    rank = rank_of(
+        spec,
+        {p.adapter.name if [q.adapter.name for q in parts].count(p.adapter.name) == 1 else p.adapter.id: p.adapter.rank for p in parts},
+        {k: min(weight(p.adapter.id, m) for m in p.factors) for p in parts for k in (p.adapter.name, p.adapter.id)},
+    )
+    total = len(modules) + 2
+    made: dict[str, Pair] = {}
+    report: list[BakedModule] = []
+    for i, module in enumerate(modules):
+        pair, figures = _module(parts, module, weight, spec, rank)
+        made[module] = pair
+        report.append(figures)
+        yield Progress(i + 1, total, f"Baking {module}")
+    adapter_id = _new_id(resident, name)
+    kept = False
+    try:
+        adapter = _keep(resident, mix, spec, rank, parts, made, adapter_id)
+        yield Progress(len(modules) + 1, total, "Comparing with the mix")
+        _check_file(resident, adapter, made, parts, weight, METHODS[spec.method].exact)
+        heard = _heard(resident, mix, adapter, probe, METHODS[spec.method].exact) if weigh is None else (None, None)
+        baked = _result(resident, adapter, spec, rank, report, heard)
+        kept = True
+    finally:
+        if not kept and resident.workspace.path("adapters", adapter_id).exists():
+            resident.forget(adapter_id)
+            resident.workspace.remove("adapters", adapter_id)
+    yield Progress(total, total, "Done", adapter_id)
+    yield baked
+
+
+def _read(resident: Resident, mix: Mix) -> list[Part]:
+    parts = []
+    for adapter_id in mix.weights:
+        if adapter_id == resident.trainee_id:
+            raise Busy(f"The adapter {adapter_id!r} is still in training.", "Wait for its run, or stop it: what it learned is kept, and can be baked then.")
+        adapter = library.load(resident.workspace, adapter_id)
+        resident.check_fit(adapter)
+        parts.append(Part(adapter, scaling_of(resident.workspace, adapter_id), stored_factors(resident.workspace, adapter_id)))
+    return parts
+
+
+def _exact(parts: Sequence[Part], module: str, weight: Weigh) -> Pair:
+    """The mix's update of one module, losslessly."""
+    return concat([p.factors[module].scaled(weight(p.adapter.id, module) * p.scaling) for p in parts if module in p.factors])
+
+
+def _module(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, rank: int) -> tuple[Pair, BakedModule]:
+    exact = _exact(parts, module, weight)
+    if spec.method == "concat":
+        pair = padded(exact, rank)
+    elif spec.method == "svd":
+        pair = truncate(exact, rank)[0]
+    else:
+        pair = padded(_by_peft(parts, module, weight, spec, rank), rank)
+    pair = Pair(pair.a.float().contiguous(), pair.b.float().contiguous())
+    energy = norm(exact) ** 2
+    weights = {p.adapter.id: weight(p.adapter.id, module) for p in parts if module in p.factors}
+    return pair, BakedModule(layer_of(module), short(module), energy, _share(distance(exact, pair) ** 2, energy), weights)
+
+
+def _share(changed: float, energy: float) -> float:
+    if energy > 0:
+        return min(changed / energy, CHANGED_LIMIT)
+    return CHANGED_LIMIT if changed > 0 else 0.0
+
+
+def _skeleton(outputs: int, inputs: int) -> nn.ModuleDict:
+    """One layer without weights (a single zero, seen as a matrix), and a place for adapters that have no such layer."""
+    layers = {"here": nn.Linear(inputs, outputs, bias=False, device="meta"), "elsewhere": nn.Linear(1, 1, bias=False, device="meta")}
+    for layer in layers.values():
+        layer.weight = nn.Parameter(torch.zeros(1).expand(layer.out_features, layer.in_features), requires_grad=False)
+    return nn.ModuleDict(layers)
+
+
+def _by_peft(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, rank: int) -> Pair:
+    """What peft's add_weighted_adapter makes of one layer."""
+    names = [f"part-{i}" for i in range(len(parts))]
+    have = [module in p.factors for p in parts]
+    skeleton = _skeleton(*next(p.factors[module] for p in parts if module in p.factors).shape)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The density .* is greater than or equal to 1")
+        torch.manual_seed(zlib.crc32(f"{spec.seed} {module}".encode()))  # layers of one shape do not drop the same numbers
+        configs = [
+            LoraConfig(r=p.adapter.rank, lora_alpha=p.adapter.rank, target_modules=["here" if h else "elsewhere"], inference_mode=True)
+            for p, h in zip(parts, have, strict=True)
+        ]
+        merger = LoraModel(skeleton, configs[0], names[0])
+        for name, config in zip(names[1:], configs[1:], strict=True):
+            merger.peft_config[name] = config
+            merger.inject_adapter(skeleton, name)
+        layer: Any = skeleton["here"]
+        for name, part, h in zip(names, parts, have, strict=True):
+            if h:
+                layer.lora_A[name].weight.data = part.factors[module].a.float()
+                layer.lora_B[name].weight.data = part.factors[module].b.float()
+                layer.scaling[name] = part.scaling
+        weights = [weight(p.adapter.id, module) for p in parts]
+        options = {"svd_rank": min(rank, *(layer.out_features, layer.in_features)), "svd_full_matrices": False} if METHODS[spec.method].chooses_rank else {}
+        merger.add_weighted_adapter(names, weights, "baked", combination_type=spec.method, density=spec.density, **options)
+        return Pair(layer.lora_A["baked"].weight.detach(), layer.lora_B["baked"].weight.detach())
+
+
+def _new_id(resident: Resident, name: str) -> str:
+    while True:
+        chosen = make_id(name)
+        if not resident.workspace.path("adapters", chosen).exists():
+            return chosen
+
+
+def _keep(resident: Resident, mix: Mix, spec: BakeSpec, rank: int, parts: Sequence[Part], made: Mapping[str, Pair], adapter_id: str) -> Adapter:
+    base = resident.base
+    tensors = {f"{PREFIX}{m}.lora_{side}.weight": factor for m, pair in made.items() for side, factor in (("A", pair.a), ("B", pair.b))}
+    ensure_space(resident.workspace.root / "adapters", sum(t.nbytes for t in tensors.values()))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted({t for p in parts for t in p.adapter.target_modules}),
+        "bias": "none",
+        "fan_in_fan_out": base.family.fan_in_fan_out,
+        "use_rslora": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    tilt = getattr(mix, "tilt", None) or {}
+    metadata = {
+        "kind": "mix",
+        "base": {
+            "name": base.name,
+            "fingerprint": base.fingerprint,
+            "family": base.family.model_type,
+            "parameters": base.parameters,
+            "quantization": base.quantization,
+        },
+        "mix": {"name": mix.name, "weights": mix.weights, "tilt": tilt},
+        "baked_from": [
+            {"id": p.adapter.id, "name": p.adapter.name, "kind": p.adapter.kind, "sha256": p.adapter.sha256, "weight": mix.weights[p.adapter.id],
+             "tilt": tilt.get(p.adapter.id, 0.0)}
+            for p in parts
+        ],
+        "bake": {"method": spec.method, "rank": rank, **({"density": spec.density, "seed": spec.seed} if METHODS[spec.method].prunes else {})},
+        "results": {},
+    }
+    return library.add(resident.workspace, adapter_id, spec.name, lambda path: save_file(tensors, path, metadata={"format": "pt"}), config, metadata)
+
+
+def _check_file(resident: Resident, adapter: Adapter, made: Mapping[str, Pair], parts: Sequence[Part], weight: Weigh, exact: bool) -> None:
+    """Reads the saved folder again and compares it with what was computed, and for an exact method with the mix."""
+    scaling, found = scaling_of(resident.workspace, adapter.id), stored_factors(resident.workspace, adapter.id)
+    if found.keys() != made.keys():
+        raise AdapterError(f"{adapter.name!r} was saved with other layers than were baked.", "Nothing was kept; report this with the adapters it was made of.")
+    for module, pair in found.items():
+        pair = pair.scaled(scaling)
+        size = math.hypot(*(norm(p.factors[module]) * p.scaling * weight(p.adapter.id, module) for p in parts if module in p.factors), norm(pair))
+        wrong = distance(_exact(parts, module, weight) if exact else made[module], pair)
+        if not wrong <= FILE_LIMIT * size:
+            raise AdapterError(
+                f"The baked update of {module} is {wrong:.2g} away from what it has to be (norm {size:.2g}).",
+                "Nothing was kept; verify the adapters of the mix, then bake again.",
+            )
+
+
+def _heard(resident: Resident, mix: Mix, adapter: Adapter, probe: Sequence[int], exact: bool) -> tuple[float, float]:
+    """The live mix and the baked adapter side by side: (largest difference of a logit, KL in nats a token)."""
+    base = resident.base
+    length = min(PROBE_TOKENS, base.context)
+    ids = torch.tensor([list(probe)]) if probe else torch.randint(base.model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    mixes = [mix, Mix(weights={adapter.id: 1.0})]
+    resident.ensure(mixes)
+    with speaking(resident, resident.rows(mixes)):
+        live, baked = base.model(input_ids=ids.repeat(2, 1).to(base.device), use_cache=False).logits.float()
+    difference, largest = float((live - baked).abs().max()), float(live.abs().max())
+    full_precision = base.quantization == "none" and base.model.dtype == torch.float32
+    if exact and full_precision and not difference <= LOGIT_LIMIT * max(1.0, largest):
+        raise AdapterError(
+            f"The baked adapter's logits differ from the mix's by {difference:.2g}, and at most {LOGIT_LIMIT * max(1.0, largest):.2g} is rounding.",
+            "Nothing was kept; verify the adapters of the mix, then bake again.",
+        )
+    return difference, divergence(live, baked) / ids.shape[1]
+
+
+def _result(resident: Resident, adapter: Adapter, spec: BakeSpec, rank: int, report: Sequence[BakedModule], heard: tuple[float | None, float | None]) -> Baked:
+    energy = sum(m.energy for m in report)
+    changed = _share(sum(m.changed * m.energy for m in report), energy)
+    figures: dict[str, Any] = {"discarded_energy" if spec.method in ("svd", "concat") else "changed_energy": changed, "rank": rank}
+    if heard[0] is not None:
+        figures |= {"max_logit_difference": heard[0], "divergence_from_mix": heard[1]}
+    adapter = library.record(resident.workspace, adapter.id, figures, {"baked_modules": [asdict(m) for m in report]})
+    return Baked(adapter, spec.method, rank, changed, heard[0], heard[1], tuple(report))
