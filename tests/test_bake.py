@@ -92,7 +92,7 @@ def test_concat_in_plain_peft_equals_the_live_mix(resident: Resident, tiny_base:
     baked = finished(resident, weights, method="concat")
     assert (plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, Mix(weights=weights))).abs().max() <= 1e-5
     assert baked.rank == baked.adapter.rank == baked.adapter.alpha == sum(SHAPES[a][0] for a in weights)
-    assert baked.changed < 1e-12
+    assert baked.changed < 1e-12 and baked.kept == dict.fromkeys(weights, 1.0)
     assert baked.logit_difference is not None and baked.logit_difference <= 1e-5
     assert "the mix itself" in baked.reading()
 
@@ -117,12 +117,22 @@ def test_svd_at_a_lower_rank_is_the_best_approximation_and_its_energy_is_counted
         assert torch.dist(product, (u[:, :3] * s[:3]) @ vh[:3]) <= 1e-5 * s.norm()
         told = next(m for m in baked.modules if f".{m.layer}." in module and module.endswith(m.module))
         assert told.changed == pytest.approx(float(s[3:].square().sum() / s.square().sum()), abs=1e-6)
-        assert told.weights == {a: w for a, w in weights.items() if module in parts[a]}
+        assert {p.id: p.weight for p in told.parts} == {a: w for a, w in weights.items() if module in parts[a]}
+        for p in told.parts:  # the dense projection onto the kept directions
+            projected = u[:, :3] @ u[:, :3].T @ parts[p.id][module] @ vh[:3].T @ vh[:3]
+            assert p.kept == pytest.approx(float(projected.square().sum() / parts[p.id][module].square().sum()), abs=1e-5)
         lost, whole = lost + float(s[3:].square().sum()), whole + float(s.square().sum())
     assert baked.changed == pytest.approx(lost / whole, abs=1e-6) and 0.1 < baked.changed < 0.9
     assert baked.adapter.results["discarded_energy"] == baked.changed
     assert baked.divergence is not None and baked.divergence > 0
-    assert f"leaves out {baked.changed:.2%}" in baked.reading()
+    assert set(baked.kept) == set(weights) and all(0 < k < 1 for k in baked.kept.values())
+    assert f"leaves out {baked.changed:.2%}" in baked.reading() and f"room for {baked.kept['law']:.1%} of law" in baked.reading()
+
+
+def test_a_small_adapter_that_a_low_rank_gives_up_is_told_though_little_energy_is_lost(resident: Resident) -> None:
+    baked = finished(resident, {"law": 2.0, "chat": 0.05}, method="svd", rank=4)
+    assert baked.changed < 0.01 and baked.kept["law"] > 0.99
+    assert baked.kept["chat"] < 0.7
 
 
 @pytest.mark.parametrize("method", ["ties", "magnitude_prune", "ties_svd"])
@@ -256,7 +266,7 @@ def test_an_exact_bake_that_does_not_sound_like_the_mix_is_not_kept(resident: Re
     monkeypatch.setattr(room, "padded", lambda pair, rank: padded(pair, rank).scaled(1.01))
     with pytest.raises(AdapterError, match="away from what it has to be"):
         finished(resident, {"law": 1.0, "chat": 1.0}, method="concat")
-    monkeypatch.setattr(room, "_check_file", lambda *args: None)
+    monkeypatch.setattr(room, "_checked", lambda *args: iter(()))
     with pytest.raises(AdapterError, match="logits differ from the mix's"):
         finished(resident, {"law": 1.0, "chat": 1.0}, method="concat")
     assert resident.workspace.ids("adapters") == before

@@ -5,34 +5,27 @@ end, to compare the baked adapter with the live mix; merging happens on the CPU,
 disk, so a run in training and the adapters that hang on the base notice nothing.
 
     files of the mix ─ factors ─┬─ concat, svd      core.model.factors, exact
-                                └─ ties, ...        peft, on a skeleton of one layer
+                                └─ ties, ...        core.compose.skeleton, peft's own
                      ─ rank padded, alpha = rank (so the scaling is 1) ─ library.add ─ read back ─ heard beside the mix
-
-What peft's add_weighted_adapter does in silence and we keep clear of: it takes the settings of the first
-adapter (an rsLoRA first adapter scales the result by sqrt(r), `layers_to_transform` drops the other layers),
-and a name that is there already keeps its old weights. A skeleton is plain LoRA, of one layer, and new.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
 from safetensors.torch import save_file
-from torch import nn
 
 from core import library
-from core.compose.methods import METHODS, BakeSpec, rank_of
+from core.compose.methods import METHODS, BakeSpec, Method, rank_of
+from core.compose.skeleton import Ingredient, merged
 from core.errors import AdapterError, Busy
 from core.library import Adapter
-from core.model.factors import Pair, concat, distance, norm, padded, truncate
+from core.model.factors import Pair, concat, distance, kept, norm, padded, spectrum, truncate
 from core.model.generate import speaking
 from core.model.resident import Resident
 from core.model.scoring import divergence
@@ -61,6 +54,22 @@ class Part:
 
 
 @dataclass(frozen=True)
+class PartHere:
+    """One adapter of the mix in one module.
+
+    Attributes:
+        weight: that it was baked with here. energy: squared Frobenius norm of its update, weighted.
+        kept: share of that energy inside the spaces of the baked update, for svd and ties_svd; 1 where
+            nothing is cut off, None for the methods that combine otherwise.
+    """
+
+    id: str
+    weight: float
+    energy: float
+    kept: float | None
+
+
+@dataclass(frozen=True)
 class BakedModule:
     """What baking did to one module.
 
@@ -68,14 +77,14 @@ class BakedModule:
         energy: squared Frobenius norm of the mix's update there.
         changed: squared Frobenius norm of what the baked update lacks or adds, as a share of `energy`;
             for svd this is the discarded energy.
-        weights: adapter id to the weight that it was baked with here.
+        parts: the adapters of the mix that change this module.
     """
 
     layer: int
     module: str
     energy: float
     changed: float
-    weights: dict[str, float]
+    parts: tuple[PartHere, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ class Baked:
 
     Attributes:
         changed: as of `BakedModule`, over all modules: the discarded energy of svd.
+        kept: adapter id to the share of its own energy that the baked adapter has room for; empty for methods
+            that combine otherwise. A small adapter may lose much where the mix as a whole loses little.
         logit_difference: largest difference of any logit to the live mix on the probe; None where
             weights were given that a mix cannot say.
         divergence: KL(mix || baked) on the probe, nats a token; None likewise.
@@ -93,6 +104,7 @@ class Baked:
     method: str
     rank: int
     changed: float
+    kept: dict[str, float]
     logit_difference: float | None
     divergence: float | None
     modules: tuple[BakedModule, ...]
@@ -108,7 +120,9 @@ class Baked:
         if METHODS[self.method].prunes:
             return f"{head}; its updates differ from the mix's by {self.changed:.1%} of their energy, because {self.method} is another way of combining, not the mix."
         heard = "" if self.divergence is None else f" ({self.divergence:.3g} nats a token on the probe)"
-        return f"{head} and leaves out {self.changed:.2%} of the mix's energy{heard}."
+        names = {p["id"]: p["name"] for p in self.adapter.metadata["baked_from"]}
+        shares = ", ".join(f"{share:.1%} of {names[a]}" for a, share in self.kept.items())
+        return f"{head} and leaves out {self.changed:.2%} of the mix's energy{heard}; it has room for {shares}."
 
 
 def bake(resident: Resident, mix: Mix, spec: BakeSpec, weigh: Weigh | None = None, probe: Sequence[int] = ()) -> Iterator[Progress | Baked]:
@@ -136,7 +150,7 @@ def bake(resident: Resident, mix: Mix, spec: BakeSpec, weigh: Weigh | None = Non
         {p.adapter.name if [q.adapter.name for q in parts].count(p.adapter.name) == 1 else p.adapter.id: p.adapter.rank for p in parts},
         {k: min(weight(p.adapter.id, m) for m in p.factors) for p in parts for k in (p.adapter.name, p.adapter.id)},
     )
-    total = len(modules) + 2
+    total = 2 * len(modules) + 2
     made: dict[str, Pair] = {}
     report: list[BakedModule] = []
     for i, module in enumerate(modules):
@@ -145,16 +159,17 @@ def bake(resident: Resident, mix: Mix, spec: BakeSpec, weigh: Weigh | None = Non
         report.append(figures)
         yield Progress(i + 1, total, f"Baking {module}")
     adapter_id = _new_id(resident, name)
-    kept = False
+    good = False
     try:
         adapter = _keep(resident, mix, spec, rank, parts, made, adapter_id)
-        yield Progress(len(modules) + 1, total, "Comparing with the mix")
-        _check_file(resident, adapter, made, parts, weight, METHODS[spec.method].exact)
+        for i, module in enumerate(_checked(resident, adapter, made, parts, weight, METHODS[spec.method].exact)):
+            yield Progress(len(modules) + i + 1, total, f"Reading back {module}")
+        yield Progress(total - 1, total, "Comparing with the mix")
         heard = _heard(resident, mix, adapter, probe, METHODS[spec.method].exact) if weigh is None else (None, None)
         baked = _result(resident, adapter, spec, rank, report, heard)
-        kept = True
+        good = True
     finally:
-        if not kept and resident.workspace.path("adapters", adapter_id).exists():
+        if not good and resident.workspace.path("adapters", adapter_id).exists():
             resident.forget(adapter_id)
             resident.workspace.remove("adapters", adapter_id)
     yield Progress(total, total, "Done", adapter_id)
@@ -187,8 +202,14 @@ def _module(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, r
         pair = padded(_by_peft(parts, module, weight, spec, rank), rank)
     pair = Pair(pair.a.float().contiguous(), pair.b.float().contiguous())
     energy = norm(exact) ** 2
-    weights = {p.adapter.id: weight(p.adapter.id, module) for p in parts if module in p.factors}
-    return pair, BakedModule(layer_of(module), short(module), energy, _share(distance(exact, pair) ** 2, energy), weights)
+    here = tuple(_part_here(p, module, weight(p.adapter.id, module), pair, METHODS[spec.method]) for p in parts if module in p.factors)
+    return pair, BakedModule(layer_of(module), short(module), energy, _share(distance(exact, pair) ** 2, energy), here)
+
+
+def _part_here(part: Part, module: str, weight: float, made: Pair, method: Method) -> PartHere:
+    update = part.factors[module].scaled(weight * part.scaling)
+    share = kept(update, spectrum(made)) if method.chooses_rank else 1.0 if method.exact else None
+    return PartHere(part.adapter.id, weight, norm(update) ** 2, share)
 
 
 def _share(changed: float, energy: float) -> float:
@@ -197,40 +218,16 @@ def _share(changed: float, energy: float) -> float:
     return CHANGED_LIMIT if changed > 0 else 0.0
 
 
-def _skeleton(outputs: int, inputs: int) -> nn.ModuleDict:
-    """One layer without weights (a single zero, seen as a matrix), and a place for adapters that have no such layer."""
-    layers = {"here": nn.Linear(inputs, outputs, bias=False, device="meta"), "elsewhere": nn.Linear(1, 1, bias=False, device="meta")}
-    for layer in layers.values():
-        layer.weight = nn.Parameter(torch.zeros(1).expand(layer.out_features, layer.in_features), requires_grad=False)
-    return nn.ModuleDict(layers)
-
-
 def _by_peft(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, rank: int) -> Pair:
-    """What peft's add_weighted_adapter makes of one layer."""
-    names = [f"part-{i}" for i in range(len(parts))]
-    have = [module in p.factors for p in parts]
-    skeleton = _skeleton(*next(p.factors[module] for p in parts if module in p.factors).shape)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The density .* is greater than or equal to 1")
-        torch.manual_seed(zlib.crc32(f"{spec.seed} {module}".encode()))  # layers of one shape do not drop the same numbers
-        configs = [
-            LoraConfig(r=p.adapter.rank, lora_alpha=p.adapter.rank, target_modules=["here" if h else "elsewhere"], inference_mode=True)
-            for p, h in zip(parts, have, strict=True)
-        ]
-        merger = LoraModel(skeleton, configs[0], names[0])
-        for name, config in zip(names[1:], configs[1:], strict=True):
-            merger.peft_config[name] = config
-            merger.inject_adapter(skeleton, name)
-        layer: Any = skeleton["here"]
-        for name, part, h in zip(names, parts, have, strict=True):
-            if h:
-                layer.lora_A[name].weight.data = part.factors[module].a.float()
-                layer.lora_B[name].weight.data = part.factors[module].b.float()
-                layer.scaling[name] = part.scaling
-        weights = [weight(p.adapter.id, module) for p in parts]
-        options = {"svd_rank": min(rank, *(layer.out_features, layer.in_features)), "svd_full_matrices": False} if METHODS[spec.method].chooses_rank else {}
-        merger.add_weighted_adapter(names, weights, "baked", combination_type=spec.method, density=spec.density, **options)
-        return Pair(layer.lora_A["baked"].weight.detach(), layer.lora_B["baked"].weight.detach())
+    """What peft makes of one module of the mix."""
+    method = METHODS[spec.method]
+    return merged(
+        [Ingredient(p.factors.get(module), p.adapter.rank, p.scaling, weight(p.adapter.id, module)) for p in parts],
+        spec.method,
+        spec.density,
+        rank if method.chooses_rank else None,
+        zlib.crc32(f"{spec.seed} {module}".encode()),  # layers of one shape do not drop the same numbers
+    )
 
 
 def _new_id(resident: Resident, name: str) -> str:
@@ -280,8 +277,8 @@ def _keep(resident: Resident, mix: Mix, spec: BakeSpec, rank: int, parts: Sequen
     return library.add(resident.workspace, adapter_id, spec.name, lambda path: save_file(tensors, path, metadata={"format": "pt"}), config, metadata)
 
 
-def _check_file(resident: Resident, adapter: Adapter, made: Mapping[str, Pair], parts: Sequence[Part], weight: Weigh, exact: bool) -> None:
-    """Reads the saved folder again and compares it with what was computed, and for an exact method with the mix."""
+def _checked(resident: Resident, adapter: Adapter, made: Mapping[str, Pair], parts: Sequence[Part], weight: Weigh, exact: bool) -> Iterator[str]:
+    """Reads the saved folder again; yields its modules as each turns out to be what was computed, and for an exact method the mix itself."""
     scaling, found = scaling_of(resident.workspace, adapter.id), stored_factors(resident.workspace, adapter.id)
     if found.keys() != made.keys():
         raise AdapterError(f"{adapter.name!r} was saved with other layers than were baked.", "Nothing was kept; report this with the adapters it was made of.")
@@ -294,6 +291,7 @@ def _check_file(resident: Resident, adapter: Adapter, made: Mapping[str, Pair], 
                 f"The baked update of {module} is {wrong:.2g} away from what it has to be (norm {size:.2g}).",
                 "Nothing was kept; verify the adapters of the mix, then bake again.",
             )
+        yield module
 
 
 def _heard(resident: Resident, mix: Mix, adapter: Adapter, probe: Sequence[int], exact: bool) -> tuple[float, float]:
@@ -319,7 +317,18 @@ def _result(resident: Resident, adapter: Adapter, spec: BakeSpec, rank: int, rep
     energy = sum(m.energy for m in report)
     changed = _share(sum(m.changed * m.energy for m in report), energy)
     figures: dict[str, Any] = {"discarded_energy" if spec.method in ("svd", "concat") else "changed_energy": changed, "rank": rank}
+    share = _kept(report)
     if heard[0] is not None:
         figures |= {"max_logit_difference": heard[0], "divergence_from_mix": heard[1]}
-    adapter = library.record(resident.workspace, adapter.id, figures, {"baked_modules": [asdict(m) for m in report]})
-    return Baked(adapter, spec.method, rank, changed, heard[0], heard[1], tuple(report))
+    adapter = library.record(resident.workspace, adapter.id, figures, {"baked_modules": [asdict(m) for m in report], "kept": share})
+    return Baked(adapter, spec.method, rank, changed, share, heard[0], heard[1], tuple(report))
+
+
+def _kept(report: Sequence[BakedModule]) -> dict[str, float]:
+    """Over all modules, a share an adapter."""
+    inside: dict[str, float] = {}
+    energy: dict[str, float] = {}
+    for part in (p for m in report for p in m.parts if p.kept is not None):
+        inside[part.id] = inside.get(part.id, 0.0) + part.energy * (part.kept or 0.0)
+        energy[part.id] = energy.get(part.id, 0.0) + part.energy
+    return {a: inside[a] / energy[a] if energy[a] else 1.0 for a in inside}

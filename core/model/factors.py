@@ -166,6 +166,18 @@ def truncate(pair: Pair, rank: int) -> tuple[Pair, float]:
     return padded(Pair(root[:, None] * full.v[:, :keep].T, full.u[:, :keep] * root), rank), lost
 
 
+def kept(part: Pair, whole: Spectrum) -> float:
+    """How much of an update's energy lies in the spaces of another: `||U^T (B A) V||^2 / ||B A||^2`, 0 to 1; 1 for a zero update.
+
+    If `whole` is the truncated SVD of a sum, the projected parts `U U^T (B A) V V^T` add up to it exactly, so
+    this tells which of the parts a truncation gives up.
+    """
+    k = whole.rank
+    energy = norm(part) ** 2
+    inside = torch.linalg.matrix_norm((whole.u[:, :k].T @ part.b.double()) @ (part.a.double() @ whole.v[:, :k]))
+    return min(1.0, float(inside) ** 2 / energy) if energy else 1.0
+
+
 def padded(pair: Pair, rank: int) -> Pair:
     """The same update with factors of width `rank`, by zeros.
 
