@@ -29,7 +29,7 @@ from core.model.factors import Pair, concat, distance, kept, norm, padded, spect
 from core.model.generate import speaking
 from core.model.resident import Resident
 from core.model.scoring import divergence
-from core.model.updates import PREFIX, Weigh, depth_of, layer_of, scaling_of, short, stored_factors, weigher
+from core.model.updates import PREFIX, Stored, Weigh, depth_of, layer_of, short, stored, weigher
 from core.progress import Progress
 from core.spec import Mix
 from core.workspace import check_name, ensure_space, make_id
@@ -42,15 +42,10 @@ CHANGED_LIMIT = 1e3  # shares of energy beyond this are told as this: the mix is
 
 @dataclass(frozen=True)
 class Part:
-    """One adapter of the mix, as read from its files.
-
-    Attributes:
-        factors: module -> its factors as they were trained, without `scaling`.
-    """
+    """One adapter of the mix, as read from its files."""
 
     adapter: Adapter
-    scaling: float
-    factors: dict[str, Pair]
+    stored: Stored
 
 
 @dataclass(frozen=True)
@@ -144,12 +139,11 @@ def bake(resident: Resident, mix: Mix, spec: BakeSpec, weigh: Weigh | None = Non
     name = check_name(spec.name)
     parts = _read(resident, mix)
     weight = weigh or weigher(mix, depth_of(resident))
-    modules = sorted({m for p in parts for m in p.factors}, key=lambda m: (layer_of(m), m))
-    rank = rank_of(
-        spec,
-        {p.adapter.name if [q.adapter.name for q in parts].count(p.adapter.name) == 1 else p.adapter.id: p.adapter.rank for p in parts},
-        {k: min(weight(p.adapter.id, m) for m in p.factors) for p in parts for k in (p.adapter.name, p.adapter.id)},
-    )
+    modules = sorted({m for p in parts for m in p.stored.factors}, key=lambda m: (layer_of(m), m))
+    names = [p.adapter.name for p in parts]
+    known = [n if names.count(n) == 1 else p.adapter.id for n, p in zip(names, parts, strict=True)]
+    lowest = [min(weight(p.adapter.id, m) for m in p.stored.factors) for p in parts]
+    rank = rank_of(spec, {n: p.stored.ranks for n, p in zip(known, parts, strict=True)}, dict(zip(known, lowest, strict=True)))
     total = 2 * len(modules) + 2
     made: dict[str, Pair] = {}
     report: list[BakedModule] = []
@@ -183,13 +177,13 @@ def _read(resident: Resident, mix: Mix) -> list[Part]:
             raise Busy(f"The adapter {adapter_id!r} is still in training.", "Wait for its run, or stop it: what it learned is kept, and can be baked then.")
         adapter = library.load(resident.workspace, adapter_id)
         resident.check_fit(adapter)
-        parts.append(Part(adapter, scaling_of(resident.workspace, adapter_id), stored_factors(resident.workspace, adapter_id)))
+        parts.append(Part(adapter, stored(resident.workspace, adapter_id)))
     return parts
 
 
 def _exact(parts: Sequence[Part], module: str, weight: Weigh) -> Pair:
     """The mix's update of one module, losslessly."""
-    return concat([p.factors[module].scaled(weight(p.adapter.id, module) * p.scaling) for p in parts if module in p.factors])
+    return concat([p.stored.update(module, weight(p.adapter.id, module)) for p in parts if module in p.stored.factors])
 
 
 def _module(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, rank: int) -> tuple[Pair, BakedModule]:
@@ -202,12 +196,12 @@ def _module(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, r
         pair = padded(_by_peft(parts, module, weight, spec, rank), rank)
     pair = Pair(pair.a.float().contiguous(), pair.b.float().contiguous())
     energy = norm(exact) ** 2
-    here = tuple(_part_here(p, module, weight(p.adapter.id, module), pair, METHODS[spec.method]) for p in parts if module in p.factors)
+    here = tuple(_part_here(p, module, weight(p.adapter.id, module), pair, METHODS[spec.method]) for p in parts if module in p.stored.factors)
     return pair, BakedModule(layer_of(module), short(module), energy, _share(distance(exact, pair) ** 2, energy), here)
 
 
 def _part_here(part: Part, module: str, weight: float, made: Pair, method: Method) -> PartHere:
-    update = part.factors[module].scaled(weight * part.scaling)
+    update = part.stored.update(module, weight)
     share = kept(update, spectrum(made)) if method.chooses_rank else 1.0 if method.exact else None
     return PartHere(part.adapter.id, weight, norm(update) ** 2, share)
 
@@ -222,7 +216,7 @@ def _by_peft(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, 
     """What peft makes of one module of the mix."""
     method = METHODS[spec.method]
     return merged(
-        [Ingredient(p.factors.get(module), p.adapter.rank, p.scaling, weight(p.adapter.id, module)) for p in parts],
+        [Ingredient(p.stored.factors.get(module), p.stored.scaling.get(module, 1.0), weight(p.adapter.id, module)) for p in parts],
         spec.method,
         spec.density,
         rank if method.chooses_rank else None,
@@ -279,12 +273,12 @@ def _keep(resident: Resident, mix: Mix, spec: BakeSpec, rank: int, parts: Sequen
 
 def _checked(resident: Resident, adapter: Adapter, made: Mapping[str, Pair], parts: Sequence[Part], weight: Weigh, exact: bool) -> Iterator[str]:
     """Reads the saved folder again; yields its modules as each turns out to be what was computed, and for an exact method the mix itself."""
-    scaling, found = scaling_of(resident.workspace, adapter.id), stored_factors(resident.workspace, adapter.id)
-    if found.keys() != made.keys():
+    found = stored(resident.workspace, adapter.id)
+    if found.factors.keys() != made.keys():
         raise AdapterError(f"{adapter.name!r} was saved with other layers than were baked.", "Nothing was kept; report this with the adapters it was made of.")
-    for module, pair in found.items():
-        pair = pair.scaled(scaling)
-        size = math.hypot(*(norm(p.factors[module]) * p.scaling * weight(p.adapter.id, module) for p in parts if module in p.factors), norm(pair))
+    for module in found.factors:
+        pair = found.update(module)
+        size = math.hypot(*(norm(p.stored.update(module, weight(p.adapter.id, module))) for p in parts if module in p.stored.factors), norm(pair))
         wrong = distance(_exact(parts, module, weight) if exact else made[module], pair)
         if not wrong <= FILE_LIMIT * size:
             raise AdapterError(

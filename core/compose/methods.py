@@ -43,7 +43,7 @@ class Method:
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("concat", "Exactly the mix; the rank is the sum of the adapters' ranks.", exact=True),
+        Method("concat", "Exactly the mix; the rank is the sum of the ranks that meet in one layer.", exact=True),
         Method("svd", "The closest adapter of the rank you choose, and a figure for what it leaves out.", chooses_rank=True),
         Method("ties", "Keeps each adapter's largest numbers and lets the majority decide each sign (TIES, arXiv 2306.01708), on the factors as peft does.",
                prunes=True, same_rank=True, elects=True),
@@ -66,23 +66,25 @@ class BakeSpec(Limited):
     seed: int = setting(SEED, "Decides which numbers dare_ties drops.", low=0, high=2**31 - 1)
 
 
-def rank_of(spec: BakeSpec, ranks: Mapping[str, int], weights: Mapping[str, float]) -> int:
+def rank_of(spec: BakeSpec, ranks: Mapping[str, Mapping[str, int]], weights: Mapping[str, float]) -> int:
     """The rank that a baked adapter will have.
 
     Args:
-        ranks: name of an adapter, as people know it, to its rank.
+        ranks: name of an adapter, as people know it, to its rank in each of its modules.
         weights: the same names to the smallest weight that the mix gives it anywhere.
 
     Raises:
         AdapterError: the method cannot do this mix; says which method can.
     """
-    method, total = METHODS[spec.method], sum(ranks.values())
+    method = METHODS[spec.method]
     if not ranks:
         raise AdapterError("The mix is empty: it is the base model itself.", "Give an adapter a weight other than 0, then bake.")
+    widest = max(sum(here.get(m, 0) for here in ranks.values()) for m in {m for here in ranks.values() for m in here})
     if (method.same_rank or method.elects) and len(ranks) < 2:
         raise AdapterError(f"{spec.method} needs two adapters or more, and this mix has one.", "Use concat or svd.")
-    if method.same_rank and len(set(ranks.values())) > 1:
-        told = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
+    found = {name: sorted(set(here.values())) for name, here in ranks.items()}
+    if method.same_rank and len({r for each in found.values() for r in each}) > 1:
+        told = ", ".join(f"{name} {'/'.join(map(str, each))}" for name, each in found.items())
         raise AdapterError(f"{spec.method} needs adapters of one rank, and these have different ones ({told}).", "Use svd, concat or ties_svd.")
     negative = [name for name in ranks if weights[name] < 0]
     if method.elects and negative:
@@ -91,8 +93,8 @@ def rank_of(spec: BakeSpec, ranks: Mapping[str, int], weights: Mapping[str, floa
             "Use concat or svd, which keep signs, or give a positive weight.",
         )
     if method.same_rank:
-        return next(iter(ranks.values()))
-    rank = min(spec.rank or max(ranks.values()), total) if method.chooses_rank else total
+        return next(iter(found.values()))[0]
+    rank = min(spec.rank or max(r for each in found.values() for r in each), widest) if method.chooses_rank else widest
     if rank > RANK_LIMIT:
         raise AdapterError(f"The ranks add up to {rank}, and an adapter has at most {RANK_LIMIT}.", "Use svd with a rank of your choice.")
     return rank

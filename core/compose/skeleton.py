@@ -32,7 +32,6 @@ class Ingredient:
     """
 
     factors: Pair | None
-    rank: int
     scaling: float
     weight: float
 
@@ -54,7 +53,10 @@ def merged(ingredients: Sequence[Ingredient], method: str, density: float, rank:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The density .* is greater than or equal to 1")
         torch.manual_seed(seed)
-        configs = [LoraConfig(r=i.rank, lora_alpha=i.rank, target_modules=["here" if i.factors else "elsewhere"], inference_mode=True) for i in ingredients]
+        width = max(i.factors.rank for i in ingredients if i.factors)
+        configs = [
+            LoraConfig(r=i.factors.rank if i.factors else width, target_modules=["here" if i.factors else "elsewhere"], inference_mode=True) for i in ingredients
+        ]
         merger = LoraModel(skeleton, configs[0], names[0])
         for name, config in zip(names[1:], configs[1:], strict=True):
             merger.peft_config[name] = config

@@ -7,12 +7,15 @@ plays each of them. Knows nothing of what is done with them. A module is called 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file
 
 from core import library
@@ -24,6 +27,7 @@ from core.workspace import Workspace, read_json
 
 PREFIX = "base_model.model."  # of every key in peft's file format
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+EXPERTS = "Mix it live; only adapters on linear layers can be compared and baked."
 Weigh = Callable[[str, str], float]  # (adapter id, module) -> weight
 
 
@@ -64,17 +68,19 @@ def weigher(mix: Mix, layers: int) -> Weigh:
 
 
 def layers_of(resident: Resident) -> dict[str, Any]:
-    """The base's modules that carry LoRA factors, by name, in the model's order."""
-    return {name: m for name, m in resident.base.model.named_modules() if isinstance(m, LoraLayer)}
+    """The base's linear modules that carry LoRA factors, by name, in the model's order."""
+    return {name: m for name, m in resident.base.model.named_modules() if isinstance(m, LoraLayer) and not isinstance(m, ParamWrapper)}
 
 
 def resident_updates(resident: Resident, adapter_id: str) -> dict[str, Pair]:
     """The updates of an adapter that hangs on the base, also of the one in training; scaling folded in.
 
     Raises:
-        AdapterError: it does not hang there.
+        AdapterError: it does not hang there, or it hangs on experts.
     """
     name = resident.peft_name(adapter_id)
+    if any(isinstance(m, ParamWrapper) and name in m.lora_A for m in resident.base.model.modules()):
+        raise AdapterError(f"The adapter {adapter_id!r} is trained on experts, whose factors lie many in one.", EXPERTS)
     found = {}
     with torch.no_grad():
         for module, layer in layers_of(resident).items():
@@ -86,27 +92,50 @@ def resident_updates(resident: Resident, adapter_id: str) -> dict[str, Pair]:
     return found
 
 
-def scaling_of(workspace: Workspace, adapter_id: str) -> float:
-    """What an adapter of the library multiplies its factors' product by: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
+@dataclass(frozen=True)
+class Stored:
+    """An adapter as it was saved.
 
-    Raises:
-        NotFound: no such adapter. AdapterError: its config is of a kind that we do not read.
+    Attributes:
+        factors: module -> its factors, in the file's own precision, without the scaling.
+        scaling: module -> what the product is multiplied by.
     """
-    config = library.parse_config(read_json(workspace.existing("adapters", adapter_id) / library.CONFIG))
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+    factors: dict[str, Pair]
+    scaling: dict[str, float]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {m: p.rank for m, p in self.factors.items()}
+
+    def update(self, module: str, weight: float = 1.0) -> Pair:
+        """The update of one module, scaled and weighted."""
+        return self.factors[module].scaled(weight * self.scaling[module])
 
 
-def stored_factors(workspace: Workspace, adapter_id: str) -> dict[str, Pair]:
-    """The factors of an adapter of the library as it was saved, by module; its scaling is not folded in.
+def stored(workspace: Workspace, adapter_id: str) -> Stored:
+    """Reads an adapter of the library from its files, after checking them.
+
+    The scaling is alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), with the alpha of the first
+    pattern that is the end of a module's path, and the rank that its factors have.
 
     Raises:
-        NotFound: no such adapter. AdapterError: its files are damaged.
+        NotFound: no such adapter. AdapterError: its files are damaged, or it is trained on experts.
     """
     library.verify(workspace, adapter_id)
-    tensors = load_file(workspace.existing("adapters", adapter_id) / library.WEIGHTS)
-    modules = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
-    return {
-        m.removeprefix(PREFIX): Pair(tensors[f"{m}.lora_A.weight"], tensors[f"{m}.lora_B.weight"])
-        for m in sorted(modules, key=lambda m: (layer_of(m), m))
+    folder = workspace.existing("adapters", adapter_id)
+    config = library.parse_config(read_json(folder / library.CONFIG))
+    if config.get("target_parameters"):
+        raise AdapterError(f"The adapter {adapter_id!r} is trained on experts, whose factors lie many in one.", EXPERTS)
+    tensors = load_file(folder / library.WEIGHTS)
+    keys = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
+    factors = {
+        k.removeprefix(PREFIX): Pair(tensors[f"{k}.lora_A.weight"], tensors[f"{k}.lora_B.weight"]) for k in sorted(keys, key=lambda k: (layer_of(k), k))
     }
+    alphas: dict[str, float] = config.get("alpha_pattern") or {}
+
+    def scaling(module: str, rank: int) -> float:
+        alpha = next((float(a) for name, a in alphas.items() if f".{module}".endswith(f".{name}")), float(config["lora_alpha"]))
+        return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+    return Stored(factors, {m: scaling(m, p.rank) for m, p in factors.items()})
