@@ -82,3 +82,13 @@ def summed_nats(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]
     keep = targets != IGNORED
     nats = functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1])[keep].float(), targets[keep], reduction="sum")
     return float(nats), int(keep.sum())
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """How surprised someone who expects `q` is by `p`: KL(p || q) in nats, summed over positions.
+
+    Args:
+        p, q: (T, V) logits.
+    """
+    log_p, log_q = (functional.log_softmax(x.float(), dim=-1) for x in (p, q))
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)))
