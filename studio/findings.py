@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 from core.compose.methods import METHODS
-
 from studio import plot, show
 from studio.tree import Node, button, facts, node, table, title
 
@@ -31,7 +30,10 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     ticks = [low + (high - low) * i / 4 if exact else math.log10(low) + (math.log10(high) - math.log10(low)) * i / 4 for i in range(5)]
     ramp = [[0, "--st-card"], [1, "--st-accent"]] if exact else [[0, "--st-accent"], [1, "--st-card"]]
-    label = (lambda v: show.percent(v)) if exact else (lambda v: f"{v:.3g}")
+
+    def label(value: float) -> str:
+        return show.percent(value) if exact else f"{value:.3g}"
+
     x_name, y_name = (names.get(a, a) for a in found.adapters)
     field = {
         "type": "contour" if found.complete else "heatmap", "x": list(found.xs), "y": list(found.ys), "z": z, "colorscale": ramp, "line": {"color": "--st-line"},
@@ -49,10 +51,12 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     ]  # fmt: skip
     zero = [{"type": "line", "line": {"color": "--st-quiet", "width": 1, "dash": "dot"}, "layer": "above", **at}
             for at in ({"x0": 0, "x1": 0, "y0": found.ys[0], "y1": found.ys[-1]}, {"y0": 0, "y1": 0, "x0": found.xs[0], "x1": found.xs[-1]})]  # fmt: skip
-    return plot.figure([field, *marks], {
-        "xaxis": {"title": {"text": f"Weight of {x_name}"}, "range": [found.xs[0], found.xs[-1]]}, "yaxis": {"title": {"text": f"Weight of {y_name}"}, "range": [found.ys[0], found.ys[-1]]},
+    layout = {
+        "xaxis": {"title": {"text": f"Weight of {x_name}"}, "range": [found.xs[0], found.xs[-1]]},
+        "yaxis": {"title": {"text": f"Weight of {y_name}"}, "range": [found.ys[0], found.ys[-1]]},
         "shapes": zero, "legend": {"orientation": "h", "y": 1.08, "x": 0}, "margin": {"l": 8, "r": 8, "t": 36, "b": 8},
-    }, pick=True)  # fmt: skip
+    }  # fmt: skip
+    return plot.figure([field, *marks], layout, pick=True)
 
 
 def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
