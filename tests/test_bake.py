@@ -261,6 +261,39 @@ def test_a_tilt_over_the_depth_is_baked_in(resident: Resident) -> None:
         assert (product - expected).abs().max() <= 1e-6
 
 
+LEANS = pytest.mark.skipif(not hasattr(Mix(), "tilt"), reason="mixes that lean with depth, and ranks by pattern, come with their branch")
+
+
+@LEANS
+def test_a_leaning_mix_bakes_to_what_it_sounds_like_live(resident: Resident, tiny_base: Path) -> None:
+    mix = Mix.from_json({"weights": {"law": 1.0, "chat": 0.5}, "tilt": {"law": -0.8}})
+    *_, baked = bake(resident, mix, BakeSpec(name="leaning", method="concat"))
+    assert isinstance(baked, Baked) and baked.logit_difference is not None
+    assert (plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, mix)).abs().max() <= 1e-5
+    assert (live(resident, Mix(weights=mix.weights)) - live(resident, mix)).abs().max() > 1e-2
+
+
+@LEANS
+def test_ranks_and_alphas_by_pattern_are_read_for_each_layer(resident: Resident, tiny_base: Path) -> None:
+    dice = torch.Generator().manual_seed(5)
+    tensors = {}
+    for layer in (0, 1):
+        for target, rank in (("q_proj", 3), ("v_proj", 5)):
+            place, (outputs, inputs) = f"base_model.model.model.layers.{layer}.self_attn.{target}", SIZES[target]
+            tensors[f"{place}.lora_A.weight"] = torch.randn(rank, inputs, generator=dice) * 0.15
+            tensors[f"{place}.lora_B.weight"] = torch.randn(outputs, rank, generator=dice) * 0.15
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"],
+              "rank_pattern": {"v_proj": 5}, "alpha_pattern": {"v_proj": 20}}
+    meta = {"kind": "domain", "base": {"name": resident.base.name, "fingerprint": resident.base.fingerprint}}
+    library.add(resident.workspace, "uneven-1", "uneven", lambda p: save_file(tensors, p), config, meta)
+    weights = {"uneven-1": 0.7, "law": 1.0}
+    baked = finished(resident, weights, method="concat")
+    assert baked.rank == 7, "3 and 4 meet in q_proj; the 5 of v_proj are alone"
+    assert (plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, Mix(weights=weights))).abs().max() <= 1e-5
+    with pytest.raises(AdapterError, match=r"uneven 3/5"):
+        finished(resident, weights, method="ties")
+
+
 def test_an_exact_bake_that_does_not_sound_like_the_mix_is_not_kept(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
     before = resident.workspace.ids("adapters")
     monkeypatch.setattr(room, "padded", lambda pair, rank: padded(pair, rank).scaled(1.01))
