@@ -53,6 +53,11 @@ def digest(*files: Path) -> str:
 
 def prepare(files: list[Path]) -> Path:
     """Returns a Python that has the requirements of `files`, after installing them where needed."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamped = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
+    wanted = [digest(f) for f in files]
+    if python.exists() and all(w in stamped for w in wanted):  # the usual start: nothing else is looked at
+        return Path(sys.executable) if Path(sys.prefix) == VENV else python
     if all(importable(f) for f in files):
         return Path(sys.executable)
     low, high = PYTHONS
@@ -61,11 +66,6 @@ def prepare(files: list[Path]) -> Path:
             f"Python {sys.version_info.major}.{sys.version_info.minor} is not supported: "
             f"start launch.py with Python {low[0]}.{low[1]} to {high[0]}.{high[1]}."
         )
-    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamped = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
-    wanted = [digest(f) for f in files]
-    if python.exists() and all(w in stamped for w in wanted):
-        return python
     print(f"First start: installing the pinned requirements into {VENV.name} (a few minutes, once).", flush=True)
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
@@ -103,7 +103,10 @@ def parser() -> argparse.ArgumentParser:
 
 def serve(arguments: list[str]) -> int:
     """The studio itself; runs where the requirements are importable."""
+    import gc
     import logging
+
+    gc.disable()  # what is imported stays: walking it again and again costs a sixth of the start
 
     args = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -117,6 +120,8 @@ def serve(arguments: list[str]) -> int:
     from core.errors import StudioError
     from studio.app import serve as serve_page
 
+    gc.freeze()
+    gc.enable()
     try:
         with Engine(args.workspace, args.base, args.quantization, load=False) as engine:
             serve_page(

@@ -11,11 +11,12 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import library, mixes
+from core.composer import Composer
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
@@ -69,6 +70,13 @@ class Frame:
     done: bool
 
 
+@dataclass
+class Desk:
+    """What the columns of an answer are written under; whoever reads the answer may replace it at any time."""
+
+    mixes: tuple[Mix, ...]
+
+
 @dataclass(frozen=True)
 class Piece:
     """One token of an example: its text, its id, and whether it is trained on."""
@@ -110,6 +118,7 @@ class Engine:
         self._info = BaseInfo(name=base, loading=load)
         self._state = _State()
         self._worker = Worker()
+        self.compose = Composer(self.workspace, self._worker, self._resident)
         self._choice = (base, quantization, device)
         self._asked = False
         if load:
@@ -444,28 +453,47 @@ class Engine:
 
     # --- talking
 
-    def stream(self, prompt: str | Sequence[dict[str, str]], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True) -> Stream:
+    def stream(
+        self, prompt: str | Sequence[dict[str, str]], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True, same_dice: bool = True
+    ) -> Stream:
         """Every mix answers one prompt, all in one batch; a stream of Frames.
 
         Args:
             prompt: a text, or chat messages.
             chat: render with the chat template; otherwise the text is simply continued.
+            same_dice: all columns draw with the sampling's seed; otherwise column i draws with seed + i.
 
         Raises:
             SpecError: too many mixes. When read: StudioError for a prompt or an adapter that will not do.
         """
         if not 1 <= len(mixes) <= COLUMN_LIMIT:
             raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
-        drawn = sampling or Sampling()
-        return self._worker.stream(lambda: self._frames(prompt, list(mixes), drawn, chat))
+        drawn, desk = sampling or Sampling(), Desk(tuple(mixes))
+        stream = self._worker.stream(lambda: self._frames(prompt, desk, drawn, chat, same_dice))
+        stream.desk = desk
+        return stream
 
-    def _frames(self, prompt: str | Sequence[dict[str, str]], mixes: list[Mix], sampling: Sampling, chat: bool) -> Generator[Frame | None, None, None]:
+    def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
+        """Lets an answer under way go on under other mixes, from its next token.
+
+        Raises:
+            SpecError: another number of mixes than the answer has columns.
+        """
+        if len(mixes) != len(stream.desk.mixes):
+            raise SpecError(f"{len(mixes)} mixes were given for {len(stream.desk.mixes)} columns.", "Give one a column.")
+        stream.desk.mixes = tuple(mixes)
+
+    def _frames(
+        self, prompt: str | Sequence[dict[str, str]], desk: Desk, sampling: Sampling, chat: bool, same_dice: bool
+    ) -> Generator[Frame | None, None, None]:
         from core.model.generate import encode_prompt, generate
 
         resident = self._resident()
         ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
         shown = 0.0
-        for writers in generate(resident, [ids] * len(mixes), mixes, [sampling] * len(mixes)):
+        mixes = desk.mixes
+        samplings = [sampling if same_dice else replace(sampling, seed=sampling.seed + i) for i in range(len(mixes))]
+        for writers in generate(resident, [ids] * len(mixes), mixes, samplings, lambda: desk.mixes):
             done = all(w.reason for w in writers)
             now = time.monotonic()
             if done or now - shown >= FRAME_SECONDS:

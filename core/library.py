@@ -256,6 +256,18 @@ def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
     return load(workspace, adapter_id)
 
 
+def record(workspace: Workspace, adapter_id: str, results: dict[str, Any], provenance: dict[str, Any] | None = None) -> Adapter:
+    """Adds figures that were measured after an adapter was saved, and provenance; weights and digest stay."""
+    folder = workspace.existing("adapters", adapter_id)
+    meta = read_json(folder / METADATA)
+    meta = {**meta, **(provenance or {}), "results": {**meta.get("results", {}), **results}}
+    write_json(folder / METADATA, meta)
+    with whole_file(folder / "README.md", "w") as f:
+        f.write(model_card(meta, read_json(folder / CONFIG)))
+    _write_checksums(folder)
+    return load(workspace, adapter_id)
+
+
 def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     """Checks an adapter's files; returns what was checked, a sentence each.
 
@@ -274,6 +286,8 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     for claimed_digest, name in lines:
         if "/" in name or not (folder / name).is_file() or sha256_of(folder / name) != claimed_digest:
             raise AdapterError(f"{name} of the adapter {adapter_id!r} is missing or has changed since it was saved.", "Restore it from a copy, or train again.")
+    if read_json(folder / METADATA).get("sha256") != {n: d for d, n in lines}[WEIGHTS]:
+        raise AdapterError(f"{METADATA} of the adapter {adapter_id!r} names other weights than {WEIGHTS}.", "Restore the folder from a copy.")
     for file in folder.iterdir():
         if file.suffix in PICKLES:
             raise AdapterError(f"The adapter folder holds {file.name}, which could run code.", "Delete that file: only safetensors are used.")
@@ -365,7 +379,8 @@ def model_card(meta: dict[str, Any], config: dict[str, Any]) -> str:
         f"A {meta.get('kind')} adapter (LoRA, rank {config['r']}, alpha {config['lora_alpha']:g}) made with Adapter Studio.",
         "",
         f"- Base model: {plain(base.get('name', ''))} (fingerprint `{base.get('fingerprint', '')[:16]}`)",
-        f"- Dataset: {plain(data.get('name', ''))} (sha256 `{str(data.get('sha256', ''))[:16]}`)",
+        *([] if meta.get("baked_from") else [f"- Dataset: {plain(data.get('name', ''))} (sha256 `{str(data.get('sha256', ''))[:16]}`)"]),
+        *[f"- Baked from: {plain(p['name'])}, weight {p['weight']:g} (sha256 `{p['sha256'][:16]}`)" for p in meta.get("baked_from", ())],
         *([f"- Trained on top of: {plain(on)}, frozen and active; load both to use it as trained"] if on else []),
         *[f"- {plain(k.replace('_', ' '))}: {v:.4g}" for k, v in sorted(results.items()) if isinstance(v, (int, float))],
         "",

@@ -43,6 +43,7 @@ class Stream:
         self._error: BaseException | None = None
         self._read_at = time.monotonic()
         self.closed = False
+        self.desk: Any = None  # what the reader may change while the generator runs, if it takes wishes
 
     def close(self) -> None:
         """Asks the worker to drop it; readers end."""

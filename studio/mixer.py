@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.spec import Mix
+from core.spec import WEIGHT_LIMIT, WEIGHT_STEP, Mix
 from studio import show
 from studio.tree import button, empty
 from studio.web import asset
@@ -24,11 +24,13 @@ NOTHING = empty(
 
 
 def mixer() -> gr.HTML:
-    """The component; its event `mixed` fires a quarter second after the last move."""
+    """The component; its event `mixed` fires an eighth of a second after the last move."""
     return gr.HTML(
         value=None,
         adapters=[],
         nothing=NOTHING,
+        limit=WEIGHT_LIMIT,
+        step=WEIGHT_STEP,
         html_template='<div class="mixer"><div class="formula"></div><div class="mix-rows"></div></div>',
         js_on_load=asset("mixer.js") + "\n/* fires 'mixed' */",
         apply_default_css=False,
@@ -70,9 +72,10 @@ def present(engine: Engine, rows: Any) -> Mix | None:
     return to_mix(rows, {a["id"]: a["name"] for a in shelf(engine)}) if rows else None
 
 
-def loaded(rows: Any, adapters: list[dict[str, Any]], mix: dict[str, float]) -> list[dict[str, Any]]:
-    """The mixer's rows set to a saved mix: what the mix does not name is switched off."""
+def loaded(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[str, Any]]:
+    """The mixer's rows set to a mix: what it does not name is switched off."""
+    on = mix.weights
     set_by_user = {r["id"]: r for r in rows if isinstance(r, dict) and "id" in r} if isinstance(rows, list) else {}
     return [
-        {**a, "on": bool(mix.get(a["id"])), "weight": mix.get(a["id"], set_by_user.get(a["id"], a).get("weight", 1.0))} for a in adapters
+        {**a, "on": a["id"] in on, "weight": on.get(a["id"], set_by_user.get(a["id"], a).get("weight", 1.0))} for a in adapters
     ]

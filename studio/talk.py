@@ -12,7 +12,10 @@ from typing import Any
 
 from core.engine import Engine
 from core.spec import Mix, Sampling
-from studio import show
+from studio import fields, show
+from studio.tree import Node, node
+
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
 
 
 @dataclass
@@ -36,11 +39,24 @@ class Talk:
             self.stream = None
 
 
-def frames(engine: Engine, talk: Talk, prompt: str, mixes: Sequence[Mix], sampling: Sampling) -> Iterator[Any]:
+def drawn(values: Sequence[Any]) -> Sampling:
+    """What the components of the fields in `SAMPLING` hold."""
+    return Sampling(**fields.read(Sampling, dict(zip(SAMPLING, values, strict=True))))
+
+
+def retuned(engine: Engine, talk: Talk, mixes: Sequence[Mix]) -> bool:
+    """Lets the answer under way go on under other mixes; false if none is."""
+    if talk.stream is None or talk.frame is None or talk.frame.done:
+        return False
+    engine.retune(talk.stream, mixes)
+    return True
+
+
+def frames(engine: Engine, talk: Talk, prompt: str, mixes: Sequence[Mix], sampling: Sampling, chat: bool = True, same_dice: bool = True) -> Iterator[Any]:
     """Asks all mixes at once and yields the engine's frames until the answer ends or another replaces it."""
     talk.stop()
     serial = talk.serial
-    stream = engine.stream(prompt, mixes, sampling)
+    stream = engine.stream(prompt, mixes, sampling, chat, same_dice)
     talk.stream, talk.prompt, talk.names, talk.frame = stream, prompt, [m.name or str(m) for m in mixes], None
     try:
         for frame in stream:
@@ -86,6 +102,16 @@ def named(engine: Engine, ids: Sequence[str], present: Mix | None = None) -> lis
     """
     names = {c["id"]: c["name"] for c in choices(engine, present)}
     return [Mix.parse(i, name=names.get(i, i)[:120]) for i in ids]
+
+
+def written(column: Any) -> list[Node]:
+    """An answer's text, with a mark where its mix changed."""
+    pieces, start = [], 0
+    for turn in column.turns:
+        active = " ".join(f"{i} {w:+.2f}" for i, w in turn.stamp["weights"].items()) or "base"
+        pieces += [node("span", column.text[start : turn.at]), node("span", turn.mix, cls="turn", title=f"From here on: {active}", role="note")]
+        start = turn.at
+    return [*pieces, node("span", column.text[start:] or ("" if pieces else "…"))]
 
 
 def stamp(column: Any) -> str:

@@ -111,3 +111,25 @@ def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None
             tokens += sum(e.mask[1:])
         assert found.tokens == tokens
         assert found.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resident: Resident) -> None:
+    sampling = Sampling(max_new_tokens=16)
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 16)
+    mixes = [MIXES[1], MIXES[2], Mix(name="Renamed", weights=MIXES[2].weights)]
+    told = list(mixes)
+    for steps, writers in enumerate(generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: told), start=1):
+        if steps == 6:
+            told[0] = MIXES[3]
+            told[2] = Mix(name="Another name", weights=MIXES[2].weights)
+    first, beside, renamed = writers
+    begun = write(resident, [MIXES[1]], Sampling(max_new_tokens=6))[0]
+    after = list(generate(resident, [[*ids, *begun]], [MIXES[3]], [Sampling(max_new_tokens=10)]))[-1][0].ids
+    assert first.ids == begun + after and len(first.ids) == 16
+    assert first.ids != write(resident, [MIXES[1]], sampling)[0], "the new mix says something else"
+    assert beside.ids == renamed.ids == write(resident, [MIXES[2]], sampling)[0], "a neighbour does not notice"
+    column = first.column(resident.base.tokenizer)
+    assert [(t.tokens, t.stamp["weights"]) for t in column.turns] == [(6, {"one": 0.6, "three": -1.0})]
+    assert resident.base.tokenizer.decode(begun, skip_special_tokens=True).endswith(column.text[max(0, column.turns[0].at - 3) : column.turns[0].at].strip() or " ")
+    assert column.stamp["weights"] == {"one": 0.6, "three": -1.0}
+    assert not beside.column(resident.base.tokenizer).turns and not renamed.column(resident.base.tokenizer).turns

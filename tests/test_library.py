@@ -327,3 +327,13 @@ def test_files_of_the_library_are_plain_safetensors_and_json(workspace: Workspac
     folder = workspace.path("adapters", adapter.id)
     assert set(load_file(folder / "adapter_model.safetensors")) == set(factors())
     assert json.loads((folder / "EXPERIMENT_METADATA.json").read_text())["sha256"] == adapter.sha256
+
+
+def test_metadata_that_names_other_weights_is_refused_even_with_fitting_checksums(workspace: Workspace) -> None:
+    adapter = put(workspace, "mine", "f" * 64)
+    folder = workspace.existing("adapters", adapter.id)
+    meta = json.loads((folder / library.METADATA).read_text())
+    (folder / library.METADATA).write_text(json.dumps({**meta, "sha256": "0" * 64}))
+    library._write_checksums(folder)
+    with pytest.raises(AdapterError, match="names other weights"):
+        library.verify(workspace, adapter.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import gradio as gr
@@ -194,6 +195,10 @@ def test_no_run_is_an_invitation(engine):
 # --- mix and compare
 
 
+def sampling(**changes):
+    return [fields.shown(getattr(Sampling(**changes), n)) for n in talk.SAMPLING]
+
+
 def test_the_mixer_starts_with_the_newest_domain_and_task_on(engine):
     assert {a["kind"]: (a["on"], a["weight"]) for a in mixer.shelf(engine)} == {"domain": (True, 1.0), "task": (True, 1.0)}
 
@@ -211,13 +216,46 @@ def test_a_weight_outside_its_limits_is_refused(weight):
 
 def test_an_answer_is_stamped_with_the_mix_that_wrote_it(engine):
     rows = rows_of(engine, **{"Sample domain": 0.5})
-    *_, last = mix.answered(engine, "Where is the lamp?", rows, Talk())
+    *_, last = mix.answered(engine, "Where is the lamp?", rows, Talk(), False, *sampling(max_new_tokens=6))
     domain = next(a for a in engine.adapters() if a.kind == "domain")
     assert f"{domain.id} +0.50 ({domain.sha256[:8]})" in texts(last)
 
 
 def test_a_slider_does_not_answer_before_anyone_asked(engine):
-    assert [type(v) for v in mix.followed(engine, "Where?", rows_of(engine), Talk())] == [type(gr.skip())]
+    assert [type(v) for v in mix.followed(engine, "Where?", rows_of(engine), Talk(), False, *sampling())] == [type(gr.skip())]
+
+
+def test_a_slider_that_moves_while_an_answer_is_written_changes_its_mix_from_there_on(engine):
+    talking, before, after = Talk(), rows_of(engine), rows_of(engine, **{"Sample task": 0.5})
+    long = sampling(max_new_tokens=180, temperature=4.0, seed=3)
+    reading = mix.answered(engine, "The lamp", before, talking, True, *long)
+    next(reading)
+    moved = threading.Event()
+    engine._worker.post(moved.wait)  # nothing is written while the slider moves, however slow this machine is
+    assert [type(v) for v in mix.followed(engine, "The lamp", after, talking, True, *long)] == [type(gr.skip())]
+    moved.set()
+    *_, last = reading
+    turn = next(k for k in last["kids"][0]["kids"] if k.get("cls") == "turn")
+    assert "0.50 · Sample task" in texts(turn) and "+0.50" in turn["attrs"]["title"]
+    (column,) = talking.frame.columns
+    task = next(a.id for a in engine.adapters() if a.kind == "task")
+    assert column.stamp["weights"][task] == 0.5 and 0 < column.turns[0].at <= len(column.text)
+    again = list(mix.followed(engine, "The lamp", before, talking, True, *sampling(max_new_tokens=4)))
+    assert "turn" not in str(again[-1]), "a finished answer is written anew"
+
+
+def test_a_link_brings_a_mix_and_its_prompt_back(engine):
+    domain = next(a for a in engine.adapters() if a.kind == "domain")
+    rows, prompt, tabs, word = mix.opened(engine, f"?mix={domain.id}%3D-0.35&prompt=Where%3F", None)
+    assert {r["name"]: (r["on"], r["weight"]) for r in rows} == {"Sample domain": (True, -0.35), "Sample task": (False, 1.0)}
+    assert (prompt, word) == ("Where?", "answer") and tabs.selected == "mix"
+    asked = [prompt, rows, Talk(), False, *sampling(max_new_tokens=3)]
+    assert "-0.35" in texts([*mix.greeted(engine, word, *asked)][-1])
+    assert mix.opened(engine, "?run=abc", None)[3] == "" and [*mix.greeted(engine, "", *asked)] == [gr.skip()]
+    with pytest.raises(NotFound, match="'elsewhere'"):
+        mix.opened(engine, "?mix=elsewhere", None)
+    with pytest.raises(SpecError, match="not a part of a mix"):
+        mix.opened(engine, "?mix=a=b=c", None)
 
 
 def test_a_mix_is_saved_loaded_and_deleted(engine):
@@ -238,9 +276,8 @@ def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
 
 def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
     picks = [c["id"] for c in talk.choices(engine)]
-    sampling = [fields.shown(getattr(Sampling(max_new_tokens=6), n)) for n in compare.SAMPLING]
     talking = Talk()
-    *_, last = compare.answered(engine, "Where is the lamp?", {"picks": picks}, None, talking, *sampling)
+    *_, last = compare.answered(engine, "Where is the lamp?", {"picks": picks}, None, talking, *sampling(max_new_tokens=6))
     assert len(last["columns"]) == 4 and last["picks"] == picks
     assert all(c.done and c.tokens <= 6 for c in talking.frame.columns)
     written = compare.exported(engine, talking)
@@ -273,7 +310,7 @@ def test_nothing_is_exported_before_an_answer(engine):
 
 def test_a_comparison_of_one_is_refused(engine):
     with pytest.raises(SpecError, match="2 to 6"):
-        list(compare.answered(engine, "Where?", {"picks": ["base"]}, None, Talk(), *[getattr(Sampling(), n) for n in compare.SAMPLING]))
+        list(compare.answered(engine, "Where?", {"picks": ["base"]}, None, Talk(), *sampling()))
 
 
 # --- evaluate and library

@@ -25,7 +25,8 @@ from typing import IO, Any, NoReturn
 
 from core.data import jsonrows, parquet
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
-from core.errors import DataError
+from core.errors import DataError, NameRefused, NotFound
+from core.workspace import regular_file
 
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
 ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
@@ -126,11 +127,11 @@ def open_source(source: Source) -> IO[bytes]:
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        if not stat.S_ISREG(os.lstat(source.path).st_mode):
-            raise DataError("it is not a regular file.", "Give the file itself, not a link, pipe or device.", file=source.name)
-        fd = os.open(source.path, flags | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError as e:
+        fd = os.open(regular_file(source.path), flags | getattr(os, "O_CLOEXEC", 0))
+    except (NotFound, FileNotFoundError) as e:
         raise DataError("there is no such file.", "Check the path.", file=source.name) from e
+    except NameRefused as e:
+        raise DataError("it is not a regular file.", "Give the file itself, not a link, pipe or device.", file=source.name) from e
     except (OSError, ValueError) as e:
         raise DataError(f"it cannot be opened: {getattr(e, 'strerror', None) or e}.", "Check the path and its permissions.", file=source.name) from e
     try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,21 @@ from core.spec import Mix, Sampling
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A place in an answer where its mix changed: the characters and tokens before it, and the new mix's stamp."""
+
+    at: int
+    tokens: int
+    mix: str
+    stamp: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Column:
     """One mix's answer so far.
 
     Attributes:
+        turns: where the mix changed while it was written, in order.
         seconds: from the start of reading the prompt to the newest token.
         reason: why it ended: "end" (the model's own), "length", "stop", or "" while it writes.
         stamp: what the model really had active, read from the tensors that it multiplied by.
@@ -45,6 +56,7 @@ class Column:
     done: bool = False
     reason: str = ""
     stamp: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
 
 
 def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, room: int) -> list[int]:
@@ -72,16 +84,31 @@ def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], ch
 @contextlib.contextmanager
 def speaking(resident: Resident, rows: Sequence[dict[str, float]]) -> Iterator[None]:
     """The model in eval mode under the given mix rows; training finds it as it was."""
-    model = resident.peft or resident.model
-    was_training = model.training
+    awake = _hush(resident)
     try:
-        if was_training:
-            model.eval()
         with torch.inference_mode(), resident.mixer.engaged(rows):
             yield
     finally:
-        if was_training:
-            model.train()
+        for module in awake:
+            vars(module)["training"] = True
+
+
+def _hush(resident: Resident) -> list[Any]:
+    """Puts the model in eval mode; returns the modules that were not, for a run that is in training.
+
+    This happens at every token while a run trains, so it goes over a list and writes the flag itself:
+    `train()` walks the tree through Module's attribute checks, which takes as long as a small model's step.
+    """
+    model = resident.peft or resident.model
+    if not model.training:
+        return []
+    if not resident.trainee_id:  # nobody trains: peft leaves train mode on whenever an adapter comes
+        model.eval()
+        return []
+    awake = [m for m in (model, *resident.mixer.modules) if m.training]
+    for module in awake:
+        vars(module)["training"] = False
+    return awake
 
 
 class Writer:
@@ -96,6 +123,7 @@ class Writer:
         self.reason = ""
         self.cut: str | None = None  # the text up to a stop text
         self.stamp: dict[str, Any] = {}
+        self.turned: list[tuple[int, str, dict[str, Any]]] = []  # (tokens before, mix, stamp)
         chain: list[Any] = []
         if sampling.repetition_penalty != 1.0:
             chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
@@ -107,11 +135,27 @@ class Writer:
                 chain.append(TopPLogitsWarper(sampling.top_p))
         self.chain = LogitsProcessorList(chain)
 
+    def turn(self, mix: Mix) -> None:
+        """Goes on under another mix from the next token."""
+        self.mix, self.stamp = mix, {}
+
+    def read(self, stamp: dict[str, Any]) -> None:
+        """Takes down what the model really had active, once for every mix."""
+        if not self.stamp:
+            self.stamp = stamp
+            if self.ids:
+                self.turned.append((len(self.ids), self.mix.name or str(self.mix), stamp))
+
     def column(self, tokenizer: Any) -> Column:
         """The answer so far, decoded."""
-        text = self.cut if self.cut is not None else tokenizer.decode(self.ids, skip_special_tokens=True)
+        whole = self.cut if self.cut is not None else tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = whole.strip() if self.reason else whole
+        lead = len(whole) - len(whole.lstrip()) if self.reason else 0
+        turns = tuple(
+            Turn(min(max(len(tokenizer.decode(self.ids[:n], skip_special_tokens=True)) - lead, 0), len(text)), n, name, stamp) for n, name, stamp in self.turned
+        )
         stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
-        return Column(text.strip() if self.reason else text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp)
+        return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, turns)
 
 
 def generate(
@@ -119,15 +163,18 @@ def generate(
     prompts: Sequence[Sequence[int]],
     mixes: Sequence[Mix],
     samplings: Sequence[Sampling],
+    present: Callable[[], Sequence[Mix]] | None = None,
 ) -> Iterator[list[Writer]]:
     """Writes one column a (prompt, mix, sampling) triple, all in one batch.
 
     Rows with the same seed draw with the same dice: one Gumbel noise vector a step and seed, so that
     identical mixes write identical text and differences come from the mix alone (Gumbel-max sampling,
-    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
+    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch. The cache of keys and values
+    belongs to a mix: when a column's mix changes, its text so far is read again under the new one.
 
     Args:
         prompts: token ids, one list a column; shorter ones are padded on the left.
+        present: asked before every token for the mixes of all columns, which may have changed.
 
     Yields:
         All writers after every step (the same objects; decode them with `column` when someone looks).
@@ -137,53 +184,90 @@ def generate(
     writers = [Writer(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
     writing = list(writers)
     ids, attention = pad_left(prompts, tokenizer.pad_token_id)
-    ids, attention = ids.to(device), attention.to(device)
-    history = ids
+    length = ids.shape[1]
+    positions = (attention.cumsum(-1) - 1).clamp(min=0).to(device)
+    # Without padding there is no mask to build at every step, and none to ask the device about.
+    padded = not bool(attention.all())
+    attention = torch.nn.functional.pad(attention, (0, max(s.max_new_tokens for s in samplings)), value=1).to(device)
+    fed = ids.to(device)
+    # Only a repetition penalty reads what was written before.
+    history = fed if any(s.repetition_penalty != 1.0 for s in samplings) else None
     cache: Any = DynamicCache(config=base.model.config)
-    dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings}
+    dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
     eos = set(base.eos_ids)
     busy = 0.0  # seconds spent here, not in whatever we are interleaved with
-    fed = ids
     while writing:
         begin = time.perf_counter()
-        present = [w.mix for w in writing]
-        resident.ensure(present)  # an adapter may have ended its training, or left, since the last step
-        with speaking(resident, resident.rows(present)):
-            positions = (attention.cumsum(-1) - 1).clamp(min=0)[:, -fed.shape[1] :]
-            out = base.model(input_ids=fed, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits = out.logits[:, -1].float()  # (B, V)
-            chosen = _choose(logits, history, writing, dice)
+        if present is not None and _turned(writing, present()):
+            written = torch.tensor([w.ids for w in writing], dtype=torch.long).view(len(writing), -1).to(device)
+            fed = torch.cat([ids[[w.row for w in writing]].to(device), written], dim=1)
+            positions = (attention[:, :length].cumsum(-1) - 1).clamp(min=0)
+            cache = DynamicCache(config=base.model.config)
+        mixes = [w.mix for w in writing]
+        resident.ensure(mixes)  # an adapter may have ended its training, or left, since the last step
+        with speaking(resident, resident.rows(mixes)):
+            out = base.model(
+                input_ids=fed,
+                attention_mask=attention[:, :length] if padded else None,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            picked = _choose(out.logits[:, -1].float(), history, writing, dice)  # (B,)
+            chosen = picked.tolist()
             for b, writer in enumerate(writing):
                 if not writer.stamp:
-                    writer.stamp = resident.stamp(b)
+                    writer.read(resident.stamp(b))
         busy += time.perf_counter() - begin
         for b, writer in enumerate(writing):
             _take(writer, chosen[b], eos, tokenizer)
             writer.seconds = busy
         still = [b for b, w in enumerate(writing) if not w.reason]
         with torch.inference_mode():
-            fed = torch.tensor([[chosen[b]] for b in still], dtype=torch.long, device=device)
+            fed, positions, length = picked.unsqueeze(1), positions[:, -1:] + 1, length + 1
             if len(still) < len(writing) and still:
                 keep = torch.tensor(still, device=device)
                 cache.batch_select_indices(keep)
-                attention, history = attention[keep], history[keep]
-            if still:
-                attention = torch.cat([attention, attention.new_ones(len(still), 1)], dim=1)
+                fed, positions, attention = fed[keep], positions[keep], attention[keep]
+                padded = padded and not bool(attention.all())
+                history = None if history is None else history[keep]
+            if history is not None:
                 history = torch.cat([history, fed], dim=1)
         writing = [writing[b] for b in still]
         yield writers
 
 
-def _choose(logits: torch.Tensor, history: torch.Tensor, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> list[int]:
-    """One token a row. Every seed's dice are thrown once a step, whoever is still writing."""
-    noise = {seed: _gumbel(g, logits.shape[1]) for seed, g in dice.items()}
-    chosen = []
+def _turned(writing: Sequence[Writer], mixes: Sequence[Mix]) -> bool:
+    """Gives each column the mix it is to go on with; true when one of them changed."""
+    changed = [w for w in writing if mixes[w.row] is not w.mix and replace(mixes[w.row], name="") != replace(w.mix, name="")]
+    for writer in changed:
+        writer.turn(mixes[writer.row])
+    return bool(changed)
+
+
+def _choose(logits: torch.Tensor, history: torch.Tensor | None, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> torch.Tensor:
+    """One token a row, (B,). A seed's dice are thrown once a step, however many rows are still writing with it.
+
+    Rows that are drawn in the same way are worked on together, and the device is not waited for.
+    """
+    alike: dict[tuple[float, ...], list[int]] = {}
     for b, writer in enumerate(writing):
-        scores = writer.chain(history[b : b + 1], logits[b : b + 1])[0]
-        if writer.sampling.temperature > 0:
-            scores = scores + noise[writer.sampling.seed].to(scores.device)
-        chosen.append(int(scores.argmax()))
-    return chosen
+        if writer.chain:
+            s = writer.sampling
+            alike.setdefault((s.temperature, s.top_k, s.top_p, s.repetition_penalty), []).append(b)
+    scores = logits
+    noise = {seed: _gumbel(dice[seed], logits.shape[1]) for seed in {w.sampling.seed for w in writing if w.sampling.temperature > 0}}
+    for rows in alike.values():
+        whole = len(rows) == len(writing)
+        index = torch.tensor(rows, device=logits.device)
+        first = writing[rows[0]]
+        read = history if whole or history is None else history[index]
+        part = first.chain(read, logits if whole else logits[index])
+        if first.sampling.temperature > 0:
+            part = part + torch.stack([noise[writing[b].sampling.seed] for b in rows]).to(part.device)
+        scores = part if whole else scores.index_copy(0, index, part)
+    return scores.argmax(dim=-1)
 
 
 def _gumbel(generator: torch.Generator, size: int) -> torch.Tensor:

@@ -106,6 +106,7 @@ class Mixer:
     depths: list[float] = field(default_factory=list)
     ranks: list[Ranks] = field(default_factory=list)
     live: Engagement | None = None
+    modules: list[nn.Module] = field(default_factory=list)  # of the model, as of `arrange`: walking a deep model takes milliseconds
     _latest: tuple[Any, Engagement] | None = None  # what was last asked for: generation asks the same at every token
     _experts: list[nn.Module] = field(default_factory=list)
 
@@ -133,7 +134,7 @@ class Mixer:
             if why := unmixable(layer):
                 raise AdapterError(f"The adapter on {path!r} cannot be mixed: {why}.", "Convert it to plain LoRA on linear layers first.")
         depth = _depths(list(modules), list(found))
-        self.layers = list(found.values())
+        self.modules, self.layers = list(modules.values()), list(found.values())
         self.names = sorted({name for layer in self.layers for name in layer.lora_A})
         self.depths = sorted(set(depth.values()))
         self.ranks, self._latest = [], None

@@ -20,7 +20,7 @@ from core.library import Adapter
 from core.model.base import Base
 from core.model.mixing import Mixer, Row, unmixable
 from core.spec import Mix
-from core.workspace import Workspace, read_json, sha256_of
+from core.workspace import Workspace, read_json
 
 # peft's and transformers' checkpoints agree on this one name for the adapter in training; with any
 # other, loading the best or latest checkpoint silently does nothing.
@@ -104,7 +104,7 @@ class Resident:
         tensors = load_file(folder / library.WEIGHTS)
         self.hang(adapter_id, config)
         self._fill(adapter_id, tensors)
-        self.digests[adapter_id] = sha256_of(folder / library.WEIGHTS)
+        self.digests[adapter_id] = adapter.sha256  # which `verify` has just compared with the file
 
     def check_fit(self, adapter: Adapter) -> None:
         """Refuses an adapter that was trained on another base.

@@ -15,11 +15,10 @@ from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec import COLUMN_LIMIT, Sampling
 from studio import fields, guard, mixer, samples, show, talk
-from studio.talk import Talk
+from studio.talk import SAMPLING, Talk
 from studio.tree import Node, node, title, view
 from studio.web import asset
 
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
 LEAST = 2
 
 
@@ -81,7 +80,7 @@ def answered(engine: Engine, prompt: str, board: Any, rows: Any, talking: Talk, 
     if not LEAST <= len(picks) <= COLUMN_LIMIT:
         raise SpecError(f"There are {len(picks)} columns.", f"Compare {LEAST} to {COLUMN_LIMIT} mixes.")
     mixes = talk.named(engine, picks, mixer.present(engine, rows))
-    drawn = Sampling(**fields.read(Sampling, dict(zip(SAMPLING, sampling, strict=True))))
+    drawn = talk.drawn(sampling)
     reference = next((i for i, m in enumerate(mixes) if not m.weights), 0)
     for frame in talk.frames(engine, talking, prompt, mixes, drawn):
         yield {"picks": picks, "touched": True, "columns": columns(frame, reference)}

@@ -1,6 +1,7 @@
-"""The Mix tab: weights for every adapter, and an answer that follows them.
+"""The Mix tab: weights for every adapter, and an answer that follows them, also while it is written.
 
-Knows the mixer and the answer beside it. Knows nothing of how a mix reaches the model.
+Knows the mixer, the answer beside it, the link that brings both back, and the view for a projector.
+Knows nothing of how a mix reaches the model.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 import gradio as gr
 
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from core.spec import Sampling
+from core.spec import Mix, Sampling
 from studio import fields, guard, mixer, samples
-from studio.talk import Talk, frames, speed, stamp
+from studio.talk import SAMPLING, Talk, drawn, frames, retuned, speed, stamp, written
 from studio.tree import Node, empty, node, title, view
 
 NOT_ASKED = empty("No answer yet", "Ask something; then move a slider, and the answer follows it.")
@@ -33,15 +35,25 @@ class MixTab:
     delete: gr.Button
     prompt: gr.Textbox
     ask: gr.Button
+    stop: gr.Button
+    share: gr.Button
+    present: gr.Button
+    leave: gr.Button
+    plain: gr.Checkbox
+    sampling: fields.Fields
     answer: gr.HTML
     talk: gr.State
-    asked: gr.State
+    query: gr.Textbox
+
+    def asked(self) -> list[Any]:
+        """What an answer depends on."""
+        return [self.prompt, self.mixer, self.talk, self.plain, *self.sampling.values()]
 
 
 def build() -> MixTab:
     """Makes the components."""
     with gr.Row(elem_classes="panes"):
-        with gr.Column(scale=7, min_width=320, elem_classes="card"):
+        with gr.Column(scale=7, min_width=320, elem_classes="card", elem_id="mix-side"):
             view(title("Mixer", "Each adapter has a switch and a weight. Off is really off; a negative weight pushes away."))
             rows = mixer.mixer()
             with gr.Row(elem_classes="save-row"):
@@ -51,23 +63,37 @@ def build() -> MixTab:
                 saved = fields.picker("Saved mixes", scale=3, min_width=140)
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
                 delete = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
-        with gr.Column(scale=6, min_width=320, elem_classes="card"):
-            view(title("Answer", "It is written again, under the new mix, each time a slider rests."))
+        with gr.Column(scale=6, min_width=320, elem_classes="card", elem_id="mix-said"):
+            view(title("Answer", "Move a slider: an answer under way goes on under the new mix, a finished one is written again."))
             prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, placeholder="Ask something", elem_id="mix-prompt")
-            ask = gr.Button("Answer with this mix", variant="primary")
+            with gr.Row(elem_classes="actions"):
+                ask = gr.Button("Answer with this mix", variant="primary", scale=2, min_width=150)
+                stop = gr.Button("Stop", scale=1, min_width=70)
+                share = gr.Button("Copy link", scale=1, min_width=90)
+                present = gr.Button("Present", scale=1, min_width=80)
+                leave = gr.Button("Leave this view", scale=1, min_width=80, elem_classes="leave")
             answer = view(NOT_ASKED, elem_id="mix-answer")
-    return MixTab(rows, name, save, saved, load, delete, prompt, ask, answer, gr.State(Talk(), delete_callback=Talk.stop), gr.State(""))
+            with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
+                plain = gr.Checkbox(False, label="Continue the text", info="The prompt is the beginning of a text that goes on, not a question.")
+                sampling = fields.build(Sampling, SAMPLING)
+    query = gr.Textbox(visible=False)
+    talk = gr.State(Talk(), delete_callback=Talk.stop)
+    return MixTab(rows, name, save, saved, load, delete, prompt, ask, stop, share, present, leave, plain, sampling, answer, talk, query)
 
 
 def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
     """Connects the events."""
     talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        guard.on(trigger, engine, answered, [tab.prompt, tab.mixer, tab.talk], [tab.answer], **talking)
-    guard.on(tab.mixer.mixed, engine, followed, [tab.prompt, tab.mixer, tab.talk], [tab.answer], **talking)
+        guard.on(trigger, engine, answered, tab.asked(), [tab.answer], **talking)
+    guard.on(tab.mixer.mixed, engine, followed, tab.asked(), [tab.answer], **talking)
+    guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
+    tab.share.click(fn=None, inputs=[tab.prompt, tab.mixer], js="(prompt, rows) => window.studio.share(prompt, rows)", api_visibility="private")
+    tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
+    tab.leave.click(fn=None, js="() => window.studio.present(false)", api_visibility="private")
     guard.look_again(guard.on(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
     guard.on(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
-        guard.door(followed, engine), [tab.prompt, tab.mixer, tab.talk], [tab.answer], show_progress="hidden", api_visibility="private", **talking
+        guard.door(followed, engine), tab.asked(), [tab.answer], show_progress="hidden", api_visibility="private", **talking
     )
     guard.look_again(guard.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
     guard.on(moved, engine, refresh, [tab.saved, tab.prompt], [tab.mixer, tab.saved, tab.prompt])
@@ -78,21 +104,63 @@ def refresh(engine: Engine, picked: str | None, prompt: str) -> tuple[Any, ...]:
     return gr.HTML(adapters=mixer.shelf(engine)), _saved(engine, picked), gr.skip() if prompt else samples.question(engine)
 
 
-def answered(engine: Engine, prompt: str, rows: Any, talk: Talk) -> Iterator[Node]:
+def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
+    """Connects the address that a visitor came by: a shared mix is set, and its prompt answered."""
+    came = guard.on(page.load, engine, opened, [tab.query, tab.mixer], [tab.mixer, tab.prompt, tabs, tab.query], js="(query, rows) => [location.search, rows]")
+    came.success(
+        guard.door(greeted, engine), [tab.query, *tab.asked()], [tab.answer], show_progress="hidden", api_visibility="private", concurrency_limit=8
+    )
+
+
+def opened(engine: Engine, query: str, rows: Any) -> tuple[Any, ...]:
+    """What an address says: the mixer's rows, the prompt, the tab; and whether there is something to answer.
+
+    Raises:
+        SpecError: the address holds no mix that could be read. NotFound: it names an adapter that is not here.
+    """
+    said = parse_qs(query.lstrip("?"), keep_blank_values=True)
+    if "mix" not in said:
+        return gr.skip(), gr.skip(), gr.skip(), ""
+    mix = Mix.parse(said["mix"][0])
+    shelf = mixer.shelf(engine)
+    if missing := sorted(set(mix.weights) - {a["id"] for a in shelf}):
+        raise NotFound(f"The link names the adapter {missing[0]!r}, which is not here.", "Ask whoever sent the link for the adapter, or mix what is here.")
+    prompt = said.get("prompt", [""])[0]
+    return mixer.loaded(rows, shelf, mix), prompt or gr.skip(), gr.Tabs(selected="mix"), prompt and "answer"
+
+
+def greeted(engine: Engine, query: str, *asked: Any) -> Iterator[Any]:
+    """Answers the prompt of a shared link."""
+    if query != "answer":
+        yield gr.skip()
+        return
+    engine.load()
+    yield from answered(engine, *asked)
+
+
+def answered(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any) -> Iterator[Node]:
     """Answers a prompt with the mixer's present mix; a newer answer replaces an older one under way."""
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
-    mix = mixer.to_mix(rows, {a["id"]: a["name"] for a in mixer.shelf(engine)})
-    for frame in frames(engine, talk, prompt, [mix], Sampling()):
-        yield {**_shown(frame.columns[0], mix.name), "serial": talk.serial}
+    for frame in frames(engine, talk, prompt, [_mix(engine, rows)], drawn(sampling), chat=not plain):
+        yield {**_shown(frame.columns[0]), "serial": talk.serial}
 
 
-def followed(engine: Engine, prompt: str, rows: Any, talk: Talk) -> Iterator[Any]:
-    """A slider rested: the last prompt is answered again, if there was one."""
-    if not talk.prompt or not prompt.strip():
+def followed(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any) -> Iterator[Any]:
+    """A slider moved: an answer under way goes on under the new mix; else the last prompt is answered again, if there was one."""
+    if not talk.prompt or not prompt.strip() or prompt == talk.prompt and retuned(engine, talk, [_mix(engine, rows)]):
         yield gr.skip()
-        return
-    yield from answered(engine, prompt, rows, talk)
+    else:
+        yield from answered(engine, prompt, rows, talk, plain, *sampling)
+
+
+def stopped(engine: Engine, talk: Talk) -> None:
+    """Ends the answer under way; what is written stays."""
+    talk.stop()
+
+
+def _mix(engine: Engine, rows: Any) -> Mix:
+    return mixer.to_mix(rows, {a["id"]: a["name"] for a in mixer.shelf(engine)})
 
 
 def kept(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
@@ -109,7 +177,7 @@ def restored(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, An
     mix = engine.mix(picked)
     for warning in getattr(mix, "warnings", ()):
         gr.Warning(guard.plain(warning), title="Changed since it was saved")
-    return mixer.loaded(rows, mixer.shelf(engine), mix.weights)
+    return mixer.loaded(rows, mixer.shelf(engine), mix.mix)
 
 
 def forgotten(engine: Engine, picked: str | None) -> Any:
@@ -126,6 +194,7 @@ def _saved(engine: Engine, picked: str | None) -> Any:
     return gr.update(choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else (ids[0] if ids else None))
 
 
-def _shown(column: Any, name: str) -> Node:
-    text = node("p", column.text or "…", cls="answer-text" if column.done else "answer-text writing")
+def _shown(column: Any) -> Node:
+    text = node("p", *written(column), cls="answer-text" if column.done else "answer-text writing")
+    name = column.stamp.get("mix", "")
     return node("div", text, node("p", speed(column), cls="quiet"), node("p", name, cls="quiet"), node("p", stamp(column), cls="stamp"), cls="answer")

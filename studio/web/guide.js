@@ -33,4 +33,5 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) look
 if (studio.remembered()) studio.theme(studio.remembered()); // Gradio has set the system's by now
 const run = new URLSearchParams(location.search).get("run");
 if (run) trigger("act", { do: "watch", run });
+if (new URLSearchParams(location.search).get("view") === "present") { studio.present(true); trigger("act", { do: "tab", tab: "mix" }); }
 look();

@@ -2,7 +2,7 @@
 // on and how much (the user's); they are joined here, so a move is never overwritten by news.
 const studio = window.studio;
 const root = element.querySelector(".mixer");
-const LIMIT = 2, STEP = 0.05;
+const { limit: LIMIT, step: STEP } = props;
 let timer = 0, drawn = "";
 
 const rows = () => {
@@ -17,7 +17,7 @@ function put(list, wait) {
   timer = setTimeout(() => trigger("mixed"), wait);
 }
 
-const change = (id, part, wait = 250) => put(rows().map((r) => (r.id === id ? { ...r, ...part } : r)), wait);
+const change = (id, part, wait = 120) => put(rows().map((r) => (r.id === id ? { ...r, ...part } : r)), wait);
 
 function formula(list) {
   const parts = list.filter((r) => r.on && r.weight).map((r) => ({ tag: "span", cls: "term " + r.kind,
@@ -52,7 +52,7 @@ function rowOf(r) {
     change(r.id, { weight, on: true }, wait);
   };
   toggle.addEventListener("change", () => { box.classList.toggle("off", !toggle.checked); change(r.id, { on: toggle.checked }, 0); });
-  range.addEventListener("input", () => set(snap(range.value), 250));
+  range.addEventListener("input", () => set(snap(range.value), 120));
   range.addEventListener("dblclick", () => set(1, 0));
   exact.addEventListener("change", () => { const weight = snap(exact.value); set(weight ?? Number(range.value), 0); });
   fill(range, r.weight);

@@ -80,7 +80,34 @@ window.studio = (() => {
   }
   const poke = () => window.dispatchEvent(new Event("studio:poke"));
 
-  return { make, draw, view, acts, hidden, colour, plotly, onTheme, theme, remembered, poke };
+
+  // The view for a projector: the prompt, the sliders and the answer in big type, and nothing else.
+  function present(on) {
+    document.body.classList.toggle("presenting", on);
+    const url = new URL(location.href);
+    if (on) url.searchParams.set("view", "present"); else url.searchParams.delete("view");
+    history.replaceState(null, "", url);
+    window.dispatchEvent(new Event("resize"));
+  }
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") present(false); });
+
+  // The address that brings a mix and its prompt back; it also becomes this page's own.
+  async function share(prompt, rows) {
+    const on = (Array.isArray(rows) ? rows : []).filter((r) => r.on && r.weight);
+    const mix = on.map((r) => r.id + "=" + Number(r.weight.toFixed(4)) + (r.tilt ? "@" + r.tilt : "")).join(",") || "base";
+    const url = new URL(location.href);
+    url.searchParams.set("mix", mix);
+    if (prompt) url.searchParams.set("prompt", prompt); else url.searchParams.delete("prompt");
+    url.searchParams.delete("run");
+    history.replaceState(null, "", url);
+    let said = "Link copied";
+    try { await navigator.clipboard.writeText(url.href); } catch { said = "The link is in the address bar"; }
+    const note = make({ tag: "div", cls: "note", attrs: { role: "status" }, kids: [said] });
+    document.body.append(note);
+    setTimeout(() => note.remove(), 2500);
+  }
+
+  return { make, draw, view, acts, hidden, colour, plotly, onTheme, theme, remembered, poke, present, share };
 })();
 // A text that the browser keeps as a file.
 window.studio.save = (name, text) => {
