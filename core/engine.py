@@ -424,8 +424,8 @@ class Engine:
 
     # --- mixes
 
-    def save_mix(self, name: str, weights: dict[str, float]) -> SavedMix:
-        return mixes.save(self.workspace, name, weights)
+    def save_mix(self, name: str, weights: dict[str, float], tilt: dict[str, float] | None = None) -> SavedMix:
+        return mixes.save(self.workspace, name, weights, tilt)
 
     def mixes(self) -> list[SavedMix]:
         return mixes.all_of(self.workspace)

@@ -22,12 +22,14 @@ def working(part: Any) -> Node:
     return node("div", node("p", f"{part.text}: {part.done} of {part.total}", cls="quiet"), bar)
 
 
-def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, float]) -> dict[str, Any]:
+def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, float]) -> dict[str, Any] | None:
     """The map as a chart: darker is better, with the best cell, the learned weights and the mixer marked."""
     exact = found.metric == "exact_match"
     values = [v for row in found.values for v in row if v is not None]
     z = [[None if v is None else v if exact else math.log10(v) for v in row] for row in found.values]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if not values:
+        return None
+    low, high = min(values), max(values)
     ticks = [low + (high - low) * i / 4 if exact else math.log10(low) + (math.log10(high) - math.log10(low)) * i / 4 for i in range(5)]
     ramp = [[0, "--st-card"], [1, "--st-accent"]] if exact else [[0, "--st-accent"], [1, "--st-card"]]
 

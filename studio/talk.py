@@ -79,8 +79,8 @@ def _ended(frame: Any) -> Any:
 def choices(engine: Engine, present: Mix | None = None) -> list[dict[str, str]]:
     """Every mix there is to pick: the usual ones, the saved ones, and the mixer's. The id is the mix itself, as text."""
     kinds = {a["id"] if isinstance(a, dict) else a.id: a["kind"] if isinstance(a, dict) else a.kind for a in engine.mixable()}
-    saved = [Mix(name=m.name, weights=m.weights) for m in engine.mixes() if set(m.weights) <= set(kinds)]
-    own = [Mix(name=f"Mixer: {present.name}"[:120], weights=present.weights)] if present and present.weights else []
+    saved = [m.mix for m in engine.mixes() if set(m.weights) <= set(kinds)]
+    own = [replace(present, name=f"Mixer: {present.name}"[:120])] if present and present.weights else []
     found: dict[str, dict[str, str]] = {}
     for mix in [*engine.default_mixes(), *saved, *own]:
         found.setdefault(str(mix), {"id": str(mix), "name": mix.name or str(mix), "kind": kind_of(mix, kinds)})

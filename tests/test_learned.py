@@ -174,7 +174,7 @@ def test_the_reading_says_when_it_does_not_help() -> None:
 
 
 def test_what_cannot_be_learned_is_refused(plain: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong: list[dict[str, Any]] = [{"adapters": ()}, {"adapters": ("one", "one")}, {"adapters": ("three",)}, {"steps": 0}, {"rate": 0.0}]
+    wrong: list[dict[str, Any]] = [{"adapters": ()}, {"adapters": ("one", "one")}, {"adapters": ("three",)}, {"steps": 0}, {"stride": 0.0}]
     for change in wrong:
         with pytest.raises(SpecError):
             replace(PLAN, **change)

@@ -169,7 +169,7 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(resident: Resident, mon
 def test_scoring_cells_in_one_batch_yields_every_pair_once(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
     from core.model import scoring
 
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS_CPU", 64)
     sequences = encode(resident, TEXTS, 512).sequences
     batches = list(score_each(resident, sequences, [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"two": 1.0})]))
     pairs = [(c.mix, c.sequence) for cells in batches for c in cells]

@@ -30,7 +30,7 @@ from core.spec import SEED, WEIGHT_LIMIT, Mix
 
 ADAPTER_LIMIT = 6
 GRADIENT_ROWS = 8  # sequences of one forward with a backward
-SETTLED = 2e-3  # weights that move less than this in a step, five times in a row, have arrived
+SETTLED = 2e-3  # weights that would move less than this have arrived
 RESAMPLES = 2000
 AXES = {  # the weights that a grid of A adapters tries on each axis: at most 81 cells, all with 0 and 1
     1: tuple(-2 + 0.25 * i for i in range(17)), 2: tuple(-0.5 + 0.25 * i for i in range(9)), 3: (0.0, 0.5, 1.0, 1.5),
@@ -46,7 +46,7 @@ class LearnPlan:
     Attributes:
         adapters: ids whose weights are learned.
         fixed: weights of the mix's other adapters.
-        steps: at most so many steps of gradient descent. rate: Adam's first learning rate.
+        steps: at most so many looks at loss and gradient. stride: length of the first step, in weight.
         exact: also compare exact match, where the sample has questions.
         max_length: longest sequence read, in tokens. max_new_tokens: longest answer written.
         seed: of the gradient-free way and of the resampling.
@@ -58,7 +58,7 @@ class LearnPlan:
     adapters: tuple[str, ...]
     fixed: Mapping[str, float] = field(default_factory=dict)
     steps: int = 40
-    rate: float = 0.1
+    stride: float = 0.25
     exact: bool = False
     max_length: int = 512
     max_new_tokens: int = 64
@@ -67,8 +67,8 @@ class LearnPlan:
     def __post_init__(self) -> None:
         if not 1 <= len(self.adapters) <= ADAPTER_LIMIT or len(set(self.adapters)) < len(self.adapters) or set(self.adapters) & set(self.fixed):
             raise SpecError(f"The adapters to weigh are {list(self.adapters)}.", f"Choose 1 to {ADAPTER_LIMIT} different ones, none of them among the fixed ones.")
-        if not 1 <= self.steps <= 1000 or not 0 < self.rate <= 1:
-            raise SpecError(f"{self.steps} steps at rate {self.rate} were asked for.", "Give 1 to 1000 steps and a rate above 0, up to 1.")
+        if not 1 <= self.steps <= 1000 or not 0 < self.stride <= 1:
+            raise SpecError(f"{self.steps} steps with a stride of {self.stride} were asked for.", "Give 1 to 1000 steps and a stride above 0, up to 1.")
 
     def mix(self, weights: Sequence[float], name: str = "") -> Mix:
         """The mix with these weights for `adapters`."""
@@ -276,42 +276,58 @@ def slope(resident: Resident, plan: LearnPlan, batch: dict[str, torch.Tensor], l
 
 
 def descend(resident: Resident, plan: LearnPlan, encoding: Encoding, search: _Search) -> Generator[None, None, None]:
-    """Adam on the few weights with the gradient of the whole sample; keeps the best step.
+    """Quasi-Newton descent (BFGS) on the few weights with the gradient of the whole sample; no step makes the loss higher.
 
     Begins at the best of the base, the single adapters and the plain sum, and so never ends worse than
     they on these rows. The loss is not convex in the weights: what is found is an optimum near there.
 
-    Source: learned weights of frozen adapters as in LoRA Soups, Prabhakar et al. 2024, arXiv 2410.13025; Adam, arXiv 1412.6980.
+    Source: learned weights of frozen adapters as in LoRA Soups, Prabhakar et al. 2024, arXiv 2410.13025; BFGS as in
+    Nocedal and Wright 2006, chapter 6.
     """
     count = len(plan.adapters)
     starts = [(1.0,) * count, *(tuple(float(i == j) for j in range(count)) for i in range(count)), (0.0,) * count]
     reading = Reading(resident, encoding, [plan.mix(start) for start in starts])
     for _ in reading.steps():
         yield
-    best, search.weights = min(zip(reading.losses, starts, strict=True), key=lambda pair: pair[0])
+    at = torch.tensor(starts[min(range(len(starts)), key=reading.losses.__getitem__)], dtype=torch.float64)
     batches, tokens = _batches(resident, encoding), float(encoding.tokens.sum())
-    leaf, still = torch.tensor(search.weights, device=resident.base.device), 0
-    optimizer = torch.optim.Adam([leaf], lr=plan.rate)
-    for step in range(plan.steps):
-        nats, gradient = 0.0, torch.zeros_like(leaf)
-        for i, batch in enumerate(batches):
-            part, slant = slope(resident, plan, batch, leaf)
-            nats, gradient = nats + part, gradient + slant
-            search.share = (step + i / len(batches)) / plan.steps
+
+    def look(weights: torch.Tensor) -> Generator[None, None, tuple[float, torch.Tensor]]:
+        nats, gradient = 0.0, torch.zeros_like(weights)
+        for batch in batches:
+            part, slant = slope(resident, plan, batch, weights.float().to(resident.base.device))
+            nats, gradient = nats + part, gradient + slant.to(gradient)
             yield
-        if nats / tokens < best:
-            best, search.weights = nats / tokens, tuple(leaf.tolist())
-        before = leaf.clone()
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * (1 + math.cos(math.pi * step / plan.steps)) / 2
-        leaf.grad = gradient / tokens
-        optimizer.step()
-        leaf.grad = None
-        leaf.clamp_(-WEIGHT_LIMIT, WEIGHT_LIMIT)
-        search.note = f"{step + 1} steps"
-        still = still + 1 if float((leaf - before).abs().max()) < SETTLED else 0
-        if still == 5:
+        return nats / tokens, gradient / tokens
+
+    loss, gradient = yield from look(at)
+    inverse: torch.Tensor | None = None  # (A, A) of the loss's curvature
+    reach, steps = 1.0, 1
+    while steps < plan.steps:
+        way = -gradient / gradient.norm().clamp(min=1e-12) * plan.stride if inverse is None else -(inverse @ gradient)
+        tried = (at + reach * way.clamp(-1, 1)).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+        moved = tried - at
+        if float(moved.abs().max()) < SETTLED:
             break
+        steps, search.share = steps + 1, steps / plan.steps
+        value, slant = yield from look(tried)
+        if value >= loss:
+            reach /= 2
+            continue
+        change = slant - gradient
+        if float(moved @ change) > 1e-12:
+            inverse = _bfgs(inverse, moved, change)
+        at, loss, gradient, reach = tried, value, slant, 1.0
+    search.weights, search.note = tuple(at.tolist()), f"{steps} looks at loss and gradient"
+
+
+def _bfgs(inverse: torch.Tensor | None, moved: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """The inverse curvature after a step `moved` (A,) that changed the gradient by `change` (A,)."""
+    along = moved @ change
+    unit = torch.eye(len(moved), dtype=moved.dtype)
+    before = unit * along / (change @ change) if inverse is None else inverse
+    turn = unit - torch.outer(moved, change) / along
+    return turn @ before @ turn.T + torch.outer(moved, moved) / along
 
 
 def _batches(resident: Resident, encoding: Encoding) -> list[dict[str, torch.Tensor]]:

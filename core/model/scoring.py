@@ -19,6 +19,7 @@ from core.model.resident import Resident
 from core.spec import Mix
 
 BATCH_TOKENS = 4096  # rows x tokens of one forward
+BATCH_TOKENS_CPU = 1024  # the fastest on the embedded base, and a forward that nobody waits long for
 
 
 @dataclass
@@ -77,10 +78,11 @@ def score_each(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence
     pad, device = resident.base.tokenizer.pad_token_id, resident.base.device
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     pairs = [(i, m) for i in order for m in range(len(mixes))]
+    limit = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
     start = 0
     while start < len(pairs):
         end = start + 1
-        while end < len(pairs) and len(sequences[pairs[end][0]].ids) * (end + 1 - start) <= BATCH_TOKENS:
+        while end < len(pairs) and len(sequences[pairs[end][0]].ids) * (end + 1 - start) <= limit:
             end += 1
         batch = pairs[start:end]
         tensors = collate([{"input_ids": sequences[i].ids, "trained": sequences[i].mask} for i, _ in batch], pad)

@@ -170,7 +170,7 @@ def _plan(x: str | None, y: str | None, dataset: str | None, rows: Any) -> dict[
         raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.")
     if not dataset:
         raise SpecError("No data is chosen.", "Import a dataset under Data, then choose it here.")
-    return {a: w for a, w in mixer.weights(rows).items() if a not in (x, y)}
+    return {a: w for a, w in mixer.to_mix(rows).weights.items() if a not in (x, y)}
 
 
 def mapped(engine: Engine, x: str | None, y: str | None, dataset: str | None, limit: int, rows: Any, study: Study, metric: str) -> Iterator[tuple[Any, Any]]:
@@ -204,7 +204,7 @@ def stopped(engine: Engine, study: Study) -> None:
 
 
 def _chart(engine: Engine, study: Study, rows: Any) -> Any:
-    return None if study.map is None else findings.chart(study.map, study.learned, _names(engine), mixer.weights(rows))
+    return None if study.map is None else findings.chart(study.map, study.learned, _names(engine), mixer.to_mix(rows).weights)
 
 
 def marked(engine: Engine, rows: Any, study: Study) -> Any:
@@ -229,14 +229,14 @@ def explained(engine: Engine, prompt: str, rows: Any, study: Study, plain: bool,
     """Attributes the mix's answer, token by token."""
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
-    mix = Mix(weights=mixer.weights(rows))
+    mix = mixer.to_mix(rows)
     for part in study.follow(engine.compose.contribution(prompt, mix, sampling=drawn(sampling), chat=not plain)):
         yield findings.working(part) if part.contribution is None else findings.words(part.contribution, {a["id"]: (a["name"], a["kind"]) for a in engine.mixable()})
 
 
 def compared(engine: Engine, prompt: str, rows: Any, study: Study) -> Iterator[tuple[Any, Any]]:
     """Compares the mix's adapters by their weights, and on the prompt."""
-    mix = Mix(weights=mixer.weights(rows))
+    mix = mixer.to_mix(rows)
     part: Any = None
     for part in study.follow(engine.compose.interference(mix, [prompt])):
         yield findings.working(part), gr.skip()
@@ -248,7 +248,7 @@ def baked(engine: Engine, rows: Any, study: Study, *values: Any) -> Iterator[Nod
     """Bakes the mixer's present mix into an adapter of the library."""
     spec = BakeSpec(**fields.read(BakeSpec, dict(zip(BAKED, values, strict=True))))
     last: Any = None
-    for last in study.follow(engine.compose.bake(Mix(weights=mixer.weights(rows)), spec)):
+    for last in study.follow(engine.compose.bake(mixer.to_mix(rows), spec)):
         if hasattr(last, "total"):
             yield findings.working(last)
     if hasattr(last, "adapter"):
