@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from core.compose.methods import BakeSpec
 
+from core.compose.methods import BakeSpec
 from core.composer import MAP_ROWS
 from core.engine import Engine
 from core.errors import SpecError
