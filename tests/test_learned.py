@@ -186,7 +186,7 @@ def test_what_cannot_be_learned_is_refused(plain: Resident, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_learning_drawing_and_attributing_during_a_run_leave_its_losses_identical(quantization: str, tiny_base: Path, tmp_path: Path, corpus: Path) -> None:
+def test_learning_and_attributing_during_a_run_leave_its_losses_identical(quantization: str, tiny_base: Path, tmp_path: Path, corpus: Path) -> None:
     from core.evaluate.contribution import contribute
 
     with Engine(tmp_path / "ws", str(tiny_base), quantization, device="cpu") as engine:
