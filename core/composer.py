@@ -7,9 +7,10 @@ imported there, so that a page can be painted before torch is there. `Engine.com
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from core import library
 from core.compose.methods import BakeSpec
 from core.errors import SpecError
 from core.progress import Progress
@@ -19,6 +20,7 @@ from core.workspace import Workspace
 
 if TYPE_CHECKING:
     from core.evaluate.interference import Behaviour, Interference
+    from core.evaluate.sample import Sample
     from core.evaluate.weightmap import WeightMap
     from core.model.resident import Resident
 
@@ -70,30 +72,30 @@ class Composer:
         self._workspace, self._worker, self._resident = workspace, worker, resident
 
     def weight_map(
-        self, x: str, y: str, dataset: str, split: str = "val", limit: int = MAP_ROWS, fixed: dict[str, float] | None = None,
-        metric: str = "perplexity", grid: Grid | None = None,
-    ) -> Stream:  # fmt: skip
+        self, x: str, y: str, dataset: str, limit: int = MAP_ROWS, fixed: dict[str, float] | None = None, metric: str = "perplexity", grid: Grid | None = None
+    ) -> Stream:
         """Draws the map of two adapters' weights, or goes on with it, or reads it from the workspace; a stream of Drawing.
 
         Args:
             x, y: ids of the two adapters.
-            limit: at most so many rows of the split, evenly spread over it; 0 takes all.
+            dataset: its validation split is read; of data that no adapter learned from, the training split.
+            limit: at most so many rows, evenly spread over the split; 0 takes all.
             fixed: weights of the mix's other adapters.
         """
         axis = (grid or Grid()).axis
 
         def draw() -> Generator[Any, None, None]:
-            from core.evaluate import sample, weightmap
+            from core.evaluate import weightmap
 
             plan = weightmap.MapPlan(x, y, fixed or {}, axis, axis, metric)
-            yield from weightmap.draw(self._resident(), plan, sample.take(self._workspace, dataset, split, limit))
+            yield from weightmap.draw(self._resident(), plan, self._halves(dataset, limit)[0])
 
         return self._worker.stream(draw)
 
     def learn(
         self, adapters: Sequence[str], dataset: str, limit: int = MAP_ROWS, fixed: dict[str, float] | None = None, drawn: WeightMap | None = None, exact: bool = True
     ) -> Stream:
-        """Learns the weights of adapters on the validation split and compares the ways on the test split; a stream of Learning.
+        """Learns the weights of adapters on the rows that a map reads, and compares the ways on others; a stream of Learning.
 
         Args:
             drawn: a map of the same rows, which then stands for the grid search.
@@ -101,13 +103,26 @@ class Composer:
         """
 
         def work() -> Generator[Any, None, None]:
-            from core.evaluate import learned, sample
+            from core.evaluate import learned
 
             plan = learned.LearnPlan(tuple(adapters), fixed or {}, exact=exact)
-            validation, test = (sample.take(self._workspace, dataset, split, limit if split == "val" else 0) for split in ("val", "test"))
-            yield from learned.learn(self._resident(), plan, validation, test, drawn)
+            yield from learned.learn(self._resident(), plan, *self._halves(dataset, limit), drawn)
 
         return self._worker.stream(work)
+
+    def _halves(self, dataset: str, limit: int) -> tuple[Sample, Sample]:
+        """Rows to choose weights on, and rows to judge them on; no adapter of the library has seen either.
+
+        Validation and test splits as a rule. Data that no adapter learned from is unseen whole: there the
+        larger training split is chosen on, and the other two are judged on.
+        """
+        from core.evaluate import sample
+
+        seen = {library.load(self._workspace, a).dataset for a in self._workspace.ids("adapters")}
+        if dataset in seen:
+            return sample.take(self._workspace, dataset, "val", limit), sample.take(self._workspace, dataset, "test")
+        first, *rest = (sample.take(self._workspace, dataset, split, limit if split == "train" else 0) for split in ("train", "val", "test"))
+        return first, replace(rest[0], split="val + test", rows=rest[0].rows + rest[1].rows)
 
     def interference(self, mix: Mix, prompts: Sequence[str] = ()) -> Stream:
         """Compares the adapters of a mix two by two, by their weights and on prompts; a stream of Compared."""

@@ -17,7 +17,7 @@ from core.composer import MAP_ROWS
 from core.engine import Engine
 from core.errors import SpecError
 from core.spec import Mix
-from studio import fields, findings, guard, mixer, plot
+from studio import fields, findings, guard, mixer, plot, samples
 from studio.tabs import mix as mixing
 from studio.talk import drawn
 from studio.tree import Node, empty, title, view
@@ -96,7 +96,7 @@ def build() -> InsightTab:
                 with gr.Column(scale=3, min_width=250):
                     with gr.Row():
                         x, y = fields.picker("Across", min_width=110), fields.picker("Up", min_width=110)
-                    dataset = fields.picker("Data", info="Its validation split is mapped; learned weights are compared on its test split.")
+                    dataset = fields.picker("Data", info="Mapped on rows that no adapter learned from; learned weights are judged on others of them.")
                     with gr.Row():
                         metric = gr.Radio(METRICS, value="perplexity", label="Measure", min_width=140)
                         rows = gr.Number(MAP_ROWS, label="Rows", info="0 means all.", minimum=0, maximum=10_000, precision=0, min_width=90)
@@ -143,7 +143,7 @@ def wire(tab: InsightTab, engine: Engine, moved: Any, mix: mixing.MixTab) -> Non
 
 
 def refresh(engine: Engine, x: str | None, y: str | None, dataset: str | None) -> tuple[Any, ...]:
-    """The adapters and datasets there are; at first the newest domain and task, and the data that the task learned from."""
+    """The adapters and datasets there are; at first the newest domain and task, and the held-out questions or what the task learned from."""
     here = [a for a in engine.mixable() if a["fits"] and not a["training"]]
     ids, choices = [a["id"] for a in here], [(a["name"], a["id"]) for a in here]
     newest = {kind: next((a["id"] for a in reversed(here) if a["kind"] == kind), None) for kind in ("domain", "task")}
@@ -151,8 +151,8 @@ def refresh(engine: Engine, x: str | None, y: str | None, dataset: str | None) -
     up = y if y in ids and y != across else newest["task"] if newest["task"] != across else None
     up = up or next((i for i in ids if i != across), None)
     sets = list(reversed(engine.datasets()))
-    learned_from = next((engine.adapter(i).dataset for i in (up, across) if i), "")
-    data = dataset if dataset in [d.id for d in sets] else next((d.id for d in sets if d.id == learned_from), next((d.id for d in sets), None))
+    usual = samples.held_out(engine) or next((engine.adapter(i).dataset for i in (up, across) if i), "")
+    data = dataset if dataset in [d.id for d in sets] else next((d.id for d in sets if d.id == usual), next((d.id for d in sets), None))
     return fields.offer(choices, across, x), fields.offer(choices, up, y), fields.offer([(d.name, d.id) for d in sets], data, dataset)
 
 
@@ -178,7 +178,7 @@ def mapped(engine: Engine, x: str | None, y: str | None, dataset: str | None, li
     fixed = _plan(x, y, dataset, rows)
     names = _names(engine)
     study.learned = None
-    for part in study.follow(engine.compose.weight_map(str(x), str(y), str(dataset), "val", int(limit or 0), fixed, metric)):
+    for part in study.follow(engine.compose.weight_map(str(x), str(y), str(dataset), int(limit or 0), fixed, metric)):
         study.map = part.map or study.map
         yield _chart(engine, study, rows), findings.working(part) if part.done < part.total else findings.map_told(study.map, study.learned, names)
     if study.map is not None:
