@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import library, mixes, votes
+from core.composer import Composer
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
@@ -118,6 +119,7 @@ class Engine:
         self._info = BaseInfo(name=base, loading=load)
         self._state = _State()
         self._worker = Worker()
+        self.compose = Composer(self.workspace, self._worker, self._resident)
         self._choice = (base, quantization, device)
         self._asked = False
         if load:
@@ -423,8 +425,8 @@ class Engine:
 
     # --- mixes
 
-    def save_mix(self, name: str, weights: dict[str, float]) -> SavedMix:
-        return mixes.save(self.workspace, name, weights)
+    def save_mix(self, name: str, weights: dict[str, float], tilt: dict[str, float] | None = None) -> SavedMix:
+        return mixes.save(self.workspace, name, weights, tilt)
 
     def mixes(self) -> list[SavedMix]:
         return mixes.all_of(self.workspace)

@@ -25,28 +25,88 @@ METADATA = "EXPERIMENT_METADATA.json"
 CHECKSUMS = "checksums.txt"
 FORMAT = 1
 MODULE = re.compile(r"[A-Za-z0-9_.-]+")
+RANK_LIMIT = 1024
+LIST_LIMIT = 4096  # names in a config
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".py", ".ckpt")
 # The fields of a LoraConfig that we read, with the only kinds of value that we accept.
 ALLOWED: dict[str, Callable[[Any], bool]] = {
     "peft_type": lambda v: v == "LORA",
     "task_type": lambda v: v in (None, "CAUSAL_LM"),
-    "r": lambda v: isinstance(v, int) and 1 <= v <= 1024,
-    "lora_alpha": lambda v: isinstance(v, (int, float)) and 0 < v <= 65536,
+    "r": lambda v: _is_rank(v),
+    "lora_alpha": lambda v: _is_alpha(v),
     "lora_dropout": lambda v: isinstance(v, (int, float)) and 0 <= v < 1,
-    "target_modules": lambda v: isinstance(v, list) and 0 < len(v) <= 4096 and all(isinstance(m, str) and MODULE.fullmatch(m) for m in v),
+    "target_modules": lambda v: _are_names(v),
+    "target_parameters": lambda v: v is None or _are_names(v),
+    "rank_pattern": lambda v: not v or _is_table(v, _is_rank),
+    "alpha_pattern": lambda v: not v or _is_table(v, _is_alpha),
     "bias": lambda v: v in (None, "none"),
     "use_rslora": lambda v: isinstance(v, bool),
     "fan_in_fan_out": lambda v: isinstance(v, bool),
-    "use_dora": lambda v: v in (None, False),
-    "lora_bias": lambda v: v in (None, False),
-    "modules_to_save": lambda v: not v,
-    "rank_pattern": lambda v: not v,
-    "alpha_pattern": lambda v: not v,
-    "layers_to_transform": lambda v: v is None,
-    "layer_replication": lambda v: v is None,
-    "init_lora_weights": lambda v: v in (True, False, "gaussian"),
 }
 NEEDED = ("peft_type", "r", "lora_alpha", "target_modules")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an adapter is more than products of two factors beside frozen weights, and cannot be mixed.
+
+    Attributes:
+        harmless: says of a field's value that it is none of our concern.
+    """
+
+    harmless: Callable[[Any], bool]
+    why: str
+    fix: str
+
+
+RETRAIN = "Train it again without that, or bake it into a plain LoRA adapter with the tool that made it."
+COPIES = Reason(lambda v: not v, "it brings trained copies of embeddings or of a head, which replace the base's own instead of adding to them", RETRAIN)
+VARIANT = Reason(lambda v: not v, "what it adds is not the plain product of two factors", RETRAIN)
+SOME_LAYERS = Reason(lambda v: v is None or v == [], "it picks layers by rules instead of naming them", "Write the full names of its layers into target_modules.")
+UNMIXABLE: dict[str, Reason] = {
+    "modules_to_save": COPIES,
+    "trainable_token_indices": COPIES,
+    "init_lora_weights": Reason(
+        lambda v: v in (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
+        "such a start is taken out of the base's weights, so that it belongs to a base changed in the same way",
+        "Convert it to plain LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...) of peft.",
+    ),
+    "bias": Reason(lambda v: v in (None, "none"), "it trains biases of the base, which cannot be weighed row by row", RETRAIN),
+    "lora_bias": Reason(lambda v: not v, "it trains biases beside the factors", RETRAIN),
+    "use_dora": Reason(lambda v: not v, "DoRA rescales the base's own weights, a different one for every mix", RETRAIN),
+    "use_qalora": VARIANT, "use_bdlora": VARIANT, "alora_invocation_tokens": VARIANT, "arrow_config": VARIANT,
+    "kasa_config": VARIANT, "velora_config": VARIANT, "monteclora_config": VARIANT, "megatron_config": VARIANT,
+    "layers_to_transform": SOME_LAYERS,
+    "exclude_modules": SOME_LAYERS,
+    "layer_replication": Reason(lambda v: not v, "it changes the number of the base's layers", RETRAIN),
+}  # fmt: skip
+# What a tensor that is no factor tells of its adapter, by a part of its name.
+STRANGERS = {
+    "lora_magnitude_vector": UNMIXABLE["use_dora"],
+    "lora_embedding_": COPIES,
+    "token_adapter": COPIES,
+    "lora_B.bias": UNMIXABLE["lora_bias"],
+    "embed_tokens.weight": COPIES,
+    "lm_head.weight": COPIES,
+    "modules_to_save": COPIES,
+}
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= RANK_LIMIT
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 65536
+
+
+def _are_names(value: Any) -> bool:
+    """Plain names; peft reads them as ends of a path, or as regular expressions in which nothing can hang."""
+    return isinstance(value, (list, tuple)) and len(value) <= LIST_LIMIT and all(isinstance(m, str) and MODULE.fullmatch(m) for m in value)
+
+
+def _is_table(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and _are_names([*value]) and all(fits(v) for v in value.values())
 
 
 @dataclass(frozen=True)
@@ -84,16 +144,34 @@ def parse_config(raw: dict[str, Any]) -> dict[str, Any]:
     for name in NEEDED:
         if name not in raw:
             raise AdapterError(f"{CONFIG} has no {name!r}.", "Give a LoRA adapter saved by peft.")
+    refuse_unmixable(raw)
     clean = {}
     for name, fits in ALLOWED.items():
         if name in raw:
             if not fits(raw[name]):
                 raise AdapterError(
-                    f"{CONFIG}: {name} is {json.dumps(raw[name], default=str)[:120]}.",
+                    f"{CONFIG}: {name} is {_shown(raw[name])}.",
                     "Only plain LoRA adapters with lists of module names can be used here; convert it first.",
                 )
             clean[name] = raw[name]
+    if not clean["target_modules"] and not clean.get("target_parameters"):
+        raise AdapterError(f"{CONFIG}: target_modules is empty.", "Give a LoRA adapter that names its layers.")
     return clean
+
+
+def refuse_unmixable(raw: dict[str, Any]) -> None:
+    """Says why an adapter cannot be mixed in rank space, by the name of the setting that makes it so.
+
+    Raises:
+        AdapterError: a field of its config has a value that is not harmless.
+    """
+    for name, reason in UNMIXABLE.items():
+        if name in raw and not reason.harmless(raw[name]):
+            raise AdapterError(f"The adapter cannot be mixed: {name} is {_shown(raw[name])}, and {reason.why}.", reason.fix)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:120]
 
 
 def add(
@@ -178,6 +256,18 @@ def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
     return load(workspace, adapter_id)
 
 
+def record(workspace: Workspace, adapter_id: str, results: dict[str, Any], provenance: dict[str, Any] | None = None) -> Adapter:
+    """Adds figures that were measured after an adapter was saved, and provenance; weights and digest stay."""
+    folder = workspace.existing("adapters", adapter_id)
+    meta = read_json(folder / METADATA)
+    meta = {**meta, **(provenance or {}), "results": {**meta.get("results", {}), **results}}
+    write_json(folder / METADATA, meta)
+    with whole_file(folder / "README.md", "w") as f:
+        f.write(model_card(meta, read_json(folder / CONFIG)))
+    _write_checksums(folder)
+    return load(workspace, adapter_id)
+
+
 def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     """Checks an adapter's files; returns what was checked, a sentence each.
 
@@ -219,18 +309,19 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    rank, numbers = config["r"], 0
+    numbers = 0
     pairs: dict[str, set[str]] = {}
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as f:
             for key in f.keys():  # noqa: SIM118 (safe_open is no dict)
                 tensor = f.get_tensor(key)
                 module, _, side = key.removesuffix(".weight").rpartition(".")
-                if side not in ("lora_A", "lora_B") or tensor.dim() != 2 or tensor.shape[0 if side == "lora_A" else 1] != rank:
-                    raise AdapterError(
-                        f"The tensor {key!r} of shape {tuple(tensor.shape)} is not a LoRA factor of rank {rank}.",
-                        "Convert the adapter to plain LoRA first.",
-                    )
+                rank = _rank_of(module, config)
+                shown = f"The tensor {key!r} of shape {tuple(tensor.shape)} is not a LoRA factor of rank {rank}"
+                if reason := next((r for part, r in STRANGERS.items() if part in key), None):
+                    raise AdapterError(f"{shown}: {reason.why}.", reason.fix)
+                if side not in ("lora_A", "lora_B") or tensor.dim() != 2 or not _holds_rank(tensor.shape[0 if side == "lora_A" else 1], rank, config):
+                    raise AdapterError(f"{shown}.", "Convert the adapter to plain LoRA first.")
                 if not bool(torch.isfinite(tensor).all()):
                     raise AdapterError(f"The tensor {key!r} holds NaN or infinite numbers.", "The adapter is unusable: train it again with a lower learning rate.")
                 pairs.setdefault(module, set()).add(side)
@@ -241,6 +332,17 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     if lonely or not pairs:
         raise AdapterError(f"A factor is missing in {lonely[0] if lonely else WEIGHTS}.", "Restore the file from a copy, or train again.")
     return 2 * len(pairs), numbers
+
+
+def _rank_of(module: str, config: dict[str, Any]) -> int:
+    """The rank that a config gives to a module: of the first pattern that is the end of its path, else the common one."""
+    patterns: dict[str, int] = config.get("rank_pattern") or {}
+    return next((rank for name, rank in patterns.items() if f".{module}".endswith(f".{name}")), int(config["r"]))
+
+
+def _holds_rank(size: int, rank: int, config: dict[str, Any]) -> bool:
+    """A factor of experts holds the ranks of all of them; how many there are, only the base knows."""
+    return size == rank or bool(config.get("target_parameters")) and size > 0 and size % rank == 0
 
 
 def archive(workspace: Workspace, adapter_id: str) -> Path:
@@ -277,7 +379,8 @@ def model_card(meta: dict[str, Any], config: dict[str, Any]) -> str:
         f"A {meta.get('kind')} adapter (LoRA, rank {config['r']}, alpha {config['lora_alpha']:g}) made with Adapter Studio.",
         "",
         f"- Base model: {plain(base.get('name', ''))} (fingerprint `{base.get('fingerprint', '')[:16]}`)",
-        f"- Dataset: {plain(data.get('name', ''))} (sha256 `{str(data.get('sha256', ''))[:16]}`)",
+        *([] if meta.get("baked_from") else [f"- Dataset: {plain(data.get('name', ''))} (sha256 `{str(data.get('sha256', ''))[:16]}`)"]),
+        *[f"- Baked from: {plain(p['name'])}, weight {p['weight']:g} (sha256 `{p['sha256'][:16]}`)" for p in meta.get("baked_from", ())],
         *([f"- Trained on top of: {plain(on)}, frozen and active; load both to use it as trained"] if on else []),
         *[f"- {plain(k.replace('_', ' '))}: {v:.4g}" for k, v in sorted(results.items()) if isinstance(v, (int, float))],
         "",

@@ -31,23 +31,24 @@ class SavedMix:
     adapters: dict[str, str]
     created: float
     warnings: list[str] = field(default_factory=list)
+    tilt: dict[str, float] = field(default_factory=dict)
 
     @property
     def mix(self) -> Mix:
-        return Mix(name=self.name, weights=self.weights)
+        return Mix(name=self.name, weights=self.weights, tilt=self.tilt)
 
 
-def save(workspace: Workspace, name: str, weights: Mapping[str, float]) -> SavedMix:
+def save(workspace: Workspace, name: str, weights: Mapping[str, float], tilt: Mapping[str, float] | None = None) -> SavedMix:
     """Saves a mix of adapters that are in the library.
 
     Raises:
         SpecError, NameRefused, NotFound
     """
-    mix = Mix(name=check_name(name), weights=dict(weights))
+    mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
     if any(mix.name == m.name for m in all_of(workspace)):
         raise SpecError(f"There is a mix called {mix.name!r} already.", "Choose another name, or delete the old one first.")
     digests = {a: library.load(workspace, a).sha256 for a in mix.weights}
-    saved = SavedMix(make_id(mix.name), mix.name, mix.weights, digests, time.time())
+    saved = SavedMix(make_id(mix.name), mix.name, mix.weights, digests, time.time(), tilt=mix.tilt)
     _write(workspace, saved)
     return saved
 
@@ -79,6 +80,6 @@ def all_of(workspace: Workspace) -> list[SavedMix]:
 
 def rename(workspace: Workspace, mix_id: str, name: str) -> SavedMix:
     saved = load(workspace, mix_id)
-    new = SavedMix(saved.id, check_name(name), saved.weights, saved.adapters, saved.created)
+    new = SavedMix(saved.id, check_name(name), saved.weights, saved.adapters, saved.created, tilt=saved.tilt)
     _write(workspace, new)
     return load(workspace, mix_id)

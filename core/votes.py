@@ -89,6 +89,7 @@ class Standing:
     base: str
     weights: dict[str, float]
     adapters: dict[str, str]
+    tilt: dict[str, float] = field(default_factory=dict)
     shown: int = 0
     won: int = 0
     ties: int = 0
@@ -217,7 +218,7 @@ def tally(votes: Sequence[Vote]) -> list[Standing]:
         identities = vote.identities
         here = dict(zip(identities, vote.shown, strict=True))  # the same mix twice took part once
         for identity, shown in here.items():
-            standing = found.setdefault(identity, Standing(identity, shown.name, vote.base, shown.weights, shown.adapters))
+            standing = found.setdefault(identity, Standing(identity, shown.name, vote.base, shown.weights, shown.adapters, shown.tilt))
             standing.name = shown.name or standing.name
             standing.shown += 1
             if vote.chosen is None:

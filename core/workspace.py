@@ -7,7 +7,7 @@ the files mean.
            runs/<id>/{run.json, events.jsonl, checkpoints/}
            adapters/<id>/{adapter_model.safetensors, adapter_config.json,
                           EXPERIMENT_METADATA.json, checksums.txt, README.md}
-           mixes/<id>.json    reports/<id>/    exports/<id>/    trash/
+           mixes/<id>.json    reports/<id>/    maps/<sha256>/map.json    exports/<id>/    trash/
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import IO, Any
 from core.errors import Busy, NameRefused, NotFound, StorageError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-KINDS = ("datasets", "runs", "adapters", "mixes", "reports", "exports")
+KINDS = ("datasets", "runs", "adapters", "mixes", "reports", "maps", "exports")
 NAME_LIMIT = 120  # characters of a display name
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they turn text around, so that a name reads as another
 MARGIN_BYTES = 64 * 1024 * 1024  # kept free on the disk, so that logs and state can still be written

@@ -14,7 +14,7 @@ from core.errors import SpecError
 from studio import gate, guard, guide, theme, tree
 from studio.acts import act
 from studio.routes import routes
-from studio.tabs import compare, data, evaluate, library, mix, train
+from studio.tabs import compare, data, evaluate, insight, library, mix, train
 from studio.web import ICON
 
 TITLE = "Adapter Studio"
@@ -33,6 +33,7 @@ def build(engine: Engine) -> gr.Blocks:
                 train_tab = train.build(engine)
             with gr.Tab("Mix", id="mix", render_children=True):
                 mix_tab = mix.build()
+                insight_tab = insight.build()
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.build()
             with gr.Tab("Evaluate", id="evaluate"):
@@ -45,6 +46,7 @@ def build(engine: Engine) -> gr.Blocks:
         data.wire(data_tab, engine, moved)
         train.wire(train_tab, engine, moved)
         mix.wire(mix_tab, engine, moved)
+        insight.wire(insight_tab, engine, moved, mix_tab)
         compare.wire(compare_tab, engine, moved, mix_tab.mixer)
         evaluate.wire(evaluate_tab, engine, moved, mix_tab.mixer)
         library.wire(library_tab, engine, moved)

@@ -182,9 +182,11 @@ def _table(standings: list[Standing], bases: bool = False) -> Node:
 
 
 def _formula(standing: Standing) -> str:
-    parts = [
-        f"{a} {w:+.2f} ({d if ' ' in d else d[:8]})" for (a, w), d in zip(standing.weights.items(), (standing.adapters.get(a, "") for a in standing.weights), strict=True)
-    ]
+    parts = []
+    for adapter, weight in standing.weights.items():
+        digest, tilt = standing.adapters.get(adapter, ""), standing.tilt.get(adapter, 0.0)
+        leaning = f" {'deep' if tilt > 0 else 'shallow'} {abs(tilt):.2f}" if tilt else ""
+        parts.append(f"{adapter} {weight:+.2f}{leaning} ({digest if ' ' in digest else digest[:8]})")
     return " · ".join(["base", *parts])
 
 

@@ -6,6 +6,7 @@ which adapters exist (`adapters`), the browser says what is on (`value`), so nei
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,7 @@ from studio import show
 from studio.tree import button, empty
 from studio.web import asset
 
+LEANS = {1.0: " (deep)", -1.0: " (shallow)"}
 NOTHING = empty(
     "No adapters yet",
     "A mix is the base model plus any adapters, each with a weight. Train one and it appears here, even while it learns.",
@@ -42,7 +44,7 @@ def shelf(engine: Engine) -> list[dict[str, Any]]:
     """The adapters that can be mixed, with where their rows start: the newest domain and task adapter are on."""
     found = [_plain(a) for a in engine.mixable()]
     first = {kind: next((a["id"] for a in found if a["kind"] == kind and a["fits"]), None) for kind in ("domain", "task")}
-    return [{**a, "on": a["id"] in first.values(), "weight": 1.0} for a in found]
+    return [{**a, "on": a["id"] in first.values(), "weight": 1.0, "tilt": 0.0} for a in found]
 
 
 def _plain(adapter: Any) -> dict[str, Any]:
@@ -51,20 +53,16 @@ def _plain(adapter: Any) -> dict[str, Any]:
     return {**{k: get(k) for k in keys}, "base": show.base(get("base") or "")}
 
 
-def weights(rows: Any) -> dict[str, float]:
-    """The weights of what is switched on. What the browser sent is checked by `Mix` like everything else."""
-    good = [r for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str)] if isinstance(rows, list) else []
-    return {r["id"]: r.get("weight", 0.0) for r in good if r.get("on") is True}
-
-
-def to_mix(rows: Any, names: dict[str, str]) -> Mix:
-    """The mixer's present state as a mix.
+def to_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
+    """The mixer's present state as a mix, named by its formula. What the browser sent is checked by `Mix` like everything else.
 
     Raises:
-        SpecError: a weight outside its limits.
+        SpecError: a weight or a tilt outside its limits.
     """
-    chosen = weights(rows)
-    return Mix(name=show.weights({names.get(i, i): w for i, w in Mix(weights=chosen).weights.items()}), weights=chosen)
+    good = [r for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str) and r.get("on") is True] if isinstance(rows, list) else []
+    mix = Mix(weights={r["id"]: r.get("weight", 0.0) for r in good}, tilt={r["id"]: r["tilt"] for r in good if r.get("tilt")})
+    called = {i: (names or {}).get(i, i) for i in mix.weights}
+    return replace(mix, name=show.weights({called[i] + LEANS.get(mix.tilt.get(i, 0.0), ""): w for i, w in mix.weights.items()})[:120])
 
 
 def present(engine: Engine, rows: Any) -> Mix | None:
@@ -77,5 +75,6 @@ def loaded(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[str
     on = mix.weights
     set_by_user = {r["id"]: r for r in rows if isinstance(r, dict) and "id" in r} if isinstance(rows, list) else {}
     return [
-        {**a, "on": a["id"] in on, "weight": on.get(a["id"], set_by_user.get(a["id"], a).get("weight", 1.0))} for a in adapters
+        {**a, "on": a["id"] in on, "weight": on.get(a["id"], set_by_user.get(a["id"], a).get("weight", 1.0)), "tilt": mix.tilt.get(a["id"], 0.0)}
+        for a in adapters
     ]

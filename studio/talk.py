@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.engine import Engine
-from core.spec import Mix, Sampling
+from core.spec import Mix, Sampling, by_depth
 from studio import fields, show
 from studio.tree import Node, node
 
@@ -83,10 +83,12 @@ def _ended(frame: Any) -> Any:
 def choices(engine: Engine, present: Mix | None = None) -> list[dict[str, str]]:
     """Every mix there is to pick: the usual ones, the saved ones, and the mixer's. The id is the mix itself, as text."""
     kinds = {a["id"] if isinstance(a, dict) else a.id: a["kind"] if isinstance(a, dict) else a.kind for a in engine.mixable()}
-    saved = [Mix(name=m.name, weights=m.weights) for m in engine.mixes() if set(m.weights) <= set(kinds)]
-    own = [Mix(name=f"Mixer: {present.name}"[:120], weights=present.weights)] if present and present.weights else []
+    saved = [m.mix for m in engine.mixes() if set(m.weights) <= set(kinds)]
+    own = [replace(present, name=f"Mixer: {present.name}"[:120])] if present and present.weights else []
+    usual = engine.default_mixes()
+    leaning = [by_depth(*m.weights) for m in usual if len(m.weights) == 2]
     found: dict[str, dict[str, str]] = {}
-    for mix in [*engine.default_mixes(), *saved, *own]:
+    for mix in [*usual, *leaning, *saved, *own]:
         found.setdefault(str(mix), {"id": str(mix), "name": mix.name or str(mix), "kind": kind_of(mix, kinds)})
     return list(found.values())
 

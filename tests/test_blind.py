@@ -50,7 +50,7 @@ def sampling(**changes):
 
 
 def picks(engine):
-    return [c["id"] for c in talk.choices(engine)]
+    return [c["id"] for c in talk.choices(engine)][:4]
 
 
 def test_it(engine, talking, seed=0, same_dice=True, **changes):
@@ -249,6 +249,14 @@ def test_a_vote_is_taken_back_and_all_are_deleted(engine):
     for verb in (compare.deleted, compare.votes_exported):
         with pytest.raises(NotFound):
             verb(engine)
+
+
+def test_the_same_weights_deep_or_even_are_two_mixes(engine):
+    talking, chosen = Talk(), [c["id"] for c in talk.choices(engine) if "task" in c["name"]]
+    list(compare.blinded(engine, "Where?", {"picks": chosen}, None, talking, True, *sampling(max_new_tokens=3)))
+    _, tallied = vote(engine, talking, place_of(talking, "Domain deep, task shallow"))
+    assert [(s.name, s.won) for s in engine.tally()] == [("Domain deep, task shallow", 1), ("Domain + task", 0)]
+    assert "+1.00 deep 1.00" in texts(tallied) and "+1.00 shallow 1.00" in texts(tallied)
 
 
 def test_the_same_mix_in_two_columns_is_no_test(engine):

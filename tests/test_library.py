@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core import library
+from core import library, mixes
 from core.engine import Engine
 from core.errors import AdapterError, NameRefused, NotFound, SpecError
 from core.spec import Mix, Sampling
@@ -71,7 +71,11 @@ def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
         (lambda t: t.pop(next(iter(t))), "factor is missing"),
         (lambda t: t.update({next(iter(t)): torch.full((2, 64), torch.nan)}), "NaN or infinite"),
         (lambda t: t.update({next(iter(t)): torch.zeros(3, 64)}), "not a LoRA factor of rank 2"),
-        (lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}), "not a LoRA factor"),
+        (lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}), "trained copies of embeddings or of a head"),
+        (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 2)}), "trained copies of embeddings"),
+        (lambda t: t.update({next(iter(t)).replace("lora_A.weight", "lora_magnitude_vector"): torch.zeros(2)}), "DoRA rescales"),
+        (lambda t: t.update({next(iter(t)).replace("lora_A.weight", "lora_B.bias"): torch.zeros(2)}), "biases beside the factors"),
+        (lambda t: t.update({"base_model.model.odd.weight": torch.zeros(2, 2)}), "not a LoRA factor of rank 2. Convert"),
     ],
 )
 def test_t13_unfit_weights_never_enter_the_library(workspace: Workspace, spoil: Any, said: str) -> None:
@@ -87,19 +91,57 @@ def test_t13_unfit_weights_never_enter_the_library(workspace: Workspace, spoil: 
     [
         {"target_modules": "(a+)+$"},
         {"target_modules": ["(a+)+$"]},
+        {"target_modules": []},
+        {"target_parameters": ["(a+)+$"]},
         {"rank_pattern": {"(a+)+$": 4}},
-        {"modules_to_save": ["lm_head"]},
-        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 0}},
+        {"rank_pattern": ["q_proj"]},
+        {"alpha_pattern": {"q_proj": "x"}},
         {"peft_type": "PREFIX_TUNING"},
-        {"init_lora_weights": "loftq"},
-        {"layer_replication": [[0, 1]]},
         {"r": 10**6},
+        {"r": True},
     ],
     ids=str,
 )
 def test_t10_t11_configs_are_read_from_an_allow_list(change: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match=next(iter(change))):
         library.parse_config({**CONFIG, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("modules_to_save", ["lm_head"], "trained copies of embeddings or of a head"),
+        ("trainable_token_indices", [1, 2], "trained copies of embeddings or of a head"),
+        ("trainable_token_indices", {"embed_tokens": [1]}, "trained copies of embeddings or of a head"),
+        *[("init_lora_weights", start, "taken out of the base's weights") for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", ["x"])],
+        ("bias", "all", "biases of the base"),
+        ("lora_bias", True, "biases beside the factors"),
+        ("use_dora", True, "DoRA rescales the base's own weights"),
+        ("layers_to_transform", 0, "picks layers by rules"),
+        ("layers_to_transform", [0, 1], "picks layers by rules"),
+        ("exclude_modules", "(a+)+$", "picks layers by rules"),
+        ("layer_replication", [[0, 1]], "number of the base's layers"),
+        ("use_qalora", True, "not the plain product"),
+        ("alora_invocation_tokens", [5], "not the plain product"),
+        ("arrow_config", {"top_k": 2}, "not the plain product"),
+    ],
+    ids=str,
+)
+def test_what_has_no_form_in_rank_space_is_refused_by_name_with_the_reason(name: str, value: Any, why: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        library.parse_config({**CONFIG, name: value})
+    assert caught.value.what.startswith(f"The adapter cannot be mixed: {name} is {json.dumps(value)}, and ") and why in caught.value.what
+    assert caught.value.fix.endswith(".")
+
+
+def test_every_reason_lets_pefts_own_defaults_pass() -> None:
+    from peft import LoraConfig
+
+    plain = LoraConfig(**{k: v for k, v in CONFIG.items() if k != "peft_type"}).to_dict()
+    assert set(library.UNMIXABLE) <= set(plain), "a reason for a field that peft does not have"
+    made = library.parse_config({**json.loads(json.dumps(plain, default=list)), "peft_type": "LORA"})
+    assert made["target_modules"] == ["q_proj"] and made["r"] == 2
 
 
 def test_t10_what_a_config_points_at_is_not_followed() -> None:
@@ -128,6 +170,69 @@ def test_t12_tensors_that_do_not_fit_the_base_are_refused_and_leave_no_trace(eng
     with pytest.raises(AdapterError, match="do not fit the base"):
         engine.stream("Hi", [Mix(weights={"odd-0001": 1.0})], Sampling(max_new_tokens=4)).last()
     assert engine.stream("Hi", [Mix()], Sampling(max_new_tokens=4)).last().done
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["q_proj", "nothing_here"], None),
+        (["nothing_here"], "cannot hang on the base"),
+        (["embed_tokens"], "embed_tokens' cannot be mixed: it is trained on the embedding"),
+        (["q_proj", "input_layernorm"], "cannot hang on the base"),
+    ],
+)
+def test_layers_that_cannot_carry_an_adapter_are_refused_and_leave_no_trace(tiny_base: Path, workspace: Workspace, targets: list[str], said: str | None) -> None:
+    from core.model.base import load_base
+    from core.model.resident import Resident
+
+    resident = Resident(load_base(str(tiny_base), "none", "cpu"), workspace)
+    config = library.parse_config({**CONFIG, "target_modules": targets})
+    for beside in (False, True):
+        if beside:
+            resident.hang("good", library.parse_config(CONFIG))
+        before = [k for k, _ in resident.base.model.named_parameters()]
+        if said is None:
+            resident.hang(f"odd-{beside}", config)
+            continue
+        with pytest.raises(AdapterError, match=said):
+            resident.hang("odd", config)
+        assert [k.replace(".base_layer", "") for k, _ in resident.base.model.named_parameters()] == [k.replace(".base_layer", "") for k in before]
+        assert (resident.peft is not None) == beside
+        resident.arrange()
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(engine: Engine, tmp_path: Path, tiny_base: Path, rslora: bool) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from core.model.base import load_base
+    from core.model.resident import Resident
+
+    patterns: dict[str, Any] = {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"up_proj": 3}}
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"], use_rslora=rslora, **patterns)
+    torch.manual_seed(2)
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), lora)
+    with torch.no_grad():
+        for key, p in made.named_parameters():
+            if "lora_" in key:
+                p.normal_(std=0.1)
+    made.save_pretrained(tmp_path / "theirs")
+    raw, tensors = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()), load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    meta = {"kind": "task", "base": {"name": "tiny", "fingerprint": engine.base().fingerprint}}
+    library.add(engine.workspace, "theirs-0001", "theirs", lambda p: save_file(tensors, p), library.parse_config(raw), meta)
+    resident = Resident(load_base(str(tiny_base), "none", "cpu"), engine.workspace)
+    mix = Mix(weights={"theirs-0001": 1.0})
+    resident.ensure([mix])
+    ids = torch.tensor([[5, 9, 40, 77]])
+    with torch.inference_mode(), resident.mixer.engaged(resident.rows([mix])):
+        ours = resident.base.model(ids).logits
+        assert resident.stamp(0)["weights"] == {"theirs-0001": 1.0} and resident.stamp(0)["tilt"] == {}
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "theirs").eval()
+    with torch.inference_mode():
+        assert (theirs(ids).logits - ours).abs().max() <= 1e-5
+    with pytest.raises(AdapterError, match="not a LoRA factor of rank 3"):
+        library.add(engine.workspace, "odd-0001", "odd", lambda p: save_file(tensors, p), {**library.parse_config(raw), "rank_pattern": {"q_proj": 3}}, meta)
 
 
 def test_an_unknown_adapter_and_a_path_for_an_id_are_refused(engine: Engine) -> None:
@@ -166,6 +271,16 @@ def test_a_saved_mix_remembers_its_adapters_and_warns_when_they_change(engine: E
     assert "no longer in the library" in engine.mix(saved.id).warnings[0]
     engine.remove("mixes", saved.id)
     assert engine.mixes() == []
+
+
+def test_a_saved_mix_keeps_its_tilt_and_one_from_before_tilts_still_loads(workspace: Workspace) -> None:
+    put(workspace, "mine", "f" * 64)
+    saved = mixes.save(workspace, "Deep", {"mine-0001": 0.5}, {"mine-0001": 1.0, "other": 1.0})
+    assert mixes.load(workspace, saved.id).mix == Mix("Deep", {"mine-0001": 0.5}, {"mine-0001": 1.0})
+    assert mixes.rename(workspace, saved.id, "Deeper").tilt == {"mine-0001": 1.0}
+    file = workspace.path("mixes", saved.id)
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "tilt"}))
+    assert mixes.load(workspace, saved.id).mix == Mix("Deeper", {"mine-0001": 0.5})
 
 
 def test_renaming_keeps_weights_and_checksums(workspace: Workspace) -> None:

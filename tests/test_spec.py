@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError, Diverged, RunError, SpecError, StudioError
-from core.spec import PRESETS, SEED, Mix, RunStatus, Sampling, TrainSpec, label_of, resolve
+from core.spec import PRESETS, SEED, Mix, RunStatus, Sampling, TrainSpec, by_depth, label_of, resolve
 
 SPECS = (TrainSpec, Sampling, Mix)
 FIELDS = [(spec, f) for spec in SPECS for f in dataclasses.fields(spec)]
@@ -91,7 +91,10 @@ def test_specs_cannot_be_changed():
 # ------------------------------------------------------------ JSON
 
 
-@pytest.mark.parametrize("made", [TrainSpec(), TrainSpec(name="é", epochs=0.5, target_modules=("q_proj",), seed=7), Sampling(stop=("\n",)), Mix("m", {"a": 0.5})])
+MADE = [TrainSpec(), TrainSpec(name="é", epochs=0.5, target_modules=("q_proj",), seed=7), Sampling(stop=("\n",)), Mix("m", {"a": 0.5}), Mix("m", {"a": 0.5}, {"a": -1.0})]
+
+
+@pytest.mark.parametrize("made", MADE)
 def test_a_spec_goes_through_json_and_back(made):
     again = type(made).from_json(json.loads(json.dumps(made.to_json())))
     assert again == made and type(again) is type(made)
@@ -169,6 +172,7 @@ def test_what_cannot_be_resolved_is_refused(kind, preset, changes, said):
         (" a = 0.7 + b ", {"a": 0.7, "b": 1.0}),
         ("a=-2", {"a": -2.0}),
         ("a=0,b=1e-3", {"b": 0.001}),
+        ("a@1", {"a": 1.0}),
     ],
 )
 def test_a_mix_is_read_from_text(text, weights):
@@ -176,6 +180,13 @@ def test_a_mix_is_read_from_text(text, weights):
 
 
 @pytest.mark.parametrize("text", [",", "=1", "a=x", "a,", "a=", "a=1=2", "a=1,a=2", "a=nan", "a=2.01", "a=inf", "a=-3", "a=+1"])
+@pytest.mark.parametrize("lean", ["", "@1"])
+def test_a_text_that_is_no_mix_is_refused_with_and_without_tilts(text, lean):
+    with pytest.raises(SpecError):
+        Mix.parse(text + lean)
+
+
+@pytest.mark.parametrize("text", ["a@", "a@x", "a=1@1.1", "a=1@-2", "a@nan", "@1", "a@1,a@0", "a@1@1"])
 def test_a_text_that_is_no_mix_is_refused(text):
     with pytest.raises(SpecError):
         Mix.parse(text)
@@ -194,6 +205,38 @@ def test_a_mix_is_written_as_it_is_read_and_zero_is_off(weights):
     assert mix.weights == {a: w for a, w in weights.items() if w}
     if set(mix.weights) != {"base"}:
         assert Mix.parse(str(mix)).weights == mix.weights
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "tilt"),
+    [
+        ("domain=0.7@1,task=1@-0.5", {"domain": 0.7, "task": 1.0}, {"domain": 1.0, "task": -0.5}),
+        (" a = -2 @ 0.25 + b", {"a": -2.0, "b": 1.0}, {"a": 0.25}),
+        ("a@0,b=0@1", {"a": 1.0}, {}),
+    ],
+)
+def test_a_tilt_is_read_after_an_at(text, weights, tilt):
+    mix = Mix.parse(text)
+    assert (mix.weights, mix.tilt) == (weights, tilt) and Mix.parse(str(mix)) == mix == Mix.from_json(mix.to_json())
+
+
+@given(st.dictionaries(st.from_regex(r"x[a-z0-9-]{0,10}", fullmatch=True), st.tuples(st.floats(-2, 2), st.floats(-1, 1)), max_size=5))
+@settings(deadline=None)
+def test_every_tilted_mix_is_written_as_it_is_read(numbers):
+    mix = Mix(weights={a: w for a, (w, _) in numbers.items()}, tilt={a: t for a, (_, t) in numbers.items()})
+    assert set(mix.tilt) <= set(mix.weights) and all(mix.tilt.values())
+    assert Mix.parse(str(mix)) == mix == Mix.from_json(json.loads(json.dumps(mix.to_json())))
+
+
+@pytest.mark.parametrize("tilt", [{"a": 1.1}, {"a": None}, {"a": True}, {"a": "1"}, {"a": float("nan")}, {1: 1.0}, None, "a"])
+def test_t24_tilts_outside_the_limits_are_refused(tilt):
+    with pytest.raises(SpecError, match="tilt"):
+        Mix(weights={"a": 1.0}, tilt=tilt)
+
+
+def test_the_preset_by_depth_keeps_the_mean_of_every_weight():
+    mix = by_depth("domain", "task")
+    assert mix.name == "Domain deep, task shallow" and str(mix) == "domain@1 + task@-1"
 
 
 def test_the_empty_mix_is_the_base():

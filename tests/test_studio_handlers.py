@@ -205,7 +205,7 @@ def test_the_mixer_starts_with_the_newest_domain_and_task_on(engine):
 
 @pytest.mark.parametrize("rows", [None, "x", [1, None], [{"id": 3, "on": True}], [{"id": "a", "on": "yes", "weight": 1}]])
 def test_what_is_no_row_of_the_mixer_weighs_nothing(rows):
-    assert mixer.weights(rows) == {}
+    assert mixer.to_mix(rows).weights == {}
 
 
 @pytest.mark.parametrize("weight", [2.05, "1", None, float("nan"), True])
@@ -270,12 +270,13 @@ def test_a_mix_is_saved_loaded_and_deleted(engine):
 
 def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
     present = Mix(name="base + 0.30 · Sample domain", weights={next(a.id for a in engine.adapters() if a.kind == "domain"): 0.3})
-    assert [c["name"] for c in talk.choices(engine, present)] == ["Base", "Domain", "Task", "Domain + task", "Mixer: base + 0.30 · Sample domain"]
-    assert [c["kind"] for c in talk.choices(engine)] == ["base", "domain", "task", "mix"]
+    assert [c["name"] for c in talk.choices(engine, present)] == [
+        "Base", "Domain", "Task", "Domain + task", "Domain deep, task shallow", "Mixer: base + 0.30 · Sample domain"]
+    assert [c["kind"] for c in talk.choices(engine)] == ["base", "domain", "task", "mix", "mix"]
 
 
 def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
-    picks = [c["id"] for c in talk.choices(engine)]
+    picks = [c["id"] for c in talk.choices(engine)][:4]
     talking = Talk()
     *_, last = compare.answered(engine, "Where is the lamp?", {"picks": picks}, None, talking, True, *sampling(max_new_tokens=6))
     assert len(last["columns"]) == 4 and last["picks"] == picks

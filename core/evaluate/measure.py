@@ -15,6 +15,7 @@ from core.evaluate.metrics import exact_match, f1, normalise
 from core.model.generate import generate
 from core.model.resident import Resident
 from core.model.scoring import score
+from core.progress import Progress as Progress  # those who measure find it here too
 from core.spec import Mix, Sampling
 
 BATCH_QUESTIONS = 16
@@ -35,16 +36,6 @@ class Material:
     texts: dict[str, Sequence[str]] = field(default_factory=dict)
     own: dict[str, Sequence[str]] = field(default_factory=dict)
     cloze: Sequence[tuple[str, str]] = ()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a measurement is: units of work done and planned, and what it does now."""
-
-    done: int
-    total: int
-    text: str
-    report: str = ""  # id of the report, on the last one
 
 
 def measure(resident: Resident, mixes: Sequence[Mix], material: Material, max_length: int, max_new_tokens: int = 64) -> Iterator[Progress | list[dict[str, Any]]]:

@@ -175,7 +175,7 @@ def differentiable(model: Any) -> Iterator[None]:
     kernel that has no backward, and never unpacks them for training. Asking a layer for its state
     unpacks it; the flag keeps it so.
     """
-    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]  # peft's wrapper has the same class name
     before = [m.support_avx512bf16_for_cpu for m in layers]
     for layer in layers:
         layer.state_dict()

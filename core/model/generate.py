@@ -84,16 +84,31 @@ def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], ch
 @contextlib.contextmanager
 def speaking(resident: Resident, rows: Sequence[dict[str, float]]) -> Iterator[None]:
     """The model in eval mode under the given mix rows; training finds it as it was."""
-    model = resident.peft or resident.model
-    was_training = model.training
+    awake = _hush(resident)
     try:
-        if was_training:
-            model.eval()
         with torch.inference_mode(), resident.mixer.engaged(rows):
             yield
     finally:
-        if was_training:
-            model.train()
+        for module in awake:
+            vars(module)["training"] = True
+
+
+def _hush(resident: Resident) -> list[Any]:
+    """Puts the model in eval mode; returns the modules that were not, for a run that is in training.
+
+    This happens at every token while a run trains, so it goes over a list and writes the flag itself:
+    `train()` walks the tree through Module's attribute checks, which takes as long as a small model's step.
+    """
+    model = resident.peft or resident.model
+    if not model.training:
+        return []
+    if not resident.trainee_id:  # nobody trains: peft leaves train mode on whenever an adapter comes
+        model.eval()
+        return []
+    awake = [m for m in (model, *resident.mixer.modules) if m.training]
+    for module in awake:
+        vars(module)["training"] = False
+    return awake
 
 
 class Writer:
@@ -169,24 +184,38 @@ def generate(
     writers = [Writer(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
     writing = list(writers)
     ids, attention = pad_left(prompts, tokenizer.pad_token_id)
-    ids, attention = ids.to(device), attention.to(device)
-    history = ids
+    length = ids.shape[1]
+    positions = (attention.cumsum(-1) - 1).clamp(min=0).to(device)
+    # Without padding there is no mask to build at every step, and none to ask the device about.
+    padded = not bool(attention.all())
+    attention = torch.nn.functional.pad(attention, (0, max(s.max_new_tokens for s in samplings)), value=1).to(device)
+    fed = ids.to(device)
+    # Only a repetition penalty reads what was written before.
+    history = fed if any(s.repetition_penalty != 1.0 for s in samplings) else None
     cache: Any = DynamicCache(config=base.model.config)
-    dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings}
+    dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
     eos = set(base.eos_ids)
     busy = 0.0  # seconds spent here, not in whatever we are interleaved with
-    fed = ids
     while writing:
         begin = time.perf_counter()
         if present is not None and _turned(writing, present()):
-            cache, fed = DynamicCache(config=base.model.config), history
+            written = torch.tensor([w.ids for w in writing], dtype=torch.long).view(len(writing), -1).to(device)
+            fed = torch.cat([ids[[w.row for w in writing]].to(device), written], dim=1)
+            positions = (attention[:, :length].cumsum(-1) - 1).clamp(min=0)
+            cache = DynamicCache(config=base.model.config)
         mixes = [w.mix for w in writing]
         resident.ensure(mixes)  # an adapter may have ended its training, or left, since the last step
         with speaking(resident, resident.rows(mixes)):
-            positions = (attention.cumsum(-1) - 1).clamp(min=0)[:, -fed.shape[1] :]
-            out = base.model(input_ids=fed, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits = out.logits[:, -1].float()  # (B, V)
-            chosen = _choose(logits, history, writing, dice)
+            out = base.model(
+                input_ids=fed,
+                attention_mask=attention[:, :length] if padded else None,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            picked = _choose(out.logits[:, -1].float(), history, writing, dice)  # (B,)
+            chosen = picked.tolist()
             for b, writer in enumerate(writing):
                 if not writer.stamp:
                     writer.read(resident.stamp(b))
@@ -196,13 +225,14 @@ def generate(
             writer.seconds = busy
         still = [b for b, w in enumerate(writing) if not w.reason]
         with torch.inference_mode():
-            fed = torch.tensor([[chosen[b]] for b in still], dtype=torch.long, device=device)
+            fed, positions, length = picked.unsqueeze(1), positions[:, -1:] + 1, length + 1
             if len(still) < len(writing) and still:
                 keep = torch.tensor(still, device=device)
                 cache.batch_select_indices(keep)
-                attention, history = attention[keep], history[keep]
-            if still:
-                attention = torch.cat([attention, attention.new_ones(len(still), 1)], dim=1)
+                fed, positions, attention = fed[keep], positions[keep], attention[keep]
+                padded = padded and not bool(attention.all())
+                history = None if history is None else history[keep]
+            if history is not None:
                 history = torch.cat([history, fed], dim=1)
         writing = [writing[b] for b in still]
         yield writers
@@ -216,16 +246,28 @@ def _turned(writing: Sequence[Writer], mixes: Sequence[Mix]) -> bool:
     return bool(changed)
 
 
-def _choose(logits: torch.Tensor, history: torch.Tensor, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> list[int]:
-    """One token a row. Every seed's dice are thrown once a step, whoever is still writing."""
-    noise = {seed: _gumbel(g, logits.shape[1]) for seed, g in dice.items()}
-    chosen = []
+def _choose(logits: torch.Tensor, history: torch.Tensor | None, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> torch.Tensor:
+    """One token a row, (B,). A seed's dice are thrown once a step, however many rows are still writing with it.
+
+    Rows that are drawn in the same way are worked on together, and the device is not waited for.
+    """
+    alike: dict[tuple[float, ...], list[int]] = {}
     for b, writer in enumerate(writing):
-        scores = writer.chain(history[b : b + 1], logits[b : b + 1])[0]
-        if writer.sampling.temperature > 0:
-            scores = scores + noise[writer.sampling.seed].to(scores.device)
-        chosen.append(int(scores.argmax()))
-    return chosen
+        if writer.chain:
+            s = writer.sampling
+            alike.setdefault((s.temperature, s.top_k, s.top_p, s.repetition_penalty), []).append(b)
+    scores = logits
+    noise = {seed: _gumbel(dice[seed], logits.shape[1]) for seed in {w.sampling.seed for w in writing if w.sampling.temperature > 0}}
+    for rows in alike.values():
+        whole = len(rows) == len(writing)
+        index = torch.tensor(rows, device=logits.device)
+        first = writing[rows[0]]
+        read = history if whole or history is None else history[index]
+        part = first.chain(read, logits if whole else logits[index])
+        if first.sampling.temperature > 0:
+            part = part + torch.stack([noise[writing[b].sampling.seed] for b in rows]).to(part.device)
+        scores = part if whole else scores.index_copy(0, index, part)
+    return scores.argmax(dim=-1)
 
 
 def _gumbel(generator: torch.Generator, size: int) -> torch.Tensor:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from core import library
 from core.errors import AdapterError, Busy
 from core.library import Adapter
 from core.model.base import Base
-from core.model.mixing import Mixer
+from core.model.mixing import Mixer, Row, unmixable
 from core.spec import Mix
 from core.workspace import Workspace, read_json
 
@@ -55,8 +56,12 @@ class Resident:
         """
         wanted = {a for mix in mixes for a in mix.weights}
         came = [a for a in sorted(wanted) if a != self.trainee_id and a not in self.digests]
-        for adapter_id in came:
-            self._load(adapter_id)
+        try:
+            for adapter_id in came:
+                self._load(adapter_id)
+        except Exception:
+            self.arrange()  # for those that came before the one that did not fit
+            raise
         for adapter_id in wanted & set(self.digests):  # used last, leaves last
             self.digests[adapter_id] = self.digests.pop(adapter_id)
         surplus = [a for a in self.digests if a not in wanted and a not in self.pinned]
@@ -72,17 +77,21 @@ class Resident:
 
     def rows(self, mixes: Iterable[Mix]) -> list[dict[str, float]]:
         """Mixes in peft's names, one row each."""
-        return [{self.peft_name(a): w for a, w in mix.weights.items()} for mix in mixes]
+        return [Row(self._named(mix.weights), self._named(mix.tilt)) for mix in mixes]
+
+    def _named(self, numbers: dict[str, float]) -> dict[str, float]:
+        return {self.peft_name(a): number for a, number in numbers.items()}
 
     def stamp(self, row: int) -> dict[str, Any]:
-        """What a row of the engaged batch really had active: weights and digests, by library id."""
-        live = self.mixer.active(row)
-        weights = {self.trainee_id if name == TRAINEE else name: round(w, 6) for name, w in live.items()}
+        """What a row of the engaged batch really had active: weights, tilts and digests, by library id."""
+        active, leaning = self.mixer.active(row), self.mixer.leaning(row)
+        weights, tilt = ({self.trainee_id if name == TRAINEE else name: round(n, 6) for name, n in part.items()} for part in (active, leaning))
         return {
             "base": self.base.name,
             "base_fingerprint": self.base.fingerprint,
             "quantization": self.base.quantization,
             "weights": weights,
+            "tilt": tilt,
             "adapters": {a: self.digests.get(a, "in training") for a in weights},
         }
 
@@ -117,16 +126,39 @@ class Resident:
 
         Args:
             config: checked fields of a LoraConfig.
+
+        Raises:
+            AdapterError: it does not find its layers in this base, or they cannot be mixed.
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._flags()
         with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
-            if self.peft is None:
-                self.peft = get_peft_model(self.base.model, lora, adapter_name=name)
-            else:
-                self.peft.add_adapter(name, lora)
+            try:
+                if self.peft is None:
+                    self.peft = get_peft_model(self.base.model, lora, adapter_name=name)
+                else:
+                    self.peft.add_adapter(name, lora)
+            except ValueError as e:  # peft's word for layers that are not there, or that others wrap in another way
+                self._undo(name)
+                self._settle(before)
+                what = f"The adapter {name!r} cannot hang on the base {self.base.name!r}: {str(e)[:300]}"
+                raise AdapterError(what, "Choose an adapter that was trained on this base.") from e
         self._settle({**before, **{k: trainable for k in self._flags() if f".{name}." in k}})
+        for path, layer in self.base.model.named_modules():
+            if isinstance(layer, LoraLayer) and name in layer.r and (why := unmixable(layer)):
+                self._delete(name)
+                raise AdapterError(f"The adapter {name!r} on {path!r} cannot be mixed: {why}.", "Convert it to plain LoRA on linear layers first.")
+
+    def _undo(self, name: str) -> None:
+        """Clears away what peft had hung before it refused the rest."""
+        if self.peft is not None:
+            self.peft.peft_config.pop(name, None)
+        for path, layer in list(self.base.model.named_modules()):
+            if isinstance(layer, LoraLayer) and self.peft is not None and name in layer.r:
+                layer.delete_adapter(name)
+            elif isinstance(layer, LoraLayer) and self.peft is None and not path.endswith(".base_layer"):
+                self.base.model.set_submodule(path, layer.get_base_layer())
 
     def _flags(self) -> dict[str, bool]:
         return {k: p.requires_grad for k, p in self.peft.named_parameters()} if self.peft else {}
@@ -235,7 +267,7 @@ class Resident:
             "target_modules": sorted(targets) if not isinstance(targets, str) else targets,
             "bias": "none",
             "fan_in_fan_out": bool(config.fan_in_fan_out),
-            "use_rslora": False,
+            "use_rslora": bool(config.use_rslora),
             "inference_mode": True,
             "init_lora_weights": True,
         }

@@ -19,6 +19,7 @@ from core.model.resident import Resident
 from core.spec import Mix
 
 BATCH_TOKENS = 4096  # rows x tokens of one forward
+BATCH_TOKENS_CPU = 1024  # the fastest on the embedded base, and a forward that nobody waits long for
 
 
 @dataclass
@@ -42,43 +43,78 @@ def score(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]
     """Scores the masked tokens of sequences under every mix.
 
     Yields:
-        (sequences done, one Score a mix), after every forward.
+        (sequences done under every mix, one Score a mix), after every forward.
     """
     scores = [Score() for _ in mixes]
-    device = resident.base.device
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    lengths = [sum(e.mask[1:]) for e in sequences]
     done = 0
-    while done < len(order):
-        longest, count = 0, 0
-        while done + count < len(order):
-            longest_next = max(longest, len(sequences[order[done + count]].ids))
-            if count and longest_next * (count + 1) > BATCH_TOKENS:
-                break
-            longest, count = longest_next, count + 1
-        batch = [sequences[i] for i in order[done : done + count]]
-        tensors = collate([{"input_ids": e.ids, "trained": e.mask} for e in batch], resident.base.tokenizer.pad_token_id)
+    for cells in score_each(resident, sequences, mixes):
+        for cell in cells:
+            scores[cell.mix].nats += cell.nats
+            scores[cell.mix].tokens += lengths[cell.sequence]
+        done += len(cells)
+        yield done // len(mixes), scores
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sequence under one mix: their places in what was given, and the nats of its scored tokens."""
+
+    mix: int
+    sequence: int
+    nats: float
+
+
+def score_each(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]) -> Iterator[list[Cell]]:
+    """Scores every sequence under every mix, many mixes in one batch.
+
+    A row of a batch is a (sequence, mix) pair; all mixes of a sequence come after each other, the
+    shortest sequences first, so that batches are full and rows of about one length however many mixes
+    there are.
+
+    Yields:
+        The cells of one forward, after it; together every pair once.
+    """
+    pad, device = resident.base.tokenizer.pad_token_id, resident.base.device
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    pairs = [(i, m) for i in order for m in range(len(mixes))]
+    limit = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
+    start = 0
+    while start < len(pairs):
+        end = start + 1
+        while end < len(pairs) and len(sequences[pairs[end][0]].ids) * (end + 1 - start) <= limit:
+            end += 1
+        batch = pairs[start:end]
+        tensors = collate([{"input_ids": sequences[i].ids, "trained": sequences[i].mask} for i, _ in batch], pad)
         tensors = {k: v.to(device) for k, v in tensors.items()}
         resident.ensure(mixes)
-        for i, row in enumerate(resident.rows(mixes)):
-            with speaking(resident, [row] * count):
-                logits = resident.base.model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False).logits
-                nats, tokens = summed_nats(logits, tensors["labels"])
-            scores[i].nats += nats
-            scores[i].tokens += tokens
-        done += count
-        yield done, scores
+        rows = resident.rows(mixes)
+        with speaking(resident, [rows[m] for _, m in batch]):
+            logits = resident.base.model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False).logits
+            nats = row_nats(logits, tensors["labels"]).tolist()
+        yield [Cell(m, i, n) for (i, m), n in zip(batch, nats, strict=True)]
+        start = end
 
 
-def summed_nats(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Cross entropy of next tokens, summed.
+def row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of next tokens, summed over each row.
 
     Args:
         logits: (B, T, V). labels: (B, T), not shifted, masked where nothing is scored.
 
     Returns:
-        (nats, scored tokens)
+        (B,) nats
     """
-    targets = labels[:, 1:].reshape(-1)
-    keep = targets != IGNORED
-    nats = functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1])[keep].float(), targets[keep], reduction="sum")
-    return float(nats), int(keep.sum())
+    keep = labels[:, 1:] != IGNORED  # (B, T - 1)
+    nats = functional.cross_entropy(logits[:, :-1][keep].float(), labels[:, 1:][keep], reduction="none")
+    return nats.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], nats)
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """How surprised someone who expects `q` is by `p`: KL(p || q) in nats, summed over positions.
+
+    Args:
+        p, q: (T, V) logits.
+    """
+    log_p, log_q = (functional.log_softmax(x.float(), dim=-1) for x in (p, q))
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)))

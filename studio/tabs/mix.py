@@ -165,7 +165,8 @@ def _mix(engine: Engine, rows: Any) -> Mix:
 
 def kept(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
     """Saves the mixer's present mix under a name."""
-    made = engine.save_mix(name, mixer.weights(rows))
+    mix = mixer.to_mix(rows)
+    made = engine.save_mix(name, mix.weights, mix.tilt)
     gr.Info(f"Saved the mix {made.id}.", title="Done")
     return "", _saved(engine, made.id)
 

@@ -3,11 +3,12 @@
 const studio = window.studio;
 const root = element.querySelector(".mixer");
 const { limit: LIMIT, step: STEP } = props;
+const LEANS = { "1": "deep", "-1": "shallow" }; // where in the depth of the model an adapter is heard
 let timer = 0, drawn = "";
 
 const rows = () => {
   const set = new Map((Array.isArray(props.value) ? props.value : []).map((r) => [r.id, r]));
-  return (props.adapters || []).map((a) => ({ ...a, on: a.fits && (set.get(a.id)?.on ?? a.on), weight: set.get(a.id)?.weight ?? a.weight }));
+  return (props.adapters || []).map((a) => ({ ...a, on: a.fits && (set.get(a.id)?.on ?? a.on), weight: set.get(a.id)?.weight ?? a.weight, tilt: set.get(a.id)?.tilt ?? 0 }));
 };
 
 function put(list, wait) {
@@ -21,7 +22,7 @@ const change = (id, part, wait = 120) => put(rows().map((r) => (r.id === id ? { 
 
 function formula(list) {
   const parts = list.filter((r) => r.on && r.weight).map((r) => ({ tag: "span", cls: "term " + r.kind,
-    kids: [(r.weight < 0 ? "− " : "+ ") + Math.abs(r.weight).toFixed(2) + " · " + r.name] }));
+    kids: [(r.weight < 0 ? "− " : "+ ") + Math.abs(r.weight).toFixed(2) + " · " + r.name + (LEANS[r.tilt] ? ` (${LEANS[r.tilt]})` : "")] }));
   studio.draw(root.querySelector(".formula"), { tag: "p", kids: [{ tag: "span", cls: "term base", kids: ["base"] }, ...parts] });
 }
 
@@ -55,12 +56,19 @@ function rowOf(r) {
   range.addEventListener("input", () => set(snap(range.value), 120));
   range.addEventListener("dblclick", () => set(1, 0));
   exact.addEventListener("change", () => { const weight = snap(exact.value); set(weight ?? Number(range.value), 0); });
+  const lean = document.createElement("select");
+  lean.className = "lean"; lean.disabled = !r.fits;
+  lean.title = "Where in the model it is heard: in all layers alike, more in the deep ones (near the output), or more in the shallow ones (near the input)";
+  lean.setAttribute("aria-label", `Depth of ${r.name}`);
+  for (const [tilt, text] of [["0", "all layers"], ["1", "deep"], ["-1", "shallow"]])
+    lean.append(Object.assign(document.createElement("option"), { value: tilt, textContent: text, selected: Number(tilt) === r.tilt }));
+  lean.addEventListener("change", () => change(r.id, { tilt: Number(lean.value) }, 0));
   fill(range, r.weight);
   const about = [r.kind, r.rank ? "rank " + r.rank : "", r.base || ""].filter(Boolean).join(" · ");
   const name = studio.make({ tag: "div", cls: "mix-name", kids: [
     { tag: "strong", kids: [r.name] }, r.training ? { tag: "span", cls: "chip live", kids: ["training"] } : null,
     { tag: "span", cls: "quiet", kids: [r.fits ? about : r.why || "does not fit this base"] }] });
-  box.append(toggle, name, range, exact);
+  box.append(toggle, name, range, exact, lean);
   return box;
 }
 

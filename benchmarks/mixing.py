@@ -1,0 +1,308 @@
+"""How fast are mixes: in rank space, many in a batch, against peft, one after the other?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.mixing --quick             under a minute on an idle machine
+    OMP_NUM_THREADS=1 python -m benchmarks.mixing                     with the 0.5B shape
+    python -m benchmarks.mixing --only cuda --peak-gb-s 4800          on a GPU: 0.5B and 7B shapes in nf4
+
+Every figure is a ratio within one process: the two sides take turns, and the median of the ratios of neighbours
+counts, so that a busy machine disturbs both alike. Knows a clock and a table; `benchmarks.peers` knows the work.
+With --json the last line is one JSON object of named figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers import Endless, Peer, Random, build, load, weight_bytes
+from core.model.generate import encode_prompt, generate, speaking
+from core.model.resident import Resident
+from core.spec import Mix, Sampling, resolve
+
+A, B = Random(2).names
+FOUR: list[dict[str, float]] = [{}, {A: 1.0}, {B: 1.0}, {A: 0.7, B: 0.5}]
+PROMPT = "Where is the red lamp, and who has seen it there?"
+LABELS = {"none": "fp32", "nf4": "nf4"}
+TARGETS = {
+    "four_mixes_speedup_fp32": (">=", 2.5),
+    "four_mixes_speedup_nf4": (">=", 3.5),
+    "batch_over_bare_base_nf4": ("<=", 1.2),
+    "growth_1_to_8_adapters": ("<=", 1.15),
+    "mix_change_ms": ("<=", 1.0),
+    "max_abs_diff_to_peft_fp32": ("<=", 1e-4),
+}
+
+
+@dataclass
+class Settings:
+    """One invocation: how much, where, and what was found so far."""
+
+    quick: bool
+    folder: Path
+    bases: list[str]
+    repeats: int
+    device: str = "cpu"
+    peak: float = 0.0  # bytes a second
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def tokens(self, base: str) -> int:
+        return 48 if base == "embedded" else 16 if self.quick or base != "30m" else 48
+
+    def turns(self, base: str) -> int:
+        return self.repeats if base == "embedded" else max(1, self.repeats // 2) if base == "30m" else 2
+
+    def found(self, name: str, value: float, text: str = "") -> None:
+        self.figures[name] = value
+        print(f"  {name:44s} {value:10.4g}  {text}", flush=True)
+
+
+def take_turns(jobs: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each job in each turn, after one turn that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(turns + 1):
+        for name, job in jobs.items():
+            begin = time.perf_counter()
+            job()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Median over turns of one job's time over another's."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def write(resident: Resident, ids: list[int], mixes: list[dict[str, float]], tokens: int) -> list[list[int]]:
+    """Greedy token ids of all mixes, one batch of ours."""
+    samplings = [Sampling(max_new_tokens=tokens)] * len(mixes)
+    writers: Any = []
+    for writers in generate(resident, [ids] * len(mixes), [Mix(weights=m) for m in mixes], samplings):
+        pass
+    return [w.ids for w in writers]
+
+
+def four_mixes(s: Settings) -> None:
+    """Four mixes of two adapters: one batch of ours, four answers of peft's in turn, and a batch of the bare base."""
+    for name in s.bases:
+        source, tokens = build(name, s.folder), s.tokens(name)
+        for quantization, label in LABELS.items():
+            bare = load(source, quantization, s.device, s.folder)
+            ours = Random(2).hang(load(source, quantization, s.device, s.folder))
+            peer = Peer(ours, source)
+            ids = encode_prompt(ours, PROMPT, True, tokens)
+            if quantization == "none":
+                assert write(ours, ids, FOUR, tokens) == [peer.write(ids, m, tokens) for m in FOUR], f"{name}: not the same greedy tokens as peft"
+                difference(s, name, ours, peer, ids)
+            jobs = {
+                "ours": lambda: write(ours, ids, FOUR, tokens),
+                "bare": lambda: write(bare, ids, [{}] * 4, tokens),
+                "peft": lambda: [peer.write(ids, m, tokens) for m in FOUR],
+            }
+            seconds = take_turns(jobs, s.turns(name))
+            ms = ", ".join(f"{job} {1000 * min(t):.0f}" for job, t in seconds.items())
+            mark = "" if name == "embedded" else f"_{name}"
+            s.found(f"four_mixes_speedup_{label}{mark}", ratio(seconds["peft"], seconds["ours"]), f"4 mixes x {tokens} tokens, least ms: {ms}")
+            s.found(f"batch_over_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["bare"]))
+
+
+def difference(s: Settings, name: str, ours: Resident, peer: Peer, ids: list[int]) -> None:
+    """Largest distance of a logit to peft's own forward, over all rows and positions."""
+    text = torch.tensor([ids], device=ours.base.device)
+    with speaking(ours, FOUR):
+        logits = ours.model(text.repeat(4, 1)).logits
+    worst = max(float((logits[b] - peer.logits(text, m)).abs().max()) for b, m in enumerate(FOUR))
+    before = s.figures.get("max_abs_diff_to_peft_fp32", 0.0)
+    s.found("max_abs_diff_to_peft_fp32", max(worst, before), f"{name}: {worst:.2g} where logits reach {float(logits.abs().max()):.1f}")
+
+
+def growth(s: Settings) -> None:
+    """One column, one adapter resident and active, then eight; beside it peft with as many active."""
+    tokens, many = 24, Random(8, rank=8)
+    for quantization, label in LABELS.items():
+        one = Random(1, rank=8).hang(load("embedded", quantization, s.device, s.folder))
+        eight = many.hang(load("embedded", quantization, s.device, s.folder))
+        peer = Peer(eight, "embedded")
+        ids = encode_prompt(one, PROMPT, True, tokens)
+        all_on = dict.fromkeys(many.names, 0.3)
+        first = dict.fromkeys(many.names[:1], 1.0)
+        jobs = {
+            "one": lambda: write(one, ids, [first], tokens),
+            "eight": lambda: write(eight, ids, [all_on], tokens),
+            "eight, one on": lambda: write(eight, ids, [first], tokens),
+            "peft one": lambda: peer.write(ids, first, tokens),
+            "peft eight": lambda: peer.write(ids, all_on, tokens),
+        }
+        seconds = take_turns(jobs, s.repeats)
+        ms = ", ".join(f"{job} {1000 * min(t) / tokens:.1f}" for job, t in seconds.items())
+        mark = "" if quantization == "nf4" else f"_{label}"
+        s.found(f"growth_1_to_8_adapters{mark}", ratio(seconds["eight"], seconds["one"]), f"{label}, least ms a token: {ms}")
+        s.found(f"growth_1_to_8_adapters{mark}_peft", ratio(seconds["peft eight"], seconds["peft one"]))
+
+
+def changing(s: Settings) -> None:
+    """What a moved slider costs before the next token can be computed."""
+    ours = Random(2).hang(load("embedded", "none", s.device, s.folder))
+    peer = Peer(ours, "embedded")
+    weights = [i / 100 for i in range(1, 101)]
+    ids = encode_prompt(ours, PROMPT, True, 8)
+    text = torch.tensor([ids[-1:]], device=ours.base.device)
+
+    def median_ms(job: Callable[[float], Any], count: int, after: Callable[[], Any] = lambda: None) -> float:
+        spent = []
+        for weight in weights[:count]:
+            begin = time.perf_counter()
+            job(weight)
+            spent.append(time.perf_counter() - begin)
+            after()
+        return 1000 * statistics.median(spent)
+
+    def engage(weight: float) -> None:
+        with torch.inference_mode(), ours.mixer.engaged([{A: weight, B: 1.0}] * 4):
+            pass
+
+    def work_out(weight: float) -> None:
+        with torch.inference_mode(), ours.mixer.engaged([{A: weight, B: 1.0}] * 4) as mixer:
+            for layer in mixer.layers:
+                for block in layer.blocks:
+                    mixer.setting.rows(block)
+
+    def step(weight: float) -> None:
+        with speaking(ours, [{A: weight, B: 1.0}]):
+            ours.model(text)
+
+    step(0.5)
+    s.found("mix_change_ms", median_ms(engage, 100), "our engaged(), four rows")
+    s.found("mix_change_all_layers_ms", median_ms(work_out, 100), "and what every layer multiplies by")
+    same = median_ms(lambda _: step(0.5), 50)
+    s.found("mix_change_in_a_step_ms", median_ms(step, 50) - same, f"a step under a new mix less one under the same ({same:.1f} ms)")
+    s.found("peft_set_adapter_ms", median_ms(lambda w: peer.model.base_model.set_adapter([A, B], inference_mode=True), 20))
+    s.found("peft_set_adapter_and_scales_ms", median_ms(lambda w: peer.choose({A: w, B: 1.0}), 20))
+    for way, extra in (("linear", {}), ("cat", {}), ("svd", {"svd_rank": 16}), ("ties", {"density": 0.5})):
+        def combine(weight: float, way: str = way, extra: dict[str, Any] = extra) -> None:
+            peer.model.base_model.add_weighted_adapter([A, B], [weight, 1.0], "sum", combination_type=way, **extra)
+        s.found(f"peft_add_weighted_{way}_ms", median_ms(combine, 3, lambda: peer.model.delete_adapter("sum")))
+
+
+def first_token(s: Settings) -> None:
+    """From asking to the first token of a column on the page: with nothing else to do, and while a run trains."""
+    from core.engine import Engine
+    from core.samples import Samples
+
+    with tempfile.TemporaryDirectory(dir=s.folder) as folder, Engine(folder, "embedded", "none", s.device) as engine:
+        engine.base(wait=True)
+        data = engine.import_dataset(Samples().domain, "Station")
+
+        def ask(mixes: list[Mix]) -> float:
+            begin = time.perf_counter()
+            stream = engine.stream(PROMPT, mixes, Sampling(max_new_tokens=4))
+            for frame in stream:
+                if frame.columns[0].tokens:
+                    break
+            seconds = time.perf_counter() - begin
+            stream.close()
+            return 1000 * seconds
+
+        ask([Mix()])
+        alone = statistics.median(ask([Mix()]) for _ in range(5))
+        run_id = engine.start_run(resolve("domain", "embedded", {"name": "Station", "dataset": data.id, "replay_share": 0.0}))
+        while not any(e["kind"] == "step" for e in engine.run_events(run_id)[0]):
+            time.sleep(0.05)
+        training = statistics.median(ask([Mix(), Mix(weights={engine.run(run_id).adapter: 1.0})]) for _ in range(5))
+        at = len([e for e in engine.run_events(run_id)[0] if e["kind"] == "step"])
+        engine.stop_run(run_id)
+        engine.wait_run(run_id)
+    s.found("first_token_ms", alone, "embedded base, fp32, one column")
+    s.found("first_token_while_training_ms", training, f"two columns, one of the adapter in training; the run was at step {at}")
+
+
+def cuda(s: Settings) -> None:
+    """Qwen2.5's shapes in nf4 on a GPU: tokens a second, and how much of the memory bandwidth reading the weights takes."""
+    if not torch.cuda.is_available():
+        print("  no GPU here: not measured")
+        return
+    device = torch.device("cuda")
+    for name in ("0.5b", "7b"):
+        source, tokens = build(name, s.folder, 151_936), 64
+        bare = load(source, "nf4", str(device), s.folder)
+        ours = Random(2).hang(load(source, "nf4", str(device), s.folder))
+        peer = Peer(ours, source)
+        ids = encode_prompt(ours, PROMPT, True, tokens)
+        jobs = {
+            "ours": lambda: write(ours, ids, FOUR, tokens),
+            "bare": lambda: write(bare, ids, [{}] * 4, tokens),
+            "peft": lambda: [peer.write(ids, m, tokens) for m in FOUR],
+        }
+        seconds = take_turns(jobs, s.repeats)
+        read = weight_bytes(ours.model)
+        for job, spent in seconds.items():
+            steps = tokens * (4 if job == "peft" else 1)
+            rate = read * steps / min(spent)
+            s.found(f"cuda_{name}_{job}_tokens_per_s", 4 * tokens / min(spent), f"{1000 * min(spent) / steps:.2f} ms a step")
+            s.found(f"cuda_{name}_{job}_gb_per_s", rate / 1e9)
+            if s.peak:
+                s.found(f"cuda_{name}_{job}_share_of_peak", rate / s.peak, f"of {s.peak / 1e9:.0f} GB/s")
+        s.found(f"cuda_{name}_four_mixes_speedup", ratio(seconds["peft"], seconds["ours"]))
+        s.found(f"cuda_{name}_batch_over_bare_base", ratio(seconds["ours"], seconds["bare"]))
+        s.found(f"cuda_{name}_memory_gb", torch.cuda.max_memory_allocated() / 1e9, "all three models together")
+        del bare, ours, peer, jobs
+        torch.cuda.empty_cache()
+
+
+# A case is a function of Settings; one for expert layers (MoE decoding with adapters on the experts) belongs here.
+CASES: dict[str, Callable[[Settings], None]] = {
+    "four_mixes": four_mixes,
+    "growth": growth,
+    "changing": changing,
+    "first_token": first_token,
+    "cuda": cuda,
+}
+
+
+def main() -> int:
+    """Runs the chosen cases and holds the figures against the targets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few turns, no 0.5B shape")
+    parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=list(CASES), help="some cases")
+    parser.add_argument("--bases", nargs="+", choices=("embedded", "30m", "0.5b"), default=None, help="bases of four_mixes")
+    parser.add_argument("--repeats", type=int, default=0, help="turns on the embedded base (3 with --quick, 7 without)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; set OMP_NUM_THREADS too, bitsandbytes reads it")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the cases other than cuda run")
+    parser.add_argument("--peak-gb-s", type=float, default=0.0, help="memory bandwidth of the GPU, for the share of it that is used")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # peft's and bitsandbytes' remarks
+    with tempfile.TemporaryDirectory() as folder:
+        bases = args.bases or (["embedded", "30m"] if args.quick else ["embedded", "30m", "0.5b"])
+        settings = Settings(args.quick, Path(folder), bases, args.repeats or (3 if args.quick else 7), args.device, args.peak_gb_s * 1e9)
+        for name in args.only:
+            begin = time.perf_counter()
+            print(f"{name}: {(CASES[name].__doc__ or '').splitlines()[0]}", flush=True)
+            CASES[name](settings)
+            print(f"  ({time.perf_counter() - begin:.0f} s)", flush=True)
+    for name, (sign, limit) in TARGETS.items():
+        if name in settings.figures:
+            value = settings.figures[name]
+            met = value >= limit if sign == ">=" else value <= limit
+            print(f"{'met   ' if met else 'MISSED'} {name} {value:.4g} (target {sign} {limit:g})")
+    if args.json:
+        print(json.dumps(settings.figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

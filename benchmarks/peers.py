@@ -1,0 +1,167 @@
+"""What the mixing benchmark measures on: bases built on the spot, our resident base, and peft with the same adapters.
+
+Knows shapes, random adapters and peft's own way of doing the same work. Knows no clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from transformers import AutoTokenizer, LlamaConfig, Qwen2Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from core.model.base import EMBEDDED, Base, load_base
+from core.model.resident import Resident
+from core.workspace import Workspace
+
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True, "max_position_embeddings": 2048}
+
+
+def shape(name: str, vocabulary: int = 8192) -> Any:
+    """The config of a random base. 0.5b and 7b are Qwen2.5's own shapes but for the vocabulary (152k and 152k there).
+
+    Args:
+        name: "30m", "0.5b" or "7b".
+    """
+    if name == "30m":
+        sizes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1408}
+        return LlamaConfig(vocab_size=vocabulary, **sizes, **_TOKENS)
+    if name == "0.5b":
+        sizes = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
+        return Qwen2Config(vocab_size=vocabulary, **sizes, **_TOKENS)
+    sizes = {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
+    return Qwen2Config(vocab_size=vocabulary, **sizes, **{**_TOKENS, "tie_word_embeddings": False})
+
+
+def build(name: str, folder: Path, vocabulary: int = 8192) -> str:
+    """Saves a random base with the embedded base's tokenizer; returns what `load_base` is to be given."""
+    if name == "embedded":
+        return name
+    target = folder / name
+    if not target.exists():
+        on_gpu = torch.cuda.is_available()
+        torch.manual_seed(0)
+        with torch.device("cuda" if on_gpu else "cpu"):
+            model = AutoModelForCausalLM.from_config(shape(name, vocabulary), dtype=torch.bfloat16 if on_gpu else torch.float32)
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(target)
+    return str(target)
+
+
+class Endless(Base):
+    """A base whose answers end by length alone, so that everybody writes the same number of tokens."""
+
+    @property
+    def eos_ids(self) -> list[int]:
+        return []
+
+
+def load(source: str, quantization: str, device: str, folder: Path) -> Resident:
+    """A resident base without adapters."""
+    return Resident(Endless(**vars(load_base(source, quantization, device))), Workspace(folder / "workspace"))
+
+
+@dataclass(frozen=True)
+class Random:
+    """Random adapters on all the family's linear layers: how many, and of which rank."""
+
+    count: int
+    rank: int = 16
+
+    @property
+    def names(self) -> list[str]:
+        return [f"adapter-{i}" for i in range(self.count)]
+
+    def config(self, base: Base) -> dict[str, Any]:
+        return {"task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": 2 * self.rank, "target_modules": list(base.family.targets), "lora_dropout": 0.0}
+
+    def hang(self, resident: Resident) -> Resident:
+        """The adapters on our resident base; weights large enough that every mix says something else."""
+        dice = torch.Generator().manual_seed(7)
+        for name in self.names:
+            resident.hang(name, self.config(resident.base))
+            resident.digests[name] = "random"
+        with torch.no_grad():
+            for key, p in sorted(resident.peft.named_parameters()):
+                if "lora_" in key:
+                    p.copy_(torch.randn(p.shape, generator=dice) * (0.5 / p.shape[1]) ** 0.5 / (2 if "lora_A" in key else 8))
+        resident.arrange()
+        return resident
+
+
+class Peer:
+    """peft as its documentation has it: several active adapters, their scales set, transformers' generate with its cache."""
+
+    def __init__(self, ours: Resident, source: str) -> None:
+        base = load_base(source, ours.base.quantization, str(ours.base.device))
+        self.device = base.device
+        self.names = list(ours.digests)
+        self.model: PeftModel | None = None
+        for name in self.names:
+            c = ours.peft.peft_config[name]
+            config = LoraConfig(task_type=c.task_type, r=c.r, lora_alpha=c.lora_alpha, target_modules=set(c.target_modules), lora_dropout=0.0)
+            if self.model is None:
+                self.model = get_peft_model(base.model, config, adapter_name=name)
+            else:
+                self.model.add_adapter(name, config)
+            set_peft_model_state_dict(self.model, get_peft_model_state_dict(ours.peft, adapter_name=name), adapter_name=name)
+        self.model.eval()
+        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+
+    def choose(self, weights: Mapping[str, float]) -> None:
+        """Makes the adapters of a mix the active ones, with their scales."""
+        self.model.base_model.set_adapter(list(weights), inference_mode=True)
+        for layer in self.layers:
+            for name, weight in weights.items():
+                layer.set_scale(name, weight)
+
+    @contextlib.contextmanager
+    def mixed(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """The model under a mix; the base is peft's `disable_adapter`."""
+        if not weights:
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.choose(weights)
+            yield
+
+    def write(self, ids: list[int], weights: Mapping[str, float], tokens: int) -> list[int]:
+        """Greedy token ids."""
+        prompt = torch.tensor([ids], device=self.device)
+        with self.mixed(weights):
+            out = self.model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return out[0, len(ids) :].tolist()
+
+    def logits(self, ids: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
+        """(T, V) of one text, (1, T)."""
+        with torch.no_grad(), self.mixed(weights):
+            return self.model(ids).logits[0]
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that one decoding step reads: everything but an embedding that is only looked up in."""
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    total = 0
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if module is model.get_input_embeddings() and not tied:
+                continue
+            total += p.numel() * p.element_size()
+            state = getattr(p, "quant_state", None)
+            if state is not None:
+                total += state.absmax.numel() * state.absmax.element_size()
+    return total

@@ -1,0 +1,1 @@
+"""The composing trade: making one adapter out of several."""

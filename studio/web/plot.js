@@ -1,0 +1,39 @@
+// One chart from plain traces. Strings that begin with "--st-" are the page's colours, looked up at each
+// drawing, so that a chart follows the theme. A click on a point fires 'picked' with its x and y.
+const studio = window.studio;
+const root = element.querySelector(".plot");
+let heard = false;
+
+const coloured = (value) => {
+  if (typeof value === "string") return value.startsWith("--st-") ? studio.colour(root, value) : value;
+  if (Array.isArray(value)) return value.map(coloured);
+  return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v)])) : value;
+};
+
+async function draw() {
+  const figure = props.value;
+  root.hidden = !figure;
+  if (!figure) return;
+  const Plotly = await studio.plotly();
+  const c = (name) => studio.colour(root, "--st-" + name);
+  const axis = { gridcolor: c("line"), linecolor: c("line"), zeroline: false, color: c("soft"), automargin: true, fixedrange: true };
+  const own = coloured(figure.layout);
+  const layout = {
+    height: figure.height, margin: { l: 8, r: 8, t: 12, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
+    font: { family: getComputedStyle(root).fontFamily, size: 12.5, color: c("soft") }, hoverlabel: { bgcolor: c("card"), bordercolor: c("line"), font: { color: c("ink") } },
+    ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
+  };
+  await Plotly.react(root, coloured(figure.traces), layout, { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] });
+  root.classList.toggle("pick", figure.pick);
+  if (!heard) {
+    heard = true;
+    root.on("plotly_click", (event) => {
+      const point = event.points?.[0];
+      if (props.value?.pick && point) trigger("picked", { x: point.x, y: point.y });
+    });
+  }
+}
+
+watch("value", draw);
+studio.onTheme(draw);
+draw();
