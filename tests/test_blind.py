@@ -312,3 +312,14 @@ def test_a_suite_without_prompts_or_with_a_long_one_is_refused_by_its_number(eng
         run(engine, "", str(empty))
     with pytest.raises(NotFound):
         suite.saved(engine, Talk())
+
+
+def test_a_suite_is_answered_while_a_run_trains(engine):
+    spec = dataclasses.replace(train.suggested(engine, "domain"), name="Beside the suite", max_steps=400, epochs=500, batch_size=2, accumulation=1, max_length=64, rank=4)
+    run_id = engine.start_run(spec)
+    try:
+        *_, last = run(engine, "Where is the lamp?\nAnd the bell?")
+        assert engine.run(run_id).status.alive and last[1]["interactive"] is True
+    finally:
+        engine.stop_run(run_id)
+        engine.remove("adapters", engine.wait_run(run_id, 300).adapter)
