@@ -21,12 +21,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.peers import Endless, Peer, Random, build, load, weight_bytes
+from benchmarks.peers import Peer, Random, build, load, weight_bytes
 from core.model.generate import encode_prompt, generate, speaking
 from core.model.resident import Resident
 from core.spec import Mix, Sampling, resolve
@@ -95,6 +96,15 @@ def write(resident: Resident, ids: list[int], mixes: list[dict[str, float]], tok
     return [w.ids for w in writers]
 
 
+def contest(bare: Resident, ours: Resident, peer: Peer, ids: list[int], tokens: int) -> dict[str, Callable[[], Any]]:
+    """The same four answers three ways."""
+    return {
+        "ours": lambda: write(ours, ids, FOUR, tokens),
+        "bare": lambda: write(bare, ids, [{}] * 4, tokens),
+        "peft": lambda: [peer.write(ids, m, tokens) for m in FOUR],
+    }
+
+
 def four_mixes(s: Settings) -> None:
     """Four mixes of two adapters: one batch of ours, four answers of peft's in turn, and a batch of the bare base."""
     for name in s.bases:
@@ -107,12 +117,7 @@ def four_mixes(s: Settings) -> None:
             if quantization == "none":
                 assert write(ours, ids, FOUR, tokens) == [peer.write(ids, m, tokens) for m in FOUR], f"{name}: not the same greedy tokens as peft"
                 difference(s, name, ours, peer, ids)
-            jobs = {
-                "ours": lambda: write(ours, ids, FOUR, tokens),
-                "bare": lambda: write(bare, ids, [{}] * 4, tokens),
-                "peft": lambda: [peer.write(ids, m, tokens) for m in FOUR],
-            }
-            seconds = take_turns(jobs, s.turns(name), s.clock)
+            seconds = take_turns(contest(bare, ours, peer, ids, tokens), s.turns(name), s.clock)
             ms = ", ".join(f"{job} {1000 * min(t):.0f}" for job, t in seconds.items())
             mark = "" if name == "embedded" else f"_{name}"
             s.found(f"four_mixes_speedup_{label}{mark}", ratio(seconds["peft"], seconds["ours"]), f"4 mixes x {tokens} tokens, least ms: {ms}")
@@ -140,11 +145,11 @@ def growth(s: Settings) -> None:
         all_on = dict.fromkeys(many.names, 0.3)
         first = dict.fromkeys(many.names[:1], 1.0)
         jobs = {
-            "one": lambda: write(one, ids, [first], tokens),
-            "eight": lambda: write(eight, ids, [all_on], tokens),
-            "eight, one on": lambda: write(eight, ids, [first], tokens),
-            "peft one": lambda: peer.write(ids, first, tokens),
-            "peft eight": lambda: peer.write(ids, all_on, tokens),
+            "one": partial(write, one, ids, [first], tokens),
+            "eight": partial(write, eight, ids, [all_on], tokens),
+            "eight, one on": partial(write, eight, ids, [first], tokens),
+            "peft one": partial(peer.write, ids, first, tokens),
+            "peft eight": partial(peer.write, ids, all_on, tokens),
         }
         seconds = take_turns(jobs, s.repeats, s.clock)
         ms = ", ".join(f"{job} {1000 * min(t) / tokens:.1f}" for job, t in seconds.items())
@@ -241,12 +246,7 @@ def cuda(s: Settings) -> None:
         ours = Random(2).hang(load(source, "nf4", str(device), s.folder))
         peer = Peer(ours, source)
         ids = encode_prompt(ours, PROMPT, True, tokens)
-        jobs = {
-            "ours": lambda: write(ours, ids, FOUR, tokens),
-            "bare": lambda: write(bare, ids, [{}] * 4, tokens),
-            "peft": lambda: [peer.write(ids, m, tokens) for m in FOUR],
-        }
-        seconds = take_turns(jobs, s.repeats)
+        seconds = take_turns(contest(bare, ours, peer, ids, tokens), s.repeats)
         read = weight_bytes(ours.model)
         for job, spent in seconds.items():
             steps = tokens * (4 if job == "peft" else 1)
@@ -258,7 +258,7 @@ def cuda(s: Settings) -> None:
         s.found(f"cuda_{name}_four_mixes_speedup", ratio(seconds["peft"], seconds["ours"]))
         s.found(f"cuda_{name}_batch_over_bare_base", ratio(seconds["ours"], seconds["bare"]))
         s.found(f"cuda_{name}_memory_gb", torch.cuda.max_memory_allocated() / 1e9, "all three models together")
-        del bare, ours, peer, jobs
+        del bare, ours, peer
         torch.cuda.empty_cache()
 
 
