@@ -148,7 +148,8 @@ def _mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
     found = []
     for text in args.mix:
         raw = Mix.parse(text)
-        found.append(Mix(name=text or "base", weights={engine.find_adapter(a): w for a, w in raw.weights.items()}))
+        ids = {a: engine.find_adapter(a) for a in raw.weights}
+        found.append(Mix(name=text or "base", weights={ids[a]: w for a, w in raw.weights.items()}, tilt={ids[a]: t for a, t in raw.tilt.items()}))
     return found
 
 

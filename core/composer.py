@@ -114,13 +114,14 @@ class Composer:
         """Rows to choose weights on, and rows to judge them on; no adapter of the library has seen either.
 
         Validation and test splits as a rule. Data that no adapter learned from is unseen whole: there the
-        larger training split is chosen on, and the other two are judged on.
+        larger training split is chosen on, and the other two are judged on. At most `limit` rows for the
+        one, and twice as many for the other; 0 takes all.
         """
         from core.evaluate import sample
 
         seen = {library.load(self._workspace, a).dataset for a in self._workspace.ids("adapters")}
         if dataset in seen:
-            return sample.take(self._workspace, dataset, "val", limit), sample.take(self._workspace, dataset, "test")
+            return sample.take(self._workspace, dataset, "val", limit), sample.take(self._workspace, dataset, "test", 2 * limit)
         first, *rest = (sample.take(self._workspace, dataset, split, limit if split == "train" else 0) for split in ("train", "val", "test"))
         return first, replace(rest[0], split="val + test", rows=rest[0].rows + rest[1].rows)
 

@@ -14,6 +14,7 @@ import transformers as hf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.checkpoint import CheckpointError
 
 from core.errors import AdapterError
 from core.model.base import differentiable
@@ -299,6 +300,23 @@ def test_recomputed_layers_have_the_rows_of_their_forward() -> None:
                 assert plain.abs().min() > 0 and torch.equal(plain, again)
     finally:
         model.eval()
+
+
+def test_a_backward_outside_its_mix_is_no_silent_error() -> None:
+    model = tiny("llama")
+    with hung(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer):
+        model.train()
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        try:
+            with mixer.engaged(torch.full((2, 1), 0.5, requires_grad=True)):
+                nats = logits(model, batch(2, [0, 1])).logsumexp(-1).sum()
+            with pytest.raises(CheckpointError, match="during the original forward and recomputation"):
+                nats.backward()
+        finally:
+            model.activation_checkpointing_disable()
+            model.disable_input_require_grads()
+            model.eval()
 
 
 def test_steps_of_training_do_not_notice_answers_between_them() -> None:

@@ -266,7 +266,7 @@ def slope(resident: Resident, plan: LearnPlan, batch: dict[str, torch.Tensor], l
     with torch.inference_mode(False), torch.enable_grad():
         weights = leaf.detach().clone().requires_grad_(True)  # the only leaf
         columns = torch.tensor([mixer.names.index(resident.peft_name(a)) for a in plan.adapters], device=weights.device)
-        rest = mixer.tensor(resident.rows([Mix(weights=dict(plan.fixed))]))[0]
+        rest = mixer.tensor(resident.rows([Mix(weights=dict(plan.fixed))]))[0].to(weights.device)
         row = rest.index_put((columns,), weights)
         with learning(resident, row.expand(len(batch["input_ids"]), -1)):
             logits = resident.base.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits

@@ -37,7 +37,7 @@ class Reference:
         self.mixer = mixer
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """Adapters of one expert parameter that share one pair of products.
 
@@ -77,7 +77,7 @@ class Block:
         return torch.cat(parts)
 
 
-@dataclass
+@dataclass(eq=False)
 class Hung:
     """What hangs on one experts module.
 

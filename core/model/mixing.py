@@ -41,7 +41,7 @@ class Row(dict[str, float]):
         self.tilt = dict(tilt or {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Engagement:
     """One mix of a whole batch, ready to be multiplied by.
 
@@ -75,7 +75,7 @@ class Ranks:
         return [rows if yes else None for rows, yes in zip(scaled.to(device).unbind(), on, strict=True)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """Adapters of one layer that share one pair of products.
 
@@ -89,7 +89,7 @@ class Block:
     ranks: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Mixer:
     """The weights of a batch and the layers that read them.
 
@@ -342,8 +342,11 @@ class _Passing:
 
 
 def _adopt(layer: Any) -> None:
-    """Gives a peft layer the mixing forward, once. The class keeps its name, by which peft knows it."""
-    if not isinstance(layer, (_Mixed, _Passing)):
-        kind = type(layer)
-        ours = _Passing if isinstance(layer, ParamWrapper) else _Mixed
-        layer.__class__ = type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
+    """Gives a peft layer the mixing forward, once."""
+    if isinstance(layer, (_Mixed, _Passing)):
+        return
+    kind = type(layer)
+    if isinstance(layer, ParamWrapper):  # keeps its name, by which peft knows that another adapter may come
+        layer.__class__ = type(kind.__name__, (_Passing, kind), {"__module__": kind.__module__})
+    else:
+        layer.__class__ = type(f"Mixed{kind.__name__}", (_Mixed, kind), {"__module__": kind.__module__})
