@@ -30,6 +30,8 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     if not values:
         return None
     low, high = min(values), max(values)
+    if not exact:  # a few hopeless corners would take all the colours
+        high = max(sorted(values)[int(0.85 * (len(values) - 1))], low * 1.01)
     ticks = [low + (high - low) * i / 4 if exact else math.log10(low) + (math.log10(high) - math.log10(low)) * i / 4 for i in range(5)]
     ramp = [[0, "--st-card"], [1, "--st-accent"]] if exact else [[0, "--st-accent"], [1, "--st-card"]]
 
@@ -40,6 +42,7 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     field = {
         "type": "contour" if found.complete else "heatmap", "x": list(found.xs), "y": list(found.ys), "z": z, "colorscale": ramp, "line": {"color": "--st-line"},
         "text": [["" if v is None else label(v) for v in row] for row in found.values], "contours": {"coloring": "heatmap"}, "ncontours": 14,
+        "zmin": low if exact else math.log10(low), "zmax": high if exact else math.log10(high),
         "hovertemplate": f"{x_name} %{{x:.2f}}<br>{y_name} %{{y:.2f}}<br><b>%{{text}}</b><extra></extra>",
         "colorbar": {"thickness": 12, "outlinewidth": 0, "tickvals": ticks, "ticktext": [label(t if exact else 10**t) for t in ticks], "title": {"text": found.measures}},
     }  # fmt: skip
@@ -92,7 +95,7 @@ def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
     best = comparison.of("gradient")
     take = button("Take the learned mix", {"weights": {**comparison.fixed, **best.weights}})
     about = table(heads, lines, f"Perplexities; validation: {comparison.validation}, test: {comparison.test}; intervals hold 95 %", frozenset(range(1, len(heads))))
-    return [node("h3", "Learned weights"), node("p", comparison.reading(names), cls="reading"), node("div", take, cls="row"), about]
+    return [node("h3", "Learned weights"), node("p", comparison.reading(names, ("gradient",)), cls="reading"), node("div", take, cls="row"), about]
 
 
 def words(found: Any, adapters: dict[str, tuple[str, str]]) -> Node:

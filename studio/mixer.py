@@ -31,10 +31,8 @@ def mixer() -> gr.HTML:
         value=None,
         adapters=[],
         nothing=NOTHING,
-        limit=WEIGHT_LIMIT,
-        step=WEIGHT_STEP,
         html_template='<div class="mixer"><div class="formula"></div><div class="mix-rows"></div></div>',
-        js_on_load=asset("mixer.js") + "\n/* fires 'mixed' */",
+        js_on_load=f"const LIMIT = {WEIGHT_LIMIT}, STEP = {WEIGHT_STEP};\n{asset('mixer.js')}\n/* fires 'mixed' */",
         apply_default_css=False,
         elem_id="mixer",
     )
@@ -43,7 +41,7 @@ def mixer() -> gr.HTML:
 def shelf(engine: Engine) -> list[dict[str, Any]]:
     """The adapters that can be mixed, with where their rows start: the newest domain and task adapter are on."""
     found = [_plain(a) for a in engine.mixable()]
-    first = {kind: next((a["id"] for a in found if a["kind"] == kind and a["fits"]), None) for kind in ("domain", "task")}
+    first = {kind: next((a["id"] for a in reversed(found) if a["kind"] == kind and a["fits"]), None) for kind in ("domain", "task")}
     return [{**a, "on": a["id"] in first.values(), "weight": 1.0, "tilt": 0.0} for a in found]
 
 

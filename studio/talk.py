@@ -124,7 +124,8 @@ def stamp(column: Any) -> str:
     """What the model had active for an answer, in one line."""
     active = column.stamp.get("weights") or {}
     digests = column.stamp.get("adapters") or {}
-    parts = [f"{i} {w:+.2f} ({_digest(digests.get(i, ''))})" for i, w in active.items()]
+    tilt = column.stamp.get("tilt") or {}
+    parts = [f"{i} {w:+.2f}{f' @{tilt[i]:g}' if i in tilt else ''} ({_digest(digests.get(i, ''))})" for i, w in active.items()]
     return "base" + "".join(f" · {p}" for p in parts)
 
 

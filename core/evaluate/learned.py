@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -131,15 +131,16 @@ class Comparison:
         """One way's row; raises KeyError where there is none."""
         return {f.name: f for f in self.found}[name]
 
-    def reading(self, names: Mapping[str, str] | None = None) -> str:
+    def reading(self, names: Mapping[str, str] | None = None, ways: Collection[str] = ("gradient", "grid", "gradient-free")) -> str:
         """What the figures say, and whether learning weights helps at all.
 
         Args:
             names: adapter id to display name; ids are shown where there is none.
+            ways: names of those that are told of.
         """
         called = {"sum": "the plain sum", "single": f"{self._weights('single', names)} alone"}
         said = []
-        for way in (f for f in self.found if f.gains):
+        for way in (f for f in self.found if f.gains and f.name in ways):
             said.append(f"{WAYS[way.name]} found {self._weights(way.name, names)} in {way.seconds:.1f} s.")
             for reference, gain in way.gains.items():
                 said.append(_verdict(gain, called[reference]))

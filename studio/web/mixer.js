@@ -1,8 +1,8 @@
 // The mixer: one row for each adapter. `props.adapters` says which exist (Python's), `props.value` what is
-// on and how much (the user's); they are joined here, so a move is never overwritten by news.
+// on and how much (the user's); they are joined here, so a move is never overwritten by news. LIMIT and
+// STEP of a weight come from the spec, written above this text.
 const studio = window.studio;
 const root = element.querySelector(".mixer");
-const { limit: LIMIT, step: STEP } = props;
 const LEANS = { "1": "deep", "-1": "shallow" }; // where in the depth of the model an adapter is heard
 let timer = 0, drawn = "";
 
