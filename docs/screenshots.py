@@ -1,14 +1,16 @@
 """Makes the images of the README: a real studio, the sample data, real runs, a real browser.
 
-    python docs/screenshots.py [--workspace FOLDER] [--out docs/images]
+    python docs/screenshots.py [--workspace FOLDER] [--out docs/images] [--only SCENE ...]
 
 A workspace that already holds a domain and a task adapter is used as it is; otherwise both are trained
-first, which takes a few minutes with the embedded base.
+first, which takes a few minutes with the embedded base. A scene is a function that brings the page to
+where its image is taken, and returns the part to take, or nothing for the window.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import socket
 import sys
 import tempfile
@@ -19,9 +21,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from PIL import Image  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, sync_playwright  # noqa: E402
 
 from core.engine import Engine  # noqa: E402
+from core.samples import Samples  # noqa: E402
 from studio import samples  # noqa: E402
 from studio.app import serve  # noqa: E402
 from studio.tabs import train  # noqa: E402
@@ -29,6 +33,7 @@ from studio.tabs import train  # noqa: E402
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 WINDOW, PHONE = (1440, 900), (390, 844)
+COLOURS = 256  # of an image; a page has few, and the files are a third of the size
 
 
 def free_port() -> int:
@@ -58,10 +63,17 @@ def visit(browser: Browser, url: str, scheme: str, size: tuple[int, int]) -> Pag
 
 
 def settle(page: Page, gone: str = "") -> None:
-    """Waits until the page has what it asked for."""
+    """Waits until the page has what it asked for, with the pointer out of the way."""
     if gone:
         page.wait_for_function(f"!document.querySelector({gone!r})")
+    page.mouse.move(1, 1)
+    page.evaluate("document.activeElement.blur()")
     time.sleep(1.2)
+
+
+def asked(page: Page, prompt: str) -> None:
+    """Waits for the sample question in a prompt."""
+    page.wait_for_function(f"document.querySelector('{prompt} textarea').value")
 
 
 def data(page: Page) -> None:
@@ -78,14 +90,79 @@ def training(page: Page) -> None:
 
 def mixing(page: Page) -> None:
     page.get_by_role("tab", name="Mix", exact=True).click()
+    asked(page, "#mix-prompt")
     page.get_by_role("button", name="Answer with this mix").click()
     page.locator("#mix-answer .stamp").wait_for()
     settle(page, "#mix-answer .writing")
 
 
+def insight(page: Page, name: str, button: str) -> Locator:
+    """The card below the mixer, with one of its tabs open and its button pressed."""
+    page.get_by_role("tab", name="Mix", exact=True).click()
+    page.get_by_role("tab", name=name, exact=True).click()
+    page.get_by_role("button", name=button, exact=True).click()
+    return page.locator("#insight")
+
+
+def mapping(page: Page) -> Locator:
+    card = insight(page, "Weight map", "Draw the map")
+    page.get_by_role("button", name="Take the best").wait_for(timeout=300_000)
+    page.get_by_role("button", name="Learn the weights").click()
+    page.get_by_role("button", name="Take the learned mix").wait_for(timeout=300_000)
+    settle(page)
+    return card
+
+
+def explaining(page: Page) -> Locator:
+    card = insight(page, "Contribution", "Explain the answer")
+    page.locator("#words .word").first.wait_for()
+    settle(page)
+    return card
+
+
+def meeting(page: Page) -> Locator:
+    card = insight(page, "Interference", "Compare the adapters")
+    page.locator("#heat .main-svg").first.wait_for()
+    settle(page)
+    return card
+
+
+def presenting(page: Page) -> None:
+    page.get_by_role("tab", name="Mix", exact=True).click()
+    asked(page, "#mix-prompt")
+    page.get_by_role("button", name="Answer with this mix").click()
+    page.locator("#mix-answer .stamp").wait_for()
+    page.get_by_role("button", name="Present", exact=True).click()
+    settle(page, "#mix-answer .writing")
+
+
+def voting(page: Page) -> Locator:
+    """After a vote for the right answer; `tidy` takes it back once the image is made."""
+    page.get_by_role("tab", name="Compare", exact=True).click()
+    page.locator(".board .col-body").nth(3).wait_for()
+    asked(page, "#compare-prompt")
+    page.get_by_role("button", name="Blind test").click()
+    page.get_by_role("button", name="is the best").nth(3).wait_for()
+    told = [column.inner_text() for column in page.locator(".board .answer-text").all()]
+    right = str(Samples().questions()[0]["messages"][-1]["content"])
+    page.get_by_role("button", name="is the best").nth(told.index(right) if right in told else 0).click()
+    page.locator(".board .letter-name").nth(3).wait_for()
+    settle(page)
+    return page.locator(".board")
+
+
+def tidy(page: Page) -> None:
+    """Leaves no vote and no view behind."""
+    for name in ("Take the vote back", "Leave this view"):
+        button = page.get_by_role("button", name=name)
+        if button.is_visible():
+            button.click()
+
+
 def comparing(page: Page) -> None:
     page.get_by_role("tab", name="Compare", exact=True).click()
     page.locator(".board .col-body").nth(3).wait_for()
+    asked(page, "#compare-prompt")
     page.get_by_role("button", name="Answer", exact=True).click()
     page.locator(".board .stamp").nth(3).wait_for()
     settle(page, ".board .writing")
@@ -106,15 +183,25 @@ def library(page: Page) -> None:
     settle(page)
 
 
-def shoot(browser: Browser, url: str, out: Path) -> None:
-    """Every tab in light, the telling ones in dark, and the phone."""
-    light: list[Any] = [data, training, mixing, comparing, measuring, library]
+def keep(shot: bytes, path: Path) -> None:
+    """Writes an image with a palette of its own, in which small marks keep their colours."""
+    image = Image.open(io.BytesIO(shot)).convert("RGB")
+    image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def shoot(browser: Browser, url: str, out: Path, only: list[str]) -> None:
+    """Every view in light, the telling ones in dark, and the phone."""
+    light: list[Any] = [data, training, mixing, mapping, explaining, meeting, presenting, comparing, voting, measuring, library]
     for scheme, size, scenes in (("light", WINDOW, light), ("dark", WINDOW, [training, comparing]), ("light", PHONE, [mixing])):
         page = visit(browser, url, scheme, size)
         for scene in scenes:
-            scene(page)
             name = scene.__name__ + ("" if scheme == "light" else "-dark") + ("-phone" if size == PHONE else "")
-            page.screenshot(path=str(out / f"{name}.png"), full_page=size == PHONE or scene is measuring)
+            if only and name not in only:
+                continue
+            part = scene(page)
+            whole = size == PHONE or scene is measuring
+            keep(part.screenshot() if part is not None else page.screenshot(full_page=whole), out / f"{name}.png")
+            tidy(page)
         page.context.close()
 
 
@@ -122,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workspace", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--only", nargs="*", default=[], metavar="SCENE", help="Names of images, without .png; all where none is given.")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with Engine(args.workspace or tempfile.mkdtemp(prefix="adapter-studio-images-")) as engine:
@@ -129,7 +217,7 @@ def main() -> None:
         page = serve(engine, port=free_port(), block=False)
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            shoot(browser, page.local_url, args.out)
+            shoot(browser, page.local_url, args.out, args.only)
             browser.close()
         page.close(verbose=False)
 
