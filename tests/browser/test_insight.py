@@ -108,7 +108,7 @@ def test_words_meetings_and_baking_are_shown(trained):
 def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
     page, engine = trained.page, trained.engine
     domain = next(a.id for a in engine.adapters() if a.kind == "domain")
-    page.goto(f"{trained.url}?mix={domain}%3D0.35&prompt=Where+is+the+lamp%3F&view=present")
+    trained.go(f"?mix={domain}%3D0.35&prompt=Where+is+the+lamp%3F&view=present")
     until(lambda: "+0.35" in page.locator("#mix-answer .stamp").text_content(), 90, "the shared answer")
     assert page.locator("#mix-prompt textarea").input_value() == "Where is the lamp?"
     page.get_by_role("slider", name="Weight of Sample domain").wait_for()
