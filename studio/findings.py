@@ -84,7 +84,7 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
 
 def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
     """How the weights were found, and whether finding them helped."""
-    heads = ["Way", *[names.get(a, a) for a in comparison.adapters], "Validation", "Test", "Exact match", "Gain over the sum, nats a token", "Seconds"]
+    heads = ["Way", *[names.get(a, a) for a in comparison.adapters], "Validation", "Test", "Exact match", "Gain over the sum (nats a token)", "Seconds"]
     lines = []
     for way in comparison.found:
         gain = way.gains.get("sum")
@@ -153,7 +153,7 @@ def heat(found: Any) -> dict[str, Any] | None:
 
 
 def baked(found: Any) -> Node:
-    rows = [("Adapter", found.adapter.name), ("Method", METHODS[found.method].name), ("Rank", found.rank), ("Differs by", f"{found.changed:.3%} of the energy")]
+    rows = [("Adapter", found.adapter.name), ("Method", METHODS[found.method].label), ("Rank", found.rank), ("Differs by", f"{found.changed:.3%} of the energy")]
     rows += [("Largest difference of a logit", f"{found.logit_difference:.2g}")] if found.logit_difference is not None else []
     rows += [("Divergence from the live mix", f"{found.divergence:.2g} nats a token")] if found.divergence is not None else []
     open_library = node("p", "It is in the Library, where it can be verified and downloaded, and in the mixer, where it can be mixed again.", cls="quiet")

@@ -23,7 +23,7 @@ class Method:
     """A way of baking.
 
     Attributes:
-        help: one sentence for the form.
+        label, help: what people call it, and one sentence for the form.
         exact: the baked adapter is the mix, but for rounding.
         chooses_rank: the rank is a setting, not a consequence.
         prunes: reads `density`.
@@ -32,6 +32,7 @@ class Method:
     """
 
     name: str
+    label: str
     help: str
     exact: bool = False
     chooses_rank: bool = False
@@ -43,13 +44,14 @@ class Method:
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("concat", "Exactly the mix; the rank is the sum of the ranks that meet in one layer.", exact=True),
-        Method("svd", "The closest adapter of the rank you choose, and a figure for what it leaves out.", chooses_rank=True),
-        Method("ties", "Keeps each adapter's largest numbers and lets the majority decide each sign (TIES, arXiv 2306.01708), on the factors as peft does.",
+        Method("concat", "Concatenation (exact)", "Exactly the mix; the rank is the sum of the ranks that meet in one layer.", exact=True),
+        Method("svd", "Best of a rank (SVD)", "The closest adapter of the rank you choose, and a figure for what it leaves out.", chooses_rank=True),
+        Method("ties", "TIES", "Keeps each adapter's largest numbers and lets the majority decide each sign (TIES, arXiv 2306.01708), on the factors as peft does.",
                prunes=True, same_rank=True, elects=True),
-        Method("dare_ties", "Like ties, but drops numbers at random and scales up the rest (DARE, arXiv 2311.03099).", prunes=True, same_rank=True, elects=True),
-        Method("magnitude_prune", "Keeps each adapter's largest numbers and adds the factors up, as peft does.", prunes=True, same_rank=True),
-        Method("ties_svd", "TIES on the whole updates, then the closest adapter of the rank you choose; slow on large layers.",
+        Method("dare_ties", "DARE TIES", "Like ties, but drops numbers at random and scales up the rest (DARE, arXiv 2311.03099).",
+               prunes=True, same_rank=True, elects=True),
+        Method("magnitude_prune", "Magnitude pruning", "Keeps each adapter's largest numbers and adds the factors up, as peft does.", prunes=True, same_rank=True),
+        Method("ties_svd", "TIES on whole updates", "TIES on the whole updates, then the closest adapter of the rank you choose; slow on large layers.",
                chooses_rank=True, prunes=True, elects=True),
     )
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from core.compose.methods import BakeSpec
+from core.compose.methods import METHODS, BakeSpec
 from core.composer import MAP_ROWS
 from core.engine import Engine
 from core.errors import SpecError
@@ -116,7 +116,7 @@ def build() -> InsightTab:
                 heat = plot.plot("heat")
             with gr.Tab("Bake"), gr.Row(elem_classes="panes"):
                 with gr.Column(scale=3, min_width=250):
-                    spec = fields.build(BakeSpec, BAKED)
+                    spec = fields.build(BakeSpec, BAKED, choices={"method": [(m.label, m.name) for m in METHODS.values()]})
                     bake = gr.Button("Bake this mix", variant="primary")
                 with gr.Column(scale=6, min_width=320):
                     baked = view(NOT_BAKED, elem_id="baked")
@@ -139,6 +139,7 @@ def wire(tab: InsightTab, engine: Engine, moved: Any, mix: mixing.MixTab) -> Non
     spoken = [mix.prompt, mix.mixer, tab.study]
     guard.on(tab.explain.click, engine, explained, [*spoken, mix.plain, *mix.sampling.values()], [tab.words], **long)
     guard.on(tab.compare.click, engine, compared, spoken, [tab.meeting, tab.heat], **long)
+    guard.on(tab.spec["method"].change, engine, described, [tab.spec["method"]], [tab.spec["method"]])
     guard.look_again(guard.on(tab.bake.click, engine, baked, [mix.mixer, tab.study, *tab.spec.values()], [tab.baked], **long))
 
 
@@ -242,6 +243,11 @@ def compared(engine: Engine, prompt: str, rows: Any, study: Study) -> Iterator[t
         yield findings.working(part), gr.skip()
     if part is not None and part.pairs:
         yield findings.meeting(part), findings.heat(part)
+
+
+def described(engine: Engine, method: str) -> Any:
+    """What the chosen way of baking does."""
+    return gr.update(info=METHODS[method].help)
 
 
 def baked(engine: Engine, rows: Any, study: Study, *values: Any) -> Iterator[Node]:

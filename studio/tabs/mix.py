@@ -142,6 +142,8 @@ def answered(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *s
     """Answers a prompt with the mixer's present mix; a newer answer replaces an older one under way."""
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
+    if engine.base().loading:
+        yield empty("The base model is loading", "The answer comes as soon as it is there.")
     for frame in frames(engine, talk, prompt, [_mix(engine, rows)], drawn(sampling), chat=not plain):
         yield {**_shown(frame.columns[0]), "serial": talk.serial}
 

@@ -49,9 +49,13 @@ class Visit:
     outside: list[str] = field(default_factory=list)
 
     def reload(self) -> None:
-        """Loads the page anew. Gradio's old document complains of the streams that this cuts off; those are its last words."""
+        """Loads the page anew."""
+        self.go(self.page.evaluate("location.search"))
+
+    def go(self, query: str) -> None:
+        """Leaves for another address of the studio. Gradio's old document complains of the streams that this cuts off; those are its last words."""
         before = len(self.complaints)
-        self.page.reload()
+        self.page.goto(self.url + query)
         self.page.locator(".topbar").wait_for()
         self.complaints[before:] = [c for c in self.complaints[before:] if "AbortError" not in c and "Connection errored out" not in c]
 

@@ -1,0 +1,119 @@
+"""The mixer in a real browser: a slider in mid-answer, a click on the weight map, words, and the view for a projector."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from core.spec import TrainSpec
+from studio import samples
+from tests.browser.test_path import press, tab, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def trained(visit):
+    """A visit to a studio with a domain and a task adapter."""
+    engine = visit.engine
+    if not engine.adapters():
+        samples.bring(engine)
+        for kind in ("domain", "task"):
+            data = next(d for d in engine.datasets() if d.kind == kind and d.name == samples.NAMES[kind])
+            spec = TrainSpec(kind=kind, name=data.name, dataset=data.id, max_steps=6, max_length=128, batch_size=2, learning_rate=1e-3, rank=4)
+            engine.wait_run(engine.start_run(spec))
+        visit.reload()
+    tab(visit.page, "Mix")
+    until(lambda: visit.page.get_by_role("slider").count() >= 2, 60, "the sliders")
+    return visit
+
+
+def exact(page) -> dict[str, str]:
+    """What stands beside each slider, by adapter."""
+    return {name: page.get_by_label(f"Exact weight of {name}").input_value() for name in ("Sample domain", "Sample task")}
+
+
+def test_a_slider_that_moves_while_an_answer_is_written_marks_where_the_mix_changed(trained, monkeypatch):
+    import core.model.generate as generate
+
+    page, take = trained.page, generate._take
+
+    def slowly(*values):
+        time.sleep(0.03)  # as a larger model would write
+        take(*values)
+
+    monkeypatch.setattr(generate, "_take", slowly)
+    page.get_by_role("button", name="Sampling").first.click()
+    page.get_by_role("checkbox", name=re.compile("Continue the text")).check()
+    for label, value in (("Longest answer", "150"), ("Temperature", "4"), ("Seed", "3")):
+        page.get_by_label(re.compile(f"^{label}")).first.fill(value)
+    page.locator("#mix-prompt textarea").fill("The lamp")
+    press(page, "Answer with this mix")
+    page.locator("#mix-answer .writing").wait_for()
+    slider = page.get_by_role("slider", name="Weight of Sample task")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    page.locator("#mix-answer .turn").wait_for()
+    assert "0.95 · Sample task" in page.locator("#mix-answer .turn").inner_text()
+    until(lambda: not page.locator("#mix-answer .writing").count(), 60, "the end of the answer")
+    assert "+0.95" in page.locator("#mix-answer .stamp").inner_text()
+    assert page.locator("#mix-answer .turn").count() == 1
+
+
+def test_a_click_on_the_weight_map_is_followed_by_the_mixer_and_the_answer(trained):
+    page = trained.page
+    page.locator("#mix-prompt textarea").fill("Where is the lamp kept?")
+    press(page, "Answer with this mix")
+    until(lambda: "tokens/s" in page.locator("#mix-answer").inner_text(), 60, "an answer")
+    page.get_by_label(re.compile("Rows")).fill("4")
+    press(page, "Draw the map")
+    page.get_by_text("The numbers of the map").wait_for(timeout=240_000)
+    assert page.locator("#map .contour").count() >= 1
+    plot = page.locator("#map .plot")
+    plot.scroll_into_view_if_needed()
+    at = plot.evaluate(
+        "(e) => { const { xaxis: x, yaxis: y } = e._fullLayout, b = e.getBoundingClientRect();"
+        " return [b.left + x._offset + x.d2p(0.5), b.top + y._offset + y.d2p(-0.25)]; }"
+    )
+    page.mouse.move(at[0] - 2, at[1])
+    page.mouse.move(*at)
+    page.mouse.click(*at)
+    until(lambda: exact(page) == {"Sample domain": "0.50", "Sample task": "-0.25"}, 60, "the mixer to follow")
+    stamp = page.locator("#mix-answer .stamp")
+    until(lambda: "+0.50" in stamp.inner_text() and "-0.25" in stamp.inner_text(), 60, "the answer of the clicked mix")
+    press(page, "Take the best")
+    until(lambda: exact(page) != {"Sample domain": "0.50", "Sample task": "-0.25"}, 60, "the best mix")
+
+
+def test_words_meetings_and_baking_are_shown(trained):
+    page, engine = trained.page, trained.engine
+    page.locator("#mix-prompt textarea").fill("Where is the lamp kept?")
+    tab(page, "Contribution")
+    press(page, "Explain the answer")
+    until(lambda: page.locator(".word-row").count() == 3, 60, "three rows of words")
+    tab(page, "Interference")
+    press(page, "Compare the adapters")
+    page.locator("#meeting .reading").first.wait_for()
+    page.locator("#heat .heatmaplayer").wait_for()
+    tab(page, "Bake")
+    page.locator("#insight").get_by_label("Name").first.fill("Both in one")
+    press(page, "Bake this mix")
+    page.get_by_text("Both in one is baked").wait_for()
+    assert next(a for a in engine.adapters() if a.name == "Both in one").kind == "mix"
+
+
+@pytest.mark.parametrize("visit", [(1440, 900, "dark"), (390, 844, "light")], indirect=True, ids=["projector", "phone"])
+def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
+    page, engine = trained.page, trained.engine
+    domain = next(a.id for a in engine.adapters() if a.kind == "domain")
+    trained.go(f"?mix={domain}%3D0.35&prompt=Where+is+the+lamp%3F&view=present")
+    until(lambda: "+0.35" in page.locator("#mix-answer .stamp").text_content(), 90, "the shared answer")
+    assert page.locator("#mix-prompt textarea").input_value() == "Where is the lamp?"
+    page.get_by_role("slider", name="Weight of Sample domain").wait_for()
+    assert not page.get_by_role("button", name="Save mix").is_visible() and not page.locator("#insight").is_visible()
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('#mix-answer .answer-text')).fontSize)") >= 26
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    press(page, "Leave this view")
+    page.get_by_role("button", name="Save mix").wait_for()
