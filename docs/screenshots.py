@@ -33,7 +33,7 @@ from studio.tabs import train  # noqa: E402
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 WINDOW, PHONE = (1440, 900), (390, 844)
-COLOURS = 256  # of an image; a page has few, and the files are a third of the size
+COLOURS = 256  # of an image; a page has few, and the files are half the size
 
 
 def free_port() -> int:
@@ -184,9 +184,10 @@ def library(page: Page) -> None:
 
 
 def keep(shot: bytes, path: Path) -> None:
-    """Writes an image with a palette of its own, in which small marks keep their colours."""
+    """Writes an image with a palette of its own, in which small marks keep their colours and a map shows no false steps."""
     image = Image.open(io.BytesIO(shot)).convert("RGB")
-    image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+    palette = image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def shoot(browser: Browser, url: str, out: Path, only: list[str]) -> None:
