@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from transformers import AutoTokenizer, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from core.model.base import EMBEDDED, Base, load_base
+from core.model.mixing import Mixer
 from core.model.resident import Resident
 from core.workspace import Workspace
 
@@ -53,6 +54,31 @@ def build(name: str, folder: Path, vocabulary: int = 8192) -> str:
         model.save_pretrained(target)
         AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(target)
     return str(target)
+
+
+def mixture() -> Any:
+    """A random mixture of experts on the spot: 4 layers of 32 experts, 4 of which read each token."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+             "num_local_experts": 32, "num_experts_per_tok": 4}  # fmt: skip
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("minimax_m2", vocab_size=1024, **sizes, **_TOKENS)).eval().requires_grad_(False)
+
+
+def mixture_with_adapters(names: tuple[str, str]) -> tuple[Any, Mixer]:
+    """The same with two random adapters on the experts, both of them active in peft's eyes."""
+    model = mixture()
+    where = LoraConfig(r=8, lora_alpha=16, target_modules=[], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    wrapped = get_peft_model(model, where, adapter_name=names[0])
+    wrapped.add_adapter(names[1], where)
+    with torch.no_grad():
+        for key, p in wrapped.named_parameters():
+            if "lora_" in key:
+                p.normal_(std=0.05)
+    wrapped.eval()
+    mixer = Mixer(model)
+    mixer.arrange()
+    wrapped.base_model.set_adapter(list(names), inference_mode=True)
+    return model, mixer
 
 
 class Endless(Base):
