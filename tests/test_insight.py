@@ -235,6 +235,18 @@ def test_the_mark_follows_the_mixer(engine):
     assert marks(insight.marked(engine, rows_of(engine, {}), study))["Mixer"] == (0.0, 0.0)
 
 
+def test_a_map_of_a_mix_that_leans_says_that_the_depth_is_left_out(engine, monkeypatch):
+    domain, task = ids(engine)
+    said = []
+    monkeypatch.setattr(gr, "Info", lambda text, **more: said.append(text))
+    study = Study()
+    drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, task: 1.0}))
+    even = study.map
+    assert said == []
+    drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, task: 1.0}, {domain: 1.0}))
+    assert len(said) == 1 and "all layers" in said[0] and study.map == even
+
+
 def test_a_map_that_is_stopped_stays_as_far_as_it_is_and_goes_on_later(engine, held):
     domain, task = ids(engine)
     study = Study()
@@ -332,13 +344,23 @@ def test_learning_that_is_stopped_says_so(engine, held):
     assert texts(list(learning)[-1][1]).startswith("Stopped")
 
 
+def release_when_replaced(study, held):
+    """The worker goes on once the work under way was asked to end, not before."""
+
+    def stop():
+        Study.stop(study)
+        held.set()
+
+    study.stop = stop
+
+
 def test_a_question_that_was_replaced_says_nothing_over_the_new_one(engine, held):
     domain, task = ids(engine)
     study, data = Study(), samples.held_out(engine)
     learning = insight.learned(engine, domain, task, data, 2, None, study)
     next(learning)
     drawing = insight.mapped(engine, domain, task, data, 3, None, study, "perplexity")
-    held.set()
+    release_when_replaced(study, held)
     next(drawing)
     assert list(learning) == [], "the map has the place now"
     assert study.stream is not None and list(drawing)
@@ -346,18 +368,19 @@ def test_a_question_that_was_replaced_says_nothing_over_the_new_one(engine, held
 
 def test_what_another_question_ended_does_not_look_busy_for_ever(engine, held):
     domain, task = ids(engine)
-    study, both = Study(), rows_of(engine, {domain: 1.0, task: 1.0})
+    both = rows_of(engine, {domain: 1.0, task: 1.0})
     ended = {
-        "explained": lambda: insight.explained(engine, "Where?", both, study, False, *sampling(max_new_tokens=8)),
-        "compared": lambda: insight.compared(engine, "Where?", both, study),
-        "baked": lambda: insight.baked(engine, both, study, "Never", "svd", 0, 0.5),
+        "explained": lambda study: insight.explained(engine, "Where?", both, study, False, *sampling(max_new_tokens=8)),
+        "compared": lambda study: insight.compared(engine, "Where?", both, study),
+        "baked": lambda study: insight.baked(engine, both, study, "Never", "svd", 0, 0.5),
     }
     for name, ask in ended.items():
         held.clear()
-        asked = ask()
+        study = Study()
+        asked = ask(study)
         assert "busy" in str(next(asked)), name
         other = insight.mapped(engine, domain, task, samples.held_out(engine), 2, both, study, "perplexity")
-        held.set()
+        release_when_replaced(study, held)
         next(other)
         *_, last = asked
         assert texts(last[0] if isinstance(last, tuple) else last).startswith("Stopped"), name

@@ -285,11 +285,20 @@ def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
     assert written.count("\n## ") == 4 and "Where is the lamp?" in written and "max\\_new\\_tokens" not in written
 
 
-def test_stopping_keeps_what_is_written_and_says_so(engine):
+def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
     talking, mixes = Talk(), [Mix(name="Base")]
+    stopped, write = threading.Event(), engine._frames
+
+    def held(*asked):  # the answer does not end before it is stopped, however slow this reader is
+        for frame in write(*asked):
+            yield frame
+            assert frame is None or stopped.wait(60)
+
+    monkeypatch.setattr(engine, "_frames", held)
     reading = talk.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
-    next(reading)
+    assert not next(reading).done
     talking.stop()
+    stopped.set()
     rest = list(reading)
     assert rest[-1].done and rest[-1].columns[0].done
 

@@ -179,7 +179,10 @@ def _plan(x: str | None, y: str | None, dataset: str | None, rows: Any) -> dict[
         raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.")
     if not dataset:
         raise SpecError("No data is chosen.", "Import a dataset under Data, then choose it here.")
-    return {a: w for a, w in mixer.to_mix(rows).weights.items() if a not in (x, y)}
+    mix = mixer.to_mix(rows)
+    if mix.tilt:
+        gr.Info("Weights are mapped and learned as in all layers alike; what leans to deep or shallow layers counts as if it did not.", title="Depth is left out")
+    return {a: w for a, w in mix.weights.items() if a not in (x, y)}
 
 
 def mapped(engine: Engine, x: str | None, y: str | None, dataset: str | None, limit: int, rows: Any, study: Study, metric: str) -> Iterator[tuple[Any, Any]]:
