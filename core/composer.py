@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import library
 from core.compose.methods import BakeSpec
+from core.data.datasets import load_dataset
 from core.errors import SpecError
 from core.progress import Progress
 from core.spec import Mix, Sampling
@@ -119,11 +120,20 @@ class Composer:
         """
         from core.evaluate import sample
 
-        seen = {library.load(self._workspace, a).dataset for a in self._workspace.ids("adapters")}
-        if dataset in seen:
+        if self._learned_from(dataset):
             return sample.take(self._workspace, dataset, "val", limit), sample.take(self._workspace, dataset, "test", 2 * limit)
-        first, *rest = (sample.take(self._workspace, dataset, split, limit if split == "train" else 0) for split in ("train", "val", "test"))
+        first, *rest = (sample.take(self._workspace, dataset, split, limit) for split in ("train", "val", "test"))
         return first, replace(rest[0], split="val + test", rows=rest[0].rows + rest[1].rows)
+
+    def _learned_from(self, dataset: str) -> bool:
+        """Whether an adapter of the library learned from these rows, under whatever id they were imported, or replayed them."""
+        content = load_dataset(self._workspace, dataset).sha256
+        for adapter in (library.load(self._workspace, a) for a in self._workspace.ids("adapters")):
+            settings, data = adapter.metadata.get("hyperparameters") or {}, adapter.metadata.get("dataset") or {}
+            replayed = settings.get("replay_dataset") if settings.get("replay_share") else None
+            if dataset in (adapter.dataset, replayed) or content == data.get("sha256"):
+                return True
+        return False
 
     def interference(self, mix: Mix, prompts: Sequence[str] = ()) -> Stream:
         """Compares the adapters of a mix two by two, by their weights and on prompts; a stream of Compared."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio import plot
 from studio.web import asset
 
 
@@ -21,4 +22,4 @@ def panel(title: str, names: list[str], kinds: list[str], values: list[Any], per
         names, kinds, values: one each for a bar; kinds give the colour.
         percent: the values are shares.
     """
-    return {"title": title, "names": names, "kinds": kinds, "values": values, "percent": percent}
+    return {"title": title, "names": [plot.literal(n) for n in names], "kinds": kinds, "values": values, "percent": percent}

@@ -38,7 +38,7 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     def label(value: float) -> str:
         return show.percent(value) if exact else f"{value:.3g}"
 
-    x_name, y_name = (names.get(a, a) for a in found.adapters)
+    x_name, y_name = (plot.literal(names.get(a, a)) for a in found.adapters)
     field = {
         "type": "contour" if found.complete else "heatmap", "x": list(found.xs), "y": list(found.ys), "z": z, "colorscale": ramp, "line": {"color": "--st-line"},
         "text": [["" if v is None else label(v) for v in row] for row in found.values], "contours": {"coloring": "heatmap"}, "ncontours": 14,
@@ -73,7 +73,8 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
     if learned is not None:
         kids += _ways(learned, names)
     if found is not None:
-        heads = [names.get(found.adapters[1], "") + " \\ " + names.get(found.adapters[0], ""), *[f"{x:g}" for x in found.xs]]
+        x_name, y_name = (names.get(a, a) for a in found.adapters)
+        heads = [f"{y_name} \\ {x_name}", *[f"{x:g}" for x in found.xs]]
         exact = found.metric == "exact_match"
         upwards = reversed(list(zip(found.ys, found.values, strict=True)))
         lines = [[f"{y:g}", *[show.NONE if v is None else show.percent(v) if exact else f"{v:.3g}" for v in row]] for y, row in upwards]

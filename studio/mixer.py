@@ -17,7 +17,7 @@ from studio import show
 from studio.tree import button, empty
 from studio.web import asset
 
-LEANS = {1.0: " (deep)", -1.0: " (shallow)"}
+LEANS = {0.0: "", 1.0: " (deep)", -1.0: " (shallow)"}
 NOTHING = empty(
     "No adapters yet",
     "A mix is the base model plus any adapters, each with a weight. Train one and it appears here, even while it learns.",
@@ -60,7 +60,11 @@ def to_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
     good = [r for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str) and r.get("on") is True] if isinstance(rows, list) else []
     mix = Mix(weights={r["id"]: r.get("weight", 0.0) for r in good}, tilt={r["id"]: r["tilt"] for r in good if r.get("tilt")})
     called = {i: (names or {}).get(i, i) for i in mix.weights}
-    return replace(mix, name=show.weights({called[i] + LEANS.get(mix.tilt.get(i, 0.0), ""): w for i, w in mix.weights.items()})[:120])
+    return replace(mix, name=show.weights({called[i] + _lean(mix.tilt.get(i, 0.0)): w for i, w in mix.weights.items()})[:120])
+
+
+def _lean(tilt: float) -> str:
+    return LEANS.get(tilt, f" (@{tilt:g})")  # a tilt between these comes by a link or the API
 
 
 def present(engine: Engine, rows: Any) -> Mix | None:

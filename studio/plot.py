@@ -6,6 +6,7 @@ so that a chart follows the theme. Knows nothing of what is drawn.
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import gradio as gr
@@ -20,11 +21,17 @@ def plot(elem_id: str) -> gr.HTML:
     )
 
 
+def literal(text: str) -> str:
+    """A name for a chart, to be drawn as it is written: plotly.js reads tags, entities and `%{...}` in its texts, and `plot.js` the names of colours."""
+    escaped = html.escape(text, quote=False).replace("%", "&#37;")
+    return escaped.replace("--", "&#45;-", 1) if escaped.startswith("--st-") else escaped
+
+
 def figure(traces: list[dict[str, Any]], layout: dict[str, Any] | None = None, height: int = 420, pick: bool = False) -> dict[str, Any]:
     """A chart.
 
     Args:
-        traces, layout: as plotly.js takes them; strings that begin with "--st-" are colours of the page.
+        traces, layout: as plotly.js takes them; strings that begin with "--st-" are colours of the page. What people wrote goes in through `literal`.
         height: pixels.
         pick: points can be clicked.
     """

@@ -8,7 +8,7 @@ Knows a resident base and prompts; knows no pages. Letters: V variants, T tokens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -109,7 +109,7 @@ def contribute(
             yield Attributing(len(ids), drawn.max_new_tokens + 1, "Writing the answer")
     if not ids:
         raise SpecError("The answer is empty.", "Give an answer, or another prompt.")
-    variants = [mix, Mix(), *(Mix(weights={a: w for a, w in mix.weights.items() if a != left}) for left in mix.weights)]
+    variants = [mix, Mix(), *(replace(mix, weights={a: w for a, w in mix.weights.items() if a != left}) for left in mix.weights)]
     resident.ensure(variants)
     with speaking(resident, resident.rows(variants)):
         nats = _likelihoods(resident, prefix, ids, len(variants)).tolist()

@@ -29,12 +29,17 @@ NO_WORDS = empty("Nothing explained yet", "The mix answers the prompt above, and
 NO_MEETING = empty("Nothing compared yet", "Switch two adapters on. Their updates are compared layer by layer, and on the prompt above.")
 NOT_BAKED = empty("Nothing baked yet", "The mixer's present mix becomes one ordinary adapter in the Library, checked against the live mix.")
 
+NOT_EXPLAINED = empty("Stopped", "The answer was not explained.")
+NOT_COMPARED = empty("Stopped", "The adapters were not compared.")
+NO_LONGER_BAKED = empty("Stopped", "Nothing was baked, and nothing is left behind.")
+
 
 class Study:
     """One visitor's questions: the stream under way, and the last map and comparison. Lives in `gr.State`."""
 
     def __init__(self) -> None:
         self.serial = 0
+        self.latest: dict[str, int] = {}  # place on the page -> serial of the last question whose answer goes there
         self.stream: Any = None
         self.map: Any = None
         self.learned: Any = None
@@ -49,17 +54,20 @@ class Study:
             self.stream.close()
             self.stream = None
 
-    def follow(self, stream: Any) -> Iterator[Any]:
-        """What a stream says, until it ends or another takes its place."""
+    def follow(self, place: str, stream: Any) -> Iterator[Any]:
+        """What a stream says until it ends; None at last where it was stopped, unless a newer answer goes to the same place."""
         self.stop()
         serial, self.stream = self.serial, stream
+        self.latest[place] = serial
         try:
             for part in stream:
                 if self.serial != serial:
-                    return
+                    break
                 yield part
         finally:
             stream.close()
+        if self.serial != serial and self.latest[place] == serial:
+            yield None
 
 
 @dataclass(frozen=True)
@@ -179,24 +187,28 @@ def mapped(engine: Engine, x: str | None, y: str | None, dataset: str | None, li
     fixed = _plan(x, y, dataset, rows)
     names = _names(engine)
     study.learned = None
-    for part in study.follow(engine.compose.weight_map(str(x), str(y), str(dataset), int(limit or 0), fixed, metric)):
-        study.map = part.map or study.map
-        yield _chart(engine, study, rows), findings.working(part) if part.done < part.total else findings.map_told(study.map, study.learned, names)
-    if study.map is not None:
-        yield _chart(engine, study, rows), findings.map_told(study.map, study.learned, names)
+    for part in study.follow("map", engine.compose.weight_map(str(x), str(y), str(dataset), int(limit or 0), fixed, metric)):
+        study.map = part.map if part is not None else study.map
+        under_way = part is not None and part.done < part.total
+        yield _chart(engine, study, rows), findings.working(part) if under_way else _map_told(study, names)
 
 
 def learned(engine: Engine, x: str | None, y: str | None, dataset: str | None, limit: int, rows: Any, study: Study) -> Iterator[tuple[Any, Any]]:
     """Learns the two weights and compares the ways of finding them."""
     fixed = _plan(x, y, dataset, rows)
     fits = study.map if study.map is not None and study.map.adapters == (x, y) and study.map.metric == "perplexity" else None
-    for part in study.follow(engine.compose.learn([str(x), str(y)], str(dataset), int(limit or 0), fixed, fits)):
-        study.learned = part.comparison
-        yield gr.skip(), findings.working(part)
-    if study.learned is None:
-        yield gr.skip(), empty("Stopped", "No weights were learned.")
-    else:
-        yield _chart(engine, study, rows) if fits else gr.skip(), findings.map_told(study.map, study.learned, _names(engine))
+    for part in study.follow("map", engine.compose.learn([str(x), str(y)], str(dataset), int(limit or 0), fixed, fits)):
+        if part is None:
+            yield gr.skip(), empty("Stopped", "No weights were learned.")
+        elif part.comparison is None:
+            yield gr.skip(), findings.working(part)
+        else:
+            study.learned = part.comparison
+            yield _chart(engine, study, rows) if fits else gr.skip(), _map_told(study, _names(engine))
+
+
+def _map_told(study: Study, names: dict[str, str]) -> Node:
+    return NO_MAP if study.map is None and study.learned is None else findings.map_told(study.map, study.learned, names)
 
 
 def stopped(engine: Engine, study: Study) -> None:
@@ -231,18 +243,23 @@ def explained(engine: Engine, prompt: str, rows: Any, study: Study, plain: bool,
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
     mix = mixer.to_mix(rows)
-    for part in study.follow(engine.compose.contribution(prompt, mix, sampling=drawn(sampling), chat=not plain)):
-        yield findings.working(part) if part.contribution is None else findings.words(part.contribution, {a["id"]: (a["name"], a["kind"]) for a in engine.mixable()})
+    for part in study.follow("words", engine.compose.contribution(prompt, mix, sampling=drawn(sampling), chat=not plain)):
+        if part is None or part.contribution is None:
+            yield NOT_EXPLAINED if part is None else findings.working(part)
+        else:
+            yield findings.words(part.contribution, {a["id"]: (a["name"], a["kind"]) for a in engine.mixable()})
 
 
 def compared(engine: Engine, prompt: str, rows: Any, study: Study) -> Iterator[tuple[Any, Any]]:
     """Compares the mix's adapters by their weights, and on the prompt."""
     mix = mixer.to_mix(rows)
-    part: Any = None
-    for part in study.follow(engine.compose.interference(mix, [prompt])):
-        yield findings.working(part), gr.skip()
-    if part is not None and part.pairs:
-        yield findings.meeting(part), findings.heat(part)
+    for part in study.follow("meeting", engine.compose.interference(mix, [prompt or ""])):
+        if part is None:
+            yield NOT_COMPARED, gr.skip()
+        elif part.done < part.total or not part.pairs:
+            yield findings.working(part), gr.skip()
+        else:
+            yield findings.meeting(part), findings.heat(part)
 
 
 def described(engine: Engine, method: str) -> Any:
@@ -253,9 +270,8 @@ def described(engine: Engine, method: str) -> Any:
 def baked(engine: Engine, rows: Any, study: Study, *values: Any) -> Iterator[Node]:
     """Bakes the mixer's present mix into an adapter of the library."""
     spec = BakeSpec(**fields.read(BakeSpec, dict(zip(BAKED, values, strict=True))))
-    last: Any = None
-    for last in study.follow(engine.compose.bake(mixer.to_mix(rows), spec)):
-        if hasattr(last, "total"):
-            yield findings.working(last)
-    if hasattr(last, "adapter"):
-        yield findings.baked(last)
+    for part in study.follow("baked", engine.compose.bake(mixer.to_mix(rows), spec)):
+        if part is None:
+            yield NO_LONGER_BAKED
+        else:
+            yield findings.baked(part) if hasattr(part, "adapter") else findings.working(part)

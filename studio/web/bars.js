@@ -20,7 +20,7 @@ async function draw() {
       title: { text: p.title, x: 0, xanchor: "left", font: { size: 13, color: c("--st-soft") } }, height: 62 + 34 * p.names.length,
       margin: { l: 8, r: 16, t: 34, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(root).fontFamily, size: 12, color: c("--st-soft") }, showlegend: false, dragmode: false,
-      xaxis: { visible: false, range: [0, 1.28 * most], fixedrange: true }, yaxis: { autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
+      xaxis: { visible: false, range: [0, 1.28 * most], fixedrange: true }, yaxis: { type: "category", autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
     }, { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] });
   }
 }

@@ -3,7 +3,8 @@
 // STEP of a weight come from the spec, written above this text.
 const studio = window.studio;
 const root = element.querySelector(".mixer");
-const LEANS = { "1": "deep", "-1": "shallow" }; // where in the depth of the model an adapter is heard
+const LEANS = { "0": "all layers", "1": "deep", "-1": "shallow" }; // where in the depth of the model an adapter is heard
+const leaning = (tilt) => LEANS[tilt] || "@" + tilt; // a tilt between these comes by a link or the API
 let timer = 0, drawn = "";
 
 const rows = () => {
@@ -22,7 +23,7 @@ const change = (id, part, wait = 120) => put(rows().map((r) => (r.id === id ? { 
 
 function formula(list) {
   const parts = list.filter((r) => r.on && r.weight).map((r) => ({ tag: "span", cls: "term " + r.kind,
-    kids: [(r.weight < 0 ? "− " : "+ ") + Math.abs(r.weight).toFixed(2) + " · " + r.name + (LEANS[r.tilt] ? ` (${LEANS[r.tilt]})` : "")] }));
+    kids: [(r.weight < 0 ? "− " : "+ ") + Math.abs(r.weight).toFixed(2) + " · " + r.name + (r.tilt ? ` (${leaning(r.tilt)})` : "")] }));
   studio.draw(root.querySelector(".formula"), { tag: "p", kids: [{ tag: "span", cls: "term base", kids: ["base"] }, ...parts] });
 }
 
@@ -60,8 +61,8 @@ function rowOf(r) {
   lean.className = "lean"; lean.disabled = !r.fits;
   lean.title = "Where in the model it is heard: in all layers alike, more in the deep ones (near the output), or more in the shallow ones (near the input)";
   lean.setAttribute("aria-label", `Depth of ${r.name}`);
-  for (const [tilt, text] of [["0", "all layers"], ["1", "deep"], ["-1", "shallow"]])
-    lean.append(Object.assign(document.createElement("option"), { value: tilt, textContent: text, selected: Number(tilt) === r.tilt }));
+  for (const tilt of new Set([0, 1, -1, r.tilt || 0]))
+    lean.append(Object.assign(document.createElement("option"), { value: tilt, textContent: leaning(tilt), selected: tilt === r.tilt }));
   lean.addEventListener("change", () => change(r.id, { tilt: Number(lean.value) }, 0));
   fill(range, r.weight);
   const about = [r.kind, r.rank ? "rank " + r.rank : "", r.base || ""].filter(Boolean).join(" · ");

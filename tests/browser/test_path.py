@@ -96,6 +96,8 @@ def move_a_slider(visit) -> None:
     """The answer follows the mixer, by keyboard."""
     page = visit.page
     tab(page, "Mix")
+    page.get_by_role("slider", name="Weight of Sample task").wait_for()
+    until(lambda: page.locator("#mix-prompt textarea").input_value(), 30, "a question to ask")
     press(page, "Answer with this mix")
     until(lambda: "tokens/s" in page.locator("#mix-answer").inner_text(), 60, "an answer")
     before = page.locator("#mix-answer .stamp").inner_text()
