@@ -25,12 +25,14 @@ def working(part: Any) -> Node:
 def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, float]) -> dict[str, Any] | None:
     """The map as a chart: darker is better, with the best cell, the learned weights and the mixer marked."""
     exact = found.metric == "exact_match"
-    values = [v for row in found.values for v in row if v is not None]
-    z = [[None if v is None else v if exact else math.log10(v) for v in row] for row in found.values]
+    rows = [[v if v is not None and math.isfinite(v) else None for v in row] for row in found.values]
+    values = [v for row in rows for v in row if v is not None]
+    z = [[None if v is None else v if exact else math.log10(v) for v in row] for row in rows]
     if not values:
         return None
     low, high = min(values), max(values)
-    if not exact:  # a few hopeless corners would take all the colours
+    clipped = not exact and len(values) > 8
+    if clipped:  # a few hopeless corners would take all the colours
         high = max(sorted(values)[int(0.85 * (len(values) - 1))], low * 1.01)
     ticks = [low + (high - low) * i / 4 if exact else math.log10(low) + (math.log10(high) - math.log10(low)) * i / 4 for i in range(5)]
     ramp = [[0, "--st-card"], [1, "--st-accent"]] if exact else [[0, "--st-accent"], [1, "--st-card"]]
@@ -38,15 +40,19 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     def label(value: float) -> str:
         return show.percent(value) if exact else f"{value:.3g}"
 
+    scale = [label(t if exact else 10**t) for t in ticks]
+    scale[-1] = f"≥ {scale[-1]}" if clipped else scale[-1]
     x_name, y_name = (plot.literal(names.get(a, a)) for a in found.adapters)
     field = {
         "type": "contour" if found.complete else "heatmap", "x": list(found.xs), "y": list(found.ys), "z": z, "colorscale": ramp, "line": {"color": "--st-line"},
-        "text": [["" if v is None else label(v) for v in row] for row in found.values], "contours": {"coloring": "heatmap"}, "ncontours": 14,
+        "text": [["" if v is None else label(v) for v in row] for row in rows], "contours": {"coloring": "heatmap"}, "ncontours": 14,
         "zmin": low if exact else math.log10(low), "zmax": high if exact else math.log10(high),
         "hovertemplate": f"{x_name} %{{x:.2f}}<br>{y_name} %{{y:.2f}}<br><b>%{{text}}</b><extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0, "tickvals": ticks, "ticktext": [label(t if exact else 10**t) for t in ticks], "title": {"text": found.measures}},
+        "colorbar": {"thickness": 12, "outlinewidth": 0, "tickvals": ticks, "ticktext": scale, "title": {"text": found.measures, "side": "right"}},
     }  # fmt: skip
-    spots = {"best": found.best and (found.best.x, found.best.y), "mixer": tuple(present.get(a, 0.0) for a in found.adapters)}
+    spots = {"best": found.best and (found.best.x, found.best.y)}
+    if {a: w for a, w in present.items() if a not in found.adapters} == found.fixed:  # else the mixer is somewhere else than on this map
+        spots["mixer"] = tuple(present.get(a, 0.0) for a in found.adapters)
     if learned is not None and set(learned.adapters) == set(found.adapters):
         spots["learned"] = tuple(learned.of("gradient").weights[a] for a in found.adapters)
     marks = [
@@ -85,14 +91,15 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
 
 def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
     """How the weights were found, and whether finding them helped."""
-    heads = ["Way", *[names.get(a, a) for a in comparison.adapters], "Validation", "Test", "Exact match", "Gain over the sum (nats a token)", "Seconds"]
+    heads = ["Way", *[names.get(a, a) for a in comparison.adapters], "Validation", "Test", "Exact match", "Gain over the sum, nats a token"]
     lines = []
     for way in comparison.found:
         gain = way.gains.get("sum")
-        told = f"{gain.nats:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})" if gain else show.NONE
+        told = f"{gain.nats:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})" if gain else show.NONE
         weights = [f"{way.weights.get(a, 0.0):.2f}" for a in comparison.adapters]
-        losses = [f"{math.exp(min(loss, 50.0)):.3g}" for loss in (way.validation_loss, way.test_loss)]
-        lines.append([WAYS.get(way.name, way.name), *weights, *losses, show.percent(way.exact_match), told, f"{way.seconds:.1f}"])
+        losses = [show.number(math.exp(min(loss, 50.0)), 3) for loss in (way.validation_loss, way.test_loss)]
+        name = WAYS.get(way.name, way.name) + (f", {way.seconds:.0f} s" if way.gains else "")
+        lines.append([name, *weights, *losses, show.percent(way.exact_match), told])
     best = comparison.of("gradient")
     take = button("Take the learned mix", {"weights": {**comparison.fixed, **best.weights}})
     about = table(heads, lines, f"Perplexities; validation: {comparison.validation}, test: {comparison.test}; intervals hold 95 %", frozenset(range(1, len(heads))))
@@ -146,7 +153,7 @@ def heat(found: Any) -> dict[str, Any] | None:
     at = {(m.layer, m.module): m for m in pair.modules}
     z = [[at[n, m].cosine if (n, m) in at else None for m in modules] for n in layers]
     most = max(0.1, *(abs(v) for row in z for v in row if v is not None))
-    text = [[f"{v:+.2f}" if v is not None else "" for v in row] for row in z]
+    text = [["" if v is None else f"{v:+.2f}" if abs(v) >= 0.005 else "0" for v in row] for row in z]
     field = {"type": "heatmap", "x": modules, "y": [f"Layer {n}" for n in layers], "z": z, "text": text, "texttemplate": "%{text}", "zmin": -most, "zmax": most,
              "colorscale": [[0, "--st-task"], [0.5, "--st-card"], [1, "--st-domain"]], "xgap": 2, "ygap": 2, "hovertemplate": "%{y}, %{x}: cosine %{text}<extra></extra>",
              "colorbar": {"thickness": 12, "outlinewidth": 0, "title": {"text": "cosine"}}}  # fmt: skip
