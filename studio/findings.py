@@ -65,7 +65,7 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
     layout = {
         "xaxis": {"title": {"text": f"Weight of {x_name}"}, "range": [found.xs[0], found.xs[-1]]},
         "yaxis": {"title": {"text": f"Weight of {y_name}"}, "range": [found.ys[0], found.ys[-1]]},
-        "shapes": zero, "legend": {"orientation": "h", "y": 1.08, "x": 0}, "margin": {"l": 8, "r": 8, "t": 36, "b": 8},
+        "shapes": zero, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"l": 8, "r": 8, "t": 36, "b": 8},
     }  # fmt: skip
     return plot.figure([field, *marks], layout, pick=True)
 
@@ -91,7 +91,7 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
 
 def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
     """How the weights were found, and whether finding them helped."""
-    heads = ["Way", *[names.get(a, a) for a in comparison.adapters], "Validation", "Test", "Exact match", "Gain over the sum, nats a token"]
+    heads = ["Way", *[names.get(a, a) for a in comparison.adapters], "Validation", "Test", "Exact match", "Gain over the sum"]
     lines = []
     for way in comparison.found:
         gain = way.gains.get("sum")
@@ -102,7 +102,8 @@ def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
         lines.append([name, *weights, *losses, show.percent(way.exact_match), told])
     best = comparison.of("gradient")
     take = button("Take the learned mix", {"weights": {**comparison.fixed, **best.weights}})
-    about = table(heads, lines, f"Perplexities; validation: {comparison.validation}, test: {comparison.test}; intervals hold 95 %", frozenset(range(1, len(heads))))
+    caption = "Perplexities on the rows to choose on and the rows to judge on; the gain is in nats a token, with its 95 % interval"
+    about = table(heads, lines, caption, frozenset(range(1, len(heads))))
     return [node("h3", "Learned weights"), node("p", comparison.reading(names, ("gradient",)), cls="reading"), node("div", take, cls="row"), about]
 
 
