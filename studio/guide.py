@@ -60,20 +60,24 @@ def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
         [(r.id, r.name, r.status.value) for r in runs], [(m.id, m.name) for m in engine.mixes()], [r.id for r in engine.reports()],
     ]  # fmt: skip
     revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
-    steps = path(datasets, adapters)
+    steps = path(datasets, adapters, bool(engine.mixes()), bool(engine.reports()) or bool(engine.tally()))
     following = next_step(base, datasets, adapters, runs)
     return {"revision": revision, "tree": node("div", _bar(base), _path(steps), _next(following))}
 
 
-def path(datasets: list[Any], adapters: list[Any]) -> list[Step]:
-    """The five steps, each with whether it is done."""
+def path(datasets: list[Any], adapters: list[Any], mixed: bool = False, compared: bool = False) -> list[Step]:
+    """The five steps, each with whether it is done.
+
+    Args:
+        mixed: a mix was saved. compared: a vote or a report was made.
+    """
     kinds = {a.kind for a in adapters}
     return [
         Step("Data", "data", bool(datasets)),
         Step("Domain adapter", "train", "domain" in kinds),
         Step("Task adapter", "train", "task" in kinds),
-        Step("Mix", "mix", False),
-        Step("Compare", "compare", False),
+        Step("Mix", "mix", mixed),
+        Step("Compare", "compare", compared),
     ]
 
 
@@ -136,7 +140,7 @@ def _specs(base: Any) -> list[tuple[str, str]]:
 
 def _path(steps: list[Step]) -> Node:
     first = next((i for i, s in enumerate(steps) if not s.done), len(steps) - 1)
-    now = {first} if first < 3 else {3, 4}  # once both adapters are there, mixing and comparing stand open
+    now = {first} if first < 3 else {3, 4} - {i for i, s in enumerate(steps) if s.done}  # with both adapters, mixing and comparing stand open
     items = []
     for i, step in enumerate(steps):
         state = "done" if step.done else "now" if i in now else "later"

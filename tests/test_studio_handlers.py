@@ -74,7 +74,8 @@ def test_a_task_run_is_suggested_on_top_of_the_newest_domain_and_never_on_the_he
 def test_the_path_ends_at_comparing(engine):
     said = guide.next_step(engine.base(), engine.datasets(), engine.adapters(), engine.runs())
     assert said.buttons[0]["act"] == {"do": "compare"}
-    assert [s.done for s in guide.path(engine.datasets(), engine.adapters())][:3] == [True, True, True]
+    assert [s.done for s in guide.path(engine.datasets(), engine.adapters())] == [True, True, True, False, False]
+    assert [s.done for s in guide.path([], [], mixed=True, compared=True)] == [False, False, False, True, True]
 
 
 def test_a_base_that_cannot_be_loaded_is_the_first_thing_said():
