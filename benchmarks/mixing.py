@@ -117,7 +117,7 @@ def four_mixes(s: Settings) -> None:
             ids = encode_prompt(ours, PROMPT, True, tokens)
             if quantization == "none":
                 assert write(ours, ids, FOUR, tokens) == [peer.write(ids, m, tokens) for m in FOUR], f"{name}: not the same greedy tokens as peft"
-                difference(s, name, ours, peer, ids)
+                difference(s, name, source, ours, peer, ids)
             seconds = take_turns(contest(bare, ours, peer, ids, tokens), s.turns(name), s.clock)
             ms = ", ".join(f"{job} {1000 * min(t):.0f}" for job, t in seconds.items())
             mark = "" if name == "embedded" else f"_{name}"
@@ -125,14 +125,22 @@ def four_mixes(s: Settings) -> None:
             s.found(f"batch_over_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["bare"]))
 
 
-def difference(s: Settings, name: str, ours: Resident, peer: Peer, ids: list[int]) -> None:
-    """Largest distance of a logit to peft's own forward, over all rows and positions."""
+def difference(s: Settings, name: str, source: str, ours: Resident, peer: Peer, ids: list[int]) -> None:
+    """Largest distance of a logit to peft's own forward, over all rows and positions; and of both to it in 64 bits."""
     text = torch.tensor([ids], device=ours.base.device)
     with speaking(ours, FOUR):
         logits = ours.model(text.repeat(4, 1)).logits
     worst = max(float((logits[b] - peer.logits(text, m)).abs().max()) for b, m in enumerate(FOUR))
     before = s.figures.get("max_abs_diff_to_peft_fp32", 0.0)
     s.found("max_abs_diff_to_peft_fp32", max(worst, before), f"{name}: {worst:.2g} where logits reach {float(logits.abs().max()):.1f}")
+    if name == "0.5b":  # in 64 bits it would take minutes
+        return
+    own = torch.stack([peer.logits(text, m) for m in FOUR])
+    exact = Peer(ours, source)
+    exact.model.double()
+    true = torch.stack([exact.logits(text, m) for m in FOUR])
+    s.found(f"max_abs_diff_to_fp64_{name}", float((logits - true).abs().max()), "ours against peft's forward in 64 bits")
+    s.found(f"max_abs_diff_to_fp64_{name}_peft", float((own - true).abs().max()), "peft's own in 32 bits against it")
 
 
 def growth(s: Settings) -> None:

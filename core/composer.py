@@ -73,7 +73,14 @@ class Composer:
         self._workspace, self._worker, self._resident = workspace, worker, resident
 
     def weight_map(
-        self, x: str, y: str, dataset: str, limit: int = MAP_ROWS, fixed: dict[str, float] | None = None, metric: str = "perplexity", grid: Grid | None = None
+        self,
+        x: str,
+        y: str,
+        dataset: str,
+        limit: int = MAP_ROWS,
+        around: Mix | None = None,
+        metric: str = "perplexity",
+        grid: Grid | None = None,
     ) -> Stream:
         """Draws the map of two adapters' weights, or goes on with it, or reads it from the workspace; a stream of Drawing.
 
@@ -81,24 +88,25 @@ class Composer:
             x, y: ids of the two adapters.
             dataset: its validation split is read; of data that no adapter learned from, the training split.
             limit: at most so many rows, evenly spread over the split; 0 takes all.
-            fixed: weights of the mix's other adapters.
+            around: the mix that the two belong to; its other adapters keep their weights, and all of them their tilts.
         """
         axis = (grid or Grid()).axis
 
         def draw() -> Generator[Any, None, None]:
             from core.evaluate import weightmap
 
-            plan = weightmap.MapPlan(x, y, fixed or {}, axis, axis, metric)
+            plan = weightmap.MapPlan(x, y, _others(around, (x, y)), axis, axis, metric, tilt=around.tilt if around else {})
             yield from weightmap.draw(self._resident(), plan, self._halves(dataset, limit)[0])
 
         return self._worker.stream(draw)
 
     def learn(
-        self, adapters: Sequence[str], dataset: str, limit: int = MAP_ROWS, fixed: dict[str, float] | None = None, drawn: WeightMap | None = None, exact: bool = True
+        self, adapters: Sequence[str], dataset: str, limit: int = MAP_ROWS, around: Mix | None = None, drawn: WeightMap | None = None, exact: bool = True
     ) -> Stream:
         """Learns the weights of adapters on the rows that a map reads, and compares the ways on others; a stream of Learning.
 
         Args:
+            around: as for a map.
             drawn: a map of the same rows, which then stands for the grid search.
             exact: also compare exact match, where the dataset has questions.
         """
@@ -106,7 +114,7 @@ class Composer:
         def work() -> Generator[Any, None, None]:
             from core.evaluate import learned
 
-            plan = learned.LearnPlan(tuple(adapters), fixed or {}, exact=exact)
+            plan = learned.LearnPlan(tuple(adapters), _others(around, adapters), exact=exact, tilt=around.tilt if around else {})
             yield from learned.learn(self._resident(), plan, *self._halves(dataset, limit), drawn)
 
         return self._worker.stream(work)
@@ -128,12 +136,8 @@ class Composer:
     def _learned_from(self, dataset: str) -> bool:
         """Whether an adapter of the library learned from these rows, under whatever id they were imported, or replayed them."""
         content = load_dataset(self._workspace, dataset).sha256
-        for adapter in (library.load(self._workspace, a) for a in self._workspace.ids("adapters")):
-            settings, data = adapter.metadata.get("hyperparameters") or {}, adapter.metadata.get("dataset") or {}
-            replayed = settings.get("replay_dataset") if settings.get("replay_share") else None
-            if dataset in (adapter.dataset, replayed) or content == data.get("sha256"):
-                return True
-        return False
+        names = {dataset, content}
+        return any(names & library.load(self._workspace, a).learned_from for a in self._workspace.ids("adapters"))
 
     def interference(self, mix: Mix, prompts: Sequence[str] = ()) -> Stream:
         """Compares the adapters of a mix two by two, by their weights and on prompts; a stream of Compared."""
@@ -183,3 +187,7 @@ class Composer:
             yield from bake(self._resident(), mix, spec)
 
         return self._worker.stream(work)
+
+
+def _others(around: Mix | None, adapters: Sequence[str]) -> dict[str, float]:
+    return {a: w for a, w in around.weights.items() if a not in adapters} if around else {}

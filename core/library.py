@@ -131,6 +131,14 @@ class Adapter:
     results: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """Ids and sha256 sums of all data that its numbers come from: its own, what was replayed, and what the parts of a baked one learned from."""
+        settings, data = self.metadata.get("hyperparameters") or {}, self.metadata.get("dataset") or {}
+        replayed = settings.get("replay_dataset") if settings.get("replay_share") else ""
+        own = {str(x) for x in (self.dataset, replayed, data.get("sha256")) if x}
+        return frozenset(own | {str(x) for x in self.metadata.get("learned_from") or ()})
+
 
 def parse_config(raw: dict[str, Any]) -> dict[str, Any]:
     """The fields of an adapter_config.json that we trust, checked one by one.

@@ -22,7 +22,7 @@ def working(part: Any) -> Node:
     return node("div", node("p", f"{part.text}: {part.done} of {part.total}", cls="quiet"), bar)
 
 
-def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, float]) -> dict[str, Any] | None:
+def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, float] | None) -> dict[str, Any] | None:
     """The map as a chart: darker is better, with the best cell, the learned weights and the mixer marked."""
     exact = found.metric == "exact_match"
     rows = [[v if v is not None and math.isfinite(v) else None for v in row] for row in found.values]
@@ -51,7 +51,7 @@ def chart(found: Any, learned: Any, names: dict[str, str], present: dict[str, fl
         "colorbar": {"thickness": 12, "outlinewidth": 0, "tickvals": ticks, "ticktext": scale, "title": {"text": found.measures, "side": "right"}},
     }  # fmt: skip
     spots = {"best": found.best and (found.best.x, found.best.y)}
-    if {a: w for a, w in present.items() if a not in found.adapters} == found.fixed:  # else the mixer is somewhere else than on this map
+    if present is not None and {a: w for a, w in present.items() if a not in found.adapters} == found.fixed:  # else the mixer is somewhere else than on this map
         spots["mixer"] = tuple(present.get(a, 0.0) for a in found.adapters)
     if learned is not None and set(learned.adapters) == set(found.adapters):
         spots["learned"] = tuple(learned.of("gradient").weights[a] for a in found.adapters)
@@ -74,7 +74,7 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
     best = found.best if found is not None else None
     kids: list[Node | None] = []
     if found is not None:
-        take = button("Take the best", {"weights": {**found.fixed, found.adapters[0]: best.x, found.adapters[1]: best.y}}) if best else None
+        take = button("Take the best", {"weights": {**found.fixed, found.adapters[0]: best.x, found.adapters[1]: best.y}, "tilt": found.tilt}) if best else None
         kids += [node("p", found.where(names), cls="reading"), node("div", *([take] if take else []), cls="row")]
     if learned is not None:
         kids += _ways(learned, names)
@@ -101,7 +101,7 @@ def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
         name = WAYS.get(way.name, way.name) + (f", {way.seconds:.0f} s" if way.gains else "")
         lines.append([name, *weights, *losses, show.percent(way.exact_match), told])
     best = comparison.of("gradient")
-    take = button("Take the learned mix", {"weights": {**comparison.fixed, **best.weights}})
+    take = button("Take the learned mix", {"weights": {**comparison.fixed, **best.weights}, "tilt": comparison.tilt})
     caption = "Perplexities on the rows to choose on and the rows to judge on; the gain is in nats a token, with its 95 % interval"
     about = table(heads, lines, caption, frozenset(range(1, len(heads))))
     return [node("h3", "Learned weights"), node("p", comparison.reading(names, ("gradient",)), cls="reading"), node("div", take, cls="row"), about]

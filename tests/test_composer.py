@@ -128,6 +128,14 @@ def test_data_that_was_imported_twice_is_still_data_that_an_adapter_learned_from
     here.engine.remove("datasets", again)
 
 
+def test_what_the_parts_of_a_baked_adapter_learned_from_is_no_unseen_data(here: Any) -> None:
+    engine = here.engine
+    baked = engine.compose.bake(Mix(weights={here.task: 0.5}), BakeSpec(name="Half")).last().adapter.id
+    assert engine.adapter(baked).learned_from >= {here.pairs, engine.dataset(here.pairs).sha256}
+    assert here.unseen not in engine.adapter(baked).learned_from
+    engine.remove("adapters", baked)
+
+
 def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
     engine, file = here.engine, here.files / "general.txt"
     file.write_text("\n\n---\n\n".join(f"On day {i} it rained in the {s.split()[-2]} town." for i, s in enumerate(SENTENCES[:24])))
@@ -162,7 +170,7 @@ def test_a_map_through_the_worker_equals_scoring_its_mixes_one_at_a_time(here: A
 
 
 def test_a_map_that_was_drawn_answers_from_the_workspace(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = lambda: here.engine.compose.weight_map(here.domain, here.task, here.unseen, 4, {}, grid=GRID).last()  # noqa: E731
+    asked = lambda: here.engine.compose.weight_map(here.domain, here.task, here.unseen, 4, grid=GRID).last()  # noqa: E731
     first = asked().map
     monkeypatch.setattr(type(here.engine._resident().base.model), "forward", lambda *a, **k: pytest.fail("a forward"))
     assert asked().map == first and first.split == "train"

@@ -311,7 +311,7 @@ def test_a_backward_outside_its_mix_is_no_silent_error() -> None:
         try:
             with mixer.engaged(torch.full((2, 1), 0.5, requires_grad=True)):
                 nats = logits(model, batch(2, [0, 1])).logsumexp(-1).sum()
-            with pytest.raises(CheckpointError, match="during the original forward and recomputation"):
+            with pytest.raises(CheckpointError, match="during the (original forward and recomputation|forward pass)"):
                 nats.backward()
         finally:
             model.activation_checkpointing_disable()
@@ -367,7 +367,7 @@ def test_asking_the_same_again_computes_nothing_and_a_change_is_heard() -> None:
             assert mixer.live is first
         with mixer.engaged([Row({"a0": 1.0}, {"a0": 0.5}), {}]):
             assert mixer.live is not first and mixer.leaning(0) == {"a0": 0.5}
-        assert len(mixer.ranks) == 1, "layers with the same adapters share their rows"
+        assert len(mixer.ranks) == 3, "one for q, k and v together, one for gate and up, one for the others, in whichever layer"
         assert mixer.live is None and mixer.weights is None
 
 

@@ -180,7 +180,7 @@ def test_a_drawn_map_shows_its_numbers_and_marks_its_best_cell_and_the_mixer(eng
     head, *lines = cells(told)
     assert head == ["Sample task \\ Sample domain", "0", "0.5", "1"]
     assert lines == [[f"{y:g}", *[f"{v:.3g}" for v in row]] for y, row in reversed(list(zip(study.map.ys, study.map.values)))]
-    assert acts(told) == [{"weights": {domain: best.x, task: best.y}}] and f"{best.value:.3g}" in texts(told)
+    assert acts(told) == [{"weights": {domain: best.x, task: best.y}, "tilt": {}}] and f"{best.value:.3g}" in texts(told)
 
 
 def test_the_mix_s_other_adapters_stay_in_the_map_as_they_are(engine):
@@ -235,16 +235,18 @@ def test_the_mark_follows_the_mixer(engine):
     assert marks(insight.marked(engine, rows_of(engine, {}), study))["Mixer"] == (0.0, 0.0)
 
 
-def test_a_map_of_a_mix_that_leans_says_that_the_depth_is_left_out(engine, monkeypatch):
+def test_a_map_of_a_mix_that_leans_is_measured_so_and_a_click_on_it_leans_the_mixer(engine):
     domain, task = ids(engine)
-    said = []
-    monkeypatch.setattr(gr, "Info", lambda text, **more: said.append(text))
     study = Study()
     drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, task: 1.0}))
     even = study.map
-    assert said == []
-    drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, task: 1.0}, {domain: 1.0}))
-    assert len(said) == 1 and "all layers" in said[0] and study.map == even
+    leaning = rows_of(engine, {domain: 1.0, task: 1.0}, {domain: 1.0})
+    figure, told = drawn_map(engine, study, rows=leaning)
+    assert study.map.tilt == {domain: 1.0} and study.map.values != even.values
+    assert marks(figure)["Mixer"] == (1.0, 1.0) and "lean to deep" in json.dumps(told)
+    assert "Mixer" not in marks(insight.marked(engine, rows_of(engine, {domain: 1.0, task: 1.0}), study)), "an even mix is not on this map"
+    taken, figure = insight.picked(engine, rows_of(engine, {}), study, pressed(x=0.5, y=1.0))
+    assert mixer.to_mix(taken).tilt == {domain: 1.0} and marks(figure)["Mixer"] == (0.5, 1.0)
 
 
 def test_a_map_that_is_stopped_stays_as_far_as_it_is_and_goes_on_later(engine, held):
@@ -311,7 +313,7 @@ def test_the_learned_weights_are_marked_on_a_map_of_the_same_adapters_only():
     assert "Mixer" not in marks(findings.chart(toy(), None, {}, {"d": 1.0})), "the map holds another adapter at 0.5"
     assert marks(findings.chart(toy(), learned("t", "d"), {}, {"d": 1.0, "f": 0.5})) == {"Best": (0.5, 0.0), "Mixer": (1.0, 0.0), "Learned": (0.2, 0.7)}
     assert "Learned" not in marks(findings.chart(toy(), learned("d", "other"), {}, {}))
-    assert acts(findings.map_told(None, learned("d", "t"), {})) == [{"weights": {"f": 0.5, "d": 0.7, "t": 0.2}}]
+    assert acts(findings.map_told(None, learned("d", "t"), {})) == [{"weights": {"f": 0.5, "d": 0.7, "t": 0.2}, "tilt": {}}]
 
 
 # --- learned weights
@@ -331,7 +333,7 @@ def test_learned_weights_are_shown_beside_every_other_way_and_on_the_map(engine)
     assert gradient[0].endswith(" s")
     assert gradient[1:3] == [f"{best[a]:.2f}" for a in (domain, task)] and gradient[5].endswith("%")
     assert study.learned.of("grid").note == "read from a map of 9 cells"
-    assert {"weights": best} in acts(told) and len(acts(told)) == 2
+    assert {"weights": best, "tilt": {}} in acts(told) and len(acts(told)) == 2
     taken, _ = insight.picked(engine, rows_of(engine, {}), study, pressed(**acts(told)[-1]))
     assert mixer.to_mix(taken).weights == {a: w for a, w in best.items() if w}
 

@@ -50,19 +50,21 @@ def loss_of(resident: Resident, sequences: list[Encoded], mix: Mix) -> float:
     return list(score(resident, sequences, [mix]))[-1][1][0].loss
 
 
-def test_the_gradient_is_the_slope_of_the_loss(resident: Resident) -> None:
+@pytest.mark.parametrize("tilt", [{}, {"one": 1.0, "three": -0.5}])
+def test_the_gradient_is_the_slope_of_the_loss(resident: Resident, tilt: dict[str, float]) -> None:
+    plan = replace(PLAN, tilt=tilt)
     sequences = encode(resident, VALIDATION, 512).sequences[:8]
     batch = collate([{"input_ids": e.ids, "trained": e.mask} for e in sequences], 0)
     at = [0.6, -0.4]
-    nats, gradient = slope(resident, PLAN, batch, torch.tensor(at))
+    nats, gradient = slope(resident, plan, batch, torch.tensor(at))
     tokens = sum(sum(e.mask[1:]) for e in sequences)
     # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16 when no gradient flows
     exact = resident.base.quantization == "none"
     h = 0.01 if exact else 0.1
-    assert nats == pytest.approx(tokens * loss_of(resident, sequences, PLAN.mix(at)), rel=1e-5 if exact else 1e-3)
+    assert nats == pytest.approx(tokens * loss_of(resident, sequences, plan.mix(at)), rel=1e-5 if exact else 1e-3)
     for i in range(2):
         up, down = ([w + s * h * (i == j) for j, w in enumerate(at)] for s in (1, -1))
-        difference = tokens * (loss_of(resident, sequences, PLAN.mix(up)) - loss_of(resident, sequences, PLAN.mix(down))) / (2 * h)
+        difference = tokens * (loss_of(resident, sequences, plan.mix(up)) - loss_of(resident, sequences, plan.mix(down))) / (2 * h)
         assert float(gradient[i]) == pytest.approx(difference, rel=2e-2 if exact else 0.2, abs=0.0 if exact else 2.0)
 
 

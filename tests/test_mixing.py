@@ -95,8 +95,8 @@ def test_an_adapter_that_is_off_leaves_exactly_the_base(resident: Resident) -> N
 def test_the_mixers_tensors_are_pefts_parameters(resident: Resident) -> None:
     for layer in resident.mixer.layers:
         for block in layer.blocks:
-            stored = block.a.untyped_storage().data_ptr()
-            assert all(layer.lora_A[n].weight.untyped_storage().data_ptr() == stored for n in layer.lora_A)
+            for side, stored in (("lora_A", block.down.a), ("lora_B", block.b)):
+                assert {p.weight.untyped_storage().data_ptr() for p in getattr(layer, side).values()} == {stored.untyped_storage().data_ptr()}
     assert resident.peft is not None
     layer = next(x for x in resident.mixer.layers if "one" in x.lora_A)
     before = logits_of(resident, [{"one": 1.0}])
@@ -106,6 +106,25 @@ def test_the_mixers_tensors_are_pefts_parameters(resident: Resident) -> None:
     with torch.no_grad():
         layer.lora_B["one"].weight.div_(3.0)
     assert (after - before).abs().max() > 1e-3
+
+
+def test_layers_that_read_the_same_input_share_the_first_product_and_others_do_not(resident: Resident) -> None:
+    attention = resident.model.model.layers[0].self_attn
+    q, v, o = attention.q_proj, attention.v_proj, attention.o_proj
+    down = q.blocks[0].down
+    assert down is v.blocks[0].down is not o.blocks[0].down
+    assert down.readers == 2 and down.a.shape[1] == 4 + 7 + 7  # q has both adapters, v the second
+    text, other = torch.randn(2, 2, 3, resident.model.config.hidden_size).unbind()
+    with torch.no_grad():
+        base = {(layer, x): layer.base_layer(x) for layer in (q, v) for x in (text, other)}
+        for weights in ({"two": 1.0}, {"two": -0.5, "one": 2.0}, {}):
+            with resident.mixer.engaged([weights, {}]):
+                for layer, x in ((q, text), (v, text), (q, text), (v, other), (q, other), (v, text), (v, text)):
+                    own = {n: w for n, w in weights.items() if n in layer.lora_A}
+                    due = sum(w * layer.scaling[n] * (x[0] @ layer.lora_A[n].weight.T @ layer.lora_B[n].weight.T) for n, w in own.items())
+                    got = layer(x) - base[layer, x]
+                    assert (got[0] - due).abs().max() < 1e-4 and got[1].abs().max() == 0.0
+            assert (down.inner is None) is (down.left == 0)
 
 
 def test_weights_read_back_are_the_weights_that_were_multiplied(resident: Resident) -> None:

@@ -20,7 +20,7 @@ from core.evaluate.weightmap import Drawing, MapPlan, WeightMap, draw
 from core.model.base import load_base
 from core.model.generate import generate, speaking
 from core.model.resident import Resident
-from core.model.scoring import score_each
+from core.model.scoring import score, score_each
 from core.spec import Mix, Sampling
 from core.workspace import Workspace
 from tests.conftest import SENTENCES
@@ -44,6 +44,18 @@ def resident(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: 
 @pytest.fixture(autouse=True)
 def empty_cache(resident: Resident, tmp_path: Path) -> None:
     resident.workspace = Workspace(tmp_path / "fresh")
+
+
+def test_a_map_of_leaning_adapters_measures_them_as_they_lean_and_is_another_map(resident: Resident) -> None:
+    leaning = replace(PLAN, tilt={"one": 1.0, "two": -0.5})
+    plain, found = drawn(resident, PLAN, TEXTS), drawn(resident, leaning, TEXTS)
+    assert found.key != plain.key and found.tilt == {"one": 1.0, "two": -0.5} and plain.tilt == {}
+    scored = list(score(resident, encode(resident, TEXTS, 512).sequences, [leaning.mix(1.0, 1.0), PLAN.mix(1.0, 1.0)]))[-1][1]
+    limit = 1e-4 if resident.base.quantization == "none" else 5e-3
+    assert found.at(1.0, 1.0) == pytest.approx(scored[0].perplexity, rel=limit)
+    assert plain.at(1.0, 1.0) == pytest.approx(scored[1].perplexity, rel=limit)
+    assert abs(scored[0].perplexity / scored[1].perplexity - 1) > 4 * limit
+    assert WeightMap.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def drawn(resident: Resident, plan: MapPlan, sample: Sample) -> WeightMap:

@@ -266,6 +266,7 @@ def _keep(resident: Resident, mix: Mix, spec: BakeSpec, rank: int, parts: Sequen
             for p in parts
         ],
         "bake": {"method": spec.method, "rank": rank, **({"density": spec.density, "seed": spec.seed} if METHODS[spec.method].prunes else {})},
+        "learned_from": sorted(frozenset().union(*(p.adapter.learned_from for p in parts))),
         "results": {},
     }
     return library.add(resident.workspace, adapter_id, spec.name, lambda path: save_file(tensors, path, metadata={"format": "pt"}), config, metadata)

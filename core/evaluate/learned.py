@@ -45,7 +45,7 @@ class LearnPlan:
 
     Attributes:
         adapters: ids whose weights are learned.
-        fixed: weights of the mix's other adapters.
+        fixed: weights of the mix's other adapters. tilt: how the mix's adapters lean with depth, whatever their weights.
         steps: at most so many looks at loss and gradient. stride: length of the first step, in weight.
         exact: also compare exact match, where the sample has questions.
         max_length: longest sequence read, in tokens. max_new_tokens: longest answer written.
@@ -63,6 +63,7 @@ class LearnPlan:
     max_length: int = 512
     max_new_tokens: int = 64
     seed: int = SEED
+    tilt: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.adapters) <= ADAPTER_LIMIT or len(set(self.adapters)) < len(self.adapters) or set(self.adapters) & set(self.fixed):
@@ -72,7 +73,7 @@ class LearnPlan:
 
     def mix(self, weights: Sequence[float], name: str = "") -> Mix:
         """The mix with these weights for `adapters`."""
-        return Mix(name=name, weights={**self.fixed, **{a: round(w, 4) for a, w in zip(self.adapters, weights, strict=True)}})
+        return Mix(name=name, weights={**self.fixed, **{a: round(w, 4) for a, w in zip(self.adapters, weights, strict=True)}}, tilt=dict(self.tilt))
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Comparison:
     test_digest: str
     seed: int
     found: tuple[Found, ...]
+    tilt: dict[str, float] = field(default_factory=dict)
 
     def of(self, name: str) -> Found:
         """One way's row; raises KeyError where there is none."""
@@ -171,7 +173,9 @@ def _verdict(gain: Gain, reference: str) -> str:
         return f"It is {reference} itself, so it gains nothing."
     else:
         said = f"No help that these data can show: {figures}, which includes zero"
-    if gain.exact is not None and gain.exact_low is not None and gain.exact_high is not None:
+    if gain.exact == gain.exact_low == gain.exact_high == 0:
+        said += "; exact match is the same on every question"
+    elif gain.exact is not None and gain.exact_low is not None and gain.exact_high is not None:
         zero = " which includes zero" if gain.exact_low <= 0 <= gain.exact_high else ""
         said += f"; exact match {100 * gain.exact:+.1f} points ({100 * gain.exact_low:+.1f} to {100 * gain.exact_high:+.1f}{',' + zero if zero else ''})"
     return said + "."
@@ -227,7 +231,7 @@ def learn(resident: Resident, plan: LearnPlan, validation: Sample, test: Sample,
     for share in asking.steps() if asking is not None else ():
         yield Learning(int(360 + 40 * share), 400, "Asking the test questions")
     rows = _judge(plan, candidates, judged[0], judged[1], asking)
-    comparison = Comparison(plan.adapters, dict(plan.fixed), digests, str(validation), str(test), validation.digest, test.digest, plan.seed, rows)
+    comparison = Comparison(plan.adapters, dict(plan.fixed), digests, str(validation), str(test), validation.digest, test.digest, plan.seed, rows, dict(plan.tilt))
     yield Learning(400, 400, "Done", comparison=comparison)
 
 
@@ -239,7 +243,7 @@ def learning(resident: Resident, rows: torch.Tensor) -> Iterator[None]:
     """The model in eval mode under weights that carry a gradient; training finds it as it was.
 
     Args:
-        rows: (B, adapters on the base), columns as the mixer's names.
+        rows: (B, adapters on the base), columns as the mixer's names; or (P, B, adapters) over the depth.
     """
     model = resident.peft or resident.model
     was_training = model.training
@@ -269,7 +273,10 @@ def slope(resident: Resident, plan: LearnPlan, batch: dict[str, torch.Tensor], l
         columns = torch.tensor([mixer.names.index(resident.peft_name(a)) for a in plan.adapters], device=weights.device)
         rest = mixer.tensor(resident.rows([Mix(weights=dict(plan.fixed))]))[0].to(weights.device)
         row = rest.index_put((columns,), weights)
-        with learning(resident, row.expand(len(batch["input_ids"]), -1)):
+        if lean := mix.tilt:
+            slant = mixer.tensor([{resident.peft_name(a): t for a, t in lean.items()}])[0].to(weights.device)
+            row = torch.stack([row * (1 - slant), row * (1 + slant)]).unsqueeze(1)  # the first and the last layer
+        with learning(resident, row.expand(*row.shape[:-2], len(batch["input_ids"]), -1)):
             logits = resident.base.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
             nats = row_nats(logits, batch["labels"]).sum()
             (gradient,) = torch.autograd.grad(nats, weights)
@@ -342,7 +349,7 @@ def _fitting(plan: LearnPlan, drawn: WeightMap | None, digests: Mapping[str, str
     """The map, if it says what a grid search would find here."""
     if drawn is None or not drawn.complete or drawn.metric != "perplexity" or drawn.sample != validation.digest:
         return None
-    same = set(drawn.adapters) == set(plan.adapters) and drawn.fixed == dict(plan.fixed) and drawn.digests == dict(digests)
+    same = set(drawn.adapters) == set(plan.adapters) and drawn.fixed == dict(plan.fixed) and drawn.tilt == dict(plan.tilt) and drawn.digests == dict(digests)
     return drawn if same else None
 
 

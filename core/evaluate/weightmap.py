@@ -36,7 +36,7 @@ class MapPlan:
 
     Attributes:
         x, y: ids of the two adapters whose weights vary.
-        fixed: weights of the mix's other adapters.
+        fixed: weights of the mix's other adapters. tilt: how the mix's adapters lean with depth, in every cell alike.
         xs, ys: the weights that are tried.
         metric: "perplexity" (of the answers of task rows, of whole texts otherwise) or "exact_match".
         max_length: longest sequence read, in tokens. max_new_tokens: longest answer written.
@@ -53,6 +53,7 @@ class MapPlan:
     metric: str = "perplexity"
     max_length: int = 512
     max_new_tokens: int = 64
+    tilt: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.x or not self.y or self.x == self.y or {self.x, self.y} & set(self.fixed):
@@ -65,7 +66,7 @@ class MapPlan:
 
     def mix(self, x: float, y: float) -> Mix:
         """The mix of one cell."""
-        return Mix(weights={**self.fixed, self.x: x, self.y: y})
+        return Mix(weights={**self.fixed, self.x: x, self.y: y}, tilt=dict(self.tilt))
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class WeightMap:
     created: float
     seconds: float = 0.0
     forwards: int = 0
+    tilt: dict[str, float] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Spot]:
@@ -155,6 +157,8 @@ class WeightMap:
         total = self.at(1.0, 1.0)
         if total is not None and (best.x, best.y) != (1.0, 1.0):
             said.append(f"The plain sum (1, 1) has {total:.3g}.")
+        if self.tilt:
+            said.append("Adapters lean to deep or shallow layers here as they did in the mixer.")
         said.append(f"Measured on {self.rows} rows of {self.dataset_name!r} ({self.split}), at the points of the grid only.")
         return " ".join(said)
 
@@ -252,6 +256,8 @@ def _blank(resident: Resident, plan: MapPlan, sample: Sample, digests: dict[str,
         "data": [sample.sha256, sample.split, len(sample.rows), sample.digest],
         "metric": [plan.metric, plan.max_length if plan.metric == "perplexity" else plan.max_new_tokens],
     }
+    if plan.tilt:
+        content["tilt"] = sorted((digests[a], t) for a, t in plan.tilt.items())
     return WeightMap(
         key=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         adapters=(plan.x, plan.y),
@@ -272,6 +278,7 @@ def _blank(resident: Resident, plan: MapPlan, sample: Sample, digests: dict[str,
         sample=sample.digest,
         rows=len(sample.rows),
         created=time.time(),
+        tilt=dict(plan.tilt),
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LLAMA_LIKE = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+# Layers beside each other that read the same tensor; who relies on it looks whether it is so (T5's query reads another one when it crosses over).
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("k", "v"), ("wi_0", "wi_1"))
 
 # Turns for a base model whose tokenizer brings no chat template. Both end every assistant turn with eos.
 PLAIN_TEMPLATE = (

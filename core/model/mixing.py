@@ -4,9 +4,11 @@ Letters: B rows, T tokens, R rank, O outputs, I inputs, D depths. For a layer wi
 
     y[b] = W x[b] + sum_j  weight[b, j] · scaling_j · B_j (A_j x[b])        A_j: (r_j, I)   B_j: (O, r_j)
 
-Adapters at rest lie side by side, A_cat (R, I) and B_cat (O, R), and peft's own parameters are views
-of them, so nothing is stored twice; the adapter in training keeps its own tensors (an optimizer needs
-them contiguous) and is heard at once. Equal to peft's forward with the same adapters and scales.
+Adapters at rest lie side by side, A_cat^T (I, R) and B_cat^T (R, O), and peft's own parameters are
+views of them, so nothing is stored twice; the adapter in training keeps its own tensors (an optimizer
+needs them contiguous) and is heard at once. Layers that read the same input (q, k and v) share one
+A_cat^T, so that the first product is made once for all of them. Equal to peft's forward with the same
+adapters and scales.
 
 The layers are peft's, given one forward more: outside `engaged()` they are peft's to the letter, so
 training never meets this room. peft's active adapters are never touched here.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch import nn
 
 from core.errors import AdapterError
 from core.model import experts
+from core.model.families import SAME_INPUT
 
 NUMBERED = re.compile(r"(?:(.*?)\.)?(\d+)(?:\.|$)")  # a module's stack and its place there: the first number of its path
 ROUTED = re.compile(r"(?:^|\.)experts\.\d+\.")  # a layer of one expert, which sees tokens of all rows, sorted out by the router
@@ -49,11 +52,13 @@ class Engagement:
         weights: (B, adapters), or (P, B, adapters): P points spread evenly from the first layer to the last.
         tilt: (B, adapters) or None; the weights of layer l of L are weights * (1 + tilt * (2 l/(L-1) - 1)).
         rows: [ranks][depth] -> (B, 1, R), or (1, 1, R) when all rows are the same; None where nothing is on.
+        count: B, or 1 when all rows are the same.
     """
 
     weights: torch.Tensor
     tilt: torch.Tensor | None
     rows: list[list[torch.Tensor | None]]
+    count: int
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,68 @@ class Ranks:
 
 
 @dataclass(eq=False)
+class Down:
+    """The first product of one layer, or of several that read the same input.
+
+    Attributes:
+        a: (I, R)   the ranks of all its layers, one layer after the other
+        ranks: which of the mixer's `Ranks` they follow.
+        routed: the layer is one of many experts, and sees tokens without their rows.
+        readers: how many layers read each product. left: how many have yet to read `inner`, made of `x` under `live`.
+    """
+
+    a: torch.Tensor
+    ranks: int
+    routed: bool = False
+    readers: int = 1
+    left: int = 0
+    x: torch.Tensor | None = None
+    live: Engagement | None = None
+    inner: torch.Tensor | None = None
+
+    def product(self, x: torch.Tensor, live: Engagement, rows: torch.Tensor) -> torch.Tensor:
+        """weight · scaling · A x: (…, I) -> (…, R)."""
+        if self.routed and live.count > 1:
+            raise AdapterError("This model's experts are separate layers, which see tokens without their rows.", "Ask one mix at a time.")
+        inner = torch.matmul(x if x.dtype is self.a.dtype else x.to(self.a.dtype), self.a)
+        rows = rows if rows.dtype is inner.dtype else rows.to(inner.dtype)
+        inner = inner * rows if inner.dim() == 3 and live.count in (1, inner.shape[0]) else _scaled(inner, rows)
+        if self.readers > 1:
+            self.x, self.live, self.inner, self.left = x, live, inner, self.readers
+        return inner
+
+
+@dataclass(eq=False)
 class Block:
     """Adapters of one layer that share one pair of products.
 
     Attributes:
-        a: (R, I); b: (O, R)   training replaces nothing but their values
-        ranks: which of the mixer's `Ranks` they follow.
+        down: the first product; ranks `start` to `end` of it are this block's.
+        b: (R, O)   training replaces nothing but its values, and those of `down.a`
     """
 
-    a: torch.Tensor
+    down: Down
+    start: int
+    end: int
     b: torch.Tensor
-    ranks: int
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, live: Engagement, depth: int) -> torch.Tensor:
+        """y + B (weight · scaling · A x); y (…, O) itself is written to where no gradient and no rounding forbids it."""
+        down = self.down
+        rows = live.rows[down.ranks][depth]
+        if rows is None:
+            return y
+        inner = down.inner if down.left and down.x is x and down.live is live else down.product(x, live, rows)
+        assert inner is not None
+        if down.readers > 1:
+            inner = inner[..., self.start : self.end]
+            down.left -= 1
+            if not down.left:  # holds no tensor, and no graph, longer than needed
+                down.x = down.live = down.inner = None
+        if y.dtype is not self.b.dtype or y.requires_grad or inner.requires_grad or not y.is_contiguous():
+            return y + torch.matmul(inner, self.b)  # 16-bit sums are rounded once, at the end
+        y.view(-1, y.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), self.b)
+        return y
 
 
 @dataclass(eq=False)
@@ -142,20 +198,34 @@ class Mixer:
             _adopt(layer)
             layer.mixer = experts.Reference(self)
             layer.depth = self.depths.index(depth[path])
-            layer.routed = bool(ROUTED.search(path))
-            layer.blocks = self._blocks(layer, trainee)
+            layer.blocks = []
+        for team in _teams(found):
+            self._share([(found[path], [n for n in self.names if n in found[path].lora_A and n != trainee]) for path in team], _side_by_side, team[0])
+            for path in team:
+                self._share([(found[path], [trainee] if trainee in found[path].lora_A else [])], _as_it_lies, path)
+        for layer in self.layers:
             if isinstance(layer, ParamWrapper):
                 self._hold(layer)
 
-    def _blocks(self, layer: Any, trainee: str) -> list[Any]:
-        here = [n for n in self.names if n in layer.lora_A]
-        lay = experts.lay_out if isinstance(layer, ParamWrapper) else _lay_out
-        groups = {False: [n for n in here if n != trainee], True: [n for n in here if n == trainee]}
-        return [lay(layer, group, self._ranks_of(layer, group), training) for training, group in groups.items() if group]
+    def _share(self, team: Sequence[tuple[Any, list[str]]], lay: Callable[[Any], Any], path: str) -> None:
+        """Gives layers that read the same input the block of these adapters each, with one first product for all."""
+        parts = [(layer, names) for layer, names in team if names]
+        if not parts:
+            return
+        ranks = self._ranks_of(parts)
+        if isinstance(parts[0][0], ParamWrapper):
+            layer, names = parts[0]
+            layer.blocks.append(experts.lay_out(layer, names, ranks, lay is _as_it_lies))
+            return
+        a, bs = lay(parts)
+        down, start = Down(a, ranks, bool(ROUTED.search(path)), len(parts)), 0
+        for (layer, _), b in zip(parts, bs, strict=True):
+            layer.blocks.append(Block(down, start, start + len(b), b))
+            start += len(b)
 
-    def _ranks_of(self, layer: Any, group: Sequence[str]) -> int:
-        columns = tuple(self.names.index(n) for n in group for _ in range(layer.r[n]))
-        ranks = Ranks(columns, tuple(float(layer.scaling[n]) for n in group for _ in range(layer.r[n])))
+    def _ranks_of(self, parts: Sequence[tuple[Any, list[str]]]) -> int:
+        owners = [(layer, n) for layer, names in parts for n in names for _ in range(layer.r[n])]
+        ranks = Ranks(tuple(self.names.index(n) for _, n in owners), tuple(float(layer.scaling[n]) for layer, n in owners))
         if ranks not in self.ranks:
             self.ranks.append(ranks)
         return self.ranks.index(ranks)
@@ -215,7 +285,7 @@ class Mixer:
             points = torch.einsum("dp,pbn->dbn", _between(self.depths, len(points)).to(points), points)
         device = next(self.model.parameters()).device
         rows = [ranks.rows(points, device) for ranks in self.ranks]
-        return Engagement(weights, tilt, [r * len(self.depths) if len(r) == 1 else r for r in rows])
+        return Engagement(weights, tilt, [r * len(self.depths) if len(r) == 1 else r for r in rows], points.shape[1])
 
     def tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
         """The numbers of rows, peft name to number, as a (B, adapters) tensor on the CPU.
@@ -276,25 +346,40 @@ def _between(depths: Sequence[float], points: int) -> torch.Tensor:
     return share
 
 
-def _lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Block:
-    if training or len(group) == 1:  # as it lies; the tensors of the one in training are the optimizer's
-        return Block(layer.lora_A[group[0]].weight, layer.lora_B[group[0]].weight, ranks)
+def _teams(found: Mapping[str, Any]) -> list[list[str]]:
+    """Paths of the adapted layers, those that read the same input together."""
+    teams: dict[Any, list[str]] = {}
+    for path, layer in found.items():
+        above, _, leaf = path.rpartition(".")
+        same = next((i for i, leaves in enumerate(SAME_INPUT) if leaf in leaves), None)
+        teams.setdefault(path if same is None else (above, same, layer.in_features), []).append(path)
+    return list(teams.values())
+
+
+def _as_it_lies(parts: Sequence[tuple[Any, list[str]]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A^T (I, R) and B^T (R, O) of the adapter in training, whose tensors are the optimizer's."""
+    ((layer, (name,)),) = parts
+    return layer.lora_A[name].weight.detach().t(), [layer.lora_B[name].weight.detach().t()]
+
+
+def _side_by_side(parts: Sequence[tuple[Any, list[str]]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A^T (I, R of all layers) and each layer's B^T (R, O); peft's parameters become views: one copy of every number."""
     with torch.no_grad():
-        a = torch.cat([layer.lora_A[n].weight for n in group])
-        b = torch.cat([layer.lora_B[n].weight for n in group], dim=1)
+        a = torch.cat([layer.lora_A[n].weight.t() for layer, names in parts for n in names], dim=1)
+        bs = [torch.cat([layer.lora_B[n].weight.t() for n in names]) for layer, names in parts]
         start = 0
-        for n in group:  # peft's parameters become views: one copy of every number
-            end = start + layer.r[n]
-            layer.lora_A[n].weight.data = a[start:end]
-            layer.lora_B[n].weight.data = b[:, start:end]
-            start = end
-    return Block(a, b, ranks)
+        for (layer, names), b in zip(parts, bs, strict=True):
+            first = start
+            for n in names:
+                end = start + layer.r[n]
+                layer.lora_A[n].weight.data = a[:, start:end].t()
+                layer.lora_B[n].weight.data = b[start - first : end - first].t()
+                start = end
+    return a, bs
 
 
 def _scaled(inner: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """inner (…, R), whose leading size is a multiple of B, times rows (B, 1, R) of the right row each."""
-    if inner.dim() == 3 and len(rows) in (1, len(inner)):
-        return inner * rows
     count, rest = divmod(inner.numel() // max(inner.shape[-1], 1), len(rows))
     if rest or len(inner) % len(rows):
         raise AdapterError(
@@ -308,7 +393,6 @@ class _Mixed:
 
     mixer: experts.Reference
     depth: int
-    routed: bool
     blocks: list[Block]
     base_layer: Any
 
@@ -320,13 +404,8 @@ class _Mixed:
         y = self.base_layer(x, *args, **kwargs)
         kind = y.dtype
         for block in self.blocks:
-            rows = live.rows[block.ranks][self.depth]
-            if rows is not None:
-                if self.routed and len(rows) > 1:
-                    raise AdapterError("This model's experts are separate layers, which see tokens without their rows.", "Ask one mix at a time.")
-                inner = _scaled(nn.functional.linear(x.to(block.a.dtype), block.a), rows.to(block.a.dtype))
-                y = y + nn.functional.linear(inner, block.b)  # 16-bit sums are rounded once, at the end
-        return y.to(kind)  # type: ignore[no-any-return]
+            y = block.add(y, x, live, self.depth)
+        return y if y.dtype is kind else y.to(kind)  # type: ignore[no-any-return]
 
 
 class _Passing:

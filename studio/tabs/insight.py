@@ -169,8 +169,8 @@ def _names(engine: Engine) -> dict[str, str]:
     return {a["id"]: a["name"] for a in engine.mixable()}
 
 
-def _plan(x: str | None, y: str | None, dataset: str | None, rows: Any) -> dict[str, float]:
-    """The weights of the mix's other adapters.
+def _around(x: str | None, y: str | None, dataset: str | None, rows: Any) -> Mix:
+    """The mix that the two adapters belong to.
 
     Raises:
         SpecError: something is not chosen.
@@ -179,18 +179,15 @@ def _plan(x: str | None, y: str | None, dataset: str | None, rows: Any) -> dict[
         raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.")
     if not dataset:
         raise SpecError("No data is chosen.", "Import a dataset under Data, then choose it here.")
-    mix = mixer.to_mix(rows)
-    if mix.tilt:
-        gr.Info("Weights are mapped and learned as in all layers alike; what leans to deep or shallow layers counts as if it did not.", title="Depth is left out")
-    return {a: w for a, w in mix.weights.items() if a not in (x, y)}
+    return mixer.to_mix(rows)
 
 
 def mapped(engine: Engine, x: str | None, y: str | None, dataset: str | None, limit: int, rows: Any, study: Study, metric: str) -> Iterator[tuple[Any, Any]]:
     """Draws the map; yields it as it grows."""
-    fixed = _plan(x, y, dataset, rows)
+    around = _around(x, y, dataset, rows)
     names = _names(engine)
     study.learned = None
-    for part in study.follow("map", engine.compose.weight_map(str(x), str(y), str(dataset), int(limit or 0), fixed, metric)):
+    for part in study.follow("map", engine.compose.weight_map(str(x), str(y), str(dataset), int(limit or 0), around, metric)):
         study.map = part.map if part is not None else study.map
         under_way = part is not None and part.done < part.total
         yield _chart(engine, study, rows), findings.working(part) if under_way else _map_told(study, names)
@@ -198,9 +195,9 @@ def mapped(engine: Engine, x: str | None, y: str | None, dataset: str | None, li
 
 def learned(engine: Engine, x: str | None, y: str | None, dataset: str | None, limit: int, rows: Any, study: Study) -> Iterator[tuple[Any, Any]]:
     """Learns the two weights and compares the ways of finding them."""
-    fixed = _plan(x, y, dataset, rows)
+    around = _around(x, y, dataset, rows)
     fits = study.map if study.map is not None and study.map.adapters == (x, y) and study.map.metric == "perplexity" else None
-    for part in study.follow("map", engine.compose.learn([str(x), str(y)], str(dataset), int(limit or 0), fixed, fits)):
+    for part in study.follow("map", engine.compose.learn([str(x), str(y)], str(dataset), int(limit or 0), around, fits)):
         if part is None:
             yield gr.skip(), empty("Stopped", "No weights were learned.")
         elif part.comparison is None:
@@ -220,7 +217,11 @@ def stopped(engine: Engine, study: Study) -> None:
 
 
 def _chart(engine: Engine, study: Study, rows: Any) -> Any:
-    return None if study.map is None else findings.chart(study.map, study.learned, _names(engine), mixer.to_mix(rows).weights)
+    if study.map is None:
+        return None
+    mix = mixer.to_mix(rows)
+    same = all(mix.tilt.get(a, 0.0) == study.map.tilt.get(a, 0.0) for a in mix.weights)
+    return findings.chart(study.map, study.learned, _names(engine), mix.weights if same else None)
 
 
 def marked(engine: Engine, rows: Any, study: Study) -> Any:
@@ -232,12 +233,12 @@ def picked(engine: Engine, rows: Any, study: Study, event: gr.EventData) -> tupl
     """Takes a point of the map, or weights from the table below it, into the mixer."""
     said = event._data if isinstance(event._data, dict) else {}
     if "weights" in said:
-        weights = said["weights"]
+        weights, tilt = said["weights"], said.get("tilt") or {}
     elif study.map is not None:
-        weights = {**study.map.fixed, study.map.adapters[0]: said.get("x"), study.map.adapters[1]: said.get("y")}
+        weights, tilt = {**study.map.fixed, study.map.adapters[0]: said.get("x"), study.map.adapters[1]: said.get("y")}, study.map.tilt
     else:
         return gr.skip(), gr.skip()
-    taken = mixer.loaded(rows, mixer.shelf(engine), Mix(weights=weights))
+    taken = mixer.loaded(rows, mixer.shelf(engine), Mix(weights=weights, tilt=tilt))
     return taken, marked(engine, taken, study)
 
 
