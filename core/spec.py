@@ -22,7 +22,11 @@ WEIGHT_STEP = 0.05
 TILT_LIMIT = 1.0  # a mix's tilts lie in [-TILT_LIMIT, TILT_LIMIT]
 LIST_LIMIT = 512  # entries of a list of texts
 COLUMN_LIMIT = 6  # mixes side by side
-SCHEDULES = ("linear", "cosine", "constant")
+SCHEDULES = ("linear", "cosine", "constant", "cosine_with_min_lr", "inverse_sqrt")
+OPTIMIZERS = ("auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
+INITIALISATIONS = ("default", "pissa", "olora", "loftq")
+SWITCHES = ("auto", "on", "off")
+KEEPS = ("best", "last")
 QUANTIZATIONS = ("auto", "nf4", "none")
 KINDS = ("domain", "task")
 
@@ -33,19 +37,28 @@ class RunStatus(str, Enum):
     """Where a run is in its life.
 
     QUEUED waits for the run before it. RUNNING is taking steps. STOPPING finishes its step, then keeps
-    what it learned. DONE took all its steps. STOPPED was ended by someone; its adapter is kept. FAILED
-    ended in an error. DIVERGED ended because its loss was no longer a number. INTERRUPTED belonged to
-    a process that died; it can be resumed.
+    what it learned. PAUSED has saved a checkpoint and waits to be resumed. DONE took all its steps.
+    STOPPED was ended by someone; its adapter is kept. DIVERGED ended because its loss was no longer a
+    number. OUT_OF_MEMORY did not fit the device, even in its smallest batch. DISK_FULL could not write
+    a checkpoint. INTERRUPTED belonged to a process that died; it can be resumed. FAILED ended in
+    another error.
     """
 
     QUEUED = "queued"
     RUNNING = "running"
     STOPPING = "stopping"
-    DONE = "done"
+    PAUSED = "paused"
+    DONE = "finished"
     STOPPED = "stopped"
-    FAILED = "failed"
     DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out of memory"
+    DISK_FULL = "disk full"
     INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+    @classmethod
+    def _missing_(cls, value: object) -> RunStatus | None:
+        return cls.DONE if value == "done" else None  # as 0.1.0 wrote it
 
     @property
     def alive(self) -> bool:
@@ -183,6 +196,19 @@ class TrainSpec(Limited):
     seed: int = setting(SEED, "Decides the order of the data, the first weights and the dropout.", low=0, high=2**31 - 1)
     save_steps: int = setting(0, "Steps between checkpoints; 0 means about ten in a run.", low=0, high=1_000_000)
     eval_steps: int = setting(0, "Steps between validations; 0 means about ten in a run.", low=0, high=1_000_000)
+    packing: bool = setting(True, "Fills each row with several short sequences, which do not see each other; without it, every sequence is padded.")
+    overlap: int = setting(0, "Tokens that two neighbouring parts of a long document share.", low=0, high=16384)
+    use_rslora: bool = setting(False, "Divides alpha by the root of the rank, which lets high ranks learn as fast as low ones.", label="rsLoRA")
+    use_dora: bool = setting(False, "Learns size and direction of each weight apart; slower, and the adapter cannot be mixed live.", label="DoRA")
+    initialisation: str = setting("default", "What the adapter starts from; all but the default are converted to plain LoRA at the end.", choices=INITIALISATIONS)
+    lora_plus_ratio: float = setting(1.0, "How much faster B learns than A (LoRA+); 1 is plain LoRA, 16 is usual.", low=1.0, high=64.0, label="LoRA+ ratio")
+    neftune_alpha: float = setting(0.0, "Noise on the inputs while training (NEFTune); 0 is none, 5 is usual.", low=0.0, high=50.0, label="NEFTune noise")
+    optimizer: str = setting("auto", "Takes the steps; the 8-bit ones save memory on a GPU, and auto picks by device.", choices=OPTIMIZERS)
+    gradient_checkpointing: str = setting("auto", "Computes activations twice to save memory; auto does so on a GPU.", choices=SWITCHES)
+    early_stopping: int = setting(0, "Ends the run after so many validations without a better loss; 0 never does.", low=0, high=1000)
+    keep: str = setting("best", "Which adapter is kept: the one with the lowest validation loss, or the last.", choices=KEEPS)
+    experts: bool = setting(False, "Also trains the experts of a mixture-of-experts base: many more weights.", label="Train the experts")
+    report_to: tuple[str, ...] = setting((), "Where the loss is logged as well: tensorboard, trackio or wandb, if installed.")
     sample_prompts: tuple[str, ...] = setting((), "Prompts that the adapter in training answers at every validation; empty takes one from the validation split.")
 
     @property

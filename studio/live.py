@@ -18,8 +18,8 @@ from studio.tree import Node, button, chip, empty, node
 from studio.web import asset
 
 COLOURS = {
-    RunStatus.QUEUED: "", RunStatus.RUNNING: "live", RunStatus.STOPPING: "warn", RunStatus.DONE: "good", RunStatus.STOPPED: "warn",
-    RunStatus.FAILED: "bad", RunStatus.DIVERGED: "bad", RunStatus.INTERRUPTED: "warn",
+    RunStatus.QUEUED: "", RunStatus.RUNNING: "live", RunStatus.STOPPING: "warn", RunStatus.PAUSED: "warn", RunStatus.DONE: "good", RunStatus.STOPPED: "warn",
+    RunStatus.DIVERGED: "bad", RunStatus.OUT_OF_MEMORY: "bad", RunStatus.DISK_FULL: "bad", RunStatus.INTERRUPTED: "warn", RunStatus.FAILED: "bad",
 }  # fmt: skip
 MANY = 2000  # events in one read that mean that the log holds more
 NO_RUN = empty("No run yet", "Choose what to learn from on the left and start; the curve grows here while the adapter learns.")

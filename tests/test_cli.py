@@ -36,7 +36,7 @@ def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path
     assert [d["id"] for d in terminal("data", "list")[1]] == [texts["id"], labelled["id"]]
     fast = ("--max-steps", "6", "--max-length", "48", "--learning-rate", "0.005", "--rank", "4")
     code, run = terminal("train", "domain", "--dataset", texts["id"], "--name", "Dom", *fast)
-    assert code == 0 and run["status"] == "done" and run["step"] == 6
+    assert code == 0 and run["status"] == "finished" and run["step"] == 6
     _, run = terminal("train", "task", "--dataset", labelled["id"], "--name", "Task", "--stack-on", "Dom", *fast)
     assert run["spec"]["stack_on"] == terminal("adapters", "list")[1][1]["id"]
     assert len(terminal("adapters", "verify", "Task")[1]["checked"]) == 3
@@ -45,7 +45,7 @@ def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path
     assert sorted(columns[2]["stamp"]["weights"].values()) == [0.7, 1.0]
     _, report = terminal("evaluate", "--dataset", labelled["id"], "--split", "test", "--mix", "", "--mix", "Dom,Task", "--no-general")
     assert [r["questions"] for r in report["rows"]] == [7, 7] and all(r["perplexity"] > 1 for r in report["rows"])
-    assert {r["status"] for r in terminal("runs", "list")[1]} == {"done"}
+    assert {r["status"] for r in terminal("runs", "list")[1]} == {"finished"}
     assert terminal("adapters", "remove", "Task")[0] == 0
     assert [a["name"] for a in terminal("adapters", "list")[1]] == ["Dom"]
 

@@ -281,7 +281,7 @@ def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_los
             run = engine.runs()[0]
             assert run.status is RunStatus.INTERRUPTED and run.resumable and 12 <= run.step < 120
     done = subprocess.run(command("killed", "runs", "resume", run.id), check=True, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert json.loads(done.stdout.splitlines()[-1])["status"] == "done"
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"
     with Engine(tmp_path / "whole", str(tiny_base), load=False) as whole, Engine(tmp_path / "killed", str(tiny_base), load=False) as killed:
         expected, found = losses(whole, whole.runs()[0].id), losses(killed, run.id)
         assert len(expected) == 120 and found == expected

@@ -86,7 +86,7 @@ def watch_a_run_and_reload(visit) -> None:
     page.locator(".run-title").wait_for()
     assert page.locator(".run-title strong").inner_text() == "Long run"
     until(lambda: points(page) >= few, 60, "the curve from before the reload")
-    until(lambda: engine.run(run.id).status.value == "done", 400, "the end of the run")
+    until(lambda: engine.run(run.id).status.value == "finished", 400, "the end of the run")
     until(lambda: points(page) == 300, 30, "every point")
     losses = page.evaluate("document.querySelector('.live-plot').data[0].y")
     assert losses == [e["loss"] for e in engine.run_events(run.id)[0] if e["kind"] == "step"]
