@@ -198,7 +198,7 @@ class TrainSpec(Limited):
     eval_steps: int = setting(0, "Steps between validations; 0 means about ten in a run.", low=0, high=1_000_000)
     packing: bool = setting(True, "Fills each row with several short sequences, which do not see each other; without it, every sequence is padded.")
     overlap: int = setting(0, "Tokens that two neighbouring parts of a long document share.", low=0, high=16384)
-    use_rslora: bool = setting(False, "Divides alpha by the root of the rank, which lets high ranks learn as fast as low ones.", label="rsLoRA")
+    use_rslora: bool = setting(False, "Divides alpha by the root of the rank, which lets high ranks learn as fast as low ones.", label="Rank-stabilised (rsLoRA)")
     use_dora: bool = setting(False, "Learns size and direction of each weight apart; slower, and the adapter cannot be mixed live.", label="DoRA")
     initialisation: str = setting("default", "What the adapter starts from; all but the default are converted to plain LoRA at the end.", choices=INITIALISATIONS)
     lora_plus_ratio: float = setting(1.0, "How much faster B learns than A (LoRA+); 1 is plain LoRA, 16 is usual.", low=1.0, high=64.0, label="LoRA+ ratio")
