@@ -11,27 +11,26 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import library, mixes, votes
 from core.composer import Composer
+from core.conductor import Conductor
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
-from core.errors import BaseModelError, Busy, Diverged, NotFound, RunError, SpecError, StudioError
+from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
 from core.evaluate import reports
 from core.evaluate.reports import Report
-from core.events import read_since
 from core.library import Adapter
 from core.mixes import SavedMix
 from core.samples import Samples
-from core.spec import COLUMN_LIMIT, SEED, Mix, RunStatus, Sampling, TrainSpec
-from core.train import runs
+from core.spec import COLUMN_LIMIT, SEED, Mix, Sampling, TrainSpec
 from core.train.runs import Run
 from core.votes import Standing, Vote
 from core.worker import Stream, Worker
-from core.workspace import Claim, Workspace, check_name
+from core.workspace import Claim, Workspace
 
 if TYPE_CHECKING:
     from core.evaluate.measure import Material
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FRAME_SECONDS = 0.05  # frames come at most so often
-CLICK_SECONDS = 2.0  # the same start twice within this time is one start
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,6 @@ class _State:
     """What changes while a studio lives. Written by one thread at a time, read by all."""
 
     resident: Resident | None = None
-    stopping: dict[str, str] = field(default_factory=dict)  # run id -> "keep" or "close"
-    claims: dict[str, Claim] = field(default_factory=dict)
-    last_start: tuple[float, TrainSpec | None, str] = (0.0, None, "")
 
 
 class Engine:
@@ -120,6 +115,7 @@ class Engine:
         self._state = _State()
         self._worker = Worker()
         self.compose = Composer(self.workspace, self._worker, self._resident)
+        self.conduct = Conductor(self.workspace, self._worker, self.base, self._resident, lambda: self._state.resident, lambda: self._samples.texts("general"))
         self._choice = (base, quantization, device)
         self._asked = False
         if load:
@@ -127,11 +123,9 @@ class Engine:
 
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
-        for run_id in list(self._state.claims):
-            self._state.stopping.setdefault(run_id, "close")
+        self.conduct.ask_to_close()
         self._worker.close()
-        for claim in list(self._state.claims.values()):
-            claim.release()
+        self.conduct.release()
         if self._owner:
             self._owner.release()
 
@@ -258,138 +252,34 @@ class Engine:
 
     def missing(self, fields: dict[str, Any]) -> list[str]:
         """What a run still lacks before it can start, a sentence each; empty when it is ready."""
-        lacking = []
-        kind = fields.get("kind", "domain")
-        if self._info.error:
-            lacking.append(self._info.error)
-        if not fields.get("dataset"):
-            lacking.append("Choose a text dataset." if kind == "domain" else "Choose a dataset of labelled pairs.")
-        if not str(fields.get("name", "")).strip():
-            lacking.append("Give the adapter a name.")
-        try:
-            TrainSpec.from_json(fields)
-        except StudioError as e:
-            lacking.append(str(e))
-        return lacking
+        return self.conduct.missing(fields)
 
     def start_run(self, spec: TrainSpec) -> str:
-        """Queues a run and returns its id at once; a second click on the same start is the same run.
-
-        Raises:
-            SpecError, NotFound, NameRefused, AdapterError, StorageError
-        """
-        check_name(spec.name)
-        if not spec.dataset:
-            raise SpecError("No dataset is chosen.", "Import one on the Data page, then choose it here.")
-        when, before, run_id = self._state.last_start
-        if before == spec and time.monotonic() - when < CLICK_SECONDS:
-            return run_id
-        dataset = self.dataset(spec.dataset)
-        if dataset.kind != spec.kind:
-            raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
-        if spec.stack_on:
-            self._stackable(spec)
-        run = runs.create(self.workspace, spec, self._info.name, dataset.sha256)
-        self._state.last_start = (time.monotonic(), spec, run.id)
-        self._queue(run)
-        return run.id
-
-    def _stackable(self, spec: TrainSpec) -> None:
-        """The adapter below is in the library, or a run that is before this one in the queue will put it there."""
-        if any(r.adapter == spec.stack_on and r.status.alive for r in self.runs()):
-            return
-        adapter = self.adapter(spec.stack_on)
-        if self._state.resident is not None:
-            self._state.resident.check_fit(adapter)
-
-    def _queue(self, run: Run) -> None:
-        self._state.claims[run.id] = Claim(runs.claim_path(self.workspace, run.id))
-        self._state.stopping.pop(run.id, None)
-        self._worker.run(lambda: self._train(run.id))
-
-    def _train(self, run_id: str) -> None:
-        """On the worker's thread: one run from start to end, whatever happens."""
-        run = runs.load(self.workspace, run_id)
-        stop = self._state.stopping
-        try:
-            if stop.get(run_id) == "keep":
-                runs.change(self.workspace, run, status=RunStatus.STOPPED)
-                return
-            from core.train.train import train
-
-            train(self.workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), lambda: self._samples.texts("general"))
-        except Diverged as e:
-            self._ended(run_id, RunStatus.DIVERGED, str(e))
-        except StudioError as e:
-            self._ended(run_id, RunStatus.FAILED, str(e))
-        except Exception as e:
-            logger.exception("run %s failed", run_id)
-            from core.train.train import explain
-
-            known = explain(e)
-            self._ended(run_id, RunStatus.FAILED, str(known) if isinstance(known, StudioError) else f"{type(e).__name__}: {e}")
-        finally:
-            stop.pop(run_id, None)
-            claim = self._state.claims.pop(run_id, None)
-            if claim:
-                claim.release()
-
-    def _ended(self, run_id: str, status: RunStatus, error: str) -> None:
-        try:
-            runs.change(self.workspace, runs.load(self.workspace, run_id), status=status, error=error)
-        except StudioError:  # a full disk: the run is found interrupted at the next look, and can be resumed
-            logger.exception("the end of run %s could not be written down", run_id)
+        """Queues a run and returns its id at once; see `Conductor.start_run`."""
+        return self.conduct.start_run(spec)
 
     def stop_run(self, run_id: str) -> None:
-        """Asks a run to end after its step and keep what it learned; a queued one does not begin.
-
-        Raises:
-            RunError: it is not running here.
-        """
-        run = self.run(run_id)
-        if not run.status.alive or run_id not in self._state.claims:
-            raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
-        self._state.stopping[run_id] = "keep"
-        self._worker.post(lambda: self._mark_stopping(run_id))
-
-    def _mark_stopping(self, run_id: str) -> None:
-        """On the worker's thread, so that it cannot overwrite how the run ended meanwhile."""
-        run = self.run(run_id)
-        if run.status is RunStatus.RUNNING and run_id in self._state.claims:
-            runs.change(self.workspace, run, status=RunStatus.STOPPING)
+        """Asks a run to end after its step and keep what it learned; a queued one does not begin."""
+        self.conduct.stop_run(run_id)
 
     def resume_run(self, run_id: str) -> None:
-        """Queues a run again, from its newest checkpoint that verifies.
-
-        Raises:
-            RunError: it is running, or it ended.
-        """
-        run = self.run(run_id)
-        if not run.resumable:
-            raise RunError(f"The run {run.name!r} cannot be resumed ({run.status.value}).", "Start a new run with the same settings.")
-        self._queue(run)
-        runs.change(self.workspace, run, status=RunStatus.QUEUED, error="")
+        """Queues a run again, from its newest checkpoint that verifies."""
+        self.conduct.resume_run(run_id)
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""
-        return sorted((runs.load(self.workspace, i) for i in self.workspace.ids("runs")), key=lambda r: -r.created)
+        return self.conduct.runs()
 
     def run(self, run_id: str) -> Run:
-        return runs.load(self.workspace, run_id)
+        return self.conduct.run(run_id)
 
     def run_events(self, run_id: str, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
         """What happened in a run since `cursor`, and the next cursor."""
-        self.workspace.existing("runs", run_id)
-        return read_since(runs.events_path(self.workspace, run_id), cursor)
+        return self.conduct.run_events(run_id, cursor)
 
     def wait_run(self, run_id: str, seconds: float = 3600.0) -> Run:
         """Blocks until a run has ended."""
-        end = time.monotonic() + seconds
-        while (run := self.run(run_id)).status.alive or run_id in self._state.claims:
-            if time.monotonic() > end:
-                raise Busy(f"The run {run.name!r} is still {run.status.value}.", "Wait longer, or stop it.")
-            time.sleep(0.05)
-        return self.run(run_id)
+        return self.conduct.wait_run(run_id, seconds)
 
     # --- adapters
 
