@@ -20,7 +20,7 @@ from typing import Any
 from core import demo
 from core.engine import Engine
 from core.errors import StudioError
-from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Mix, Sampling, TrainSpec, label_of, resolve
+from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Launch, Mix, Sampling, TrainSpec, label_of, resolve
 
 WORKSPACE_VARIABLE = "ADAPTER_STUDIO_WORKSPACE"
 Verb = Callable[[Engine, argparse.Namespace], Any]
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports an optional CPU kernel it does without
     args = parser().parse_args(argv)
     try:
-        with Engine(args.workspace, args.base, args.quantization, load=args.model) as engine:
+        with Engine(args.workspace, args.base, args.quantization, load=args.model and not getattr(args, "launcher", "")) as engine:
             value = args.verb(engine, args)
     except StudioError as e:
         if args.json:
@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
         for f in dataclasses.fields(TrainSpec):
             if f.name != "kind":
                 _add_setting(p, f)
+        _add_launch(p)
 
     adapters = group("adapters", "The library.")
     add(adapters, "list", _adapters_list, "List adapters.")
@@ -116,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
     add(run, "list", _runs_list, "List runs.")
     add(run, "follow", _runs_follow, "Show a run's events until it ends.").add_argument("run")
     add(run, "resume", _runs_resume, "Go on with an interrupted or stopped run.").add_argument("run")
+    add(run, "stop", _runs_stop, "Ask a run to end after its step and keep what it learned.").add_argument("run")
+    p = add(run, "join", _runs_join, "Bring this machine's processes to a run that another machine started.")
+    p.add_argument("run")
+    _add_launch(p)
     return top
 
 
@@ -129,6 +134,17 @@ def _add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
         choices=f.metadata.get("choices"),
         help=f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%"),
     )
+
+
+def _add_launch(p: argparse.ArgumentParser) -> None:
+    """The options that start several processes."""
+    for f in dataclasses.fields(Launch):
+        _add_setting(p, f)
+
+
+def _launch(args: argparse.Namespace) -> Launch | None:
+    given = _given(args, Launch)
+    return Launch(**given) if given else None
 
 
 def _add_mixes(p: argparse.ArgumentParser) -> None:
@@ -178,7 +194,7 @@ def _train(engine: Engine, args: argparse.Namespace) -> Any:
     changes.setdefault("name", f"{args.kind} adapter")
     if "stack_on" in changes:
         changes["stack_on"] = engine.find_adapter(changes["stack_on"])
-    run_id = engine.start_run(resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}))
+    run_id = engine.start_run(resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}), _launch(args))
     return _follow(engine, run_id)
 
 
@@ -294,6 +310,16 @@ def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:
 def _runs_resume(engine: Engine, args: argparse.Namespace) -> Any:
     engine.resume_run(args.run)
     return _follow(engine, args.run)
+
+
+def _runs_stop(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.stop_run(args.run)
+    return _follow(engine, args.run)
+
+
+def _runs_join(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.join_run(args.run, _launch(args) or Launch())
+    return engine.run(args.run)
 
 
 # Verbs that load the base model; the others answer without it.

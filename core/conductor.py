@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from core import library
+from core import launcher, library
 from core.data.datasets import load_dataset
 from core.errors import Busy, Diverged, RunError, SpecError, StudioError
 from core.events import read_since
-from core.spec import RunStatus, TrainSpec
+from core.spec import Launch, RunStatus, TrainSpec
 from core.train import runs
 from core.train.runs import Run
 from core.worker import Worker
@@ -81,8 +82,11 @@ class Conductor:
             lacking.append(str(e))
         return lacking
 
-    def start_run(self, spec: TrainSpec) -> str:
+    def start_run(self, spec: TrainSpec, extra: dict[str, Any] | None = None) -> str:
         """Queues a run and returns its id at once; a second click on the same start is the same run.
+
+        Args:
+            extra: what else is written into run.json; "launch" trains it in processes of its own.
 
         Raises:
             SpecError, NotFound, NameRefused, AdapterError, StorageError
@@ -98,7 +102,7 @@ class Conductor:
             raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
         if spec.stack_on:
             self._stackable(spec)
-        run = runs.create(self._workspace, spec, self._base().name, dataset.sha256)
+        run = runs.create(self._workspace, spec, self._base().name, dataset.sha256, extra)
         self._last_start = (time.monotonic(), spec, run.id)
         self._queue(run)
         return run.id
@@ -124,6 +128,9 @@ class Conductor:
         try:
             if stop.get(run_id) == "keep":
                 runs.change(self._workspace, run, status=RunStatus.STOPPED)
+                return
+            if "launch" in run.extra:
+                launcher.conduct(self._workspace, run, self._worker.serve, lambda: stop.get(run_id, ""))
                 return
             from core.train.train import train
 
@@ -157,6 +164,9 @@ class Conductor:
             RunError: it is not running here.
         """
         run = self.run(run_id)
+        if run.status.alive and "launch" in run.extra and run_id not in self._claims:  # another studio or terminal launched it
+            runs.ask(self._workspace, run_id, "keep")
+            return
         if not run.status.alive or run_id not in self._claims:
             raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
         self._stopping[run_id] = "keep"
@@ -165,7 +175,7 @@ class Conductor:
     def _mark_stopping(self, run_id: str) -> None:
         """On the worker's thread, so that it cannot overwrite how the run ended meanwhile."""
         run = self.run(run_id)
-        if run.status is RunStatus.RUNNING and run_id in self._claims:
+        if run.status is RunStatus.RUNNING and run_id in self._claims and "launch" not in run.extra:
             runs.change(self._workspace, run, status=RunStatus.STOPPING)
 
     def resume_run(self, run_id: str) -> None:
@@ -179,6 +189,24 @@ class Conductor:
             raise RunError(f"The run {run.name!r} cannot be resumed ({run.status.value}).", "Start a new run with the same settings.")
         self._queue(run)
         runs.change(self._workspace, run, status=RunStatus.QUEUED, error="")
+
+    def join_run(self, run_id: str, launch: Launch) -> None:
+        """Brings the processes of this machine to a run that another machine started; stays until they end.
+
+        Raises:
+            RunError: it is not waiting for other machines, or for other ones. StudioError: what a process raised.
+        """
+        run = self.run(run_id)
+        asked = Launch.from_json(run.extra["launch"]) if "launch" in run.extra else Launch()
+        if not run.status.alive or asked.nnodes < 2:
+            what = f"The run {run.name!r} waits for no other machine ({run.status.value})."
+            raise RunError(what, "Start it on the first machine with --nnodes, then join it from the others.")
+        if replace(launch, node_rank=0) != replace(asked, node_rank=0) or launch.node_rank == asked.node_rank:
+            raise RunError(
+                f"The run {run.name!r} was started with other machines in mind.",
+                f"Give --nnodes {asked.nnodes} --nproc {asked.nproc} --rdzv-endpoint {asked.rdzv_endpoint}, and a --node-rank that is still free.",
+            )
+        launcher.conduct(self._workspace, run, lambda seconds: None, lambda: "", launch)
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from core.events import EventLog
 from core.spec import RunStatus, TrainSpec
-from core.workspace import Workspace, claimed, make_id, read_json, write_json
+from core.workspace import Workspace, claimed, make_id, read_json, whole_file, write_json
 
 TAIL_BYTES = 64 * 1024
 
@@ -47,7 +47,7 @@ class Run:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str) -> Run:
+def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: dict[str, Any] | None = None) -> Run:
     """Writes a new run down as queued, with its folder and its first event."""
     run_id, place = workspace.new_dir("runs", spec.name)
     run = Run(
@@ -60,6 +60,7 @@ def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str
         created=time.time(),
         base=base,
         dataset_sha256=dataset_sha256,
+        extra=extra or {},
     )
     write_json(place / "run.json", _to_json(run))
     workspace.commit_dir("runs", run_id, place)
@@ -88,6 +89,34 @@ def claim_path(workspace: Workspace, run_id: str) -> Path:
     return workspace.path("runs", run_id, "owner.lock")
 
 
+def job_path(workspace: Workspace, run_id: str) -> Path:
+    """The claim of a run's own processes, apart from whoever launched them."""
+    return workspace.path("runs", run_id, "job.lock")
+
+
+def alive(workspace: Workspace, run_id: str) -> bool:
+    """Does a living process own the run, or train it?"""
+    return claimed(claim_path(workspace, run_id)) or claimed(job_path(workspace, run_id))
+
+
+def ask(workspace: Workspace, run_id: str, word: str) -> None:
+    """Leaves a wish ("keep", "close") for a run in processes of its own; "" takes it back."""
+    path = workspace.path("runs", run_id, "asked")
+    if not word:
+        path.unlink(missing_ok=True)
+        return
+    with whole_file(path, "w") as f:
+        f.write(word)
+
+
+def asked(workspace: Workspace, run_id: str) -> str:
+    """The wish that was left for a run, or ""."""
+    try:
+        return workspace.path("runs", run_id, "asked").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
 def log(workspace: Workspace, run_id: str) -> EventLog:
     return EventLog(events_path(workspace, run_id))
 
@@ -100,7 +129,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
     """
     raw = read_json(folder(workspace, run_id) / "run.json")
     status = RunStatus(raw["status"])
-    if status.alive and not claimed(claim_path(workspace, run_id)):
+    if status.alive and not alive(workspace, run_id):
         status = RunStatus.INTERRUPTED
     step, total = _progress(events_path(workspace, run_id))
     has_checkpoint = any(checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"))

@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,6 +29,7 @@ from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
 from core.train import checkpoints, runs
+from core.train.crew import ALONE, Crew
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
 
@@ -45,6 +47,7 @@ def train(
     serve: Callable[[float], None],
     stop_asked: Callable[[], str],
     general: Callable[[], Sequence[str]],
+    crew: Crew = ALONE,
 ) -> runs.Run:
     """Trains a run to its end, from its newest checkpoint where it has one.
 
@@ -53,6 +56,7 @@ def train(
     Args:
         stop_asked: "" to go on, "keep" to end and keep what is learned, "close" to save and be resumed later.
         general: gives the texts of ours that are replayed when the spec names no dataset for it.
+        crew: the processes that train it; every one of them calls this.
 
     Returns:
         The run as it ended: DONE, or STOPPED with what it had learned.
@@ -60,9 +64,9 @@ def train(
     Raises:
         StudioError: it could not start or go on; the caller writes that down.
     """
-    log = runs.log(workspace, run.id)
+    log = crew.log(workspace, run.id)
     try:
-        run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
+        run = crew.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
         rows, validation = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
@@ -70,23 +74,32 @@ def train(
         checkpoint = checkpoints.newest(folder, run.id)
         set_seed(run.spec.seed)
         resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on)
-        trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked), sample_prompts(workspace, run.spec))
+        trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked, crew), sample_prompts(workspace, run.spec))
         if checkpoint:
-            log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
+            log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.{_recrewed(checkpoint, crew)}")
         with differentiable(resident.base.model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = trainer.state.global_step < trainer.state.max_steps
         if stopped and stop_asked() == "close":
-            return runs.change(workspace, run, status=RunStatus.INTERRUPTED)
+            return crew.change(workspace, run, status=RunStatus.INTERRUPTED)
         adapter = _keep(workspace, resident, run, dataset, trainer, seconds=time.monotonic() - begin)
-        log.append("result", adapter=adapter.id, **adapter.results)
-        if not stopped:
+        if adapter:
+            log.append("result", adapter=adapter.id, **adapter.results)
+        if not stopped and crew.leads:
             shutil.rmtree(folder, ignore_errors=True)
-        return runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE)
+        return crew.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE)
     finally:
         resident.end_trainee()
         if resident.base.device.type == "cuda":
             resident.base.model.gradient_checkpointing_disable()
+
+
+def _recrewed(checkpoint: Path, crew: Crew) -> str:
+    """What it means that another number of processes goes on from a checkpoint, if so."""
+    before = checkpoints.processes_of(checkpoint)
+    if before == crew.size:
+        return ""
+    return f" {before} processes wrote it and {crew.size} go on: the same data and effective batch; only LoRA dropout is drawn anew."
 
 
 def _pinned(workspace: Workspace, run: runs.Run) -> Dataset:
@@ -183,9 +196,11 @@ def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: 
     return list(encode_documents(tokenizer, general(), own=True))
 
 
-def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:
-    """Puts the trained adapter into the library with where it comes from."""
+def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter | None:
+    """Puts the trained adapter into the library with where it comes from; None in a process that does not lead."""
     tensors = resident.trainee_tensors()
+    if not trainer.crew.leads:
+        return None
     validation = _validations(workspace, run.id)
     results: dict[str, Any] = {"train_loss": trainer.last_loss, "steps": trainer.state.global_step}
     if validation:
@@ -217,6 +232,7 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
             "training_seconds": round(trainer.busy, 2),
             "tokens": trainer.tokens,
             "device": str(resident.base.device),
+            "processes": trainer.crew.size,
             "platform": platform.platform(),
         },
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},

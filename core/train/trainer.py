@@ -28,9 +28,10 @@ from core.events import EventLog
 from core.library import WEIGHTS
 from core.model.generate import generate
 from core.model.resident import Resident
-from core.model.scoring import score
+from core.model.scoring import Score, score
 from core.spec import Mix, Sampling, TrainSpec
 from core.train import checkpoints
+from core.train.crew import ALONE, PATIENCE, Blanked, Crew, deal
 from core.workspace import ensure_space
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
@@ -46,14 +47,16 @@ class Hooks:
         log: where events go.
         serve: lends the model to whoever waits, for at most so many seconds.
         stop_asked: "" to go on; anything else ends the run after this step, with a checkpoint.
+        crew: the processes that train it together.
     """
 
     log: EventLog
     serve: Callable[[float], None]
     stop_asked: Callable[[], str]
+    crew: Crew = ALONE
 
 
-def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> TrainingArguments:
+def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, crew: Crew = ALONE) -> TrainingArguments:
     """TrainingArguments of a spec.
 
     Args:
@@ -67,7 +70,7 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
         per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.accumulation,
+        gradient_accumulation_steps=crew.accumulation(spec),
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * spec.warmup_ratio),
@@ -90,7 +93,23 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=[],
+        **several(crew, on_gpu),
     )
+
+
+def several(crew: Crew, on_gpu: bool) -> dict[str, Any]:
+    """Arguments that matter with several processes only.
+
+    Every adapter weight in training takes part in every forward, also where the adapter below is dropped
+    (by its scaling), so no process looks for unused ones.
+    """
+    if crew.size == 1:
+        return {}
+    return {
+        "ddp_find_unused_parameters": False,
+        "ddp_backend": None if on_gpu else "gloo",
+        "ddp_timeout": int(PATIENCE.total_seconds()),
+    }
 
 
 class StudioTrainer(Trainer):  # type: ignore[misc]
@@ -102,6 +121,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         run_id: written into every checkpoint's manifest.
         prompts: what the adapter in training answers at every validation.
     """
+
+    train_dataset: Any
 
     def __init__(
         self,
@@ -117,13 +138,14 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         pad = resident.base.tokenizer.pad_token_id
         super().__init__(
             model=resident.peft,
-            args=arguments(spec, folder, len(rows), resident.base.device.type == "cuda"),
+            args=arguments(spec, folder, len(rows), resident.base.device.type == "cuda", hooks.crew),
             train_dataset=rows,
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
         )
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))
+        self.crew = hooks.crew
         self.resident = resident
         self.spec = spec
         self.validation = list(validation)
@@ -136,6 +158,22 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.mark = (0, 0.0, 0)  # (tokens, busy, step) at the last logged step
         self.last_loss = math.nan
         self._substep = 0  # forward passes of the present optimizer step; an epoch's last step may have fewer
+
+    # --- what this process reads
+
+    def get_train_dataloader(self) -> Any:
+        """All rows; or this process's share of the very batches that one process alone would read."""
+        if self.crew.size == 1:
+            return super().get_train_dataloader()
+        rows = self.train_dataset
+        self.train_dataset = Blanked(rows)
+        try:
+            return deal(super().get_train_dataloader(), len(rows), self.crew.size)
+        finally:
+            self.train_dataset = rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset.rows if isinstance(train_dataset, Blanked) else train_dataset)
 
     # --- one step
 
@@ -159,7 +197,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         Drawn from the seed and the position in the run, so that a resumed run draws the same.
         """
         below = list(self.resident.pinned)
-        position = self.state.global_step * self.spec.accumulation + self._substep
+        position = self.crew.place(self.state.global_step, self.spec, self._substep)
         self._substep += 1
         off = bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
         if not off:
@@ -182,7 +220,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if "loss" not in logs:
             return
         tokens, busy, step = self.mark
-        self.mark = (self.tokens, self.busy, self.state.global_step)
+        read = self.crew.total(self.tokens, self.args.device)
+        self.mark = (read, self.busy, self.state.global_step)
         seconds = max(self.busy - busy, 1e-9)
         left = self.state.max_steps - self.state.global_step
         self.last_loss = float(logs["loss"])
@@ -194,8 +233,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             loss=self.last_loss,
             learning_rate=float(logs.get("learning_rate", 0.0)),
             grad_norm=float(logs.get("grad_norm", math.nan)),
-            tokens=self.tokens,
-            tokens_per_second=round((self.tokens - tokens) / seconds, 1),
+            tokens=read,
+            tokens_per_second=round((read - tokens) / seconds, 1),
             eta_seconds=round(left * self.busy / max(1, self._steps_here()), 1),
         )
 
@@ -207,18 +246,22 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         mix = Mix(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
         metrics: dict[str, float] = {}
         if self.validation:
-            result = None
-            for _, scores in score(self.resident, self.validation, [mix]):
-                result = scores[0]
-                self.hooks.serve(SERVE_SECONDS)
-            assert result is not None
+            result = self.crew.tell(lambda: self._validate(mix))  # scored by the first process, which writes it down; known to all
             metrics = {"eval_loss": result.loss}
             self.best = min((self.best, {"step": self.state.global_step, "loss": result.loss}), key=lambda b: b.get("loss", math.inf))
             self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
-        for prompt in self.prompts:
+        for prompt in self.prompts if self.crew.leads and not self.crew.sharded else ():
             self._sample(prompt, mix)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _validate(self, mix: Mix) -> Score:
+        result = None
+        for _, scores in score(self.resident, self.validation, [mix]):
+            result = scores[0]
+            self.hooks.serve(SERVE_SECONDS)
+        assert result is not None
+        return result
 
     def _sample(self, prompt: str, mix: Mix) -> None:
         tokenizer = self.resident.base.tokenizer
@@ -238,6 +281,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the adapter in training: its tensors and its config."""
+        if not self.crew.leads:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.resident.trainee_tensors(), folder / WEIGHTS, metadata={"format": "pt"})
@@ -248,12 +293,15 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         root = Path(self.args.output_dir)
         folder = root / f"checkpoint-{self.state.global_step}"
         size = sum(p.numel() * 4 for p in self.resident.peft.parameters() if p.requires_grad)  # type: ignore[union-attr]
-        if folder.exists():  # a resumed run passes its own steps again
+        if self.crew.leads and folder.exists():  # a resumed run passes its own steps again
             shutil.rmtree(folder)
+        self.crew.wait()
         try:
             ensure_space(root, 3 * size)
             super()._save_checkpoint(model, trial)
-            checkpoints.commit(folder, self.run_id)
+            self.crew.wait()  # every process writes its dice
+            if self.crew.leads:
+                checkpoints.commit(folder, self.run_id, self.crew.size)
         except (OSError, RuntimeError) as e:
             shutil.rmtree(folder, ignore_errors=True)
             raise StorageError(
@@ -263,7 +311,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         except StorageError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        checkpoints.rotate(root)
+        if self.crew.leads:
+            checkpoints.rotate(root)
         self.hooks.log.append("checkpoint", step=self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -279,6 +328,8 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        if trainer.crew.size > 1:
+            trainer.resident.arrange()  # spreading the model over processes put its weights elsewhere, and mixing reads them where they lie
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         trainer.hooks.log.append(
             "plan",
@@ -300,6 +351,7 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.trainer.hooks.serve(SERVE_SECONDS)
+        self.trainer.crew.hear(args.device)
         if self.trainer.hooks.stop_asked():
             control.should_training_stop = True
             control.should_save = True
