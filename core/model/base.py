@@ -106,7 +106,7 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def load_base(name: str = "embedded", quantization: str = "auto", device: str = "auto") -> Base:
+def load_base(name: str = "embedded", quantization: str = "auto", device: str = "auto", sharded: bool = False) -> Base:
     """Loads a base model, frozen and in eval mode.
 
     Args:
@@ -114,6 +114,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         quantization: "nf4" (4 bits, double quantisation; works on the CPU too), "none", or "auto":
             nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
         device: "auto", "cpu" or "cuda".
+        sharded: it will be spread over processes: 4-bit weights are stored in the compute type, which is what FSDP can cut up.
 
     Raises:
         BaseModelError: not found, gated, offline, an unsupported architecture, or a broken folder.
@@ -138,7 +139,8 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         extra: dict[str, Any] = {}
         if quantization == "nf4":
             extra["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+                **({"bnb_4bit_quant_storage": dtype} if sharded else {}),
             )
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, device_map={"": place}, attn_implementation="sdpa", use_safetensors=True, **common, **extra

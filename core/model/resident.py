@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from core import library
 from core.errors import AdapterError, Busy
@@ -242,7 +243,8 @@ class Resident:
         """The adapter in training under the key names of peft's file format, on the CPU."""
         assert self.peft is not None
         state = get_peft_model_state_dict(self.peft, adapter_name=TRAINEE, save_embedding_layers=False)
-        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
+        pieces = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in state.items()}  # of all processes of the run
+        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in pieces.items()}
 
     def restore_trainee(self, tensors: dict[str, torch.Tensor]) -> None:
         """Puts a checkpoint's values into the adapter in training.

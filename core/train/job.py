@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         claim = _claim(workspace, run.id) if crew.leads else None
         device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
-        resident = Resident(load_base(args.base, args.quantization, device), workspace)
+        resident = Resident(load_base(args.base, args.quantization, device, crew.sharded), workspace)
         train(workspace, resident, run, lambda seconds: None, lambda: crew.heard, lambda: Samples().texts("general"), crew)
         if claim:
             claim.release()

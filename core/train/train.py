@@ -89,7 +89,8 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
         return crew.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE)
     finally:
-        resident.end_trainee()
+        if not crew.sharded:  # a base in pieces serves nobody else, and its process ends now
+            resident.end_trainee()
         if resident.base.device.type == "cuda":
             resident.base.model.gradient_checkpointing_disable()
 

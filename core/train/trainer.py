@@ -30,7 +30,7 @@ from core.model.generate import generate
 from core.model.resident import Resident
 from core.model.scoring import Score, score
 from core.spec import Mix, Sampling, TrainSpec
-from core.train import checkpoints
+from core.train import checkpoints, shards
 from core.train.crew import ALONE, PATIENCE, Blanked, Crew, deal
 from core.workspace import ensure_space
 
@@ -56,21 +56,22 @@ class Hooks:
     crew: Crew = ALONE
 
 
-def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, crew: Crew = ALONE) -> TrainingArguments:
+def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, together: dict[str, Any] | None = None, accumulation: int = 0) -> TrainingArguments:
     """TrainingArguments of a spec.
 
     Args:
         folder: where checkpoints go.
         rows: sequences in the training split, from which the number of steps follows.
+        together: what `several` says of a run in several processes, and `accumulation` is that of one of them.
     """
     steps = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs))
     every = max(1, math.ceil(steps / ROUNDS))
-    return TrainingArguments(
+    settings: dict[str, Any] = dict(  # noqa: C408 (the names of arguments, as they are called)
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
         per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=crew.accumulation(spec),
+        gradient_accumulation_steps=accumulation or spec.accumulation,
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * spec.warmup_ratio),
@@ -93,11 +94,11 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, crew: Crew
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=[],
-        **several(crew, on_gpu),
     )
+    return TrainingArguments(**shards.joined(settings, together or {}))
 
 
-def several(crew: Crew, on_gpu: bool) -> dict[str, Any]:
+def several(crew: Crew, model: Any, on_gpu: bool) -> dict[str, Any]:
     """Arguments that matter with several processes only.
 
     Every adapter weight in training takes part in every forward, also where the adapter below is dropped
@@ -106,6 +107,7 @@ def several(crew: Crew, on_gpu: bool) -> dict[str, Any]:
     if crew.size == 1:
         return {}
     return {
+        **(shards.arguments(model) if crew.sharded else {}),
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu else "gloo",
         "ddp_timeout": int(PATIENCE.total_seconds()),
@@ -136,9 +138,13 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         prompts: Sequence[str] = (),
     ) -> None:
         pad = resident.base.tokenizer.pad_token_id
+        on_gpu = resident.base.device.type == "cuda"
+        together = several(hooks.crew, resident.base.model, on_gpu)
+        if hooks.crew.sharded:
+            shards.loosen(resident.peft)
         super().__init__(
             model=resident.peft,
-            args=arguments(spec, folder, len(rows), resident.base.device.type == "cuda", hooks.crew),
+            args=arguments(spec, folder, len(rows), on_gpu, together, hooks.crew.accumulation(spec)),
             train_dataset=rows,
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
@@ -256,6 +262,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _validate(self, mix: Mix) -> Score:
+        if self.crew.sharded:
+            return shards.validate(self.model_wrapped, self.validation, self.resident.base.tokenizer.pad_token_id, self.args.device)
         result = None
         for _, scores in score(self.resident, self.validation, [mix]):
             result = scores[0]
@@ -281,12 +289,38 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the adapter in training: its tensors and its config."""
+        tensors = self.resident.trainee_tensors()
         if not self.crew.leads:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.resident.trainee_tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Only what is in training; the stock way would gather a base that is spread over processes as well."""
+        self._save(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.crew.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = shards.whole(self.optimizer.state_dict())
+        if self.crew.leads:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.crew.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        shards.restore(self.optimizer, torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if self.crew.sharded and resume_from_checkpoint:  # as long as the tensors are whole
+            self.resident.restore_trainee(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes, then commits; what the disk refuses is removed and the last good one stays."""
@@ -317,6 +351,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fills the adapter in training; the stock way would also change which adapters are active."""
+        if self.crew.sharded:  # done before it was cut up
+            return
         self.resident.restore_trainee(load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
 
@@ -328,7 +364,7 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        if trainer.crew.size > 1:
+        if trainer.crew.size > 1 and not trainer.crew.sharded:
             trainer.resident.arrange()  # spreading the model over processes put its weights elsewhere, and mixing reads them where they lie
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         trainer.hooks.log.append(
