@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from core.spec import RunStatus, TrainSpec
 from core.workspace import Workspace, claimed, make_id, read_json, write_json
 
 TAIL_BYTES = 64 * 1024
+ANYHOW = (RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.DISK_FULL)  # resumed from the start where there is no checkpoint yet
+FROM_CHECKPOINT = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED, RunStatus.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
         spec=TrainSpec.from_json(raw["spec"]),
         step=step,
         total_steps=total,
-        resumable=status in (RunStatus.INTERRUPTED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED)
-        and (has_checkpoint or status is RunStatus.INTERRUPTED),
+        resumable=status in ANYHOW or (status in FROM_CHECKPOINT and has_checkpoint),
     )
 
 
@@ -125,6 +127,14 @@ def change(workspace: Workspace, run: Run, **fields: Any) -> Run:
     if "status" in fields:
         log(workspace, run.id).append("status", status=new.status.value, **({"error": new.error} if new.error else {}))
     return new
+
+
+def tidy(workspace: Workspace) -> None:
+    """Removes the checkpoints of finished runs whose process was killed before it could."""
+    for run_id in workspace.ids("runs"):
+        place = checkpoints_folder(workspace, run_id)
+        if place.exists() and load(workspace, run_id).status is RunStatus.DONE:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _progress(path: Path) -> tuple[int, int]:
