@@ -167,6 +167,10 @@ class Conductor:
         order = now.sorted(waiting)
         return [Waiting(waiting[i], after[i], _needing(i, order, after), i in now.cancelled) for i in order]
 
+    def line_stamp(self) -> int:
+        """A number that differs once the order of the queue has changed."""
+        return lineup.stamp(self._workspace)
+
     def move_run(self, run_id: str, to: str) -> None:
         """Moves a waiting run: "first", "up", "down" or "last".
 

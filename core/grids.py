@@ -140,11 +140,16 @@ def cells(base: TrainSpec, axes: Mapping[str, Sequence[Any]], name: str = "") ->
 
 def _name(name: str, index: int, values: dict[str, Any]) -> str:
     """A cell's name says its settings, as far as they fit and may stand in a name."""
-    full = f"{name}: " + ", ".join(f"{label_of(FIELDS[f]).lower()} {shown(v)}" for f, v in values.items())
+    full = f"{name}: " + ", ".join(f"{_within(label_of(FIELDS[f]))} {shown(v)}" for f, v in values.items())
     try:
         return check_name(full)
     except StudioError:
         return f"{name[: NAME_LIMIT - 12]}: cell {index + 1}"
+
+
+def _within(label: str) -> str:
+    """A label inside a sentence: `LoRA dropout` stays what it is, `Learning rate` loses its capital."""
+    return label[0].lower() + label[1:] if label.split()[0][1:].islower() else label
 
 
 def shown(value: Any) -> str:

@@ -295,7 +295,8 @@ def _note(rows: Sequence[Row], grid: Grid) -> str:
     nearest = rest[0].behind
     assert nearest is not None
     on = "the same validation rows" if nearest.paired else "their validation rows"
-    apart = f"The next is {nearest.nats:.4f} nats a token behind the best, with a standard error of {nearest.error:.4f} over {on}."
+    same = "The next has the very same loss as the best."
+    apart = same if not nearest.nats else f"The next is {comparison.nats(nearest.nats)} nats a token behind the best, with a standard error of {comparison.nats(nearest.error)} over {on}."
     if not level:
         return " ".join(filter(None, [f"{apart} That is more than chance of the rows.", one]))
     count = f"{len(level)} of the others are" if len(level) > 1 else "One of the others is"

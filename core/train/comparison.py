@@ -190,3 +190,8 @@ def settings(given: Sequence[Run]) -> list[Setting]:
         if f.name != "name":
             found.append(Setting(f.name, label_of(f), tuple(getattr(r.spec, f.name) for r in given)))
     return found
+
+
+def nats(value: float) -> str:
+    """A difference of losses as people read it; a small one in its own power of ten."""
+    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
