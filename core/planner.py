@@ -295,8 +295,10 @@ def _note(rows: Sequence[Row], grid: Grid) -> str:
     nearest = rest[0].behind
     assert nearest is not None
     on = "the same validation rows" if nearest.paired else "their validation rows"
-    same = "The next has the very same loss as the best."
-    apart = same if not nearest.nats else f"The next is {comparison.nats(nearest.nats)} nats a token behind the best, with a standard error of {comparison.nats(nearest.error)} over {on}."
+    apart = "The next has the very same loss as the best."
+    if nearest.nats:
+        error = f"with a standard error of {comparison.nats(nearest.error)} over {on}"
+        apart = f"The next is {comparison.nats(nearest.nats)} nats a token behind the best, {error}."
     if not level:
         return " ".join(filter(None, [f"{apart} That is more than chance of the rows.", one]))
     count = f"{len(level)} of the others are" if len(level) > 1 else "One of the others is"

@@ -65,7 +65,7 @@ def _waiting(i: int, waiting: Any, line: Sequence[Any]) -> Node:
     arrows = []
     for sign, to, where, can in moves:
         act, cls = {"do": "move", "run": run.id, "to": to}, "icon word" if len(sign) > 1 else "icon"
-        attrs = {"title": f"Move {where}", "aria_label": f"Move {run.name} {where}", "disabled": None if can else ""}
+        attrs: dict[str, Any] = {"title": f"Move {where}", "aria_label": f"Move {run.name} {where}", "disabled": None if can else ""}
         arrows.append(node("button", sign, cls=cls, act=act if can else None, **attrs))
     text = f"Cancel with the {len(waiting.before)} on top" if waiting.before else "Cancel"
     cancel = button(text, {"do": "cancel", "run": run.id, "together": bool(waiting.before)}, "quiet danger", aria_label=f"{text}: {run.name}")
