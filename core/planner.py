@@ -262,7 +262,7 @@ class Planner:
         """
         low, high = COMPARED
         if not low <= len(set(run_ids)) <= high:
-            raise SpecError(f"{len(set(run_ids))} runs were chosen.", f"Choose {low} to {high}.")
+            raise SpecError(f"{len(set(run_ids))} run{'s were' if len(set(run_ids)) != 1 else ' was'} chosen.", f"Choose {low} to {high}.")
         given = tuple(self._conduct.run(i) for i in dict.fromkeys(run_ids))
         return Comparison(given, tuple(self.history(r.id) for r in given), tuple(comparison.settings(given)))
 
