@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -20,10 +21,12 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from core import library
-from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, pack, replayed
+from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
+from core.data.packing import Account, arranged, windows
 from core.errors import RunError, SpecError
 from core.events import read_since
+from core.model.apart import mingled
 from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
@@ -65,7 +68,8 @@ def train(
         run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
-        rows, validation = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+        rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+        log.append("data", **account.to_json())
         folder = runs.checkpoints_folder(workspace, run.id)
         checkpoint = checkpoints.newest(folder, run.id)
         set_seed(run.spec.seed)
@@ -134,8 +138,8 @@ def sequences(
     dataset: Dataset,
     general: Callable[[], Sequence[str]],
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[datasets.Dataset, list[Encoded]]:
-    """(training rows of `input_ids` and `trained`, validation sequences) of a spec.
+) -> tuple[datasets.Dataset, list[Encoded], Account]:
+    """(training rows for `collate`, validation sequences, what the rows hold) of a spec.
 
     Raises:
         SpecError: the dataset's kind is not the run's, or max_length is beyond the base's context.
@@ -156,16 +160,23 @@ def sequences(
             spec.replay_share,
             spec.seed,
         )
-        rows = [{"input_ids": block, "trained": [1] * len(block)} for block in pack(documents, spec.max_length)]
+        parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
+        learned = [e for part in parts for e in part]
+        cut_up = sum(len(part) for part in parts if len(part) > 1)
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
-        encoded = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows]
-        rows = [{"input_ids": e.ids, "trained": e.mask} for e in encoded]
+        learned, cut_up = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows], 0
+        random.Random(spec.seed).shuffle(learned)  # which examples share a row
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
-    return datasets.Dataset.from_list(rows), validation
+    packed = spec.packing
+    if packed and (why := mingled(resident)):
+        packed = False
+        note(f"Sequences are padded, not packed: {why}.")
+    rows, account = arranged(learned, spec.max_length, packed)
+    return datasets.Dataset.from_list(rows), validation, replace(account, windows=cut_up)
 
 
 def sample_prompts(workspace: Workspace, spec: TrainSpec) -> list[str]:

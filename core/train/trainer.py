@@ -141,6 +141,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         begin = time.perf_counter()
+        inputs = dict(inputs)
+        tokens = inputs.pop("sizes", inputs.get("attention_mask"))  # packed rows have no mask, and say their sizes
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
@@ -148,7 +150,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
                 f"The loss became {float(loss)} at step {self.state.global_step + 1}.",
                 "Lower the learning rate and start again, or resume from the last checkpoint, which is finite.",
             )
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += int(tokens.sum())
         self.busy += time.perf_counter() - begin
         return loss
 
