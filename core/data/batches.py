@@ -84,7 +84,7 @@ def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
     kept = min(end, start + max_length - 1)  # one token of context at least, then as much of the answer as fits
     begin = max(0, kept - max_length)
     for first, last in spans:
-        if 0 < begin and first <= begin < last:
+        if begin > 0 and first <= begin < last:
             mask[begin:last] = [0] * (last - begin)
     return Encoded(whole[begin:kept], mask[begin:kept], size - (kept - begin))
 
