@@ -22,6 +22,7 @@ from core.model.families import family_of
 from core.model.resident import Resident
 from core.spec import TrainSpec
 from core.workspace import Workspace
+from tests.conftest import SENTENCES
 from tests.test_families import VOCABULARY, tiny
 
 PACKING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "minimax_m2")
@@ -200,7 +201,9 @@ def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_r
     assert packed == pytest.approx(padded, abs=1e-5)
 
 
-def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(engine: Engine, pairs: Path, corpus: Path) -> None:
+def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(engine: Engine, pairs: Path, tmp_path: Path) -> None:
+    papers = tmp_path / "papers.txt"
+    papers.write_text("\n\n---\n\n".join(" ".join(SENTENCES[i : i + 4]) for i in range(0, 48, 4)), encoding="utf-8")
     data = engine.import_dataset([pairs], "Pairs", "task")
     rows = data.splits["train"]
     (whole,) = events(engine, TrainSpec(kind="task", name="Whole", dataset=data.id, **{**FAST, "max_steps": 1}), "data")
@@ -208,7 +211,7 @@ def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(engine: Engine, pairs:
     assert whole["rows"] < rows / 2 and whole["fill"] > 0.7 and 0 < whole["trained"] < whole["tokens"]
     (short,) = events(engine, TrainSpec(kind="task", name="Short", dataset=data.id, **{**FAST, "max_steps": 1, "max_length": 20}), "data")
     assert short["cut"] == rows and short["lost"] == whole["tokens"] - short["tokens"] > 0
-    text = engine.import_dataset([corpus], "Corpus", "domain")
+    text = engine.import_dataset([papers], "Papers", "domain")
     (cut,) = events(engine, TrainSpec(kind="domain", name="Text", dataset=text.id, overlap=4, **{**FAST, "max_steps": 1, "max_length": 16}), "data")
     (long,) = events(engine, TrainSpec(kind="domain", name="Long", dataset=text.id, **{**FAST, "max_steps": 1}), "data")
     assert cut["windows"] > 0 and long["windows"] == 0 and cut["lost"] == 0

@@ -31,6 +31,7 @@ from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
 from core.train import checkpoints, runs
+from core.train.steps import quiet
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
 
@@ -73,7 +74,9 @@ def train(
         folder = runs.checkpoints_folder(workspace, run.id)
         checkpoint = checkpoints.newest(folder, run.id)
         set_seed(run.spec.seed)
-        resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on)
+        resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on, run.spec.initialisation)
+        if resident.anchored:
+            log.append("note", text=f"The adapter starts from {run.spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * run.spec.rank}.")
         trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked), sample_prompts(workspace, run.spec))
         if checkpoint:
             log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
@@ -88,9 +91,10 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
         return runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE)
     finally:
+        quiet(resident.base.model)
         resident.end_trainee()
-        if resident.base.device.type == "cuda":
-            resident.base.model.gradient_checkpointing_disable()
+        if resident.base.model.is_activation_checkpointing:
+            resident.base.model.activation_checkpointing_disable()
 
 
 def _pinned(workspace: Workspace, run: runs.Run) -> Dataset:
@@ -128,6 +132,8 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
         "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": family.fan_in_fan_out,
+        "use_rslora": spec.use_rslora,
+        "use_dora": spec.use_dora,
     }
 
 
@@ -196,7 +202,7 @@ def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: 
 
 def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:
     """Puts the trained adapter into the library with where it comes from."""
-    tensors = resident.trainee_tensors()
+    tensors, config = resident.finished()
     validation = _validations(workspace, run.id)
     results: dict[str, Any] = {"train_loss": trainer.last_loss, "steps": trainer.state.global_step}
     if validation:
@@ -222,6 +228,8 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         },
         "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.sha256, "split_seed": dataset.seed, "splits": dataset.splits},
         "stacked_on": below,
+        "trained_with": {below["id"]: 1.0} if below else {},  # the adapters that were active beside it, and their weights
+        "domain_dropout": run.spec.domain_dropout if below else 0.0,  # the share of the forward passes in which they were not
         "hyperparameters": run.spec.to_json(),
         "runtime": {
             "seconds": round(seconds, 2),
@@ -238,7 +246,7 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         run.adapter,
         run.name,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        resident.adapter_config(),
+        config,
         metadata,
     )
 
