@@ -7,6 +7,7 @@ Knows a resident base and encoded data; knows no datasets, runs or pages.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
@@ -20,9 +21,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from core.data.batches import Encoded, collate, encode_chat
+from core.data.batches import IGNORED, Encoded, collate, encode_chat
 from core.errors import Diverged, StorageError
 from core.events import EventLog
 from core.library import WEIGHTS
@@ -120,6 +122,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
         )
+        self._keeps_logits = "logits_to_keep" in inspect.signature(resident.base.model.forward).parameters
+        self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(getattr(self, "model_accepts_loss_kwargs", False))  # tokens are then counted
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))
         self.resident = resident
@@ -156,6 +160,22 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.tokens += int(tokens.sum())
         self.busy += time.perf_counter() - begin
         return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Nats a trained token of this optimizer step, from logits at the trained positions alone.
+
+        A vocabulary's worth of logits for every token of a prompt, in 32 bits and again for its gradient, is the largest
+        tensor of a step, and nobody reads it. Positions that any row trains are kept for all rows.
+        """
+        if not self._keeps_logits or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        rest = {k: v for k, v in inputs.items() if k != "labels"}
+        targets = inputs["labels"][:, 1:]  # (B, T - 1), of the positions before them
+        kept = (targets != IGNORED).any(0).nonzero()[:, 0]
+        logits = model(**rest, use_cache=False, logits_to_keep=kept).logits  # (B, kept, V)
+        nats = functional.cross_entropy(logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum")
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return nats * processes / num_items_in_batch
 
     @contextmanager
     def _dropped(self) -> Iterator[None]:
