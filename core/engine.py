@@ -20,6 +20,7 @@ from core.composer import Composer
 from core.conductor import Conductor, Waiting
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
+from core.departures import departures
 from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
 from core.evaluate import reports
 from core.evaluate.reports import Report
@@ -322,17 +323,24 @@ class Engine:
         found = []
         for a in reversed(self.adapters()):
             fits = not self._info.fingerprint or a.base_fingerprint == self._info.fingerprint
-            why = "" if fits else f"It was trained on {a.base!r}, another base."
+            why = f"It cannot be mixed live: {a.unmixable}." if a.unmixable else "" if fits else f"It was trained on {a.base!r}, another base."
+            fits = fits and not a.unmixable
             found.append({"id": a.id, "name": a.name, "kind": a.kind, "rank": a.rank, "base": a.base, "training": False, "fits": fits, "why": why})
         resident = self._state.resident
         live = resident.trainee_id if resident else ""
         if live and all(f["id"] != live for f in found):
             run = next((r for r in self.runs() if r.adapter == live), None)
             if run:
-                found.append({"id": live, "name": run.name, "kind": run.kind, "rank": run.spec.rank, "base": run.base, "training": True, "fits": True, "why": ""})
+                why = f"It cannot be mixed live: {resident.unmixed}." if resident and resident.unmixed else ""
+                about = {"id": live, "name": run.name, "kind": run.kind, "rank": run.spec.rank, "base": run.base}
+                found.append({**about, "training": True, "fits": not why, "why": why})
         return found
 
     # --- mixes
+
+    def departures(self, mix: Mix) -> list[str]:
+        """Where a mix departs from how its adapters were trained, a sentence each."""
+        return departures(mix, {a.id: a for a in self.adapters()}) if mix.weights else []
 
     def save_mix(self, name: str, weights: dict[str, float], tilt: dict[str, float] | None = None) -> SavedMix:
         return mixes.save(self.workspace, name, weights, tilt)

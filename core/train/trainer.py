@@ -29,14 +29,15 @@ from core.errors import Diverged, StorageError
 from core.events import EventLog
 from core.library import WEIGHTS
 from core.model.generate import generate
-from core.model.resident import Resident
+from core.model.resident import ANCHOR, AsTrained, Resident
 from core.model.scoring import score
 from core.spec import Mix, Sampling, TrainSpec
-from core.train import checkpoints
+from core.train import checkpoints, steps
 from core.workspace import ensure_space
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
 SAMPLE_TOKENS = 48
+START = "start.safetensors"  # what the adapter in training started from, in a checkpoint
 ROUNDS = 10  # validations and checkpoints in a run, where the spec says 0
 
 
@@ -62,8 +63,8 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         folder: where checkpoints go.
         rows: sequences in the training split, from which the number of steps follows.
     """
-    steps = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs))
-    every = max(1, math.ceil(steps / ROUNDS))
+    total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs))
+    every = max(1, math.ceil(total / ROUNDS))
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
@@ -71,9 +72,7 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(steps * spec.warmup_ratio),
-        weight_decay=spec.weight_decay,
+        warmup_steps=math.ceil(total * spec.warmup_ratio),
         seed=spec.seed,
         data_seed=spec.seed,
         logging_strategy="steps",
@@ -85,13 +84,12 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         save_strategy="steps",
         save_steps=spec.save_steps or every,
         save_total_limit=None,  # we rotate by step
-        activation_checkpointing=on_gpu,
-        activation_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=[],
+        **steps.settings(spec, "cuda" if on_gpu else "cpu"),
     )
 
 
@@ -141,10 +139,17 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.last_loss = math.nan
         self._substep = 0  # forward passes of the present optimizer step; an epoch's last step may have fewer
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
+            self.optimizer: Any = steps.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
+        return super().create_optimizer(model)
+
     # --- one step
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         begin = time.perf_counter()
+        inputs = dict(inputs)
+        tokens = inputs.pop("sizes", inputs.get("attention_mask"))  # packed rows have no mask, and say their sizes
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
@@ -152,7 +157,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
                 f"The loss became {float(loss)} at step {self.state.global_step + 1}.",
                 "Lower the learning rate and start again, or resume from the last checkpoint, which is finite.",
             )
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += int(tokens.sum())
         self.busy += time.perf_counter() - begin
         return loss
 
@@ -224,7 +229,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss as nats over tokens, and the answers to the sample prompts."""
-        mix = Mix(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
+        mix = AsTrained(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
         metrics: dict[str, float] = {}
         if self.validation:
             result = None
@@ -262,6 +267,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.resident.trainee_tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+        if self.resident.anchored:
+            save_file(self.resident.tensors_of(ANCHOR), folder / START, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -289,7 +296,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fills the adapter in training; the stock way would also change which adapters are active."""
-        self.resident.restore_trainee(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        folder = Path(resume_from_checkpoint)
+        self.resident.restore_trainee(load_file(folder / WEIGHTS), load_file(folder / START) if self.resident.anchored else None)
 
 
 class _Manners(TrainerCallback):  # type: ignore[misc]

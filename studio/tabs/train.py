@@ -15,10 +15,14 @@ from core.spec import PRESETS, TrainSpec, resolve
 from studio import fields, guard, live, samples
 from studio.tree import title, view
 
-ADVANCED = (
-    "epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "rank", "alpha", "dropout", "warmup_ratio",
-    "schedule", "weight_decay", "domain_dropout", "replay_share", "save_steps", "eval_steps", "seed", "target_modules", "sample_prompts",
-)  # fmt: skip
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "domain_dropout", "seed"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "initialisation", "lora_plus_ratio"),
+    "Data": ("max_length", "packing", "overlap", "replay_share", "neftune_alpha"),
+    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "gradient_checkpointing"),
+    "Checks": ("eval_steps", "save_steps", "sample_prompts"),
+}
+ADVANCED = tuple(name for names in GROUPS.values() for name in names)
 ALONE = ("Nothing: straight on the base model", "")
 
 
@@ -53,7 +57,10 @@ def build(engine: Engine) -> TrainTab:
             preset = gr.Dropdown([(p.name.capitalize(), p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
             stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
-                advanced = fields.build(TrainSpec, ADVANCED)
+                advanced: fields.Fields = {}
+                for group, names in GROUPS.items():
+                    with gr.Accordion(group, open=group == "Run", elem_classes="quiet-fold"):
+                        advanced |= fields.build(TrainSpec, names)
             start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
