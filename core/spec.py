@@ -231,6 +231,13 @@ class TrainSpec(Limited):
     report_to: tuple[str, ...] = setting((), "Where the loss is logged as well: tensorboard, trackio or wandb, if installed.")
     sample_prompts: tuple[str, ...] = setting((), "Prompts that the adapter in training answers at every validation; empty takes one from the validation split.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_dora and self.initialisation != "default":
+            raise SpecError(f"DoRA and a {self.initialisation} start do not go together.", "Choose the default initialisation, or switch DoRA off.")
+        if self.use_dora and self.stack_on:
+            raise SpecError("A DoRA adapter cannot be mixed, so it cannot be trained on top of another one.", "Switch DoRA off, or train it on the base alone.")
+
     @property
     def effective_batch(self) -> int:
         """Sequences per optimizer step."""
@@ -341,9 +348,9 @@ PRESETS: dict[str, Preset] = {
                {"learning_rate": 1e-4, "epochs": 1.0}, {"learning_rate": 1e-4, "epochs": 1.0}),
         Preset("embedded", "Measured on the tiny base model that comes with the studio; minutes on a laptop.",
                {"learning_rate": 3e-3, "epochs": 20.0, "batch_size": 2, "accumulation": 1, "max_length": 256, "dropout": 0.0,
-                "replay_share": 0.3, "warmup_ratio": 0.05},
+                "replay_share": 0.3, "warmup_ratio": 0.05, "keep": "last"},  # facts go on settling after the loss turns: recall .78 at the best step, .85 at the last
                {"learning_rate": 3e-4, "epochs": 6.0, "batch_size": 16, "accumulation": 1, "max_length": 128, "dropout": 0.0,
-                "domain_dropout": 0.5, "warmup_ratio": 0.05}),
+                "domain_dropout": 0.5, "warmup_ratio": 0.05, "packing": False}),
     )
 }
 

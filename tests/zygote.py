@@ -52,7 +52,7 @@ def deadly(call: Callable[..., Any], times: int, after: bool = False) -> Callabl
             return call(*args, **kwargs)
         if after:
             call(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
+        return os.kill(os.getpid(), signal.SIGKILL)
 
     return killing
 
@@ -104,15 +104,20 @@ def child(workspace: str, base: str, run_id: str, marks: mmap.mmap, where: str, 
             return 0
         engine.resume_run(run_id)
         ended = engine.wait_run(run_id)
-        print(ended.error, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{ended.status.value} {ended.error}\n")
         return 0 if ended.status is RunStatus.DONE else 3
+
+
+def tell(what: object) -> None:
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
     workspace, base, place = sys.argv[1:4]
     with open(place, "r+b") as f:
         marks = mmap.mmap(f.fileno(), 16)
-    print("ready", flush=True)
+    tell("ready")
     for line in sys.stdin:
         run_id, _, rest = line.strip().partition(" ")
         where, _, times = rest.rpartition(" ")
@@ -120,9 +125,9 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os._exit(child(workspace, base, run_id, marks, where, int(times or 1)))
-        print(pid, flush=True)
+        tell(pid)
         _, code = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(code), flush=True)
+        tell(os.waitstatus_to_exitcode(code))
 
 
 if __name__ == "__main__":

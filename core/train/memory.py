@@ -293,6 +293,7 @@ def probe(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
     batch = trainer.data_collator([trainer.train_dataset[i] for i in longest])
     shape = Shape.of(base)
     need = estimate(shape, replace(spec, max_length=max(16, sizes[longest[0]]), batch_size=len(longest)))
+    batch.pop("sizes", None)  # for counting only, the model does not take it
     count = trainer._get_num_items_in_batch([batch], trainer.args.device)
     trainer.model_wrapped.train()
     meter = Meter(shape.on_gpu)

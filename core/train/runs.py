@@ -16,7 +16,7 @@ from typing import Any
 
 from core.events import EventLog
 from core.spec import RunStatus, TrainSpec
-from core.workspace import Workspace, claimed, make_id, read_json, write_json
+from core.workspace import Workspace, claimed, make_id, read_json, whole_file, write_json
 
 TAIL_BYTES = 64 * 1024
 ANYHOW = (RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.DISK_FULL)  # resumed from the start where there is no checkpoint yet
@@ -31,6 +31,7 @@ class Run:
         adapter: the library id that its adapter has, or will have.
         step, total_steps: optimizer steps taken and planned; 0 while unknown.
         resumable: a checkpoint of ours exists and nobody is running it.
+        waited: it was still in the queue when the process that held it ended; it can be queued again.
     """
 
     id: str
@@ -47,10 +48,11 @@ class Run:
     total_steps: int = 0
     error: str = ""
     resumable: bool = False
+    waited: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str) -> Run:
+def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: dict[str, Any] | None = None) -> Run:
     """Writes a new run down as queued, with its folder and its first event."""
     run_id, place = workspace.new_dir("runs", spec.name)
     run = Run(
@@ -63,6 +65,7 @@ def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str
         created=time.time(),
         base=base,
         dataset_sha256=dataset_sha256,
+        extra=dict(extra or {}),
     )
     write_json(place / "run.json", _to_json(run))
     workspace.commit_dir("runs", run_id, place)
@@ -91,6 +94,24 @@ def claim_path(workspace: Workspace, run_id: str) -> Path:
     return workspace.path("runs", run_id, "owner.lock")
 
 
+def ask(workspace: Workspace, run_id: str, word: str) -> None:
+    """Leaves a wish ("keep", "pause", "close") for a run in processes of its own; "" takes it back."""
+    path = workspace.path("runs", run_id, "asked")
+    if not word:
+        path.unlink(missing_ok=True)
+        return
+    with whole_file(path, "w") as f:
+        f.write(word)
+
+
+def asked(workspace: Workspace, run_id: str) -> str:
+    """The wish that was left for a run, or ""."""
+    try:
+        return workspace.path("runs", run_id, "asked").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
 def log(workspace: Workspace, run_id: str) -> EventLog:
     return EventLog(events_path(workspace, run_id))
 
@@ -116,6 +137,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
         spec=TrainSpec.from_json(raw["spec"]),
         step=step,
         total_steps=total,
+        waited=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
         resumable=status in ANYHOW or (status in FROM_CHECKPOINT and has_checkpoint),
     )
 

@@ -19,17 +19,20 @@ from typing import Any
 
 import datasets
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import set_seed
 
 from core import library
-from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, pack, replayed
+from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
+from core.data.packing import Account, arranged, windows
 from core.errors import OutOfMemory, RunError, SpecError
+from core.model.apart import mingled
 from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
 from core.train import checkpoints, memory, runs
+from core.train.steps import quiet
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
 
@@ -69,7 +72,8 @@ def train(
         run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
-        rows, validation = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+        rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+        log.append("data", **account.to_json())
         material = Material(rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked))
         with differentiable(resident.base.model):
             run, trainer = _fitted(workspace, resident, run, material)
@@ -84,9 +88,10 @@ def train(
             shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
         return run
     finally:
+        quiet(resident.base.model)
         resident.end_trainee()
-        if resident.base.device.type == "cuda":
-            resident.base.model.gradient_checkpointing_disable()
+        if resident.base.model.is_activation_checkpointing:
+            resident.base.model.activation_checkpointing_disable()
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,9 @@ def _attempt(workspace: Workspace, resident: Resident, run: runs.Run, spec: Trai
     folder = runs.checkpoints_folder(workspace, run.id)
     checkpoint = checkpoints.newest(folder, run.id)
     set_seed(spec.seed)
-    resident.begin_trainee(run.adapter, lora_config(resident, spec), spec.stack_on)
+    resident.begin_trainee(run.adapter, lora_config(resident, spec), spec.stack_on, spec.initialisation)
+    if resident.anchored:
+        material.hooks.log.append("note", text=f"The adapter starts from {spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * spec.rank}.")
     trainer = StudioTrainer(resident, spec, material.rows, material.validation, folder, run.id, material.hooks, material.prompts)
     if checkpoint:
         material.hooks.log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
@@ -191,6 +198,8 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
         "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": family.fan_in_fan_out,
+        "use_rslora": spec.use_rslora,
+        "use_dora": spec.use_dora,
     }
 
 
@@ -201,8 +210,8 @@ def sequences(
     dataset: Dataset,
     general: Callable[[], Sequence[str]],
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[datasets.Dataset, list[Encoded]]:
-    """(training rows of `input_ids` and `trained`, validation sequences) of a spec.
+) -> tuple[datasets.Dataset, list[Encoded], Account]:
+    """(training rows for `collate`, validation sequences, what the rows hold) of a spec.
 
     Raises:
         SpecError: the dataset's kind is not the run's, or max_length is beyond the base's context.
@@ -223,16 +232,23 @@ def sequences(
             spec.replay_share,
             spec.seed,
         )
-        rows = [{"input_ids": block, "trained": [1] * len(block)} for block in pack(documents, spec.max_length)]
+        parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
+        learned = [e for part in parts for e in part]
+        cut_up = sum(len(part) for part in parts if len(part) > 1)
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
-        encoded = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows]
-        rows = [{"input_ids": e.ids, "trained": e.mask} for e in encoded]
+        learned, cut_up = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows], 0
+        random.Random(spec.seed).shuffle(learned)  # which examples share a row
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
-    return datasets.Dataset.from_list(rows), validation
+    packed = spec.packing
+    if packed and (why := mingled(resident)):
+        packed = False
+        note(f"Sequences are padded, not packed: {why}.")
+    rows, account = arranged(learned, spec.max_length, packed)
+    return datasets.Dataset.from_list(rows), validation, replace(account, windows=cut_up)
 
 
 def sample_prompts(workspace: Workspace, spec: TrainSpec) -> list[str]:
@@ -253,7 +269,9 @@ def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: 
 def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:
     """Puts the trained adapter into the library with where it comes from."""
     best = trainer.best_checkpoint()
-    tensors = load_file(best / library.WEIGHTS) if best else resident.trainee_tensors()
+    if best:
+        trainer.restore(best)
+    tensors, config = resident.finished()
     results = _results(trainer, checkpoints.step_of(best) if best else int(trainer.state.global_step))
     below = None
     if run.spec.stack_on:
@@ -271,6 +289,8 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         },
         "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.sha256, "split_seed": dataset.seed, "splits": dataset.splits},
         "stacked_on": below,
+        "trained_with": {below["id"]: 1.0} if below else {},  # the adapters that were active beside it, and their weights
+        "domain_dropout": run.spec.domain_dropout if below else 0.0,  # the share of the forward passes in which they were not
         "hyperparameters": run.spec.to_json(),
         "runtime": {
             "seconds": round(seconds, 2),
@@ -290,7 +310,7 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         run.adapter,
         run.name,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        resident.adapter_config(),
+        config,
         metadata,
     )
 

@@ -28,14 +28,15 @@ from core.data.batches import IGNORED, Encoded, collate
 from core.errors import Diverged, StudioError
 from core.events import EventLog
 from core.library import WEIGHTS
-from core.model.resident import Resident
+from core.model.resident import ANCHOR, Resident
 from core.model.scoring import Score
 from core.spec import Mix, TrainSpec
-from core.train import checkpoints, memory, validating
+from core.train import checkpoints, memory, steps, validating
 from core.train.track import Track
 from core.workspace import ensure_space, write_json
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
+START = "start.safetensors"  # what the adapter in training started from, in a checkpoint
 ROUNDS = 10  # validations and checkpoints in a run, where the spec says 0
 
 
@@ -62,8 +63,8 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         rows: sequences in the training split, from which the number of steps follows. It is the same for every
             micro-batch of one effective batch, so a run that had to make it smaller keeps its schedule.
     """
-    steps = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.effective_batch) * spec.epochs))
-    every = max(1, math.ceil(steps / ROUNDS))
+    total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.effective_batch) * spec.epochs))
+    every = max(1, math.ceil(total / ROUNDS))
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
@@ -71,9 +72,7 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(steps * spec.warmup_ratio),
-        weight_decay=spec.weight_decay,
+        warmup_steps=math.ceil(total * spec.warmup_ratio),
         seed=spec.seed,
         data_seed=spec.seed,
         logging_strategy="steps",
@@ -85,13 +84,12 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         save_strategy="steps",
         save_steps=spec.save_steps or every,
         save_total_limit=None,  # we rotate by step
-        activation_checkpointing=on_gpu,
-        activation_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(spec.report_to),
+        **steps.settings(spec, "cuda" if on_gpu else "cpu"),
     )
 
 
@@ -149,15 +147,22 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self._since: list[float] = []  # losses of the steps since the last validation
         self._substep = 0  # forward passes of the present optimizer step; an epoch's last step may have fewer
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
+            self.optimizer: Any = steps.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
+        return super().create_optimizer(model)
+
     # --- one step
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         begin = time.perf_counter()
+        inputs = dict(inputs)
+        tokens = inputs.pop("sizes", inputs.get("attention_mask"))  # packed rows have no mask, and say their sizes
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
             raise self._diverged("loss", float(loss))
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += int(tokens.sum())
         self.busy += time.perf_counter() - begin
         return loss
 
@@ -275,6 +280,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             best_step=track.best_step,
             best_loss=track.best_loss,
             overfitting=track.overfitting(self.spec.keep),
+            rows=[[round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())],  # what tells a difference of two runs from chance
         )
         self._report({"eval_loss": result.loss})
         if step and track.best_step == step and self.spec.keep == "best":
@@ -291,6 +297,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.resident.trainee_tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+        if self.resident.anchored:
+            save_file(self.resident.tensors_of(ANCHOR), folder / START, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -322,12 +330,16 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fills the adapter in training; the stock way would also change which adapters are active."""
         folder = Path(resume_from_checkpoint)
-        self.resident.restore_trainee(load_file(folder / WEIGHTS))
+        self.restore(folder)
         if counted := checkpoints.state_of(folder):
             self.track = Track.from_json(counted["track"])
             self._since, self.tokens, self.busy = list(counted["since"]), int(counted["tokens"]), float(counted["busy"])
             self.last_loss, self.ended_early = float(counted["last_loss"]), bool(counted["ended_early"])
         self.mark = (self.tokens, self.busy, checkpoints.step_of(folder))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Puts a checkpoint's weights into the adapter in training, and into what it started from."""
+        self.resident.restore_trainee(load_file(checkpoint / WEIGHTS), load_file(checkpoint / START) if self.resident.anchored else None)
 
     def take_up(self, checkpoint: Path | None) -> None:
         """Trains to the end, from a checkpoint where there is one; one that is the end already is only loaded.

@@ -13,7 +13,7 @@ from core import library
 from core.data.batches import Encoded, encode_chat
 from core.errors import StudioError
 from core.model.generate import generate
-from core.model.resident import Resident
+from core.model.resident import AsTrained, Resident
 from core.model.scoring import Score, score
 from core.spec import Mix, Sampling
 
@@ -25,7 +25,7 @@ Voice = tuple[str, Mix]  # who answers, as people see it
 
 def present(resident: Resident) -> Mix:
     """The adapter in training, with the one below it where there is one."""
-    return Mix(weights={resident.trainee_id: 1.0, **dict.fromkeys(resident.pinned, 1.0)})
+    return AsTrained(weights={resident.trainee_id: 1.0, **dict.fromkeys(resident.pinned, 1.0)})
 
 
 def voices(resident: Resident) -> list[Voice]:
@@ -50,7 +50,7 @@ def validate(resident: Resident, sequences: Sequence[Encoded], mix: Mix, serve: 
 
 
 def answers(resident: Resident, kind: str, prompts: Sequence[str], serve: Callable[[], None]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Every voice answers every prompt, many in one batch.
+    """Every voice answers every prompt, all in one batch where the adapter in training can be mixed.
 
     Yields:
         (prompt, [{"who": voice, "text": answer}]), the adapter in training last. A prompt that leaves no room for an answer is left out.
@@ -61,13 +61,16 @@ def answers(resident: Resident, kind: str, prompts: Sequence[str], serve: Callab
     for start in range(0, len(asked), step):
         part = asked[start : start + step]
         room = min(SAMPLE_TOKENS, resident.base.context - max(len(ids) for _, ids in part))
-        pairs = [(ids, mix) for _, ids in part for _, mix in who]
-        writers: Any = []
-        for writers in generate(resident, [ids for ids, _ in pairs], [mix for _, mix in pairs], [Sampling(max_new_tokens=room)] * len(pairs)):
-            serve()
-        texts = iter([w.column(tokenizer).text for w in writers])
-        for prompt, _ in part:
-            yield prompt, [{"who": name, "text": next(texts)} for name, _ in who]
+        texts: dict[str, list[str]] = {}
+        for group in ([who[:-1], who[-1:]] if resident.unmixed else [who]):
+            pairs = [(ids, mix) for _, mix in group for _, ids in part]
+            writers: Any = []
+            for writers in generate(resident, [ids for ids, _ in pairs], [mix for _, mix in pairs], [Sampling(max_new_tokens=room)] * len(pairs)):
+                serve()
+            said = [w.column(tokenizer).text for w in writers]
+            texts |= {name: said[i * len(part) : (i + 1) * len(part)] for i, (name, _) in enumerate(group)}
+        for i, (prompt, _) in enumerate(part):
+            yield prompt, [{"who": name, "text": texts[name][i]} for name, _ in who]
 
 
 def encoded(tokenizer: Any, kind: str, prompt: str) -> list[int]:
