@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -105,11 +106,12 @@ def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weigh
 
 
 def overfit(engine: Engine, tmp_path: Path, **changes: Any) -> TrainSpec:
-    """A run that learns a few texts by heart while the validation texts, of other words, get worse."""
+    """A run that learns random numbers by heart, which helps nobody with others."""
+    dice = random.Random(7)
     file = tmp_path / "heart.txt"
-    file.write_text("\n\n---\n\n".join(f"{w} {w} {i} {w[::-1]} {i * 37}" for i, w in enumerate(("lamp", "bell", "pump", "clock", "north", "south") * 4)), encoding="utf-8")
+    file.write_text("\n\n---\n\n".join(" ".join(str(dice.randrange(10**6)) for _ in range(4)) for _ in range(14)), encoding="utf-8")
     data = next((d for d in engine.datasets() if d.name == "Heart"), None) or engine.import_dataset([file], "Heart", "domain")
-    settings = {**FAST, "learning_rate": 3e-2, "rank": 16, "alpha": 32, "dropout": 0.0, "max_steps": 60, "eval_steps": 3}
+    settings = {**FAST, "learning_rate": 1e-2, "rank": 16, "alpha": 32, "dropout": 0.0, "schedule": "constant", "max_steps": 60, "eval_steps": 3}
     return TrainSpec(**{"kind": "domain", "name": "Heart", "dataset": data.id, **settings, **changes})
 
 
@@ -127,6 +129,8 @@ def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_sa
         wanted = best if keep == "best" else 60
         assert adapter.results["kept_step"] == wanted and adapter.results["steps"] == 60 and adapter.results["best_step"] == best
         assert adapter.results["validation_loss"] == validations[wanted] and adapter.results["last_validation_loss"] == validations[60]
+        said = kinds(engine, run.id, "validation")[-1]["overfitting"]
+        assert said.startswith(f"Validation has not improved since step {best} while training loss fell by 0.") and ("will be kept" in said) is (keep == "best")
         kept[keep] = (adapter, load_file(engine.workspace.path("adapters", adapter.id, "adapter_model.safetensors")))
     assert kept["best"][0].sha256 != kept["last"][0].sha256
     measured = engine.evaluate([_mix(kept["best"][0].id), _mix(kept["last"][0].id)], kept["best"][0].metadata["dataset"]["id"], "val", general=False).last()
@@ -153,8 +157,6 @@ def test_a_run_ends_early_when_validation_no_longer_improves_and_pausing_it_befo
         engine.resume_run(parted)
     ended = engine.wait_run(parted)
     assert ended.step == whole.step and engine.adapter(ended.adapter).sha256 == engine.adapter(whole.adapter).sha256
-    sentences = [v["overfitting"] for v in kinds(engine, whole.id, "validation") if v["overfitting"]]
-    assert sentences and f"has not improved since step {results['best_step']} while training loss fell by" in sentences[-1]
 
 
 def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def train(
             return runs.change(workspace, run, status=LATER[stop_asked()])
         adapter = _keep(workspace, resident, run, dataset, trainer, seconds=time.monotonic() - begin)
         log.append("result", adapter=adapter.id, **adapter.results)
-        extra = {**run.extra, "memory_ratio": trainer.probed.get("ratio")}
+        measured = trainer.probed.get("ratio")
+        extra = {**run.extra, "memory_ratio": measured} if measured else run.extra
         run = runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra)
         if not stopped:  # only now: whoever is killed before this can still resume
             shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
