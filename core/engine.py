@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import library, mixes, votes
 from core.composer import Composer
-from core.conductor import Conductor
+from core.conductor import Conductor, Waiting
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.departures import departures
@@ -26,8 +26,10 @@ from core.evaluate import reports
 from core.evaluate.reports import Report
 from core.library import Adapter
 from core.mixes import SavedMix
+from core.planner import Planner
 from core.samples import Samples
 from core.spec import COLUMN_LIMIT, SEED, Mix, Sampling, TrainSpec
+from core.tables import plain_csv
 from core.train.runs import Run
 from core.votes import Standing, Vote
 from core.worker import Stream, Worker
@@ -117,6 +119,7 @@ class Engine:
         self._worker = Worker()
         self.compose = Composer(self.workspace, self._worker, self._resident)
         self.conduct = Conductor(self.workspace, self._worker, self.base, self._resident, lambda: self._state.resident, lambda: self._samples.texts("general"))
+        self.plan = Planner(self.workspace, self.conduct)
         self._choice = (base, quantization, device)
         self._asked = False
         if load:
@@ -262,6 +265,22 @@ class Engine:
     def stop_run(self, run_id: str) -> None:
         """Asks a run to end after its step and keep what it learned; a queued one does not begin."""
         self.conduct.stop_run(run_id)
+
+    def queue(self) -> list[Waiting]:
+        """The runs that wait, the next one first."""
+        return self.conduct.queue()
+
+    def move_run(self, run_id: str, to: str) -> None:
+        """Moves a waiting run: "first", "up", "down" or "last"."""
+        self.conduct.move_run(run_id, to)
+
+    def cancel_run(self, run_id: str, together: bool = False) -> list[str]:
+        """Takes a waiting run out of the queue, and with `together` also those that need it."""
+        return self.conduct.cancel_run(run_id, together)
+
+    def queue_again(self) -> list[str]:
+        """Queues the runs again that were still waiting when their studio ended."""
+        return self.conduct.queue_again()
 
     def resume_run(self, run_id: str) -> None:
         """Queues a run again, from its newest checkpoint that verifies."""
@@ -430,7 +449,7 @@ class Engine:
 
     def votes_csv(self) -> str:
         """Every vote as CSV, a row an answer."""
-        return reports.plain_csv(votes.table(votes.all_of(self.workspace)))
+        return plain_csv(votes.table(votes.all_of(self.workspace)))
 
     # --- measuring
 

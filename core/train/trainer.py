@@ -239,7 +239,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             assert result is not None
             metrics = {"eval_loss": result.loss}
             self.best = min((self.best, {"step": self.state.global_step, "loss": result.loss}), key=lambda b: b.get("loss", math.inf))
-            self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
+            rows = [[round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())]  # what tells a difference of two runs from chance
+            self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens, rows=rows)
         for prompt in self.prompts:
             self._sample(prompt, mix)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -68,8 +68,8 @@ def build(engine: Engine) -> TrainTab:
     return TrainTab(kind, dataset, name, preset, stack_on, advanced, start, picker, chart)
 
 
-def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
-    """Connects the events."""
+def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
+    """Connects the events; returns the one after which the form's lists are up to date."""
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return refreshed(engine, tab, values)
@@ -87,13 +87,14 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked_for(tab, values)))
 
     lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, *tab.advanced.values()]
-    guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
+    listed = guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
     guard.on(tab.kind.input, engine, chosen, tab.form | {tab.picker}, lists)
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
+    return listed
 
 
 def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
