@@ -170,6 +170,10 @@ def parser() -> argparse.ArgumentParser:
 def _add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
     kind = str(f.type)
     many = kind.startswith("tuple")
+    if kind == "bool":
+        text = f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%")
+        p.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
     p.add_argument(
         "--" + f.name.replace("_", "-"),
         type={"int": int, "float": float}.get(kind, str),

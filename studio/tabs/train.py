@@ -16,11 +16,11 @@ from studio import fields, guard, live, samples
 from studio.tree import Node, node, title, view
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "domain_dropout", "seed"),
-    "Adapter": ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "initialisation", "lora_plus_ratio"),
-    "Data": ("max_length", "packing", "overlap", "replay_share", "neftune_alpha"),
-    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "gradient_checkpointing"),
-    "Checks": ("eval_steps", "early_stopping", "keep", "save_steps", "sample_prompts", "report_to"),
+    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "domain_dropout", "seed"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "experts", "use_rslora", "use_dora", "initialisation"),
+    "Data": ("packing", "overlap", "replay_share", "neftune_alpha"),
+    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "lora_plus_ratio", "gradient_checkpointing"),
+    "Checks": ("eval_steps", "save_steps", "early_stopping", "keep", "sample_prompts", "report_to"),
 }
 ADVANCED = tuple(name for names in GROUPS.values() for name in names)
 WEIGHTY = ("batch_size", "max_length", "rank", "dropout", "optimizer", "gradient_checkpointing")  # what a run's memory follows from
