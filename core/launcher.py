@@ -34,7 +34,7 @@ SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
 POLL_SECONDS = 0.05
 SERVE_SECONDS = 0.1
 CLOSE_SECONDS = 20.0  # from the wish to save and end until the processes are ended
-KILLED = re.compile(r"exitcode\s*: -\d+")  # torchrun's word for a process that a signal ended
+KILLED = re.compile(r"Root Cause.*?exitcode\s*: -\d+", re.DOTALL)  # torchrun's words for a process that a signal ended
 TAIL_BYTES = 8000  # of what they printed, for an end that nobody explained
 
 

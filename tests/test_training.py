@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +202,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_leaves_a_finite_c
     run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2)))
     assert run.status is RunStatus.DIVERGED and "became nan at step 6" in run.error and "learning rate" in run.error
     last = checkpoints.newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
-    assert last is not None and checkpoints.step_of(last) == 4
+    assert last is not None and checkpoints.step_of(last) == 5, "the newest and best one"
     assert not engine.adapters()
 
 
@@ -219,8 +221,8 @@ def test_a_full_disk_at_a_checkpoint_is_named_and_the_last_good_checkpoint_resum
         full["now"] = checkpoints.step_of(folder) == 4
 
     monkeypatch.setattr(checkpoints, "commit", commit)
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2)))
-    assert run.status is RunStatus.FAILED and run.error.startswith("The disk is full") and run.resumable
+    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2, eval_steps=10)))
+    assert run.status is RunStatus.DISK_FULL and "The disk is full" in run.error and run.resumable
     folder = engine.workspace.path("runs", run.id, "checkpoints")
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     full["now"] = False
@@ -333,3 +335,29 @@ def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(
             told[name] = losses(engine, run.id)
     assert len(told["nf4"]) == 12 and told["nf4"][-1] < told["nf4"][0] - 0.3
     assert told["nf4"] == pytest.approx(told["unpacked"], abs=2e-3)
+
+
+def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(engine: Engine, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    from core.train.trainer import StudioTrainer
+
+    spec = task_spec(engine, pairs, dropout=0.0)
+    widths: list[int] = []
+    forward = type(engine._worker.call(lambda: engine._resident().base.model)).forward
+
+    @functools.wraps(forward)
+    def heard(self: Any, *given: Any, **named: Any) -> Any:
+        out = forward(self, *given, **named)
+        if self.training:
+            widths.append(out.logits.shape[1])
+        return out
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", heard)
+    sparse = losses(engine, engine.wait_run(engine.start_run(spec)).id)
+    few, widths[:] = list(widths), []
+    monkeypatch.setattr(StudioTrainer, "compute_loss", transformers.Trainer.compute_loss)
+    whole = losses(engine, engine.wait_run(engine.start_run(replace(spec, name="Stock"))).id)
+    assert sparse == pytest.approx(whole, rel=1e-5) and len(sparse) == 8
+    assert len(few) == len(widths) == 17, "sixteen and the one that measures memory"
+    assert sum(few) < 0.7 * sum(widths)

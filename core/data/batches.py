@@ -1,8 +1,7 @@
-"""Rows to token ids to batches: chat encoding, completion masks, packing.
+"""Rows to token ids to batches: chat encoding, completion masks, padding.
 
 The only room that knows the ignored label. Knows a tokenizer, no model.
 
-    packing      [doc one . eos][doc two ....... eos][doc thr | ee . eos]...   blocks of max_length
     completion   ids    <user> question <assistant>  answer  <eos>
                  mask   0      0        0            1       1                 only 1s are trained and scored
 """
@@ -21,10 +20,11 @@ IGNORED = -100  # the label that cross entropy skips
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sequence and which of them are trained on and scored."""
+    """Token ids of one sequence, which of them are trained on and scored, and how many were cut off."""
 
     ids: list[int]
     mask: list[int]
+    lost: int = 0
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], generate: bool) -> list[int]:
@@ -63,24 +63,53 @@ def count_forged(tokenizer: Any, texts: Iterable[str]) -> int:
 
 
 def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int, ends: Sequence[int]) -> Encoded:
-    """A task row: everything as context, the last message with its end as the completion.
+    """A conversation: every turn of the assistant with its end is a completion, everything else is context.
 
     Args:
-        ends: tokens that end an answer; what the template writes after the last one is no part of it.
+        ends: tokens that end an answer; what the template writes after the first one is no part of it.
 
-    A sequence that is too long loses the beginning of its context first, then the end of its completion.
+    A sequence that is too long loses its beginning first, then the end of its last completion. An answer
+    that has lost its own beginning is context only.
     """
-    prompt = encode_chat(tokenizer, messages[:-1], generate=True)
     whole = encode_chat(tokenizer, messages, generate=False)
-    shared = 0
-    while shared < min(len(prompt), len(whole)) and prompt[shared] == whole[shared]:
-        shared += 1
-    completion = whole[shared:]
-    last = max((i for i, t in enumerate(completion) if t in ends), default=-1)
-    completion = completion[: last + 1] if last >= 0 else [*completion, tokenizer.eos_token_id]
-    completion = completion[: max_length - 1]
-    context = whole[:shared][-(max_length - len(completion)) :]
-    return Encoded(context + completion, [0] * len(context) + [1] * len(completion))
+    spans = [s for i, m in enumerate(messages) if m["role"] == "assistant" for s in [_answer(tokenizer, messages, i, whole, ends)] if s]
+    if not spans:
+        return Encoded(whole[:max_length], [0] * len(whole[:max_length]), max(0, len(whole) - max_length))
+    start, end = spans[-1]
+    whole = whole[:end] if end <= len(whole) else [*whole, tokenizer.eos_token_id]
+    mask = [0] * len(whole)
+    for first, last in spans:
+        mask[first:last] = [1] * (last - first)
+    size = len(whole)
+    kept = min(end, start + max_length - 1)  # one token of context at least, then as much of the answer as fits
+    begin = max(0, kept - max_length)
+    for first, last in spans:
+        if begin > 0 and first <= begin < last:
+            mask[begin:last] = [0] * (last - begin)
+    return Encoded(whole[begin:kept], mask[begin:kept], size - (kept - begin))
+
+
+def _answer(tokenizer: Any, messages: Sequence[dict[str, str]], turn: int, whole: Sequence[int], ends: Sequence[int]) -> tuple[int, int] | None:
+    """Where one turn's answer lies in the whole conversation: (first token, after its end), or None where the template leaves it out.
+
+    Templates may write a turn differently once others follow (a thought is dropped), so its place is where
+    the rendered beginnings part from the whole, and never counted from their lengths.
+    """
+    start = _shared(encode_chat(tokenizer, messages[:turn], generate=True), whole)
+    last = turn == len(messages) - 1
+    bound = len(whole) if last else _shared(encode_chat(tokenizer, messages[: turn + 1], generate=False), whole)
+    if bound <= start:
+        bound = len(whole)
+    end = next((i for i in range(start, bound) if whole[i] in ends), None)
+    if end is not None:
+        return start, end + 1
+    return (start, bound + 1) if last else ((start, bound) if start < bound < len(whole) else None)
+
+
+def _shared(part: Sequence[int], whole: Sequence[int]) -> int:
+    """How many tokens the two have in common from the start."""
+    size = min(len(part), len(whole))
+    return next((i for i in range(size) if part[i] != whole[i]), size)
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int, own: bool = False) -> list[Encoded]:
@@ -127,39 +156,30 @@ def replayed(documents: list[list[int]], general: list[list[int]], share: float,
     return chosen
 
 
-def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
-    """Joins documents and cuts the stream into blocks of `length` tokens; the last may be shorter.
-
-    Documents in one block see each other (the usual packing of GPT-3, Brown et al. 2020, 2005.14165).
-    """
-    block: list[int] = []
-    for doc in documents:
-        block += doc
-        while len(block) >= length:
-            yield block[:length]
-            block = block[length:]
-    if len(block) > 1:
-        yield block
-
-
 def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
     """Pads rows of `input_ids` and `trained` (0/1) on the right.
 
     Returns:
         input_ids, attention_mask, labels: (B, T). Labels are masked where nothing is trained; a pad
         token inside a text (GPT-2 pads with eos) still counts, because the mask decides, not the id.
+        Rows that are packed (with `lengths` of their sequences) come with position_ids (B, T) instead of
+        a mask, which is how transformers knows that they are (`masking_utils`), and with `sizes` (B,),
+        the tokens of each row; padding is one more sequence, which nobody sees.
     """
     longest = max(len(r["input_ids"]) for r in rows)
+    packed = "lengths" in rows[0]
     ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    attention = torch.zeros(len(rows), longest, dtype=torch.long)
     labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    seen = torch.zeros(len(rows), longest, dtype=torch.long)  # positions, or the attention mask
     for i, row in enumerate(rows):
         n = len(row["input_ids"])
         ids[i, :n] = torch.tensor(row["input_ids"])
-        attention[i, :n] = 1
         trained = torch.tensor(row["trained"], dtype=torch.bool)
         labels[i, :n] = torch.where(trained, ids[i, :n], IGNORED)
-    return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+        seen[i] = torch.cat([torch.arange(k) for k in (*row["lengths"], longest - n)]) if packed else torch.arange(longest) < n
+    if packed:
+        return {"input_ids": ids, "position_ids": seen, "labels": labels, "sizes": torch.tensor([len(r["input_ids"]) for r in rows])}
+    return {"input_ids": ids, "attention_mask": seen, "labels": labels}
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -160,7 +160,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         model=model,
         tokenizer=tokenizer,
         family=family,
-        fingerprint=fingerprint(_folder_of(source, local)),
+        fingerprint=fingerprint(folder_of(source, local)),
         quantization=quantization,
         device=place,
         context=int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)),
@@ -196,7 +196,8 @@ def _refuse_prequantized(name: str, config: Any) -> None:
         raise BaseModelError(f"{name!r} is already quantised ({method}).", "Choose a 16-bit version of the model: adapters are trained on that, in 4 bits.")
 
 
-def _folder_of(source: str, local: bool) -> Path:
+def folder_of(source: str, local: bool) -> Path:
+    """Where the files of what `locate` found lie on this machine."""
     if local:
         return Path(source)
     from huggingface_hub import snapshot_download

@@ -123,7 +123,8 @@ class Blanked(torch.utils.data.Dataset):  # type: ignore[misc]
         first = self.rows[0]
         size = len(first["input_ids"])
         row = {k: v[:2] if isinstance(v, list) and len(v) == size else v for k, v in first.items()}
-        return {**row, "trained": [0] * len(row["input_ids"])}
+        short = len(row["input_ids"])
+        return {**row, "trained": [0] * short, **({"lengths": [short]} if "lengths" in first else {})}
 
 
 class Filled:

@@ -27,7 +27,7 @@ from core.samples import Samples
 from core.spec import QUANTIZATIONS, Launch, RunStatus
 from core.train import runs
 from core.train.crew import PATIENCE, Crew
-from core.train.train import explain, train
+from core.train.train import train
 from core.workspace import Claim, Workspace, write_json
 
 CLAIM_SECONDS = 10.0  # whoever looks whether a run lives holds its claim for a moment
@@ -107,7 +107,7 @@ def orphaned() -> bool:
 
 def leave_error(workspace: Workspace, run_id: str, crew: Crew, error: Exception) -> None:
     """Writes an error where `core/launcher.py` looks for it, with its kind."""
-    known = explain(error)
+    known = error
     if not isinstance(known, StudioError):
         known = RunError(f"{type(error).__name__}: {str(error)[:500]}")
     value = {"kind": type(known).__name__, "what": known.what, "fix": known.fix, "time": time.time(), "process": crew.index, "of": crew.size}

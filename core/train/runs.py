@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from core.spec import RunStatus, TrainSpec
 from core.workspace import Workspace, claimed, make_id, read_json, whole_file, write_json
 
 TAIL_BYTES = 64 * 1024
+ANYHOW = (RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.DISK_FULL)  # resumed from the start where there is no checkpoint yet
+FROM_CHECKPOINT = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED, RunStatus.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Run:
         adapter: the library id that its adapter has, or will have.
         step, total_steps: optimizer steps taken and planned; 0 while unknown.
         resumable: a checkpoint of ours exists and nobody is running it.
+        waited: it was still in the queue when the process that held it ended; it can be queued again.
     """
 
     id: str
@@ -44,6 +48,7 @@ class Run:
     total_steps: int = 0
     error: str = ""
     resumable: bool = False
+    waited: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,7 +65,7 @@ def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str
         created=time.time(),
         base=base,
         dataset_sha256=dataset_sha256,
-        extra=extra or {},
+        extra=dict(extra or {}),
     )
     write_json(place / "run.json", _to_json(run))
     workspace.commit_dir("runs", run_id, place)
@@ -100,7 +105,7 @@ def alive(workspace: Workspace, run_id: str) -> bool:
 
 
 def ask(workspace: Workspace, run_id: str, word: str) -> None:
-    """Leaves a wish ("keep", "close") for a run in processes of its own; "" takes it back."""
+    """Leaves a wish ("keep", "pause", "close") for a run in processes of its own; "" takes it back."""
     path = workspace.path("runs", run_id, "asked")
     if not word:
         path.unlink(missing_ok=True)
@@ -142,8 +147,8 @@ def load(workspace: Workspace, run_id: str) -> Run:
         spec=TrainSpec.from_json(raw["spec"]),
         step=step,
         total_steps=total,
-        resumable=status in (RunStatus.INTERRUPTED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED)
-        and (has_checkpoint or status is RunStatus.INTERRUPTED),
+        waited=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
+        resumable=status in ANYHOW or (status in FROM_CHECKPOINT and has_checkpoint),
     )
 
 
@@ -154,6 +159,14 @@ def change(workspace: Workspace, run: Run, **fields: Any) -> Run:
     if "status" in fields:
         log(workspace, run.id).append("status", status=new.status.value, **({"error": new.error} if new.error else {}))
     return new
+
+
+def tidy(workspace: Workspace) -> None:
+    """Removes the checkpoints of finished runs whose process was killed before it could."""
+    for run_id in workspace.ids("runs"):
+        place = checkpoints_folder(workspace, run_id)
+        if place.exists() and load(workspace, run_id).status is RunStatus.DONE:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _progress(path: Path) -> tuple[int, int]:

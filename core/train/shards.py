@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.data.batches import Encoded, collate
 from core.errors import RunError
+from core.model.resident import ANCHOR, TRAINEE, Resident
 from core.model.scoring import Score, row_nats
 
 BATCH_ROWS = 8  # validation sequences of one forward, which all processes make together
@@ -77,17 +78,37 @@ def whole(value: Any) -> Any:
     return [whole(v) for v in value] if isinstance(value, list) else value
 
 
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """The piece of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def cut(whole_one: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, cut up as another one is; a tensor that is no piece stays whole."""
+    if isinstance(like, DTensor) and whole_one.shape == like.shape:
+        return distribute_tensor(whole_one.to(like.device, like.dtype), like.device_mesh, like.placements)
+    return whole_one.to(like.device)
+
+
+def refill(resident: Resident, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None) -> None:
+    """Puts a checkpoint's values into the adapter in training, cut up as it is, and into what it started from."""
+    for name, given in ((TRAINEE, tensors), (ANCHOR, start or {})):
+        here_now = resident.state_of(name) if given else {}
+        if {k: tuple(v.shape) for k, v in here_now.items()} != {k: tuple(v.shape) for k, v in given.items()}:
+            raise RunError("The checkpoint's tensors are not those of this run.", "Start a new run with the same settings.")
+        with torch.no_grad():
+            for key, tensor in here_now.items():
+                tensor.copy_(cut(given[key], tensor))
+
+
 def restore(optimizer: Any, state: dict[str, Any]) -> None:
     """Gives an optimizer whose parameters are pieces the state that `whole` has put together."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    cut: dict[int, dict[str, Any]] = {}
+    made: dict[Any, dict[str, Any]] = {}
     for i, entries in state["state"].items():
         p = parameters[int(i)]
-        cut[i] = {
-            k: distribute_tensor(v.to(p.device), p.device_mesh, p.placements) if isinstance(p, DTensor) and torch.is_tensor(v) and v.shape == p.shape else v
-            for k, v in entries.items()
-        }
-    optimizer.load_state_dict({**state, "state": cut})
+        made[i] = {k: cut(v, p) if torch.is_tensor(v) and v.shape == p.shape else v for k, v in entries.items()}
+    optimizer.load_state_dict({**state, "state": made})
 
 
 def validate(model: Any, sequences: Sequence[Encoded], pad: int, device: torch.device) -> Score:
@@ -96,14 +117,17 @@ def validate(model: Any, sequences: Sequence[Encoded], pad: int, device: torch.d
     was_training = model.training
     model.eval()
     try:
-        order = sorted(sequences, key=lambda e: len(e.ids))
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
         for start in range(0, len(order), BATCH_ROWS):
-            rows = [{"input_ids": e.ids, "trained": e.mask} for e in order[start : start + BATCH_ROWS]]
+            part = order[start : start + BATCH_ROWS]
+            rows = [{"input_ids": sequences[i].ids, "trained": sequences[i].mask} for i in part]
             batch = {k: v.to(device) for k, v in collate(rows, pad).items()}
             with torch.no_grad():
                 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-            score.nats += float(row_nats(logits, batch["labels"]).sum())
-            score.tokens += sum(sum(row["trained"][1:]) for row in rows)
+            for i, nats in zip(part, row_nats(logits, batch["labels"]).tolist(), strict=True):
+                score.rows[i] = (nats, sum(sequences[i].mask[1:]))
+        score.nats = sum(nats for nats, _ in score.rows.values())
+        score.tokens = sum(tokens for _, tokens in score.rows.values())
     finally:
         model.train(was_training)
     return score

@@ -13,12 +13,17 @@ import gradio as gr
 from core.engine import Engine
 from core.spec import PRESETS, TrainSpec, resolve
 from studio import fields, guard, live, samples
-from studio.tree import title, view
+from studio.tree import Node, node, title, view
 
-ADVANCED = (
-    "epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "rank", "alpha", "dropout", "warmup_ratio",
-    "schedule", "weight_decay", "domain_dropout", "replay_share", "save_steps", "eval_steps", "seed", "target_modules", "sample_prompts",
-)  # fmt: skip
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "domain_dropout", "seed"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "experts", "use_rslora", "use_dora", "initialisation"),
+    "Data": ("packing", "overlap", "replay_share", "neftune_alpha"),
+    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "lora_plus_ratio", "gradient_checkpointing"),
+    "Checks": ("eval_steps", "save_steps", "early_stopping", "keep", "sample_prompts", "report_to"),
+}
+ADVANCED = tuple(name for names in GROUPS.values() for name in names)
+WEIGHTY = ("batch_size", "max_length", "rank", "dropout", "optimizer", "gradient_checkpointing")  # what a run's memory follows from
 ALONE = ("Nothing: straight on the base model", "")
 
 
@@ -32,6 +37,7 @@ class TrainTab:
     preset: gr.Dropdown
     stack_on: gr.Dropdown
     advanced: fields.Fields
+    need: gr.HTML
     start: gr.Button
     picker: gr.Dropdown
     live: gr.HTML
@@ -53,16 +59,20 @@ def build(engine: Engine) -> TrainTab:
             preset = gr.Dropdown([(p.name.capitalize(), p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
             stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
-                advanced = fields.build(TrainSpec, ADVANCED)
+                advanced: fields.Fields = {}
+                for group, names in GROUPS.items():
+                    with gr.Accordion(group, open=group == "Run", elem_classes="quiet-fold"):
+                        advanced |= fields.build(TrainSpec, names)
+            need = view(None)
             start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    return TrainTab(kind, dataset, name, preset, stack_on, advanced, start, picker, chart)
+    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart)
 
 
-def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
-    """Connects the events."""
+def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
+    """Connects the events; returns the one after which the form's lists are up to date."""
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return refreshed(engine, tab, values)
@@ -73,6 +83,9 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
     def looked_over(engine: Engine, values: dict[Any, Any]) -> Any:
         return start_button(engine, asked_for(tab, values))
 
+    def weighed(engine: Engine, values: dict[Any, Any]) -> Any:
+        return need(engine, values[tab.preset], asked_for(tab, values))
+
     def refilled(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
         return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
 
@@ -80,13 +93,16 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked_for(tab, values)))
 
     lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, *tab.advanced.values()]
-    guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
+    listed = guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
     guard.on(tab.kind.input, engine, chosen, tab.form | {tab.picker}, lists)
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
+    for control in (tab.name, *(tab.advanced[n] for n in WEIGHTY)):
+        guard.on(control.change, engine, weighed, tab.form, [tab.need], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
+    return listed
 
 
 def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
@@ -139,6 +155,12 @@ def start_button(engine: Engine, asked: dict[str, Any]) -> Any:
     """The button says what is still missing, and starts only when nothing is."""
     lacking = engine.missing(asked)
     return gr.update(value=lacking[0] if lacking else "Start training", interactive=not lacking)
+
+
+def need(engine: Engine, preset: str, asked: dict[str, Any]) -> Node | None:
+    """What the run would need of the device's memory, as the form stands; a note when that is more than there is."""
+    told = engine.estimate(resolve(asked["kind"], preset, asked))
+    return node("p", told["text"], cls="quiet below" if told.get("fits", True) else "note") if told["text"] else None
 
 
 def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool = False) -> dict[Any, Any]:
