@@ -91,6 +91,8 @@ def test_a_base_spread_over_two_processes_trains_alike(engine: Engine, corpus: P
     assert told(engine, spread.id) == pytest.approx(told(engine, alone.id), abs=1e-5)
     assert told(engine, spread.id, "validation") == pytest.approx(told(engine, alone.id, "validation"), abs=1e-5)
     assert apart(engine, alone.id, spread.id) < 1e-5
+    whole, part = (next(e for e in engine.run_events(r.id)[0] if e["kind"] == "plan") for r in (alone, spread))
+    assert part["processes"] == 2 and part["parameters_here"] < 0.55 * whole["parameters_here"], "each process holds half of the weights"
 
 
 @pytest.mark.slow

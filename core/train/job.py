@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = runs.load(workspace, args.run)
         launch = Launch.from_json(run.extra["launch"])
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
-        state = PartialState(cpu=not on_gpu, **({} if on_gpu else {"backend": "gloo"}), **({"timeout": PATIENCE} if launch.world > 1 else {}))
+        several = distributed.is_torchelastic_launched()  # torchrun, and what accelerate uses of it; without it we are alone
+        state = PartialState(cpu=not on_gpu, **({"timeout": PATIENCE, "backend": "nccl" if on_gpu else "gloo"} if several else {}))
         crew = Crew(state.num_processes, state.process_index, launch.sharding == "fsdp", Wishes(workspace, run.id))
         if crew.size != launch.world:
             raise RunError(

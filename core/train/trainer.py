@@ -463,6 +463,8 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
             effective_batch=trainer.spec.effective_batch,
             trainable_parameters=trainable,
             total_parameters=trainer.resident.base.parameters,
+            processes=trainer.crew.size,
+            parameters_here=sum(shards.here(p).numel() for p in trainer.model.parameters()),  # a part of them, when they are spread
         )
         if args.world_size == 1:
             trainer.probed = memory.probe(trainer, trainer.spec, trainer.resident.base)
