@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.data.batches import Encoded, collate
@@ -46,6 +47,12 @@ def joined(settings: dict[str, Any], together: dict[str, Any]) -> dict[str, Any]
         return {**settings, **together}
     config = {**together["fsdp_config"], "activation_checkpointing": bool(settings.get("activation_checkpointing"))}
     return {**settings, **together, "fsdp_config": config, "activation_checkpointing": False, "activation_checkpointing_kwargs": None}
+
+
+def enforce(accelerator: Any, settings: dict[str, Any]) -> None:
+    """Makes accelerate spread a model over processes on CPUs too, where it would quietly keep it whole in each."""
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
+    accelerator.state.distributed_type = DistributedType.FSDP
 
 
 def layer_class(model: Any) -> str:

@@ -178,6 +178,12 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             self.optimizer: Any = steps.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
         return super().create_optimizer(model)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is not None and not self.is_fsdp_enabled:
+            shards.enforce(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled: bool = True
+
     # --- what this process reads
 
     def get_train_dataloader(self) -> Any:
