@@ -25,6 +25,7 @@ HOMES = {
     r"^\s*(import gradio|from gradio)|\bgr\.": ("studio/",),
     r"\bprint\(": ("core/cli.py", "launch.py"),
     r"^\s*(import|from) (threading|queue)\b": ("core/worker.py", "core/events.py"),
+    r"\bsignal\.signal\b": ("launch.py", "core/cli.py"),
     r"\bos\.environ\b|logging\.basicConfig": ("launch.py", "core/cli.py"),
     r"\"(q_proj|c_attn|gate_proj)\"": ("core/model/families.py",),
     r"-100\b": ("core/data/batches.py",),
