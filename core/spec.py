@@ -27,7 +27,7 @@ OPTIMIZERS = ("auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
 INITIALISATIONS = ("default", "pissa", "olora", "loftq")
 SWITCHES = ("auto", "on", "off")
 KEEPS = ("best", "last")
-QUANTIZATIONS = ("auto", "nf4", "none")
+QUANTIZATIONS = ("auto", "nf4", "int8", "none")
 KINDS = ("domain", "task")
 
 Spec = TypeVar("Spec", bound="Limited")

@@ -259,12 +259,13 @@ class Resident:
         targets = config.target_modules
         return {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": self.base.family.task_type,
             "base_model_name_or_path": self.base.name,
             "r": config.r,
             "lora_alpha": config.lora_alpha,
             "lora_dropout": config.lora_dropout,
             "target_modules": sorted(targets) if not isinstance(targets, str) else targets,
+            **({"target_parameters": list(config.target_parameters)} if config.target_parameters else {}),
             "bias": "none",
             "fan_in_fan_out": bool(config.fan_in_fan_out),
             "use_rslora": bool(config.use_rslora),

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from core import library
-from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, pack, replayed
+from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, gapped_rows, pack, reads_apart, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
 from core.errors import RunError, SpecError
 from core.events import read_since
+from core.model import experts
 from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
@@ -65,6 +66,8 @@ def train(
         run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
+        if run.spec.experts:
+            log.append("note", text=experts.said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
         rows, validation = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
         folder = runs.checkpoints_folder(workspace, run.id)
         checkpoint = checkpoints.newest(folder, run.id)
@@ -116,8 +119,10 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
             raise SpecError(f"The base has no layers called {', '.join(unknown)}.", f"Usual for it: {', '.join(family.targets)}.")
     if targets == ["all-linear"]:
         targets = "all-linear"
+    on_experts = {"target_parameters": _experts(resident, spec)} if spec.experts else {}
     return {
-        "task_type": "CAUSAL_LM",
+        **on_experts,
+        "task_type": family.task_type,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
@@ -125,6 +130,19 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": family.fan_in_fan_out,
     }
+
+
+def _experts(resident: Resident, spec: TrainSpec) -> list[str]:
+    """The fused weights of all experts, as peft names what it trains.
+
+    Raises:
+        SpecError: the base has none, or a setting does not go with them.
+    """
+    if not (found := experts.targets(resident.base.model)):
+        raise SpecError(f"The base {resident.base.name!r} has no experts.", "Switch off the training of experts.")
+    if spec.dropout:  # peft refuses it too, in its own words
+        raise SpecError(f"LoRA dropout is {spec.dropout:g}, and adapters on experts have none.", "Set it to 0, or leave the experts out.")
+    return found
 
 
 def sequences(
@@ -156,12 +174,15 @@ def sequences(
             spec.replay_share,
             spec.seed,
         )
-        rows = [{"input_ids": block, "trained": [1] * len(block)} for block in pack(documents, spec.max_length)]
+        if reads_apart(tokenizer):
+            rows = gapped_rows(tokenizer, documents, spec.max_length, spec.seed)
+        else:
+            rows = [{"input_ids": block, "trained": [1] * len(block)} for block in pack(documents, spec.max_length)]
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
         encoded = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows]
-        rows = [{"input_ids": e.ids, "trained": e.mask} for e in encoded]
+        rows = [e.row for e in encoded]
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")

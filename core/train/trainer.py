@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from core.data.batches import Encoded, collate, encode_chat
+from core.data.batches import Encoded, collate, encode_chat, encode_opening
 from core.errors import Diverged, StorageError
 from core.events import EventLog
 from core.library import WEIGHTS
@@ -225,7 +225,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if self.spec.kind == "task":
             ids = encode_chat(tokenizer, [{"role": "user", "content": prompt}], generate=True)
         else:
-            ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+            ids = encode_opening(tokenizer, prompt)
         room = min(SAMPLE_TOKENS, self.resident.base.context - len(ids))
         if room < 1:
             return
