@@ -195,7 +195,7 @@ def _bar(count: Callable[[int], None]) -> Any:
     """A class of progress bars that draw nothing and tell the bytes that lie on the disk."""
     from tqdm.std import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         """The Hub's library makes one for bytes on the way, one for bytes on the disk and one for files; only the second is told."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -206,7 +206,7 @@ def _bar(count: Callable[[int], None]) -> Any:
             return True
 
         def update(self, n: float | None = 1) -> bool | None:
-            done = super().update(n)
+            done: bool | None = super().update(n)
             if self._told:
                 count(int(self.n))
             return done

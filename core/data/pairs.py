@@ -25,7 +25,7 @@ Sides = tuple[list[int], list[int], list[int]]  # (ids the decoder reads and wri
 @lru_cache(maxsize=8)
 def _sentinels(tokenizer: Any) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
-    found = []
+    found: list[int] = []
     while (token := f"<extra_id_{len(found)}>") in vocabulary:
         found.append(int(vocabulary[token]))
     return tuple(found)

@@ -12,9 +12,10 @@ Adapters at rest lie one below the other, B transposed, and peft's parameters ar
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,6 +138,29 @@ def pack(model: nn.Module) -> None:
     for path in list(of(model)):
         owner, _, name = path.rpartition(".")
         replace_parameter_4bit(model.get_submodule(owner), name, compress_statistics=True, quant_type="nf4")
+
+
+@contextlib.contextmanager
+def shown(model: nn.Module) -> Iterator[None]:
+    """While open, packed expert weights stand under their names, as tensors of the right shape that hold one zero.
+
+    peft finds weights by name and asks their shape; it finds packed ones only where no other adapter hangs yet.
+    """
+    hidden = [m for m in model.modules() if "parametrizations" in m._modules and hasattr(type(m), "_apply_gate")]
+    kept = [(module, module.__class__, module._modules.pop("parametrizations")) for module in hidden]
+    for module, cls, packed in kept:
+        module.__class__ = cls.__mro__[1]
+        for name, parts in packed.items():  # type: ignore[operator, union-attr]
+            state = parts[0].quant_state
+            module.register_parameter(name, nn.Parameter(parts.original.new_zeros(1, dtype=state.dtype).expand(state.shape), requires_grad=False))
+    try:
+        yield
+    finally:
+        for module, cls, packed in kept:
+            for name in packed:  # type: ignore[union-attr]
+                del module._parameters[name]
+            module._modules["parametrizations"] = packed
+            module.__class__ = cls
 
 
 def lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Block:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from core import library
 from core.errors import AdapterError, Busy
 from core.library import Adapter
+from core.model import experts
 from core.model.base import Base
 from core.model.mixing import Mixer, Row, unmixable
 from core.spec import Mix
@@ -132,7 +133,7 @@ class Resident:
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._flags()
-        with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings():
+        with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings(), experts.shown(self.base.model):
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
             try:
                 if self.peft is None:
@@ -265,7 +266,7 @@ class Resident:
             "lora_alpha": config.lora_alpha,
             "lora_dropout": config.lora_dropout,
             "target_modules": sorted(targets) if not isinstance(targets, str) else targets,
-            **({"target_parameters": list(config.target_parameters)} if config.target_parameters else {}),
+            **({"target_parameters": sorted(config.target_parameters)} if config.target_parameters else {}),
             "bias": "none",
             "fan_in_fan_out": bool(config.fan_in_fan_out),
             "use_rslora": bool(config.use_rslora),

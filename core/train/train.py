@@ -27,7 +27,7 @@ from core.events import read_since
 from core.model import experts
 from core.model.base import differentiable
 from core.model.resident import Resident
-from core.spec import RunStatus, TrainSpec
+from core.spec import RunStatus, TrainSpec, experts_said
 from core.train import checkpoints, runs
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
@@ -62,12 +62,14 @@ def train(
         StudioError: it could not start or go on; the caller writes that down.
     """
     log = runs.log(workspace, run.id)
+    if run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
+        raise RunError(f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}.", "Change the base back, then resume it.")
     try:
         run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
         if run.spec.experts:
-            log.append("note", text=experts.said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
+            log.append("note", text=experts_said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
         rows, validation = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
         folder = runs.checkpoints_folder(workspace, run.id)
         checkpoint = checkpoints.newest(folder, run.id)
@@ -136,12 +138,10 @@ def _experts(resident: Resident, spec: TrainSpec) -> list[str]:
     """The fused weights of all experts, as peft names what it trains.
 
     Raises:
-        SpecError: the base has none, or a setting does not go with them.
+        SpecError: the base has none.
     """
     if not (found := experts.targets(resident.base.model)):
         raise SpecError(f"The base {resident.base.name!r} has no experts.", "Switch off the training of experts.")
-    if spec.dropout:  # peft refuses it too, in its own words
-        raise SpecError(f"LoRA dropout is {spec.dropout:g}, and adapters on experts have none.", "Set it to 0, or leave the experts out.")
     return found
 
 

@@ -50,7 +50,7 @@ def build(engine: Engine) -> TrainTab:
             kind = gr.Radio([("Domain", "domain"), ("Task", "task")], value="domain", label="Kind")
             dataset = fields.picker("Dataset")
             name = gr.Textbox(label="Name", max_length=120, placeholder="What the adapter is called")
-            preset = gr.Dropdown([(p.name.capitalize(), p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
+            preset = gr.Dropdown([(p.title, p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
             stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
                 advanced = fields.build(TrainSpec, ADVANCED)
@@ -118,8 +118,10 @@ def of_kind(engine: Engine, kind: str) -> list[Any]:
 
 
 def usual_preset(engine: Engine) -> str:
-    """The preset that was measured for the resident base."""
-    return "embedded" if engine.base().name == "embedded" else "standard"
+    """The preset that was made for the resident base or its family."""
+    base = engine.base()
+    made_for = next((p.name for p in PRESETS.values() if p.family and p.family == base.family), "standard")
+    return "embedded" if base.name == "embedded" else made_for
 
 
 def below_choices(engine: Engine) -> list[tuple[str, str]]:
