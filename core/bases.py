@@ -131,7 +131,7 @@ class Bases:
         if quantization not in QUANTIZATIONS:
             raise SpecError(f"The quantization is {quantization!r}.", f"Choose one of: {', '.join(QUANTIZATIONS)}.")
         source, local = hub.locate(name)
-        if not local and not hub.whole(name):
+        if not local and hub.snapshot(name) is None:
             raise BaseModelError(f"{name!r} is not on this machine, or not all of it.", "Download it first.")
         if local and name != "embedded" and (why := hub.lacking(Path(source))):
             raise BaseModelError(f"{name!r} cannot be used. {why}", "Choose another folder.")

@@ -7,16 +7,15 @@ library does. Knows nothing of torch: whether a model can be loaded is seen by l
 from __future__ import annotations
 
 import fnmatch
-import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import BaseModelError, StudioError
-from core.workspace import ensure_space
+from core.workspace import Claim, ensure_space, sha256_of, whole_file
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "embedded-base"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -26,6 +25,10 @@ FETCHED = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vo
            "chat_template.jinja", WEIGHTS, "*.safetensors.index.json")  # fmt: skip
 LEFT = ("*/*", "consolidated*", "*.py")
 SPEAKERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # ends of the names of models that write text
+PART = ".part"
+CHUNK_BYTES = 1 << 20
+PARTIAL = 206  # "here is the rest", in HTTP
+RETRIES = 5
 SIBLINGS = 64  # folders beside the resident base that are looked at
 
 
@@ -143,25 +146,40 @@ def beside(folders: Iterable[str]) -> list[Offer]:
     return list(found.values())
 
 
-def whole(name: str) -> bool:
-    """Is this Hub id in the cache with all its files?"""
-    return any(o.name == name and not o.why for o in in_cache())
+def snapshot(name: str) -> Path | None:
+    """The folder in the Hub's cache that holds all of a model, the one that its main branch points to first."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not HUB_ID.fullmatch(name):
+        return None
+    root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    try:
+        main = (root / "refs" / "main").read_text(encoding="utf-8").strip() if (root / "refs" / "main").is_file() else ""
+        found = sorted((root / "snapshots").iterdir(), key=lambda p: (p.name == main, p.stat().st_mtime), reverse=True)
+    except OSError:
+        return None
+    return next((p for p in found if not lacking(p)), None)
 
 
 def fetch(name: str, tell: Callable[[Fetch], None], stopped: Callable[[], bool]) -> Path:
-    """Downloads a model from the Hub into its cache; a file that was cut off goes on where it was.
+    """Downloads a model from the Hub into its cache.
+
+    The weights are fetched by us, because the Hub's own library (2.4) begins a file anew that was cut off;
+    the rest, and the cache's layout, is left to it.
 
     Args:
-        tell: hears how far it is, often, from several threads.
+        tell: hears how far it is, often.
         stopped: true ends it soon.
 
     Returns:
         the folder of the snapshot.
 
     Raises:
-        BaseModelError: no such id, gated, offline, or nothing there that we read. StorageError: it does not fit the disk. Stopped.
+        BaseModelError: no such id, gated, offline, or nothing there that we read. StorageError: it does not fit the disk.
+        Busy: another process fetches it. Stopped.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(f"{name!r} is no Hub id.", 'A Hub id has the form "owner/name", such as "Qwen/Qwen2.5-0.5B-Instruct".')
@@ -169,19 +187,26 @@ def fetch(name: str, tell: Callable[[Fetch], None], stopped: Callable[[], bool])
     try:
         info = HfApi().model_info(name, files_metadata=True)
         files = {s.rfilename: int(s.size or 0) for s in info.siblings or () if _fetched(s.rfilename)}
-        if not any(fnmatch.fnmatch(f, WEIGHTS) for f in files):
+        weights = [f for f in files if fnmatch.fnmatch(f, WEIGHTS)]
+        if not weights:
             raise BaseModelError(f"{name!r} has no *.safetensors weights.", "Other formats can run code, and are not read: choose another repository of the model.")
-        here = sum(n for f, n in files.items() if isinstance(try_to_load_from_cache(name, f, revision=info.sha), str))
-        total = sum(files.values())
-        ensure_space(Path(constants.HF_HUB_CACHE), total - here)
-        tell(Fetch(name, here, total))
-
-        def count(fresh: int) -> None:
-            if stopped():
-                raise Stopped(f"The download of {name!r} was stopped.", "Start it again to go on where it was.")
-            tell(Fetch(name, min(here + fresh, total), total))
-
-        path = snapshot_download(name, revision=info.sha, allow_patterns=list(files), tqdm_class=_bar(count))
+        total, done = sum(files.values()), 0
+        for file in weights:
+            blob, url = _place(name, file, info.sha)
+            part = blob.with_name(f"{blob.name}{PART}")
+            if not blob.exists():
+                ensure_space(Path(constants.HF_HUB_CACHE), total - done - (part.stat().st_size if part.exists() else 0))
+                for had in _bytes(url, part, files[file]):
+                    if stopped():
+                        raise Stopped(f"The download of {name!r} was stopped.", "Start it again to go on where it was.")
+                    tell(Fetch(name, done + had, total))
+                _settle(part, blob, files[file])
+            done += files[file]
+            tell(Fetch(name, done, total))
+        path = snapshot_download(name, revision=info.sha, allow_patterns=list(files), tqdm_class=_silent())
+        (Path(path).parents[1] / "refs").mkdir(exist_ok=True)
+        with whole_file(Path(path).parents[1] / "refs" / "main", "w") as f:  # that of the commit is all it writes by itself
+            f.write(str(info.sha))
         return Path(path)
     except Exception as e:
         raise explained(name, e) from e
@@ -191,27 +216,74 @@ def _fetched(file: str) -> bool:
     return any(fnmatch.fnmatch(file, p) for p in FETCHED) and not any(fnmatch.fnmatch(file, p) for p in LEFT)
 
 
-def _bar(count: Callable[[int], None]) -> Any:
-    """A class of progress bars that draw nothing and tell the bytes that lie on the disk."""
+def _place(name: str, file: str, commit: str) -> tuple[Path, str]:
+    """Where the Hub's library looks for a file's bytes, and where they come from."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+
+    url = hf_hub_url(name, file, revision=commit)
+    etag = str(get_hf_file_metadata(url).etag)
+    if not re.fullmatch(r"[\w-]+", etag):
+        raise BaseModelError(f"The Hub calls {file!r} by {etag!r}, which is no name for a file.", "Try again later.")
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "blobs" / etag, url
+
+
+def _bytes(url: str, part: Path, size: int) -> Iterator[int]:
+    """Fetches what of a file is not there yet; yields how much is. A connection that breaks is made again, five times in vain at most."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    part.parent.mkdir(parents=True, exist_ok=True)
+    claim, failures = Claim(part.with_name(f"{part.name}.lock")), 0
+    try:
+        while (had := part.stat().st_size if part.exists() else 0) < size:
+            headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={had}-"}
+            try:
+                with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+                    hf_raise_for_status(response)
+                    with open(part, "ab" if response.status_code == PARTIAL else "wb") as f:
+                        for chunk in response.iter_bytes(CHUNK_BYTES):
+                            f.write(chunk)
+                            failures = 0
+                            yield f.tell()
+            except OSError:
+                raise
+            except Exception as e:
+                failures += 1
+                if failures > RETRIES or not _transport(e):
+                    raise
+    finally:
+        claim.release()
+
+
+def _transport(error: Exception) -> bool:
+    """Is it the connection that broke, and not an answer that we did not like?"""
+    import httpx2
+
+    return isinstance(error, httpx2.TransportError)
+
+
+def _settle(part: Path, blob: Path, size: int) -> None:
+    """Puts a whole file in its place after checking it; large files are called by their sha256.
+
+    Raises:
+        BaseModelError: it is not what the Hub said.
+    """
+    wrong = part.stat().st_size != size or (re.fullmatch(r"[0-9a-f]{64}", blob.name) is not None and sha256_of(part) != blob.name)
+    if wrong:
+        part.unlink()
+        raise BaseModelError("A file of weights did not arrive as it was sent.", "Start the download again; the files that are whole are kept.")
+    part.replace(blob)
+
+
+def _silent() -> Any:
+    """A class of progress bars that draw nothing."""
     from tqdm.std import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]
-        """The Hub's library makes one for bytes on the way, one for bytes on the disk and one for files; only the second is told."""
-
+    class Silent(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._told = kwargs.get("unit") == "B" and str(kwargs.get("desc", "")).startswith("Reconstructing")
-            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+            super().__init__(*args, **{**kwargs, "disable": True})
 
-        def display(self, *args: Any, **kwargs: Any) -> bool:
-            return True
-
-        def update(self, n: float | None = 1) -> bool | None:
-            done: bool | None = super().update(n)
-            if self._told:
-                count(int(self.n))
-            return done
-
-    return Bar
+    return Silent
 
 
 def explained(name: str, error: Exception) -> StudioError:

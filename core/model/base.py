@@ -104,13 +104,15 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
     Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation); Dettmers et al. 2022, arXiv 2208.07339 (int8).
     """
     source, local = hub.locate(name)
+    if not local and (kept := hub.snapshot(name)) is not None:  # a whole copy is here: nobody is asked
+        source, local = str(kept), True
     transformers_logging.disable_progress_bar()  # the page and the terminal show progress of their own
     place = choose_device(device)
     if quantization == "auto":
         quantization = "nf4" if place.type == "cuda" else "none"
     # fp32 is the fastest compute type on a CPU, also below nf4.
     dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or hub.whole(name)}
+    common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config)
