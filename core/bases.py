@@ -131,9 +131,9 @@ class Bases:
         if quantization not in QUANTIZATIONS:
             raise SpecError(f"The quantization is {quantization!r}.", f"Choose one of: {', '.join(QUANTIZATIONS)}.")
         source, local = hub.locate(name)
-        if not local and hub.snapshot(name) is None:
+        if not local:
             raise BaseModelError(f"{name!r} is not on this machine, or not all of it.", "Download it first.")
-        if local and name != "embedded" and (why := hub.lacking(Path(source))):
+        if name != "embedded" and (why := hub.lacking(Path(source))):
             raise BaseModelError(f"{name!r} cannot be used. {why}", "Choose another folder.")
         if run := next((r for r in self._runs() if r.status.alive), None):
             raise Busy(f"The run {run.name!r} is {run.status.value} on the present base.", "Wait for its end, or stop it under Train; then change the base.")
@@ -141,7 +141,7 @@ class Bases:
             raise Busy("A base is being loaded.", "Wait for it.")
         if not sure and (said := self.unloads()):
             return said
-        self._load(name if name == "embedded" or not local else source, quantization)
+        self._load(name if name == "embedded" or hub.HUB_ID.fullmatch(name) and not Path(name).is_dir() else source, quantization)
         return []
 
     def _runs(self) -> list[runs.Run]:

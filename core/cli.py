@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import demo
+from core import demo, grids
 from core.engine import Engine
-from core.errors import StudioError
+from core.errors import SpecError, StudioError
 from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Mix, Sampling, TrainSpec, label_of, resolve
+from core.train.lineup import MOVES
+from core.workspace import whole_file
 
 WORKSPACE_VARIABLE = "ADAPTER_STUDIO_WORKSPACE"
 Verb = Callable[[Engine, argparse.Namespace], Any]
@@ -126,6 +128,32 @@ def parser() -> argparse.ArgumentParser:
     add(run, "list", _runs_list, "List runs.")
     add(run, "follow", _runs_follow, "Show a run's events until it ends.").add_argument("run")
     add(run, "resume", _runs_resume, "Go on with an interrupted or stopped run.").add_argument("run")
+    add(run, "again", _runs_again, "Queue the runs again that were waiting when their studio ended, and follow them.")
+    p = add(run, "move", _runs_move, "Change the place of a queued run; the studio that holds it heeds it.")
+    p.add_argument("run")
+    p.add_argument("to", choices=MOVES)
+    p = add(run, "cancel", _runs_cancel, "Take a run out of the queue before it begins.")
+    p.add_argument("run")
+    p.add_argument("--together", action="store_true", help="Also those that need what it would have learned.")
+    p = add(run, "compare", _runs_compare, "Figures and settings of two to eight runs side by side.")
+    p.add_argument("runs", nargs="+", metavar="RUN")
+    p.add_argument("--all", action="store_true", help="Also the settings that do not differ.")
+
+    grid = group("grid", "One training description with some settings varied, every combination a run.")
+    p = add(grid, "start", _grid_start, "Queue a run for every cell and follow them to the end.")
+    p.add_argument("kind", choices=KINDS)
+    p.add_argument("--preset", choices=tuple(PRESETS), help='Settings that the cells share. Default: "embedded" on the embedded base, else "standard".')
+    p.add_argument("--vary", action="append", default=[], metavar="SETTING=VALUES", help='For example rank=16,32 or "schedule=linear,cosine".')
+    p.add_argument("--grid", choices=tuple(grids.PRESETS), help="A usual grid; --vary changes or adds to it.")
+    for f in dataclasses.fields(TrainSpec):
+        if f.name != "kind":
+            _add_setting(p, f)
+    add(grid, "show", _grid_show, "A grid's results, the best first; without a name, all grids.").add_argument("grid", nargs="?", default="")
+    p = add(grid, "csv", _grid_csv, "A grid's results as CSV.")
+    p.add_argument("grid")
+    p.add_argument("--output", type=Path, help="Write a file instead of printing.")
+    add(grid, "cancel", _grid_cancel, "Take a grid's cells out of the queue that have not begun.").add_argument("grid")
+    add(grid, "collect", _grid_collect, "Take runs of this workspace in that trained what an open cell asks for.").add_argument("grid")
     return top
 
 
@@ -324,5 +352,117 @@ def _runs_resume(engine: Engine, args: argparse.Namespace) -> Any:
     return _follow(engine, args.run)
 
 
+def _runs_again(engine: Engine, args: argparse.Namespace) -> Any:
+    return [_follow(engine, run_id) for run_id in engine.queue_again()]
+
+
+def _runs_move(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.move_run(args.run, args.to)
+    line = [w for w in engine.queue() if not w.leaving]
+    for i, w in enumerate(line, 1):
+        print(f"{i:>3}  {w.run.id:<40} {w.run.name}")
+    return {"queue": [w.run.id for w in line]}
+
+
+def _runs_cancel(engine: Engine, args: argparse.Namespace) -> Any:
+    gone = engine.cancel_run(args.run, args.together)
+    print("\n".join(f"{run_id} will not begin" for run_id in gone))
+    return {"cancelled": gone}
+
+
+def _runs_compare(engine: Engine, args: argparse.Namespace) -> Any:
+    found = engine.plan.compare(args.runs)
+    chosen = [s for s in found.settings if args.all or s.differs]
+    said = [
+        {"run": r.id, "name": r.name, "status": r.status.value, "final_loss": h.final and h.final.loss, "best_loss": h.best and h.best.loss, "seconds": h.seconds}
+        for r, h in zip(found.runs, found.histories, strict=True)
+    ]
+    figures = [[name.replace("_", " ").capitalize(), *[s[name] for s in said]] for name in said[0]]
+    _print_table([*figures, *[[s.label, *[grids.shown(v) for v in s.values]] for s in chosen]])
+    return {"runs": said, "settings": {s.name: s.values for s in chosen}}
+
+
+def _axes(args: argparse.Namespace) -> grids.Axes:
+    """What was asked to be varied.
+
+    Raises:
+        SpecError: it has no such form, or cannot be.
+    """
+    axes = dict(grids.PRESETS.get(args.grid or "", {}))
+    for text in args.vary:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise SpecError(f"{text!r} varies nothing.", "Write a setting and its values, for example rank=16,32.")
+        name = name.strip().replace("-", "_")
+        axes[name] = grids.axis(name, values)
+    return axes
+
+
+def _grid_start(engine: Engine, args: argparse.Namespace) -> Any:
+    preset = args.preset or ("embedded" if args.base == "embedded" else "standard")
+    changes = {k: v for k, v in _given(args, TrainSpec).items() if k != "kind"}
+    changes.setdefault("name", f"{args.kind} grid")
+    if "stack_on" in changes:
+        changes["stack_on"] = engine.find_adapter(changes["stack_on"])
+    spec = resolve(args.kind, preset, changes)
+    grid = engine.plan.start(spec, _axes(args), spec.name)
+    for i, run_id in enumerate(grid.runs, 1):
+        print(f"cell {i} of {len(grid.runs)}: {engine.run(run_id).name}")
+        engine.wait_run(run_id, 30 * 86400.0)
+    return _grid_told(engine, grid.id)
+
+
+def _grid_told(engine: Engine, grid_id: str) -> Any:
+    results = engine.plan.results(grid_id)
+    names = list(results.grid.axes)
+    heads = ["", *[label_of(grids.FIELDS[n]) for n in names], "Status", "Best loss", "Final loss", "Seconds", "Adapter"]
+    lines = []
+    for r in results.rows:
+        figures = r.figures()
+        shown = [figures[n] for n in ("status", "best_loss", "final_loss", "seconds", "adapter")]
+        lines.append(["best" if r.best else "", *[grids.shown(r.cell.values[n]) for n in names], *shown])
+    _print_table([heads, *lines])
+    print(results.note)
+    rows = [{**{n: r.cell.values[n] for n in names}, **r.figures(), "best": r.best} for r in results.rows]
+    return {"id": grid_id, "name": results.grid.name, "counts": results.counts, "note": results.note, "rows": rows}
+
+
+def _grid_show(engine: Engine, args: argparse.Namespace) -> Any:
+    if args.grid:
+        return _grid_told(engine, args.grid)
+    for g in engine.plan.grids():
+        print(f"{g.id:<40} {len(g.runs):>3} cells  {g.name}")
+    return engine.plan.grids()
+
+
+def _grid_csv(engine: Engine, args: argparse.Namespace) -> Any:
+    text = engine.plan.csv(args.grid)
+    if args.output:
+        with whole_file(args.output, "w") as f:
+            f.write(text)
+    print(f"wrote {args.output}" if args.output else text, end="\n" if args.output else "")
+    return {"csv": text}
+
+
+def _grid_cancel(engine: Engine, args: argparse.Namespace) -> Any:
+    gone = engine.plan.cancel_rest(args.grid)
+    print(f"{len(gone)} cells will not begin")
+    return {"cancelled": gone}
+
+
+def _grid_collect(engine: Engine, args: argparse.Namespace) -> Any:
+    filled = engine.plan.collect(args.grid)
+    print(f"{len(filled)} cells found their run")
+    return {"cells": filled}
+
+
+def _print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as their widest cell; numbers with five digits, and a dash where there is nothing."""
+    texts = [["-" if v is None else f"{v:.5g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
+    for row in texts:
+        print("  ".join(f"{t:<{w}}" for t, w in zip(row, widths, strict=True)).rstrip())
+
+
 # Verbs that load the base model; the others answer without it.
-NEED_MODEL = frozenset({_train, _generate, _evaluate, _runs_resume, _demo})
+NEED_MODEL = frozenset({_train, _generate, _evaluate, _runs_resume, _runs_again, _grid_start, _demo})

@@ -1,22 +1,26 @@
-"""The queue of training runs: starting, stopping, resuming and watching them.
+"""The queue of training runs: starting, moving, cancelling, stopping, resuming and watching them.
 
 Knows which run is asked for, claimed and asked to stop, and that training happens on the worker's thread.
 Knows nothing of how training works: that room is imported there. `Engine.conduct` is the one instance.
+
+    start ──> line (core/train/lineup.py: order, cancelled) ──> worker.choose ──> _train
+                └ moved or cancelled from any thread, or by another process
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core import library
-from core.data.datasets import load_dataset
+from core.data.datasets import Dataset, load_dataset
 from core.errors import Busy, Diverged, RunError, SpecError, StudioError
 from core.events import read_since
 from core.spec import RunStatus, TrainSpec
-from core.train import runs
+from core.train import lineup, runs
 from core.train.runs import Run
 from core.worker import Worker
 from core.workspace import Claim, Workspace, check_name
@@ -28,6 +32,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLICK_SECONDS = 2.0  # the same start twice within this time is one start
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run in the queue.
+
+    Attributes:
+        after: ids of the waiting runs that it has to come after, because they train the adapter below it.
+        before: ids of the waiting runs that need what it will have learned, however indirectly.
+        leaving: it was taken out by another process than the one that holds it, and will not begin.
+    """
+
+    run: Run
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    leaving: bool = False
 
 
 class Conductor:
@@ -53,6 +73,9 @@ class Conductor:
         self._base, self._resident, self._loaded, self._general = base, resident, loaded, general
         self._stopping: dict[str, str] = {}  # run id -> "keep" or "close"
         self._claims: dict[str, Claim] = {}
+        self._tickets: dict[str, bool] = {}  # runs that wait here; whoever takes a ticket out has the run, to begin or to cancel it
+        self._heard = 0  # stamp of the line as it was last read
+        worker.choose = self._next
         self._last_start: tuple[float, TrainSpec | None, str] = (0.0, None, "")
 
     def ask_to_close(self) -> None:
@@ -81,27 +104,39 @@ class Conductor:
             lacking.append(str(e))
         return lacking
 
-    def start_run(self, spec: TrainSpec) -> str:
+    def start_run(self, spec: TrainSpec, extra: dict[str, Any] | None = None) -> str:
         """Queues a run and returns its id at once; a second click on the same start is the same run.
+
+        Args:
+            extra: what else is written down with the run, for example the grid that it belongs to.
 
         Raises:
             SpecError, NotFound, NameRefused, AdapterError, StorageError
         """
-        check_name(spec.name)
-        if not spec.dataset:
-            raise SpecError("No dataset is chosen.", "Import one on the Data page, then choose it here.")
         when, before, run_id = self._last_start
         if before == spec and time.monotonic() - when < CLICK_SECONDS:
             return run_id
+        dataset = self.check(spec)
+        run = runs.create(self._workspace, spec, self._base().name, dataset.sha256, extra)
+        self._last_start = (time.monotonic(), spec, run.id)
+        self._queue(run)
+        return run.id
+
+    def check(self, spec: TrainSpec) -> Dataset:
+        """What a run needs before it can be queued: a name, its dataset, which is returned, and the adapter below it.
+
+        Raises:
+            SpecError, NotFound, NameRefused, AdapterError
+        """
+        check_name(spec.name)
+        if not spec.dataset:
+            raise SpecError("No dataset is chosen.", "Import one on the Data page, then choose it here.")
         dataset = load_dataset(self._workspace, spec.dataset)
         if dataset.kind != spec.kind:
             raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
         if spec.stack_on:
             self._stackable(spec)
-        run = runs.create(self._workspace, spec, self._base().name, dataset.sha256)
-        self._last_start = (time.monotonic(), spec, run.id)
-        self._queue(run)
-        return run.id
+        return dataset
 
     def _stackable(self, spec: TrainSpec) -> None:
         """The adapter below is in the library, or a run that is before this one in the queue will put it there."""
@@ -113,21 +148,127 @@ class Conductor:
             resident.check_fit(adapter)
 
     def _queue(self, run: Run) -> None:
+        """Puts a run at the end of the line. It is claimed, and says that it is queued, before it can begin."""
         self._claims[run.id] = Claim(runs.claim_path(self._workspace, run.id))
         self._stopping.pop(run.id, None)
-        self._worker.run(lambda: self._train(run.id))
+        if run.status is not RunStatus.QUEUED:
+            runs.change(self._workspace, run, status=RunStatus.QUEUED, error="")
+        lineup.enter(self._workspace, run.id)
+        self._tickets[run.id] = True
+        self._worker.run(lambda: self._train(run.id), run.id)
+
+    # --- the line of those that wait
+
+    def queue(self) -> list[Waiting]:
+        """The runs that wait, the next one first."""
+        now = lineup.read(self._workspace)
+        waiting = {r.id: r for r in reversed(self.runs()) if r.status is RunStatus.QUEUED}
+        after = _needs(waiting.values())
+        order = now.sorted(waiting)
+        return [Waiting(waiting[i], after[i], _needing(i, order, after), i in now.cancelled) for i in order]
+
+    def line_stamp(self) -> int:
+        """A number that differs once the order of the queue has changed."""
+        return lineup.stamp(self._workspace)
+
+    def move_run(self, run_id: str, to: str) -> None:
+        """Moves a waiting run: "first", "up", "down" or "last".
+
+        Raises:
+            RunError: it does not wait, or would stand before a run that it needs. Busy, StorageError.
+        """
+        run = self.run(run_id)
+        line = self.queue()
+        if all(w.run.id != run_id for w in line):
+            raise RunError(f"The run {run.name!r} is not waiting ({run.status.value}).", "Only a queued run has a place in the line.")
+        names = {w.run.id: w.run.name for w in line}
+        lineup.move(self._workspace, names, {w.run.id: w.after for w in line}, run_id, to)
+
+    def cancel_run(self, run_id: str, together: bool = False) -> list[str]:
+        """Takes a waiting run out of the queue before it begins.
+
+        Args:
+            together: also those that need what it would have learned.
+
+        Returns:
+            ids of the runs that will not begin.
+
+        Raises:
+            Busy: others in the queue need it. RunError: it has begun, or does not wait.
+        """
+        run = self.run(run_id)
+        line = {w.run.id: w for w in self.queue()}
+        if run_id not in line:
+            raise RunError(f"The run {run.name!r} is not waiting ({run.status.value}).", "Stop it instead, if it is running.")
+        above = line[run_id].before
+        if above and not together:
+            names = ", ".join(repr(line[i].run.name) for i in above)
+            raise Busy(f"{names} would be trained on top of {run.name!r}.", "Cancel what needs it first, or all of them together.")
+        gone = [*reversed(above), run_id]
+        strangers = [i for i in gone if i not in self._claims]
+        if strangers:  # they wait in another process, which reads the line before it begins the next
+            lineup.cancel(self._workspace, strangers)
+        taken = [i for i in gone if i in strangers or self._drop(i)]
+        if run_id not in taken:
+            raise RunError(f"The run {run.name!r} has just begun.", "Stop it instead.")
+        return taken
+
+    def _drop(self, run_id: str) -> bool:
+        """Takes one of our waiting runs out, unless it began in this very moment."""
+        if self._tickets.pop(run_id, None) is None:
+            return False
+        try:
+            run = self.run(run_id)
+            runs.log(self._workspace, run_id).append("note", text="Cancelled before it began.")
+            runs.change(self._workspace, run, status=RunStatus.STOPPED, extra={**run.extra, "cancelled": True})
+            lineup.leave(self._workspace, run_id)
+        finally:
+            self._claims.pop(run_id).release()
+        return True
+
+    def _next(self, waiting: Sequence[str]) -> str:
+        """Which of the runs that the worker holds is next; on its thread."""
+        self._heed()
+        gone = [i for i in waiting if i not in self._tickets]  # cancelled ones end at once
+        return gone[0] if gone else lineup.read(self._workspace).sorted(waiting)[0]
+
+    def _heed(self) -> None:
+        """Drops what another process took out of the line."""
+        stamp = lineup.stamp(self._workspace)
+        if stamp != self._heard:
+            self._heard = stamp
+            for run_id in lineup.read(self._workspace).cancelled:
+                self._drop(run_id)
+
+    def _stop_asked(self, run_id: str) -> str:
+        """What the trainer asks between its steps, which is also when others are heard."""
+        try:
+            self._heed()
+        except StudioError:  # the run that trains does not end because of those that wait
+            logger.exception("the line of runs could not be read")
+        return self._stopping.get(run_id, "")
+
+    def queue_again(self) -> list[str]:
+        """Queues the runs again that were still waiting when their studio ended, in their order; returns their ids.
+
+        Nothing begins by itself at a start: a studio that was opened for something else would lose its model to old runs.
+        """
+        line = lineup.read(self._workspace)
+        waited = line.sorted(r.id for r in reversed(self.runs()) if r.waited and r.id not in line.cancelled)
+        for run_id in waited:
+            self.resume_run(run_id)
+        return waited
 
     def _train(self, run_id: str) -> None:
         """On the worker's thread: one run from start to end, whatever happens."""
-        run = runs.load(self._workspace, run_id)
-        stop = self._stopping
+        if self._tickets.pop(run_id, None) is None:  # it was cancelled
+            return
         try:
-            if stop.get(run_id) == "keep":
-                runs.change(self._workspace, run, status=RunStatus.STOPPED)
-                return
+            run = runs.load(self._workspace, run_id)
+            lineup.leave(self._workspace, run_id)
             from core.train.train import train
 
-            train(self._workspace, self._resident(), run, self._worker.serve, lambda: stop.get(run_id, ""), self._general)
+            train(self._workspace, self._resident(), run, self._worker.serve, lambda: self._stop_asked(run_id), self._general)
         except Diverged as e:
             self._ended(run_id, RunStatus.DIVERGED, str(e))
         except StudioError as e:
@@ -139,7 +280,7 @@ class Conductor:
             known = explain(e)
             self._ended(run_id, RunStatus.FAILED, str(known) if isinstance(known, StudioError) else f"{type(e).__name__}: {e}")
         finally:
-            stop.pop(run_id, None)
+            self._stopping.pop(run_id, None)
             claim = self._claims.pop(run_id, None)
             if claim:
                 claim.release()
@@ -154,9 +295,12 @@ class Conductor:
         """Asks a run to end after its step and keep what it learned; a queued one does not begin.
 
         Raises:
-            RunError: it is not running here.
+            RunError: it is not running here. Busy: others in the queue need it.
         """
         run = self.run(run_id)
+        if run.status is RunStatus.QUEUED:
+            self.cancel_run(run_id)
+            return
         if not run.status.alive or run_id not in self._claims:
             raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
         self._stopping[run_id] = "keep"
@@ -181,8 +325,9 @@ class Conductor:
         if resident is not None and run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
             what = f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}."
             raise RunError(what, "Change the base back, then resume it.")
+        if run.spec.stack_on:
+            self._stackable(run.spec)
         self._queue(run)
-        runs.change(self._workspace, run, status=RunStatus.QUEUED, error="")
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""
@@ -204,3 +349,19 @@ class Conductor:
                 raise Busy(f"The run {run.name!r} is still {run.status.value}.", "Wait longer, or stop it.")
             time.sleep(0.05)
         return self.run(run_id)
+
+
+def _needs(waiting: Iterable[Run]) -> dict[str, tuple[str, ...]]:
+    """Run -> the waiting runs that train the adapter below it."""
+    given = list(waiting)
+    trains = {r.adapter: r.id for r in given}
+    return {r.id: (trains[r.spec.stack_on],) if r.spec.stack_on in trains else () for r in given}
+
+
+def _needing(run_id: str, order: Sequence[str], after: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The runs that need `run_id`, and those that need them, in order."""
+    found = [run_id]
+    for each in order:
+        if any(i in found for i in after[each]):
+            found.append(each)
+    return tuple(found[1:])

@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 from core import library, mixes, votes
 from core.bases import Bases
 from core.composer import Composer
-from core.conductor import Conductor
+from core.conductor import Conductor, Waiting
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
+from core.departures import departures
 from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
 from core.evaluate import reports
 from core.evaluate.reports import Report
 from core.library import Adapter
 from core.mixes import SavedMix
+from core.planner import Planner
 from core.samples import Samples
 from core.spec import COLUMN_LIMIT, SEED, Mix, Sampling, TrainSpec
+from core.tables import plain_csv
 from core.train.runs import Run
 from core.votes import Standing, Vote
 from core.worker import Stream, Worker
@@ -121,6 +124,7 @@ class Engine:
         self.compose = Composer(self.workspace, self._worker, self._resident)
         self.conduct = Conductor(self.workspace, self._worker, self.base, self._resident, lambda: self._state.resident, lambda: self._samples.texts("general"))
         self.bases = Bases(self.workspace, self._worker, self.base, lambda: self._state.resident, self._change)
+        self.plan = Planner(self.workspace, self.conduct)
         self._choice = (base, quantization, device)
         self._asked = False
         if load:
@@ -295,6 +299,22 @@ class Engine:
         """Asks a run to end after its step and keep what it learned; a queued one does not begin."""
         self.conduct.stop_run(run_id)
 
+    def queue(self) -> list[Waiting]:
+        """The runs that wait, the next one first."""
+        return self.conduct.queue()
+
+    def move_run(self, run_id: str, to: str) -> None:
+        """Moves a waiting run: "first", "up", "down" or "last"."""
+        self.conduct.move_run(run_id, to)
+
+    def cancel_run(self, run_id: str, together: bool = False) -> list[str]:
+        """Takes a waiting run out of the queue, and with `together` also those that need it."""
+        return self.conduct.cancel_run(run_id, together)
+
+    def queue_again(self) -> list[str]:
+        """Queues the runs again that were still waiting when their studio ended."""
+        return self.conduct.queue_again()
+
     def resume_run(self, run_id: str) -> None:
         """Queues a run again, from its newest checkpoint that verifies."""
         self.conduct.resume_run(run_id)
@@ -336,17 +356,24 @@ class Engine:
         found = []
         for a in reversed(self.adapters()):
             fits = not self._info.fingerprint or a.base_fingerprint == self._info.fingerprint
-            why = "" if fits else f"It was trained on {a.base!r}, another base."
+            why = f"It cannot be mixed live: {a.unmixable}." if a.unmixable else "" if fits else f"It was trained on {a.base!r}, another base."
+            fits = fits and not a.unmixable
             found.append({"id": a.id, "name": a.name, "kind": a.kind, "rank": a.rank, "base": a.base, "training": False, "fits": fits, "why": why})
         resident = self._state.resident
         live = resident.trainee_id if resident else ""
         if live and all(f["id"] != live for f in found):
             run = next((r for r in self.runs() if r.adapter == live), None)
             if run:
-                found.append({"id": live, "name": run.name, "kind": run.kind, "rank": run.spec.rank, "base": run.base, "training": True, "fits": True, "why": ""})
+                why = f"It cannot be mixed live: {resident.unmixed}." if resident and resident.unmixed else ""
+                about = {"id": live, "name": run.name, "kind": run.kind, "rank": run.spec.rank, "base": run.base}
+                found.append({**about, "training": True, "fits": not why, "why": why})
         return found
 
     # --- mixes
+
+    def departures(self, mix: Mix) -> list[str]:
+        """Where a mix departs from how its adapters were trained, a sentence each."""
+        return departures(mix, {a.id: a for a in self.adapters()}) if mix.weights else []
 
     def save_mix(self, name: str, weights: dict[str, float], tilt: dict[str, float] | None = None) -> SavedMix:
         return mixes.save(self.workspace, name, weights, tilt)
@@ -455,7 +482,7 @@ class Engine:
 
     def votes_csv(self) -> str:
         """Every vote as CSV, a row an answer."""
-        return reports.plain_csv(votes.table(votes.all_of(self.workspace)))
+        return plain_csv(votes.table(votes.all_of(self.workspace)))
 
     # --- measuring
 

@@ -65,7 +65,7 @@ class Stopped(StudioError):
 
 
 def locate(name: str) -> tuple[str, bool]:
-    """Where a base comes from: (path or Hub id, is it local).
+    """Where a base comes from: (path or Hub id, does all of it lie on this machine).
 
     Raises:
         BaseModelError: neither "embedded", nor a folder with a config.json, nor a Hub id.
@@ -78,7 +78,8 @@ def locate(name: str) -> tuple[str, bool]:
             raise BaseModelError(f"The folder {folder.name!r} has no config.json.", "Give a folder saved by transformers' save_pretrained.")
         return str(folder.resolve()), True
     if HUB_ID.fullmatch(name):
-        return name, False
+        kept = snapshot(name)
+        return (str(kept), True) if kept else (name, False)  # a whole copy is here: nobody is asked
     raise BaseModelError(f"{name!r} is no base model.", 'Use "embedded", a local folder, or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".')
 
 

@@ -41,8 +41,10 @@ ALLOWED: dict[str, Callable[[Any], bool]] = {
     "alpha_pattern": lambda v: not v or _is_table(v, _is_alpha),
     "bias": lambda v: v in (None, "none"),
     "use_rslora": lambda v: isinstance(v, bool),
+    "use_dora": lambda v: isinstance(v, bool),
     "fan_in_fan_out": lambda v: isinstance(v, bool),
 }
+MAGNITUDE = "lora_magnitude_vector"  # DoRA's own tensor, one number an output
 NEEDED = ("peft_type", "r", "lora_alpha", "target_modules")
 
 
@@ -128,6 +130,7 @@ class Adapter:
     dataset_name: str = ""
     run: str = ""
     stacked_on: str = ""
+    unmixable: str = ""  # why it cannot be mixed live
     results: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -140,8 +143,11 @@ class Adapter:
         return frozenset(own | {str(x) for x in self.metadata.get("learned_from") or ()})
 
 
-def parse_config(raw: dict[str, Any]) -> dict[str, Any]:
+def parse_config(raw: dict[str, Any], mixed: bool = True) -> dict[str, Any]:
     """The fields of an adapter_config.json that we trust, checked one by one.
+
+    Args:
+        mixed: it is to be mixed; what can only be kept and loaded elsewhere (DoRA) is refused as well.
 
     Module lists are plain names, never regular expressions, because one can hang the loader; unknown
     fields are dropped, and the base named inside is not followed.
@@ -152,7 +158,7 @@ def parse_config(raw: dict[str, Any]) -> dict[str, Any]:
     for name in NEEDED:
         if name not in raw:
             raise AdapterError(f"{CONFIG} has no {name!r}.", "Give a LoRA adapter saved by peft.")
-    refuse_unmixable(raw)
+    refuse_unmixable({k: v for k, v in raw.items() if mixed or k != "use_dora"})
     clean = {}
     for name, fits in ALLOWED.items():
         if name in raw:
@@ -205,7 +211,7 @@ def add(
     _, place = workspace.new_dir("adapters", name, adapter_id)
     write_weights(place / WEIGHTS)
     write_json(place / CONFIG, config)
-    check_weights(place, parse_config(config))
+    check_weights(place, parse_config(config, mixed=False))
     digest = sha256_of(place / WEIGHTS)
     full = {"format": FORMAT, "id": adapter_id, "name": check_name(name), "sha256": digest, "created": time.time(), **metadata}
     write_json(place / METADATA, full)
@@ -249,6 +255,7 @@ def load(workspace: Workspace, adapter_id: str) -> Adapter:
         dataset_name=data.get("name", ""),
         run=meta.get("run", ""),
         stacked_on=(meta.get("stacked_on") or {}).get("id", ""),
+        unmixable=UNMIXABLE["use_dora"].why if config.get("use_dora") else "",
         results=meta.get("results", {}),
         metadata=meta,
     )
@@ -299,7 +306,7 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     for file in folder.iterdir():
         if file.suffix in PICKLES:
             raise AdapterError(f"The adapter folder holds {file.name}, which could run code.", "Delete that file: only safetensors are used.")
-    config = parse_config(read_json(folder / CONFIG))
+    config = parse_config(read_json(folder / CONFIG), mixed=False)
     tensors, numbers = check_weights(folder, config)
     return [
         f"{len(lines)} files have the sha256 they were saved with.",
@@ -323,6 +330,12 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
         with safe_open(str(folder / WEIGHTS), framework="pt") as f:
             for key in f.keys():  # noqa: SIM118 (safe_open is no dict)
                 tensor = f.get_tensor(key)
+                numbers += math.prod(tensor.shape)
+                if not bool(torch.isfinite(tensor).all()):
+                    raise AdapterError(f"The tensor {key!r} holds NaN or infinite numbers.", "The adapter is unusable: train it again with a lower learning rate.")
+                if config.get("use_dora") and key.endswith(f".{MAGNITUDE}") and tensor.dim() == 1:
+                    pairs.setdefault(key.removesuffix(f".{MAGNITUDE}"), set()).add(MAGNITUDE)
+                    continue
                 module, _, side = key.removesuffix(".weight").rpartition(".")
                 rank = _rank_of(module, config)
                 shown = f"The tensor {key!r} of shape {tuple(tensor.shape)} is not a LoRA factor of rank {rank}"
@@ -330,16 +343,14 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
                     raise AdapterError(f"{shown}: {reason.why}.", reason.fix)
                 if side not in ("lora_A", "lora_B") or tensor.dim() != 2 or not _holds_rank(tensor.shape[0 if side == "lora_A" else 1], rank, config):
                     raise AdapterError(f"{shown}.", "Convert the adapter to plain LoRA first.")
-                if not bool(torch.isfinite(tensor).all()):
-                    raise AdapterError(f"The tensor {key!r} holds NaN or infinite numbers.", "The adapter is unusable: train it again with a lower learning rate.")
                 pairs.setdefault(module, set()).add(side)
-                numbers += math.prod(tensor.shape)
     except (SafetensorError, OSError) as e:
         raise AdapterError(f"{WEIGHTS} cannot be read: {e}.", "Restore it from a copy, or train again.") from e
-    lonely = sorted(m for m, sides in pairs.items() if len(sides) != 2)
+    sides_each = 3 if config.get("use_dora") else 2
+    lonely = sorted(m for m, sides in pairs.items() if len(sides) != sides_each)
     if lonely or not pairs:
         raise AdapterError(f"A factor is missing in {lonely[0] if lonely else WEIGHTS}.", "Restore the file from a copy, or train again.")
-    return 2 * len(pairs), numbers
+    return sides_each * len(pairs), numbers
 
 
 def _rank_of(module: str, config: dict[str, Any]) -> int:
@@ -375,6 +386,7 @@ def model_card(meta: dict[str, Any], config: dict[str, Any]) -> str:
         return re.sub(r"([\\`*_{}\[\]()#+!|<>~&-])", r"\\\1", str(value)[:200].replace("\n", " "))
 
     on = (meta.get("stacked_on") or {}).get("name")
+    sort = "DoRA, which cannot be mixed live" if config.get("use_dora") else "LoRA"
     lines = [
         "---",
         f"base_model: {quote(base.get('name', ''))}",
@@ -384,7 +396,7 @@ def model_card(meta: dict[str, Any], config: dict[str, Any]) -> str:
         "",
         f"# {plain(meta['name'])}",
         "",
-        f"A {meta.get('kind')} adapter (LoRA, rank {config['r']}, alpha {config['lora_alpha']:g}) made with Adapter Studio.",
+        f"A {meta.get('kind')} adapter ({sort}, rank {config['r']}, alpha {config['lora_alpha']:g}) made with Adapter Studio.",
         "",
         f"- Base model: {plain(base.get('name', ''))} (fingerprint `{base.get('fingerprint', '')[:16]}`)",
         *([] if meta.get("baked_from") else [f"- Dataset: {plain(data.get('name', ''))} (sha256 `{str(data.get('sha256', ''))[:16]}`)"]),

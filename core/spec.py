@@ -215,6 +215,10 @@ class TrainSpec(Limited):
         super().__post_init__()
         if self.experts and self.dropout:  # peft refuses it too, in its own words
             raise SpecError(f"LoRA dropout is {self.dropout:g}, and adapters on experts have none.", "Set LoRA dropout to 0, or leave the experts out.")
+        if self.use_dora and self.initialisation != "default":
+            raise SpecError(f"DoRA and a {self.initialisation} start do not go together.", "Choose the default initialisation, or switch DoRA off.")
+        if self.use_dora and self.stack_on:
+            raise SpecError("A DoRA adapter cannot be mixed, so it cannot be trained on top of another one.", "Switch DoRA off, or train it on the base alone.")
 
     @property
     def effective_batch(self) -> int:
@@ -359,7 +363,7 @@ PRESETS: dict[str, Preset] = {
                {"learning_rate": 3e-3, "epochs": 20.0, "batch_size": 2, "accumulation": 1, "max_length": 256, "dropout": 0.0,
                 "replay_share": 0.3, "warmup_ratio": 0.05},
                {"learning_rate": 3e-4, "epochs": 6.0, "batch_size": 16, "accumulation": 1, "max_length": 128, "dropout": 0.0,
-                "domain_dropout": 0.5, "warmup_ratio": 0.05}),
+                "domain_dropout": 0.5, "warmup_ratio": 0.05, "packing": False}),
         Preset("mistral-7b-qlora", "A folder of Markdown or JSON sections into Mistral 7B: the base in 4 bits, every linear layer of its blocks.",
                _MISTRAL, _MISTRAL, "Mistral 7B, QLoRA", "Mistral", "nf4"),
         Preset("dialogpt", "Turns of a dialogue into DialoGPT (medium): short sequences, turns joined by the end token.", _DIALOGPT, _DIALOGPT, "DialoGPT",

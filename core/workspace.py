@@ -7,7 +7,7 @@ the files mean.
            runs/<id>/{run.json, events.jsonl, checkpoints/}
            adapters/<id>/{adapter_model.safetensors, adapter_config.json,
                           EXPERIMENT_METADATA.json, checksums.txt, README.md}
-           mixes/<id>.json    reports/<id>/    maps/<sha256>/map.json    exports/<id>/    trash/
+           runs/lineup.json   mixes/<id>.json    grids/<id>.json    reports/<id>/    maps/<sha256>/map.json    exports/<id>/    trash/
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from typing import IO, Any
 from core.errors import Busy, NameRefused, NotFound, StorageError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-KINDS = ("datasets", "runs", "adapters", "mixes", "reports", "maps", "exports")
+KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports")
+FILES = ("mixes", "grids")  # kinds whose items are one JSON file each
 NAME_LIMIT = 120  # characters of a display name
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they turn text around, so that a name reads as another
 MARGIN_BYTES = 64 * 1024 * 1024  # kept free on the disk, so that logs and state can still be written
@@ -173,7 +174,7 @@ class Workspace:
         """
         if kind not in KINDS or not isinstance(item_id, str) or not ID.fullmatch(item_id):
             raise NameRefused(f"{item_id!r} is not an id of this workspace.", "Ids have 1 to 64 letters a-z, digits and hyphens.")
-        leaf = item_id + (".json" if kind == "mixes" else "")
+        leaf = item_id + (".json" if kind in FILES else "")
         path = self.root.joinpath(kind, leaf, *parts)
         if any("\0" in part for part in parts) or not path.resolve().is_relative_to(self.root / kind / leaf):
             raise NameRefused(f"{'/'.join(parts)!r} leaves the folder of {item_id!r}.", "Use plain names.")
@@ -192,7 +193,7 @@ class Workspace:
 
     def ids(self, kind: str) -> list[str]:
         """The ids of all items of a kind, oldest first."""
-        suffix = ".json" if kind == "mixes" else ""
+        suffix = ".json" if kind in FILES else ""
         found = []
         for path in (self.root / kind).iterdir():
             with contextlib.suppress(FileNotFoundError):  # removed by somebody a moment ago
@@ -204,6 +205,11 @@ class Workspace:
     def votes(self) -> Path:
         """The log of the blind tests' votes, kept with the mixes; no id ends like it."""
         return self.root / "mixes" / "votes.jsonl"
+
+    @property
+    def lineup(self) -> Path:
+        """The order in which queued runs begin, kept with the runs; no id ends like it."""
+        return self.root / "runs" / "lineup.json"
 
     def new_dir(self, kind: str, name: str, item_id: str = "") -> tuple[str, Path]:
         """Makes an id for `name` (or takes `item_id`) and a hidden building place: (id, partial folder).

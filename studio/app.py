@@ -14,7 +14,7 @@ from core.errors import SpecError
 from studio import gate, guard, guide, theme, tree
 from studio.acts import act
 from studio.routes import routes
-from studio.tabs import compare, data, evaluate, insight, library, mix, train
+from studio.tabs import compare, data, evaluate, insight, library, mix, runs, train
 from studio.web import ICON
 
 TITLE = "Adapter Studio"
@@ -31,6 +31,8 @@ def build(engine: Engine) -> gr.Blocks:
                 data_tab = data.build()
             with gr.Tab("Train", id="train"):
                 train_tab = train.build(engine)
+            with gr.Tab("Runs", id="runs"):
+                runs_tab = runs.build()
             with gr.Tab("Mix", id="mix", render_children=True):
                 mix_tab = mix.build()
                 insight_tab = insight.build()
@@ -44,14 +46,15 @@ def build(engine: Engine) -> gr.Blocks:
         moved = top.moved
         mix.arrive(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, moved)
-        train.wire(train_tab, engine, moved)
+        listed = train.wire(train_tab, engine, moved)
+        runs.wire(runs_tab, engine, moved, listed, train_tab, tabs)
         mix.wire(mix_tab, engine, moved)
         insight.wire(insight_tab, engine, moved, mix_tab)
         compare.wire(compare_tab, engine, moved, mix_tab.mixer)
         evaluate.wire(evaluate_tab, engine, moved, mix_tab.mixer)
         library.wire(library_tab, engine, moved)
         shown = [tabs, data_tab.picker, train_tab.picker]
-        for view in (top, data_tab.shown, train_tab.live, mix_tab.mixer, library_tab.shelf):
+        for view in (top, data_tab.shown, train_tab.live, runs_tab.queue, runs_tab.grid.shared, mix_tab.mixer, library_tab.shelf):
             guard.look_again(guard.on(view.act, engine, act, None, shown))
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
 

@@ -58,6 +58,7 @@ def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     state = [
         base.loading, base.error, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
         [(r.id, r.name, r.status.value) for r in runs], [(m.id, m.name) for m in engine.mixes()], [r.id for r in engine.reports()],
+        engine.conduct.line_stamp(), [g.id for g in engine.plan.grids()],
     ]  # fmt: skip
     revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     steps = path(datasets, adapters, bool(engine.mixes()), bool(engine.reports()) or bool(engine.tally()))

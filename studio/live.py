@@ -53,7 +53,7 @@ def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     run = engine.run(run_id)
     events, cursor = engine.run_events(run_id, since if isinstance(since, int) and since >= 0 else 0)
     told = question.get("latest")
-    latest = {**(told if isinstance(told, dict) else {}), **{e["kind"]: e for e in events if e.get("kind") in ("plan", "step", "validation")}}
+    latest = {**(told if isinstance(told, dict) else {}), **{e["kind"]: e for e in events if e.get("kind") in ("plan", "data", "step", "validation")}}
     return {
         "cursor": cursor,
         "latest": latest,
@@ -96,7 +96,17 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     cells = [node("div", node("span", k), node("strong", v), cls="stat") for k, v in numbers]
     error = node("p", run.error, cls="problem", role="alert") if run.error else None
     bar = node("div", node("div", cls="bar-fill"), cls=f"bar {'busy' if run.status.alive else ''}", vars={"share": share}, role="progressbar", aria_label="Progress")
-    return node("div", what, error, bar, node("div", *cells, cls="stats"))
+    return node("div", what, error, bar, node("div", *cells, cls="stats"), _data(latest.get("data")))
+
+
+def _data(told: dict[str, Any] | None) -> Node | None:
+    """What the run reads, in one sentence, and what had to be left out, in another."""
+    if not told:
+        return None
+    form = f"packed {told['fill']:.0%} full" if told["packed"] else "padded"
+    said = f"Reads {told['sequences']:,} sequences in {told['rows']:,} rows of up to {told['width']:,} tokens, {form}; {told['trained']:,} tokens are learned."
+    cut = f" {told['cut']:,} examples were too long and lost {told['lost']:,} tokens: raise max length to keep them." if told["cut"] else ""
+    return node("p", said + cut, cls="note" if cut else "quiet")
 
 
 def _buttons(run: Any) -> list[Node]:

@@ -31,10 +31,15 @@ def routes(engine: Engine) -> list[Route]:
     def report(item_id: str) -> FileResponse:
         return FileResponse(engine.report_csv(item_id), media_type="text/csv", filename=f"{item_id}.csv")
 
+    def grid(item_id: str) -> Response:
+        headers = {"Content-Disposition": f'attachment; filename="{item_id}.csv"'}
+        return Response(engine.plan.csv(item_id), media_type="text/csv", headers=headers)
+
     return [
         Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
         Route(f"{PREFIX}/download/adapter/{{item_id}}.zip", _download(adapter), methods=["GET"]),
         Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
+        Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid), methods=["GET"]),
     ]
 
 
@@ -47,7 +52,7 @@ def signed_in(request: Request) -> bool:
     return any(app.tokens.get(request.cookies.get(n)) for n in names)
 
 
-def _download(make: Callable[[str], FileResponse]) -> Callable[[Request], Response]:
+def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
     def answer(request: Request) -> Response:
         if not signed_in(request):
             return PlainTextResponse("Sign in first.", status_code=401)

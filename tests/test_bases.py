@@ -403,7 +403,7 @@ def test_turns_of_a_dialogue_become_a_dialogpt_adapter_by_its_preset(base_of: An
         assert usual_preset(engine) == "dialogpt"
         pieces = engine.example_tokens(data.id, 0, 256)
         text, trained = "".join(p.text for p in pieces), "".join(p.text for p in pieces if p.trained)
-        assert text.count("<|end|>") == 4 and trained.endswith("<|end|>") and trained.count("<|end|>") == 1, "turns joined by eos; the last is learned, with its eos"
+        assert text.count("<|end|>") == 4 and trained.endswith("<|end|>") and trained.count("<|end|>") == 2, "turns joined by eos; every answer is learned, with its eos"
 
 
 def test_gpt2_pads_with_eos_and_masks_by_attention(base_of: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.data.batches import IGNORED, collate, count_forged, encode_chat, encode_task, encode_text, pack, pad_left, replayed
+from core.data.batches import IGNORED, collate, count_forged, encode_chat, encode_task, encode_text, pad_left, replayed
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,37 @@ def test_scoring_windows_cover_every_token_once(tokenizer: Any) -> None:
     assert all(len(w.ids) <= 32 for w in windows)
 
 
-def test_packing_keeps_every_token_in_order() -> None:
-    documents = [[i] * (i % 7 + 1) for i in range(1, 40)]
-    blocks = list(pack(documents, 16))
-    flat = [t for d in documents for t in d]
-    assert [t for b in blocks for t in b][: len(flat)] == flat[: sum(map(len, blocks))]
-    assert all(len(b) == 16 for b in blocks[:-1]) and sum(map(len, blocks)) >= len(flat) - 1
+def test_every_turn_of_the_assistant_is_trained_and_no_other(tokenizer: Any) -> None:
+    talk = [*chat("Where is the red lamp?", "In the north room."), *chat("And the old bell?", "In the cold room.")]
+    encoded = encode_task(tokenizer, talk, 128, [tokenizer.eos_token_id])
+    trained = "".join(tokenizer.decode([t]) if m else "\n" for t, m in zip(encoded.ids, encoded.mask, strict=True))
+    assert [part for part in trained.split("\n") if part] == ["In the north room.<|end|>", "In the cold room.<|end|>"]
+    assert tokenizer.decode(encoded.ids).rstrip() == tokenizer.apply_chat_template(talk, tokenize=False).rstrip()
+    assert encoded.lost == 0
+
+
+def test_a_template_that_rewrites_earlier_turns_still_trains_what_it_writes(tokenizer: Any) -> None:
+    """As Qwen3's, whose last answer opens with a thought that vanishes once another turn follows."""
+    think = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{% if loop.last and m['role'] == 'assistant' %}{{ 'hm, ' }}{% endif %}"
+        "{{ m['content'] + '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    before, tokenizer.chat_template = tokenizer.chat_template, think
+    try:
+        talk = [*chat("Where is the red lamp?", "In the north room."), *chat("And the old bell?", "In the cold room.")]
+        encoded = encode_task(tokenizer, talk, 128, [tokenizer.eos_token_id])
+    finally:
+        tokenizer.chat_template = before
+    assert tokenizer.decode([t for t, m in zip(encoded.ids, encoded.mask, strict=True) if m]) == "In the north room.<|end|>hm, In the cold room.<|end|>"
+
+
+def test_a_long_conversation_says_what_it_lost_and_trains_no_answer_without_its_beginning(tokenizer: Any) -> None:
+    talk = [*chat("Where?", "In the north room. " * 8), *chat("And the old bell?", "In the cold room.")]
+    whole = encode_task(tokenizer, talk, 512, [tokenizer.eos_token_id])
+    cut = encode_task(tokenizer, talk, 48, [tokenizer.eos_token_id])
+    assert whole.lost == 0 and len(cut.ids) == 48 and cut.lost == len(whole.ids) - 48
+    assert tokenizer.decode([t for t, m in zip(cut.ids, cut.mask, strict=True) if m]) == "In the cold room.<|end|>"
+    assert cut.ids == whole.ids[-48:]
 
 
 def test_replay_adds_the_share_that_was_asked_for() -> None:

@@ -50,6 +50,24 @@ def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path
     assert [a["name"] for a in terminal("adapters", "list")[1]] == ["Dom"]
 
 
+def test_a_grid_in_the_terminal_is_run_shown_written_and_its_runs_are_compared(terminal: Any, corpus: Path, tmp_path: Path) -> None:
+    _, texts = terminal("data", "add", str(corpus), "--name", "Texts")
+    fast = ("--max-steps", "3", "--max-length", "48", "--learning-rate", "0.005")
+    code, started = terminal("grid", "start", "domain", "--dataset", texts["id"], "--name", "Ranks", "--vary", "rank=2,4", *fast)
+    assert code == 0 and started["counts"] == {"finished": 2} and [r["best"] for r in started["rows"]] == [True, False]
+    assert {r["rank"] for r in started["rows"]} == {2, 4} and started["rows"][0]["best_loss"] <= started["rows"][1]["best_loss"]
+    assert "standard error" in started["note"] and terminal("grid", "show", started["id"])[1] == started
+    assert [g["id"] for g in terminal("grid", "show")[1]] == [started["id"]]
+    file = tmp_path / "grid.csv"
+    terminal("grid", "csv", started["id"], "--output", str(file))
+    assert file.read_text().splitlines()[0].startswith("rank,status,") and len(file.read_text().splitlines()) == 3
+    _, compared = terminal("runs", "compare", *[r["run"] for r in started["rows"]])
+    assert sorted(compared["settings"]) == ["rank"] and {r["status"] for r in compared["runs"]} == {"finished"}
+    assert terminal("grid", "cancel", started["id"])[1] == {"cancelled": []} and terminal("grid", "collect", started["id"])[1] == {"cells": []}
+    code, refused = terminal("grid", "start", "domain", "--dataset", texts["id"], "--vary", "rank=0,2")
+    assert code == 1 and "Rank is 0. Allowed are 1 to 256." in f"{refused['error']} {refused['fix']}"
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -59,6 +77,10 @@ def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path
         (("train", "domain", "--dataset", "nothing-0001"), "There is no dataset 'nothing-0001'"),
         (("train", "domain", "--dataset", "x", "--rank", "0"), "Rank is 0"),
         (("runs", "resume", "nothing-0001"), "There is no run 'nothing-0001'"),
+        (("runs", "move", "nothing-0001", "up"), "There is no run 'nothing-0001'"),
+        (("runs", "compare", "nothing-0001"), "1 run was chosen"),
+        (("grid", "show", "nothing-0001"), "There is no grid 'nothing-0001'"),
+        (("grid", "start", "domain", "--dataset", "x", "--vary", "rank"), "'rank' varies nothing"),
     ],
 )
 def test_errors_say_what_and_how_to_fix_it_with_exit_code_1(terminal: Any, args: tuple[str, ...], said: str) -> None:

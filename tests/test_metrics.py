@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from core.evaluate.metrics import exact_match, f1, normalise
-from core.evaluate.reports import as_csv, cell
+from core.evaluate.reports import as_csv
+from core.tables import cell
 
 
 @pytest.mark.parametrize(

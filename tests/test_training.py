@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +335,28 @@ def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(
             told[name] = losses(engine, run.id)
     assert len(told["nf4"]) == 12 and told["nf4"][-1] < told["nf4"][0] - 0.3
     assert told["nf4"] == pytest.approx(told["unpacked"], abs=2e-3)
+
+
+def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(engine: Engine, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    from core.train.trainer import StudioTrainer
+
+    spec = task_spec(engine, pairs, dropout=0.0)
+    widths: list[int] = []
+    forward = type(engine._worker.call(lambda: engine._resident().base.model)).forward
+
+    @functools.wraps(forward)
+    def heard(self: Any, *given: Any, **named: Any) -> Any:
+        out = forward(self, *given, **named)
+        if self.training:
+            widths.append(out.logits.shape[1])
+        return out
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", heard)
+    sparse = losses(engine, engine.wait_run(engine.start_run(spec)).id)
+    few, widths[:] = list(widths), []
+    monkeypatch.setattr(StudioTrainer, "compute_loss", transformers.Trainer.compute_loss)
+    whole = losses(engine, engine.wait_run(engine.start_run(replace(spec, name="Stock"))).id)
+    assert sparse == pytest.approx(whole, rel=1e-5) and len(sparse) == 8
+    assert len(few) == len(widths) == 16 and sum(few) < 0.7 * sum(widths)

@@ -11,7 +11,7 @@ import pytest
 
 from core import votes
 from core.errors import NotFound, SpecError
-from core.evaluate.reports import plain_csv
+from core.tables import plain_csv
 from core.votes import wilson
 from core.workspace import Workspace
 

@@ -1,8 +1,7 @@
-"""Rows to token ids to batches: chat encoding, completion masks, packing.
+"""Rows to token ids to batches: chat encoding, completion masks, padding.
 
 The only room that knows the ignored label. Knows a tokenizer, no model.
 
-    packing      [doc one . eos][doc two ....... eos][doc thr | ee . eos]...   blocks of max_length
     completion   ids    <user> question <assistant>  answer  <eos>
                  mask   0      0        0            1       1                 only 1s are trained and scored
 """
@@ -23,7 +22,7 @@ IGNORED = -100  # the label that cross entropy skips
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sequence and which of them are trained on and scored.
+    """Token ids of one sequence, which of them are trained on and scored, and how many were cut off.
 
     Attributes:
         source: what the encoder reads, where the base has one; then `ids` are the decoder's, from its start token on.
@@ -31,6 +30,7 @@ class Encoded:
 
     ids: list[int]
     mask: list[int]
+    lost: int = 0
     source: list[int] = field(default_factory=list)
 
     @property
@@ -85,26 +85,56 @@ def count_forged(tokenizer: Any, texts: Iterable[str]) -> int:
 
 
 def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: int, ends: Sequence[int]) -> Encoded:
-    """A task row: everything as context, the last message with its end as the completion.
+    """A conversation: every turn of the assistant with its end is a completion, everything else is context.
 
     Args:
-        ends: tokens that end an answer; what the template writes after the last one is no part of it.
+        ends: tokens that end an answer; what the template writes after the first one is no part of it.
 
-    A sequence that is too long loses the beginning of its context first, then the end of its completion.
+    A sequence that is too long loses its beginning first, then the end of its last completion. An answer
+    that has lost its own beginning is context only.
     """
-    prompt = encode_chat(tokenizer, messages[:-1], generate=True)
     if reads_apart(tokenizer):
-        return Encoded(*pairs.task(tokenizer, prompt, messages[-1]["content"], max_length))
+        read = encode_chat(tokenizer, messages[:-1], generate=True)
+        return _apart(pairs.task(tokenizer, read, messages[-1]["content"], max_length))
     whole = encode_chat(tokenizer, messages, generate=False)
-    shared = 0
-    while shared < min(len(prompt), len(whole)) and prompt[shared] == whole[shared]:
-        shared += 1
-    completion = whole[shared:]
-    last = max((i for i, t in enumerate(completion) if t in ends), default=-1)
-    completion = completion[: last + 1] if last >= 0 else [*completion, tokenizer.eos_token_id]
-    completion = completion[: max_length - 1]
-    context = whole[:shared][-(max_length - len(completion)) :]
-    return Encoded(context + completion, [0] * len(context) + [1] * len(completion))
+    spans = [s for i, m in enumerate(messages) if m["role"] == "assistant" for s in [_answer(tokenizer, messages, i, whole, ends)] if s]
+    if not spans:
+        return Encoded(whole[:max_length], [0] * len(whole[:max_length]), max(0, len(whole) - max_length))
+    start, end = spans[-1]
+    whole = whole[:end] if end <= len(whole) else [*whole, tokenizer.eos_token_id]
+    mask = [0] * len(whole)
+    for first, last in spans:
+        mask[first:last] = [1] * (last - first)
+    size = len(whole)
+    kept = min(end, start + max_length - 1)  # one token of context at least, then as much of the answer as fits
+    begin = max(0, kept - max_length)
+    for first, last in spans:
+        if begin > 0 and first <= begin < last:
+            mask[begin:last] = [0] * (last - begin)
+    return Encoded(whole[begin:kept], mask[begin:kept], size - (kept - begin))
+
+
+def _answer(tokenizer: Any, messages: Sequence[dict[str, str]], turn: int, whole: Sequence[int], ends: Sequence[int]) -> tuple[int, int] | None:
+    """Where one turn's answer lies in the whole conversation: (first token, after its end), or None where the template leaves it out.
+
+    Templates may write a turn differently once others follow (a thought is dropped), so its place is where
+    the rendered beginnings part from the whole, and never counted from their lengths.
+    """
+    start = _shared(encode_chat(tokenizer, messages[:turn], generate=True), whole)
+    last = turn == len(messages) - 1
+    bound = len(whole) if last else _shared(encode_chat(tokenizer, messages[: turn + 1], generate=False), whole)
+    if bound <= start:
+        bound = len(whole)
+    end = next((i for i in range(start, bound) if whole[i] in ends), None)
+    if end is not None:
+        return start, end + 1
+    return (start, bound + 1) if last else ((start, bound) if start < bound < len(whole) else None)
+
+
+def _shared(part: Sequence[int], whole: Sequence[int]) -> int:
+    """How many tokens the two have in common from the start."""
+    size = min(len(part), len(whole))
+    return next((i for i in range(size) if part[i] != whole[i]), size)
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int, own: bool = False) -> list[Encoded]:
@@ -118,7 +148,7 @@ def encode_text(tokenizer: Any, text: str, max_length: int, own: bool = False) -
     eos = tokenizer.eos_token_id
     ids = [*tokenizer(text, add_special_tokens=False, split_special_tokens=not own)["input_ids"], eos]
     if reads_apart(tokenizer):
-        return [Encoded(*pairs.gapped(tokenizer, part, pairs.fixed_dice(part))) for part in pairs.windows(tokenizer, ids, max_length)]
+        return [_apart(pairs.gapped(tokenizer, part, pairs.fixed_dice(part))) for part in pairs.windows(tokenizer, ids, max_length)]
     size = max_length - 1
     return [Encoded([eos, *ids[i : i + size]], [0] + [1] * len(ids[i : i + size])) for i in range(0, len(ids), size)]
 
@@ -126,7 +156,7 @@ def encode_text(tokenizer: Any, text: str, max_length: int, own: bool = False) -
 def encode_prefix(tokenizer: Any, prompt: str, completion: str) -> Encoded:
     """A raw text whose end is scored: a cloze. `completion` starts with its own space where it has one."""
     if reads_apart(tokenizer):
-        return Encoded(*pairs.prefix(tokenizer, prompt, completion))
+        return _apart(pairs.prefix(tokenizer, prompt, completion))
     head = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     tail = tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return Encoded([tokenizer.eos_token_id, *head, *tail], [0] * (1 + len(head)) + [1] * len(tail))
@@ -139,10 +169,15 @@ def encode_opening(tokenizer: Any, text: str) -> list[int]:
     return [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
 
 
-def gapped_rows(tokenizer: Any, documents: Iterable[list[int]], max_length: int, seed: int) -> list[dict[str, list[int]]]:
-    """Training rows of documents for a base that reads and writes apart: nothing is packed, gaps are drawn from the seed."""
+def encode_gaps(tokenizer: Any, documents: Iterable[list[int]], max_length: int, seed: int) -> list[list[Encoded]]:
+    """Documents in parts for a base that reads and writes apart; where their gaps are is drawn from the seed, once for a run."""
     dice = random.Random(seed)
-    return [Encoded(*pairs.gapped(tokenizer, part, dice)).row for doc in documents for part in pairs.windows(tokenizer, doc, max_length)]
+    return [[_apart(pairs.gapped(tokenizer, part, dice)) for part in pairs.windows(tokenizer, doc, max_length)] for doc in documents]
+
+
+def _apart(sides: pairs.Sides) -> Encoded:
+    ids, mask, source = sides
+    return Encoded(ids, mask, source=source)
 
 
 def encode_documents(tokenizer: Any, texts: Iterable[str], own: bool = False) -> Iterator[list[int]]:
@@ -170,21 +205,6 @@ def replayed(documents: list[list[int]], general: list[list[int]], share: float,
     return chosen
 
 
-def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
-    """Joins documents and cuts the stream into blocks of `length` tokens; the last may be shorter.
-
-    Documents in one block see each other (the usual packing of GPT-3, Brown et al. 2020, 2005.14165).
-    """
-    block: list[int] = []
-    for doc in documents:
-        block += doc
-        while len(block) >= length:
-            yield block[:length]
-            block = block[length:]
-    if len(block) > 1:
-        yield block
-
-
 def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
     """Pads rows of `input_ids` and `trained` (0/1) on the right.
 
@@ -193,6 +213,9 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
         token inside a text (GPT-2 pads with eos) still counts, because the mask decides, not the id.
         Of rows with a `source`, input_ids and attention_mask are the encoder's, (B, S), and decoder_input_ids
         and labels (B, T - 1): a decoder's labels are what comes next, as transformers wants them.
+        Rows that are packed (with `lengths` of their sequences) come with position_ids (B, T) instead of
+        a mask, which is how transformers knows that they are (`masking_utils`), and with `sizes` (B,),
+        the tokens of each row; padding is one more sequence, which nobody sees.
     """
     if "source" in rows[0]:
         written = collate([{k: v for k, v in r.items() if k != "source"} for r in rows], pad)
@@ -204,16 +227,19 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
             "labels": written["labels"][:, 1:].contiguous(),
         }
     longest = max(len(r["input_ids"]) for r in rows)
+    packed = "lengths" in rows[0]
     ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    attention = torch.zeros(len(rows), longest, dtype=torch.long)
     labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    seen = torch.zeros(len(rows), longest, dtype=torch.long)  # positions, or the attention mask
     for i, row in enumerate(rows):
         n = len(row["input_ids"])
         ids[i, :n] = torch.tensor(row["input_ids"])
-        attention[i, :n] = 1
         trained = torch.tensor(row["trained"], dtype=torch.bool)
         labels[i, :n] = torch.where(trained, ids[i, :n], IGNORED)
-    return {"input_ids": ids, "attention_mask": attention, "labels": labels}
+        seen[i] = torch.cat([torch.arange(k) for k in (*row["lengths"], longest - n)]) if packed else torch.arange(longest) < n
+    if packed:
+        return {"input_ids": ids, "position_ids": seen, "labels": labels, "sizes": torch.tensor([len(r["input_ids"]) for r in rows])}
+    return {"input_ids": ids, "attention_mask": seen, "labels": labels}
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

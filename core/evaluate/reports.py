@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.tables import cell
 from core.workspace import Workspace, read_json, whole_file, write_json
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would execute at the start of a cell
 LEADING = ("name", "mix", "perplexity", "exact_match", "f1", "latency_seconds", "tokens_per_second")
 
 
@@ -62,16 +61,4 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: cell(v) for k, v in row.items()} for row in plain)
-    return out.getvalue()
-
-
-def cell(value: Any) -> Any:
-    """A value that no spreadsheet executes."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
-def plain_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows of cells as CSV, headings first; no cell is one that a spreadsheet executes."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([cell(v) for v in row] for row in rows)
     return out.getvalue()

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from core.errors import SpecError
-from core.evaluate.reports import plain_csv
 from core.model.generate import Writer, encode_prompt, generate
 from core.model.resident import Resident
 from core.spec import Mix, Sampling
+from core.tables import plain_csv
 
 BATCH_ROWS = 24
 

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from core import hub
 from core.errors import BaseModelError
 from core.hub import EMBEDDED as EMBEDDED  # those who load it find it here too
+from core.hub import locate as locate
 from core.model.experts import pack as pack_experts
 from core.model.families import Family, family_of
 
@@ -103,9 +103,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
 
     Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation); Dettmers et al. 2022, arXiv 2208.07339 (int8).
     """
-    source, local = hub.locate(name)
-    if not local and (kept := hub.snapshot(name)) is not None:  # a whole copy is here: nobody is asked
-        source, local = str(kept), True
+    source, local = locate(name)
     transformers_logging.disable_progress_bar()  # the page and the terminal show progress of their own
     place = choose_device(device)
     if quantization == "auto":
@@ -142,7 +140,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         model=model,
         tokenizer=tokenizer,
         family=family,
-        fingerprint=fingerprint(_folder_of(source, local)),
+        fingerprint=fingerprint(folder_of(source, local)),
         quantization=quantization,
         device=place,
         context=_context(config, tokenizer),
@@ -211,7 +209,8 @@ def _refuse_prequantized(name: str, config: Any) -> None:
     raise BaseModelError(f"{name!r} is already quantised ({method}).", fix)
 
 
-def _folder_of(source: str, local: bool) -> Path:
+def folder_of(source: str, local: bool) -> Path:
+    """Where the files of what `locate` found lie on this machine."""
     if local:
         return Path(source)
     from huggingface_hub import snapshot_download

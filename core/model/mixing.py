@@ -45,6 +45,10 @@ class Row(dict[str, float]):
         self.tilt = dict(tilt or {})
 
 
+class Own(Row):
+    """No mix at all: peft's own forward, with what is active there. A batch is all of this, or nothing of it is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Engagement:
     """One mix of a whole batch, ready to be multiplied by.
@@ -172,13 +176,14 @@ class Mixer:
         """The weights of the engaged mix, as `Engagement.weights`; None while nothing is engaged."""
         return self.live.weights if self.live else None
 
-    def arrange(self, trainee: str = "") -> None:
+    def arrange(self, trainee: str = "", apart: bool = False) -> None:
         """Reads which adapters hang on the model and lays those at rest side by side.
 
         Call after an adapter came, went, or ended training; never between a forward and its backward.
 
         Args:
             trainee: peft's name of the adapter in training, "" for none.
+            apart: that one cannot be mixed (DoRA); it is left to peft's own forward, and mixes do not know it.
 
         Raises:
             AdapterError: an adapter hangs on a layer whose sum has no form in rank space.
@@ -187,12 +192,13 @@ class Mixer:
             experts.release(self._experts.pop())
         modules = dict(self.model.named_modules())
         found = {path: m for path, m in modules.items() if isinstance(m, LoraLayer)}
+        aside = trainee if apart else ""
         for path, layer in found.items():
-            if why := unmixable(layer):
+            if why := unmixable(layer, aside):
                 raise AdapterError(f"The adapter on {path!r} cannot be mixed: {why}.", "Convert it to plain LoRA on linear layers first.")
         depth = _depths(list(modules), list(found))
         self.modules, self.layers = list(modules.values()), list(found.values())
-        self.names = sorted({name for layer in self.layers for name in layer.lora_A})
+        self.names = sorted({name for layer in self.layers for name in layer.lora_A} - {aside})
         self.depths = sorted(set(depth.values()))
         self.ranks, self._latest = [], None
         for path, layer in found.items():
@@ -203,7 +209,7 @@ class Mixer:
         for team in _teams(found):
             self._share([(found[path], [n for n in self.names if n in found[path].lora_A and n != trainee]) for path in team], _side_by_side, team[0])
             for path in team:
-                self._share([(found[path], [trainee] if trainee in found[path].lora_A else [])], _as_it_lies, path)
+                self._share([(found[path], [trainee] if trainee in self.names and trainee in found[path].lora_A else [])], _as_it_lies, path)
         for layer in self.layers:
             if isinstance(layer, ParamWrapper):
                 self._hold(layer)
@@ -254,7 +260,8 @@ class Mixer:
             AdapterError: a name that does not hang on this model, or a tensor of another width.
         """
         before = self.live
-        self.live = self._from_tensor(rows) if isinstance(rows, torch.Tensor) else self._from_rows(rows)
+        own = not isinstance(rows, torch.Tensor) and any(isinstance(row, Own) for row in rows)
+        self.live = None if own else self._from_tensor(rows) if isinstance(rows, torch.Tensor) else self._from_rows(rows)
         try:
             yield self
         finally:
@@ -314,14 +321,14 @@ class Mixer:
         return {name: t for name, t in zip(self.names, self.live.tilt[row].tolist(), strict=True) if t}
 
 
-def unmixable(layer: Any) -> str:
-    """Why a peft layer has no form in rank space, or ""."""
+def unmixable(layer: Any, aside: str = "") -> str:
+    """Why a peft layer has no form in rank space, or ""; the adapter `aside` is not asked about."""
     if getattr(layer, "lora_embedding_A", None):
         return "it is trained on the embedding, where there is a look-up and no product"
     if isinstance(layer, (_ConvNd, Conv1d, MultiheadAttention)):
         return f"it is trained on a {type(layer.get_base_layer()).__name__}"
-    if getattr(layer, "lora_variant", None):
-        return f"it is {type(next(iter(layer.lora_variant.values()))).__name__}, not a plain sum"
+    if variants := [v for name, v in getattr(layer, "lora_variant", {}).items() if name != aside]:
+        return f"it is {type(variants[0]).__name__}, not a plain sum"
     if any(getattr(layer, "lora_bias", {}).values()):
         return "it trains biases"
     return experts.unmixable(layer) if isinstance(layer, ParamWrapper) else ""

@@ -15,18 +15,23 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from core import library
-from core.errors import AdapterError, Busy
+from core.errors import AdapterError, Busy, SpecError
 from core.library import Adapter
-from core.model import experts
-from core.model.base import Base
-from core.model.mixing import Mixer, Row, unmixable
+from core.model import experts, starts
+from core.model.base import Base, folder_of, locate
+from core.model.mixing import Mixer, Own, Row, unmixable
 from core.spec import Mix
 from core.workspace import Workspace, read_json
 
 # peft's and transformers' checkpoints agree on this one name for the adapter in training; with any
 # other, loading the best or latest checkpoint silently does nothing.
 TRAINEE = "default"
+ANCHOR = "start"  # peft's name of what the adapter in training started from, where that is taken off again (core.model.starts)
 RESIDENT_LIMIT = 32  # adapters at once; the longest unused leaves first
+
+
+class AsTrained(Mix):
+    """The adapter in training exactly as it trains, through peft's own forward: also where it cannot be mixed."""
 
 
 class Resident:
@@ -40,6 +45,7 @@ class Resident:
         self.digests: dict[str, str] = {}  # adapter id -> sha256 of the weights as loaded; the oldest use first
         self.trainee_id = ""  # library id that the adapter in training will have
         self.pinned: set[str] = set()  # ids that training is standing on
+        self.unmixed = ""  # why the adapter in training cannot be mixed
 
     @property
     def model(self) -> Any:
@@ -74,19 +80,38 @@ class Resident:
 
     def arrange(self) -> None:
         """Lays the adapters out anew for mixing."""
-        self.mixer.arrange(TRAINEE if self.trainee_id else "")
+        self.mixer.arrange(TRAINEE if self.trainee_id else "", apart=bool(self.unmixed))
 
     def rows(self, mixes: Iterable[Mix]) -> list[dict[str, float]]:
-        """Mixes in peft's names, one row each."""
-        return [Row(self._named(mix.weights), self._named(mix.tilt)) for mix in mixes]
+        """Mixes in peft's names, one row each.
+
+        Raises:
+            AdapterError: a mix names the adapter in training, and that one cannot be mixed.
+        """
+        return [self._row(mix) for mix in mixes]
+
+    def _row(self, mix: Mix) -> Row:
+        if self.unmixed and mix.weights.get(self.trainee_id):
+            if isinstance(mix, AsTrained):
+                return Own({})
+            raise AdapterError(f"The adapter in training cannot be mixed live: {self.unmixed}.", "Its samples on the Train page show how it answers.")
+        return Row(self._named(mix.weights), self._named(mix.tilt))
 
     def _named(self, numbers: dict[str, float]) -> dict[str, float]:
-        return {self.peft_name(a): number for a, number in numbers.items()}
+        named = {self.peft_name(a): number for a, number in numbers.items()}
+        if TRAINEE in named and self.anchored:
+            named[ANCHOR] = named[TRAINEE]
+        return named
+
+    @property
+    def anchored(self) -> bool:
+        """Does the adapter in training carry its start beside it?"""
+        return self.peft is not None and ANCHOR in self.peft.peft_config
 
     def stamp(self, row: int) -> dict[str, Any]:
         """What a row of the engaged batch really had active: weights, tilts and digests, by library id."""
         active, leaning = self.mixer.active(row), self.mixer.leaning(row)
-        weights, tilt = ({self.trainee_id if name == TRAINEE else name: round(n, 6) for name, n in part.items()} for part in (active, leaning))
+        weights, tilt = ({self.trainee_id if name == TRAINEE else name: round(n, 6) for name, n in part.items() if name != ANCHOR} for part in (active, leaning))
         return {
             "base": self.base.name,
             "base_fingerprint": self.base.fingerprint,
@@ -147,7 +172,7 @@ class Resident:
                 raise AdapterError(what, "Choose an adapter that was trained on this base.") from e
         self._settle({**before, **{k: trainable for k in self._flags() if f".{name}." in k}})
         for path, layer in self.base.model.named_modules():
-            if isinstance(layer, LoraLayer) and name in layer.r and (why := unmixable(layer)):
+            if isinstance(layer, LoraLayer) and name in layer.r and (why := unmixable(layer, TRAINEE if self.unmixed else "")):
                 self._delete(name)
                 raise AdapterError(f"The adapter {name!r} on {path!r} cannot be mixed: {why}.", "Convert it to plain LoRA on linear layers first.")
 
@@ -169,7 +194,7 @@ class Resident:
         if self.peft is None:
             return
         if self.trainee_id and TRAINEE in self.peft.peft_config:
-            self.peft.base_model.set_adapter([TRAINEE, *sorted(self.pinned)])
+            self.peft.base_model.set_adapter([TRAINEE, *sorted(self.pinned), *([ANCHOR] if self.anchored else [])])
             self.peft.active_adapter = TRAINEE
         for key, parameter in self.peft.named_parameters():
             parameter.requires_grad_(needs_gradient.get(key, False))
@@ -216,42 +241,70 @@ class Resident:
             self._drop(adapter_id)
             self.arrange()
 
-    def begin_trainee(self, adapter_id: str, config: dict[str, Any], stack_on: str = "") -> None:
+    def begin_trainee(self, adapter_id: str, config: dict[str, Any], stack_on: str = "", start: str = "default") -> None:
         """Hangs a fresh trainable adapter, on top of a frozen active one where `stack_on` names it.
 
         Args:
             adapter_id: the library id that the adapter will have; mixes can use it at once.
             config: fields of a LoraConfig.
+            start: what its first weights are, one of `core.spec.INITIALISATIONS`.
+
+        Raises:
+            SpecError: this base has nothing that the adapter could start from in that way.
         """
         if stack_on:
             self.ensure([Mix(weights={stack_on: 1.0})])
         self.trainee_id = adapter_id
         self.pinned = {stack_on} if stack_on else set()
+        self.unmixed = library.UNMIXABLE["use_dora"].why if config.get("use_dora") else ""
         self.hang(TRAINEE, config, trainable=True)
+        if start in starts.ANCHORED:
+            self.hang(ANCHOR, {**config, "lora_dropout": 0.0})  # the base's own part is never hidden from it
+            self._settle(self._flags())
+            starts.begin(self.base.model, TRAINEE, ANCHOR, start)
+        elif start == "loftq":
+            if self.base.quantization != "nf4":
+                raise SpecError("LoftQ makes up for what 4 bits lose, and this base is not quantised.", "Choose another initialisation, or load the base in nf4.")
+            starts.make_up(self.base.model, TRAINEE, folder_of(*locate(self.base.name)), self.base.family.fan_in_fan_out)
         self.arrange()
 
     def end_trainee(self) -> None:
         """Takes the adapter in training off the base; its saved form is loaded when it is used."""
-        if self.peft is not None and TRAINEE in self.peft.peft_config:
-            self._delete(TRAINEE)
         self.trainee_id = ""
+        for name in (ANCHOR, TRAINEE):
+            if self.peft is not None and name in self.peft.peft_config:
+                self._delete(name)
+        self.unmixed = ""
         self.pinned = set()
         self.arrange()
         self.base.model.requires_grad_(False)
 
+    def finished(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The adapter in training as the library keeps it: (tensors, config), plain LoRA also where its start was not."""
+        tensors, config = self.trainee_tensors(), self.adapter_config()
+        if not self.anchored:
+            return tensors, config
+        return starts.plain(tensors, self.tensors_of(ANCHOR)), starts.plain_config(config)
+
     def trainee_tensors(self) -> dict[str, torch.Tensor]:
         """The adapter in training under the key names of peft's file format, on the CPU."""
+        return self.tensors_of(TRAINEE)
+
+    def tensors_of(self, name: str) -> dict[str, torch.Tensor]:
+        """An adapter by peft's name, likewise."""
         assert self.peft is not None
-        state = get_peft_model_state_dict(self.peft, adapter_name=TRAINEE, save_embedding_layers=False)
+        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
         return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
 
-    def restore_trainee(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Puts a checkpoint's values into the adapter in training.
+    def restore_trainee(self, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None = None) -> None:
+        """Puts a checkpoint's values into the adapter in training, and into what it started from.
 
         Raises:
             AdapterError: names or shapes do not fit.
         """
         self._fill(TRAINEE, tensors)
+        if start is not None:
+            self._fill(ANCHOR, start)
 
     def adapter_config(self) -> dict[str, Any]:
         """The peft config of the adapter in training, as plain JSON values."""
@@ -270,6 +323,7 @@ class Resident:
             "bias": "none",
             "fan_in_fan_out": bool(config.fan_in_fan_out),
             "use_rslora": bool(config.use_rslora),
+            **({"use_dora": True} if config.use_dora else {}),
             "inference_mode": True,
             "init_lora_weights": True,
         }

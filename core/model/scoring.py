@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
@@ -29,6 +29,7 @@ class Score:
 
     nats: float = 0.0
     tokens: int = 0
+    rows: dict[int, tuple[float, int]] = field(default_factory=dict)  # sequence -> its nats and tokens
 
     @property
     def loss(self) -> float:
@@ -53,6 +54,7 @@ def score(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]
         for cell in cells:
             scores[cell.mix].nats += cell.nats
             scores[cell.mix].tokens += lengths[cell.sequence]
+            scores[cell.mix].rows[cell.sequence] = (cell.nats, lengths[cell.sequence])
         done += len(cells)
         yield done // len(mixes), scores
 

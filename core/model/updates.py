@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from core import library
 from core.errors import AdapterError
 from core.model.factors import Pair
-from core.model.resident import Resident
+from core.model.resident import ANCHOR, TRAINEE, Resident
 from core.spec import Mix
 from core.workspace import Workspace, read_json
 
@@ -85,8 +85,9 @@ def resident_updates(resident: Resident, adapter_id: str) -> dict[str, Pair]:
     with torch.no_grad():
         for module, layer in layers_of(resident).items():
             if name in layer.lora_A:
-                a, b = (f[name].weight.detach().to("cpu", torch.float64) for f in (layer.lora_A, layer.lora_B))
-                found[module] = Pair(a * float(layer.scaling[name]), b)
+                names = [name, ANCHOR] if name == TRAINEE and ANCHOR in layer.lora_A else [name]
+                a = torch.cat([layer.lora_A[n].weight.detach().to("cpu", torch.float64) * float(layer.scaling[n]) for n in names])
+                found[module] = Pair(a, torch.cat([layer.lora_B[n].weight.detach().to("cpu", torch.float64) for n in names], dim=1))
     if not found:
         raise AdapterError(f"The adapter {adapter_id!r} is not loaded.", "Load it before looking into it.")
     return found

@@ -28,6 +28,7 @@ class Run:
         adapter: the library id that its adapter has, or will have.
         step, total_steps: optimizer steps taken and planned; 0 while unknown.
         resumable: a checkpoint of ours exists and nobody is running it.
+        waited: it was still in the queue when the process that held it ended; it can be queued again.
     """
 
     id: str
@@ -44,10 +45,11 @@ class Run:
     total_steps: int = 0
     error: str = ""
     resumable: bool = False
+    waited: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str) -> Run:
+def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: dict[str, Any] | None = None) -> Run:
     """Writes a new run down as queued, with its folder and its first event."""
     run_id, place = workspace.new_dir("runs", spec.name)
     run = Run(
@@ -60,6 +62,7 @@ def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str
         created=time.time(),
         base=base,
         dataset_sha256=dataset_sha256,
+        extra=dict(extra or {}),
     )
     write_json(place / "run.json", _to_json(run))
     workspace.commit_dir("runs", run_id, place)
@@ -113,6 +116,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
         spec=TrainSpec.from_json(raw["spec"]),
         step=step,
         total_steps=total,
+        waited=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
         resumable=status in (RunStatus.INTERRUPTED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED)
         and (has_checkpoint or status is RunStatus.INTERRUPTED),
     )

@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -20,15 +21,18 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from core import library
-from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, gapped_rows, pack, reads_apart, replayed
+from core.data.batches import Encoded, count_forged, encode_documents, encode_gaps, encode_task, encode_text, reads_apart, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
+from core.data.packing import Account, arranged, windows
 from core.errors import RunError, SpecError
 from core.events import read_since
 from core.model import experts
+from core.model.apart import mingled
 from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec, experts_said
 from core.train import checkpoints, runs
+from core.train.steps import quiet
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
 
@@ -70,11 +74,14 @@ def train(
         dataset = _pinned(workspace, run)
         if run.spec.experts:
             log.append("note", text=experts_said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
-        rows, validation = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+        rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+        log.append("data", **account.to_json())
         folder = runs.checkpoints_folder(workspace, run.id)
         checkpoint = checkpoints.newest(folder, run.id)
         set_seed(run.spec.seed)
-        resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on)
+        resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on, run.spec.initialisation)
+        if resident.anchored:
+            log.append("note", text=f"The adapter starts from {run.spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * run.spec.rank}.")
         trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked), sample_prompts(workspace, run.spec))
         if checkpoint:
             log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
@@ -89,9 +96,10 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
         return runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE)
     finally:
+        quiet(resident.base.model)
         resident.end_trainee()
-        if resident.base.device.type == "cuda":
-            resident.base.model.gradient_checkpointing_disable()
+        if resident.base.model.is_activation_checkpointing:
+            resident.base.model.activation_checkpointing_disable()
 
 
 def _pinned(workspace: Workspace, run: runs.Run) -> Dataset:
@@ -131,6 +139,8 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
         "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": family.fan_in_fan_out,
+        "use_rslora": spec.use_rslora,
+        "use_dora": spec.use_dora,
     }
 
 
@@ -152,8 +162,8 @@ def sequences(
     dataset: Dataset,
     general: Callable[[], Sequence[str]],
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[datasets.Dataset, list[Encoded]]:
-    """(training rows of `input_ids` and `trained`, validation sequences) of a spec.
+) -> tuple[datasets.Dataset, list[Encoded], Account]:
+    """(training rows for `collate`, validation sequences, what the rows hold) of a spec.
 
     Raises:
         SpecError: the dataset's kind is not the run's, or max_length is beyond the base's context.
@@ -175,18 +185,25 @@ def sequences(
             spec.seed,
         )
         if reads_apart(tokenizer):
-            rows = gapped_rows(tokenizer, documents, spec.max_length, spec.seed)
+            parts = encode_gaps(tokenizer, documents, spec.max_length, spec.seed)
         else:
-            rows = [{"input_ids": block, "trained": [1] * len(block)} for block in pack(documents, spec.max_length)]
+            parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
+        learned = [e for part in parts for e in part]
+        cut_up = sum(len(part) for part in parts if len(part) > 1)
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
-        encoded = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows]
-        rows = [e.row for e in encoded]
+        learned, cut_up = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows], 0
+        random.Random(spec.seed).shuffle(learned)  # which examples share a row
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
-    return datasets.Dataset.from_list(rows), validation
+    packed = spec.packing
+    if packed and (why := mingled(resident)):
+        packed = False
+        note(f"Sequences are padded, not packed: {why}.")
+    rows, account = arranged(learned, spec.max_length, packed)
+    return datasets.Dataset.from_list(rows), validation, replace(account, windows=cut_up)
 
 
 def sample_prompts(workspace: Workspace, spec: TrainSpec) -> list[str]:
@@ -206,7 +223,7 @@ def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: 
 
 def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:
     """Puts the trained adapter into the library with where it comes from."""
-    tensors = resident.trainee_tensors()
+    tensors, config = resident.finished()
     validation = _validations(workspace, run.id)
     results: dict[str, Any] = {"train_loss": trainer.last_loss, "steps": trainer.state.global_step}
     if validation:
@@ -232,6 +249,8 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         },
         "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.sha256, "split_seed": dataset.seed, "splits": dataset.splits},
         "stacked_on": below,
+        "trained_with": {below["id"]: 1.0} if below else {},  # the adapters that were active beside it, and their weights
+        "domain_dropout": run.spec.domain_dropout if below else 0.0,  # the share of the forward passes in which they were not
         "hyperparameters": run.spec.to_json(),
         "runtime": {
             "seconds": round(seconds, 2),
@@ -248,7 +267,7 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         run.adapter,
         run.name,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        resident.adapter_config(),
+        config,
         metadata,
     )
 

@@ -7,6 +7,7 @@ Knows a resident base and encoded data; knows no datasets, runs or pages.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
@@ -20,21 +21,23 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from core.data.batches import Encoded, collate, encode_chat, encode_opening
+from core.data.batches import IGNORED, Encoded, collate, encode_chat, encode_opening
 from core.errors import Diverged, StorageError
 from core.events import EventLog
 from core.library import WEIGHTS
 from core.model.generate import generate
-from core.model.resident import Resident
+from core.model.resident import ANCHOR, AsTrained, Resident
 from core.model.scoring import score
 from core.spec import Mix, Sampling, TrainSpec
-from core.train import checkpoints
+from core.train import checkpoints, steps
 from core.workspace import ensure_space
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
 SAMPLE_TOKENS = 48
+START = "start.safetensors"  # what the adapter in training started from, in a checkpoint
 ROUNDS = 10  # validations and checkpoints in a run, where the spec says 0
 
 
@@ -60,8 +63,8 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         folder: where checkpoints go.
         rows: sequences in the training split, from which the number of steps follows.
     """
-    steps = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs))
-    every = max(1, math.ceil(steps / ROUNDS))
+    total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs))
+    every = max(1, math.ceil(total / ROUNDS))
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
@@ -69,9 +72,7 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(steps * spec.warmup_ratio),
-        weight_decay=spec.weight_decay,
+        warmup_steps=math.ceil(total * spec.warmup_ratio),
         seed=spec.seed,
         data_seed=spec.seed,
         logging_strategy="steps",
@@ -83,13 +84,12 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         save_strategy="steps",
         save_steps=spec.save_steps or every,
         save_total_limit=None,  # we rotate by step
-        activation_checkpointing=on_gpu,
-        activation_checkpointing_kwargs={"use_reentrant": False} if on_gpu else None,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=[],
+        **steps.settings(spec, "cuda" if on_gpu else "cpu"),
     )
 
 
@@ -122,6 +122,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
         )
+        self._keeps_logits = "logits_to_keep" in inspect.signature(resident.base.model.forward).parameters and not resident.base.family.seq2seq
+        self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(getattr(self, "model_accepts_loss_kwargs", False))  # tokens are then counted
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))
         self.resident = resident
@@ -137,10 +139,17 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.last_loss = math.nan
         self._substep = 0  # forward passes of the present optimizer step; an epoch's last step may have fewer
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
+            self.optimizer: Any = steps.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
+        return super().create_optimizer(model)
+
     # --- one step
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         begin = time.perf_counter()
+        inputs = dict(inputs)
+        tokens = inputs.pop("sizes", inputs.get("attention_mask"))  # packed rows have no mask, and say their sizes
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
@@ -148,9 +157,25 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
                 f"The loss became {float(loss)} at step {self.state.global_step + 1}.",
                 "Lower the learning rate and start again, or resume from the last checkpoint, which is finite.",
             )
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += int(tokens.sum())
         self.busy += time.perf_counter() - begin
         return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Nats a trained token of this optimizer step, from logits at the trained positions alone.
+
+        A vocabulary's worth of logits for every token of a prompt, in 32 bits and again for its gradient, is the largest
+        tensor of a step, and nobody reads it. Positions that any row trains are kept for all rows.
+        """
+        if not self._keeps_logits or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        rest = {k: v for k, v in inputs.items() if k != "labels"}
+        targets = inputs["labels"][:, 1:]  # (B, T - 1), of the positions before them
+        kept = (targets != IGNORED).any(0).nonzero()[:, 0]
+        logits = model(**rest, use_cache=False, logits_to_keep=kept).logits  # (B, kept, V)
+        nats = functional.cross_entropy(logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum")
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return nats * processes / num_items_in_batch
 
     @contextmanager
     def _dropped(self) -> Iterator[None]:
@@ -204,7 +229,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss as nats over tokens, and the answers to the sample prompts."""
-        mix = Mix(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
+        mix = AsTrained(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
         metrics: dict[str, float] = {}
         if self.validation:
             result = None
@@ -214,7 +239,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             assert result is not None
             metrics = {"eval_loss": result.loss}
             self.best = min((self.best, {"step": self.state.global_step, "loss": result.loss}), key=lambda b: b.get("loss", math.inf))
-            self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
+            rows = [[round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())]  # what tells a difference of two runs from chance
+            self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens, rows=rows)
         for prompt in self.prompts:
             self._sample(prompt, mix)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -241,6 +267,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.resident.trainee_tensors(), folder / WEIGHTS, metadata={"format": "pt"})
+        if self.resident.anchored:
+            save_file(self.resident.tensors_of(ANCHOR), folder / START, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -268,7 +296,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fills the adapter in training; the stock way would also change which adapters are active."""
-        self.resident.restore_trainee(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        folder = Path(resume_from_checkpoint)
+        self.resident.restore_trainee(load_file(folder / WEIGHTS), load_file(folder / START) if self.resident.anchored else None)
 
 
 class _Manners(TrainerCallback):  # type: ignore[misc]

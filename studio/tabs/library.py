@@ -156,6 +156,7 @@ def _title(kind: str, item: Any) -> str:
 
 def _chips(kind: str, item: Any) -> list[Node]:
     chips = [chip(item.kind, item.kind)] if kind in ("adapters", "runs", "datasets") else []
+    chips += [chip("cannot be mixed live", "warn")] if getattr(item, "unmixable", "") else []
     return [*chips, chip(item.status.value, item.status.value)] if kind == "runs" else chips
 
 
@@ -188,7 +189,7 @@ def _adapter(engine: Engine, a: Any) -> list[tuple[str, Any]]:
     results = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in a.results.items() if isinstance(v, (int, float)))
     modules = ", ".join(a.target_modules)
     return [("Base", show.base(a.base)), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
-            ("On top of", a.stacked_on), ("Results", results), ("Size", show.size(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
+            ("On top of", a.stacked_on), ("Not mixed live", a.unmixable), ("Results", results), ("Size", show.size(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
 
 
 def _run(engine: Engine, r: Any) -> list[tuple[str, Any]]:

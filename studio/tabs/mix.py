@@ -28,6 +28,7 @@ class MixTab:
     """The components of the Mix tab."""
 
     mixer: gr.HTML
+    departures: gr.HTML
     name: gr.Textbox
     save: gr.Button
     saved: gr.Dropdown
@@ -56,6 +57,7 @@ def build() -> MixTab:
         with gr.Column(scale=7, min_width=320, elem_classes="card", elem_id="mix-side"):
             view(title("Mixer", "Each adapter has a switch and a weight. Off is really off; a negative weight pushes away."))
             rows = mixer.mixer()
+            departs = view(elem_id="departures")
             with gr.Row(elem_classes="save-row"):
                 name = gr.Textbox(label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140)
                 save = gr.Button("Save mix", size="md", scale=1, min_width=90)
@@ -78,7 +80,7 @@ def build() -> MixTab:
                 sampling = fields.build(Sampling, SAMPLING)
     query = gr.Textbox(visible=False)
     talk = gr.State(Talk(), delete_callback=Talk.stop)
-    return MixTab(rows, name, save, saved, load, delete, prompt, ask, stop, share, present, leave, plain, sampling, answer, talk, query)
+    return MixTab(rows, departs, name, save, saved, load, delete, prompt, ask, stop, share, present, leave, plain, sampling, answer, talk, query)
 
 
 def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
@@ -87,6 +89,8 @@ def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
     for trigger in (tab.ask.click, tab.prompt.submit):
         guard.on(trigger, engine, answered, tab.asked(), [tab.answer], **talking)
     guard.on(tab.mixer.mixed, engine, followed, tab.asked(), [tab.answer], **talking)
+    for trigger in (tab.mixer.mixed, tab.mixer.change):
+        guard.on(trigger, engine, departed, [tab.mixer], [tab.departures], trigger_mode="always_last")
     guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
     tab.share.click(fn=None, inputs=[tab.prompt, tab.mixer], js="(prompt, rows) => window.studio.share(prompt, rows)", api_visibility="private")
     tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
@@ -154,6 +158,12 @@ def followed(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *s
         yield gr.skip()
     else:
         yield from answered(engine, prompt, rows, talk, plain, *sampling)
+
+
+def departed(engine: Engine, rows: Any) -> Node | None:
+    """Where the mix departs from how its adapters were trained, said beside the mixer."""
+    said = engine.departures(mixer.to_mix(rows))
+    return node("div", *[node("p", s, cls="note") for s in said]) if said else None
 
 
 def stopped(engine: Engine, talk: Talk) -> None:

@@ -15,10 +15,14 @@ from core.spec import PRESETS, TrainSpec, resolve
 from studio import fields, guard, live, samples
 from studio.tree import title, view
 
-ADVANCED = (
-    "epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "rank", "alpha", "dropout", "warmup_ratio",
-    "schedule", "weight_decay", "domain_dropout", "replay_share", "save_steps", "eval_steps", "seed", "target_modules", "sample_prompts",
-)  # fmt: skip
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "domain_dropout", "seed"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "initialisation", "lora_plus_ratio"),
+    "Data": ("max_length", "packing", "overlap", "replay_share", "neftune_alpha"),
+    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "gradient_checkpointing"),
+    "Checks": ("eval_steps", "save_steps", "sample_prompts"),
+}
+ADVANCED = tuple(name for names in GROUPS.values() for name in names)
 ALONE = ("Nothing: straight on the base model", "")
 
 
@@ -53,7 +57,10 @@ def build(engine: Engine) -> TrainTab:
             preset = gr.Dropdown([(p.title, p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
             stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
-                advanced = fields.build(TrainSpec, ADVANCED)
+                advanced: fields.Fields = {}
+                for group, names in GROUPS.items():
+                    with gr.Accordion(group, open=group == "Run", elem_classes="quiet-fold"):
+                        advanced |= fields.build(TrainSpec, names)
             start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
@@ -61,8 +68,8 @@ def build(engine: Engine) -> TrainTab:
     return TrainTab(kind, dataset, name, preset, stack_on, advanced, start, picker, chart)
 
 
-def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
-    """Connects the events."""
+def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
+    """Connects the events; returns the one after which the form's lists are up to date."""
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return refreshed(engine, tab, values)
@@ -80,13 +87,14 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> None:
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked_for(tab, values)))
 
     lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, *tab.advanced.values()]
-    guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
+    listed = guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
     guard.on(tab.kind.input, engine, chosen, tab.form | {tab.picker}, lists)
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
+    return listed
 
 
 def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:

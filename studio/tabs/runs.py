@@ -1,0 +1,102 @@
+"""The Runs tab: the queue with its order, grids, and runs side by side.
+
+Knows which of the three is shown and what is picked. Knows nothing of how runs are trained or drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from core.engine import Engine
+from core.planner import COMPARED
+from core.spec import RunStatus
+from studio import fields, guard, ledger, plot
+from studio.tabs import grid, train
+from studio.tree import Node, title, view
+
+SCALES = [("Linear", "linear"), ("Log", "log")]
+
+
+@dataclass(frozen=True)
+class RunsTab:
+    """The components of the Runs tab."""
+
+    queue: gr.HTML
+    grid: grid.GridTab
+    picked: gr.Dropdown
+    scale: gr.Radio
+    only: gr.Checkbox
+    curves: gr.HTML
+    table: gr.HTML
+
+
+def build() -> RunsTab:
+    """Makes the components."""
+    with gr.Tabs(elem_classes="inner"):
+        with gr.Tab("Queue"), gr.Column(elem_classes="card"):
+            view(title("Queue", "One run trains at a time. The order can be changed until a run begins."))
+            queue = view(ledger.NO_QUEUE, elem_id="queue")
+        with gr.Tab("Grid") as page:
+            made = grid.build(page)
+        with gr.Tab("Side by side"), gr.Column(elem_classes="card"):
+            view(title("Runs side by side", "Training loss is thin, validation loss thick."))
+            with gr.Row():
+                picked = fields.picker("Runs", value=[], multiselect=True, max_choices=COMPARED[1], scale=4, min_width=260)
+                scale = gr.Radio(SCALES, value="linear", label="Scale", scale=1, min_width=150)
+            curves = plot.plot("curves")
+            only = gr.Checkbox(True, label="Show differences only")
+            table = view(ledger.NO_PAIR, elem_id="side-by-side")
+    return RunsTab(queue, made, picked, scale, only, curves, table)
+
+
+def wire(tab: RunsTab, engine: Engine, moved: Any, listed: Any, form: train.TrainTab, tabs: gr.Tabs) -> None:
+    """Connects the events; see `grid.wire`."""
+    guard.on(moved, engine, queued, None, [tab.queue])
+    guard.look_again(guard.on(tab.queue.act, engine, pressed, None, [tab.queue]))
+    guard.on(moved, engine, refresh, [tab.picked], [tab.picked])
+    asked = [tab.picked, tab.scale, tab.only]
+    for trigger in (tab.picked.change, tab.scale.change, tab.only.change, moved):
+        guard.on(trigger, engine, compared, asked, [tab.curves, tab.table], trigger_mode="always_last")
+    grid.wire(tab.grid, engine, moved, listed, form, tabs)
+
+
+def queued(engine: Engine) -> Node:
+    """The queue as it stands."""
+    runs = engine.runs()
+    alive = [r for r in reversed(runs) if r.status in (RunStatus.RUNNING, RunStatus.STOPPING)]
+    return ledger.queue(alive, engine.queue(), [r for r in reversed(runs) if r.waited])
+
+
+def pressed(engine: Engine, event: gr.EventData) -> Any:
+    """Moves, cancels or queues again; other words of the queue's buttons are `acts.act`'s."""
+    said = event._data if isinstance(event._data, dict) else {}
+    word, run = said.get("do"), str(said.get("run", ""))
+    if word == "move":
+        engine.move_run(run, str(said.get("to", "")))
+    elif word == "cancel":
+        engine.cancel_run(run, said.get("together") is True)
+    elif word == "again":
+        engine.queue_again()
+    else:
+        return gr.skip()
+    return queued(engine)
+
+
+def refresh(engine: Engine, picked: list[str] | None) -> Any:
+    """The runs there are to compare; at first the newest two that have learned something."""
+    runs = [r for r in engine.runs() if r.step]
+    ids = [r.id for r in runs]
+    kept = [i for i in picked or [] if i in ids]
+    wanted = kept or (ids[:2] if len(ids) >= COMPARED[0] else [])
+    return fields.offer(train.run_choices(runs), wanted, picked or [])
+
+
+def compared(engine: Engine, picked: list[str] | None, scale: str, only: bool) -> tuple[Any, Any]:
+    """The picked runs' curves over each other, and their figures and settings."""
+    if not COMPARED[0] <= len(picked or []) <= COMPARED[1]:
+        return None, ledger.NO_PAIR
+    found = engine.plan.compare(picked or [])
+    return ledger.curves(found, scale == "log"), ledger.compared(found, only, {d.id: d.name for d in engine.datasets()})

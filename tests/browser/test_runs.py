@@ -1,0 +1,89 @@
+"""The Runs page in a real browser: runs are moved and cancelled in the queue, a grid is drawn, and its settings are used."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from core.spec import RunStatus, TrainSpec
+from tests.browser.test_path import press, tab, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+FAST = {"max_steps": 4, "max_length": 48, "batch_size": 2, "accumulation": 1, "learning_rate": 5e-3, "dropout": 0.0, "alpha": 8}
+
+
+def names(page) -> list[str]:
+    return [e.inner_text() for e in page.locator("#queue .line-item strong").all()]
+
+
+def choose(page, label: str, option: str) -> None:
+    """Takes an option of a dropdown by its text."""
+    box = page.get_by_label(label, exact=True).first
+    box.click()
+    page.get_by_role("option", name=option, exact=True).first.click()
+
+
+def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_used(visit, corpus):
+    page, engine = visit.page, visit.engine
+    data = engine.import_dataset([corpus], "Corpus", "domain")
+    gate = threading.Event()
+    engine._worker.run(lambda: gate.wait(90) and None)
+    ids = {n: engine.start_run(TrainSpec(kind="domain", name=n, dataset=data.id, rank=2, **FAST)) for n in ("One", "Two", "Three")}
+    tab(page, "Runs")
+    until(lambda: names(page) == ["One", "Two", "Three"], 30, "the queue")
+    press(page, "Move Three to the front")
+    until(lambda: names(page) == ["Three", "One", "Two"], 30, "the new order")
+    press(page, "Cancel: One")
+    until(lambda: names(page) == ["Three", "Two"], 30, "the cancelled run to leave")
+    gate.set()
+    assert [engine.wait_run(ids[n], 60).status for n in ("Three", "Two", "One")] == [RunStatus.DONE, RunStatus.DONE, RunStatus.STOPPED]
+    page.get_by_text("Nothing is waiting").wait_for()
+
+    press_tab(page, "Side by side")
+    until(lambda: page.locator("#curves .scatterlayer .trace").count() >= 2, 30, "two curves")
+    page.get_by_text("All settings are the same.").wait_for()
+    page.get_by_label("Show differences only").uncheck()
+    until(lambda: page.locator("#side-by-side table").nth(1).locator("tbody tr").count() > 20, 30, "all settings")
+
+    tab(page, "Train")
+    page.get_by_role("button", name="Advanced settings").first.click()
+    for label, value in (("Max steps", "4"), ("Max length", "48"), ("Batch size", "2"), ("Gradient accumulation", "1")):
+        page.get_by_label(label, exact=True).first.fill(value)
+    tab(page, "Runs")
+    press_tab(page, "Grid")
+    page.get_by_label("Grid name").fill("Two ranks")
+    choose(page, "Vary 1", "Rank")
+    page.get_by_label("Values 1", exact=True).fill("2, 300")
+    page.get_by_text("Rank is 300. Allowed are 1 to 256.").wait_for()
+    page.get_by_label("Values 1", exact=True).fill("2, 4")
+    page.locator("#grid-told").get_by_text("2 cells").wait_for()
+    press(page, "Queue 2 runs")
+    rows = page.locator("#grid-results tbody tr")
+    until(lambda: rows.count() == 2 and rows.get_by_text("best", exact=True).count() == 1, 60, "both cells")
+    page.locator("#parallel .parcoords").first.wait_for()
+    assert {e.text_content() for e in page.locator("#parallel .axis-title").all()} == {"Rank", "Validation loss", "Seconds"}
+    made = engine.plan.grids()[0]
+    with page.expect_download() as caught:
+        page.get_by_text("Download CSV").first.click()
+    assert caught.value.suggested_filename == f"{made.id}.csv" and "best" in caught.value.path().read_text(encoding="utf-8")
+
+    press(page, "Use these settings: Two ranks: rank 4")
+    until(lambda: page.get_by_label("Name", exact=True).first.input_value() == "Two ranks: rank 4", 30, "the Train form")
+    assert page.get_by_label("Rank", exact=True).first.input_value() == "4" and page.get_by_role("tab", name="Train", exact=True).get_attribute("aria-selected") == "true"
+
+
+def press_tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+@pytest.mark.parametrize("visit", [(390, 844, "dark")], indirect=True, ids=["phone"])
+def test_nothing_is_wider_than_a_phone_and_all_tabs_are_in_the_bar(visit):
+    page = visit.page
+    for name in ("Data", "Train", "Runs", "Mix", "Compare", "Evaluate", "Library"):
+        page.get_by_role("tab", name=name, exact=True).wait_for()
+    tab(page, "Runs")
+    for name in ("Queue", "Grid", "Side by side"):
+        press_tab(page, name)
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
