@@ -5,19 +5,20 @@ Knows the form and which run is watched. Knows nothing of how training works.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from core.engine import Engine
-from core.spec import PRESETS, TrainSpec, resolve
-from studio import fields, guard, live, samples
+from core.spec import PRESETS, TrainSpec, experts_said, resolve
+from studio import fields, guard, live, samples, show
 from studio.tree import title, view
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "domain_dropout", "seed"),
-    "Adapter": ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "initialisation", "lora_plus_ratio"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "initialisation", "lora_plus_ratio", "experts"),
     "Data": ("max_length", "packing", "overlap", "replay_share", "neftune_alpha"),
     "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "gradient_checkpointing"),
     "Checks": ("eval_steps", "save_steps", "sample_prompts"),
@@ -92,9 +93,19 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
+    experts, rank = tab.advanced["experts"], tab.advanced["rank"]
+    for control in (experts, rank):
+        guard.on(control.change, engine, experts_hint, [experts, rank], [experts], trigger_mode="always_last")  # type: ignore[attr-defined]
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
     return listed
+
+
+def experts_hint(engine: Engine, experts: bool, rank: Any) -> Any:
+    """Beside the experts' switch: what they cost and cannot do, as soon as it is on."""
+    base = engine.base()
+    said = f"The base {show.base(base.name)} has no experts." if not base.expert_weights else experts_said(base.expert_weights, int(rank or 1), base.parameters)
+    return gr.update(info=said if experts else next(f.metadata["help"] for f in dataclasses.fields(TrainSpec) if f.name == "experts"))
 
 
 def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
@@ -134,7 +145,8 @@ def usual_preset(engine: Engine) -> str:
 
 def below_choices(engine: Engine) -> list[tuple[str, str]]:
     """Domain adapters a task can be trained on top of, newest first; one that is still learning counts, its run comes first."""
-    ready = [(a.name, a.id) for a in engine.adapters() if a.kind == "domain"]
+    here = engine.base().fingerprint
+    ready = [(a.name, a.id) for a in engine.adapters() if a.kind == "domain" and (not here or a.base_fingerprint == here)]
     coming = [(f"{r.name} (still learning)", r.adapter) for r in engine.runs() if r.kind == "domain" and r.status.alive and r.adapter]
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
