@@ -108,7 +108,8 @@ class Bases:
         said, resident = [], self._loaded()
         if resident is not None and resident.digests:
             names = sorted(library.load(self._workspace, a).name for a in list(resident.digests) if a in self._workspace.ids("adapters"))
-            said.append(f"{_counted(len(names), 'adapter leaves', 'adapters leave')} the mixer: {', '.join(names)}. They stay in the library and fit this base only.")
+            stay = "It stays in the library and fits" if len(names) == 1 else "They stay in the library and fit"
+            said.append(f"{_counted(len(names), 'adapter leaves', 'adapters leave')} the mixer: {', '.join(names)}. {stay} this base only.")
         if waiting := [r for r in self._runs() if r.resumable and r.base_fingerprint == self._base().fingerprint]:
             said.append(f"{_counted(len(waiting), 'run', 'runs')} can be resumed only when this base is back: {', '.join(r.name for r in waiting)}.")
         if writing := self._worker.streams:

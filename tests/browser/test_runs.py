@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -14,7 +15,7 @@ FAST = {"max_steps": 4, "max_length": 48, "batch_size": 2, "accumulation": 1, "l
 
 
 def names(page) -> list[str]:
-    return [e.inner_text() for e in page.locator("#queue .line-item strong").all()]
+    return page.locator("#queue .line-item strong").all_inner_texts()
 
 
 def choose(page, label: str, option: str) -> None:
@@ -48,7 +49,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
 
     tab(page, "Train")
     page.get_by_role("button", name="Advanced settings").first.click()
-    for label, value in (("Max steps", "4"), ("Max length", "48"), ("Batch size", "2"), ("Gradient accumulation", "1")):
+    for label, value in (("Max steps", "4"), ("Batch size", "2"), ("Gradient accumulation", "1")):
         page.get_by_label(label, exact=True).first.fill(value)
     tab(page, "Runs")
     press_tab(page, "Grid")
@@ -70,6 +71,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
 
     press(page, "Use these settings: Two ranks: rank 4")
     until(lambda: page.get_by_label("Name", exact=True).first.input_value() == "Two ranks: rank 4", 30, "the Train form")
+    page.get_by_role("button", name=re.compile("^Adapter")).first.click()
     assert page.get_by_label("Rank", exact=True).first.input_value() == "4" and page.get_by_role("tab", name="Train", exact=True).get_attribute("aria-selected") == "true"
 
 
