@@ -346,6 +346,7 @@ def test_a_published_fp8_checkpoint_is_refused_with_the_way_around_it(base_of: A
 # ------------------------------------------------------------ eight bits
 
 
+@pytest.mark.slow
 def test_eight_bits_learn_and_mix_like_pefts(base_of: Any, corpus: Path, tmp_path: Path) -> None:
     with Engine(tmp_path / "ws", str(base_of("llama")), "int8", "cpu") as engine:
         text = engine.import_dataset([corpus], "text")

@@ -270,6 +270,8 @@ def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run
     engine.bases.switch(str(tiny_base))
     assert [a["fits"] for a in engine.mixable() if engine.base(wait=True)] == [True, True]
     engine.resume_run(long)
+    while engine.run(long).status is not RunStatus.RUNNING:
+        time.sleep(0.02)
     engine.stop_run(long)
     assert engine.wait_run(long, 60).status is RunStatus.STOPPED
 

@@ -92,7 +92,7 @@ def used(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
     said = engine.bases.switch(choice or "", bits)
     if not said:
         return gr.update(visible=False), None
-    return gr.update(visible=True), node("div", node("p", "Changing the base:"), node("ul", *[node("li", s) for s in said]), cls="problem")
+    return gr.update(visible=True), node("div", node("strong", "Changing the base:"), *[node("p", s) for s in said], cls="problem")
 
 
 def changed(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
