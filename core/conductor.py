@@ -351,11 +351,15 @@ class Conductor:
         """Queues a run again, from its newest checkpoint that verifies.
 
         Raises:
-            RunError: it is running, or it ended.
+            RunError: it is running, it ended, or it began on another base.
         """
         run = self.run(run_id)
         if not run.resumable:
             raise RunError(f"The run {run.name!r} cannot be resumed ({run.status.value}).", "Start a new run with the same settings.")
+        resident = self._loaded()
+        if resident is not None and run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
+            what = f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}."
+            raise RunError(what, "Change the base back, then resume it.")
         if run.spec.stack_on:
             self._stackable(run.spec)
         self._queue(run)
