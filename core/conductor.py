@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLICK_SECONDS = 2.0  # the same start twice within this time is one start
+WAITING_LIMIT = 256  # runs that wait in one studio
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Conductor:
         if before == spec and time.monotonic() - when < CLICK_SECONDS:
             return run_id
         dataset = self.check(spec)
+        self.room(1)
         run = runs.create(self._workspace, spec, self._base().name, dataset.sha256, extra)
         self._last_start = (time.monotonic(), spec, run.id)
         self._queue(run)
@@ -137,6 +139,15 @@ class Conductor:
         if spec.stack_on:
             self._stackable(spec)
         return dataset
+
+    def room(self, count: int) -> None:
+        """Refuses what would make the queue too long.
+
+        Raises:
+            Busy
+        """
+        if len(self._tickets) + count > WAITING_LIMIT:
+            raise Busy(f"{len(self._tickets)} runs are waiting already.", f"At most {WAITING_LIMIT} wait at once: cancel some, or wait.")
 
     def _stackable(self, spec: TrainSpec) -> None:
         """The adapter below is in the library, or a run that is before this one in the queue will put it there."""

@@ -59,7 +59,8 @@ class Row:
 
     @property
     def ended(self) -> bool:
-        return self.run is not None and not self.run.status.alive
+        """It has learned what it will, and its adapter was kept."""
+        return self.run is not None and self.run.status in (RunStatus.DONE, RunStatus.STOPPED)
 
     def figures(self) -> dict[str, Any]:
         """Everything that the table says of it, by name; None where there is nothing."""
@@ -126,8 +127,9 @@ class Planner:
         wanted = (base, axes, name)
         if asked == wanted and time.monotonic() - when < CLICK_SECONDS:
             return self.grid(grid_id)
-        check_name(name)
-        for cell in grids.cells(base, axes, name):
+        cells = grids.cells(base, axes, check_name(name))
+        self._conduct.room(len(cells))
+        for cell in cells:
             self._conduct.check(cell.spec)
         grid = grids.create(self._workspace, base, axes, name)
         self._last = (time.monotonic(), wanted, grid.id)
