@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports an optional CPU kernel it does without
     args = parser().parse_args(argv)
+    before = _heed_sigterm()
     try:
         with Engine(args.workspace, args.base, args.quantization, load=args.model) as engine:
             value = args.verb(engine, args)
@@ -50,9 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if args.json:
         print(json.dumps(value, ensure_ascii=False, default=_plain))
     return 0
+
+
+def _heed_sigterm() -> Any:
+    """From now on SIGTERM ends the command in good order: a run saves a checkpoint and can be resumed. Returns what was heeded before."""
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not cut the saving short
+        raise SystemExit(128 + number)
+
+    try:
+        return signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread: whoever called us has the process
+        return None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,6 +134,8 @@ def parser() -> argparse.ArgumentParser:
 
     run = group("runs", "Training runs.")
     add(run, "list", _runs_list, "List runs.")
+    add(run, "show", _runs_show, "Say where a run stands, what that means and what to do.").add_argument("run")
+    add(run, "pause", _runs_pause, "Let a running run save and give the model back, also one in another process.").add_argument("run")
     add(run, "follow", _runs_follow, "Show a run's events until it ends.").add_argument("run")
     add(run, "resume", _runs_resume, "Go on with an interrupted or stopped run.").add_argument("run")
     add(run, "again", _runs_again, "Queue the runs again that were waiting when their studio ended, and follow them.")
@@ -150,6 +170,10 @@ def parser() -> argparse.ArgumentParser:
 def _add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
     kind = str(f.type)
     many = kind.startswith("tuple")
+    if kind == "bool":
+        text = f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%")
+        p.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
     p.add_argument(
         "--" + f.name.replace("_", "-"),
         type={"int": int, "float": float}.get(kind, str),
@@ -232,8 +256,12 @@ def _print_event(e: dict[str, Any]) -> None:
     if kind == "step":
         print(f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  {e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left")
     elif kind == "validation":
-        print(f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}")
-    elif kind in ("status", "note", "result", "sample"):
+        print(f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}  {e.get('overfitting', '')}".rstrip())
+    elif kind == "sample":
+        print(f"sample at step {e['step']}: {e['prompt']}")
+        for answer in e.get("answers", [{"who": "In training", "text": e.get("text", "")}]):
+            print(f"    {answer['who']}: {answer['text']}")
+    elif kind in ("status", "note", "result"):
         print(f"{kind}: " + ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("kind", "time", "elapsed")))
 
 
@@ -312,7 +340,22 @@ class _Bar:
 def _runs_list(engine: Engine, args: argparse.Namespace) -> Any:
     for r in engine.runs():
         print(f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{'  (resumable)' if r.resumable else ''}")
+    for status in sorted({r.status for r in engine.runs()}, key=lambda s: s.value):
+        print(f"{status.value}: {status.meaning} {status.next_step}")
     return engine.runs()
+
+
+def _runs_show(engine: Engine, args: argparse.Namespace) -> Any:
+    r = engine.run(args.run)
+    for line in (f"{r.name}: {r.status.value}, step {r.step} of {r.total_steps}", r.error, r.status.meaning, r.status.next_step):
+        if line:
+            print(line)
+    return {**dataclasses.asdict(r), "meaning": r.status.meaning, "next_step": r.status.next_step}
+
+
+def _runs_pause(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.pause_run(args.run)
+    return engine.run(args.run)
 
 
 def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ Knows nothing of how training works: that room is imported there. `Engine.conduc
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import library
 from core.data.datasets import Dataset, load_dataset
-from core.errors import Busy, Diverged, RunError, SpecError, StudioError
+from core.errors import Busy, DiskFull, Diverged, OutOfMemory, RunError, SpecError, StudioError
 from core.events import read_since
 from core.spec import RunStatus, TrainSpec
 from core.train import lineup, runs
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # what brings each of them
+ENDS = {Diverged: RunStatus.DIVERGED, OutOfMemory: RunStatus.OUT_OF_MEMORY, DiskFull: RunStatus.DISK_FULL}  # how a run ends by an error
 CLICK_SECONDS = 2.0  # the same start twice within this time is one start
 WAITING_LIMIT = 256  # runs that wait in one studio
 
@@ -72,8 +75,9 @@ class Conductor:
     ) -> None:
         self._workspace, self._worker = workspace, worker
         self._base, self._resident, self._loaded, self._general = base, resident, loaded, general
-        self._stopping: dict[str, str] = {}  # run id -> "keep" or "close"
+        self._stopping: dict[str, str] = {}  # run id -> "keep", "pause" or "close"
         self._claims: dict[str, Claim] = {}
+        self._shape: tuple[str, Any] | None = None  # (a base's fingerprint, what decides its memory)
         self._tickets: dict[str, bool] = {}  # runs that wait here; whoever takes a ticket out has the run, to begin or to cancel it
         self._heard = 0  # stamp of the line as it was last read
         worker.choose = self._next
@@ -100,10 +104,26 @@ class Conductor:
         if not str(fields.get("name", "")).strip():
             lacking.append("Give the adapter a name.")
         try:
-            TrainSpec.from_json(fields)
+            lacking += not_installed(TrainSpec.from_json(fields))
         except StudioError as e:
             lacking.append(str(e))
         return lacking
+
+    def estimate(self, spec: TrainSpec) -> dict[str, Any]:
+        """What a run would need of the device's memory, against what that has: figures in bytes and a sentence, `text`.
+
+        Calibrated by the newest run on the same base whose first step was measured. Without a base, `text` alone, empty.
+        """
+        resident = self._loaded()
+        if resident is None:
+            return {"text": ""}
+        from core.train import memory
+
+        if self._shape is None or self._shape[0] != resident.base.fingerprint:
+            self._shape = (resident.base.fingerprint, self._worker.call(lambda: memory.Shape.of(resident.base)))
+        shape = self._shape[1]
+        alike = (r.extra.get("memory_ratio") for r in self.runs() if r.base_fingerprint == resident.base.fingerprint)
+        return memory.told(shape, spec, next((r for r in alike if r), None), memory.available(shape.on_gpu))
 
     def start_run(self, spec: TrainSpec, extra: dict[str, Any] | None = None) -> str:
         """Queues a run and returns its id at once; a second click on the same start is the same run.
@@ -136,6 +156,8 @@ class Conductor:
         dataset = load_dataset(self._workspace, spec.dataset)
         if dataset.kind != spec.kind:
             raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
+        if lacking := not_installed(spec):
+            raise SpecError(lacking[0], "Or leave it out of the places where the loss is logged.")
         if spec.stack_on:
             self._stackable(spec)
         return dataset
@@ -257,7 +279,7 @@ class Conductor:
             self._heed()
         except StudioError:  # the run that trains does not end because of those that wait
             logger.exception("the line of runs could not be read")
-        return self._stopping.get(run_id, "")
+        return self._stopping.get(run_id) or runs.asked(self._workspace, run_id)
 
     def queue_again(self) -> list[str]:
         """Queues the runs again that were still waiting when their studio ended, in their order; returns their ids.
@@ -280,18 +302,14 @@ class Conductor:
             from core.train.train import train
 
             train(self._workspace, self._resident(), run, self._worker.serve, lambda: self._stop_asked(run_id), self._general)
-        except Diverged as e:
-            self._ended(run_id, RunStatus.DIVERGED, str(e))
         except StudioError as e:
-            self._ended(run_id, RunStatus.FAILED, str(e))
+            self._ended(run_id, next((s for kind, s in ENDS.items() if isinstance(e, kind)), RunStatus.FAILED), str(e))
         except Exception as e:
             logger.exception("run %s failed", run_id)
-            from core.train.train import explain
-
-            known = explain(e)
-            self._ended(run_id, RunStatus.FAILED, str(known) if isinstance(known, StudioError) else f"{type(e).__name__}: {e}")
+            self._ended(run_id, RunStatus.FAILED, f"{type(e).__name__}: {e}")
         finally:
             self._stopping.pop(run_id, None)
+            runs.ask(self._workspace, run_id, "")
             claim = self._claims.pop(run_id, None)
             if claim:
                 claim.release()
@@ -315,6 +333,23 @@ class Conductor:
         if not run.status.alive or run_id not in self._claims:
             raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
         self._stopping[run_id] = "keep"
+        self._worker.post(lambda: self._mark_stopping(run_id))
+
+    def pause_run(self, run_id: str) -> None:
+        """Asks a run to save a checkpoint after its step and give the model back; the next in the queue then begins.
+
+        One that trains in another process is left a wish, which it reads between its steps.
+
+        Raises:
+            RunError: it is not running.
+        """
+        run = self.run(run_id)
+        if run.status is not RunStatus.RUNNING:
+            raise RunError(f"The run {run.name!r} is not running ({run.status.value}).", "Only a running run can be paused.")
+        if run_id not in self._claims:
+            runs.ask(self._workspace, run_id, "pause")
+            return
+        self._stopping[run_id] = "pause"
         self._worker.post(lambda: self._mark_stopping(run_id))
 
     def _mark_stopping(self, run_id: str) -> None:
@@ -356,6 +391,18 @@ class Conductor:
                 raise Busy(f"The run {run.name!r} is still {run.status.value}.", "Wait longer, or stop it.")
             time.sleep(0.05)
         return self.run(run_id)
+
+
+def not_installed(spec: TrainSpec) -> list[str]:
+    """A sentence for every place the loss should be logged to that is unknown, or whose package is not here."""
+    found = []
+    for name in spec.report_to:
+        packages = REPORTERS.get(name)
+        if packages is None:
+            found.append(f"There is no place {name!r} to log to: choose among {', '.join(REPORTERS)}.")
+        elif not any(importlib.util.find_spec(p) for p in packages):
+            found.append(f"To log to {name}, install it first: pip install {packages[0]}.")
+    return found
 
 
 def _needs(waiting: Iterable[Run]) -> dict[str, tuple[str, ...]]:

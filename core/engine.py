@@ -258,6 +258,10 @@ class Engine:
         """What a run still lacks before it can start, a sentence each; empty when it is ready."""
         return self.conduct.missing(fields)
 
+    def estimate(self, spec: TrainSpec) -> dict[str, Any]:
+        """What a run would need of the device's memory, against what that has: bytes, and a sentence as `text`."""
+        return self.conduct.estimate(spec)
+
     def start_run(self, spec: TrainSpec) -> str:
         """Queues a run and returns its id at once; see `Conductor.start_run`."""
         return self.conduct.start_run(spec)
@@ -265,6 +269,10 @@ class Engine:
     def stop_run(self, run_id: str) -> None:
         """Asks a run to end after its step and keep what it learned; a queued one does not begin."""
         self.conduct.stop_run(run_id)
+
+    def pause_run(self, run_id: str) -> None:
+        """Asks a run to save a checkpoint and give the model back; it can be resumed, also after a restart."""
+        self.conduct.pause_run(run_id)
 
     def queue(self) -> list[Waiting]:
         """The runs that wait, the next one first."""

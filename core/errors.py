@@ -9,10 +9,12 @@ the page (`studio/guard.py`), the terminal (`core/cli.py`) each turn it into the
     ├── NotFound             an id or name that the workspace does not hold
     ├── NameRefused          a name or path that cannot be used
     ├── StorageError         the disk: full, read-only, damaged
+    │   └── DiskFull         it takes no more
     ├── BaseModelError       a base model that cannot be loaded or is not supported
     ├── AdapterError         an adapter that is damaged, foreign or does not fit
     ├── RunError             a run that cannot start, stop, or resume
-    │   └── Diverged         the loss became NaN or infinite
+    │   ├── Diverged         the loss became NaN or infinite
+    │   └── OutOfMemory      a step does not fit the device, even in its smallest batch
     └── Busy                 something else is using what was asked for
 """
 
@@ -59,6 +61,10 @@ class StorageError(StudioError):
     """The disk is full, read-only, or holds something damaged."""
 
 
+class DiskFull(StorageError):
+    """The disk takes no more."""
+
+
 class BaseModelError(StudioError):
     """A base model that cannot be loaded, or an architecture without a row in the families table."""
 
@@ -73,6 +79,10 @@ class RunError(StudioError):
 
 class Diverged(RunError):
     """The training loss became NaN or infinite."""
+
+
+class OutOfMemory(RunError):
+    """A training step does not fit the device, even one row at a time."""
 
 
 class Busy(StudioError):

@@ -208,6 +208,7 @@ def add(
         AdapterError: the weights are not fit to be kept.
         StorageError: the disk refused.
     """
+    workspace.clear_place("adapters", adapter_id)  # the id is promised to one run, and one process owns it
     _, place = workspace.new_dir("adapters", name, adapter_id)
     write_weights(place / WEIGHTS)
     write_json(place / CONFIG, config)

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from core.errors import Busy, NameRefused, NotFound, StorageError
+from core.errors import Busy, DiskFull, NameRefused, NotFound, StorageError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports")
@@ -75,10 +75,12 @@ def _digest(f: IO[bytes]) -> str:  # Python 3.10 has no hashlib.file_digest
 def storage_error(error: OSError, path: Path) -> StorageError:
     """What an OSError of ours means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
+        return DiskFull(
             f"The disk is full: {path.name} could not be written, and nothing half-written was kept.",
             "Free some space (Library: delete what you no longer need) and try again.",
         )
+    if error.errno == errno.EFBIG:
+        return DiskFull(f"{path.name} is larger than this account may write (a limit of the system).", "Raise the limit (`ulimit -f`), or use another disk.")
     return StorageError(f"{path.name} could not be written: {error.strerror or error}.", "Check the workspace folder's permissions.")
 
 
@@ -133,7 +135,7 @@ def ensure_space(path: Path, need_bytes: int) -> None:
     path.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path).free
     if free < need_bytes + MARGIN_BYTES:
-        raise StorageError(
+        raise DiskFull(
             f"The disk is full: {need_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free.",
             "Free some space (Library: delete what you no longer need) and try again.",
         )
@@ -230,6 +232,10 @@ class Workspace:
             except OSError as e:
                 raise storage_error(e, place) from e
             return chosen, place
+
+    def clear_place(self, kind: str, item_id: str) -> None:
+        """Removes what a killed process left in the building place of `item_id`; for whoever owns that id."""
+        shutil.rmtree(self.path(kind, item_id).with_name(f".{item_id}.partial"), ignore_errors=True)
 
     def commit_dir(self, kind: str, item_id: str, place: Path) -> Path:
         """Moves a filled building place to its final name in one rename."""

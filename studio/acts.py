@@ -21,7 +21,7 @@ def act(engine: Engine, event: gr.EventData) -> Shown:
     """Carries out what a pressed button says.
 
     Args:
-        event: its data is `{"do": word, ...}`: tab, sample, train, watch, compare, stop, resume.
+        event: its data is `{"do": word, ...}`: tab, sample, train, watch, compare, stop, pause, resume.
     """
     said = event._data if isinstance(event._data, dict) else {}
     word = said.get("do")
@@ -37,6 +37,9 @@ def act(engine: Engine, event: gr.EventData) -> Shown:
         return to("compare")
     if word == "stop":
         engine.stop_run(str(said.get("run", "")))
+        return gr.skip(), gr.skip(), gr.skip()
+    if word == "pause":
+        engine.pause_run(str(said.get("run", "")))
         return gr.skip(), gr.skip(), gr.skip()
     if word == "resume":
         engine.resume_run(str(said.get("run", "")))

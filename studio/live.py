@@ -53,7 +53,7 @@ def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     run = engine.run(run_id)
     events, cursor = engine.run_events(run_id, since if isinstance(since, int) and since >= 0 else 0)
     told = question.get("latest")
-    latest = {**(told if isinstance(told, dict) else {}), **{e["kind"]: e for e in events if e.get("kind") in ("plan", "data", "step", "validation")}}
+    latest = {**(told if isinstance(told, dict) else {}), **{e["kind"]: e for e in events if e.get("kind") in ("plan", "data", "memory", "step", "validation")}}
     return {
         "cursor": cursor,
         "latest": latest,
@@ -64,8 +64,9 @@ def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
             "train": _pairs(events, "step", "loss"),
             "rate": _pairs(events, "step", "learning_rate"),
             "validation": _pairs(events, "validation", "loss"),
+            "gap": _pairs(events, "validation", "gap"),
         },
-        "samples": [{k: e.get(k) for k in ("step", "prompt", "text")} for e in events if e.get("kind") == "sample"],
+        "samples": [{k: e.get(k) for k in ("step", "prompt", "text", "answers")} for e in events if e.get("kind") == "sample"],
         "notes": [str(e.get("text")) for e in events if e.get("kind") == "note"],
         "head": _head(run, latest),
     }
@@ -86,6 +87,7 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         ("Step", f"{at} / {total}" if total else str(at)),
         ("Training loss", show.number(step.get("loss"), 3)),
         ("Validation loss", show.number(validation.get("loss"), 3)),
+        ("Gap", show.number(validation.get("gap"), 3)),
         ("Learning rate", f"{step['learning_rate']:.1e}" if isinstance(step.get("learning_rate"), float) else show.NONE),
         ("Tokens / s", show.number(step.get("tokens_per_second"), 0)),
         ("Time left", show.duration(eta)),
@@ -94,9 +96,21 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         "div", node("strong", run.name), chip(run.kind, run.kind), chip(run.status.value, COLOURS[run.status]), *_buttons(run), cls="row run-title"
     )
     cells = [node("div", node("span", k), node("strong", v), cls="stat") for k, v in numbers]
+    said = node("p", f"{run.status.meaning} {run.status.next_step}", cls="run-said")
     error = node("p", run.error, cls="problem", role="alert") if run.error else None
+    overfits = validation.get("overfitting")
+    warning = node("p", overfits, cls="note", role="status") if overfits and isinstance(overfits, str) else None
     bar = node("div", node("div", cls="bar-fill"), cls=f"bar {'busy' if run.status.alive else ''}", vars={"share": share}, role="progressbar", aria_label="Progress")
-    return node("div", what, error, bar, node("div", *cells, cls="stats"), _data(latest.get("data")))
+    return node("div", what, said, error, bar, node("div", *cells, cls="stats"), warning, _data(latest.get("data")), _memory(latest.get("memory")))
+
+
+def _memory(told: dict[str, Any] | None) -> Node | None:
+    """What one real step was measured to need, where it was, beside the estimate."""
+    if not told or told.get("what") != "probe" or not told.get("measured_step"):
+        return None
+    mega = 1e6
+    text = f"The longest batch needs {told['measured_step'] / mega:,.0f} MB ({told['measured_as']}; {told['estimated_step'] / mega:,.0f} MB were estimated)"
+    return node("p", text + (f", {told['free'] / mega:,.0f} MB were free." if told.get("free") else "."), cls="quiet")
 
 
 def _data(told: dict[str, Any] | None) -> Node | None:
@@ -112,7 +126,8 @@ def _data(told: dict[str, Any] | None) -> Node | None:
 def _buttons(run: Any) -> list[Node]:
     if run.status in (RunStatus.RUNNING, RunStatus.QUEUED):
         text = "Stop and keep" if run.status is RunStatus.RUNNING else "Take out of the queue"
-        return [button(text, {"do": "stop", "run": run.id}, "quiet push")]
+        pause = [button("Pause", {"do": "pause", "run": run.id}, "quiet push")] if run.status is RunStatus.RUNNING else []
+        return [*pause, button(text, {"do": "stop", "run": run.id}, "quiet" if pause else "quiet push")]
     if run.resumable:
         return [button("Resume", {"do": "resume", "run": run.id}, "primary push")]
     if run.status in (RunStatus.DONE, RunStatus.STOPPED):

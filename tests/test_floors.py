@@ -13,7 +13,7 @@ TRADES = ("core/train/", "core/evaluate/", "core/compose/")
 # The floor of a module, by the longest prefix that matches.
 FLOORS = {
     "core/errors": 0, "core/events": 0, "core/spec": 0, "core/workspace": 0, "core/progress": 0, "core/tables": 0,
-    "core/data": 1, "core/library": 1, "core/mixes": 1, "core/departures": 2, "core/samples": 1, "core/votes": 1, "core/grids": 1,
+    "core/data": 1, "core/library": 1, "core/mixes": 1, "core/departures": 1, "core/samples": 1, "core/votes": 1, "core/grids": 1,
     "core/model": 2,
     "core/train": 3, "core/evaluate": 3, "core/compose": 3,
     "core/composer": 4, "core/conductor": 4, "core/planner": 4, "core/engine": 4, "core/worker": 4,
@@ -25,6 +25,7 @@ HOMES = {
     r"^\s*(import gradio|from gradio)|\bgr\.": ("studio/",),
     r"\bprint\(": ("core/cli.py", "launch.py"),
     r"^\s*(import|from) (threading|queue)\b": ("core/worker.py", "core/events.py"),
+    r"\bsignal\.signal\b": ("launch.py", "core/cli.py"),
     r"\bos\.environ\b|logging\.basicConfig": ("launch.py", "core/cli.py"),
     r"\"(q_proj|c_attn|gate_proj)\"": ("core/model/families.py",),
     r"-100\b": ("core/data/batches.py",),

@@ -203,6 +203,33 @@ def engine_rank(engine: Engine, run: Run) -> int:
     return engine.adapter(run.adapter).rank
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
+    """GPT-2 holds its weights as (inputs, outputs)."""
+    import torch
+
+    from core.model.generate import speaking
+    from tests.test_packing import resident_of
+
+    resident = resident_of("gpt2", tmp_path)
+    config = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": list(resident.base.family.targets), "fan_in_fan_out": True}
+    resident.begin_trainee("t", config, start=start)
+    try:
+        out = []
+        for mix in (Mix(), Mix(weights={"t": 1.0})):
+            with speaking(resident, resident.rows([mix])):
+                out.append(resident.base.model(torch.tensor([[5, 60, 70]])).logits.clone())
+        assert (out[0] - out[1]).abs().max() < 1e-5
+        for name, layer in resident.base.model.named_modules():
+            if name.endswith("c_fc"):
+                weight, start_there = layer.get_base_layer().weight, layer.get_delta_weight("default")
+                assert start_there.norm() > 0.1 * weight.norm(), "it starts from the weight, not from nothing"
+                part = start_there / (2 if start == "olora" else 1)  # OLoRA takes its part times the scaling
+                assert (weight - part).norm() < 0.99 * weight.norm(), "which takes a part of it out"
+    finally:
+        resident.end_trainee()
+
+
 def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: Engine) -> None:
     from core.model.families import LLAMA_LIKE
 
@@ -297,6 +324,17 @@ def test_what_does_not_go_together_is_refused_before_anything_starts() -> None:
         TrainSpec(use_dora=True, initialisation="pissa")
     with pytest.raises(SpecError, match="on top"):
         TrainSpec(kind="task", use_dora=True, stack_on="a-domain")
+
+
+def test_the_terminal_takes_every_setting_switches_too() -> None:
+    from core.cli import _given, parser
+
+    line = "train task --name T --dataset d --no-packing --use-rslora --initialisation olora --lora-plus-ratio 16 --optimizer adafactor --overlap 8"
+    line += " --target-modules q_proj"
+    given = _given(parser().parse_args(line.split()), TrainSpec)
+    spec = TrainSpec(**given)
+    assert (spec.packing, spec.use_rslora, spec.use_dora, spec.initialisation) == (False, True, False, "olora")
+    assert (spec.lora_plus_ratio, spec.optimizer, spec.overlap, spec.target_modules) == (16.0, "adafactor", 8, ("q_proj",))
 
 
 def test_lora_plus_lets_b_learn_faster_than_a(engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,13 @@ def test_the_empty_mix_is_the_base():
 
 def test_only_runs_that_wait_work_or_stop_are_alive():
     assert {s.value for s in RunStatus if s.alive} == {"queued", "running", "stopping"}
-    assert all(s.name in (RunStatus.__doc__ or "") for s in RunStatus)
+
+
+def test_every_status_has_one_sentence_of_what_it_means_and_one_of_what_to_do():
+    for status in RunStatus:
+        for text in (status.meaning, status.next_step):
+            assert text[0].isupper() and text.endswith(".") and text.count(". ") == 0 and len(text) > 12, (status, text)
+    assert len({s.meaning for s in RunStatus}) == len(RunStatus) == 11
 
 
 def test_an_error_says_where_what_and_how_to_fix_it():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 
 from core.events import EventLog
 from core.spec import RunStatus, TrainSpec
-from core.workspace import Workspace, claimed, make_id, read_json, write_json
+from core.workspace import Workspace, claimed, make_id, read_json, whole_file, write_json
 
 TAIL_BYTES = 64 * 1024
+ANYHOW = (RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.DISK_FULL)  # resumed from the start where there is no checkpoint yet
+FROM_CHECKPOINT = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED, RunStatus.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,24 @@ def claim_path(workspace: Workspace, run_id: str) -> Path:
     return workspace.path("runs", run_id, "owner.lock")
 
 
+def ask(workspace: Workspace, run_id: str, word: str) -> None:
+    """Leaves a wish ("keep", "pause", "close") for a run in processes of its own; "" takes it back."""
+    path = workspace.path("runs", run_id, "asked")
+    if not word:
+        path.unlink(missing_ok=True)
+        return
+    with whole_file(path, "w") as f:
+        f.write(word)
+
+
+def asked(workspace: Workspace, run_id: str) -> str:
+    """The wish that was left for a run, or ""."""
+    try:
+        return workspace.path("runs", run_id, "asked").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
 def log(workspace: Workspace, run_id: str) -> EventLog:
     return EventLog(events_path(workspace, run_id))
 
@@ -117,8 +138,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
         step=step,
         total_steps=total,
         waited=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
-        resumable=status in (RunStatus.INTERRUPTED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED)
-        and (has_checkpoint or status is RunStatus.INTERRUPTED),
+        resumable=status in ANYHOW or (status in FROM_CHECKPOINT and has_checkpoint),
     )
 
 
@@ -129,6 +149,14 @@ def change(workspace: Workspace, run: Run, **fields: Any) -> Run:
     if "status" in fields:
         log(workspace, run.id).append("status", status=new.status.value, **({"error": new.error} if new.error else {}))
     return new
+
+
+def tidy(workspace: Workspace) -> None:
+    """Removes the checkpoints of finished runs whose process was killed before it could."""
+    for run_id in workspace.ids("runs"):
+        place = checkpoints_folder(workspace, run_id)
+        if place.exists() and load(workspace, run_id).status is RunStatus.DONE:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _progress(path: Path) -> tuple[int, int]:

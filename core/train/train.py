@@ -5,14 +5,16 @@ Knows datasets, the library and the trainer. Knows nothing of queues, pages or w
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import logging
+import math
 import platform
 import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -24,13 +26,12 @@ from core import library
 from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
 from core.data.packing import Account, arranged, windows
-from core.errors import RunError, SpecError
-from core.events import read_since
+from core.errors import OutOfMemory, RunError, SpecError
 from core.model.apart import mingled
 from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec
-from core.train import checkpoints, runs
+from core.train import checkpoints, memory, runs
 from core.train.steps import quiet
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
@@ -38,6 +39,7 @@ from core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 200  # validation reads at most this many sequences, the same ones every time
+LATER = {"pause": RunStatus.PAUSED, "close": RunStatus.INTERRUPTED}  # wishes after which a run waits to be resumed
 OPENING_WORDS = 4  # of a validation text, for the adapter in training to go on from
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -55,46 +57,111 @@ def train(
     The caller holds the run's claim.
 
     Args:
-        stop_asked: "" to go on, "keep" to end and keep what is learned, "close" to save and be resumed later.
+        stop_asked: "" to go on, "keep" to end and keep what is learned, "pause" or "close" to save and be resumed later.
         general: gives the texts of ours that are replayed when the spec names no dataset for it.
 
     Returns:
-        The run as it ended: DONE, or STOPPED with what it had learned.
+        The run as it ended: DONE, STOPPED with what it had learned, or PAUSED or INTERRUPTED with a checkpoint.
 
     Raises:
         StudioError: it could not start or go on; the caller writes that down.
     """
     log = runs.log(workspace, run.id)
     try:
+        runs.tidy(workspace)
         run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
         rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
         log.append("data", **account.to_json())
-        folder = runs.checkpoints_folder(workspace, run.id)
-        checkpoint = checkpoints.newest(folder, run.id)
-        set_seed(run.spec.seed)
-        resident.begin_trainee(run.adapter, lora_config(resident, run.spec), run.spec.stack_on, run.spec.initialisation)
-        if resident.anchored:
-            log.append("note", text=f"The adapter starts from {run.spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * run.spec.rank}.")
-        trainer = StudioTrainer(resident, run.spec, rows, validation, folder, run.id, Hooks(log, serve, stop_asked), sample_prompts(workspace, run.spec))
-        if checkpoint:
-            log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
+        material = Material(rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked))
         with differentiable(resident.base.model):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stopped = trainer.state.global_step < trainer.state.max_steps
-        if stopped and stop_asked() == "close":
-            return runs.change(workspace, run, status=RunStatus.INTERRUPTED)
+            run, trainer = _fitted(workspace, resident, run, material)
+        stopped = trainer.state.global_step < trainer.state.max_steps and not trainer.ended_early
+        if stopped and stop_asked() in LATER:
+            return runs.change(workspace, run, status=LATER[stop_asked()])
         adapter = _keep(workspace, resident, run, dataset, trainer, seconds=time.monotonic() - begin)
         log.append("result", adapter=adapter.id, **adapter.results)
-        if not stopped:
-            shutil.rmtree(folder, ignore_errors=True)
-        return runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE)
+        measured = trainer.probed.get("ratio")
+        extra = {**run.extra, "memory_ratio": measured} if measured else run.extra
+        run = runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra)
+        if not stopped:  # only now: whoever is killed before this can still resume
+            shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
+        return run
     finally:
         quiet(resident.base.model)
         resident.end_trainee()
         if resident.base.model.is_activation_checkpointing:
             resident.base.model.activation_checkpointing_disable()
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from and is asked, however often it has to begin again."""
+
+    rows: datasets.Dataset
+    validation: list[Encoded]
+    prompts: list[str]
+    hooks: Hooks
+
+
+def _fitted(workspace: Workspace, resident: Resident, run: runs.Run, material: Material) -> tuple[runs.Run, StudioTrainer]:
+    """Trains; as long as memory runs out, again from the last checkpoint with smaller micro-batches of the same effective batch.
+
+    Raises:
+        OutOfMemory: one row is too much.
+    """
+    while True:
+        spec = replace(run.spec, **run.extra.get("micro_batch", {}))
+        trainer, error = _attempt(workspace, resident, run, spec, material)
+        if not error:
+            return run, trainer
+        del trainer  # and with it the optimizer's memory
+        resident.end_trainee()
+        _free(resident)
+        fewer = memory.smaller(spec.batch_size, spec.accumulation)
+        if fewer is None:
+            advice = memory.advice(memory.Shape.of(resident.base), spec)
+            raise OutOfMemory(f"One row of {spec.max_length} tokens did not fit the device ({error}).", "What would help most: " + "; ".join(advice) + ".")
+        rows, accumulation = fewer
+        step = checkpoints.step_of(found) if (found := checkpoints.newest(runs.checkpoints_folder(workspace, run.id), run.id)) else 0
+        event = {"batch_size": rows, "accumulation": accumulation, "from_step": step}
+        material.hooks.log.append("memory", what="smaller", error=error, **event)
+        material.hooks.log.append(
+            "note", text=f"Memory ran out: {rows} instead of {spec.batch_size} rows at once, {accumulation} times a step, the same effective batch."
+        )
+        extra = {**run.extra, "micro_batch": {"batch_size": rows, "accumulation": accumulation}, "made_smaller": [*run.extra.get("made_smaller", []), event]}
+        run = runs.change(workspace, run, extra=extra)
+
+
+def _attempt(workspace: Workspace, resident: Resident, run: runs.Run, spec: TrainSpec, material: Material) -> tuple[StudioTrainer, str]:
+    """Trains from the newest checkpoint as far as memory reaches: (the trainer, "" or what said that there is none).
+
+    The error itself stays here, because it holds on to every tensor of the step that failed.
+    """
+    folder = runs.checkpoints_folder(workspace, run.id)
+    checkpoint = checkpoints.newest(folder, run.id)
+    set_seed(spec.seed)
+    resident.begin_trainee(run.adapter, lora_config(resident, spec), spec.stack_on, spec.initialisation)
+    if resident.anchored:
+        material.hooks.log.append("note", text=f"The adapter starts from {spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * spec.rank}.")
+    trainer = StudioTrainer(resident, spec, material.rows, material.validation, folder, run.id, material.hooks, material.prompts)
+    if checkpoint:
+        material.hooks.log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
+    try:
+        trainer.take_up(checkpoint)
+    except (RuntimeError, MemoryError) as e:
+        if not memory.out_of_memory(e):
+            raise
+        return trainer, str(e).splitlines()[0][:300] if str(e) else "out of memory"
+    return trainer, ""
+
+
+def _free(resident: Resident) -> None:
+    """Gives memory back that nobody holds any more."""
+    gc.collect()
+    if resident.base.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _pinned(workspace: Workspace, run: runs.Run) -> Dataset:
@@ -202,16 +269,11 @@ def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: 
 
 def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:
     """Puts the trained adapter into the library with where it comes from."""
+    best = trainer.best_checkpoint()
+    if best:
+        trainer.restore(best)
     tensors, config = resident.finished()
-    validation = _validations(workspace, run.id)
-    results: dict[str, Any] = {"train_loss": trainer.last_loss, "steps": trainer.state.global_step}
-    if validation:
-        results |= {
-            "validation_loss": validation[-1]["loss"],
-            "validation_perplexity": validation[-1]["perplexity"],
-            "validation_perplexity_at_start": validation[0]["perplexity"],
-            "best_validation_loss": min(v["loss"] for v in validation if isinstance(v["loss"], float)),
-        }
+    results = _results(trainer, checkpoints.step_of(best) if best else int(trainer.state.global_step))
     below = None
     if run.spec.stack_on:
         parent = library.load(workspace, run.spec.stack_on)
@@ -237,6 +299,9 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
             "tokens": trainer.tokens,
             "device": str(resident.base.device),
             "platform": platform.platform(),
+            "batch_size": trainer.spec.batch_size,
+            "accumulation": trainer.spec.accumulation,
+            "made_smaller": run.extra.get("made_smaller", []),
         },
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         "results": results,
@@ -251,18 +316,19 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
     )
 
 
-def _validations(workspace: Workspace, run_id: str) -> list[dict[str, Any]]:
-    found, cursor = [], 0
-    while True:
-        events, later = read_since(runs.events_path(workspace, run_id), cursor)
-        found += [e for e in events if e.get("kind") == "validation"]
-        if later == cursor:
-            return found
-        cursor = later
-
-
-def explain(error: Exception) -> Exception:
-    """Foreign errors of training that have a meaning for the user."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return RunError("The device ran out of memory.", "Halve the batch size and double the gradient accumulation, or shorten max length.")
-    return error
+def _results(trainer: StudioTrainer, kept: int) -> dict[str, Any]:
+    """Figures of the adapter that is kept, of step `kept`, and of the run."""
+    results: dict[str, Any] = {"train_loss": trainer.last_loss, "steps": trainer.state.global_step, "kept_step": kept}
+    track = trainer.track
+    if trainer.validation:
+        loss = track.best_loss if kept == track.best_step else track.loss
+        results |= {
+            "validation_loss": loss,
+            "validation_perplexity": math.exp(min(loss, 700.0)),
+            "validation_perplexity_at_start": math.exp(min(track.start_loss, 700.0)),
+            "best_validation_loss": track.best_loss,
+            "best_step": track.best_step,
+            "last_validation_loss": track.loss,
+            "stopped_early": trainer.ended_early,
+        }
+    return results

@@ -1,8 +1,8 @@
 """transformers' Trainer, taught our habits.
 
 Saves only the adapter in training, commits checkpoints, counts nats and tokens, drops the adapter below
-at random, stops on a loss that is no number, and lets others use the model between its steps.
-Knows a resident base and encoded data; knows no datasets, runs or pages.
+at random, stops on numbers that are none and when validation no longer improves, and lets others use the
+model between its steps. Knows a resident base and encoded data; knows no datasets, runs or pages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import inspect
 import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,23 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from core.data.batches import IGNORED, Encoded, collate, encode_chat
-from core.errors import Diverged, StorageError
+from core.data.batches import IGNORED, Encoded, collate
+from core.errors import Diverged, StudioError
 from core.events import EventLog
 from core.library import WEIGHTS
-from core.model.generate import generate
-from core.model.resident import ANCHOR, AsTrained, Resident
-from core.model.scoring import score
-from core.spec import Mix, Sampling, TrainSpec
-from core.train import checkpoints, steps
-from core.workspace import ensure_space
+from core.model.resident import ANCHOR, Resident
+from core.model.scoring import Score
+from core.spec import Mix, TrainSpec
+from core.train import checkpoints, memory, steps, validating
+from core.train.track import Track
+from core.workspace import ensure_space, write_json
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
-SAMPLE_TOKENS = 48
 START = "start.safetensors"  # what the adapter in training started from, in a checkpoint
 ROUNDS = 10  # validations and checkpoints in a run, where the spec says 0
 
@@ -61,9 +60,10 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
 
     Args:
         folder: where checkpoints go.
-        rows: sequences in the training split, from which the number of steps follows.
+        rows: sequences in the training split, from which the number of steps follows. It is the same for every
+            micro-batch of one effective batch, so a run that had to make it smaller keeps its schedule.
     """
-    total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs))
+    total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.effective_batch) * spec.epochs))
     every = max(1, math.ceil(total / ROUNDS))
     return TrainingArguments(
         output_dir=str(folder),
@@ -88,7 +88,7 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(spec.report_to),
         **steps.settings(spec, "cuda" if on_gpu else "cpu"),
     )
 
@@ -102,6 +102,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         run_id: written into every checkpoint's manifest.
         prompts: what the adapter in training answers at every validation.
     """
+
+    control: Any
 
     def __init__(
         self,
@@ -126,17 +128,23 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(getattr(self, "model_accepts_loss_kwargs", False))  # tokens are then counted
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))
+        for callback in self.callback_handler.callbacks:  # TensorBoard's files outlive the checkpoints, beside which it would put them
+            if getattr(callback, "logging_dir", "") is None:
+                callback.logging_dir = str(folder.parent / "logs")
         self.resident = resident
         self.spec = spec
         self.validation = list(validation)
         self.run_id = run_id
         self.hooks = hooks
         self.prompts = list(prompts)
-        self.best: dict[str, float] = {}
-        self.tokens = 0  # trained tokens of this process
-        self.busy = 0.0  # seconds spent in training steps of this process, without what was lent to others
+        self.track = Track()  # of the validations
+        self.probed: dict[str, Any] = {}  # what one step was measured to need
+        self.ended_early = False  # validation stopped improving
+        self.tokens = 0  # trained tokens
+        self.busy = 0.0  # seconds spent in training steps, without what was lent to others
         self.mark = (0, 0.0, 0)  # (tokens, busy, step) at the last logged step
         self.last_loss = math.nan
+        self._since: list[float] = []  # losses of the steps since the last validation
         self._substep = 0  # forward passes of the present optimizer step; an epoch's last step may have fewer
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -153,10 +161,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
-            raise Diverged(
-                f"The loss became {float(loss)} at step {self.state.global_step + 1}.",
-                "Lower the learning rate and start again, or resume from the last checkpoint, which is finite.",
-            )
+            raise self._diverged("loss", float(loss))
         self.tokens += int(tokens.sum())
         self.busy += time.perf_counter() - begin
         return loss
@@ -176,6 +181,16 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         nats = functional.cross_entropy(logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum")
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nats * processes / num_items_in_batch
+
+    def _diverged(self, what: str, value: float) -> Diverged:
+        return Diverged(f"The {what} became {value} at step {self.state.global_step + 1}.", "Lower the learning rate and start again; the last checkpoint is finite.")
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of the gradients; one that is no number would make every weight one too, after a loss that still was."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self._diverged("gradient", float(norm))
+        return norm
 
     @contextmanager
     def _dropped(self) -> Iterator[None]:
@@ -211,6 +226,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         seconds = max(self.busy - busy, 1e-9)
         left = self.state.max_steps - self.state.global_step
         self.last_loss = float(logs["loss"])
+        self._since.append(self.last_loss)
         self.hooks.log.append(
             "step",
             step=self.state.global_step,
@@ -221,44 +237,58 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             grad_norm=float(logs.get("grad_norm", math.nan)),
             tokens=self.tokens,
             tokens_per_second=round((self.tokens - tokens) / seconds, 1),
-            eta_seconds=round(left * self.busy / max(1, self._steps_here()), 1),
+            eta_seconds=round(left * self.busy / max(1, int(self.state.global_step)), 1),
         )
+        self._report(logs)
 
-    def _steps_here(self) -> int:
-        return int(self.state.global_step) - int(getattr(self, "_initial_global_step", 0))
+    def _report(self, logs: dict[str, Any]) -> None:
+        """Hands numbers to TensorBoard and its like, where the spec names them."""
+        if self.args.report_to:
+            self.control = self.callback_handler.on_log(self.args, self.state, self.control, {**logs, "epoch": self.state.epoch})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation loss as nats over tokens, and the answers to the sample prompts."""
-        mix = AsTrained(weights={self.resident.trainee_id: 1.0, **dict.fromkeys(self.resident.pinned, 1.0)})
+        """Validation loss as nats over tokens, and answers to the sample prompts beside those of the base."""
         metrics: dict[str, float] = {}
         if self.validation:
-            result = None
-            for _, scores in score(self.resident, self.validation, [mix]):
-                result = scores[0]
-                self.hooks.serve(SERVE_SECONDS)
-            assert result is not None
+            result = self._validate(validating.present(self.resident))
             metrics = {"eval_loss": result.loss}
-            self.best = min((self.best, {"step": self.state.global_step, "loss": result.loss}), key=lambda b: b.get("loss", math.inf))
-            rows = [[round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())]  # what tells a difference of two runs from chance
-            self.hooks.log.append("validation", step=self.state.global_step, loss=result.loss, perplexity=result.perplexity, tokens=result.tokens, rows=rows)
-        for prompt in self.prompts:
-            self._sample(prompt, mix)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self._heed(result)
+        for prompt, answers in validating.answers(self.resident, self.spec.kind, self.prompts, lambda: self.hooks.serve(SERVE_SECONDS / 4)):
+            self.hooks.log.append("sample", step=self.state.global_step, prompt=prompt, text=answers[-1]["text"], answers=answers)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _sample(self, prompt: str, mix: Mix) -> None:
-        tokenizer = self.resident.base.tokenizer
-        if self.spec.kind == "task":
-            ids = encode_chat(tokenizer, [{"role": "user", "content": prompt}], generate=True)
-        else:
-            ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
-        room = min(SAMPLE_TOKENS, self.resident.base.context - len(ids))
-        if room < 1:
-            return
-        writers: Any = []
-        for writers in generate(self.resident, [ids], [mix], [Sampling(max_new_tokens=room)]):
-            self.hooks.serve(SERVE_SECONDS / 4)
-        self.hooks.log.append("sample", step=self.state.global_step, prompt=prompt, text=writers[0].column(tokenizer).text)
+    def _validate(self, mix: Mix) -> Score:
+        return validating.validate(self.resident, self.validation, mix, lambda: self.hooks.serve(SERVE_SECONDS))
+
+    def _heed(self, result: Score) -> None:
+        """Writes a validation down; a new best one is saved, and one too many without a better ends the run."""
+        step = int(self.state.global_step)
+        training = sum(self._since) / len(self._since) if self._since else math.nan
+        self._since = []
+        scheduled = step % int(self.args.eval_steps) == 0 or step >= self.state.max_steps
+        self.track = self.track.seen(step, result.loss, training, scheduled)
+        track = self.track
+        self.hooks.log.append(
+            "validation",
+            step=step,
+            loss=result.loss,
+            perplexity=result.perplexity,
+            tokens=result.tokens,
+            training_loss=training,
+            gap=track.gap if step else math.nan,
+            best_step=track.best_step,
+            best_loss=track.best_loss,
+            overfitting=track.overfitting(self.spec.keep),
+            rows=[[round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())],  # what tells a difference of two runs from chance
+        )
+        self._report({"eval_loss": result.loss})
+        if step and track.best_step == step and self.spec.keep == "best":
+            self.control.should_save = True
+        if track.patience_over(self.spec.early_stopping) and step < self.state.max_steps:
+            self.ended_early = self.control.should_save = self.control.should_training_stop = True
+            waited = f"{track.waited} validations in a row brought nothing better than {track.best_loss:.4f} at step {track.best_step}"
+            self.hooks.log.append("note", text=f"Stopped early at step {step}: {waited}.")
 
     # --- checkpoints
 
@@ -275,29 +305,63 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """Writes, then commits; what the disk refuses is removed and the last good one stays."""
         root = Path(self.args.output_dir)
         folder = root / f"checkpoint-{self.state.global_step}"
-        size = sum(p.numel() * 4 for p in self.resident.peft.parameters() if p.requires_grad)  # type: ignore[union-attr]
+        trained = [p for p in self.resident.peft.parameters() if p.requires_grad]  # type: ignore[union-attr]
+        if not all(bool(p.isfinite().all()) for p in trained):
+            raise self._diverged("adapter", math.nan)  # it overflowed in the step that was just taken
+        size = sum(p.numel() * 4 for p in trained)
         if folder.exists():  # a resumed run passes its own steps again
-            shutil.rmtree(folder)
+            checkpoints.remove(folder)
         try:
             ensure_space(root, 3 * size)
             super()._save_checkpoint(model, trial)
+            write_json(folder / checkpoints.STATE, self._counted())
             checkpoints.commit(folder, self.run_id)
-        except (OSError, RuntimeError) as e:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise StorageError(
-                f"The checkpoint of step {self.state.global_step} could not be written ({e}).",
-                "Free some space; the run can be resumed from its last checkpoint.",
-            ) from e
-        except StorageError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        except (OSError, RuntimeError, StudioError, SafetensorError) as e:
+            checkpoints.remove(folder)
+            raise checkpoints.refused(e, root, 3 * size, int(self.state.global_step)) from e
         checkpoints.rotate(root)
         self.hooks.log.append("checkpoint", step=self.state.global_step)
+
+    def _counted(self) -> dict[str, Any]:
+        """What a resumed run has to know that Trainer does not."""
+        numbers = {"tokens": self.tokens, "busy": self.busy, "last_loss": self.last_loss}
+        return {"track": self.track.to_json(), "since": self._since, "ended_early": self.ended_early, **numbers}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fills the adapter in training; the stock way would also change which adapters are active."""
         folder = Path(resume_from_checkpoint)
-        self.resident.restore_trainee(load_file(folder / WEIGHTS), load_file(folder / START) if self.resident.anchored else None)
+        self.restore(folder)
+        if counted := checkpoints.state_of(folder):
+            self.track = Track.from_json(counted["track"])
+            self._since, self.tokens, self.busy = list(counted["since"]), int(counted["tokens"]), float(counted["busy"])
+            self.last_loss, self.ended_early = float(counted["last_loss"]), bool(counted["ended_early"])
+        self.mark = (self.tokens, self.busy, checkpoints.step_of(folder))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Puts a checkpoint's weights into the adapter in training, and into what it started from."""
+        self.resident.restore_trainee(load_file(checkpoint / WEIGHTS), load_file(checkpoint / START) if self.resident.anchored else None)
+
+    def take_up(self, checkpoint: Path | None) -> None:
+        """Trains to the end, from a checkpoint where there is one; one that is the end already is only loaded.
+
+        A kill may fall between the last checkpoint and the adapter's place in the library. Trainer would take a step
+        more from there, in the middle of an epoch.
+        """
+        if checkpoint:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= state.max_steps or checkpoints.state_of(checkpoint).get("ended_early"):
+                self._load_from_checkpoint(str(checkpoint))
+                self.state = state
+                return
+        self.args.eval_on_start = checkpoint is None  # a resumed run has validated the step it starts from, if that was due
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def best_checkpoint(self) -> Path | None:
+        """Where the adapter with the lowest validation loss lies, if that is another than the present one and it is to be kept."""
+        best = self.track.best_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{best}"
+        wanted = self.spec.keep == "best" and best and best != self.state.global_step
+        return folder if wanted and checkpoints.holds(folder, self.run_id) else None
 
 
 class _Manners(TrainerCallback):  # type: ignore[misc]
@@ -319,6 +383,9 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
             trainable_parameters=trainable,
             total_parameters=trainer.resident.base.parameters,
         )
+        if args.world_size == 1:
+            trainer.probed = memory.probe(trainer, trainer.spec, trainer.resident.base)
+            trainer.hooks.log.append("memory", what="probe", **trainer.probed)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._substep = 0
@@ -329,8 +396,10 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.trainer.hooks.serve(SERVE_SECONDS)
-        if self.trainer.hooks.stop_asked():
+        asked = self.trainer.hooks.stop_asked()
+        if asked:
             control.should_training_stop = True
             control.should_save = True
-            control.should_evaluate = True
+        if asked == "keep" or state.global_step >= state.max_steps:
+            control.should_evaluate = True  # what goes into the library has a validation loss
         return control

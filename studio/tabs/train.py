@@ -13,16 +13,17 @@ import gradio as gr
 from core.engine import Engine
 from core.spec import PRESETS, TrainSpec, resolve
 from studio import fields, guard, live, samples
-from studio.tree import title, view
+from studio.tree import Node, node, title, view
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "domain_dropout", "seed"),
-    "Adapter": ("rank", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "initialisation", "lora_plus_ratio"),
-    "Data": ("max_length", "packing", "overlap", "replay_share", "neftune_alpha"),
-    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "gradient_checkpointing"),
-    "Checks": ("eval_steps", "save_steps", "sample_prompts"),
+    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "domain_dropout", "seed"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "experts", "use_rslora", "use_dora", "initialisation"),
+    "Data": ("packing", "overlap", "replay_share", "neftune_alpha"),
+    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "lora_plus_ratio", "gradient_checkpointing"),
+    "Checks": ("eval_steps", "save_steps", "early_stopping", "keep", "sample_prompts", "report_to"),
 }
 ADVANCED = tuple(name for names in GROUPS.values() for name in names)
+WEIGHTY = ("batch_size", "max_length", "rank", "dropout", "optimizer", "gradient_checkpointing")  # what a run's memory follows from
 ALONE = ("Nothing: straight on the base model", "")
 
 
@@ -36,6 +37,7 @@ class TrainTab:
     preset: gr.Dropdown
     stack_on: gr.Dropdown
     advanced: fields.Fields
+    need: gr.HTML
     start: gr.Button
     picker: gr.Dropdown
     live: gr.HTML
@@ -61,11 +63,12 @@ def build(engine: Engine) -> TrainTab:
                 for group, names in GROUPS.items():
                     with gr.Accordion(group, open=group == "Run", elem_classes="quiet-fold"):
                         advanced |= fields.build(TrainSpec, names)
+            need = view(None)
             start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    return TrainTab(kind, dataset, name, preset, stack_on, advanced, start, picker, chart)
+    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart)
 
 
 def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
@@ -80,6 +83,9 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
     def looked_over(engine: Engine, values: dict[Any, Any]) -> Any:
         return start_button(engine, asked_for(tab, values))
 
+    def weighed(engine: Engine, values: dict[Any, Any]) -> Any:
+        return need(engine, values[tab.preset], asked_for(tab, values))
+
     def refilled(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
         return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
 
@@ -92,6 +98,8 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
+    for control in (tab.name, *(tab.advanced[n] for n in WEIGHTY)):
+        guard.on(control.change, engine, weighed, tab.form, [tab.need], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
     return listed
@@ -147,6 +155,12 @@ def start_button(engine: Engine, asked: dict[str, Any]) -> Any:
     """The button says what is still missing, and starts only when nothing is."""
     lacking = engine.missing(asked)
     return gr.update(value=lacking[0] if lacking else "Start training", interactive=not lacking)
+
+
+def need(engine: Engine, preset: str, asked: dict[str, Any]) -> Node | None:
+    """What the run would need of the device's memory, as the form stands; a note when that is more than there is."""
+    told = engine.estimate(resolve(asked["kind"], preset, asked))
+    return node("p", told["text"], cls="quiet below" if told.get("fits", True) else "note") if told["text"] else None
 
 
 def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool = False) -> dict[Any, Any]:

@@ -5,7 +5,7 @@ const root = element.querySelector(".live");
 const head = root.querySelector(".live-head"), plot = root.querySelector(".live-plot"), tail = root.querySelector(".live-tail");
 let run = "", cursor = 0, timer = 0, busy = false, series = null, drawn = false, samples = [], notes = [], last = null, latest = {};
 
-const fresh = () => ({ train: [[], []], smooth: [[], []], validation: [[], []], rate: [[], []] });
+const fresh = () => ({ train: [[], []], smooth: [[], []], validation: [[], []], gap: [[], []], rate: [[], []] });
 
 function truncate(pair, step) { // a resumed run repeats the steps after its checkpoint: the later ones count
   while (pair[0].length && pair[0][pair[0].length - 1] >= step) { pair[0].pop(); pair[1].pop(); }
@@ -14,7 +14,7 @@ function truncate(pair, step) { // a resumed run repeats the steps after its che
 // Adds points; returns whether the drawn points had to change (then the chart is drawn anew).
 function take(points) {
   let rewound = false;
-  for (const [name, pair] of [["train", series.train], ["rate", series.rate], ["validation", series.validation]]) {
+  for (const [name, pair] of [["train", series.train], ["rate", series.rate], ["validation", series.validation], ["gap", series.gap]]) {
     for (const [step, value] of points[name] || []) {
       if (pair[0].length && pair[0][pair[0].length - 1] >= step) {
         rewound = true;
@@ -40,6 +40,7 @@ function traces() {
     line("Training", series.train, c("--st-faint"), { line: { width: 1 }, trace: { hovertemplate: "%{y:.4f}" } }),
     line("Training, smoothed", series.smooth, c("--st-accent"), { trace: { hovertemplate: "%{y:.4f}" } }),
     line("Validation", series.validation, c("--st-task"), { trace: { mode: "lines+markers", marker: { size: 7, color: c("--st-task") }, hovertemplate: "%{y:.4f}" } }),
+    line("Gap (validation above training)", series.gap, c("--st-quiet"), { line: { width: 1.5, dash: "dot" }, trace: { hovertemplate: "%{y:.4f}" } }),
     line("Learning rate", series.rate, c("--st-mix"), { trace: { yaxis: "y2", hovertemplate: "%{y:.2e}", showlegend: false } }),
   ];
 }
@@ -68,8 +69,8 @@ async function paint(points, anew) {
   const fill = (name) => { const got = points[name] || []; return [got.map((p) => p[0]), got.map((p) => p[1])]; };
   const count = (points.train || []).length;
   const smooth = [series.smooth[0].slice(series.smooth[0].length - count), series.smooth[1].slice(series.smooth[1].length - count)];
-  const parts = [fill("train"), smooth, fill("validation"), fill("rate")];
-  const which = [0, 1, 2, 3].filter((i) => parts[i][0].length);
+  const parts = [fill("train"), smooth, fill("validation"), fill("gap"), fill("rate")];
+  const which = [0, 1, 2, 3, 4].filter((i) => parts[i][0].length);
   if (which.length) await Plotly.extendTraces(plot, { x: which.map((i) => parts[i][0]), y: which.map((i) => parts[i][1]) }, which);
 }
 
@@ -114,8 +115,10 @@ async function show(answer) {
   studio.draw(head, answer.head);
   samples = samples.concat(answer.samples || []);
   notes = notes.concat(answer.notes || []);
+  const voices = (s) => s.answers ? { tag: "div", cls: "voices", kids: s.answers.map((a, i) => ({
+    tag: "div", cls: "voice" + (i === s.answers.length - 1 ? " learning" : ""), kids: [{ tag: "small", kids: [a.who] }, { tag: "p", kids: [a.text] }] })) } : { tag: "p", kids: [s.text] };
   const list = samples.slice(-3).reverse().map((s) => ({ tag: "li", kids: [
-    { tag: "span", cls: "quiet", kids: ["Step " + s.step] }, { tag: "strong", kids: [s.prompt] }, { tag: "p", kids: [s.text] }] }));
+    { tag: "span", cls: "quiet", kids: ["Step " + s.step] }, { tag: "strong", kids: [s.prompt] }, voices(s)] }));
   const said = notes.slice(-3).map((n) => ({ tag: "p", cls: "note", kids: [n] }));
   studio.draw(tail, { tag: "div", kids: [...said, ...(list.length ? [{ tag: "h3", kids: ["Samples while training"] }, { tag: "ul", cls: "samples", kids: list }] : [])] });
   if (!run || answer.error) return 3000;

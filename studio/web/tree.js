@@ -102,7 +102,7 @@ window.studio = (() => {
     history.replaceState(null, "", url);
     let said = "Link copied";
     try { await navigator.clipboard.writeText(url.href); } catch { said = "The link is in the address bar"; }
-    const note = make({ tag: "div", cls: "note", attrs: { role: "status" }, kids: [said] });
+    const note = make({ tag: "div", cls: "passing", attrs: { role: "status" }, kids: [said] });
     document.body.append(note);
     setTimeout(() => note.remove(), 2500);
   }

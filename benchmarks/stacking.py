@@ -1,0 +1,105 @@
+"""A task on a domain: trained apart, stacked, or stacked with the domain dropped now and then?
+
+    python -m benchmarks.stacking --quick          one training seed
+    python -m benchmarks.stacking --seeds 0 1 2    three
+
+Knows three settings of one run and a table. All work is the engine's, with the embedded preset on the shipped
+domain; the domain adapter is trained once a seed. With --json the last line is one JSON object of named figures:
+`<way>/on/exact_match` is the mix of both adapters, `<way>/off/...` the task adapter alone.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from core.engine import Engine
+from core.evaluate.measure import Material
+from core.samples import Samples
+from core.spec import SEED, Mix, RunStatus, resolve
+
+WAYS: dict[str, dict[str, Any]] = {
+    "independent": {},
+    "stacked": {"domain_dropout": 0.0},
+    "stacked, dropped in half": {"domain_dropout": 0.5},
+}
+COLUMNS = (
+    ("on", "exact_match", "held-out EM %, domain on"),
+    ("on", "recall", "recall %, domain on"),
+    ("off", "general_exact_match", "general EM %, domain off"),
+    ("on", "general_exact_match", "general EM %, domain on"),
+    ("half", "exact_match", "held-out EM %, domain at 0.5"),
+    ("off", "general_perplexity", "general perplexity, domain off"),
+)
+
+
+def trained(engine: Engine, kind: str, changes: dict[str, Any], say) -> str:
+    """One run with the embedded preset; the id of its adapter."""
+    begin = time.monotonic()
+    run = engine.wait_run(engine.start_run(resolve(kind, "embedded", changes)))
+    assert run.status is RunStatus.DONE, run.error
+    say(f"{changes['name']}: {run.step} steps in {time.monotonic() - begin:.0f} s")
+    return run.adapter
+
+
+def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
+    """Way -> mix ("on", "half", "off") -> figures, of one training seed."""
+    samples = Samples()
+    with tempfile.TemporaryDirectory() as folder, Engine(Path(folder), base="embedded", quantization="none") as engine:
+        corpus = engine.import_dataset(samples.domain, "Domain", "domain", seed=SEED).id
+        pairs = engine.import_dataset([samples.task], "Task", "task", seed=SEED).id
+        domain = trained(engine, "domain", {"name": "Domain", "dataset": corpus, "seed": seed}, say)
+        mixes: list[Mix] = []
+        for way, changes in WAYS.items():
+            below = {} if way == "independent" else {"stack_on": domain}
+            task = trained(engine, "task", {"name": way, "dataset": pairs, "seed": seed, **below, **changes}, say)
+            weights = {"on": {task: 1.0, domain: 1.0}, "half": {task: 1.0, domain: 0.5}, "off": {task: 1.0}}
+            mixes += [Mix(name=f"{way}/{name}", weights=w) for name, w in weights.items()]
+        rows: dict[str, Any] = {}
+        material = Material(
+            questions={"": samples.questions(), "general": samples.general_questions()},
+            own={"general": samples.texts("general_heldout")},
+            cloze=samples.recall(),
+        )
+        for part in (mixes[:6], mixes[6:]):
+            progress = None
+            for progress in engine.measure(part, lambda: material, corpus, "Held-out questions", "test"):
+                pass
+            assert progress is not None
+            rows |= {row["name"]: row for row in engine.report(str(progress.report)).rows}
+    return {way: {name: rows[f"{way}/{name}"] for name in ("on", "half", "off")} for way in WAYS}
+
+
+def main() -> int:
+    """Train and measure, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the first seed only")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    found = []
+    for seed in seeds:
+        found.append(one_seed(seed, lambda line, seed=seed: print(f"seed {seed}: {line}", file=sys.stderr, flush=True)))
+        print(f"seed {seed}: done", file=sys.stderr, flush=True)
+    figures: dict[str, float] = {}
+    print("| a task | " + " | ".join(label for *_, label in COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    for way in WAYS:
+        cells = []
+        for mix, key, label in COLUMNS:
+            values = [seed[way][mix][key] for seed in found]
+            figures[f"{way}/{mix}/{key}"] = statistics.mean(values)
+            factor = 100 if "%" in label else 1
+            cells.append(" / ".join(f"{factor * v:.{0 if factor > 1 else 2}f}" for v in values))
+        print(f"| {way} | " + " | ".join(cells) + " |")
+    if args.json:
+        print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
