@@ -132,10 +132,13 @@ class Planner:
         for cell in cells:
             self._conduct.check(cell.spec)
         grid = grids.create(self._workspace, base, axes, name)
-        self._last = (time.monotonic(), wanted, grid.id)
-        for cell in grid.cells:
-            grid.runs[cell.index] = self._conduct.start_run(cell.spec, {"grid": grid.id, "cell": cell.index})
-            grids.save(self._workspace, grid)  # a grid that dies halfway knows the runs it has
+        self._last = (math.inf, wanted, grid.id)  # while its cells are queued, which takes a moment, it is this grid
+        try:
+            for cell in grid.cells:
+                grid.runs[cell.index] = self._conduct.start_run(cell.spec, {"grid": grid.id, "cell": cell.index})
+                grids.save(self._workspace, grid)  # a grid that dies halfway knows the runs it has
+        finally:
+            self._last = (time.monotonic(), wanted, grid.id)
         return grid
 
     def grids(self) -> list[Grid]:
