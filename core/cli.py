@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     before = _heed_sigterm()
     try:
-        with Engine(args.workspace, args.base, args.quantization, load=args.model and not getattr(args, "launcher", "")) as engine:
+        with Engine(args.workspace, args.base, _quantization(args), load=args.model and not getattr(args, "launcher", "")) as engine:
             value = args.verb(engine, args)
     except StudioError as e:
         if args.json:
@@ -58,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(value, ensure_ascii=False, default=_plain))
     return 0
+
+
+def _quantization(args: argparse.Namespace) -> str:
+    """As typed; where nothing was, as a preset that was typed asks for."""
+    typed, preset = str(args.quantization), getattr(args, "preset", None)
+    return (PRESETS[preset].quantization if preset and typed == "auto" else "") or typed
 
 
 def _heed_sigterm() -> Any:
@@ -78,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--workspace", type=Path, default=default_workspace(), help=f"Where everything is kept (or {WORKSPACE_VARIABLE}).")
     common.add_argument("--base", default="embedded", help='"embedded", a local folder, or a Hub id.')
-    common.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="4-bit nf4, none, or what suits the device.")
+    common.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="4-bit nf4, 8-bit int8, none, or what suits the device.")
     common.add_argument("--json", action="store_true", help="Print one JSON value as the last line.")
     top = argparse.ArgumentParser(prog="python -m core", description="Adapter Studio in the terminal.")
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
@@ -111,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
             if f.name != "kind":
                 _add_setting(p, f)
         _add_launch(p)
+
+    bases = group("bases", "Base models.")
+    add(bases, "list", _bases_list, "List the base models on this machine.")
+    add(bases, "download", _bases_download, "Download a base model from the Hub; goes on where an earlier one was cut off.").add_argument("name", help="A Hub id.")
 
     adapters = group("adapters", "The library.")
     add(adapters, "list", _adapters_list, "List adapters.")
@@ -238,6 +248,24 @@ def _data_list(engine: Engine, args: argparse.Namespace) -> Any:
     for d in engine.datasets():
         print(f"{d.id:<40} {d.kind:<7} {d.rows:>8} rows  {d.name}")
     return engine.datasets()
+
+
+def _bases_list(engine: Engine, args: argparse.Namespace) -> Any:
+    offers = engine.bases.offered()
+    for o in offers:
+        print(f"{o.name:<60} {o.kind:<14} {o.bytes / 1e6:>10.1f} MB  {o.why or o.place}")
+    return offers
+
+
+def _bases_download(engine: Engine, args: argparse.Namespace) -> Any:
+    bar = _Bar()
+    engine.bases.fetch(args.name)
+    while (at := engine.bases.fetching()) is not None and not at.over:
+        bar.show(at.done / at.total if at.total else 0.0, f"{at.name}: {at.done / 1e6:.1f} of {at.total / 1e6:.1f} MB")
+        time.sleep(SAMPLE_PRINT_SECONDS)
+    ended = engine.bases.wait_fetched()
+    bar.show(1.0, f"{ended.name}: {ended.total / 1e6:.1f} MB")
+    return ended
 
 
 def _train(engine: Engine, args: argparse.Namespace) -> Any:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}  # what brings each of them
 ENDS = {Diverged: RunStatus.DIVERGED, OutOfMemory: RunStatus.OUT_OF_MEMORY, DiskFull: RunStatus.DISK_FULL}  # how a run ends by an error
 CLICK_SECONDS = 2.0  # the same start twice within this time is one start
+WAITING_LIMIT = 256  # runs that wait in one studio
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Conductor:
         if before == spec and time.monotonic() - when < CLICK_SECONDS:
             return run_id
         dataset = self.check(spec)
+        self.room(1)
         run = runs.create(self._workspace, spec, self._base().name, dataset.sha256, extra)
         self._last_start = (time.monotonic(), spec, run.id)
         self._queue(run)
@@ -159,6 +161,15 @@ class Conductor:
         if spec.stack_on:
             self._stackable(spec)
         return dataset
+
+    def room(self, count: int) -> None:
+        """Refuses what would make the queue too long.
+
+        Raises:
+            Busy
+        """
+        if len(self._tickets) + count > WAITING_LIMIT:
+            raise Busy(f"{len(self._tickets)} runs are waiting already.", f"At most {WAITING_LIMIT} wait at once: cancel some, or wait.")
 
     def _stackable(self, spec: TrainSpec) -> None:
         """The adapter below is in the library, or a run that is before this one in the queue will put it there."""
@@ -357,11 +368,15 @@ class Conductor:
         """Queues a run again, from its newest checkpoint that verifies.
 
         Raises:
-            RunError: it is running, or it ended.
+            RunError: it is running, it ended, or it began on another base.
         """
         run = self.run(run_id)
         if not run.resumable:
             raise RunError(f"The run {run.name!r} cannot be resumed ({run.status.value}).", "Start a new run with the same settings.")
+        resident = self._loaded()
+        if resident is not None and run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
+            what = f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}."
+            raise RunError(what, "Change the base back, then resume it.")
         if run.spec.stack_on:
             self._stackable(run.spec)
         self._queue(run)

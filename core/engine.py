@@ -7,6 +7,7 @@ rooms are imported on the worker's thread, so that a page can be painted before 
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import launcher, library, mixes, votes
+from core.bases import Bases
 from core.composer import Composer
 from core.conductor import Conductor, Waiting
 from core.data import datasets
@@ -52,6 +54,7 @@ class BaseInfo:
     name: str
     loading: bool = True
     error: str = ""
+    failed: str = ""  # why another base that was asked for is not the resident one
     family: str = ""
     note: str = ""
     parameters: int = 0
@@ -62,6 +65,7 @@ class BaseInfo:
     chat_template: bool = False
     targets: tuple[str, ...] = ()
     memory_bytes: int = 0
+    expert_weights: int = 0  # numbers that one rank of an adapter on all experts has; 0 without experts
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Engine:
     Args:
         workspace: folder for everything that is kept; made if it is not there.
         base: "embedded", a local folder, or a Hub id.
-        quantization: "auto", "nf4" or "none".
+        quantization: "auto", "nf4", "int8" or "none".
         device: "auto", "cpu" or "cuda".
         load: load the base now; without it, only what needs no model works until `load()` is called.
     """
@@ -119,6 +123,7 @@ class Engine:
         self._worker = Worker()
         self.compose = Composer(self.workspace, self._worker, self._resident)
         self.conduct = Conductor(self.workspace, self._worker, self.base, self._resident, lambda: self._state.resident, lambda: self._samples.texts("general"))
+        self.bases = Bases(self.workspace, self._worker, self.base, lambda: self._state.resident, self._change)
         self.plan = Planner(self.workspace, self.conduct)
         self._choice = (base, quantization, device)
         self._asked = False
@@ -128,6 +133,7 @@ class Engine:
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint and can be resumed."""
         self.conduct.ask_to_close()
+        self.bases.stop_fetching()
         self._worker.close()
         self.conduct.release()
         if self._owner:
@@ -148,8 +154,34 @@ class Engine:
             self._info = BaseInfo(name=self._choice[0], loading=True)
             self._worker.post(lambda: self._load(*self._choice))
 
+    def _change(self, base: str, quantization: str) -> None:
+        """Begins to load another base in the place of the present one; returns at once."""
+        before, device = self._choice, self._choice[2]
+        self._asked = True
+        self._info = BaseInfo(name=base, loading=True)
+        self._worker.post(lambda: self._replace(before, base, quantization, device))
+
+    def _replace(self, before: tuple[str, str, str], base: str, quantization: str, device: str) -> None:
+        """On the worker's thread: the old base leaves before the new one comes, and is loaded again if that fails."""
+        resident = self._state.resident
+        if resident is not None and resident.trainee_id:  # a run began since the change was asked for
+            self._load(*before)
+            return
+        self._worker.end_streams(BaseModelError("The base model was changed while this was under way.", "Ask again."))
+        self._state.resident = resident = None
+        gc.collect()
+        self._load(base, quantization, device)
+        if self._state.resident is not None:
+            self._choice = (base, quantization, device)
+        elif before[0] != base or before[1] != quantization:
+            failed = self._info.error
+            self._load(*before)
+            if not self._info.error:
+                self._info = replace(self._info, failed=failed)
+
     def _load(self, base: str, quantization: str, device: str) -> None:
         try:
+            from core.model import experts
             from core.model.base import load_base
             from core.model.resident import Resident
 
@@ -168,6 +200,7 @@ class Engine:
                 chat_template=loaded.own_template,
                 targets=loaded.family.targets,
                 memory_bytes=int(loaded.model.get_memory_footprint()),
+                expert_weights=experts.weights_a_rank(loaded.model),
             )
         except StudioError as e:
             self._info = BaseInfo(name=base, loading=False, error=str(e))

@@ -31,7 +31,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".py", ".ckpt")
 # The fields of a LoraConfig that we read, with the only kinds of value that we accept.
 ALLOWED: dict[str, Callable[[Any], bool]] = {
     "peft_type": lambda v: v == "LORA",
-    "task_type": lambda v: v in (None, "CAUSAL_LM"),
+    "task_type": lambda v: v in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"),
     "r": lambda v: _is_rank(v),
     "lora_alpha": lambda v: _is_alpha(v),
     "lora_dropout": lambda v: isinstance(v, (int, float)) and 0 <= v < 1,

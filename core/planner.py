@@ -59,7 +59,8 @@ class Row:
 
     @property
     def ended(self) -> bool:
-        return self.run is not None and not self.run.status.alive
+        """It has learned what it will, and its adapter was kept."""
+        return self.run is not None and self.run.status in (RunStatus.DONE, RunStatus.STOPPED)
 
     def figures(self) -> dict[str, Any]:
         """Everything that the table says of it, by name; None where there is nothing."""
@@ -126,14 +127,18 @@ class Planner:
         wanted = (base, axes, name)
         if asked == wanted and time.monotonic() - when < CLICK_SECONDS:
             return self.grid(grid_id)
-        check_name(name)
-        for cell in grids.cells(base, axes, name):
+        cells = grids.cells(base, axes, check_name(name))
+        self._conduct.room(len(cells))
+        for cell in cells:
             self._conduct.check(cell.spec)
         grid = grids.create(self._workspace, base, axes, name)
-        self._last = (time.monotonic(), wanted, grid.id)
-        for cell in grid.cells:
-            grid.runs[cell.index] = self._conduct.start_run(cell.spec, {"grid": grid.id, "cell": cell.index})
-            grids.save(self._workspace, grid)  # a grid that dies halfway knows the runs it has
+        self._last = (math.inf, wanted, grid.id)  # while its cells are queued, which takes a moment, it is this grid
+        try:
+            for cell in grid.cells:
+                grid.runs[cell.index] = self._conduct.start_run(cell.spec, {"grid": grid.id, "cell": cell.index})
+                grids.save(self._workspace, grid)  # a grid that dies halfway knows the runs it has
+        finally:
+            self._last = (time.monotonic(), wanted, grid.id)
         return grid
 
     def grids(self) -> list[Grid]:

@@ -27,7 +27,7 @@ OPTIMIZERS = ("auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
 INITIALISATIONS = ("default", "pissa", "olora", "loftq")
 SWITCHES = ("auto", "on", "off")
 KEEPS = ("best", "last")
-QUANTIZATIONS = ("auto", "nf4", "none")
+QUANTIZATIONS = ("auto", "nf4", "int8", "none")
 KINDS = ("domain", "task")
 LAUNCHERS = ("", "torchrun", "accelerate")
 SHARDINGS = ("ddp", "fsdp")
@@ -235,6 +235,8 @@ class TrainSpec(Limited):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.experts and self.dropout:  # peft refuses it too, in its own words
+            raise SpecError(f"LoRA dropout is {self.dropout:g}, and adapters on experts have none.", "Set LoRA dropout to 0, or leave the experts out.")
         if self.use_dora and self.initialisation != "default":
             raise SpecError(f"DoRA and a {self.initialisation} start do not go together.", "Choose the default initialisation, or switch DoRA off.")
         if self.use_dora and self.stack_on:
@@ -244,6 +246,19 @@ class TrainSpec(Limited):
     def effective_batch(self) -> int:
         """Sequences per optimizer step."""
         return self.batch_size * self.accumulation
+
+
+def experts_said(weights_a_rank: int, rank: int, parameters: int) -> str:
+    """What training the experts of a base means, before it begins.
+
+    Args:
+        weights_a_rank: numbers that one rank has over all experts. parameters: of the base.
+    """
+    count = weights_a_rank * rank
+    return (
+        f"On all experts, rank {rank} is {count:,} trainable weights ({count / max(parameters, 1):.2%} of the base). Such an adapter can be mixed live with any "
+        "other; it cannot be baked or compared layer by layer, and peft's own add_weighted_adapter refuses it. Each step builds a full-size update of a layer's experts."
+    )
 
 
 @dataclass(frozen=True)
@@ -357,17 +372,35 @@ def by_depth(deep: str, shallow: str, name: str = "Domain deep, task shallow") -
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of training settings for bases of one size, one for each kind of adapter."""
+    """A named set of training settings for bases of one size, one for each kind of adapter.
+
+    Attributes:
+        label: what people read. family: the label of the family that it is meant for, or "".
+        quantization: how the base is meant to be loaded, or "" for any way.
+    """
 
     name: str
     help: str
     domain: dict[str, Any]
     task: dict[str, Any]
+    label: str = ""
+    family: str = ""
+    quantization: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name.capitalize()
 
     def settings(self, kind: str) -> dict[str, Any]:
         return dict(self.domain if kind == "domain" else self.task)
 
 
+_MISTRAL: dict[str, Any] = {
+    "rank": 16, "alpha": 32, "dropout": 0.05, "learning_rate": 2e-4, "batch_size": 4, "accumulation": 4, "epochs": 3.0, "max_length": 512,
+}  # fmt: skip
+_DIALOGPT: dict[str, Any] = {
+    "rank": 16, "alpha": 32, "dropout": 0.1, "learning_rate": 2e-4, "batch_size": 4, "accumulation": 1, "epochs": 3.0, "max_length": 256,
+}  # fmt: skip
 PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
@@ -379,6 +412,10 @@ PRESETS: dict[str, Preset] = {
                 "replay_share": 0.3, "warmup_ratio": 0.05, "keep": "last"},  # facts go on settling after the loss turns: recall .78 at the best step, .85 at the last
                {"learning_rate": 3e-4, "epochs": 6.0, "batch_size": 16, "accumulation": 1, "max_length": 128, "dropout": 0.0,
                 "domain_dropout": 0.5, "warmup_ratio": 0.05, "packing": False}),
+        Preset("mistral-7b-qlora", "A folder of Markdown or JSON sections into Mistral 7B: the base in 4 bits, every linear layer of its blocks.",
+               _MISTRAL, _MISTRAL, "Mistral 7B, QLoRA", "Mistral", "nf4"),
+        Preset("dialogpt", "Turns of a dialogue into DialoGPT (medium): short sequences, turns joined by the end token.", _DIALOGPT, _DIALOGPT, "DialoGPT",
+               "GPT-2 / DialoGPT"),
     )
 }
 

@@ -99,6 +99,31 @@ class Stream:
         return self.closed or time.monotonic() - self._read_at > LEASE_SECONDS
 
 
+class Errand:
+    """Something long that needs no model, such as a download, on a thread of its own.
+
+    Args:
+        job: is given the errand, and looks at `stopping` now and then.
+    """
+
+    def __init__(self, job: Callable[[Errand], None], name: str = "errand") -> None:
+        self.stopping = False
+        self._thread = threading.Thread(target=lambda: job(self), name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Asks it to end."""
+        self.stopping = True
+
+    def join(self, seconds: float) -> None:
+        """Waits for its end, for at most so many seconds."""
+        self._thread.join(seconds)
+
+
 class _Call:
     def __init__(self, job: Callable[[], Any]) -> None:
         self.job = job
@@ -171,6 +196,19 @@ class Worker:
             self._take()
             if time.monotonic() >= end:
                 return
+
+    @property
+    def streams(self) -> int:
+        """How many are being read or wait to be."""
+        return len(self._open)
+
+    def end_streams(self, error: StudioError) -> None:
+        """Ends every stream with an error, on the thread: what they stand on is about to go."""
+        while self._streams:
+            stream, generator = self._streams.popleft()
+            generator.close()
+            self._open.discard(stream)
+            stream.end(error)
 
     def close(self, seconds: float = 30.0) -> None:
         """Ends the thread after the step it is in; a run is expected to hear of it by its own flag."""

@@ -13,7 +13,7 @@ from core.engine import Engine
 from studio import samples
 from studio.tabs import train
 
-TABS = ("data", "train", "runs", "mix", "compare", "evaluate", "library")
+TABS = ("data", "train", "runs", "mix", "compare", "evaluate", "library", "base")
 Shown = tuple[Any, Any, Any]  # the selected tab, the dataset picker, the run picker
 
 

@@ -14,7 +14,7 @@ from core.errors import SpecError
 from studio import gate, guard, guide, theme, tree
 from studio.acts import act
 from studio.routes import routes
-from studio.tabs import compare, data, evaluate, insight, library, mix, runs, train
+from studio.tabs import base, compare, data, evaluate, insight, library, mix, runs, train
 from studio.web import ICON
 
 TITLE = "Adapter Studio"
@@ -42,6 +42,8 @@ def build(engine: Engine) -> gr.Blocks:
                 evaluate_tab = evaluate.build()
             with gr.Tab("Library", id="library"):
                 library_tab = library.build()
+            with gr.Tab("Base", id="base"):
+                base_tab = base.build()
 
         moved = top.moved
         mix.arrive(mix_tab, engine, page, tabs)
@@ -53,6 +55,7 @@ def build(engine: Engine) -> gr.Blocks:
         compare.wire(compare_tab, engine, moved, mix_tab.mixer)
         evaluate.wire(evaluate_tab, engine, moved, mix_tab.mixer)
         library.wire(library_tab, engine, moved)
+        base.wire(base_tab, engine, moved)
         shown = [tabs, data_tab.picker, train_tab.picker]
         for view in (top, data_tab.shown, train_tab.live, runs_tab.queue, runs_tab.grid.shared, mix_tab.mixer, library_tab.shelf):
             guard.look_again(guard.on(view.act, engine, act, None, shown))

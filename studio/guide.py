@@ -56,7 +56,7 @@ def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     engine.load()  # begun by the first page, so that no import of torch delays its painting
     base, datasets, adapters, runs = engine.base(), engine.datasets(), engine.adapters(), engine.runs()
     state = [
-        base.loading, base.error, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
+        base.loading, base.error, base.name, base.quantization, base.failed, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
         [(r.id, r.name, r.status.value) for r in runs], [(m.id, m.name) for m in engine.mixes()], [r.id for r in engine.reports()],
         engine.conduct.line_stamp(), [g.id for g in engine.plan.grids()],
     ]  # fmt: skip
@@ -125,14 +125,20 @@ def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[An
 def _bar(base: Any) -> Node:
     brand = node("div", node("span", cls="mark", aria_hidden="true"), node("strong", "Adapter Studio"), cls="brand")
     switch = node("button", node("span", "Theme", cls="hidden-text"), cls="icon theme", act={"do": "theme"}, title="Light or dark")
-    return node("div", brand, node("div", *[node("span", node("small", k), node("span", v), cls="spec") for k, v in _specs(base)], cls="specs"), switch, cls="topbar")
+    return node("div", brand, node("div", *[_spec(k, v) for k, v in _specs(base)], cls="specs"), switch, cls="topbar")
+
+
+def _spec(name: str, value: str) -> Node:
+    """One of them; the base leads to where it is changed."""
+    kids = node("small", name), node("span", value)
+    return node("button", *kids, cls="spec", act={"do": "tab", "tab": "base"}, title="Change the base model") if name == "Base" else node("span", *kids, cls="spec")
 
 
 def _specs(base: Any) -> list[tuple[str, str]]:
     """What the model that is resident is, in four words."""
     name = f"{show.base(base.name)} (loading)" if base.loading else show.base(base.name)
     size = f"{show.short(base.parameters)} parameters" if base.parameters else ""
-    bits = "4 bits (nf4)" if base.quantization == "nf4" else "not quantised"
+    bits = {"nf4": "4 bits (nf4)", "int8": "8 bits (int8)"}.get(base.quantization, "not quantised")
     memory = getattr(base, "memory_bytes", 0)
     facts = [("Base", " · ".join(filter(None, [name, size]))), ("Device", {"cuda": "GPU", "cpu": "CPU"}.get(base.device, base.device or show.NONE))]
     facts += [("Weights", bits)] if base.parameters else []

@@ -132,8 +132,7 @@ def parallel(found: Any) -> dict[str, Any] | None:
     line = {"color": [r.loss for r in rows], "colorscale": [[0, "--st-accent"], [1, "--st-base"]], "cmin": low, "cmax": high if high > low else low + 1e-9}
     fonts = {f"{which}font": {"size": 12, "color": colour} for which, colour in (("label", "--st-ink"), ("tick", "--st-soft"), ("range", "--st-quiet"))}
     trace = {"type": "parcoords", "line": line, "dimensions": dimensions, "unselected": {"line": {"color": "--st-line", "opacity": 0.25}}, **fonts}
-    layout = {"margin": {"l": 56, "r": 56, "t": 52, "b": 26}, "paper_bgcolor": "--st-card"}  # plotly draws a halo of this colour around the ticks
-    return plot.figure([trace], layout, height=320)
+    return plot.figure([trace], {"margin": {"l": 56, "r": 56, "t": 52, "b": 26}}, height=320)
 
 
 def _ordinal(label: str, values: Sequence[Any], axis: Sequence[Any]) -> dict[str, Any]:

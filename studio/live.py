@@ -105,8 +105,8 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
 
 
 def _memory(told: dict[str, Any] | None) -> Node | None:
-    """What one real step was measured to need, where it was, beside the estimate."""
-    if not told or told.get("what") != "probe" or not told.get("measured_step"):
+    """What one real step was measured to need beside the estimate, where it is enough to be measured."""
+    if not told or told.get("what") != "probe" or not told.get("ratio"):
         return None
     mega = 1e6
     text = f"The longest batch needs {told['measured_step'] / mega:,.0f} MB ({told['measured_as']}; {told['estimated_step'] / mega:,.0f} MB were estimated)"
@@ -126,8 +126,8 @@ def _data(told: dict[str, Any] | None) -> Node | None:
 def _buttons(run: Any) -> list[Node]:
     if run.status in (RunStatus.RUNNING, RunStatus.QUEUED):
         text = "Stop and keep" if run.status is RunStatus.RUNNING else "Take out of the queue"
-        pause = [button("Pause", {"do": "pause", "run": run.id}, "quiet push")] if run.status is RunStatus.RUNNING else []
-        return [*pause, button(text, {"do": "stop", "run": run.id}, "quiet" if pause else "quiet push")]
+        pause = button("Pause", {"do": "pause", "run": run.id}, "quiet") if run.status is RunStatus.RUNNING else None
+        return [node("div", pause, button(text, {"do": "stop", "run": run.id}, "quiet"), cls="row push")]
     if run.resumable:
         return [button("Resume", {"do": "resume", "run": run.id}, "primary push")]
     if run.status in (RunStatus.DONE, RunStatus.STOPPED):

@@ -130,7 +130,7 @@ def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_sa
         assert adapter.results["kept_step"] == wanted and adapter.results["steps"] == 60 and adapter.results["best_step"] == best
         assert adapter.results["validation_loss"] == validations[wanted] and adapter.results["last_validation_loss"] == validations[60]
         said = kinds(engine, run.id, "validation")[-1]["overfitting"]
-        assert said.startswith(f"Validation has not improved since step {best} while training loss fell by 0.") and ("will be kept" in said) is (keep == "best")
+        assert said.startswith(f"Validation has not improved since step {best} while training loss fell by 0.") and ("the run keeps" in said) is (keep == "best")
         kept[keep] = (adapter, load_file(engine.workspace.path("adapters", adapter.id, "adapter_model.safetensors")))
     assert kept["best"][0].sha256 != kept["last"][0].sha256
     measured = engine.evaluate([_mix(kept["best"][0].id), _mix(kept["last"][0].id)], kept["best"][0].metadata["dataset"]["id"], "val", general=False).last()
@@ -188,7 +188,7 @@ def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_
     assert both_stuck.overfitting("best") == "", "nothing is learned by heart"
     worse = track.seen(20, 2.1, 2.0).seen(30, 2.4, 1.25)
     assert worse.overfitting("best") == (
-        "Validation has not improved since step 10 while training loss fell by 1.25: likely overfitting; the adapter of step 10 will be kept."
+        "Validation has not improved since step 10 while training loss fell by 1.25: likely overfitting; the run keeps the adapter of step 10."
     )
     assert "keep the best one instead" in worse.overfitting("last") and worse.seen(40, 1.9, 1.0).overfitting("best") == ""
 
@@ -248,8 +248,8 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
     inner = checkpoints.commit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def commit(folder: Path, run_id: str) -> None:
-        inner(folder, run_id)
+    def commit(folder: Path, run_id: str, processes: int = 1) -> None:
+        inner(folder, run_id, processes)
         if checkpoints.step_of(folder) == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
 

@@ -172,12 +172,12 @@ def test_models_that_do_not_keep_sequences_apart_are_told_by_what_they_do(tmp_pa
     assert "encoder-decoder" in mingled(resident_of("t5", tmp_path / "t5"))
 
 
-FAST: dict[str, Any] = {"learning_rate": 5e-3, "max_length": 96, "rank": 4, "alpha": 8, "dropout": 0.0, "max_steps": 2, "eval_steps": 2}
+FAST: dict[str, Any] = {"learning_rate": 5e-3, "max_length": 96, "rank": 4, "alpha": 8, "dropout": 0.0, "max_steps": 2, "eval_steps": 9, "save_steps": 9}
 
 
-@pytest.fixture
-def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
-    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as made:
+@pytest.fixture(scope="module")
+def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine(tmp_path_factory.mktemp("packing"), str(tiny_base), device="cpu") as made:
         yield made
 
 
@@ -187,6 +187,7 @@ def events(engine: Engine, spec: TrainSpec, kind: str) -> list[dict[str, Any]]:
     return [e for e in engine.run_events(run.id)[0] if e["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_rows(engine: Engine, pairs: Path) -> None:
     """The loss of a step is one sum of nats over one sum of tokens, also of rows with few and with many trained tokens."""
     data = engine.import_dataset([pairs], "Pairs", "task")
@@ -201,6 +202,7 @@ def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_r
     assert packed == pytest.approx(padded, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(engine: Engine, pairs: Path, tmp_path: Path) -> None:
     papers = tmp_path / "papers.txt"
     papers.write_text("\n\n---\n\n".join(" ".join(SENTENCES[i : i + 4]) for i in range(0, 48, 4)), encoding="utf-8")
@@ -218,6 +220,7 @@ def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(engine: Engine, pairs:
     assert cut["trained"] == long["trained"], "overlapped tokens are read twice and trained once"
 
 
+@pytest.mark.slow
 def test_the_rows_of_an_epoch_are_shuffled_by_the_seed(engine: Engine, corpus: Path) -> None:
     text = engine.import_dataset([corpus], "Corpus", "domain")
     spec: dict[str, Any] = {"kind": "domain", "dataset": text.id, **FAST, "max_steps": 4, "batch_size": 1, "accumulation": 1, "learning_rate": 1e-7}

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core import conductor
 from core.engine import Engine
 from core.errors import Busy, RunError
 from core.spec import RunStatus, TrainSpec
@@ -42,6 +44,13 @@ def gate(engine: Engine) -> Iterator[threading.Event]:
 def spec(engine: Engine, corpus: Path, name: str, **changes: Any) -> TrainSpec:
     data = next(iter(engine.datasets()), None) or engine.import_dataset([corpus], "Corpus", "domain")
     return TrainSpec(**{"kind": "domain", "name": name, "dataset": data.id, **FAST, **changes})
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
 
 
 def queued(engine: Engine) -> list[str]:
@@ -141,6 +150,28 @@ def test_another_process_moves_and_cancels_what_waits_here(engine: Engine, corpu
     assert engine.wait_run(ids["A"]).status is RunStatus.STOPPED
     assert [engine.wait_run(ids[n]).status for n in "CB"] == [RunStatus.DONE] * 2
     assert began(engine) == ["C", "B"]
+
+
+def test_a_run_that_trains_hears_what_another_process_takes_out_of_the_line(engine: Engine, corpus: Path) -> None:
+    first = engine.start_run(spec(engine, corpus, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100_000))
+    second = engine.start_run(spec(engine, corpus, "Waits"))
+    until(lambda: engine.run(first).step > 2)
+    lineup.cancel(engine.workspace, [second])
+    until(lambda: engine.run(second).status is RunStatus.STOPPED)
+    assert engine.run(first).status is RunStatus.RUNNING
+    engine.stop_run(first)
+    assert engine.wait_run(first).status is RunStatus.STOPPED and began(engine) == ["Long"]
+
+
+def test_the_queue_has_a_limit_that_a_grid_cannot_pass_either(engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conductor, "WAITING_LIMIT", 2)
+    engine.start_run(spec(engine, corpus, "A"))
+    with pytest.raises(Busy, match="1 runs are waiting already.*At most 2"):
+        engine.plan.start(spec(engine, corpus, "Grid"), {"rank": [1, 2]}, "Grid")
+    engine.start_run(spec(engine, corpus, "B"))
+    with pytest.raises(Busy):
+        engine.start_run(spec(engine, corpus, "C"))
+    assert queued(engine) == ["A", "B"] and engine.plan.grids() == []
 
 
 WAITING = """

@@ -142,3 +142,29 @@ def test_t24_too_many_streams_are_refused(worker: Worker) -> None:
     gate.set()
     for s in streams:
         s.close()
+
+
+def test_the_worker_asks_which_run_is_next_and_an_order_that_cannot_be_read_costs_no_run(worker: Worker) -> None:
+    gate, held, begun = threading.Event(), threading.Event(), []
+    asked: list[list[str]] = []
+
+    def choose(waiting: Any) -> str:
+        asked.append(list(waiting))
+        if len(waiting) == 2:
+            raise ValueError("no order")
+        return "c" if "c" in waiting else waiting[0]
+
+    def hold() -> None:
+        held.set()
+        gate.wait(5)
+
+    worker.choose = choose
+    worker.run(hold, "held")
+    assert held.wait(5)
+    for name in "abc":
+        worker.run(lambda name=name: begun.append(name), name)
+    gate.set()
+    end = time.monotonic() + 5
+    while len(begun) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert begun == ["c", "a", "b"] and asked == [["held"], ["a", "b", "c"], ["a", "b"], ["b"]]

@@ -29,6 +29,7 @@ from core.model.factors import Pair, concat, distance, kept, norm, padded, spect
 from core.model.generate import speaking
 from core.model.resident import Resident
 from core.model.scoring import divergence
+from core.model.stepping import listened
 from core.model.updates import PREFIX, Stored, Weigh, depth_of, layer_of, short, stored, weigher
 from core.progress import Progress
 from core.spec import Mix
@@ -237,7 +238,7 @@ def _keep(resident: Resident, mix: Mix, spec: BakeSpec, rank: int, parts: Sequen
     ensure_space(resident.workspace.root / "adapters", sum(t.nbytes for t in tensors.values()))
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": base.family.task_type,
         "base_model_name_or_path": base.name,
         "r": rank,
         "lora_alpha": rank,
@@ -297,7 +298,7 @@ def _heard(resident: Resident, mix: Mix, adapter: Adapter, probe: Sequence[int],
     mixes = [mix, Mix(weights={adapter.id: 1.0})]
     resident.ensure(mixes)
     with speaking(resident, resident.rows(mixes)):
-        live, baked = base.model(input_ids=ids.repeat(2, 1).to(base.device), use_cache=False).logits.float()
+        live, baked = listened(base.model, ids.repeat(2, 1).to(base.device)).float()
     difference, largest = float((live - baked).abs().max()), float(live.abs().max())
     full_precision = base.quantization == "none" and base.model.dtype == torch.float32
     if exact and full_precision and not difference <= LOGIT_LIMIT * max(1.0, largest):

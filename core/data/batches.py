@@ -10,21 +10,43 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from core.data import pairs
 
 IGNORED = -100  # the label that cross entropy skips
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sequence, which of them are trained on and scored, and how many were cut off."""
+    """Token ids of one sequence, which of them are trained on and scored, and how many were cut off.
+
+    Attributes:
+        source: what the encoder reads, where the base has one; then `ids` are the decoder's, from its start token on.
+    """
 
     ids: list[int]
     mask: list[int]
     lost: int = 0
+    source: list[int] = field(default_factory=list)
+
+    @property
+    def row(self) -> dict[str, list[int]]:
+        """As `collate` takes it."""
+        return {"input_ids": self.ids, "trained": self.mask, **({"source": self.source} if self.source else {})}
+
+    @property
+    def length(self) -> int:
+        """Tokens that a forward reads."""
+        return len(self.ids) + len(self.source)
+
+
+def reads_apart(tokenizer: Any) -> bool:
+    """Does an encoder read and a decoder write? `load_base` tells the tokenizer where a decoder starts."""
+    return getattr(tokenizer, "writes_from", None) is not None
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], generate: bool) -> list[int]:
@@ -71,6 +93,9 @@ def encode_task(tokenizer: Any, messages: Sequence[dict[str, str]], max_length: 
     A sequence that is too long loses its beginning first, then the end of its last completion. An answer
     that has lost its own beginning is context only.
     """
+    if reads_apart(tokenizer):
+        read = encode_chat(tokenizer, messages[:-1], generate=True)
+        return _apart(pairs.task(tokenizer, read, messages[-1]["content"], max_length))
     whole = encode_chat(tokenizer, messages, generate=False)
     spans = [s for i, m in enumerate(messages) if m["role"] == "assistant" for s in [_answer(tokenizer, messages, i, whole, ends)] if s]
     if not spans:
@@ -117,18 +142,42 @@ def encode_text(tokenizer: Any, text: str, max_length: int, own: bool = False) -
 
     Args:
         own: the text is ours, and special tokens that are written out in it are meant.
+
+    A base that reads and writes apart is asked to fill in gaps, the same ones every time.
     """
     eos = tokenizer.eos_token_id
     ids = [*tokenizer(text, add_special_tokens=False, split_special_tokens=not own)["input_ids"], eos]
+    if reads_apart(tokenizer):
+        return [_apart(pairs.gapped(tokenizer, part, pairs.fixed_dice(part))) for part in pairs.windows(tokenizer, ids, max_length)]
     size = max_length - 1
     return [Encoded([eos, *ids[i : i + size]], [0] + [1] * len(ids[i : i + size])) for i in range(0, len(ids), size)]
 
 
 def encode_prefix(tokenizer: Any, prompt: str, completion: str) -> Encoded:
     """A raw text whose end is scored: a cloze. `completion` starts with its own space where it has one."""
+    if reads_apart(tokenizer):
+        return _apart(pairs.prefix(tokenizer, prompt, completion))
     head = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     tail = tokenizer(completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return Encoded([tokenizer.eos_token_id, *head, *tail], [0] * (1 + len(head)) + [1] * len(tail))
+
+
+def encode_opening(tokenizer: Any, text: str) -> list[int]:
+    """The beginning of a text that is to be gone on with."""
+    if reads_apart(tokenizer):
+        return pairs.opening(tokenizer, text)
+    return [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+
+
+def encode_gaps(tokenizer: Any, documents: Iterable[list[int]], max_length: int, seed: int) -> list[list[Encoded]]:
+    """Documents in parts for a base that reads and writes apart; where their gaps are is drawn from the seed, once for a run."""
+    dice = random.Random(seed)
+    return [[_apart(pairs.gapped(tokenizer, part, dice)) for part in pairs.windows(tokenizer, doc, max_length)] for doc in documents]
+
+
+def _apart(sides: pairs.Sides) -> Encoded:
+    ids, mask, source = sides
+    return Encoded(ids, mask, source=source)
 
 
 def encode_documents(tokenizer: Any, texts: Iterable[str], own: bool = False) -> Iterator[list[int]]:
@@ -162,10 +211,21 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
     Returns:
         input_ids, attention_mask, labels: (B, T). Labels are masked where nothing is trained; a pad
         token inside a text (GPT-2 pads with eos) still counts, because the mask decides, not the id.
+        Of rows with a `source`, input_ids and attention_mask are the encoder's, (B, S), and decoder_input_ids
+        and labels (B, T - 1): a decoder's labels are what comes next, as transformers wants them.
         Rows that are packed (with `lengths` of their sequences) come with position_ids (B, T) instead of
         a mask, which is how transformers knows that they are (`masking_utils`), and with `sizes` (B,),
         the tokens of each row; padding is one more sequence, which nobody sees.
     """
+    if "source" in rows[0]:
+        written = collate([{k: v for k, v in r.items() if k != "source"} for r in rows], pad)
+        read, seen = pad_right([r["source"] for r in rows], pad)
+        return {
+            "input_ids": read,
+            "attention_mask": seen,
+            "decoder_input_ids": written["input_ids"][:, :-1],
+            "labels": written["labels"][:, 1:].contiguous(),
+        }
     longest = max(len(r["input_ids"]) for r in rows)
     packed = "lengths" in rows[0]
     ids = torch.full((len(rows), longest), pad, dtype=torch.long)
@@ -180,6 +240,12 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
     if packed:
         return {"input_ids": ids, "position_ids": seen, "labels": labels, "sizes": torch.tensor([len(r["input_ids"]) for r in rows])}
     return {"input_ids": ids, "attention_mask": seen, "labels": labels}
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What encoders read: (ids, attention mask), each (B, S), padded on the right."""
+    ids, attention = pad_left([row[::-1] for row in rows], pad)
+    return ids.flip(1), attention.flip(1)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

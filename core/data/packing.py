@@ -108,9 +108,9 @@ def arranged(sequences: Sequence[Encoded], width: int, packed: bool) -> tuple[li
     kept = [e for e in sequences if any(e.mask[1:])]
     if not kept:
         raise SpecError("Nothing in the training split is left to learn from.", "Give longer texts, or raise max length.")
-    rows = _packed(kept, width) if packed else [{"input_ids": e.ids, "trained": [0, *e.mask[1:]]} for e in kept]
-    tokens = sum(len(r["input_ids"]) for r in rows)
-    widest = width if packed else max(len(r["input_ids"]) for r in rows)
+    rows = _packed(kept, width) if packed else [{**e.row, "trained": [0, *e.mask[1:]]} for e in kept]
+    tokens = sum(e.length for e in kept)
+    widest = width if packed else max(e.length for e in kept)
     account = Account(
         rows=len(rows),
         sequences=len(kept),

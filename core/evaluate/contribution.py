@@ -17,6 +17,7 @@ from core.errors import SpecError
 from core.evaluate.measure import Progress
 from core.model.generate import encode_prompt, generate, speaking
 from core.model.resident import Resident
+from core.model.stepping import continued
 from core.spec import Mix, Sampling
 
 
@@ -120,9 +121,9 @@ def contribute(
 
 def _likelihoods(resident: Resident, prefix: Sequence[int], ids: Sequence[int], variants: int) -> torch.Tensor:
     """Log-probabilities of an answer's tokens after a prompt, in every row of the engaged batch: (V, T)."""
-    tokens = torch.tensor([[*prefix, *ids]], device=resident.base.device).expand(variants, -1)
-    logits = resident.base.model(input_ids=tokens, use_cache=False, logits_to_keep=len(ids) + 1).logits[:, :-1]
-    return logits.float().log_softmax(-1).gather(-1, tokens[:, len(prefix) :, None])[..., 0]
+    logits = continued(resident.base, prefix, ids, variants)
+    said = torch.tensor(list(ids), device=logits.device).expand(variants, -1)
+    return logits.float().log_softmax(-1).gather(-1, said[..., None])[..., 0]
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -27,6 +27,7 @@ from core.model.factors import Pair, Spectrum, chance_cosine, chance_overlap, in
 from core.model.generate import speaking
 from core.model.resident import Resident
 from core.model.scoring import divergence
+from core.model.stepping import listened
 from core.model.updates import depth_of, layer_of, layers_of, resident_updates, short, weight_in
 from core.progress import Progress
 from core.spec import Mix
@@ -325,7 +326,7 @@ def listen(resident: Resident, mix: Mix, prompts: Sequence[Sequence[int]]) -> It
         resident.ensure([mix])
         tokens = torch.tensor([list(prompt)] * len(mixes), device=resident.base.device)
         with speaking(resident, resident.rows(mixes)), _contributions(resident, mix, ids, sums):
-            logits = resident.base.model(input_ids=tokens, use_cache=False).logits  # (parts + 2, T, V)
+            logits = listened(resident.base.model, tokens)  # (parts + 2, T, V)
             moved += divergence(logits[-1], logits[0])
             for i in range(len(ids)):
                 to_parts[i] += divergence(logits[-1], logits[i + 1])

@@ -26,6 +26,7 @@ from core.evaluate.weightmap import WeightMap
 from core.model.base import differentiable
 from core.model.resident import Resident
 from core.model.scoring import row_nats
+from core.model.stepping import predicted
 from core.spec import SEED, WEIGHT_LIMIT, Mix
 
 ADAPTER_LIMIT = 6
@@ -277,8 +278,7 @@ def slope(resident: Resident, plan: LearnPlan, batch: dict[str, torch.Tensor], l
             slant = mixer.tensor([{resident.peft_name(a): t for a, t in lean.items()}])[0].to(weights.device)
             row = torch.stack([row * (1 - slant), row * (1 + slant)]).unsqueeze(1)  # the first and the last layer
         with learning(resident, row.expand(*row.shape[:-2], len(batch["input_ids"]), -1)):
-            logits = resident.base.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-            nats = row_nats(logits, batch["labels"]).sum()
+            nats = row_nats(*predicted(resident.base.model, batch)).sum()
             (gradient,) = torch.autograd.grad(nats, weights)
     return float(nats.detach()), gradient
 
@@ -339,9 +339,9 @@ def _bfgs(inverse: torch.Tensor | None, moved: torch.Tensor, change: torch.Tenso
 
 
 def _batches(resident: Resident, encoding: Encoding) -> list[dict[str, torch.Tensor]]:
-    ordered = sorted(encoding.sequences, key=lambda e: len(e.ids))
+    ordered = sorted(encoding.sequences, key=lambda e: e.length)
     parts = [ordered[i : i + GRADIENT_ROWS] for i in range(0, len(ordered), GRADIENT_ROWS)]
-    made = [collate([{"input_ids": e.ids, "trained": e.mask} for e in part], resident.base.tokenizer.pad_token_id) for part in parts]
+    made = [collate([e.row for e in part], resident.base.tokenizer.pad_token_id) for part in parts]
     return [{k: v.to(resident.base.device) for k, v in batch.items()} for batch in made]
 
 

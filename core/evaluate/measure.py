@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.data.batches import Encoded, encode_chat, encode_prefix, encode_task, encode_text
+from core.data.batches import Encoded, encode_chat, encode_opening, encode_prefix, encode_task, encode_text
 from core.evaluate.metrics import exact_match, f1, normalise
 from core.model.generate import generate
 from core.model.resident import Resident
@@ -117,7 +117,7 @@ def _recall(resident: Resident, mix: Mix, cloze: Sequence[tuple[str, str]], figu
     hits = 0
     for start in range(0, len(cloze), 2 * BATCH_QUESTIONS):
         batch = cloze[start : start + 2 * BATCH_QUESTIONS]
-        prompts = [encode_prefix(tokenizer, p, "").ids for p, _ in batch]
+        prompts = [encode_opening(tokenizer, p) for p, _ in batch]
         lengths = [len(encode_prefix(tokenizer, "", c).ids) + 1 for _, c in batch]
         writers: Any = []
         for writers in generate(resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=n) for n in lengths]):

@@ -9,23 +9,24 @@ import contextlib
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from core.errors import BaseModelError
+from core.hub import EMBEDDED as EMBEDDED  # those who load it find it here too
+from core.hub import locate as locate
+from core.model.experts import pack as pack_experts
 from core.model.families import Family, family_of
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "embedded-base"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FALLBACK_CONTEXT = 512  # tokens, where neither the config nor the tokenizer names a limit
 SAMPLE_BYTES = 1 << 20  # read from each end of a large weight file for its fingerprint
 
 
@@ -37,8 +38,8 @@ class Base:
         name: what the user asked for ("embedded", a folder, a Hub id).
         model: the frozen transformers model, in eval mode.
         fingerprint: hex digest of the weights and config; the same for a copy in another place.
-        quantization: "nf4" or "none".
-        context: longest sequence in tokens.
+        quantization: "nf4", "int8" or "none".
+        context: longest sequence in tokens; where an encoder reads and a decoder writes, of each.
     """
 
     name: str
@@ -67,24 +68,6 @@ def choose_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
-def locate(name: str) -> tuple[str, bool]:
-    """Where a base comes from: (path or Hub id, is it local).
-
-    Raises:
-        BaseModelError: neither "embedded", nor a folder with a config.json, nor a Hub id.
-    """
-    if name == "embedded":
-        return str(EMBEDDED), True
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise BaseModelError(f"The folder {folder.name!r} has no config.json.", "Give a folder saved by transformers' save_pretrained.")
-        return str(folder.resolve()), True
-    if HUB_ID.fullmatch(name):
-        return name, False
-    raise BaseModelError(f"{name!r} is no base model.", 'Use "embedded", a local folder, or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".')
-
-
 def fingerprint(folder: Path) -> str:
     """A digest of a model folder that does not depend on where it lies.
 
@@ -111,7 +94,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
 
     Args:
         name: "embedded", a local folder, or a Hub id.
-        quantization: "nf4" (4 bits, double quantisation; works on the CPU too), "none", or "auto":
+        quantization: "nf4" (4 bits, double quantisation; works on the CPU too), "int8" (LLM.int8()), "none", or "auto":
             nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
         device: "auto", "cpu" or "cuda".
         sharded: it will be spread over processes: 4-bit weights are stored in the compute type, which is what FSDP can cut up.
@@ -119,7 +102,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
     Raises:
         BaseModelError: not found, gated, offline, an unsupported architecture, or a broken folder.
 
-    Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation).
+    Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation); Dettmers et al. 2022, arXiv 2208.07339 (int8).
     """
     source, local = locate(name)
     transformers_logging.disable_progress_bar()  # the page and the terminal show progress of their own
@@ -132,19 +115,16 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
     try:
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config)
-        if family.seq2seq:
-            raise BaseModelError(f"{name!r} is an encoder-decoder model ({family.label}).", "Choose a causal language model.")
         _refuse_prequantized(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        extra: dict[str, Any] = {}
-        if quantization == "nf4":
-            extra["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-                **({"bnb_4bit_quant_storage": dtype} if sharded else {}),
-            )
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, device_map={"": place}, attn_implementation="sdpa", use_safetensors=True, **common, **extra
+        auto = AutoModelForSeq2SeqLM if family.seq2seq else AutoModelForCausalLM
+        model = auto.from_pretrained(
+            source, dtype=dtype, device_map={"": place}, attn_implementation=_attention(auto, config), use_safetensors=True,
+            **common, **_quantised(quantization, dtype, sharded),
         )
+        parameters = _count(model)
+        if quantization == "nf4":
+            pack_experts(model)
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
@@ -155,6 +135,8 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         tokenizer.chat_template = family.template
     if tokenizer.pad_token_id is None:  # batches mask by attention, never by this id
         tokenizer.pad_token = tokenizer.eos_token
+    if family.seq2seq:
+        tokenizer.writes_from = model.config.decoder_start_token_id
     return Base(
         name=name,
         model=model,
@@ -163,10 +145,31 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         fingerprint=fingerprint(folder_of(source, local)),
         quantization=quantization,
         device=place,
-        context=int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024)),
-        parameters=_count(model),
+        context=_context(config, tokenizer),
+        parameters=parameters,
         own_template=own_template,
     )
+
+
+def _quantised(quantization: str, dtype: torch.dtype, sharded: bool) -> dict[str, Any]:
+    """What `from_pretrained` is told of a quantisation."""
+    if quantization == "nf4":
+        stored = {"bnb_4bit_quant_storage": dtype} if sharded else {}
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, **stored)
+        return {"quantization_config": four}
+    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantization == "int8" else {}
+
+
+def _attention(auto: Any, config: Any) -> str:
+    """The attention kernel, always named by us and never by a config file; a few models (Gemma 2, with its capped scores) have only the plain one."""
+    kind = auto._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
+
+
+def _context(config: Any, tokenizer: Any) -> int:
+    """Longest sequence; T5 counts distances and names no limit, so what its tokenizer was made for counts."""
+    named = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0)
+    return int(named or (tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else FALLBACK_CONTEXT))
 
 
 @contextlib.contextmanager
@@ -190,10 +193,23 @@ def differentiable(model: Any) -> Iterator[None]:
 
 
 def _refuse_prequantized(name: str, config: Any) -> None:
-    """An fp8 checkpoint (MiniMax-M2's published one) cannot be loaded in 4 bits on top."""
-    method = (getattr(config, "quantization_config", None) or {}).get("quant_method", "")
-    if method and "bitsandbytes" not in method:
-        raise BaseModelError(f"{name!r} is already quantised ({method}).", "Choose a 16-bit version of the model: adapters are trained on that, in 4 bits.")
+    """A checkpoint that is packed already cannot be packed again, nor can adapters be trained on all kinds of it.
+
+    Raises:
+        BaseModelError: with how to get a 16-bit copy of an fp8 one, as MiniMax-M2 is published.
+    """
+    packed = getattr(config, "quantization_config", None) or {}
+    method = packed.get("quant_method", "") if isinstance(packed, dict) else str(getattr(packed, "quant_method", ""))
+    if not method or "bitsandbytes" in method:
+        return
+    fix = "Choose a 16-bit version of the model: adapters are trained on that, in 4 bits."
+    if "fp8" in method:
+        fix = (
+            "Its weights are 8-bit numbers with scales, which 4 bits cannot be made of. Write a 16-bit copy once (twice the size of the download) with transformers: "
+            f"AutoModelForCausalLM.from_pretrained({name!r}, quantization_config=FineGrainedFP8Config(dequantize=True), dtype='bfloat16').save_pretrained(folder), "
+            "save the tokenizer beside it, and choose that folder."
+        )
+    raise BaseModelError(f"{name!r} is already quantised ({method}).", fix)
 
 
 def folder_of(source: str, local: bool) -> Path:
@@ -217,8 +233,8 @@ def _count(model: Any) -> int:
 def _explained(name: str, local: bool, error: Exception) -> BaseModelError:
     """What a loading error of the libraries means; never contains a token, because they never print it."""
     text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    if local:
+        return BaseModelError(f"{name!r} could not be loaded ({text}).", "The folder needs config.json, a tokenizer and *.safetensors weights.")
     if "gated" in text.lower() or "401" in text or "403" in text:
         return BaseModelError(f"{name!r} is gated.", "Ask for access on its Hub page, then log in with `hf auth login` or set HF_TOKEN.")
-    if not local:
-        return BaseModelError(f"{name!r} could not be loaded from the Hub ({text}).", "Check the id and the network, or give a local folder.")
-    return BaseModelError(f"{name!r} could not be loaded ({text}).", "The folder needs config.json, a tokenizer and *.safetensors weights.")
+    return BaseModelError(f"{name!r} could not be loaded from the Hub ({text}).", "Check the id and the network, or give a local folder.")

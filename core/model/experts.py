@@ -12,12 +12,15 @@ Adapters at rest lie one below the other, B transposed, and peft's parameters ar
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _batched_linear, _grouped_linear
 
@@ -25,6 +28,7 @@ from core.errors import AdapterError
 
 NAME = "rank_space"  # ours in the registry
 MANY = 2  # pairs an expert, from which a loop over the experts is cheaper than fetching its factors once a pair
+NUMBERED = re.compile(r".*\.\d+\.")  # the part of a path that says which layer
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 
 
@@ -100,6 +104,63 @@ def unmixable(layer: Any) -> str:
     if module._is_expert_parallel:
         return "the experts are spread over several devices"
     return ""
+
+
+def of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The fused expert weights of a model: path -> shape (E, O, I), or (E, I, O) for a model that stores them so."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        if hasattr(type(module), "_apply_gate"):
+            packed = getattr(module, "parametrizations", {})
+            for name in PARAMETERS:
+                if name in packed:  # asked for itself, it would be unpacked
+                    found[f"{path}.{name}"] = tuple(packed[name][0].quant_state.shape)
+                elif name in module._parameters:
+                    found[f"{path}.{name}"] = tuple(module._parameters[name].shape)  # type: ignore[union-attr]
+    return found
+
+
+def targets(model: nn.Module) -> list[str]:
+    """What peft's `target_parameters` is to be for adapters on all experts."""
+    return sorted({NUMBERED.sub("", path.replace(".base_layer", "")) for path in of(model)})
+
+
+def weights_a_rank(model: nn.Module) -> int:
+    """How many numbers one rank of an adapter on all experts has: for every expert a row of A and a column of B."""
+    return sum(e * (o + i) for e, o, i in of(model).values())
+
+
+def pack(model: nn.Module) -> None:
+    """Puts fused expert weights into 4 bits after loading, which bitsandbytes otherwise leaves in 16: they are most of such a model.
+
+    They are unpacked whenever a layer computes, one layer at a time.
+    """
+    for path in list(of(model)):
+        owner, _, name = path.rpartition(".")
+        replace_parameter_4bit(model.get_submodule(owner), name, compress_statistics=True, quant_type="nf4")
+
+
+@contextlib.contextmanager
+def shown(model: nn.Module) -> Iterator[None]:
+    """While open, packed expert weights stand under their names, as tensors of the right shape that hold one zero.
+
+    peft finds weights by name and asks their shape; it finds packed ones only where no other adapter hangs yet.
+    """
+    hidden = [m for m in model.modules() if "parametrizations" in m._modules and hasattr(type(m), "_apply_gate")]
+    kept = [(module, module.__class__, module._modules.pop("parametrizations")) for module in hidden]
+    for module, cls, packed in kept:
+        module.__class__ = cls.__mro__[1]
+        for name, parts in packed.items():  # type: ignore[operator, union-attr]
+            state = parts[0].quant_state
+            module.register_parameter(name, nn.Parameter(parts.original.new_zeros(1, dtype=state.dtype).expand(state.shape), requires_grad=False))
+    try:
+        yield
+    finally:
+        for module, cls, packed in kept:
+            for name in packed:  # type: ignore[union-attr]
+                del module._parameters[name]
+            module._modules["parametrizations"] = packed
+            module.__class__ = cls
 
 
 def lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Block:

@@ -22,6 +22,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
 JOINED_TEMPLATE = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+# What an encoder reads: the turns so far, one a line, and eos, as T5 was trained.
+READ_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}{{ eos_token }}"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Family:
         label: the name that people use.
         targets: module names that get an adapter by default; `("all-linear",)` means every linear layer.
         template: Jinja chat template for tokenizers that bring none.
-        seq2seq: encoder and decoder; not trained by this version.
+        seq2seq: an encoder reads, a decoder writes.
         fan_in_fan_out: weights are stored transposed (GPT-2's Conv1D).
         note: one sentence for the page, or "".
     """
@@ -46,6 +48,11 @@ class Family:
     fan_in_fan_out: bool = False
     note: str = ""
 
+    @property
+    def task_type(self) -> str:
+        """peft's word for what the base does."""
+        return "SEQ_2_SEQ_LM" if self.seq2seq else "CAUSAL_LM"
+
 
 _ROWS = (
     Family("llama", "Llama", LLAMA_LIKE),
@@ -53,12 +60,13 @@ _ROWS = (
     Family("qwen2", "Qwen2.5", LLAMA_LIKE),
     Family("qwen3", "Qwen3", LLAMA_LIKE),
     Family("gemma2", "Gemma 2", LLAMA_LIKE),
+    Family("gemma3_text", "Gemma 3 (text)", LLAMA_LIKE),
     Family("phi3", "Phi-3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     Family("gpt2", "GPT-2 / DialoGPT", ("c_attn", "c_proj", "c_fc"), JOINED_TEMPLATE, fan_in_fan_out=True),
-    Family("t5", "T5 / FLAN-T5", ("q", "k", "v", "o", "wi_0", "wi_1", "wo"), seq2seq=True,
-           note="Encoder-decoder models are not trained by this version."),
+    Family("t5", "T5 / FLAN-T5", ("q", "k", "v", "o", "wi_0", "wi_1", "wo"), READ_TEMPLATE, seq2seq=True,
+           note="An encoder reads and a decoder writes: text is learned by filling in gaps, and nothing is packed."),
     Family("minimax_m2", "MiniMax-M2", ATTENTION,
-           note="Adapters go on the attention only: on the experts, rank 8 alone would be two billion weights."),
+           note="Adapters go on the attention only, unless the experts are asked for: on those, rank 8 alone is two billion weights."),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
 
@@ -68,10 +76,12 @@ def family_of(config: Any) -> Family:
     known = FAMILIES.get(config.model_type)
     if known:
         return known
+    seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     return Family(
         config.model_type,
         config.model_type,
         ("all-linear",),
-        seq2seq=bool(getattr(config, "is_encoder_decoder", False)),
+        READ_TEMPLATE if seq2seq else PLAIN_TEMPLATE,
+        seq2seq,
         note=f"{config.model_type!r} has no row in the families table: adapters go on all linear layers.",
     )

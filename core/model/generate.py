@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -23,9 +22,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from core.data.batches import encode_chat, pad_left
+from core.data.batches import encode_chat, encode_opening
 from core.errors import SpecError
 from core.model.resident import Resident
+from core.model.stepping import stepper
 from core.spec import Mix, Sampling
 
 
@@ -72,10 +72,11 @@ def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], ch
     if chat:
         ids = encode_chat(tokenizer, messages, generate=True)
     else:
-        ids = [tokenizer.eos_token_id, *tokenizer(messages[-1]["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]]
-    if len(ids) + room > resident.base.context:
+        ids = encode_opening(tokenizer, messages[-1]["content"])
+    context = resident.base.context
+    if (max(len(ids), room) if resident.base.family.seq2seq else len(ids) + room) > context:  # an encoder and a decoder have a context each
         raise SpecError(
-            f"The prompt has {len(ids)} tokens and the answer may have {room}, but the base reads {resident.base.context} together.",
+            f"The prompt has {len(ids)} tokens and the answer may have {room}, but the base reads {context}{'' if resident.base.family.seq2seq else ' together'}.",
             "Shorten the prompt or the longest answer.",
         )
     return ids
@@ -173,48 +174,29 @@ def generate(
     belongs to a mix: when a column's mix changes, its text so far is read again under the new one.
 
     Args:
-        prompts: token ids, one list a column; shorter ones are padded on the left.
+        prompts: token ids, one list a column.
         present: asked before every token for the mixes of all columns, which may have changed.
 
     Yields:
         All writers after every step (the same objects; decode them with `column` when someone looks).
     """
     base, tokenizer = resident.base, resident.base.tokenizer
-    device = base.device
     writers = [Writer(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
     writing = list(writers)
-    ids, attention = pad_left(prompts, tokenizer.pad_token_id)
-    length = ids.shape[1]
-    positions = (attention.cumsum(-1) - 1).clamp(min=0).to(device)
-    # Without padding there is no mask to build at every step, and none to ask the device about.
-    padded = not bool(attention.all())
-    attention = torch.nn.functional.pad(attention, (0, max(s.max_new_tokens for s in samplings)), value=1).to(device)
-    fed = ids.to(device)
+    reader = stepper(base, prompts, max(s.max_new_tokens for s in samplings))
     # Only a repetition penalty reads what was written before.
-    history = fed if any(s.repetition_penalty != 1.0 for s in samplings) else None
-    cache: Any = DynamicCache(config=base.model.config)
+    history = reader.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
     dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
     eos = set(base.eos_ids)
     busy = 0.0  # seconds spent here, not in whatever we are interleaved with
     while writing:
         begin = time.perf_counter()
         if present is not None and _turned(writing, present()):
-            written = torch.tensor([w.ids for w in writing], dtype=torch.long).view(len(writing), -1).to(device)
-            fed = torch.cat([ids[[w.row for w in writing]].to(device), written], dim=1)
-            positions = (attention[:, :length].cumsum(-1) - 1).clamp(min=0)
-            cache = DynamicCache(config=base.model.config)
+            reader.again([w.row for w in writing], [w.ids for w in writing])
         mixes = [w.mix for w in writing]
         resident.ensure(mixes)  # an adapter may have ended its training, or left, since the last step
         with speaking(resident, resident.rows(mixes)):
-            out = base.model(
-                input_ids=fed,
-                attention_mask=attention[:, :length] if padded else None,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            picked = _choose(out.logits[:, -1].float(), history, writing, dice)  # (B,)
+            picked = _choose(reader.step(), history, writing, dice)  # (B,)
             chosen = picked.tolist()
             for b, writer in enumerate(writing):
                 if not writer.stamp:
@@ -225,15 +207,12 @@ def generate(
             writer.seconds = busy
         still = [b for b, w in enumerate(writing) if not w.reason]
         with torch.inference_mode():
-            fed, positions, length = picked.unsqueeze(1), positions[:, -1:] + 1, length + 1
+            reader.take(picked)
+            history = None if history is None else torch.cat([history, picked.unsqueeze(1)], dim=1)
             if len(still) < len(writing) and still:
-                keep = torch.tensor(still, device=device)
-                cache.batch_select_indices(keep)
-                fed, positions, attention = fed[keep], positions[keep], attention[keep]
-                padded = padded and not bool(attention.all())
+                keep = torch.tensor(still, device=base.device)
+                reader.keep(keep)
                 history = None if history is None else history[keep]
-            if history is not None:
-                history = torch.cat([history, fed], dim=1)
         writing = [writing[b] for b in still]
         yield writers
 

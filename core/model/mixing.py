@@ -26,6 +26,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Conv1d, MultiheadAttention, ParamWrapper, _ConvNd
 from torch import nn
+from torch.nn.utils import parametrize
 
 from core.errors import AdapterError
 from core.model import experts
@@ -425,6 +426,27 @@ class _Passing:
         if self.mixer.mixer.live is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return self.base_layer(x, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
+        """In peft's own forward: lets the delta of packed weights be seen.
+
+        While their delta is put on, the weights are unpacked and cached without it, if another parameter of the module is cached already.
+        """
+        with super()._activate_lora(active_adapters):  # type: ignore[misc]
+            parametrize._cache.pop((id(self.get_base_layer()), self.parameter_name), None)  # type: ignore[attr-defined]
+            yield
+
+    def _remove_parametrizations(self) -> None:
+        """After peft's own forward: takes its delta off again.
+
+        On weights that are packed, and so parametrised already, peft 0.21 leaves that of a single adapter where it is, and they pile up.
+        """
+        parts = self.get_base_layer().parametrizations[self.parameter_name]  # type: ignore[attr-defined]
+        if len(parts) > 1:
+            del parts[-1]
+        else:
+            super()._remove_parametrizations()  # type: ignore[misc]
 
 
 def _adopt(layer: Any) -> None:

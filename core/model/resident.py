@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from core import library
 from core.errors import AdapterError, Busy, SpecError
 from core.library import Adapter
-from core.model import starts
+from core.model import experts, starts
 from core.model.base import Base, folder_of, locate
 from core.model.mixing import Mixer, Own, Row, unmixable
 from core.spec import Mix
@@ -159,7 +159,7 @@ class Resident:
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._flags()
-        with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings():
+        with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings(), experts.shown(self.base.model):
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
             try:
                 if self.peft is None:
@@ -319,12 +319,13 @@ class Resident:
         targets = config.target_modules
         return {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": self.base.family.task_type,
             "base_model_name_or_path": self.base.name,
             "r": config.r,
             "lora_alpha": config.lora_alpha,
             "lora_dropout": config.lora_dropout,
             "target_modules": sorted(targets) if not isinstance(targets, str) else targets,
+            **({"target_parameters": sorted(config.target_parameters)} if config.target_parameters else {}),
             "bias": "none",
             "fan_in_fan_out": bool(config.fan_in_fan_out),
             "use_rslora": bool(config.use_rslora),

@@ -16,6 +16,7 @@ from torch.nn import functional
 from core.data.batches import IGNORED, Encoded, collate
 from core.model.generate import speaking
 from core.model.resident import Resident
+from core.model.stepping import predicted
 from core.spec import Mix
 
 BATCH_TOKENS = 4096  # rows x tokens of one forward
@@ -78,37 +79,36 @@ def score_each(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence
         The cells of one forward, after it; together every pair once.
     """
     pad, device = resident.base.tokenizer.pad_token_id, resident.base.device
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].length)
     pairs = [(i, m) for i in order for m in range(len(mixes))]
     limit = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
     start = 0
     while start < len(pairs):
         end = start + 1
-        while end < len(pairs) and len(sequences[pairs[end][0]].ids) * (end + 1 - start) <= limit:
+        while end < len(pairs) and sequences[pairs[end][0]].length * (end + 1 - start) <= limit:
             end += 1
         batch = pairs[start:end]
-        tensors = collate([{"input_ids": sequences[i].ids, "trained": sequences[i].mask} for i, _ in batch], pad)
+        tensors = collate([sequences[i].row for i, _ in batch], pad)
         tensors = {k: v.to(device) for k, v in tensors.items()}
         resident.ensure(mixes)
         rows = resident.rows(mixes)
         with speaking(resident, [rows[m] for _, m in batch]):
-            logits = resident.base.model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False).logits
-            nats = row_nats(logits, tensors["labels"]).tolist()
+            nats = row_nats(*predicted(resident.base.model, tensors)).tolist()
         yield [Cell(m, i, n) for (i, m), n in zip(batch, nats, strict=True)]
         start = end
 
 
 def row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of next tokens, summed over each row.
+    """Cross entropy, summed over each row.
 
     Args:
-        logits: (B, T, V). labels: (B, T), not shifted, masked where nothing is scored.
+        logits: (B, T, V). labels: (B, T), what each position predicts, masked where nothing is scored.
 
     Returns:
         (B,) nats
     """
-    keep = labels[:, 1:] != IGNORED  # (B, T - 1)
-    nats = functional.cross_entropy(logits[:, :-1][keep].float(), labels[:, 1:][keep], reduction="none")
+    keep = labels != IGNORED
+    nats = functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
     return nats.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], nats)
 
 

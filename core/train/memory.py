@@ -225,7 +225,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def size(count: float) -> str:
     """Bytes as people say them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count, 0) / 1e6:.0f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{max(count, 0) / 1e6:.1f} MB"
 
 
 class Meter:

@@ -66,7 +66,7 @@ class Track:
         fell = self.best_training - self.training
         if self.waited < WAITED or not fell > FELL * abs(self.best_training):
             return ""
-        kept = f"the adapter of step {self.best_step} will be kept" if keep == "best" else "keep the best one instead of the last, or train for fewer steps"
+        kept = f"the run keeps the adapter of step {self.best_step}" if keep == "best" else "keep the best one instead of the last, or train for fewer steps"
         return f"Validation has not improved since step {self.best_step} while training loss fell by {fell:.2f}: likely overfitting; {kept}."
 
     def to_json(self) -> dict[str, Any]:

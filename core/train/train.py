@@ -24,14 +24,15 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from core import library
-from core.data.batches import Encoded, count_forged, encode_documents, encode_task, encode_text, replayed
+from core.data.batches import Encoded, count_forged, encode_documents, encode_gaps, encode_task, encode_text, reads_apart, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
 from core.data.packing import Account, arranged, windows
 from core.errors import OutOfMemory, RunError, SpecError
+from core.model import experts
 from core.model.apart import mingled
 from core.model.base import differentiable
 from core.model.resident import Resident
-from core.spec import RunStatus, TrainSpec
+from core.spec import RunStatus, TrainSpec, experts_said
 from core.train import checkpoints, memory, runs
 from core.train.crew import ALONE, Crew
 from core.train.steps import quiet
@@ -71,12 +72,16 @@ def train(
         StudioError: it could not start or go on; the caller writes that down.
     """
     log = crew.log(workspace, run.id)
+    if run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
+        raise RunError(f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}.", "Change the base back, then resume it.")
     try:
         if crew.leads:
             runs.tidy(workspace)
         run = crew.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
+        if run.spec.experts:
+            log.append("note", text=experts_said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
         rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
         log.append("data", **account.to_json())
         material = Material(rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked, crew))
@@ -210,8 +215,10 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
             raise SpecError(f"The base has no layers called {', '.join(unknown)}.", f"Usual for it: {', '.join(family.targets)}.")
     if targets == ["all-linear"]:
         targets = "all-linear"
+    on_experts = {"target_parameters": _experts(resident, spec)} if spec.experts else {}
     return {
-        "task_type": "CAUSAL_LM",
+        **on_experts,
+        "task_type": family.task_type,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
@@ -221,6 +228,17 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
         "use_rslora": spec.use_rslora,
         "use_dora": spec.use_dora,
     }
+
+
+def _experts(resident: Resident, spec: TrainSpec) -> list[str]:
+    """The fused weights of all experts, as peft names what it trains.
+
+    Raises:
+        SpecError: the base has none.
+    """
+    if not (found := experts.targets(resident.base.model)):
+        raise SpecError(f"The base {resident.base.name!r} has no experts.", "Switch off the training of experts.")
+    return found
 
 
 def sequences(
@@ -252,7 +270,10 @@ def sequences(
             spec.replay_share,
             spec.seed,
         )
-        parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
+        if reads_apart(tokenizer):
+            parts = encode_gaps(tokenizer, documents, spec.max_length, spec.seed)
+        else:
+            parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
         learned = [e for part in parts for e in part]
         cut_up = sum(len(part) for part in parts if len(part) > 1)
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]

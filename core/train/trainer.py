@@ -149,7 +149,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
         )
-        self._keeps_logits = "logits_to_keep" in inspect.signature(resident.base.model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in inspect.signature(resident.base.model.forward).parameters and not resident.base.family.seq2seq
         self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(getattr(self, "model_accepts_loss_kwargs", False))  # tokens are then counted
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))

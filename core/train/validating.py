@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from core import library
-from core.data.batches import Encoded, encode_chat
+from core.data.batches import Encoded, encode_chat, encode_opening
 from core.errors import StudioError
 from core.model.generate import generate
 from core.model.resident import AsTrained, Resident
@@ -77,4 +77,4 @@ def encoded(tokenizer: Any, kind: str, prompt: str) -> list[int]:
     """A question as a chat turn, or the opening of a text."""
     if kind == "task":
         return encode_chat(tokenizer, [{"role": "user", "content": prompt}], generate=True)
-    return [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    return encode_opening(tokenizer, prompt)

@@ -5,14 +5,15 @@ Knows the form and which run is watched. Knows nothing of how training works.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from core.engine import Engine
-from core.spec import PRESETS, TrainSpec, resolve
-from studio import fields, guard, live, samples
+from core.spec import PRESETS, TrainSpec, experts_said, resolve
+from studio import fields, guard, live, samples, show
 from studio.tree import Node, node, title, view
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -56,7 +57,7 @@ def build(engine: Engine) -> TrainTab:
             kind = gr.Radio([("Domain", "domain"), ("Task", "task")], value="domain", label="Kind")
             dataset = fields.picker("Dataset")
             name = gr.Textbox(label="Name", max_length=120, placeholder="What the adapter is called")
-            preset = gr.Dropdown([(p.name.capitalize(), p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
+            preset = gr.Dropdown([(p.title, p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
             stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
                 advanced: fields.Fields = {}
@@ -98,11 +99,21 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
+    experts, rank = tab.advanced["experts"], tab.advanced["rank"]
+    for control in (experts, rank):
+        guard.on(control.change, engine, experts_hint, [experts, rank], [experts], trigger_mode="always_last")  # type: ignore[attr-defined]
     for control in (tab.name, *(tab.advanced[n] for n in WEIGHTY)):
         guard.on(control.change, engine, weighed, tab.form, [tab.need], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
     return listed
+
+
+def experts_hint(engine: Engine, experts: bool, rank: Any) -> Any:
+    """Beside the experts' switch: what they cost and cannot do, as soon as it is on."""
+    base = engine.base()
+    said = f"The base {show.base(base.name)} has no experts." if not base.expert_weights else experts_said(base.expert_weights, int(rank or 1), base.parameters)
+    return gr.update(info=said if experts else next(f.metadata["help"] for f in dataclasses.fields(TrainSpec) if f.name == "experts"))
 
 
 def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
@@ -134,13 +145,16 @@ def of_kind(engine: Engine, kind: str) -> list[Any]:
 
 
 def usual_preset(engine: Engine) -> str:
-    """The preset that was measured for the resident base."""
-    return "embedded" if engine.base().name == "embedded" else "standard"
+    """The preset that was made for the resident base or its family."""
+    base = engine.base()
+    made_for = next((p.name for p in PRESETS.values() if p.family and p.family == base.family), "standard")
+    return "embedded" if base.name == "embedded" else made_for
 
 
 def below_choices(engine: Engine) -> list[tuple[str, str]]:
     """Domain adapters a task can be trained on top of, newest first; one that is still learning counts, its run comes first."""
-    ready = [(a.name, a.id) for a in engine.adapters() if a.kind == "domain"]
+    here = engine.base().fingerprint
+    ready = [(a.name, a.id) for a in engine.adapters() if a.kind == "domain" and (not here or a.base_fingerprint == here)]
     coming = [(f"{r.name} (still learning)", r.adapter) for r in engine.runs() if r.kind == "domain" and r.status.alive and r.adapter]
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
