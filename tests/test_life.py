@@ -163,7 +163,7 @@ def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_pa
     for step, best in ((5, 5), (10, 5), (15, 5), (20, 5), (25, 25), (30, 25)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        for name in checkpoints.NEEDED:
+        for name in checkpoints.needed(1):
             (folder / name).write_bytes(b"x")
         (folder / checkpoints.STATE).write_text(json.dumps({"track": {"best_step": best}}))
         checkpoints.commit(folder, "run")
