@@ -21,7 +21,7 @@ from typing import Any
 from core import demo, grids
 from core.engine import Engine
 from core.errors import SpecError, StudioError
-from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Mix, Sampling, TrainSpec, label_of, resolve
+from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Launch, Mix, Sampling, TrainSpec, label_of, resolve
 from core.train.lineup import MOVES
 from core.workspace import whole_file
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     before = _heed_sigterm()
     try:
-        with Engine(args.workspace, args.base, _quantization(args), load=args.model) as engine:
+        with Engine(args.workspace, args.base, _quantization(args), load=args.model and not getattr(args, "launcher", "")) as engine:
             value = args.verb(engine, args)
     except StudioError as e:
         if args.json:
@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
         for f in dataclasses.fields(TrainSpec):
             if f.name != "kind":
                 _add_setting(p, f)
+        _add_launch(p)
 
     bases = group("bases", "Base models.")
     add(bases, "list", _bases_list, "List the base models on this machine.")
@@ -148,6 +149,10 @@ def parser() -> argparse.ArgumentParser:
     add(run, "pause", _runs_pause, "Let a running run save and give the model back, also one in another process.").add_argument("run")
     add(run, "follow", _runs_follow, "Show a run's events until it ends.").add_argument("run")
     add(run, "resume", _runs_resume, "Go on with an interrupted or stopped run.").add_argument("run")
+    add(run, "stop", _runs_stop, "Ask a run to end after its step and keep what it learned.").add_argument("run")
+    p = add(run, "join", _runs_join, "Bring this machine's processes to a run that another machine started.")
+    p.add_argument("run")
+    _add_launch(p)
     add(run, "again", _runs_again, "Queue the runs again that were waiting when their studio ended, and follow them.")
     p = add(run, "move", _runs_move, "Change the place of a queued run; the studio that holds it heeds it.")
     p.add_argument("run")
@@ -191,6 +196,17 @@ def _add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
         choices=f.metadata.get("choices"),
         help=f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%"),
     )
+
+
+def _add_launch(p: argparse.ArgumentParser) -> None:
+    """The options that start several processes."""
+    for f in dataclasses.fields(Launch):
+        _add_setting(p, f)
+
+
+def _launch(args: argparse.Namespace) -> Launch | None:
+    given = _given(args, Launch)
+    return Launch(**given) if given else None
 
 
 def _add_mixes(p: argparse.ArgumentParser) -> None:
@@ -258,7 +274,7 @@ def _train(engine: Engine, args: argparse.Namespace) -> Any:
     changes.setdefault("name", f"{args.kind} adapter")
     if "stack_on" in changes:
         changes["stack_on"] = engine.find_adapter(changes["stack_on"])
-    run_id = engine.start_run(resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}))
+    run_id = engine.start_run(resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}), _launch(args))
     return _follow(engine, run_id)
 
 
@@ -393,6 +409,16 @@ def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:
 def _runs_resume(engine: Engine, args: argparse.Namespace) -> Any:
     engine.resume_run(args.run)
     return _follow(engine, args.run)
+
+
+def _runs_stop(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.stop_run(args.run)
+    return _follow(engine, args.run)
+
+
+def _runs_join(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.join_run(args.run, _launch(args) or Launch())
+    return engine.run(args.run)
 
 
 def _runs_again(engine: Engine, args: argparse.Namespace) -> Any:

@@ -13,14 +13,14 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from core import library
+from core import launcher, library
 from core.data.datasets import Dataset, load_dataset
 from core.errors import Busy, DiskFull, Diverged, OutOfMemory, RunError, SpecError, StudioError
 from core.events import read_since
-from core.spec import RunStatus, TrainSpec
+from core.spec import Launch, RunStatus, TrainSpec
 from core.train import lineup, runs
 from core.train.runs import Run
 from core.worker import Worker
@@ -129,7 +129,7 @@ class Conductor:
         """Queues a run and returns its id at once; a second click on the same start is the same run.
 
         Args:
-            extra: what else is written down with the run, for example the grid that it belongs to.
+            extra: what else is written down with the run: the grid that it belongs to, or "launch", the processes of its own that train it.
 
         Raises:
             SpecError, NotFound, NameRefused, AdapterError, StorageError
@@ -299,6 +299,9 @@ class Conductor:
         try:
             run = runs.load(self._workspace, run_id)
             lineup.leave(self._workspace, run_id)
+            if "launch" in run.extra:
+                launcher.conduct(self._workspace, run, self._worker.serve, lambda: self._stop_asked(run_id))
+                return
             from core.train.train import train
 
             train(self._workspace, self._resident(), run, self._worker.serve, lambda: self._stop_asked(run_id), self._general)
@@ -330,6 +333,9 @@ class Conductor:
         if run.status is RunStatus.QUEUED:
             self.cancel_run(run_id)
             return
+        if run.status.alive and "launch" in run.extra and run_id not in self._claims:  # another studio or terminal launched it
+            runs.ask(self._workspace, run_id, "keep")
+            return
         if not run.status.alive or run_id not in self._claims:
             raise RunError(f"The run {run.name!r} is not running here ({run.status.value}).", "Only a queued or running run can be stopped.")
         self._stopping[run_id] = "keep"
@@ -355,7 +361,7 @@ class Conductor:
     def _mark_stopping(self, run_id: str) -> None:
         """On the worker's thread, so that it cannot overwrite how the run ended meanwhile."""
         run = self.run(run_id)
-        if run.status is RunStatus.RUNNING and run_id in self._claims:
+        if run.status is RunStatus.RUNNING and run_id in self._claims and "launch" not in run.extra:
             runs.change(self._workspace, run, status=RunStatus.STOPPING)
 
     def resume_run(self, run_id: str) -> None:
@@ -374,6 +380,24 @@ class Conductor:
         if run.spec.stack_on:
             self._stackable(run.spec)
         self._queue(run)
+
+    def join_run(self, run_id: str, launch: Launch) -> None:
+        """Brings the processes of this machine to a run that another machine started; stays until they end.
+
+        Raises:
+            RunError: it is not waiting for other machines, or for other ones. StudioError: what a process raised.
+        """
+        run = self.run(run_id)
+        asked = Launch.from_json(run.extra["launch"]) if "launch" in run.extra else Launch()
+        if not run.status.alive or asked.nnodes < 2:
+            what = f"The run {run.name!r} waits for no other machine ({run.status.value})."
+            raise RunError(what, "Start it on the first machine with --nnodes, then join it from the others.")
+        if replace(launch, node_rank=0) != replace(asked, node_rank=0) or launch.node_rank == asked.node_rank:
+            raise RunError(
+                f"The run {run.name!r} was started with other machines in mind.",
+                f"Give --nnodes {asked.nnodes} --nproc {asked.nproc} --rdzv-endpoint {asked.rdzv_endpoint}, and a --node-rank that is still free.",
+            )
+        launcher.conduct(self._workspace, run, lambda seconds: None, lambda: "", launch)
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""

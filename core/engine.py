@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import library, mixes, votes
+from core import launcher, library, mixes, votes
 from core.bases import Bases
 from core.composer import Composer
 from core.conductor import Conductor, Waiting
@@ -30,7 +30,7 @@ from core.library import Adapter
 from core.mixes import SavedMix
 from core.planner import Planner
 from core.samples import Samples
-from core.spec import COLUMN_LIMIT, SEED, Mix, Sampling, TrainSpec
+from core.spec import COLUMN_LIMIT, SEED, Launch, Mix, Sampling, TrainSpec
 from core.tables import plain_csv
 from core.train.runs import Run
 from core.votes import Standing, Vote
@@ -295,9 +295,17 @@ class Engine:
         """What a run would need of the device's memory, against what that has: bytes, and a sentence as `text`."""
         return self.conduct.estimate(spec)
 
-    def start_run(self, spec: TrainSpec) -> str:
-        """Queues a run and returns its id at once; see `Conductor.start_run`."""
-        return self.conduct.start_run(spec)
+    def start_run(self, spec: TrainSpec, launch: Launch | None = None) -> str:
+        """Queues a run and returns its id at once; see `Conductor.start_run`.
+
+        Args:
+            launch: processes of its own that train it together; None trains it on the resident base.
+        """
+        return self.conduct.start_run(spec, launcher.described(launch, spec, *self._choice[1:]) if launch else None)
+
+    def join_run(self, run_id: str, launch: Launch) -> None:
+        """Brings the processes of this machine to a run that another machine started; stays until they end."""
+        self.conduct.join_run(run_id, launch)
 
     def stop_run(self, run_id: str) -> None:
         """Asks a run to end after its step and keep what it learned; a queued one does not begin."""

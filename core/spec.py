@@ -29,6 +29,8 @@ SWITCHES = ("auto", "on", "off")
 KEEPS = ("best", "last")
 QUANTIZATIONS = ("auto", "nf4", "int8", "none")
 KINDS = ("domain", "task")
+LAUNCHERS = ("", "torchrun", "accelerate")
+SHARDINGS = ("ddp", "fsdp")
 
 Spec = TypeVar("Spec", bound="Limited")
 
@@ -257,6 +259,32 @@ def experts_said(weights_a_rank: int, rank: int, parameters: int) -> str:
         f"On all experts, rank {rank} is {count:,} trainable weights ({count / max(parameters, 1):.2%} of the base). Such an adapter can be mixed live with any "
         "other; it cannot be baked or compared layer by layer, and peft's own add_weighted_adapter refuses it. Each step builds a full-size update of a layer's experts."
     )
+
+
+@dataclass(frozen=True)
+class Launch(Limited):
+    """In which processes a run trains. It decides how fast, not what is learned."""
+
+    launcher: str = setting("", "Starts several processes that train together; empty trains in the studio itself.", choices=LAUNCHERS)
+    nproc: int = setting(1, "Processes on this machine, usually one a GPU.", low=1, high=64, label="Processes")
+    nnodes: int = setting(1, "Machines that train together; all of them reach the same workspace folder.", low=1, high=64, label="Machines")
+    node_rank: int = setting(0, "The number of this machine, from 0.", low=0, high=63, label="This machine")
+    rdzv_endpoint: str = setting("", "Where the machines meet: host:port of the first one.", high=200, label="Meeting point")
+    sharding: str = setting("ddp", "ddp keeps the base whole in every process; fsdp spreads it over them, for bases too large for one GPU.", choices=SHARDINGS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.node_rank >= self.nnodes:
+            raise SpecError(f"This machine is number {self.node_rank} of {self.nnodes}.", f"Count from 0 to {self.nnodes - 1}.")
+        if self.nnodes > 1 and not re.fullmatch(r"[\w.-]+:\d{1,5}", self.rdzv_endpoint):
+            raise SpecError(f"The meeting point is {self.rdzv_endpoint!r}.", "Give host:port of the first machine, the same on all of them.")
+        if not self.launcher and self.world > 1:
+            raise SpecError(f"{self.world} processes were asked for without a launcher.", f"Choose one of: {', '.join(LAUNCHERS[1:])}.")
+
+    @property
+    def world(self) -> int:
+        """Processes of all machines."""
+        return self.nproc * self.nnodes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ FLOORS = {
     "core/data": 1, "core/hub": 1, "core/library": 1, "core/mixes": 1, "core/departures": 1, "core/samples": 1, "core/votes": 1, "core/grids": 1,
     "core/model": 2,
     "core/train": 3, "core/evaluate": 3, "core/compose": 3,
-    "core/bases": 4, "core/composer": 4, "core/conductor": 4, "core/planner": 4, "core/engine": 4, "core/worker": 4,
+    "core/bases": 4, "core/composer": 4, "core/conductor": 4, "core/launcher": 4, "core/planner": 4, "core/engine": 4, "core/worker": 4,
     "core/demo": 5, "core/cli": 5, "studio": 5,
     "core/__main__": 6, "launch": 6,
 }
@@ -25,8 +25,9 @@ HOMES = {
     r"^\s*(import gradio|from gradio)|\bgr\.": ("studio/",),
     r"\bprint\(": ("core/cli.py", "launch.py"),
     r"^\s*(import|from) (threading|queue)\b": ("core/worker.py", "core/events.py"),
+    r"\bos\.environ\b": ("launch.py", "core/cli.py", "core/launcher.py"),
+    r"logging\.basicConfig": ("launch.py", "core/cli.py", "core/train/job.py"),
     r"\bsignal\.signal\b": ("launch.py", "core/cli.py"),
-    r"\bos\.environ\b|logging\.basicConfig": ("launch.py", "core/cli.py"),
     r"\"(q_proj|c_attn|gate_proj)\"": ("core/model/families.py",),
     r"-100\b": ("core/data/batches.py",),
 }

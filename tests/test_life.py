@@ -248,8 +248,8 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
     inner = checkpoints.commit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def commit(folder: Path, run_id: str) -> None:
-        inner(folder, run_id)
+    def commit(folder: Path, run_id: str, processes: int = 1) -> None:
+        inner(folder, run_id, processes)
         if checkpoints.step_of(folder) == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
 

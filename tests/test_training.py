@@ -216,8 +216,8 @@ def test_a_full_disk_at_a_checkpoint_is_named_and_the_last_good_checkpoint_resum
     monkeypatch.setattr(shutil, "disk_usage", lambda p: usage(10**9, 10**9, 0) if full["now"] else real(p))
     inner = checkpoints.commit
 
-    def commit(folder: Path, run_id: str) -> None:
-        inner(folder, run_id)
+    def commit(folder: Path, run_id: str, processes: int = 1) -> None:
+        inner(folder, run_id, processes)
         full["now"] = checkpoints.step_of(folder) == 4
 
     monkeypatch.setattr(checkpoints, "commit", commit)

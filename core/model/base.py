@@ -90,7 +90,7 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def load_base(name: str = "embedded", quantization: str = "auto", device: str = "auto") -> Base:
+def load_base(name: str = "embedded", quantization: str = "auto", device: str = "auto", sharded: bool = False) -> Base:
     """Loads a base model, frozen and in eval mode.
 
     Args:
@@ -98,6 +98,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         quantization: "nf4" (4 bits, double quantisation; works on the CPU too), "int8" (LLM.int8()), "none", or "auto":
             nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
         device: "auto", "cpu" or "cuda".
+        sharded: it will be spread over processes: 4-bit weights are stored in the compute type, which is what FSDP can cut up.
 
     Raises:
         BaseModelError: not found, gated, offline, an unsupported architecture, or a broken folder.
@@ -119,7 +120,8 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if family.seq2seq else AutoModelForCausalLM
         model = auto.from_pretrained(
-            source, dtype=dtype, device_map={"": place}, attn_implementation=_attention(auto, config), use_safetensors=True, **common, **_quantised(quantization, dtype)
+            source, dtype=dtype, device_map={"": place}, attn_implementation=_attention(auto, config), use_safetensors=True,
+            **common, **_quantised(quantization, dtype, sharded),
         )
         parameters = _count(model)
         if quantization == "nf4":
@@ -151,10 +153,11 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
     )
 
 
-def _quantised(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+def _quantised(quantization: str, dtype: torch.dtype, sharded: bool) -> dict[str, Any]:
     """What `from_pretrained` is told of a quantisation."""
     if quantization == "nf4":
-        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+        stored = {"bnb_4bit_quant_storage": dtype} if sharded else {}
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, **stored)
         return {"quantization_config": four}
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantization == "int8" else {}
 

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from core import library
 from core.errors import AdapterError, Busy, SpecError
@@ -305,10 +306,15 @@ class Resident:
         return self.tensors_of(TRAINEE)
 
     def tensors_of(self, name: str) -> dict[str, torch.Tensor]:
-        """An adapter by peft's name, likewise."""
+        """An adapter by peft's name, likewise; of a base that is spread over processes, all of which call this."""
+        whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in self.state_of(name).items()}
+        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in whole.items()}
+
+    def state_of(self, name: str) -> dict[str, torch.Tensor]:
+        """An adapter's own tensors by peft's name, where they lie."""
         assert self.peft is not None
-        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
-        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
+        state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        return state
 
     def restore_trainee(self, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None = None) -> None:
         """Puts a checkpoint's values into the adapter in training, and into what it started from.

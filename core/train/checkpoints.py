@@ -21,7 +21,7 @@ from core.workspace import read_json, sha256_of, storage_error, write_json
 
 MANIFEST = "MANIFEST.json"
 STATE = "studio_state.json"  # what we count ourselves, beside Trainer's own state
-NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
+NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 KEEP = 2
 
 
@@ -31,19 +31,27 @@ def step_of(folder: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
-def commit(folder: Path, run_id: str) -> None:
+def needed(processes: int) -> tuple[str, ...]:
+    """The files of a whole checkpoint; every process has dice of its own."""
+    return (*NEEDED, *(("rng_state.pth",) if processes == 1 else (f"rng_state_{i}.pth" for i in range(processes))))
+
+
+def commit(folder: Path, run_id: str, processes: int = 1) -> None:
     """Marks a checkpoint as whole, once its files are on the disk and not only on their way there.
+
+    Args:
+        processes: how many trained together.
 
     Raises:
         StorageError: the disk refused. RunError: a needed file was not written.
     """
     files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
-    if lacking := [n for n in NEEDED if n not in files]:
+    if lacking := [n for n in needed(processes) if n not in files]:
         raise RunError(f"The checkpoint lacks {', '.join(lacking)}.", "This is a defect of the studio; please report it.")
     for name in files:
         with open(folder / name, "rb") as f:
             os.fsync(f.fileno())
-    write_json(folder / MANIFEST, {"run": run_id, "step": step_of(folder), "files": files})
+    write_json(folder / MANIFEST, {"run": run_id, "step": step_of(folder), "processes": processes, "files": files})
 
 
 def holds(folder: Path, run_id: str) -> bool:
@@ -54,11 +62,16 @@ def holds(folder: Path, run_id: str) -> bool:
         return (
             manifest["run"] == run_id
             and manifest["step"] == step_of(folder)
-            and all(n in files for n in NEEDED)
+            and all(n in files for n in needed(manifest.get("processes", 1)))
             and all("/" not in n and sha256_of(folder / n) == digest for n, digest in files.items())
         )
     except (StorageError, OSError, KeyError, TypeError):
         return False
+
+
+def processes_of(folder: Path) -> int:
+    """How many processes wrote a committed checkpoint."""
+    return int(read_json(folder / MANIFEST).get("processes", 1))
 
 
 def newest(folder: Path, run_id: str) -> Path | None:

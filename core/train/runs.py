@@ -94,6 +94,16 @@ def claim_path(workspace: Workspace, run_id: str) -> Path:
     return workspace.path("runs", run_id, "owner.lock")
 
 
+def job_path(workspace: Workspace, run_id: str) -> Path:
+    """The claim of a run's own processes, apart from whoever launched them."""
+    return workspace.path("runs", run_id, "job.lock")
+
+
+def alive(workspace: Workspace, run_id: str) -> bool:
+    """Does a living process own the run, or train it?"""
+    return claimed(claim_path(workspace, run_id)) or claimed(job_path(workspace, run_id))
+
+
 def ask(workspace: Workspace, run_id: str, word: str) -> None:
     """Leaves a wish ("keep", "pause", "close") for a run in processes of its own; "" takes it back."""
     path = workspace.path("runs", run_id, "asked")
@@ -124,7 +134,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
     """
     raw = read_json(folder(workspace, run_id) / "run.json")
     status = RunStatus(raw["status"])
-    if status.alive and not claimed(claim_path(workspace, run_id)):
+    if status.alive and not alive(workspace, run_id):
         status = RunStatus.INTERRUPTED
     step, total = _progress(events_path(workspace, run_id))
     has_checkpoint = any(checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"))

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -33,6 +34,7 @@ from core.model.base import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec, experts_said
 from core.train import checkpoints, memory, runs
+from core.train.crew import ALONE, Crew
 from core.train.steps import quiet
 from core.train.trainer import Hooks, StudioTrainer
 from core.workspace import Workspace
@@ -52,6 +54,7 @@ def train(
     serve: Callable[[float], None],
     stop_asked: Callable[[], str],
     general: Callable[[], Sequence[str]],
+    crew: Crew = ALONE,
 ) -> runs.Run:
     """Trains a run to its end, from its newest checkpoint where it has one.
 
@@ -60,6 +63,7 @@ def train(
     Args:
         stop_asked: "" to go on, "keep" to end and keep what is learned, "pause" or "close" to save and be resumed later.
         general: gives the texts of ours that are replayed when the spec names no dataset for it.
+        crew: the processes that train it; every one of them calls this.
 
     Returns:
         The run as it ended: DONE, STOPPED with what it had learned, or PAUSED or INTERRUPTED with a checkpoint.
@@ -67,35 +71,38 @@ def train(
     Raises:
         StudioError: it could not start or go on; the caller writes that down.
     """
-    log = runs.log(workspace, run.id)
+    log = crew.log(workspace, run.id)
     if run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
         raise RunError(f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}.", "Change the base back, then resume it.")
     try:
-        runs.tidy(workspace)
-        run = runs.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
+        if crew.leads:
+            runs.tidy(workspace)
+        run = crew.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
         if run.spec.experts:
             log.append("note", text=experts_said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
         rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
         log.append("data", **account.to_json())
-        material = Material(rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked))
+        material = Material(rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked, crew))
         with differentiable(resident.base.model):
             run, trainer = _fitted(workspace, resident, run, material)
         stopped = trainer.state.global_step < trainer.state.max_steps and not trainer.ended_early
         if stopped and stop_asked() in LATER:
-            return runs.change(workspace, run, status=LATER[stop_asked()])
+            return crew.change(workspace, run, status=LATER[stop_asked()])
         adapter = _keep(workspace, resident, run, dataset, trainer, seconds=time.monotonic() - begin)
-        log.append("result", adapter=adapter.id, **adapter.results)
+        if adapter:
+            log.append("result", adapter=adapter.id, **adapter.results)
         measured = trainer.probed.get("ratio")
         extra = {**run.extra, "memory_ratio": measured} if measured else run.extra
-        run = runs.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra)
-        if not stopped:  # only now: whoever is killed before this can still resume
+        run = crew.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra)
+        if not stopped and crew.leads:  # only now: whoever is killed before this can still resume
             shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
         return run
     finally:
         quiet(resident.base.model)
-        resident.end_trainee()
+        if not crew.sharded:  # a base in pieces serves nobody else, and its process ends now
+            resident.end_trainee()
         if resident.base.model.is_activation_checkpointing:
             resident.base.model.activation_checkpointing_disable()
 
@@ -121,6 +128,10 @@ def _fitted(workspace: Workspace, resident: Resident, run: runs.Run, material: M
         trainer, error = _attempt(workspace, resident, run, spec, material)
         if not error:
             return run, trainer
+        if material.hooks.crew.size > 1:  # the others are in the middle of a step that needs us
+            advice = memory.advice(memory.Shape.of(resident.base), spec)
+            what = f"{spec.batch_size} rows at once did not fit the device ({error})."
+            raise OutOfMemory(what, "Halve the batch size and double the accumulation. " + "; ".join(advice) + ".")
         del trainer  # and with it the optimizer's memory
         resident.end_trainee()
         _free(resident)
@@ -152,7 +163,7 @@ def _attempt(workspace: Workspace, resident: Resident, run: runs.Run, spec: Trai
         material.hooks.log.append("note", text=f"The adapter starts from {spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * spec.rank}.")
     trainer = StudioTrainer(resident, spec, material.rows, material.validation, folder, run.id, material.hooks, material.prompts)
     if checkpoint:
-        material.hooks.log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.")
+        material.hooks.log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.{_recrewed(checkpoint, material.hooks.crew)}")
     try:
         trainer.take_up(checkpoint)
     except (RuntimeError, MemoryError) as e:
@@ -160,6 +171,14 @@ def _attempt(workspace: Workspace, resident: Resident, run: runs.Run, spec: Trai
             raise
         return trainer, str(e).splitlines()[0][:300] if str(e) else "out of memory"
     return trainer, ""
+
+
+def _recrewed(checkpoint: Path, crew: Crew) -> str:
+    """What it means that another number of processes goes on from a checkpoint, if so."""
+    before = checkpoints.processes_of(checkpoint)
+    if before == crew.size:
+        return ""
+    return f" {before} processes wrote it and {crew.size} go on: the same data and effective batch; only LoRA dropout is drawn anew."
 
 
 def _free(resident: Resident) -> None:
@@ -288,12 +307,14 @@ def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: 
     return list(encode_documents(tokenizer, general(), own=True))
 
 
-def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter:
-    """Puts the trained adapter into the library with where it comes from."""
+def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter | None:
+    """Puts the trained adapter into the library with where it comes from; None in a process that does not lead."""
     best = trainer.best_checkpoint()
     if best:
         trainer.restore(best)
     tensors, config = resident.finished()
+    if not trainer.crew.leads:
+        return None
     results = _results(trainer, checkpoints.step_of(best) if best else int(trainer.state.global_step))
     below = None
     if run.spec.stack_on:
@@ -319,6 +340,7 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
             "training_seconds": round(trainer.busy, 2),
             "tokens": trainer.tokens,
             "device": str(resident.base.device),
+            "processes": trainer.crew.size,
             "platform": platform.platform(),
             "batch_size": trainer.spec.batch_size,
             "accumulation": trainer.spec.accumulation,

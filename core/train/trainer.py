@@ -31,7 +31,8 @@ from core.library import WEIGHTS
 from core.model.resident import ANCHOR, Resident
 from core.model.scoring import Score
 from core.spec import Mix, TrainSpec
-from core.train import checkpoints, memory, steps, validating
+from core.train import checkpoints, memory, shards, steps, validating
+from core.train.crew import ALONE, PATIENCE, Blanked, Crew, deal
 from core.train.track import Track
 from core.workspace import ensure_space, write_json
 
@@ -48,29 +49,32 @@ class Hooks:
         log: where events go.
         serve: lends the model to whoever waits, for at most so many seconds.
         stop_asked: "" to go on; anything else ends the run after this step, with a checkpoint.
+        crew: the processes that train it together.
     """
 
     log: EventLog
     serve: Callable[[float], None]
     stop_asked: Callable[[], str]
+    crew: Crew = ALONE
 
 
-def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> TrainingArguments:
+def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, share: int = 1, together: dict[str, Any] | None = None) -> TrainingArguments:
     """TrainingArguments of a spec.
 
     Args:
         folder: where checkpoints go.
         rows: sequences in the training split, from which the number of steps follows. It is the same for every
             micro-batch of one effective batch, so a run that had to make it smaller keeps its schedule.
+        share: processes that share the forward passes of a step. together: what `several` says of them.
     """
     total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.effective_batch) * spec.epochs))
     every = max(1, math.ceil(total / ROUNDS))
-    return TrainingArguments(
+    settings: dict[str, Any] = dict(  # noqa: C408 (the names of arguments, as they are called)
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
         per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.accumulation,
+        gradient_accumulation_steps=spec.accumulation // share,
         learning_rate=spec.learning_rate,
         warmup_steps=math.ceil(total * spec.warmup_ratio),
         seed=spec.seed,
@@ -91,6 +95,23 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool) -> Trainin
         report_to=list(spec.report_to),
         **steps.settings(spec, "cuda" if on_gpu else "cpu"),
     )
+    return TrainingArguments(**shards.joined(settings, together or {}))
+
+
+def several(crew: Crew, model: Any, on_gpu: bool) -> dict[str, Any]:
+    """Arguments that matter with several processes only.
+
+    Every adapter weight in training takes part in every forward, also where the adapter below is dropped
+    (by its scaling), so no process looks for unused ones.
+    """
+    if crew.size == 1:
+        return {}
+    return {
+        **(shards.arguments(model) if crew.sharded else {}),
+        "ddp_find_unused_parameters": False,
+        "ddp_backend": None if on_gpu else "gloo",
+        "ddp_timeout": int(PATIENCE.total_seconds()),
+    }
 
 
 class StudioTrainer(Trainer):  # type: ignore[misc]
@@ -104,6 +125,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    train_dataset: Any
 
     def __init__(
         self,
@@ -117,9 +139,12 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         prompts: Sequence[str] = (),
     ) -> None:
         pad = resident.base.tokenizer.pad_token_id
+        on_gpu = resident.base.device.type == "cuda"
+        if hooks.crew.sharded:
+            shards.loosen(resident.peft)
         super().__init__(
             model=resident.peft,
-            args=arguments(spec, folder, len(rows), resident.base.device.type == "cuda"),
+            args=arguments(spec, folder, len(rows), on_gpu, hooks.crew.size, several(hooks.crew, resident.base.model, on_gpu)),
             train_dataset=rows,
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
@@ -128,6 +153,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(getattr(self, "model_accepts_loss_kwargs", False))  # tokens are then counted
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))
+        self.crew = hooks.crew
         for callback in self.callback_handler.callbacks:  # TensorBoard's files outlive the checkpoints, beside which it would put them
             if getattr(callback, "logging_dir", "") is None:
                 callback.logging_dir = str(folder.parent / "logs")
@@ -151,6 +177,28 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
             self.optimizer: Any = steps.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
         return super().create_optimizer(model)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is not None and not self.is_fsdp_enabled:
+            shards.enforce(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled: bool = True
+
+    # --- what this process reads
+
+    def get_train_dataloader(self) -> Any:
+        """All rows; or this process's share of the very batches that one process alone would read."""
+        if self.crew.size == 1:
+            return super().get_train_dataloader()
+        rows = self.train_dataset
+        self.train_dataset = Blanked(rows)
+        try:
+            return deal(super().get_train_dataloader(), len(rows), self.crew.size)
+        finally:
+            self.train_dataset = rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset.rows if isinstance(train_dataset, Blanked) else train_dataset)
 
     # --- one step
 
@@ -199,7 +247,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         Drawn from the seed and the position in the run, so that a resumed run draws the same.
         """
         below = list(self.resident.pinned)
-        position = self.state.global_step * self.spec.accumulation + self._substep
+        position = self.crew.place(self.state.global_step, self.spec, self._substep)
         self._substep += 1
         off = bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
         if not off:
@@ -222,7 +270,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if "loss" not in logs:
             return
         tokens, busy, step = self.mark
-        self.mark = (self.tokens, self.busy, self.state.global_step)
+        read = self.crew.total(self.tokens, self.args.device)
+        self.mark = (read, self.busy, self.state.global_step)
         seconds = max(self.busy - busy, 1e-9)
         left = self.state.max_steps - self.state.global_step
         self.last_loss = float(logs["loss"])
@@ -235,8 +284,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             loss=self.last_loss,
             learning_rate=float(logs.get("learning_rate", 0.0)),
             grad_norm=float(logs.get("grad_norm", math.nan)),
-            tokens=self.tokens,
-            tokens_per_second=round((self.tokens - tokens) / seconds, 1),
+            tokens=read,
+            tokens_per_second=round((read - tokens) / seconds, 1),
             eta_seconds=round(left * self.busy / max(1, int(self.state.global_step)), 1),
         )
         self._report(logs)
@@ -250,15 +299,18 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """Validation loss as nats over tokens, and answers to the sample prompts beside those of the base."""
         metrics: dict[str, float] = {}
         if self.validation:
-            result = self._validate(validating.present(self.resident))
+            result = self.crew.tell(lambda: self._validate(validating.present(self.resident)))  # the first process scores; all know
             metrics = {"eval_loss": result.loss}
             self._heed(result)
-        for prompt, answers in validating.answers(self.resident, self.spec.kind, self.prompts, lambda: self.hooks.serve(SERVE_SECONDS / 4)):
+        prompts = self.prompts if self.crew.leads and not self.crew.sharded else ()
+        for prompt, answers in validating.answers(self.resident, self.spec.kind, prompts, lambda: self.hooks.serve(SERVE_SECONDS / 4)):
             self.hooks.log.append("sample", step=self.state.global_step, prompt=prompt, text=answers[-1]["text"], answers=answers)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _validate(self, mix: Mix) -> Score:
+        if self.crew.sharded:
+            return shards.validate(self.model_wrapped, self.validation, self.resident.base.tokenizer.pad_token_id, self.args.device)
         return validating.validate(self.resident, self.validation, mix, lambda: self.hooks.serve(SERVE_SECONDS))
 
     def _heed(self, result: Score) -> None:
@@ -294,32 +346,61 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the adapter in training: its tensors and its config."""
+        tensors = self.resident.trainee_tensors()
+        start = self.resident.tensors_of(ANCHOR) if self.resident.anchored else {}
+        if not self.crew.leads:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.resident.trainee_tensors(), folder / WEIGHTS, metadata={"format": "pt"})
-        if self.resident.anchored:
-            save_file(self.resident.tensors_of(ANCHOR), folder / START, metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        if start:
+            save_file(start, folder / START, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Only what is in training; the stock way would gather a base that is spread over processes as well."""
+        self._save(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.crew.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = shards.whole(self.optimizer.state_dict())
+        if self.crew.leads:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.crew.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        shards.restore(self.optimizer, torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes, then commits; what the disk refuses is removed and the last good one stays."""
         root = Path(self.args.output_dir)
         folder = root / f"checkpoint-{self.state.global_step}"
         trained = [p for p in self.resident.peft.parameters() if p.requires_grad]  # type: ignore[union-attr]
-        if not all(bool(p.isfinite().all()) for p in trained):
+        if not all(bool(shards.here(p).isfinite().all()) for p in trained):
             raise self._diverged("adapter", math.nan)  # it overflowed in the step that was just taken
         size = sum(p.numel() * 4 for p in trained)
-        if folder.exists():  # a resumed run passes its own steps again
+        if self.crew.leads and folder.exists():  # a resumed run passes its own steps again
             checkpoints.remove(folder)
+        self.crew.wait()
         try:
             ensure_space(root, 3 * size)
             super()._save_checkpoint(model, trial)
-            write_json(folder / checkpoints.STATE, self._counted())
-            checkpoints.commit(folder, self.run_id)
+            self.crew.wait()  # every process writes its dice
+            if self.crew.leads:
+                write_json(folder / checkpoints.STATE, self._counted())
+                checkpoints.commit(folder, self.run_id, self.crew.size)
         except (OSError, RuntimeError, StudioError, SafetensorError) as e:
             checkpoints.remove(folder)
             raise checkpoints.refused(e, root, 3 * size, int(self.state.global_step)) from e
-        checkpoints.rotate(root)
+        if self.crew.leads:
+            checkpoints.rotate(root)
+        self.crew.wait()  # nobody looks for the best one before it is there
         self.hooks.log.append("checkpoint", step=self.state.global_step)
 
     def _counted(self) -> dict[str, Any]:
@@ -339,7 +420,11 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def restore(self, checkpoint: Path) -> None:
         """Puts a checkpoint's weights into the adapter in training, and into what it started from."""
-        self.resident.restore_trainee(load_file(checkpoint / WEIGHTS), load_file(checkpoint / START) if self.resident.anchored else None)
+        tensors, start = load_file(checkpoint / WEIGHTS), load_file(checkpoint / START) if self.resident.anchored else None
+        if self.crew.sharded:
+            shards.refill(self.resident, tensors, start)
+        else:
+            self.resident.restore_trainee(tensors, start)
 
     def take_up(self, checkpoint: Path | None) -> None:
         """Trains to the end, from a checkpoint where there is one; one that is the end already is only loaded.
@@ -372,6 +457,8 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        if trainer.crew.size > 1 and not trainer.crew.sharded:
+            trainer.resident.arrange()  # spreading the model over processes put its weights elsewhere, and mixing reads them where they lie
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         trainer.hooks.log.append(
             "plan",
@@ -382,6 +469,8 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
             effective_batch=trainer.spec.effective_batch,
             trainable_parameters=trainable,
             total_parameters=trainer.resident.base.parameters,
+            processes=trainer.crew.size,
+            parameters_here=sum(shards.here(p).numel() for p in trainer.model.parameters()),  # a part of them, when they are spread
         )
         if args.world_size == 1:
             trainer.probed = memory.probe(trainer, trainer.spec, trainer.resident.base)
@@ -396,6 +485,7 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.trainer.hooks.serve(SERVE_SECONDS)
+        self.trainer.crew.hear(args.device)
         asked = self.trainer.hooks.stop_asked()
         if asked:
             control.should_training_stop = True
