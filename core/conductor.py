@@ -331,8 +331,12 @@ class Conductor:
         """
         run = self.run(run_id)
         if run.status is RunStatus.QUEUED:
-            self.cancel_run(run_id)
-            return
+            try:
+                self.cancel_run(run_id)
+                return
+            except RunError:  # it has just begun, and is stopped like any other
+                if run_id not in self._claims:
+                    raise
         if run.status.alive and "launch" in run.extra and run_id not in self._claims:  # another studio or terminal launched it
             runs.ask(self._workspace, run_id, "keep")
             return

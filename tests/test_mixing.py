@@ -201,3 +201,20 @@ def test_weights_can_be_learned_through_the_mix(resident: Resident) -> None:
     assert weights.grad is not None
     assert weights.grad.abs().min() > 0
     assert torch.allclose(2 * weights.grad[0], weights.grad[1], rtol=1e-2)  # both rows are the base here
+
+
+def test_a_4_bit_base_that_is_talked_to_and_trained_in_turn_stays_the_same_to_the_bit(tiny_base: Path) -> None:
+    base = load_base(str(tiny_base), "nf4", "cpu")
+    ids = torch.arange(5, 40)[None]
+
+    def trained() -> torch.Tensor:
+        with differentiable(base.model):
+            return base.model(ids).logits.detach()
+
+    def talked() -> torch.Tensor:
+        with torch.inference_mode():
+            return base.model(ids).logits.clone()
+
+    first, heard = trained(), talked()
+    for _ in range(3):
+        assert torch.equal(trained(), first) and torch.equal(talked(), heard)

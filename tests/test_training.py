@@ -361,3 +361,16 @@ def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(engine:
     assert sparse == pytest.approx(whole, rel=1e-5) and len(sparse) == 8
     assert len(few) == len(widths) == 17, "sixteen and the one that measures memory"
     assert sum(few) < 0.7 * sum(widths)
+
+
+def test_what_was_learned_is_heard_without_reading_a_file_and_as_the_file_has_it(engine: Engine, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engine.wait_run(engine.start_run(task_spec(engine, pairs)))
+    mixes = [Mix(), Mix(weights={run.adapter: 1.0})]
+    with monkeypatch.context() as patched:
+        patched.setattr("core.model.resident.load_file", lambda *a: pytest.fail("a file was read"))
+        fresh = engine.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=12)).last()
+    assert fresh.columns[1].stamp["adapters"] == {run.adapter: engine.adapter(run.adapter).sha256}
+    resident = engine._resident()
+    engine._worker.call(lambda: resident.forget(run.adapter))
+    read = engine.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=12)).last()
+    assert [c.text for c in read.columns] == [c.text for c in fresh.columns] and fresh.columns[0].text != fresh.columns[1].text

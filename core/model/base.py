@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
@@ -125,6 +126,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         parameters = _count(model)
         if quantization == "nf4":
             pack_experts(model)
+            settle(model.eval())
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
@@ -177,19 +179,46 @@ def differentiable(model: Any) -> Iterator[None]:
     """While open, gradients flow through 4-bit layers on a CPU too; they are slower meanwhile.
 
     On its first forward without a gradient, bitsandbytes 0.50 repacks a layer's weights for a bf16
-    kernel that has no backward, and never unpacks them for training. Asking a layer for its state
-    unpacks it; the flag keeps it so.
+    kernel that has no backward, and never unpacks them for training.
     """
-    layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]  # peft's wrapper has the same class name
+    layers = _packing(model)
     before = [m.support_avx512bf16_for_cpu for m in layers]
     for layer in layers:
-        layer.state_dict()
+        _unpack(layer)
         layer.support_avx512bf16_for_cpu = False
     try:
         yield
     finally:
         for layer, packs in zip(layers, before, strict=True):
             layer.support_avx512bf16_for_cpu = packs
+
+
+def settle(model: Any) -> None:
+    """Packs and unpacks every 4-bit layer once: packing rounds the scales, and whoever trains must find the same base before and after the first answer."""
+    with torch.no_grad():
+        for layer in _packing(model):
+            layer(torch.zeros(1, layer.in_features, dtype=torch.float32))
+            _unpack(layer)
+
+
+def _packing(model: Any) -> list[Any]:
+    """The layers that bitsandbytes may repack; peft's wrapper has the same class name, but not the attribute."""
+    return [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu") and m.weight.device.type == "cpu"]
+
+
+def _unpack(layer: Any) -> None:
+    """Undoes the repacking of one layer, with the scales as they are.
+
+    bitsandbytes' own way back quantises the scales anew, and computes other ones each time: a base that is
+    talked to and trained in turn would wander off.
+    """
+    state = layer.weight.quant_state
+    if not getattr(state, "packing_format_for_cpu", False):
+        return
+    state.original_nested = False
+    scales = state.absmax.T.reshape(-1).float()
+    layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
+    layer.weight.quant_state.absmax = scales
 
 
 def _refuse_prequantized(name: str, config: Any) -> None:

@@ -253,6 +253,8 @@ class Resident:
         Raises:
             SpecError: this base has nothing that the adapter could start from in that way.
         """
+        if adapter_id in self.digests:  # what a stopped run had kept; it goes on from its checkpoint
+            self._drop(adapter_id)
         if stack_on:
             self.ensure([Mix(weights={stack_on: 1.0})])
         self.trainee_id = adapter_id
@@ -269,8 +271,20 @@ class Resident:
             starts.make_up(self.base.model, TRAINEE, folder_of(*locate(self.base.name)), self.base.family.fan_in_fan_out)
         self.arrange()
 
+    def adopt(self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Hangs an adapter that has just been written, out of memory: whoever mixes it next waits for no file.
+
+        Args:
+            config, tensors: what was written.
+        """
+        if adapter.unmixable:
+            return
+        self.hang(adapter.id, library.parse_config(config))
+        self._fill(adapter.id, tensors)
+        self.digests[adapter.id] = adapter.sha256
+
     def end_trainee(self) -> None:
-        """Takes the adapter in training off the base; its saved form is loaded when it is used."""
+        """Takes the adapter in training off the base; what is kept of it hangs there under its own name (`adopt`)."""
         self.trainee_id = ""
         for name in (ANCHOR, TRAINEE):
             if self.peft is not None and name in self.peft.peft_config:

@@ -349,14 +349,9 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         "results": results,
     }
-    return library.add(
-        workspace,
-        run.adapter,
-        run.name,
-        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        config,
-        metadata,
-    )
+    adapter = library.add(workspace, run.adapter, run.name, lambda path: save_file(tensors, path, metadata={"format": "pt"}), config, metadata)
+    resident.adopt(adapter, config, tensors)
+    return adapter
 
 
 def _results(trainer: StudioTrainer, kept: int) -> dict[str, Any]:
