@@ -17,6 +17,7 @@ from core.data.batches import Encoded, collate
 from core.errors import RunError
 from core.model.resident import ANCHOR, TRAINEE, Resident
 from core.model.scoring import Score, row_nats
+from core.model.stepping import predicted
 
 BATCH_ROWS = 8  # validation sequences of one forward, which all processes make together
 
@@ -124,15 +125,13 @@ def validate(model: Any, sequences: Sequence[Encoded], pad: int, device: torch.d
     was_training = model.training
     model.eval()
     try:
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+        order = sorted(range(len(sequences)), key=lambda i: sequences[i].length)
         for start in range(0, len(order), BATCH_ROWS):
             part = order[start : start + BATCH_ROWS]
-            rows = [{"input_ids": sequences[i].ids, "trained": sequences[i].mask} for i in part]
-            batch = {k: v.to(device) for k, v in collate(rows, pad).items()}
+            batch = {k: v.to(device) for k, v in collate([sequences[i].row for i in part], pad).items()}
             with torch.no_grad():
-                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-            for i, nats in zip(part, row_nats(logits, batch["labels"]).tolist(), strict=True):
-                score.rows[i] = (nats, sum(sequences[i].mask[1:]))
+                nats = row_nats(*predicted(model, batch)).tolist()
+            score.rows |= {i: (n, sum(sequences[i].mask[1:])) for i, n in zip(part, nats, strict=True)}
         score.nats = sum(nats for nats, _ in score.rows.values())
         score.tokens = sum(tokens for _, tokens in score.rows.values())
     finally:
