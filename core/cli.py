@@ -14,20 +14,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core import demo, grids
+from core import cli_bundles, cli_grids, demo, grids
+from core.cli_parts import SAMPLE_PRINT_SECONDS, Bar, Verb, add_setting, follow, given, print_table
 from core.engine import Engine
-from core.errors import SpecError, StudioError
-from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Launch, Mix, Sampling, TrainSpec, label_of, resolve
+from core.errors import StudioError
+from core.spec import KINDS, PRESETS, QUANTIZATIONS, SEED, Launch, Mix, Sampling, TrainSpec, resolve
 from core.train.lineup import MOVES
-from core.workspace import whole_file
 
 WORKSPACE_VARIABLE = "ADAPTER_STUDIO_WORKSPACE"
-Verb = Callable[[Engine, argparse.Namespace], Any]
-SAMPLE_PRINT_SECONDS = 0.1
 
 
 def default_workspace() -> Path:
@@ -42,8 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     before = _heed_sigterm()
     try:
-        with Engine(args.workspace, args.base, _quantization(args), load=args.model and not getattr(args, "launcher", "")) as engine:
-            value = args.verb(engine, args)
+        if args.verb in ALONE:
+            value = args.verb(None, args)
+        else:
+            with Engine(args.workspace, args.base, _quantization(args), load=args.model and not getattr(args, "launcher", "")) as engine:
+                value = args.verb(engine, args)
     except StudioError as e:
         if args.json:
             print(json.dumps({"error": e.what, "fix": e.fix}, ensure_ascii=False))
@@ -86,11 +87,15 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--base", default="embedded", help='"embedded", a local folder, or a Hub id.')
     common.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="4-bit nf4, 8-bit int8, none, or what suits the device.")
     common.add_argument("--json", action="store_true", help="Print one JSON value as the last line.")
+    alone = argparse.ArgumentParser(add_help=False)
+    alone.add_argument("--base", default="", help="In the place of the bundle's: a folder or a Hub id with the same weights.")
+    alone.add_argument("--quantization", choices=QUANTIZATIONS, default="", help="In the place of the bundle's.")
+    alone.add_argument("--json", action="store_true", help="Print one JSON value as the last line.")
     top = argparse.ArgumentParser(prog="python -m core", description="Adapter Studio in the terminal.")
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(under: Any, name: str, verb: Verb | None, help: str) -> argparse.ArgumentParser:
-        made = under.add_parser(name, help=help, description=help, parents=[common] if verb else [])
+        made = under.add_parser(name, help=help, description=help, parents=[alone if verb in ALONE else common] if verb else [])
         if verb:
             made.set_defaults(verb=verb, model=verb in NEED_MODEL)
         return made  # type: ignore[no-any-return]
@@ -115,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--preset", choices=tuple(PRESETS), help='Default: "embedded" on the embedded base, else "standard".')
         for f in dataclasses.fields(TrainSpec):
             if f.name != "kind":
-                _add_setting(p, f)
+                add_setting(p, f)
         _add_launch(p)
 
     bases = group("bases", "Base models.")
@@ -132,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--raw", action="store_true", help="Continue the text instead of answering it as a chat.")
     _add_mixes(p)
     for f in dataclasses.fields(Sampling):
-        _add_setting(p, f)
+        add_setting(p, f)
 
     p = add(verbs, "evaluate", _evaluate, "Measure mixes on a split.")
     p.add_argument("--dataset", required=True)
@@ -164,59 +169,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("runs", nargs="+", metavar="RUN")
     p.add_argument("--all", action="store_true", help="Also the settings that do not differ.")
 
-    grid = group("grid", "One training description with some settings varied, every combination a run.")
-    p = add(grid, "start", _grid_start, "Queue a run for every cell and follow them to the end.")
-    p.add_argument("kind", choices=KINDS)
-    p.add_argument("--preset", choices=tuple(PRESETS), help='Settings that the cells share. Default: "embedded" on the embedded base, else "standard".')
-    p.add_argument("--vary", action="append", default=[], metavar="SETTING=VALUES", help='For example rank=16,32 or "schedule=linear,cosine".')
-    p.add_argument("--grid", choices=tuple(grids.PRESETS), help="A usual grid; --vary changes or adds to it.")
-    for f in dataclasses.fields(TrainSpec):
-        if f.name != "kind":
-            _add_setting(p, f)
-    add(grid, "show", _grid_show, "A grid's results, the best first; without a name, all grids.").add_argument("grid", nargs="?", default="")
-    p = add(grid, "csv", _grid_csv, "A grid's results as CSV.")
-    p.add_argument("grid")
-    p.add_argument("--output", type=Path, help="Write a file instead of printing.")
-    add(grid, "cancel", _grid_cancel, "Take a grid's cells out of the queue that have not begun.").add_argument("grid")
-    add(grid, "collect", _grid_collect, "Take runs of this workspace in that trained what an open cell asks for.").add_argument("grid")
+    cli_grids.add_verbs(group("grid", "One training description with some settings varied, every combination a run."), add)
+    cli_bundles.add_verbs(group("bundle", "Runs that are trained on another machine."), add)
     return top
-
-
-def _add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
-    kind = str(f.type)
-    many = kind.startswith("tuple")
-    if kind == "bool":
-        text = f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%")
-        p.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=None, help=text)
-        return
-    p.add_argument(
-        "--" + f.name.replace("_", "-"),
-        type={"int": int, "float": float}.get(kind, str),
-        nargs="*" if many else None,
-        choices=f.metadata.get("choices"),
-        help=f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%"),
-    )
 
 
 def _add_launch(p: argparse.ArgumentParser) -> None:
     """The options that start several processes."""
     for f in dataclasses.fields(Launch):
-        _add_setting(p, f)
+        add_setting(p, f)
 
 
 def _launch(args: argparse.Namespace) -> Launch | None:
-    given = _given(args, Launch)
-    return Launch(**given) if given else None
+    asked = given(args, Launch)
+    return Launch(**asked) if asked else None
 
 
 def _add_mixes(p: argparse.ArgumentParser) -> None:
     p.add_argument("--mix", action="append", metavar="MIX", help='Adapter ids or names with weights: "dom=0.7,task=1"; "" is the base.')
-
-
-def _given(args: argparse.Namespace, spec: type) -> dict[str, Any]:
-    """The settings that were typed."""
-    named = (f.name for f in dataclasses.fields(spec))
-    return {n: getattr(args, n) for n in named if getattr(args, n, None) is not None}
 
 
 def _mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
@@ -258,7 +228,7 @@ def _bases_list(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _bases_download(engine: Engine, args: argparse.Namespace) -> Any:
-    bar = _Bar()
+    bar = Bar()
     engine.bases.fetch(args.name)
     while (at := engine.bases.fetching()) is not None and not at.over:
         bar.show(at.done / at.total if at.total else 0.0, f"{at.name}: {at.done / 1e6:.1f} of {at.total / 1e6:.1f} MB")
@@ -270,43 +240,12 @@ def _bases_download(engine: Engine, args: argparse.Namespace) -> Any:
 
 def _train(engine: Engine, args: argparse.Namespace) -> Any:
     preset = args.preset or ("embedded" if args.base == "embedded" else "standard")
-    changes = _given(args, TrainSpec)
+    changes = given(args, TrainSpec)
     changes.setdefault("name", f"{args.kind} adapter")
     if "stack_on" in changes:
         changes["stack_on"] = engine.find_adapter(changes["stack_on"])
     run_id = engine.start_run(resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}), _launch(args))
-    return _follow(engine, run_id)
-
-
-def _follow(engine: Engine, run_id: str) -> Any:
-    """Prints a run's events until it ends; the run's own error becomes ours."""
-    cursor, over = 0, False
-    while True:
-        events, cursor = engine.run_events(run_id, cursor)
-        for e in events:
-            _print_event(e)
-        if over and not events:
-            break
-        over = not engine.run(run_id).status.alive
-        time.sleep(SAMPLE_PRINT_SECONDS)
-    run = engine.run(run_id)
-    if run.error:
-        raise StudioError(run.error)
-    return run
-
-
-def _print_event(e: dict[str, Any]) -> None:
-    kind = e.get("kind")
-    if kind == "step":
-        print(f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  {e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left")
-    elif kind == "validation":
-        print(f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}  {e.get('overfitting', '')}".rstrip())
-    elif kind == "sample":
-        print(f"sample at step {e['step']}: {e['prompt']}")
-        for answer in e.get("answers", [{"who": "In training", "text": e.get("text", "")}]):
-            print(f"    {answer['who']}: {answer['text']}")
-    elif kind in ("status", "note", "result"):
-        print(f"{kind}: " + ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("kind", "time", "elapsed")))
+    return follow(engine, run_id)
 
 
 def _adapters_list(engine: Engine, args: argparse.Namespace) -> Any:
@@ -330,7 +269,7 @@ def _adapters_remove(engine: Engine, args: argparse.Namespace) -> Any:
 
 def _generate(engine: Engine, args: argparse.Namespace) -> Any:
     engine.base(wait=True)
-    frame = engine.stream(args.prompt, _mixes(engine, args), Sampling(**_given(args, Sampling)), chat=not args.raw).last()
+    frame = engine.stream(args.prompt, _mixes(engine, args), Sampling(**given(args, Sampling)), chat=not args.raw).last()
     for c in frame.columns:
         print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens, {c.tokens / max(c.seconds, 1e-9):.0f}/s)")
     return frame.columns
@@ -345,7 +284,7 @@ def _evaluate(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _demo(engine: Engine, args: argparse.Namespace) -> Any:
-    bar, moment = _Bar(), None
+    bar, moment = Bar(), None
     for moment in demo.run(engine):
         bar.show(moment.share, moment.text)
         for name, answer in moment.answers.items():
@@ -358,27 +297,6 @@ def _demo(engine: Engine, args: argparse.Namespace) -> Any:
         print(f"{name:<22}" + "".join(f"{row[n]:>21.3f}" for n in names))
     print(f"\n{moment.result['seconds']:.0f} seconds in all.")
     return moment.result
-
-
-class _Bar:
-    """A progress bar on a terminal; a line for every new activity elsewhere."""
-
-    def __init__(self) -> None:
-        self._activity = ""
-        self._live = sys.stdout.isatty()
-
-    def show(self, share: float, text: str) -> None:
-        filled = round(30 * share)
-        line = f"[{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}  {text}"[:110]
-        activity = text.partition(":")[0]
-        if self._live:
-            print(f"\r{line:<110}", end="\n" if share == 1 else "", flush=True)
-        elif activity != self._activity:
-            print(line, flush=True)
-        self._activity = activity
-
-    def line(self, text: str) -> None:
-        print(f"\r{text:<110}".rstrip() if self._live else text, flush=True)
 
 
 def _runs_list(engine: Engine, args: argparse.Namespace) -> Any:
@@ -403,17 +321,17 @@ def _runs_pause(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:
-    return _follow(engine, args.run)
+    return follow(engine, args.run)
 
 
 def _runs_resume(engine: Engine, args: argparse.Namespace) -> Any:
     engine.resume_run(args.run)
-    return _follow(engine, args.run)
+    return follow(engine, args.run)
 
 
 def _runs_stop(engine: Engine, args: argparse.Namespace) -> Any:
     engine.stop_run(args.run)
-    return _follow(engine, args.run)
+    return follow(engine, args.run)
 
 
 def _runs_join(engine: Engine, args: argparse.Namespace) -> Any:
@@ -422,7 +340,7 @@ def _runs_join(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _runs_again(engine: Engine, args: argparse.Namespace) -> Any:
-    return [_follow(engine, run_id) for run_id in engine.queue_again()]
+    return [follow(engine, run_id) for run_id in engine.queue_again()]
 
 
 def _runs_move(engine: Engine, args: argparse.Namespace) -> Any:
@@ -447,91 +365,10 @@ def _runs_compare(engine: Engine, args: argparse.Namespace) -> Any:
         for r, h in zip(found.runs, found.histories, strict=True)
     ]
     figures = [[name.replace("_", " ").capitalize(), *[s[name] for s in said]] for name in said[0]]
-    _print_table([*figures, *[[s.label, *[grids.shown(v) for v in s.values]] for s in chosen]])
+    print_table([*figures, *[[s.label, *[grids.shown(v) for v in s.values]] for s in chosen]])
     return {"runs": said, "settings": {s.name: s.values for s in chosen}}
 
 
-def _axes(args: argparse.Namespace) -> grids.Axes:
-    """What was asked to be varied.
-
-    Raises:
-        SpecError: it has no such form, or cannot be.
-    """
-    axes = dict(grids.PRESETS.get(args.grid or "", {}))
-    for text in args.vary:
-        name, equals, values = text.partition("=")
-        if not equals:
-            raise SpecError(f"{text!r} varies nothing.", "Write a setting and its values, for example rank=16,32.")
-        name = name.strip().replace("-", "_")
-        axes[name] = grids.axis(name, values)
-    return axes
-
-
-def _grid_start(engine: Engine, args: argparse.Namespace) -> Any:
-    preset = args.preset or ("embedded" if args.base == "embedded" else "standard")
-    changes = {k: v for k, v in _given(args, TrainSpec).items() if k != "kind"}
-    changes.setdefault("name", f"{args.kind} grid")
-    if "stack_on" in changes:
-        changes["stack_on"] = engine.find_adapter(changes["stack_on"])
-    spec = resolve(args.kind, preset, changes)
-    grid = engine.plan.start(spec, _axes(args), spec.name)
-    for i, run_id in enumerate(grid.runs, 1):
-        print(f"cell {i} of {len(grid.runs)}: {engine.run(run_id).name}")
-        engine.wait_run(run_id, 30 * 86400.0)
-    return _grid_told(engine, grid.id)
-
-
-def _grid_told(engine: Engine, grid_id: str) -> Any:
-    results = engine.plan.results(grid_id)
-    names = list(results.grid.axes)
-    heads = ["", *[label_of(grids.FIELDS[n]) for n in names], "Status", "Best loss", "Final loss", "Seconds", "Adapter"]
-    lines = []
-    for r in results.rows:
-        figures = r.figures()
-        shown = [figures[n] for n in ("status", "best_loss", "final_loss", "seconds", "adapter")]
-        lines.append(["best" if r.best else "", *[grids.shown(r.cell.values[n]) for n in names], *shown])
-    _print_table([heads, *lines])
-    print(results.note)
-    rows = [{**{n: r.cell.values[n] for n in names}, **r.figures(), "best": r.best} for r in results.rows]
-    return {"id": grid_id, "name": results.grid.name, "counts": results.counts, "note": results.note, "rows": rows}
-
-
-def _grid_show(engine: Engine, args: argparse.Namespace) -> Any:
-    if args.grid:
-        return _grid_told(engine, args.grid)
-    for g in engine.plan.grids():
-        print(f"{g.id:<40} {len(g.runs):>3} cells  {g.name}")
-    return engine.plan.grids()
-
-
-def _grid_csv(engine: Engine, args: argparse.Namespace) -> Any:
-    text = engine.plan.csv(args.grid)
-    if args.output:
-        with whole_file(args.output, "w") as f:
-            f.write(text)
-    print(f"wrote {args.output}" if args.output else text, end="\n" if args.output else "")
-    return {"csv": text}
-
-
-def _grid_cancel(engine: Engine, args: argparse.Namespace) -> Any:
-    gone = engine.plan.cancel_rest(args.grid)
-    print(f"{len(gone)} cells will not begin")
-    return {"cancelled": gone}
-
-
-def _grid_collect(engine: Engine, args: argparse.Namespace) -> Any:
-    filled = engine.plan.collect(args.grid)
-    print(f"{len(filled)} cells found their run")
-    return {"cells": filled}
-
-
-def _print_table(rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as their widest cell; numbers with five digits, and a dash where there is nothing."""
-    texts = [["-" if v is None else f"{v:.5g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
-    for row in texts:
-        print("  ".join(f"{t:<{w}}" for t, w in zip(row, widths, strict=True)).rstrip())
-
-
 # Verbs that load the base model; the others answer without it.
-NEED_MODEL = frozenset({_train, _generate, _evaluate, _runs_resume, _runs_again, _grid_start, _demo})
+NEED_MODEL = frozenset({_train, _generate, _evaluate, _runs_resume, _runs_again, cli_grids.start, _demo})
+ALONE = frozenset({cli_bundles.run})  # it opens an engine of its own, on what it unpacked

@@ -290,8 +290,12 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     Raises:
         AdapterError: a file changed, is missing, or holds weights that are not fit for use.
     """
-    folder = workspace.existing("adapters", adapter_id)
-    sums = folder / CHECKSUMS
+    return verify_folder(workspace.existing("adapters", adapter_id))
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """As `verify`, of an adapter that is not in the library (yet); the folder has the adapter's id as its name."""
+    adapter_id, sums = folder.name, folder / CHECKSUMS
     if not sums.is_file():
         raise AdapterError(f"The adapter {adapter_id!r} has no {CHECKSUMS}.", "Train it again, or restore the folder from a copy.")
     lines = [line.split("  ", 1) for line in sums.read_text(encoding="utf-8").splitlines() if "  " in line]

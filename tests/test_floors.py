@@ -13,17 +13,19 @@ TRADES = ("core/train/", "core/evaluate/", "core/compose/")
 # The floor of a module, by the longest prefix that matches.
 FLOORS = {
     "core/errors": 0, "core/events": 0, "core/spec": 0, "core/workspace": 0, "core/progress": 0, "core/tables": 0,
+    "core/archives": 0, "core/templates": 0,
     "core/data": 1, "core/hub": 1, "core/library": 1, "core/mixes": 1, "core/departures": 1, "core/samples": 1, "core/votes": 1, "core/grids": 1,
     "core/model": 2,
     "core/train": 3, "core/evaluate": 3, "core/compose": 3,
     "core/bases": 4, "core/composer": 4, "core/conductor": 4, "core/launcher": 4, "core/planner": 4, "core/engine": 4, "core/worker": 4,
-    "core/demo": 5, "core/cli": 5, "studio": 5,
+    "core/bundles": 4, "core/collecting": 4,
+    "core/demo": 5, "core/cli": 5, "core/cli_parts": 5, "core/cli_grids": 5, "core/cli_bundles": 5, "studio": 5,
     "core/__main__": 6, "launch": 6,
 }
 # A word, and the only places where it may stand (see ARCHITECTURE.md).
 HOMES = {
     r"^\s*(import gradio|from gradio)|\bgr\.": ("studio/",),
-    r"\bprint\(": ("core/cli.py", "launch.py"),
+    r"\bprint\(": ("core/cli", "launch.py"),
     r"^\s*(import|from) (threading|queue)\b": ("core/worker.py", "core/events.py"),
     r"\bos\.environ\b": ("launch.py", "core/cli.py", "core/launcher.py"),
     r"logging\.basicConfig": ("launch.py", "core/cli.py", "core/train/job.py"),

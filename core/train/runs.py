@@ -73,6 +73,28 @@ def create(workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str
     return run
 
 
+def put(workspace: Workspace, run: Run, events: bytes = b"") -> None:
+    """Writes a run down that has its id already, because it comes from elsewhere; one of that id is replaced.
+
+    Args:
+        events: its whole log.
+
+    Raises:
+        StorageError
+    """
+    if workspace.path("runs", run.id).exists():
+        with whole_file(events_path(workspace, run.id)) as f:
+            f.write(events)
+        write_json(folder(workspace, run.id) / "run.json", _to_json(run))
+        return
+    workspace.clear_place("runs", run.id)
+    _, place = workspace.new_dir("runs", run.name, run.id)
+    with whole_file(place / "events.jsonl") as f:
+        f.write(events)
+    write_json(place / "run.json", _to_json(run))
+    workspace.commit_dir("runs", run.id, place)
+
+
 def _to_json(run: Run) -> dict[str, Any]:
     keep = ("id", "name", "kind", "adapter", "created", "base", "base_fingerprint", "dataset_sha256", "error", "extra")
     return {**{k: getattr(run, k) for k in keep}, "status": run.status.value, "spec": run.spec.to_json()}
