@@ -46,7 +46,7 @@ def here(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         unseen = engine.import_dataset([question_file(files / "unseen.jsonl", other)], "Unseen", "task").id
         made = {}
         for kind, data in (("domain", corpus), ("task", pairs)):
-            spec = TrainSpec(kind=kind, name=kind.title(), dataset=data, max_steps=12, **{**FAST, "rank": 4 if kind == "domain" else 2})
+            spec = TrainSpec(kind=kind, name=kind.title(), dataset=data, max_steps=40, **{**FAST, "rank": 4 if kind == "domain" else 2})
             made[kind] = engine.wait_run(engine.start_run(spec), 300).adapter
         yield SimpleNamespace(engine=engine, **made, corpus=corpus, pairs=pairs, unseen=unseen, files=files)
 

@@ -40,7 +40,7 @@ function traces() {
     line("Training", series.train, c("--st-faint"), { line: { width: 1 }, trace: { hovertemplate: "%{y:.4f}" } }),
     line("Training, smoothed", series.smooth, c("--st-accent"), { trace: { hovertemplate: "%{y:.4f}" } }),
     line("Validation", series.validation, c("--st-task"), { trace: { mode: "lines+markers", marker: { size: 7, color: c("--st-task") }, hovertemplate: "%{y:.4f}" } }),
-    line("Gap (validation above training)", series.gap, c("--st-quiet"), { line: { width: 1.5, dash: "dot" }, trace: { yaxis: "y3", hovertemplate: "%{y:.4f}" } }),
+    line("Gap (validation above training)", series.gap, c("--st-quiet"), { line: { width: 1.5, dash: "dot" }, trace: { yaxis: "y3", visible: series.gap[0].length > 0, hovertemplate: "%{y:.4f}" } }),
     line("Learning rate", series.rate, c("--st-mix"), { trace: { yaxis: "y2", hovertemplate: "%{y:.2e}", showlegend: false } }),
   ];
 }
@@ -55,7 +55,7 @@ function layout() {
     legend: { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
     xaxis: { ...axis, title: { text: "Step" }, rangemode: "tozero", anchor: "y2" },
     yaxis: { ...axis, title: { text: "Loss" }, domain: [0.3, 1] },
-    yaxis3: { ...axis, title: { text: "Gap" }, overlaying: "y", side: "right", showgrid: false, zeroline: false, nticks: 4 },
+    yaxis3: { ...axis, title: { text: "Gap" }, visible: series.gap[0].length > 0, overlaying: "y", side: "right", showgrid: false, zeroline: false, nticks: 4 },
     yaxis2: { ...axis, title: { text: "Rate" }, domain: [0, 0.2], tickformat: ".0e", nticks: 3 },
   };
 }
@@ -125,7 +125,8 @@ async function show(answer) {
   if (!run || answer.error) return 3000;
   cursor = answer.cursor;
   latest = answer.latest;
-  const rewound = take(answer.points);
+  const level = series.gap[0].length > 0;
+  const rewound = take(answer.points) || level !== series.gap[0].length > 0; // an axis without a point on it is none that plotly can draw
   const some = series.train[0].length + series.validation[0].length;
   plot.hidden = !some;
   if (some) await paint(answer.points, rewound);

@@ -82,7 +82,7 @@ def press_tab(page, name: str) -> None:
 @pytest.mark.parametrize("visit", [(390, 844, "dark")], indirect=True, ids=["phone"])
 def test_nothing_is_wider_than_a_phone_and_all_tabs_are_in_the_bar(visit):
     page = visit.page
-    for name in ("Data", "Train", "Runs", "Mix", "Compare", "Evaluate", "Library"):
+    for name in ("Data", "Train", "Runs", "Mix", "Compare", "Evaluate", "Library", "Base"):
         page.get_by_role("tab", name=name, exact=True).wait_for()
     tab(page, "Runs")
     for name in ("Queue", "Grid", "Side by side"):
