@@ -327,12 +327,13 @@ def test_what_does_not_go_together_is_refused_before_anything_starts() -> None:
 
 
 def test_the_terminal_takes_every_setting_switches_too() -> None:
-    from core.cli import _given, parser
+    from core.cli import parser
+    from core.cli_parts import given
 
     line = "train task --name T --dataset d --no-packing --use-rslora --initialisation olora --lora-plus-ratio 16 --optimizer adafactor --overlap 8"
     line += " --target-modules q_proj"
-    given = _given(parser().parse_args(line.split()), TrainSpec)
-    spec = TrainSpec(**given)
+    typed = given(parser().parse_args(line.split()), TrainSpec)
+    spec = TrainSpec(**typed)
     assert (spec.packing, spec.use_rslora, spec.use_dora, spec.initialisation) == (False, True, False, "olora")
     assert (spec.lora_plus_ratio, spec.optimizer, spec.overlap, spec.target_modules) == (16.0, "adafactor", 8, ("q_proj",))
 
