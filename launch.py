@@ -156,7 +156,7 @@ def main() -> int:
     os.chdir(ROOT)
     python = prepare(files)
     if verb == "test":
-        whole = ["-n", "2", "--dist", "loadfile"]  # tests take one thread each
+        whole = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # tests take one thread each
         return rerun(python, ["-m", "pytest", *(arguments[1:] or whole)])
     if verb == "demo":
         return rerun(python, ["-m", "core", "demo", *_demo_workspace(arguments[1:])])

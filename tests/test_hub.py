@@ -261,7 +261,7 @@ def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run
     stream = engine.stream("Where?", [Mix(weights={done.adapter: 1.0})])
     stream.last()
     asked = engine.bases.switch(str(other))
-    assert "1 adapter leaves the mixer: Lamps." in asked[0] and "resumed only when this base is back: Long" in asked[1]
+    assert "2 adapters leave the mixer: Lamps, Long." in asked[0] and "resumed only when this base is back: Long" in asked[1]
     assert engine.base().name == str(tiny_base), "nothing has happened yet"
     assert engine.bases.switch(str(other), sure=True) == [] and engine.base(wait=True).name == str(other)
     assert [a["fits"] for a in engine.mixable()] == [False, False]
