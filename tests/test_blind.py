@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import random
+import threading
 
 import gradio as gr
 import pytest
@@ -185,13 +186,24 @@ def test_a_vote_for_no_answer_is_refused_and_the_right_one_still_counts(engine, 
     assert sum(s.won for s in engine.tally()) == 1
 
 
-def test_a_vote_before_all_is_written_is_refused(engine):
-    talking = Talk()
+def test_a_vote_before_all_is_written_is_refused(engine, monkeypatch):
+    talking, go, real = Talk(), threading.Event(), engine._worker.stream
+
+    def held(start):
+        def steps():
+            for part in start():
+                yield part
+                assert go.wait(60)  # the model writes no further, however slow the reader is
+
+        return real(steps)
+
+    monkeypatch.setattr(engine._worker, "stream", held)
     reading = compare.blinded(engine, "Where?", {"picks": picks(engine)}, None, talking, True, *sampling(max_new_tokens=150, temperature=4.0))
     next(reading)
     with pytest.raises(SpecError, match="still being written"):
         vote(engine, talking, 0)
     reading.close()
+    go.set()
     assert engine.tally() == []
 
 
