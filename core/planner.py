@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from core import grids
 from core.conductor import Conductor
 from core.errors import NotFound, SpecError
 from core.grids import Axes, Cell, Grid
-from core.spec import RunStatus, TrainSpec, label_of
+from core.spec import RunStatus, TrainSpec
 from core.tables import plain_csv
 from core.train import comparison
 from core.train.comparison import Difference, History, Setting, Validation
@@ -308,8 +308,3 @@ def _note(rows: Sequence[Row], grid: Grid) -> str:
         return " ".join(filter(None, [f"{apart} That is more than chance of the rows.", one]))
     count = f"{len(level)} of the others are" if len(level) > 1 else "One of the others is"
     return " ".join(filter(None, [apart, f"{count} within {comparison.CLEAR:g} standard errors of the best: these rows cannot tell them apart.", one]))
-
-
-def axis_labels(axes: Mapping[str, Sequence[Any]]) -> dict[str, str]:
-    """Setting -> the label that people see."""
-    return {f: label_of(grids.FIELDS[f]) for f in axes}

@@ -242,6 +242,10 @@ class TrainSpec(Limited):
         if self.use_dora and self.stack_on:
             raise SpecError("A DoRA adapter cannot be mixed, so it cannot be trained on top of another one.", "Switch DoRA off, or train it on the base alone.")
 
+    def recomputes(self, on_gpu: bool) -> bool:
+        """Are activations computed twice on such a device, to save memory?"""
+        return self.gradient_checkpointing == "on" or (self.gradient_checkpointing == "auto" and on_gpu)
+
     @property
     def effective_batch(self) -> int:
         """Sequences per optimizer step."""

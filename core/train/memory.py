@@ -21,7 +21,7 @@ from core.spec import TrainSpec
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # a weight; two moments
 SURE_BYTES = 32 << 20  # a smaller measured growth says more of the allocator than of the step
-MEMINFO, STATM, RESET, LIMIT = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/sys/fs/cgroup")
+MEMINFO, STATUS, RESET, LIMIT = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def estimate(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
     layer = number * (8 * shape.hidden + shape.keys_values + 4 * shape.inner)
     copies = (4 if number < 4 else 0) + (5 if spec.dropout else 0)
     adapters = (copies * into + 4 * spec.rank * count) / max(1, shape.layers)
-    checkpointed = spec.gradient_checkpointing == "on" or (spec.gradient_checkpointing == "auto" and shape.on_gpu)
+    checkpointed = spec.recomputes(shape.on_gpu)
     kept = shape.layers * number * shape.hidden + layer + adapters if checkpointed else shape.layers * (layer + adapters)
     return Estimate(
         base=shape.base_bytes,
@@ -190,7 +190,7 @@ def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
     tries: list[tuple[str, dict[str, Any]]] = []
     if spec.max_length >= 32:
         tries.append((f"max length {spec.max_length // 2} instead of {spec.max_length}", {"max_length": spec.max_length // 2}))
-    if spec.gradient_checkpointing == "off" or (spec.gradient_checkpointing == "auto" and not shape.on_gpu):
+    if not spec.recomputes(shape.on_gpu):
         tries.append(("gradient checkpointing", {"gradient_checkpointing": "on"}))
     if spec.batch_size > 1:
         tries.append((f"batch size 1 instead of {spec.batch_size}", {"batch_size": 1}))
@@ -266,7 +266,7 @@ class Meter:
 
 
 def _resident(which: str) -> int | None:
-    for line in STATM.read_text(encoding="ascii").splitlines():
+    for line in STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(which + ":"):
             return int(line.split()[1]) * 1024
     return None

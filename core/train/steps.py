@@ -34,7 +34,7 @@ def settings(spec: TrainSpec, device: str) -> dict[str, Any]:
     name = NAMES.get(spec.optimizer) or ("adamw_torch_fused" if device in FUSED else "adamw_torch")
     if "8bit" in name:
         _try(name, device)
-    checkpointing = spec.gradient_checkpointing == "on" or spec.gradient_checkpointing == "auto" and device == "cuda"
+    checkpointing = spec.recomputes(device == "cuda")
     return {
         "optim": name,
         "weight_decay": spec.weight_decay,
