@@ -109,7 +109,7 @@ def test_an_address_that_names_a_run_that_is_gone_says_so(engine):
 def test_dropped_files_are_guessed_and_the_columns_can_be_corrected(engine, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("frage,antwort\n" + "".join(f"Q{i},A{i}\n" for i in range(6)))
-    shown, _, add = data.offered(engine, [str(file)], "utf-8")[3:6]
+    shown, _, add = data.offered(engine, [str(file)], None, "train", "utf-8")[3:6]
     assert add["interactive"] is False and "antwort" in texts(shown)
     columns = ["" for _ in data.ROLES]
     columns[data.ROLES.index("question")], columns[data.ROLES.index("answer")] = "frage", "antwort"
@@ -131,9 +131,17 @@ def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tm
     assert len(engine.datasets()) == before
 
 
+def test_files_that_wait_stay_in_view_until_they_are_taken_away(engine, tmp_path):
+    file, task = tmp_path / "notes.txt", next(d for d in engine.datasets() if d.name == "Sample task")
+    file.write_text("A note.\n")
+    assert data.followed(engine, [str(file)], task.id, "train") == gr.skip() and data.exemplified(engine, [str(file)], task.id) == (None, 0)
+    assert "Nothing is imported yet" in texts(data.offered(engine, [str(file)], task.id, "train", "utf-8")[3])
+    assert texts(data.offered(engine, None, task.id, "train", "utf-8")[3]) == texts(data.followed(engine, None, task.id, "train"))
+
+
 def test_a_task_example_marks_only_the_answer_as_learned(engine):
     task = next(d for d in engine.datasets() if d.name == "Sample task")
-    tree, index = data.exemplified(engine, task.id)
+    tree, index = data.exemplified(engine, None, task.id)
     tokens = next(k for k in tree["kids"] if k.get("cls") == "tokens")["kids"]
     learned = "".join(texts(t) for t in tokens if t["cls"] == "tok trained")
     answer = engine.dataset_rows(task.id, "train", 1)[0]["messages"][-1]["content"]

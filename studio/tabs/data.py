@@ -77,17 +77,20 @@ def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
     """Connects the events."""
     roles = list(tab.roles.values())
     reading = [tab.shown, tab.tokens, tab.add, *roles]
-    guard.on(tab.files.change, engine, offered, [tab.files, tab.encoding], [tab.reading, tab.kind, tab.name, *reading])
+    seen = [tab.files, tab.picker, tab.split]
     for control in (tab.kind, tab.encoding):
         guard.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
     for role in roles:
         guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.shown, tab.add])
     form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
     guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
-    for trigger in (tab.picker.change, tab.split.change):
-        guard.on(trigger, engine, opened, [tab.picker, tab.split], [tab.shown])
-    guard.on(tab.picker.change, engine, exemplified, [tab.picker], [tab.tokens, tab.index])  # apart, because it waits for the model's thread
-    guard.on(moved, engine, caught_up, [tab.picker, tab.index], [tab.tokens, tab.index])
+    openings = [guard.on(t, engine, opened, [tab.picker, tab.split], [tab.shown]) for t in (tab.picker.input, tab.split.input)]
+    openings.append(guard.on(tab.picker.change, engine, followed, seen, [tab.shown]))
+    # What was still being opened when files were dropped must not cover them.
+    guard.on(tab.files.change, engine, offered, [*seen, tab.encoding], [tab.reading, tab.kind, tab.name, *reading], cancels=openings)
+    for trigger in (tab.picker.change, tab.files.change):  # apart, because it waits for the model's thread
+        guard.on(trigger, engine, exemplified, [tab.files, tab.picker], [tab.tokens, tab.index])
+    guard.on(moved, engine, caught_up, [tab.files, tab.picker, tab.index], [tab.tokens, tab.index])
     guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], [tab.tokens, tab.index])
     guard.on(moved, engine, refresh, [tab.picker], [tab.picker])
 
@@ -99,10 +102,11 @@ def refresh(engine: Engine, picked: str | None) -> Any:
     return fields.offer([(d.name, d.id) for d in sets], picked if picked in ids else (ids[0] if ids else None), picked)
 
 
-def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any, ...]:
-    """Files were dropped: guesses what they are and shows them."""
+def offered(engine: Engine, files: list[str] | None, picked: str | None, split: str, encoding: str) -> tuple[Any, ...]:
+    """Files were dropped: guesses what they are and shows them. Files were taken away: the dataset is back."""
     if not files:
-        return gr.update(visible=False), gr.skip(), "", *_closed()
+        _, *rest = _closed()
+        return gr.update(visible=False), gr.skip(), "", opened(engine, picked, split), *rest
     kind, name = "domain", _stem(files[0])
     with contextlib.suppress(StudioError):  # the sentence is shown by the reading below
         kind = engine.preview(files, encoding=encoding).kind
@@ -147,14 +151,19 @@ def opened(engine: Engine, picked: str | None, split: str) -> Node:
     return _dataset(engine.dataset(picked), split, engine.dataset_rows(picked, split, limit=PREVIEW_ROWS))
 
 
-def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
-    """Shows the first training example as tokens."""
-    return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked else (None, 0)
+def followed(engine: Engine, files: list[str] | None, picked: str | None, split: str) -> Any:
+    """The picker moved, perhaps by itself: files that wait to be imported stay in view."""
+    return gr.skip() if files else opened(engine, picked, split)
 
 
-def caught_up(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
+def exemplified(engine: Engine, files: list[str] | None, picked: str | None) -> tuple[Any, ...]:
+    """Shows the first training example as tokens, unless files wait to be imported."""
+    return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked and not files else (None, 0)
+
+
+def caught_up(engine: Engine, files: list[str] | None, picked: str | None, index: int) -> tuple[Any, ...]:
     """The base has loaded since: shows the tokens that could not be shown before."""
-    return exemplified(engine, picked) if index == WAITING else (gr.skip(), gr.skip())
+    return exemplified(engine, files, picked) if index == WAITING else (gr.skip(), gr.skip())
 
 
 def another(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:

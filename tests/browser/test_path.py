@@ -185,6 +185,28 @@ def test_a_refusal_says_what_to_do(visit, tmp_path):
     assert page.get_by_role("button", name="Import the files").is_disabled()
 
 
+def test_a_dataset_that_opens_late_does_not_cover_the_files_just_dropped(visit, tmp_path, monkeypatch):
+    page, engine = visit.page, visit.engine
+    for number in range(2):
+        notes = tmp_path / f"notes{number}.txt"
+        notes.write_text("\n\n---\n\n".join(f"Note {number} {i}." for i in range(12)))
+        made = engine.import_dataset([str(notes)], f"Notes {number}", kind="domain")
+    rows = engine.dataset_rows
+    opened = []
+    monkeypatch.setattr(engine, "dataset_rows", lambda *a, **k: (time.sleep(2), opened.append(a[0]), rows(*a, **k))[2])
+    visit.reload()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": \n')
+    page.locator("#files input[type=file]").set_input_files(str(broken))
+    refusal = page.get_by_role("alert").filter(has_text="broken.jsonl, line")
+    refusal.wait_for()
+    until(lambda: made.id in opened, 60, "the dataset that the page opens with")
+    time.sleep(1)
+    assert refusal.is_visible()
+    page.locator("#files").get_by_role("button", name="Clear").first.click()
+    page.locator("#dataset").get_by_text("Note 1").first.wait_for()
+
+
 def test_the_theme_is_remembered(visit):
     page = visit.page
     press(page, "Theme")
