@@ -90,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="launch.py", description="Adapter Studio: train LoRA adapters in a browser and compose them live.",
                                 epilog="`launch.py test` runs the test suite, `launch.py demo` the main job without a browser.")
     p.add_argument("--workspace", type=Path, default=Path(os.environ.get("ADAPTER_STUDIO_WORKSPACE", ROOT / "workspace")), help="Where everything is kept.")
-    p.add_argument("--base", default=os.environ.get("ADAPTER_STUDIO_BASE", "embedded"), help='"embedded", a local folder, or a Hub id.')
+    p.add_argument("--base", default=os.environ.get("ADAPTER_STUDIO_BASE", ""),
+                   help='"embedded", a local folder, or a Hub id. Without it: the one chosen last on the page, at first the embedded one.')
     p.add_argument("--quantization", choices=("auto", "nf4", "int8", "none"), default=os.environ.get("ADAPTER_STUDIO_QUANTIZATION", "auto"))
     p.add_argument("--host", default="127.0.0.1", help="Another address than loopback needs --auth.")
     p.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))

@@ -20,8 +20,8 @@ from core.worker import Errand, Worker
 from core.workspace import Workspace
 
 if TYPE_CHECKING:
-    from core.engine import BaseInfo
     from core.model.resident import Resident
+    from core.residence import BaseInfo
 
 logger = logging.getLogger(__name__)
 

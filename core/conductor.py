@@ -27,8 +27,8 @@ from core.worker import Worker
 from core.workspace import Claim, Workspace, check_name
 
 if TYPE_CHECKING:
-    from core.engine import BaseInfo
     from core.model.resident import Resident
+    from core.residence import BaseInfo
 
 logger = logging.getLogger(__name__)
 

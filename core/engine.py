@@ -7,30 +7,30 @@ rooms are imported on the worker's thread, so that a page can be painted before 
 
 from __future__ import annotations
 
-import gc
-import logging
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import launcher, library, mixes, votes
+from core.answers import Answers
 from core.bases import Bases
 from core.composer import Composer
 from core.conductor import Conductor, Waiting
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
 from core.departures import departures
-from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
+from core.errors import Busy, NotFound, SpecError
 from core.evaluate import reports
 from core.evaluate.reports import Report
 from core.library import Adapter
 from core.mixes import SavedMix
 from core.planner import Planner
+from core.residence import USUAL, BaseInfo, Residence
 from core.samples import Samples
-from core.spec import COLUMN_LIMIT, SEED, Launch, Mix, Sampling, TrainSpec
+from core.spec import SEED, Launch, Mix, Sampling, TrainSpec
 from core.tables import plain_csv
 from core.train.runs import Run
 from core.votes import Standing, Vote
@@ -39,48 +39,6 @@ from core.workspace import Claim, Workspace
 
 if TYPE_CHECKING:
     from core.evaluate.measure import Material
-    from core.model.generate import Column
-    from core.model.resident import Resident
-
-logger = logging.getLogger(__name__)
-
-FRAME_SECONDS = 0.05  # frames come at most so often
-
-
-@dataclass(frozen=True)
-class BaseInfo:
-    """What the resident base is, or why there is none yet."""
-
-    name: str
-    loading: bool = True
-    error: str = ""
-    failed: str = ""  # why another base that was asked for is not the resident one
-    family: str = ""
-    note: str = ""
-    parameters: int = 0
-    quantization: str = ""
-    device: str = ""
-    context: int = 0
-    fingerprint: str = ""
-    chat_template: bool = False
-    targets: tuple[str, ...] = ()
-    memory_bytes: int = 0
-    expert_weights: int = 0  # numbers that one rank of an adapter on all experts has; 0 without experts
-
-
-@dataclass(frozen=True)
-class Frame:
-    """All columns at one moment."""
-
-    columns: list[Column]
-    done: bool
-
-
-@dataclass
-class Desk:
-    """What the columns of an answer are written under; whoever reads the answer may replace it at any time."""
-
-    mixes: tuple[Mix, ...]
 
 
 @dataclass(frozen=True)
@@ -92,25 +50,18 @@ class Piece:
     trained: bool
 
 
-@dataclass
-class _State:
-    """What changes while a studio lives. Written by one thread at a time, read by all."""
-
-    resident: Resident | None = None
-
-
 class Engine:
     """One studio: a workspace, a base, a worker.
 
     Args:
         workspace: folder for everything that is kept; made if it is not there.
-        base: "embedded", a local folder, or a Hub id.
+        base: "embedded", a local folder, or a Hub id; "" is the one that was chosen last in this workspace, or else the embedded one.
         quantization: "auto", "nf4", "int8" or "none".
         device: "auto", "cpu" or "cuda".
         load: load the base now; without it, only what needs no model works until `load()` is called.
     """
 
-    def __init__(self, workspace: str | Path, base: str = "embedded", quantization: str = "auto", device: str = "auto", load: bool = True) -> None:
+    def __init__(self, workspace: str | Path, base: str = USUAL, quantization: str = "auto", device: str = "auto", load: bool = True) -> None:
         self.workspace = Workspace(workspace)
         try:
             self._owner: Claim | None = Claim(self.workspace.root / "owner.lock")
@@ -118,15 +69,14 @@ class Engine:
         except Busy:  # another studio or terminal works here too; only half-made things are left to it
             self._owner = None
         self._samples = Samples()
-        self._info = BaseInfo(name=base, loading=load)
-        self._state = _State()
         self._worker = Worker()
+        self._residence = Residence(self.workspace, self._worker, base, quantization, device)
+        self._resident = self._residence.resident
         self.compose = Composer(self.workspace, self._worker, self._resident)
-        self.conduct = Conductor(self.workspace, self._worker, self.base, self._resident, lambda: self._state.resident, lambda: self._samples.texts("general"))
-        self.bases = Bases(self.workspace, self._worker, self.base, lambda: self._state.resident, self._change)
+        self.conduct = Conductor(self.workspace, self._worker, self.base, self._resident, self._residence.look, lambda: self._samples.texts("general"))
+        self.bases = Bases(self.workspace, self._worker, self.base, self._residence.look, self._residence.change)
         self.plan = Planner(self.workspace, self.conduct)
-        self._choice = (base, quantization, device)
-        self._asked = False
+        self.answers = Answers(self._worker, self._resident)
         if load:
             self.load()
 
@@ -149,80 +99,11 @@ class Engine:
 
     def load(self) -> None:
         """Begins to load the base, once; returns at once."""
-        if not self._asked:
-            self._asked = True
-            self._info = BaseInfo(name=self._choice[0], loading=True)
-            self._worker.post(lambda: self._load(*self._choice))
-
-    def _change(self, base: str, quantization: str) -> None:
-        """Begins to load another base in the place of the present one; returns at once."""
-        before, device = self._choice, self._choice[2]
-        self._asked = True
-        self._info = BaseInfo(name=base, loading=True)
-        self._worker.post(lambda: self._replace(before, base, quantization, device))
-
-    def _replace(self, before: tuple[str, str, str], base: str, quantization: str, device: str) -> None:
-        """On the worker's thread: the old base leaves before the new one comes, and is loaded again if that fails."""
-        resident = self._state.resident
-        if resident is not None and resident.trainee_id:  # a run began since the change was asked for
-            self._load(*before)
-            return
-        self._worker.end_streams(BaseModelError("The base model was changed while this was under way.", "Ask again."))
-        self._state.resident = resident = None
-        gc.collect()
-        self._load(base, quantization, device)
-        if self._state.resident is not None:
-            self._choice = (base, quantization, device)
-        elif before[0] != base or before[1] != quantization:
-            failed = self._info.error
-            self._load(*before)
-            if not self._info.error:
-                self._info = replace(self._info, failed=failed)
-
-    def _load(self, base: str, quantization: str, device: str) -> None:
-        try:
-            from core.model import experts
-            from core.model.base import load_base
-            from core.model.resident import Resident
-
-            loaded = load_base(base, quantization, device)
-            self._state.resident = Resident(loaded, self.workspace)
-            self._info = BaseInfo(
-                name=base,
-                loading=False,
-                family=loaded.family.label,
-                note=loaded.family.note,
-                parameters=loaded.parameters,
-                quantization=loaded.quantization,
-                device=str(loaded.device),
-                context=loaded.context,
-                fingerprint=loaded.fingerprint,
-                chat_template=loaded.own_template,
-                targets=loaded.family.targets,
-                memory_bytes=int(loaded.model.get_memory_footprint()),
-                expert_weights=experts.weights_a_rank(loaded.model),
-            )
-        except StudioError as e:
-            self._info = BaseInfo(name=base, loading=False, error=str(e))
-        except Exception as e:
-            logger.exception("the base model could not be loaded")
-            self._info = BaseInfo(name=base, loading=False, error=f"{base!r} could not be loaded ({type(e).__name__}: {e}).")
+        self._residence.load()
 
     def base(self, wait: bool = False) -> BaseInfo:
         """The resident base; with `wait`, after it is loaded."""
-        if wait and self._info.loading:
-            self._worker.call(lambda: None)
-        return self._info
-
-    def _resident(self) -> Resident:
-        """On the worker's thread only.
-
-        Raises:
-            BaseModelError: there is no base.
-        """
-        if self._state.resident is None:
-            raise BaseModelError(self._info.error or "The base model is not loaded.", "Wait a moment, or start the studio with another base.")
-        return self._state.resident
+        return self._residence.wait() if wait else self._residence.info
 
     # --- data
 
@@ -301,7 +182,7 @@ class Engine:
         Args:
             launch: processes of its own that train it together; None trains it on the resident base.
         """
-        return self.conduct.start_run(spec, launcher.described(launch, spec, *self._choice[1:]) if launch else None)
+        return self.conduct.start_run(spec, launcher.described(launch, spec, *self._residence.choice[1:]) if launch else None)
 
     def join_run(self, run_id: str, launch: Launch) -> None:
         """Brings the processes of this machine to a run that another machine started; stays until they end."""
@@ -371,11 +252,11 @@ class Engine:
         """What can be mixed: the library's adapters and the one in training, oldest first."""
         found = []
         for a in reversed(self.adapters()):
-            fits = not self._info.fingerprint or a.base_fingerprint == self._info.fingerprint
+            fits = not self.base().fingerprint or a.base_fingerprint == self.base().fingerprint
             why = f"It cannot be mixed live: {a.unmixable}." if a.unmixable else "" if fits else f"It was trained on {a.base!r}, another base."
             fits = fits and not a.unmixable
             found.append({"id": a.id, "name": a.name, "kind": a.kind, "rank": a.rank, "base": a.base, "training": False, "fits": fits, "why": why})
-        resident = self._state.resident
+        resident = self._residence.look()
         live = resident.trainee_id if resident else ""
         if live and all(f["id"] != live for f in found):
             run = next((r for r in self.runs() if r.adapter == live), None)
@@ -420,67 +301,17 @@ class Engine:
 
     # --- talking
 
-    def stream(
-        self, prompt: str | Sequence[dict[str, str]], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True, same_dice: bool = True
-    ) -> Stream:
-        """Every mix answers one prompt, all in one batch; a stream of Frames.
-
-        Args:
-            prompt: a text, or chat messages.
-            chat: render with the chat template; otherwise the text is simply continued.
-            same_dice: all columns draw with the sampling's seed; otherwise column i draws with seed + i.
-
-        Raises:
-            SpecError: too many mixes. When read: StudioError for a prompt or an adapter that will not do.
-        """
-        if not 1 <= len(mixes) <= COLUMN_LIMIT:
-            raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
-        drawn, desk = sampling or Sampling(), Desk(tuple(mixes))
-        stream = self._worker.stream(lambda: self._frames(prompt, desk, drawn, chat, same_dice))
-        stream.desk = desk
-        return stream
+    def stream(self, prompt: str | Sequence[dict[str, str]], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True, same_dice: bool = True) -> Stream:
+        """Every mix answers one prompt, all in one batch; a stream of Frames. See `Answers.stream`."""
+        return self.answers.stream(prompt, mixes, sampling, chat, same_dice)
 
     def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
-        """Lets an answer under way go on under other mixes, from its next token.
-
-        Raises:
-            SpecError: another number of mixes than the answer has columns.
-        """
-        if len(mixes) != len(stream.desk.mixes):
-            raise SpecError(f"{len(mixes)} mixes were given for {len(stream.desk.mixes)} columns.", "Give one a column.")
-        stream.desk.mixes = tuple(mixes)
-
-    def _frames(
-        self, prompt: str | Sequence[dict[str, str]], desk: Desk, sampling: Sampling, chat: bool, same_dice: bool
-    ) -> Generator[Frame | None, None, None]:
-        from core.model.generate import encode_prompt, generate
-
-        resident = self._resident()
-        ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
-        shown = 0.0
-        mixes = desk.mixes
-        samplings = [sampling if same_dice else replace(sampling, seed=sampling.seed + i) for i in range(len(mixes))]
-        for writers in generate(resident, [ids] * len(mixes), mixes, samplings, lambda: desk.mixes):
-            done = all(w.reason for w in writers)
-            now = time.monotonic()
-            if done or now - shown >= FRAME_SECONDS:
-                shown = now
-                yield Frame([w.column(resident.base.tokenizer) for w in writers], done)
-            else:
-                yield None
+        """Lets an answer under way go on under other mixes, from its next token; see `Answers.retune`."""
+        self.answers.retune(stream, mixes)
 
     def suite(self, prompts: Sequence[str], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True, same_dice: bool = True) -> Stream:
         """Every mix answers every prompt, many in a batch; a stream of Sheets that fill up. Takes and raises what `stream` does."""
-        if not 1 <= len(mixes) <= COLUMN_LIMIT:
-            raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
-        drawn = sampling or Sampling()
-        samplings = [drawn if same_dice else replace(drawn, seed=drawn.seed + i) for i in range(len(mixes))]
-        return self._worker.stream(lambda: self._suite(list(prompts), list(mixes), samplings, chat))
-
-    def _suite(self, prompts: list[str], mixes: list[Mix], samplings: list[Sampling], chat: bool) -> Generator[Any, None, None]:
-        from core.evaluate.suite import suite
-
-        yield from suite(self._resident(), prompts, mixes, samplings, chat)
+        return self.answers.suite(prompts, mixes, sampling, chat, same_dice)
 
     def vote(self, prompt: str, stamps: Sequence[dict[str, Any]], chosen: int | None) -> Vote:
         """Keeps a vote on answers, told by their stamps; `chosen` is a place among them, None for no difference."""
@@ -502,9 +333,7 @@ class Engine:
 
     # --- measuring
 
-    def evaluate(
-        self, mixes: Sequence[Mix], dataset: str, split: str = "test", limit: int = 0, general: bool = True, max_length: int = 512
-    ) -> Stream:
+    def evaluate(self, mixes: Sequence[Mix], dataset: str, split: str = "test", limit: int = 0, general: bool = True, max_length: int = 512) -> Stream:
         """Measures mixes on a split; a stream of Progress whose last one names the report.
 
         Args:
@@ -533,9 +362,7 @@ class Engine:
 
         return self.measure(mixes, material, described.id, described.name, split, max_length)
 
-    def measure(
-        self, mixes: Sequence[Mix], material: Callable[[], Material], dataset: str, dataset_name: str, split: str, max_length: int = 512
-    ) -> Stream:
+    def measure(self, mixes: Sequence[Mix], material: Callable[[], Material], dataset: str, dataset_name: str, split: str, max_length: int = 512) -> Stream:
         """Measures mixes on any material and keeps a report; see `evaluate`."""
         return self._worker.stream(lambda: self._measure(list(mixes), material, dataset, dataset_name, split, max_length))
 
@@ -548,7 +375,7 @@ class Engine:
             if isinstance(part, Progress):
                 yield part
         rows = [{"name": m.name or str(m), "mix": str(m), "weights": m.weights, **figures} for m, figures in zip(mixes, part, strict=True)]
-        report = reports.save(self.workspace, dataset, dataset_name, split, self._info.name, round(time.monotonic() - begin, 2), rows)
+        report = reports.save(self.workspace, dataset, dataset_name, split, self.base().name, round(time.monotonic() - begin, 2), rows)
         yield Progress(1, 1, "Done", report.id)
 
     def reports(self) -> list[Report]:
@@ -589,8 +416,7 @@ class Engine:
             uses = {"datasets": (run.spec.dataset, run.spec.replay_dataset), "adapters": (run.spec.stack_on, run.adapter), "runs": (run.id,)}
             if run.status.alive and item_id in uses.get(kind, ()):
                 raise Busy(f"The run {run.name!r} is using it.", "Stop the run first, or wait for its end.")
-        if kind == "adapters" and self._state.resident is not None:
-            resident = self._state.resident
+        if kind == "adapters" and (resident := self._residence.look()) is not None:
             self._worker.call(lambda: resident.forget(item_id))
         self.workspace.remove(kind, item_id)
 

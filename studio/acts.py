@@ -30,6 +30,7 @@ def act(engine: Engine, event: gr.EventData) -> Shown:
     if word == "sample":
         return sample(engine)
     if word == "train" and said.get("kind") in ("domain", "task"):
+        engine.base(wait=True)  # what is suggested hangs on it
         return to("train", run=train.started(engine, train.suggested(engine, said["kind"])))
     if word == "watch":
         return to("train", run=_run(engine, str(said.get("run", ""))))

@@ -18,7 +18,7 @@ FLOORS = {
     "core/model": 2,
     "core/train": 3, "core/evaluate": 3, "core/compose": 3,
     "core/bases": 4, "core/composer": 4, "core/conductor": 4, "core/launcher": 4, "core/planner": 4, "core/engine": 4, "core/worker": 4,
-    "core/bundles": 4, "core/collecting": 4,
+    "core/bundles": 4, "core/collecting": 4, "core/answers": 4, "core/residence": 4,
     "core/demo": 5, "core/cli": 5, "core/cli_parts": 5, "core/cli_grids": 5, "core/cli_bundles": 5, "studio": 5,
     "core/__main__": 6, "launch": 6,
 }

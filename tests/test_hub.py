@@ -300,6 +300,21 @@ def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(engine: Engin
         engine.bases.switch(str(tiny_base), "int3")
 
 
+def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_where_it_is(engine: Engine, tmp_path: Path) -> None:
+    other, place = build_tiny_llama(tmp_path / "other", seed=9), engine.workspace.root
+    engine.bases.switch(str(other), "none")
+    chosen = engine.base(wait=True)
+    engine.close()
+    with Engine(place, base="", device="cpu") as again:
+        assert again.base(wait=True) == chosen and chosen.name == str(other)
+    with Engine(place, base="", load=False) as named:
+        assert named.base().name == str(other), "the page can say it before it is loaded"
+    shutil.rmtree(other)
+    with Engine(place, base="", device="cpu") as gone:
+        now = gone.base(wait=True)
+        assert now.name == "embedded" and not now.error and "other" in now.failed and "is not on this machine any more" in now.failed
+
+
 def test_a_hub_id_is_no_path_and_no_address() -> None:
     for name in ("https://evil.example/x", "../../etc", "a/b/c", "a b/c", ""):
         with pytest.raises(BaseModelError):

@@ -45,6 +45,15 @@ def test_short_sequences_fill_their_rows() -> None:
     assert sum(sizes) / (256 * len(fit(sizes, 256))) > 0.98
 
 
+def test_a_row_of_short_sequences_is_a_sample_of_them_all() -> None:
+    dice = random.Random(4)
+    sizes = [dice.randint(5, 60) for _ in range(2000)]
+    rows = fit(sizes, 512)[:-1]  # the last one is not full
+    means = [sum(sizes[i] for i in row) / len(row) for row in rows]
+    assert max(means) - min(means) < 30, "with the longest first, rows of 60 and rows of 5 are 55 apart"
+    assert sum(sizes) / (512 * (len(rows) + 1)) > 0.98
+
+
 @pytest.mark.parametrize("overlap", [0, 1, 5, 8])
 def test_windows_train_every_token_of_a_document_once_and_read_the_overlap_before_it(overlap: int) -> None:
     ids = list(range(100, 171))

@@ -179,13 +179,30 @@ def test_the_start_button_names_what_is_missing(engine):
 def test_the_form_follows_the_path_until_someone_touches_it(engine):
     with gr.Blocks():
         tab = train.build(engine)
-    values = {c: c.value for c in tab.form | {tab.picker}}
+    values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
     out = train.refreshed(engine, tab, values)
     domain = train.suggested(engine, "domain")
     assert out[tab.dataset]["value"] == domain.dataset and out[tab.start]["interactive"] is True
     mine = {**values, tab.dataset: domain.dataset, tab.name: "Mine"}
     again = train.refreshed(engine, tab, mine)
     assert tab.name not in again and "value" not in again[tab.dataset]  # what someone is typing is not sent back to them
+
+
+def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monkeypatch):
+    with gr.Blocks():
+        tab = train.build(engine)
+    here = engine.base()
+    values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
+    monkeypatch.setattr(engine, "base", lambda wait=False: dataclasses.replace(here, loading=True, family="", context=0, fingerprint=""))
+    sent = train.refreshed(engine, tab, values).items()
+    filled = {**values, **{c: v["value"] if isinstance(v, dict) else v for c, v in sent if not isinstance(v, dict) or "value" in v}}
+    assert filled[tab.preset] == "standard" and filled[tab.advanced["max_length"]] == 512 and filled[tab.suits] == ""
+    monkeypatch.setattr(engine, "base", lambda wait=False: dataclasses.replace(here, family="Mistral", context=128, fingerprint="f" * 64))
+    after = train.refreshed(engine, tab, filled)
+    assert after[tab.preset]["value"] == "mistral-7b-qlora" and after[tab.advanced["max_length"]] == 128 and after[tab.suits] == "f" * 64
+    mine = train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: 5})
+    assert tab.preset not in mine and tab.advanced["rank"] not in mine and mine[tab.advanced["max_length"]] == 128
+    assert tab.advanced["max_length"] not in train.refreshed(engine, tab, {**filled, tab.suits: "f" * 64}), "once is enough"
 
 
 def test_a_run_is_read_again_from_the_start_with_its_whole_curve(engine):
@@ -296,14 +313,14 @@ def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
 
 def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
     talking, mixes = Talk(), [Mix(name="Base")]
-    stopped, write = threading.Event(), engine._frames
+    stopped, write = threading.Event(), engine.answers._frames
 
     def held(*asked):  # the answer does not end before it is stopped, however slow this reader is
         for frame in write(*asked):
             yield frame
             assert frame is None or stopped.wait(60)
 
-    monkeypatch.setattr(engine, "_frames", held)
+    monkeypatch.setattr(engine.answers, "_frames", held)
     reading = talk.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
     assert not next(reading).done
     talking.stop()

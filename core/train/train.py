@@ -280,7 +280,6 @@ def sequences(
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
         learned, cut_up = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows], 0
-        random.Random(spec.seed).shuffle(learned)  # which examples share a row
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
@@ -288,6 +287,7 @@ def sequences(
     if packed and (why := mingled(resident)):
         packed = False
         note(f"Sequences are padded, not packed: {why}.")
+    random.Random(spec.seed).shuffle(learned)  # which sequences share a row
     rows, account = arranged(learned, spec.max_length, packed)
     return datasets.Dataset.from_list(rows), validation, replace(account, windows=cut_up)
 

@@ -145,7 +145,7 @@ def progress(at: Any) -> Node:
 def facts_of(base: Any) -> Node:
     """What the resident base is."""
     head = node("div", node("h2", show.base(base.name)), chip("loading" if base.loading else "resident", "warn" if base.loading else "good"), cls="row")
-    failed = node("p", f"The other base was not loaded, and this one is back: {base.failed}", cls="problem", role="alert") if base.failed else None
+    failed = node("p", f"The other base was not loaded, and this one is here: {base.failed}", cls="problem", role="alert") if base.failed else None
     error = node("p", base.error, cls="problem", role="alert") if base.error else None
     known = [
         ("Family", base.family), ("Parameters", show.short(base.parameters) if base.parameters else ""), ("Weights", BITS.get(base.quantization, "")),

@@ -42,6 +42,7 @@ class TrainTab:
     start: gr.Button
     picker: gr.Dropdown
     live: gr.HTML
+    suits: gr.State  # fingerprint of the base that the settings were suggested for; "" while it loads
 
     @property
     def form(self) -> set[gr.components.Component]:
@@ -69,7 +70,7 @@ def build(engine: Engine) -> TrainTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart)
+    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart, gr.State(""))
 
 
 def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
@@ -91,11 +92,15 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
         return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
 
     def begin(engine: Engine, values: dict[Any, Any]) -> Any:
-        return started(engine, resolve(values[tab.kind], values[tab.preset], asked_for(tab, values)))
+        asked, early = asked_for(tab, values), engine.base().loading
+        if early and (context := engine.base(wait=True).context):  # nothing on the page could know what this base reads
+            asked["max_length"] = min(asked["max_length"], context)
+        return started(engine, resolve(values[tab.kind], values[tab.preset], asked))
 
-    lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, *tab.advanced.values()]
-    listed = guard.on(moved, engine, refresh, tab.form | {tab.picker}, [tab.kind, *lists])
-    guard.on(tab.kind.input, engine, chosen, tab.form | {tab.picker}, lists)
+    lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, tab.suits, *tab.advanced.values()]
+    seen = tab.form | {tab.picker, tab.suits}
+    listed = guard.on(moved, engine, refresh, seen, [tab.kind, *lists])
+    guard.on(tab.kind.input, engine, chosen, seen, lists)
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     for control in (tab.dataset, tab.name, tab.stack_on):
         guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
@@ -159,6 +164,15 @@ def below_choices(engine: Engine) -> list[tuple[str, str]]:
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
 
+def suit(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings for a base that came after the form was filled: suggested anew, or only what it cannot read cut off where someone has changed them."""
+    kind, usual = values[tab.kind], usual_preset(engine)
+    asked, was = asked_for(tab, values), resolve(kind, values[tab.preset], {})
+    if all(asked[n] == getattr(was, n) for n in tab.advanced if n != "max_length"):
+        return {tab.preset: gr.update(value=usual, info=PRESETS[usual].help), **preset_values(engine, tab, kind, usual)}
+    return {tab.advanced["max_length"]: min(asked["max_length"], engine.base().context)}
+
+
 def preset_values(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
     """The advanced fields as a preset sets them."""
     spec = resolve(kind, preset, fitted(engine, kind, preset))
@@ -209,8 +223,12 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     if preset != values[tab.preset]:
         out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
     out[tab.picker] = fields.offer(run_choices(runs), picked if picked in run_ids else (run_ids[0] if run_ids else None), picked)
-    advanced = {} if keep else preset_values(engine, tab, kind, preset)
-    out.update(advanced)
+    now = engine.base().fingerprint
+    if not keep:
+        out.update(preset_values(engine, tab, kind, preset))
+    elif now not in ("", values[tab.suits]):
+        out.update(suit(engine, tab, values))
+    out[tab.suits] = now or values[tab.suits]
     asked = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": stack if kind == "task" else ""}
     out[tab.start] = start_button(engine, asked)
     return out
