@@ -14,6 +14,7 @@ import torch
 import transformers as hf
 from safetensors import safe_open
 
+from core.compose.methods import BakeSpec
 from core.data import pairs as sides
 from core.data.batches import Encoded, collate, encode_chat, encode_opening, encode_task, encode_text, reads_apart
 from core.engine import Engine
@@ -273,6 +274,29 @@ def test_an_encoder_decoder_is_measured_like_any_base(t5: Resident) -> None:
     *_, figures = measure(t5, MIXES[:2], material, 64, 8)
     assert {"perplexity", "answer_perplexity", "exact_match", "f1", "recall"} <= set(figures[0]) and figures[0]["nats"] != figures[1]["nats"]
     assert all(len(f["examples"]) == 4 for f in figures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "gpt2", "minimax_m2"])
+def test_mixes_on_other_architectures_are_explained_compared_learned_and_baked(family: str, base_of: Any, corpus: Path, pairs: Path, tmp_path: Path) -> None:
+    with Engine(tmp_path, str(base_of(family)), "none", "cpu") as engine:
+        text, questions = engine.import_dataset([corpus], "text").id, engine.import_dataset([pairs], "questions").id
+        domain = train(engine, "domain", text)
+        task = train(engine, "task", questions, stack_on=domain)
+        mix = Mix(weights={domain: 1.0, task: 0.5})
+        told = engine.compose.contribution("Where is the red lamp?", mix, answer="In the north room.").last().contribution
+        assert set(told.without) == {domain, task} and max(abs(n) for n in told.together) > 1e-3
+        alone = engine.compose.contribution("Where is the red lamp?", Mix(weights={domain: 1.0}), answer="In the north room.").last().contribution
+        assert alone.full == pytest.approx(told.without[task], abs=1e-4) and alone.base == pytest.approx(told.base, abs=1e-4)
+        met = engine.compose.interference(mix, ["Where is the red lamp?"]).last()
+        assert {m.module.rpartition(".")[2] for m in met.pairs[0].modules} == set(FAMILIES[family].targets) and met.behaviour.moved > 0
+        found = engine.compose.learn([domain, task], questions, limit=8).last().comparison.found
+        assert found[0].name == "gradient" and found[0].validation_loss <= min(f.validation_loss for f in found if f.name in ("sum", "single")) + 1e-6
+        spec = {"concat": 8, "svd": 4}
+        for method, rank in spec.items():
+            baked = engine.compose.bake(mix, BakeSpec(name=method, method=method)).last()
+            assert baked.rank == rank and (method == "svd" or baked.changed < 1e-9)
+            assert method == "svd" or baked.logit_difference < 1e-4, "concatenation loses nothing"
 
 
 # ------------------------------------------------------------ experts

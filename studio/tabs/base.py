@@ -71,7 +71,7 @@ def wire(tab: BaseTab, engine: Engine, moved: Any) -> None:
     guard.on(tab.no.click, engine, kept, None, asked)
     guard.on(tab.fetch.click, engine, fetched, [tab.choice], [tab.progress, tab.tick])
     guard.on(tab.tick.tick, engine, ticked, [tab.choice], lists)
-    guard.on(tab.progress.act, engine, pressed, None, [tab.progress])
+    guard.on(tab.progress.act, engine, pressed)
 
 
 def refresh(engine: Engine, choice: str | None) -> tuple[Any, ...]:
@@ -120,11 +120,10 @@ def ticked(engine: Engine, choice: str | None) -> tuple[Any, ...]:
     return refresh(engine, choice)
 
 
-def pressed(engine: Engine, event: gr.EventData) -> Any:
-    """The button beside a download."""
+def pressed(engine: Engine, event: gr.EventData) -> None:
+    """The button beside a download. The ticks show what comes of it: an answer from here could come after their last one."""
     if (event._data or {}).get("stop"):
         engine.bases.stop_fetching()
-    return progress(engine.bases.fetching())
 
 
 def progress(at: Any) -> Node:

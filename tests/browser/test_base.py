@@ -27,6 +27,7 @@ def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, mo
     bar = page.get_by_role("progressbar", name="Download of tiny/llama")
     bar.wait_for()
     page.get_by_text(re.compile(r"tiny/llama: [\d.]+ MB of 8\.\d+ MB \([1-9]\d*%")).wait_for()
+    served.pause = 3.0
     page.get_by_role("button", name="Stop the download").click()
     page.get_by_text("was stopped. Start it again to go on where it was.").wait_for()
     served.pause = 0.0
