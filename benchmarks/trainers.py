@@ -213,7 +213,8 @@ def padded(job: Job) -> Stopwatch:
 def floor(job: Job) -> Stopwatch:
     """Forward, backward and step on full rows of one text each, in a bare loop: nothing that trains a causal model as stock does less."""
     from core.data.batches import collate
-    from core.model.base import differentiable, load_base
+    from core.model.base import load_base
+    from core.model.packed import differentiable
 
     base = load_base(job.base, job.quantization, job.device)
     model = with_adapter(base)

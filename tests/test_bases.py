@@ -22,9 +22,10 @@ from core.errors import AdapterError, BaseModelError, SpecError
 from core.evaluate.measure import Material, measure
 from core.library import CONFIG, WEIGHTS
 from core.model import experts
-from core.model.base import differentiable, load_base
+from core.model.base import load_base
 from core.model.families import FAMILIES
 from core.model.generate import generate, speaking
+from core.model.packed import differentiable
 from core.model.resident import Resident
 from core.model.scoring import score
 from core.model.stepping import predicted

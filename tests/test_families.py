@@ -17,9 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import CheckpointError
 
 from core.errors import AdapterError
-from core.model.base import differentiable
 from core.model.families import FAMILIES
 from core.model.mixing import Mixer, Row
+from core.model.packed import differentiable
 
 VOCABULARY = 96
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import AdapterError
-from core.model.base import differentiable, load_base
+from core.model import packed
+from core.model.base import load_base
 from core.model.generate import speaking
+from core.model.packed import differentiable
 from core.model.resident import TRAINEE, Resident
 from core.spec import Mix
 from core.workspace import Workspace
@@ -218,3 +221,24 @@ def test_a_4_bit_base_that_is_talked_to_and_trained_in_turn_stays_the_same_to_th
     first, heard = trained(), talked()
     for _ in range(3):
         assert torch.equal(trained(), first) and torch.equal(talked(), heard)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bit(bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList([bnb.nn.Linear4bit(128, 64, bias=bias, compute_dtype=dtype, quant_type="nf4")]).to("cpu").eval().requires_grad_(False)
+    layer, x = model[0], torch.randn(3, 5, 128, dtype=dtype)
+    packed.settle(model)
+    if packed._kernel() is None:
+        pytest.skip("this bitsandbytes has no such kernel for this CPU")
+    assert type(layer) is packed.Direct4bit
+    for shape in (x, x[:, :1], x.transpose(0, 1), x[0]):
+        with torch.no_grad():
+            ours = layer(shape)
+            assert layer.weight.quant_state.packing_format_for_cpu, "the kernel's own layout"
+            own = bnb.nn.Linear4bit.forward(layer, shape)
+        assert ours.dtype is own.dtype and ours.shape == own.shape and torch.equal(ours, own)
+    with packed.differentiable(model):
+        y = layer(x.float().requires_grad_())
+        assert y.requires_grad, "while something learns it is bitsandbytes' own, unpacked"

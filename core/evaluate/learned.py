@@ -23,7 +23,7 @@ from core.evaluate.measure import Progress
 from core.evaluate.sample import Asking, Encoding, Reading, Sample, at_rest, encode
 from core.evaluate.watch import Watch
 from core.evaluate.weightmap import WeightMap
-from core.model.base import differentiable
+from core.model.packed import differentiable
 from core.model.resident import Resident
 from core.model.scoring import row_nats
 from core.model.stepping import predicted

@@ -5,23 +5,21 @@ Knows devices, quantisation and fingerprints. Knows nothing of adapters or train
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from core.errors import BaseModelError
 from core.hub import EMBEDDED as EMBEDDED  # those who load it find it here too
 from core.hub import locate as locate
+from core.model import packed
 from core.model.experts import pack as pack_experts
 from core.model.families import Family, family_of
 
@@ -126,7 +124,7 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         parameters = _count(model)
         if quantization == "nf4":
             pack_experts(model)
-            settle(model.eval())
+            packed.settle(model.eval())
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
@@ -172,53 +170,6 @@ def _context(config: Any, tokenizer: Any) -> int:
     """Longest sequence; T5 counts distances and names no limit, so what its tokenizer was made for counts."""
     named = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0)
     return int(named or (tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else FALLBACK_CONTEXT))
-
-
-@contextlib.contextmanager
-def differentiable(model: Any) -> Iterator[None]:
-    """While open, gradients flow through 4-bit layers on a CPU too; they are slower meanwhile.
-
-    On its first forward without a gradient, bitsandbytes 0.50 repacks a layer's weights for a bf16
-    kernel that has no backward, and never unpacks them for training.
-    """
-    layers = _packing(model)
-    before = [m.support_avx512bf16_for_cpu for m in layers]
-    for layer in layers:
-        _unpack(layer)
-        layer.support_avx512bf16_for_cpu = False
-    try:
-        yield
-    finally:
-        for layer, packs in zip(layers, before, strict=True):
-            layer.support_avx512bf16_for_cpu = packs
-
-
-def settle(model: Any) -> None:
-    """Packs and unpacks every 4-bit layer once: packing rounds the scales, and whoever trains must find the same base before and after the first answer."""
-    with torch.no_grad():
-        for layer in _packing(model):
-            layer(torch.zeros(1, layer.in_features, dtype=torch.float32))
-            _unpack(layer)
-
-
-def _packing(model: Any) -> list[Any]:
-    """The layers that bitsandbytes may repack; peft's wrapper has the same class name, but not the attribute."""
-    return [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu") and m.weight.device.type == "cpu"]
-
-
-def _unpack(layer: Any) -> None:
-    """Undoes the repacking of one layer, with the scales as they are.
-
-    bitsandbytes' own way back quantises the scales anew, and computes other ones each time: a base that is
-    talked to and trained in turn would wander off.
-    """
-    state = layer.weight.quant_state
-    if not getattr(state, "packing_format_for_cpu", False):
-        return
-    state.original_nested = False
-    scales = state.absmax.T.reshape(-1).float()
-    layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
-    layer.weight.quant_state.absmax = scales
 
 
 def _refuse_prequantized(name: str, config: Any) -> None:

@@ -106,12 +106,19 @@ class Down:
     inner: torch.Tensor | None = None
 
     def product(self, x: torch.Tensor, live: Engagement, rows: torch.Tensor) -> torch.Tensor:
-        """weight · scaling · A x: (…, I) -> (…, R)."""
+        """weight · scaling · A x: (…, I) -> (rows and tokens, R)."""
         if self.routed and live.count > 1:
             raise AdapterError("This model's experts are separate layers, which see tokens without their rows.", "Ask one mix at a time.")
-        inner = torch.matmul(x if x.dtype is self.a.dtype else x.to(self.a.dtype), self.a)
+        if live.count > 1 and len(x) % live.count:
+            raise AdapterError(
+                f"A layer was given {tuple(x.shape[:-1])} rows and tokens, and the mix has {live.count} rows.",
+                "Give a multiple of the mix's rows, or one mix for all.",
+            )
+        a, width = self.a, self.a.shape[1]
+        inner = torch.mm((x if x.dtype is a.dtype else x.to(a.dtype)).reshape(-1, a.shape[0]), a)
         rows = rows if rows.dtype is inner.dtype else rows.to(inner.dtype)
-        inner = inner * rows if inner.dim() == 3 and live.count in (1, inner.shape[0]) else _scaled(inner, rows)
+        by_row = inner.view(live.count, len(inner) // live.count, width)  # each of the mix's rows with all of its tokens
+        inner = (by_row * rows if inner.requires_grad or rows.requires_grad else by_row.mul_(rows)).view(-1, width)
         if self.readers > 1:
             self.x, self.live, self.inner, self.left = x, live, inner, self.readers
         return inner
@@ -140,13 +147,13 @@ class Block:
         inner = down.inner if down.left and down.x is x and down.live is live else down.product(x, live, rows)
         assert inner is not None
         if down.readers > 1:
-            inner = inner[..., self.start : self.end]
+            inner = inner[:, self.start : self.end]
             down.left -= 1
             if not down.left:  # holds no tensor, and no graph, longer than needed
                 down.x = down.live = down.inner = None
         if y.dtype is not self.b.dtype or y.requires_grad or inner.requires_grad or not y.is_contiguous():
-            return y + torch.matmul(inner, self.b)  # 16-bit sums are rounded once, at the end
-        y.view(-1, y.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), self.b)
+            return y + torch.mm(inner, self.b).view(*y.shape[:-1], -1)  # 16-bit sums are rounded once, at the end
+        y.view(-1, y.shape[-1]).addmm_(inner, self.b)
         return y
 
 
@@ -384,16 +391,6 @@ def _side_by_side(parts: Sequence[tuple[Any, list[str]]]) -> tuple[torch.Tensor,
                 layer.lora_B[n].weight.data = b[start - first : end - first].t()
                 start = end
     return a, bs
-
-
-def _scaled(inner: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """inner (…, R), whose leading size is a multiple of B, times rows (B, 1, R) of the right row each."""
-    count, rest = divmod(inner.numel() // max(inner.shape[-1], 1), len(rows))
-    if rest or len(inner) % len(rows):
-        raise AdapterError(
-            f"A layer was given {tuple(inner.shape[:-1])} rows and tokens, and the mix has {len(rows)} rows.", "Give a multiple of the mix's rows, or one mix for all."
-        )
-    return (inner.reshape(len(rows), count, inner.shape[-1]) * rows).view(inner.shape)
 
 
 class _Mixed:

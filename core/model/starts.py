@@ -30,7 +30,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 
 from core.errors import SpecError
-from core.model.base import differentiable
+from core.model.packed import differentiable
 
 ANCHORED = ("pissa", "olora")
 EXACT_SIZE = 1024  # up to here all singular vectors are worked out; beyond, the largest are found by iteration

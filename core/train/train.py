@@ -30,7 +30,7 @@ from core.data.packing import Account, arranged, windows
 from core.errors import OutOfMemory, RunError, SpecError
 from core.model import experts
 from core.model.apart import mingled
-from core.model.base import differentiable
+from core.model.packed import differentiable
 from core.model.resident import Resident
 from core.spec import RunStatus, TrainSpec, experts_said
 from core.train import checkpoints, memory, runs
