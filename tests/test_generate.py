@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from core.data.batches import encode_text
 from core.errors import SpecError
 from core.model.base import load_base
+from core.model.cache import ROOM, RoomyLayer
 from core.model.generate import encode_prompt, generate, speaking
 from core.model.resident import Resident
 from core.model.scoring import score
@@ -133,3 +135,26 @@ def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resid
     assert resident.base.tokenizer.decode(begun, skip_special_tokens=True).endswith(column.text[max(0, column.turns[0].at - 3) : column.turns[0].at].strip() or " ")
     assert column.stamp["weights"] == {"one": 0.6, "three": -1.0}
     assert not beside.column(resident.base.tokenizer).turns and not renamed.column(resident.base.tokenizer).turns
+
+
+def test_a_cache_with_room_holds_what_transformers_own_holds_when_it_grows_and_when_rows_leave() -> None:
+    dice = torch.Generator().manual_seed(2)
+    ours, own = RoomyLayer(), DynamicLayer()
+    rows = 4
+    for new in (7, *[1] * (ROOM + 3), 5, 1):
+        k, v = torch.randn(rows, 2, new, 8, generator=dice), torch.randn(rows, 2, new, 8, generator=dice)
+        for mine, theirs in zip(ours.update(k, v), own.update(k, v), strict=True):
+            assert torch.equal(mine, theirs)
+        if new == 5 or ours.get_seq_length() == 20:
+            rows = 3 if rows == 4 else 2
+            keep = torch.tensor([2, 0, 1][:rows])
+            ours.batch_select_indices(keep)
+            own.batch_select_indices(keep)
+    assert ours.get_seq_length() == own.get_seq_length() == 7 + ROOM + 3 + 6 and rows == 2
+
+
+def test_a_cache_with_room_is_not_copied_at_every_token() -> None:
+    layer = RoomyLayer()
+    layer.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
+    places = {layer.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))[0].data_ptr() for _ in range(2 * ROOM)}
+    assert len(places) <= 3

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import EncoderDecoderCache
 
 from core.data.batches import pad_left, pad_right
+from core.model.cache import cache_of
 
 
 class Causal:
@@ -31,7 +32,7 @@ class Causal:
         self._padded = not bool(attention.all())
         self._attention = torch.nn.functional.pad(attention, (0, room), value=1).to(self._device)
         self._fed = self._prompts.to(self._device)
-        self._cache: Any = DynamicCache(config=self._model.config)
+        self._cache: Any = cache_of(self._model.config)
         self.history = self._fed
 
     def again(self, rows: Sequence[int], written: Sequence[Sequence[int]]) -> None:
@@ -43,7 +44,7 @@ class Causal:
         so_far = torch.tensor(list(written), dtype=torch.long).view(len(rows), -1).to(self._device)
         self._fed = torch.cat([self._prompts[list(rows)].to(self._device), so_far], dim=1)
         self._positions = (self._attention[:, : self._length].cumsum(-1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=self._model.config)
+        self._cache = cache_of(self._model.config)
 
     def step(self) -> torch.Tensor:
         """(B, V) logits of the next token."""
@@ -87,7 +88,7 @@ class EncoderDecoder:
     def step(self) -> torch.Tensor:
         if self._states is None:
             self._states = self._model.get_encoder()(input_ids=self._read, attention_mask=self._seen).last_hidden_state
-            self._cache = EncoderDecoderCache(DynamicCache(config=self._model.config), DynamicCache(config=self._model.config))
+            self._cache = EncoderDecoderCache(cache_of(self._model.config), cache_of(self._model.config))
         out = self._model(
             encoder_outputs=(self._states,), attention_mask=self._seen, decoder_input_ids=self._fed, past_key_values=self._cache, use_cache=True
         )
