@@ -97,21 +97,21 @@ def write(resident: Resident, ids: list[int], mixes: list[dict[str, float]], tok
     return [w.ids for w in writers]
 
 
-def contest(bare: Resident, ours: Resident, peer: Peer, ids: list[int], tokens: int) -> dict[str, Callable[[], Any]]:
+def contest(bare: Mapping[str, Resident], ours: Resident, peer: Peer, ids: list[int], tokens: int) -> dict[str, Callable[[], Any]]:
     """The same four answers three ways."""
     return {
         "ours": lambda: write(ours, ids, FOUR, tokens),
-        "bare": lambda: write(bare, ids, [{}] * 4, tokens),
+        **{name: partial(write, base, ids, [{}] * 4, tokens) for name, base in bare.items()},
         "peft": lambda: [peer.write(ids, m, tokens) for m in FOUR],
     }
 
 
 def four_mixes(s: Settings) -> None:
-    """Four mixes of two adapters: one batch of ours, four answers of peft's in turn, and a batch of the bare base."""
+    """Four mixes of two adapters: one batch of ours, four answers of peft's in turn, and a batch of the bare base, with bitsandbytes' own layers and with ours."""
     for name in s.bases:
         source, tokens = build(name, s.folder), s.tokens(name)
         for quantization, label in LABELS.items():
-            bare = load(source, quantization, s.device, s.folder)
+            bare = {name: load(source, quantization, s.device, s.folder, plain=name == "plain") for name in ("plain", "bare")}
             ours = Random(2).hang(load(source, quantization, s.device, s.folder))
             peer = Peer(ours, source)
             ids = encode_prompt(ours, PROMPT, True, tokens)
@@ -122,7 +122,8 @@ def four_mixes(s: Settings) -> None:
             ms = ", ".join(f"{job} {1000 * min(t):.0f}" for job, t in seconds.items())
             mark = "" if name == "embedded" else f"_{name}"
             s.found(f"four_mixes_speedup_{label}{mark}", ratio(seconds["peft"], seconds["ours"]), f"4 mixes x {tokens} tokens, least ms: {ms}")
-            s.found(f"batch_over_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["bare"]))
+            s.found(f"batch_over_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["plain"]), "the base as transformers and bitsandbytes have it")
+            s.found(f"batch_over_own_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["bare"]), "the base with our 4-bit layers")
 
 
 def difference(s: Settings, name: str, source: str, ours: Resident, peer: Peer, ids: list[int]) -> None:
@@ -269,7 +270,7 @@ def cuda(s: Settings) -> None:
         ours = Random(2).hang(load(source, "nf4", str(device), s.folder))
         peer = Peer(ours, source)
         ids = encode_prompt(ours, PROMPT, True, tokens)
-        seconds = take_turns(contest(bare, ours, peer, ids, tokens), s.repeats)
+        seconds = take_turns(contest({"bare": bare}, ours, peer, ids, tokens), s.repeats)
         read = weight_bytes(ours.model)
         for job, spent in seconds.items():
             steps = tokens * (4 if job == "peft" else 1)

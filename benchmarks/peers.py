@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, Qwen2Config
@@ -19,6 +20,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from core.model.base import EMBEDDED, Base, load_base
 from core.model.mixing import Mixer
+from core.model.packed import Direct4bit
 from core.model.resident import Resident
 from core.workspace import Workspace
 
@@ -89,9 +91,22 @@ class Endless(Base):
         return []
 
 
-def load(source: str, quantization: str, device: str, folder: Path) -> Resident:
-    """A resident base without adapters."""
-    return Resident(Endless(**vars(load_base(source, quantization, device))), Workspace(folder / "workspace"))
+def load(source: str, quantization: str, device: str, folder: Path, plain: bool = False) -> Resident:
+    """A resident base without adapters.
+
+    Args:
+        plain: its 4-bit layers are bitsandbytes' own.
+    """
+    base = load_base(source, quantization, device)
+    return Resident(Endless(**{**vars(base), "model": as_it_comes(base.model) if plain else base.model}), Workspace(folder / "workspace"))
+
+
+def as_it_comes(model: Any) -> Any:
+    """A model whose 4-bit layers are bitsandbytes' own, not ours that call the kernel directly."""
+    for module in model.modules():
+        if type(module) is Direct4bit:
+            module.__class__ = Linear4bit
+    return model
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,7 @@ class Peer:
 
     def __init__(self, ours: Resident, source: str) -> None:
         base = load_base(source, ours.base.quantization, str(ours.base.device))
+        as_it_comes(base.model)
         self.device = base.device
         self.names = list(ours.digests)
         self.model: PeftModel | None = None
