@@ -183,6 +183,39 @@ def library(page: Page) -> None:
     settle(page)
 
 
+def basing(page: Page) -> None:
+    page.locator("button.spec").click()
+    page.locator("#base-resident h2").wait_for()
+    settle(page)
+
+
+def gridding(page: Page) -> None:
+    """Six short task runs, walked as on the page; their results, and the plot of all settings."""
+    page.get_by_role("tab", name="Train", exact=True).click()
+    page.get_by_role("button", name="Advanced settings").first.click()
+    page.get_by_label("Max steps", exact=True).first.fill("60")
+    page.get_by_role("tab", name="Runs", exact=True).click()
+    page.get_by_role("tab", name="Grid", exact=True).click()
+    page.get_by_label("Grid name").fill("Ranks and rates")
+    for number, (field, values) in enumerate((("Rank", "4, 16, 32"), ("Learning rate", "0.0003, 0.001")), start=1):
+        page.get_by_label(f"Vary {number}", exact=True).click()
+        page.get_by_role("option", name=field, exact=True).first.click()
+        page.get_by_label(f"Values {number}", exact=True).fill(values)
+    page.get_by_role("button", name="Queue 6 runs").click(timeout=300_000)
+    page.locator("#grid-results tbody tr").nth(5).wait_for()
+    page.wait_for_function("document.querySelectorAll('#grid-results .chip.good').length >= 6", timeout=900_000)
+    page.locator("#parallel .parcoords").first.wait_for()
+    settle(page)
+
+
+def siding(page: Page) -> None:
+    """Two of the grid's runs, side by side."""
+    page.get_by_role("tab", name="Runs", exact=True).click()
+    page.get_by_role("tab", name="Side by side", exact=True).click()
+    page.locator("#curves .scatterlayer .trace").nth(1).wait_for()
+    settle(page)
+
+
 def keep(shot: bytes, path: Path) -> None:
     """Writes an image with a palette of its own, in which small marks keep their colours and a map shows no false steps."""
     image = Image.open(io.BytesIO(shot)).convert("RGB")
@@ -192,15 +225,16 @@ def keep(shot: bytes, path: Path) -> None:
 
 def shoot(browser: Browser, url: str, out: Path, only: list[str]) -> None:
     """Every view in light, the telling ones in dark, and the phone."""
-    light: list[Any] = [data, training, mixing, mapping, explaining, meeting, presenting, comparing, voting, measuring, library]
-    for scheme, size, scenes in (("light", WINDOW, light), ("dark", WINDOW, [training, comparing]), ("light", PHONE, [mixing])):
+    light: list[Any] = [data, training, mixing, mapping, explaining, meeting, presenting, comparing, voting, measuring, library, basing]
+    last: list[Any] = [gridding, siding]  # they leave runs and adapters behind
+    for scheme, size, scenes in (("light", WINDOW, light), ("dark", WINDOW, [training, comparing]), ("light", PHONE, [mixing]), ("light", WINDOW, last)):
         page = visit(browser, url, scheme, size)
         for scene in scenes:
             name = scene.__name__ + ("" if scheme == "light" else "-dark") + ("-phone" if size == PHONE else "")
             if only and name not in only:
                 continue
             part = scene(page)
-            whole = size == PHONE or scene is measuring
+            whole = size == PHONE or scene in (measuring, gridding, siding)
             keep(part.screenshot() if part is not None else page.screenshot(full_page=whole), out / f"{name}.png")
             tidy(page)
         page.context.close()
