@@ -98,7 +98,7 @@ def write(resident: Resident, ids: list[int], mixes: list[dict[str, float]], tok
 
 
 def contest(bare: Mapping[str, Resident], ours: Resident, peer: Peer, ids: list[int], tokens: int) -> dict[str, Callable[[], Any]]:
-    """The same four answers three ways."""
+    """The same four answers by ours, by peft, and by bases without adapters."""
     return {
         "ours": lambda: write(ours, ids, FOUR, tokens),
         **{name: partial(write, base, ids, [{}] * 4, tokens) for name, base in bare.items()},

@@ -6,14 +6,14 @@ imported too, so that a page can be painted before torch is there.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from core import hub
-from core.errors import BaseModelError, StudioError
+from core.errors import BaseModelError, StorageError, StudioError
 from core.worker import Worker
 from core.workspace import Workspace, read_json, write_json
 
@@ -62,8 +62,7 @@ class Residence:
     """
 
     def __init__(self, workspace: Workspace, worker: Worker, base: str, quantization: str, device: str) -> None:
-        self._workspace, self._memory = workspace, workspace.root / "base.json"
-        self._worker = worker
+        self._workspace, self._worker = workspace, worker
         self._resident: Resident | None = None
         self._asked = False
         self._gone = ""
@@ -75,14 +74,14 @@ class Residence:
         if not self._asked:
             self._asked = True
             self.info = BaseInfo(name=self.choice.base, loading=True)
-            self._worker.post(lambda: self._load(self.choice))
+            self._worker.post(self._load_first)
 
     def change(self, base: str, quantization: str) -> None:
         """Begins to load another base in the place of the present one; returns at once."""
-        before, wanted = self.choice, self.choice._replace(base=base, quantization=quantization)
+        before, wanted, info = self.choice, self.choice._replace(base=base, quantization=quantization), self.info
         self._asked = True
         self.info = BaseInfo(name=base, loading=True)
-        self._worker.post(lambda: self._exchange(before, wanted))
+        self._worker.post(lambda: self._exchange(before, wanted, info))
 
     def wait(self) -> BaseInfo:
         """What the base is, after it is loaded."""
@@ -104,41 +103,54 @@ class Residence:
             raise BaseModelError(self.info.error or "The base model is not loaded.", "Wait a moment, or start the studio with another base.")
         return self._resident
 
+    def _load_first(self) -> None:
+        self.info = self._load(self.choice)
+
     def _remembered(self, quantization: str, device: str) -> Choice:
-        """What was chosen last, where it still lies on this machine; otherwise the embedded base."""
-        usual = Choice(USUAL, quantization, device)
-        if not self._memory.is_file():
+        """What was chosen last, where it still lies on this machine and is whole; otherwise the embedded base."""
+        usual, file = Choice(USUAL, quantization, device), self._workspace.base
+        if not file.is_file():
             return usual
-        name, here = self._memory.name, False
-        with contextlib.suppress(StudioError, KeyError, TypeError):  # no such place any more, or a file that is not ours
-            kept = read_json(self._memory)
+        try:
+            kept = read_json(file)
             name, loaded = str(kept["base"]), str(kept["quantization"])
-            here = hub.locate(name)[1]
+        except (StudioError, KeyError, TypeError):
+            self._gone = f"Which base was chosen last cannot be read from {file.name}."
+            return usual
+        try:
+            source, here = hub.locate(name)
+            here = here and (name == USUAL or not hub.lacking(Path(source)))
+        except (StudioError, OSError, RuntimeError):  # no such place any more, or one that does not answer
+            here = False
         if here:
             return Choice(name, loaded if quantization == "auto" else quantization, device)
-        self._gone = f"{name!r}, chosen last, is not on this machine any more."
+        self._gone = f"{name!r}, chosen last, is not on this machine any more, or not all of it."
         return usual
 
-    def _exchange(self, before: Choice, wanted: Choice) -> None:
+    def _exchange(self, before: Choice, wanted: Choice, info: BaseInfo) -> None:
         """On the worker's thread: the old base leaves before the new one comes, and is loaded again if that fails."""
+        self._gone = ""
         resident = self._resident
         if resident is not None and resident.trainee_id:  # a run began since the change was asked for
-            self._load(before)
+            self.info = info
             return
         self._worker.end_streams(BaseModelError("The base model was changed while this was under way.", "Ask again."))
         self._resident = resident = None
         gc.collect()
-        self._load(wanted)
-        if self._resident is not None:
+        found = self._load(wanted)
+        if not found.error:
             self.choice = wanted
-            write_json(self._memory, {"base": wanted.base, "quantization": wanted.quantization})
+            try:
+                write_json(self._workspace.base, {"base": wanted.base, "quantization": wanted.quantization})
+            except StorageError as e:
+                logger.warning("the choice of a base is not remembered: %s", e)
         elif before != wanted:
-            failed = self.info.error
-            self._load(before)
-            if not self.info.error:
-                self.info = replace(self.info, failed=failed)
+            back = self._load(before)
+            found = back if back.error else replace(back, failed=found.error)
+        self.info = found
 
-    def _load(self, choice: Choice) -> None:
+    def _load(self, choice: Choice) -> BaseInfo:
+        """On the worker's thread: loads a base and says what it is, or why it is none."""
         try:
             from core.model import experts
             from core.model.base import load_base
@@ -146,7 +158,7 @@ class Residence:
 
             loaded = load_base(*choice)
             self._resident = Resident(loaded, self._workspace)
-            self.info = BaseInfo(
+            return BaseInfo(
                 name=choice.base,
                 loading=False,
                 failed=self._gone,
@@ -162,9 +174,8 @@ class Residence:
                 memory_bytes=int(loaded.model.get_memory_footprint()),
                 expert_weights=experts.weights_a_rank(loaded.model),
             )
-            self._gone = ""
         except StudioError as e:
-            self.info = BaseInfo(name=choice.base, loading=False, error=str(e))
+            return BaseInfo(name=choice.base, loading=False, error=str(e))
         except Exception as e:
             logger.exception("the base model could not be loaded")
-            self.info = BaseInfo(name=choice.base, loading=False, error=f"{choice.base!r} could not be loaded ({type(e).__name__}: {e}).")
+            return BaseInfo(name=choice.base, loading=False, error=f"{choice.base!r} could not be loaded ({type(e).__name__}: {e}).")

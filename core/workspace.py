@@ -8,6 +8,7 @@ the files mean.
            adapters/<id>/{adapter_model.safetensors, adapter_config.json,
                           EXPERIMENT_METADATA.json, checksums.txt, README.md}
            runs/lineup.json   mixes/<id>.json    grids/<id>.json    reports/<id>/    maps/<sha256>/map.json    exports/<id>/    trash/
+           base.json
 """
 
 from __future__ import annotations
@@ -212,6 +213,11 @@ class Workspace:
     def lineup(self) -> Path:
         """The order in which queued runs begin, kept with the runs; no id ends like it."""
         return self.root / "runs" / "lineup.json"
+
+    @property
+    def base(self) -> Path:
+        """Which base was chosen last."""
+        return self.root / "base.json"
 
     def new_dir(self, kind: str, name: str, item_id: str = "") -> tuple[str, Path]:
         """Makes an id for `name` (or takes `item_id`) and a hidden building place: (id, partial folder).

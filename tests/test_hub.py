@@ -300,7 +300,7 @@ def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(engine: Engin
         engine.bases.switch(str(tiny_base), "int3")
 
 
-def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_where_it_is(engine: Engine, tmp_path: Path) -> None:
+def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_where_it_is(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other, place = build_tiny_llama(tmp_path / "other", seed=9), engine.workspace.root
     engine.bases.switch(str(other), "none")
     chosen = engine.base(wait=True)
@@ -309,6 +309,14 @@ def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_w
         assert again.base(wait=True) == chosen and chosen.name == str(other)
     with Engine(place, base="", load=False) as named:
         assert named.base().name == str(other), "the page can say it before it is loaded"
+    weights = (other / "model.safetensors").rename(tmp_path / "elsewhere")
+    with Engine(place, base="", load=False) as half:
+        assert half.base().name == "embedded", "a folder without its weights is none"
+    weights.rename(other / "model.safetensors")
+    monkeypatch.setattr(hub, "locate", lambda name: (_ for _ in ()).throw(PermissionError(13, "a mount that does not answer")))
+    with Engine(place, base="", load=False) as stale:
+        assert stale.base().name == "embedded"
+    monkeypatch.undo()
     shutil.rmtree(other)
     with Engine(place, base="", device="cpu") as gone:
         now = gone.base(wait=True)

@@ -77,8 +77,8 @@ def test_learning_leaves_no_gradients_flags_or_weights_behind(resident: Resident
     steps.close()
     assert resident.mixer.weights is None
     assert not any(p.requires_grad or p.grad is not None for p in resident.peft.parameters())
-    packs = [m.support_avx512bf16_for_cpu for m in resident.base.model.modules() if type(m).__name__ == "Linear4bit"]
-    assert len(set(packs)) <= 1
+    packs = [m.support_avx512bf16_for_cpu for m in resident.base.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert len(set(packs)) == (1 if resident.base.quantization == "nf4" else 0), "packing is as it was, on every layer"
     ids = torch.tensor([[5, 9, 40]])
     assert not resident.base.model(ids).logits.requires_grad
 

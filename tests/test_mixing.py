@@ -225,7 +225,7 @@ def test_a_4_bit_base_that_is_talked_to_and_trained_in_turn_stays_the_same_to_th
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bit(bias: bool, dtype: torch.dtype) -> None:
+def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bit(bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = torch.nn.ModuleList([bnb.nn.Linear4bit(128, 64, bias=bias, compute_dtype=dtype, quant_type="nf4")]).to("cpu").eval().requires_grad_(False)
     layer, x = model[0], torch.randn(3, 5, 128, dtype=dtype)
@@ -233,11 +233,16 @@ def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bi
     if packed._kernel() is None:
         pytest.skip("this bitsandbytes has no such kernel for this CPU")
     assert type(layer) is packed.Direct4bit
+    if not layer.support_avx512bf16_for_cpu:
+        pytest.skip("this CPU has no such kernel")
+    kernel, calls = packed._kernel(), []
+    monkeypatch.setattr(packed, "_kernel", lambda: lambda *a: calls.append(kernel(*a)))
+    layer(torch.zeros(1, 128, dtype=dtype))  # the first one packs
     for shape in (x, x[:, :1], x.transpose(0, 1), x[0]):
         with torch.no_grad():
-            ours = layer(shape)
-            assert layer.weight.quant_state.packing_format_for_cpu, "the kernel's own layout"
+            ours, called = layer(shape), len(calls)
             own = bnb.nn.Linear4bit.forward(layer, shape)
+        assert called == len(calls) > 0, "only ours calls it here"
         assert ours.dtype is own.dtype and ours.shape == own.shape and torch.equal(ours, own)
     with packed.differentiable(model):
         y = layer(x.float().requires_grad_())

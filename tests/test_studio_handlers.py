@@ -134,14 +134,15 @@ def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tm
 def test_files_that_wait_stay_in_view_until_they_are_taken_away(engine, tmp_path):
     file, task = tmp_path / "notes.txt", next(d for d in engine.datasets() if d.name == "Sample task")
     file.write_text("A note.\n")
-    assert data.followed(engine, [str(file)], task.id, "train") == gr.skip() and data.exemplified(engine, [str(file)], task.id) == (None, 0)
+    assert data.followed(engine, [str(file)], task.id, "train") == gr.skip() and data.left_alone(engine, [str(file)], task.id) == (gr.skip(), gr.skip())
     assert "Nothing is imported yet" in texts(data.offered(engine, [str(file)], task.id, "train", "utf-8")[3])
     assert texts(data.offered(engine, None, task.id, "train", "utf-8")[3]) == texts(data.followed(engine, None, task.id, "train"))
+    assert data.offered(engine, None, "deleted-meanwhile", "train", "utf-8")[3] == data.NOTHING
 
 
 def test_a_task_example_marks_only_the_answer_as_learned(engine):
     task = next(d for d in engine.datasets() if d.name == "Sample task")
-    tree, index = data.exemplified(engine, None, task.id)
+    tree, index = data.exemplified(engine, task.id)
     tokens = next(k for k in tree["kids"] if k.get("cls") == "tokens")["kids"]
     learned = "".join(texts(t) for t in tokens if t["cls"] == "tok trained")
     answer = engine.dataset_rows(task.id, "train", 1)[0]["messages"][-1]["content"]
@@ -196,13 +197,19 @@ def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monk
     monkeypatch.setattr(engine, "base", lambda wait=False: dataclasses.replace(here, loading=True, family="", context=0, fingerprint=""))
     sent = train.refreshed(engine, tab, values).items()
     filled = {**values, **{c: v["value"] if isinstance(v, dict) else v for c, v in sent if not isinstance(v, dict) or "value" in v}}
-    assert filled[tab.preset] == "standard" and filled[tab.advanced["max_length"]] == 512 and filled[tab.suits] == ""
+    assert filled[tab.preset] == "standard" and filled[tab.advanced["max_length"]] == 512 and filled[tab.suits] == ("", "standard", 512)
     monkeypatch.setattr(engine, "base", lambda wait=False: dataclasses.replace(here, family="Mistral", context=128, fingerprint="f" * 64))
     after = train.refreshed(engine, tab, filled)
-    assert after[tab.preset]["value"] == "mistral-7b-qlora" and after[tab.advanced["max_length"]] == 128 and after[tab.suits] == "f" * 64
+    assert after[tab.preset]["value"] == "mistral-7b-qlora" and after[tab.advanced["max_length"]] == 128 and after[tab.suits] == ("f" * 64, "mistral-7b-qlora", 128)
     mine = train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: 5})
     assert tab.preset not in mine and tab.advanced["rank"] not in mine and mine[tab.advanced["max_length"]] == 128
-    assert tab.advanced["max_length"] not in train.refreshed(engine, tab, {**filled, tab.suits: "f" * 64}), "once is enough"
+    shorter = train.refreshed(engine, tab, {**filled, tab.advanced["max_length"]: 64})
+    assert tab.preset not in shorter and shorter[tab.advanced["max_length"]] == 64, "a length that was chosen stays"
+    gentle = train.preset_values(engine, tab, "domain", "gentle")
+    other = train.refreshed(engine, tab, {**filled, tab.preset: "gentle", **gentle})
+    assert tab.preset not in other and tab.advanced["learning_rate"] not in other, "and so does a preset"
+    assert tab.advanced["max_length"] not in train.refreshed(engine, tab, {**filled, tab.suits: ("f" * 64, "standard", 512)}), "once is enough"
+    assert tab.preset not in train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: None}), "someone is typing there"
 
 
 def test_a_run_is_read_again_from_the_start_with_its_whole_curve(engine):

@@ -152,7 +152,7 @@ class Block:
             if not down.left:  # holds no tensor, and no graph, longer than needed
                 down.x = down.live = down.inner = None
         if y.dtype is not self.b.dtype or y.requires_grad or inner.requires_grad or not y.is_contiguous():
-            return y + torch.mm(inner, self.b).view(*y.shape[:-1], -1)  # 16-bit sums are rounded once, at the end
+            return y + torch.mm(inner, self.b).view(y.shape)  # 16-bit sums are rounded once, at the end
         y.view(-1, y.shape[-1]).addmm_(inner, self.b)
         return y
 

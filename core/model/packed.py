@@ -89,7 +89,7 @@ class Direct4bit(Linear4bit):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, I) -> (…, O), to the bit what bitsandbytes computes."""
-        state = self.weight.quant_state
+        state: Any = getattr(self.weight, "quant_state", None)  # FSDP puts in a parameter that has none
         ready = getattr(state, "packing_format_for_cpu", False) and state.quant_type == "nf4" and self.compute_dtype in WIDE
         if not ready or not self.support_avx512bf16_for_cpu or not x.numel() or (x.requires_grad and torch.is_grad_enabled()):
             return super().forward(x)  # type: ignore[no-any-return]

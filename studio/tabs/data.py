@@ -15,7 +15,7 @@ from core.data.columns import ROLE_SETS
 from core.data.columns import ROLES as ROLES_OF
 from core.data.readers import SUFFIXES
 from core.engine import Engine
-from core.errors import DataError, StudioError
+from core.errors import DataError, NotFound, StudioError
 from studio import fields, guard, show
 from studio.tree import Node, button, chip, empty, facts, node, table, title, view
 
@@ -84,14 +84,16 @@ def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
         guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.shown, tab.add])
     form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
     guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
-    openings = [guard.on(t, engine, opened, [tab.picker, tab.split], [tab.shown]) for t in (tab.picker.input, tab.split.input)]
+    tokens = [tab.tokens, tab.index]  # apart from the rest, because they wait for the model's thread
+    openings = [guard.on(t, engine, opened, [tab.picker, tab.split], [tab.shown], trigger_mode="always_last") for t in (tab.picker.input, tab.split.input)]
+    openings.append(guard.on(tab.picker.input, engine, exemplified, [tab.picker], tokens, trigger_mode="always_last"))
     openings.append(guard.on(tab.picker.change, engine, followed, seen, [tab.shown]))
+    openings.append(guard.on(tab.picker.change, engine, left_alone, [tab.files, tab.picker], tokens))
     # What was still being opened when files were dropped must not cover them.
     guard.on(tab.files.change, engine, offered, [*seen, tab.encoding], [tab.reading, tab.kind, tab.name, *reading], cancels=openings)
-    for trigger in (tab.picker.change, tab.files.change):  # apart, because it waits for the model's thread
-        guard.on(trigger, engine, exemplified, [tab.files, tab.picker], [tab.tokens, tab.index])
-    guard.on(moved, engine, caught_up, [tab.files, tab.picker, tab.index], [tab.tokens, tab.index])
-    guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], [tab.tokens, tab.index])
+    guard.on(tab.files.change, engine, left_alone, [tab.files, tab.picker], tokens)
+    guard.on(moved, engine, caught_up, [tab.files, tab.picker, tab.index], tokens)
+    guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
     guard.on(moved, engine, refresh, [tab.picker], [tab.picker])
 
 
@@ -106,7 +108,11 @@ def offered(engine: Engine, files: list[str] | None, picked: str | None, split: 
     """Files were dropped: guesses what they are and shows them. Files were taken away: the dataset is back."""
     if not files:
         _, *rest = _closed()
-        return gr.update(visible=False), gr.skip(), "", opened(engine, picked, split), *rest
+        try:
+            back = opened(engine, picked, split)
+        except NotFound:  # it was deleted meanwhile
+            back = NOTHING
+        return gr.update(visible=False), gr.skip(), "", back, *rest
     kind, name = "domain", _stem(files[0])
     with contextlib.suppress(StudioError):  # the sentence is shown by the reading below
         kind = engine.preview(files, encoding=encoding).kind
@@ -156,14 +162,19 @@ def followed(engine: Engine, files: list[str] | None, picked: str | None, split:
     return gr.skip() if files else opened(engine, picked, split)
 
 
-def exemplified(engine: Engine, files: list[str] | None, picked: str | None) -> tuple[Any, ...]:
-    """Shows the first training example as tokens, unless files wait to be imported."""
-    return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked and not files else (None, 0)
+def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
+    """Shows the first training example as tokens."""
+    return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked else (None, 0)
+
+
+def left_alone(engine: Engine, files: list[str] | None, picked: str | None) -> tuple[Any, ...]:
+    """The same, unless files wait to be imported."""
+    return (gr.skip(), gr.skip()) if files else exemplified(engine, picked)
 
 
 def caught_up(engine: Engine, files: list[str] | None, picked: str | None, index: int) -> tuple[Any, ...]:
     """The base has loaded since: shows the tokens that could not be shown before."""
-    return exemplified(engine, files, picked) if index == WAITING else (gr.skip(), gr.skip())
+    return left_alone(engine, files, picked) if index == WAITING else (gr.skip(), gr.skip())
 
 
 def another(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:

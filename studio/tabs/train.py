@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
+from core.errors import SpecError
 from core.spec import PRESETS, TrainSpec, experts_said, resolve
 from studio import fields, guard, live, samples, show
 from studio.tree import Node, node, title, view
@@ -42,7 +43,7 @@ class TrainTab:
     start: gr.Button
     picker: gr.Dropdown
     live: gr.HTML
-    suits: gr.State  # fingerprint of the base that the settings were suggested for; "" while it loads
+    suits: gr.State  # what was suggested last: (fingerprint of the base it was for, preset, max length)
 
     @property
     def form(self) -> set[gr.components.Component]:
@@ -70,7 +71,7 @@ def build(engine: Engine) -> TrainTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart, gr.State(""))
+    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart, gr.State(("", "", 0)))
 
 
 def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
@@ -164,13 +165,24 @@ def below_choices(engine: Engine) -> list[tuple[str, str]]:
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
 
+def suggestion(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
+    """The advanced fields as a preset sets them, and the note that they were."""
+    made = preset_values(engine, tab, kind, preset)
+    return {**made, tab.suits: (engine.base().fingerprint, preset, made[tab.advanced["max_length"]])}
+
+
 def suit(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings for a base that came after the form was filled: suggested anew, or only what it cannot read cut off where someone has changed them."""
-    kind, usual = values[tab.kind], usual_preset(engine)
-    asked, was = asked_for(tab, values), resolve(kind, values[tab.preset], {})
-    if all(asked[n] == getattr(was, n) for n in tab.advanced if n != "max_length"):
-        return {tab.preset: gr.update(value=usual, info=PRESETS[usual].help), **preset_values(engine, tab, kind, usual)}
-    return {tab.advanced["max_length"]: min(asked["max_length"], engine.base().context)}
+    """The settings for a base that came after the form was filled: suggested anew, or, where someone has changed them, only cut to what it reads."""
+    base, (_, preset, length) = engine.base(), values[tab.suits]
+    try:
+        asked, was = asked_for(tab, values), resolve(values[tab.kind], values[tab.preset], {})
+    except SpecError:  # a number is being typed; whoever starts with an empty one is told
+        return {}
+    own = values[tab.preset] != preset or asked["max_length"] != length or any(asked[n] != getattr(was, n) for n in tab.advanced if n != "max_length")
+    if own:
+        return {tab.advanced["max_length"]: min(asked["max_length"], base.context or length), tab.suits: (base.fingerprint, preset, length)}
+    usual = usual_preset(engine)
+    return {tab.preset: gr.update(value=usual, info=PRESETS[usual].help), **suggestion(engine, tab, values[tab.kind], usual)}
 
 
 def preset_values(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
@@ -223,12 +235,10 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     if preset != values[tab.preset]:
         out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
     out[tab.picker] = fields.offer(run_choices(runs), picked if picked in run_ids else (run_ids[0] if run_ids else None), picked)
-    now = engine.base().fingerprint
     if not keep:
-        out.update(preset_values(engine, tab, kind, preset))
-    elif now not in ("", values[tab.suits]):
+        out.update(suggestion(engine, tab, kind, preset))
+    elif engine.base().fingerprint not in ("", values[tab.suits][0]):
         out.update(suit(engine, tab, values))
-    out[tab.suits] = now or values[tab.suits]
     asked = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": stack if kind == "task" else ""}
     out[tab.start] = start_button(engine, asked)
     return out
