@@ -207,11 +207,20 @@ def test_a_vote_before_all_is_written_is_refused(engine, monkeypatch):
     assert engine.tally() == []
 
 
-def test_a_stopped_test_has_nothing_to_vote_on(engine):
+def test_a_stopped_test_has_nothing_to_vote_on(engine, monkeypatch):
     talking = Talk()
+    goes_on, write = threading.Event(), engine.answers._frames
+
+    def held(*asked):  # the answer does not end before it is stopped, however slow this reader is
+        for frame in write(*asked):
+            yield frame
+            assert frame is None or goes_on.wait(60)
+
+    monkeypatch.setattr(engine.answers, "_frames", held)
     reading = compare.blinded(engine, "Where?", {"picks": picks(engine)}, None, talking, True, *sampling(max_new_tokens=150, temperature=4.0))
     next(reading)
     compare.stopped(engine, talking)
+    goes_on.set()
     *_, last = reading
     assert "nothing to vote on" in texts(last["blind"]["foot"]) and "This one" not in json.dumps(last)
     with pytest.raises(SpecError, match="over"):

@@ -109,7 +109,7 @@ def test_an_address_that_names_a_run_that_is_gone_says_so(engine):
 def test_dropped_files_are_guessed_and_the_columns_can_be_corrected(engine, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("frage,antwort\n" + "".join(f"Q{i},A{i}\n" for i in range(6)))
-    shown, _, add = data.offered(engine, [str(file)], None, "train", "utf-8")[3:6]
+    shown, add = data.offered(engine, [str(file)], "utf-8")[5:7]
     assert add["interactive"] is False and "antwort" in texts(shown)
     columns = ["" for _ in data.ROLES]
     columns[data.ROLES.index("question")], columns[data.ROLES.index("answer")] = "frage", "antwort"
@@ -131,13 +131,13 @@ def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tm
     assert len(engine.datasets()) == before
 
 
-def test_files_that_wait_stay_in_view_until_they_are_taken_away(engine, tmp_path):
-    file, task = tmp_path / "notes.txt", next(d for d in engine.datasets() if d.name == "Sample task")
+def test_files_that_wait_are_in_the_dataset_s_place_until_they_are_taken_away(engine, tmp_path):
+    file = tmp_path / "notes.txt"
     file.write_text("A note.\n")
-    assert data.followed(engine, [str(file)], task.id, "train") == gr.skip() and data.left_alone(engine, [str(file)], task.id) == (gr.skip(), gr.skip())
-    assert "Nothing is imported yet" in texts(data.offered(engine, [str(file)], task.id, "train", "utf-8")[3])
-    assert texts(data.offered(engine, None, task.id, "train", "utf-8")[3]) == texts(data.followed(engine, None, task.id, "train"))
-    assert data.offered(engine, None, "deleted-meanwhile", "train", "utf-8")[3] == data.NOTHING
+    *_, shown, tokens, preview = data.offered(engine, [str(file)], "utf-8")[:6]
+    assert (shown["visible"], tokens["visible"]) == (False, False) and "Nothing is imported yet" in texts(preview)
+    *_, shown, tokens, preview = data.offered(engine, None, "utf-8")[:6]
+    assert (shown["visible"], tokens["visible"], preview) == (True, True, None)
 
 
 def test_a_task_example_marks_only_the_answer_as_learned(engine):

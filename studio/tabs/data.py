@@ -15,7 +15,7 @@ from core.data.columns import ROLE_SETS
 from core.data.columns import ROLES as ROLES_OF
 from core.data.readers import SUFFIXES
 from core.engine import Engine
-from core.errors import DataError, NotFound, StudioError
+from core.errors import DataError, StudioError
 from studio import fields, guard, show
 from studio.tree import Node, button, chip, empty, facts, node, table, title, view
 
@@ -46,6 +46,7 @@ class DataTab:
     add: gr.Button
     picker: gr.Dropdown
     split: gr.Radio
+    preview: gr.HTML
     shown: gr.HTML
     tokens: gr.HTML
     index: gr.State
@@ -68,31 +69,30 @@ def build() -> DataTab:
             with gr.Row():
                 picker = fields.picker("Dataset", scale=3)
                 split = gr.Radio([(v, k) for k, v in NAMES.items()], value="train", label="Split", scale=2, min_width=220)
+            preview = view(None, elem_id="preview")
             shown = view(NOTHING, elem_id="dataset")
             tokens = view(elem_id="tokens")
-    return DataTab(files, reading, kind, encoding, roles, name, add, picker, split, shown, tokens, gr.State(0))
+    return DataTab(files, reading, kind, encoding, roles, name, add, picker, split, preview, shown, tokens, gr.State(0))
 
 
 def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
     """Connects the events."""
     roles = list(tab.roles.values())
-    reading = [tab.shown, tab.tokens, tab.add, *roles]
-    seen = [tab.files, tab.picker, tab.split]
+    reading = [tab.preview, tab.add, *roles]
+    dataset = [tab.shown, tab.tokens]
+    guard.on(tab.files.change, engine, offered, [tab.files, tab.encoding], [tab.reading, tab.kind, tab.name, *dataset, *reading])
     for control in (tab.kind, tab.encoding):
         guard.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
     for role in roles:
-        guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.shown, tab.add])
+        guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.preview, tab.add])
     form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
     guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
     tokens = [tab.tokens, tab.index]  # apart from the rest, because they wait for the model's thread
-    openings = [guard.on(t, engine, opened, [tab.picker, tab.split], [tab.shown], trigger_mode="always_last") for t in (tab.picker.input, tab.split.input)]
-    openings.append(guard.on(tab.picker.input, engine, exemplified, [tab.picker], tokens, trigger_mode="always_last"))
-    openings.append(guard.on(tab.picker.change, engine, followed, seen, [tab.shown]))
-    openings.append(guard.on(tab.picker.change, engine, left_alone, [tab.files, tab.picker], tokens))
-    # What was still being opened when files were dropped must not cover them.
-    guard.on(tab.files.change, engine, offered, [*seen, tab.encoding], [tab.reading, tab.kind, tab.name, *reading], cancels=openings)
-    guard.on(tab.files.change, engine, left_alone, [tab.files, tab.picker], tokens)
-    guard.on(moved, engine, caught_up, [tab.files, tab.picker, tab.index], tokens)
+    for trigger in (tab.picker.change, tab.split.change):
+        guard.on(trigger, engine, opened, [tab.picker, tab.split], [tab.shown])
+    guard.on(tab.picker.change, engine, exemplified, [tab.picker], tokens)
+    guard.on(tab.picker.input, engine, unveiled, None, dataset)
+    guard.on(moved, engine, caught_up, [tab.picker, tab.index], tokens)
     guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
     guard.on(moved, engine, refresh, [tab.picker], [tab.picker])
 
@@ -104,19 +104,15 @@ def refresh(engine: Engine, picked: str | None) -> Any:
     return fields.offer([(d.name, d.id) for d in sets], picked if picked in ids else (ids[0] if ids else None), picked)
 
 
-def offered(engine: Engine, files: list[str] | None, picked: str | None, split: str, encoding: str) -> tuple[Any, ...]:
-    """Files were dropped: guesses what they are and shows them. Files were taken away: the dataset is back."""
+def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any, ...]:
+    """Files were dropped: guesses what they are and shows them in the dataset's place. Files were taken away: the dataset is back."""
+    dataset = gr.update(visible=not files), gr.update(visible=not files)  # what arrives for it meanwhile covers nothing
     if not files:
-        _, *rest = _closed()
-        try:
-            back = opened(engine, picked, split)
-        except NotFound:  # it was deleted meanwhile
-            back = NOTHING
-        return gr.update(visible=False), gr.skip(), "", back, *rest
+        return gr.update(visible=False), gr.skip(), "", *dataset, *_closed()
     kind, name = "domain", _stem(files[0])
     with contextlib.suppress(StudioError):  # the sentence is shown by the reading below
         kind = engine.preview(files, encoding=encoding).kind
-    return gr.update(visible=True), kind, name, *reread(engine, files, kind, encoding)
+    return gr.update(visible=True), kind, name, *dataset, *reread(engine, files, kind, encoding)
 
 
 def reread(engine: Engine, files: list[str] | None, kind: str, encoding: str) -> tuple[Any, ...]:
@@ -126,10 +122,10 @@ def reread(engine: Engine, files: list[str] | None, kind: str, encoding: str) ->
     try:
         seen = engine.preview(files, kind=kind, encoding=encoding)
     except DataError as e:
-        return _problem(guard.sentence(e)), None, gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
+        return _problem(guard.sentence(e)), gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
     wanted = _wanted(kind, seen.roles)
     slots = [gr.update(choices=[("(none)", ""), *[(c, c) for c in seen.columns]], value=seen.roles.get(r, ""), visible=r in wanted) for r in ROLES]
-    return _preview(seen, files), None, gr.update(interactive=not seen.problem), *slots
+    return _preview(seen, files), gr.update(interactive=not seen.problem), *slots
 
 
 def checked(engine: Engine, files: list[str] | None, kind: str, encoding: str, *columns: str) -> tuple[Any, ...]:
@@ -157,9 +153,9 @@ def opened(engine: Engine, picked: str | None, split: str) -> Node:
     return _dataset(engine.dataset(picked), split, engine.dataset_rows(picked, split, limit=PREVIEW_ROWS))
 
 
-def followed(engine: Engine, files: list[str] | None, picked: str | None, split: str) -> Any:
-    """The picker moved, perhaps by itself: files that wait to be imported stay in view."""
-    return gr.skip() if files else opened(engine, picked, split)
+def unveiled(engine: Engine) -> tuple[Any, Any]:
+    """Someone chose a dataset: it is in view, below files that wait to be imported."""
+    return gr.update(visible=True), gr.update(visible=True)
 
 
 def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
@@ -167,14 +163,9 @@ def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked else (None, 0)
 
 
-def left_alone(engine: Engine, files: list[str] | None, picked: str | None) -> tuple[Any, ...]:
-    """The same, unless files wait to be imported."""
-    return (gr.skip(), gr.skip()) if files else exemplified(engine, picked)
-
-
-def caught_up(engine: Engine, files: list[str] | None, picked: str | None, index: int) -> tuple[Any, ...]:
+def caught_up(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
     """The base has loaded since: shows the tokens that could not be shown before."""
-    return left_alone(engine, files, picked) if index == WAITING else (gr.skip(), gr.skip())
+    return exemplified(engine, picked) if index == WAITING else (gr.skip(), gr.skip())
 
 
 def another(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
@@ -202,7 +193,7 @@ def _wanted(kind: str, roles: dict[str, str]) -> set[str]:
 
 
 def _closed() -> tuple[Any, ...]:
-    return gr.skip(), gr.skip(), gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
+    return None, gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
 
 
 def _problem(sentence: str) -> Node:
