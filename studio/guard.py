@@ -9,7 +9,7 @@ import functools
 import html
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,6 +92,11 @@ def on(trigger: Callable[..., Any], engine: Any, fn: Callable[..., Any], inputs:
     """Wires one event: through the door, and not offered as an endpoint to strangers."""
     kwargs.setdefault("show_progress", "hidden")
     return trigger(door(fn, engine), inputs, outputs, api_visibility="private", **kwargs)
+
+
+def any_of(triggers: Iterable[Any]) -> Callable[..., Any]:
+    """Several triggers as one, for `on`."""
+    return functools.partial(gr.on, list(triggers))
 
 
 def look_again(event: Any) -> None:

@@ -103,13 +103,14 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
     listed = guard.on(moved, engine, refresh, seen, [tab.kind, *lists])
     guard.on(tab.kind.input, engine, chosen, seen, lists)
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
-    for control in (tab.dataset, tab.name, tab.stack_on):
-        guard.on(control.change, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
+    # One event for all of them, so that the answer to the last change is the last answer.
+    decisive = guard.any_of(c.change for c in (tab.dataset, tab.name, tab.stack_on))  # type: ignore[attr-defined]
+    guard.on(decisive, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
     experts, rank = tab.advanced["experts"], tab.advanced["rank"]
-    for control in (experts, rank):
-        guard.on(control.change, engine, experts_hint, [experts, rank], [experts], trigger_mode="always_last")  # type: ignore[attr-defined]
-    for control in (tab.name, *(tab.advanced[n] for n in WEIGHTY)):
-        guard.on(control.change, engine, weighed, tab.form, [tab.need], trigger_mode="always_last")
+    dear = guard.any_of(c.change for c in (experts, rank))  # type: ignore[attr-defined]
+    guard.on(dear, engine, experts_hint, [experts, rank], [experts], trigger_mode="always_last")
+    weighty = guard.any_of(c.change for c in (tab.name, *(tab.advanced[n] for n in WEIGHTY)))  # type: ignore[attr-defined]
+    guard.on(weighty, engine, weighed, tab.form, [tab.need], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
     return listed
