@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Tiny models are fastest on one thread, and two processes that each take all cores slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,3 +74,16 @@ def pairs(tmp_path: Path) -> Path:
     rows = [{"question": f"Where is the {s.split()[1]} {s.split()[2]}?", "answer": s} for s in SENTENCES[:48]]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return file
+
+
+def held(engine: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Answers that wait after every frame until the event is set: they do not end before they are stopped, however slow their reader is."""
+    goes_on, write = threading.Event(), engine.answers._frames
+
+    def waiting(*asked: Any) -> Iterator[Any]:
+        for frame in write(*asked):
+            yield frame
+            assert frame is None or goes_on.wait(60)
+
+    monkeypatch.setattr(engine.answers, "_frames", waiting)
+    return goes_on

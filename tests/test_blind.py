@@ -18,6 +18,7 @@ from core.spec import Sampling
 from studio import blind, fields, samples, suite, talk
 from studio.tabs import compare, train
 from studio.talk import Talk
+from tests.conftest import held
 
 pytestmark = pytest.mark.slow
 
@@ -208,15 +209,7 @@ def test_a_vote_before_all_is_written_is_refused(engine, monkeypatch):
 
 
 def test_a_stopped_test_has_nothing_to_vote_on(engine, monkeypatch):
-    talking = Talk()
-    goes_on, write = threading.Event(), engine.answers._frames
-
-    def held(*asked):  # the answer does not end before it is stopped, however slow this reader is
-        for frame in write(*asked):
-            yield frame
-            assert frame is None or goes_on.wait(60)
-
-    monkeypatch.setattr(engine.answers, "_frames", held)
+    talking, goes_on = Talk(), held(engine, monkeypatch)
     reading = compare.blinded(engine, "Where?", {"picks": picks(engine)}, None, talking, True, *sampling(max_new_tokens=150, temperature=4.0))
     next(reading)
     compare.stopped(engine, talking)

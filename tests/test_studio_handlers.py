@@ -15,6 +15,7 @@ from core.spec import Mix, Sampling, TrainSpec, resolve
 from studio import acts, app, fields, guide, live, mixer, samples, talk
 from studio.tabs import compare, data, evaluate, library, mix, train
 from studio.talk import Talk
+from tests.conftest import held
 
 pytestmark = pytest.mark.slow
 
@@ -320,14 +321,7 @@ def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
 
 def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
     talking, mixes = Talk(), [Mix(name="Base")]
-    stopped, write = threading.Event(), engine.answers._frames
-
-    def held(*asked):  # the answer does not end before it is stopped, however slow this reader is
-        for frame in write(*asked):
-            yield frame
-            assert frame is None or stopped.wait(60)
-
-    monkeypatch.setattr(engine.answers, "_frames", held)
+    stopped = held(engine, monkeypatch)
     reading = talk.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
     assert not next(reading).done
     talking.stop()
