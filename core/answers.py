@@ -58,8 +58,7 @@ class Answers:
         Raises:
             SpecError: too many mixes. When read: StudioError for a prompt or an adapter that will not do.
         """
-        if not 1 <= len(mixes) <= COLUMN_LIMIT:
-            raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
+        _check_count(mixes)
         drawn, desk = sampling or Sampling(), Desk(tuple(mixes))
         stream = self._worker.stream(lambda: self._frames(prompt, desk, drawn, chat, same_dice))
         stream.desk = desk
@@ -82,7 +81,7 @@ class Answers:
         ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
         shown = 0.0
         mixes = desk.mixes
-        samplings = [sampling if same_dice else replace(sampling, seed=sampling.seed + i) for i in range(len(mixes))]
+        samplings = _dice(sampling, len(mixes), same_dice)
         for writers in generate(resident, [ids] * len(mixes), mixes, samplings, lambda: desk.mixes):
             done = all(w.reason for w in writers)
             now = time.monotonic()
@@ -94,13 +93,21 @@ class Answers:
 
     def suite(self, prompts: Sequence[str], mixes: Sequence[Mix], sampling: Sampling | None = None, chat: bool = True, same_dice: bool = True) -> Stream:
         """Every mix answers every prompt, many in a batch; a stream of Sheets that fill up. Takes and raises what `stream` does."""
-        if not 1 <= len(mixes) <= COLUMN_LIMIT:
-            raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
-        drawn = sampling or Sampling()
-        samplings = [drawn if same_dice else replace(drawn, seed=drawn.seed + i) for i in range(len(mixes))]
+        _check_count(mixes)
+        samplings = _dice(sampling or Sampling(), len(mixes), same_dice)
         return self._worker.stream(lambda: self._suite(list(prompts), list(mixes), samplings, chat))
 
     def _suite(self, prompts: list[str], mixes: list[Mix], samplings: list[Sampling], chat: bool) -> Generator[Any, None, None]:
         from core.evaluate.suite import suite
 
         yield from suite(self._resident(), prompts, mixes, samplings, chat)
+
+
+def _check_count(mixes: Sequence[Mix]) -> None:
+    if not 1 <= len(mixes) <= COLUMN_LIMIT:
+        raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
+
+
+def _dice(sampling: Sampling, columns: int, same: bool) -> list[Sampling]:
+    """One sampling a column: all with the same seed, or each with the next one."""
+    return [sampling if same else replace(sampling, seed=sampling.seed + i) for i in range(columns)]

@@ -250,9 +250,9 @@ class Engine:
 
     def mixable(self) -> list[dict[str, Any]]:
         """What can be mixed: the library's adapters and the one in training, oldest first."""
-        found = []
+        found, here = [], self.base().fingerprint
         for a in reversed(self.adapters()):
-            fits = not self.base().fingerprint or a.base_fingerprint == self.base().fingerprint
+            fits = not here or a.base_fingerprint == here
             why = f"It cannot be mixed live: {a.unmixable}." if a.unmixable else "" if fits else f"It was trained on {a.base!r}, another base."
             fits = fits and not a.unmixable
             found.append({"id": a.id, "name": a.name, "kind": a.kind, "rank": a.rank, "base": a.base, "training": False, "fits": fits, "why": why})

@@ -93,9 +93,9 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
         return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
 
     def begin(engine: Engine, values: dict[Any, Any]) -> Any:
-        asked, early = asked_for(tab, values), engine.base().loading
-        if early and (context := engine.base(wait=True).context):  # nothing on the page could know what this base reads
-            asked["max_length"] = min(asked["max_length"], context)
+        asked = asked_for(tab, values)
+        if engine.base().loading:  # nothing on the page could know what this base reads
+            asked["max_length"] = readable(engine.base(wait=True), asked["max_length"])
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked))
 
     lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, tab.suits, *tab.advanced.values()]
@@ -141,8 +141,12 @@ def suggested(engine: Engine, kind: str) -> TrainSpec:
 
 def fitted(engine: Engine, kind: str, preset: str) -> dict[str, Any]:
     """What of a preset must change for the resident base: no sequence is longer than what the base reads."""
-    context, wanted = engine.base().context, resolve(kind, preset, {}).max_length
-    return {"max_length": context} if context and context < wanted else {}
+    return {"max_length": readable(engine.base(), resolve(kind, preset, {}).max_length)}
+
+
+def readable(base: Any, length: int) -> int:
+    """A max length, no longer than what a base reads where that is known."""
+    return min(length, base.context) if base.context else length
 
 
 def of_kind(engine: Engine, kind: str) -> list[Any]:
@@ -181,7 +185,7 @@ def suit(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any
         return {}
     own = values[tab.preset] != preset or asked["max_length"] != length or any(asked[n] != getattr(was, n) for n in tab.advanced if n != "max_length")
     if own:
-        return {tab.advanced["max_length"]: min(asked["max_length"], base.context or length), tab.suits: (base.fingerprint, preset, length)}
+        return {tab.advanced["max_length"]: readable(base, asked["max_length"]), tab.suits: (base.fingerprint, preset, length)}
     usual = usual_preset(engine)
     return {tab.preset: gr.update(value=usual, info=PRESETS[usual].help), **suggestion(engine, tab, values[tab.kind], usual)}
 
