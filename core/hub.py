@@ -70,6 +70,8 @@ def locate(name: str) -> tuple[str, bool]:
     Raises:
         BaseModelError: neither "embedded", nor a folder with a config.json, nor a Hub id.
     """
+    if not name:
+        raise BaseModelError("No base model is named.", 'Choose one of the list, or give a folder or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".')
     if name == "embedded":
         return str(EMBEDDED), True
     folder = Path(name).expanduser()

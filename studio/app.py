@@ -45,17 +45,19 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Tab("Base", id="base"):
                 base_tab = base.build()
 
-        moved = top.moved
+        moved, mixed = guard.Together(), guard.Together()
         mix.arrive(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, moved)
-        listed = train.wire(train_tab, engine, moved)
-        runs.wire(runs_tab, engine, moved, listed, train_tab, tabs)
-        mix.wire(mix_tab, engine, moved)
-        insight.wire(insight_tab, engine, moved, mix_tab)
-        compare.wire(compare_tab, engine, moved, mix_tab.mixer)
-        evaluate.wire(evaluate_tab, engine, moved, mix_tab.mixer)
+        train.wire(train_tab, engine, moved)
+        runs.wire(runs_tab, engine, moved, train_tab, tabs)
+        mix.wire(mix_tab, engine, moved, mixed)
+        insight.wire(insight_tab, engine, moved, mixed, mix_tab)
+        compare.wire(compare_tab, engine, moved, mixed, mix_tab.mixer)
+        evaluate.wire(evaluate_tab, engine, moved, mixed, mix_tab.mixer)
         library.wire(library_tab, engine, moved)
         base.wire(base_tab, engine, moved)
+        moved.wire(top.moved, engine)
+        mixed.wire(mix_tab.mixer.mixed, engine)
         shown = [tabs, data_tab.picker, train_tab.picker]
         for view in (top, data_tab.shown, train_tab.live, runs_tab.queue, runs_tab.grid.shared, mix_tab.mixer, library_tab.shelf):
             guard.look_again(guard.on(view.act, engine, act, None, shown))

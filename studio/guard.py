@@ -9,7 +9,7 @@ import functools
 import html
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,6 +92,61 @@ def on(trigger: Callable[..., Any], engine: Any, fn: Callable[..., Any], inputs:
     """Wires one event: through the door, and not offered as an endpoint to strangers."""
     kwargs.setdefault("show_progress", "hidden")
     return trigger(door(fn, engine), inputs, outputs, api_visibility="private", **kwargs)
+
+
+def follow(trigger: Callable[..., Any], engine: Any, fn: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> Any:
+    """Wires what follows from an event, as others may do from the same: each time it is answered, one answer after the other.
+
+    Gradio's "once" would drop a change that comes during an answer. Its "always_last", which is what `.change` gets
+    unless told otherwise, is for events with one listener: gradio 6.31 fires the whole event again, and two listeners
+    that overlap keep each other going for ever.
+    """
+    return on(trigger, engine, fn, inputs, outputs, trigger_mode="multiple", concurrency_limit=1)
+
+
+class Together:
+    """Handlers of many tabs that follow from the same event, asked in one question.
+
+    Whenever an event begins, goes on or ends, Gradio's client (6.31) goes through every component that any event has
+    touched: a tenth of a second for each event on a small machine. So a dozen lists are one event, not a dozen.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Callable[..., Any], Any, list[Any]]] = []
+        self._after: list[tuple[Callable[..., Any], Any, Any]] = []
+
+    def add(self, fn: Callable[..., Any], inputs: Any = None, outputs: Sequence[Any] = ()) -> None:
+        """One more handler: a plain function, whose `inputs` are a list (values) or a set (one dict of them), as for Gradio's events."""
+        self._parts.append((fn, inputs or [], list(outputs)))
+
+    def then(self, fn: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
+        """A handler that is asked when the answers of all the others are on the page."""
+        self._after.append((fn, inputs, outputs))
+
+    def wire(self, trigger: Any, engine: Any) -> None:
+        """Connects them to the event, once all of them are added."""
+        inputs = {c for _, taken, _ in self._parts for c in taken}
+        outputs = list(dict.fromkeys(c for *_, shown in self._parts for c in shown))
+        event = follow(trigger, engine, self._answer, inputs, outputs)
+        for fn, taken, shown in self._after:
+            event = on(event.then, engine, fn, taken, shown)
+
+    def _answer(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Every handler's answer; one that fails is told, and keeps none of the others from being shown."""
+        out: dict[Any, Any] = {}
+        for fn, taken, shown in self._parts:
+            try:
+                said = fn(engine, {c: values[c] for c in taken}) if isinstance(taken, set) else fn(engine, *(values[c] for c in taken))
+            except StudioError as e:
+                gr.Warning(plain(sentence(e)), title="Not done")
+                continue
+            except Exception:
+                logger.exception("The handler %s failed", fn.__name__)
+                gr.Warning(UNEXPECTED, title="Not done")
+                continue
+            by_component = isinstance(said, dict) and bool(said) and all(isinstance(k, gr.blocks.Block) for k in said)
+            out.update(said if by_component else zip(shown, said if len(shown) > 1 else [said], strict=True))
+        return out
 
 
 def any_of(triggers: Iterable[Any]) -> Callable[..., Any]:

@@ -41,7 +41,7 @@ class Next:
 
 def guide(engine: Engine) -> gr.HTML:
     """The component; its event `act` carries what was pressed, `moved` fires when lists on the page are out of date."""
-    return gr.HTML(
+    top = gr.HTML(
         value=None,
         html_template='<div class="guide"></div>',
         js_on_load=asset("guide.js"),
@@ -49,16 +49,25 @@ def guide(engine: Engine) -> gr.HTML:
         server_functions=[guard.asked(look, engine)],
         elem_id="guide",
     )
+    guard.on(top.pulse, engine, pulse, None, [top], trigger_mode="multiple")  # see guide.js
+    return top
+
+
+def pulse(engine: Engine, event: gr.EventData) -> dict[str, Any]:
+    """The answer to a question that means nothing: how many the page had asked before it."""
+    return {"asked": (event._data or {}).get("asked")}
 
 
 def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     """The top of the page as a tree, and a revision that changes when a list on the page does."""
     engine.load()  # begun by the first page, so that no import of torch delays its painting
     base, datasets, adapters, runs = engine.base(), engine.datasets(), engine.adapters(), engine.runs()
+    coming = engine.bases.fetching()
     state = [
         base.loading, base.error, base.name, base.quantization, base.failed, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
         [(r.id, r.name, r.status.value) for r in runs], [(m.id, m.name) for m in engine.mixes()], [r.id for r in engine.reports()],
         engine.conduct.line_stamp(), [g.id for g in engine.plan.grids()],
+        coming and (coming.name, coming.over, coming.error),
     ]  # fmt: skip
     revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     steps = path(datasets, adapters, bool(engine.mixes()), bool(engine.reports()) or bool(engine.tally()))

@@ -400,6 +400,15 @@ def test_no_handler_of_the_page_is_offered_to_strangers(engine):
     assert len(page.fns) > 40 and {f.api_visibility for f in page.fns.values()} == {"private"}
 
 
+def test_an_event_that_is_fired_again_has_one_listener_because_two_would_keep_each_other_going(engine):
+    listeners = {}
+    for fn in app.build(engine).fns.values():
+        for target in fn.targets:
+            listeners.setdefault(target, []).append(fn)
+    assert any(f.trigger_mode == "always_last" for fs in listeners.values() for f in fs), "the form asks only once more while it is being typed into"
+    assert [[f.name for f in fs] for fs in listeners.values() if len(fs) > 1 and any(f.trigger_mode == "always_last" for f in fs)] == []
+
+
 def test_a_preset_fills_the_form(engine):
     with gr.Blocks():
         tab = train.build(engine)

@@ -60,26 +60,25 @@ def build() -> BaseTab:
     return BaseTab(choice, bits, use, fetch, sure, leaving, yes, no, progress, resident, shelf, gr.Timer(TICK_SECONDS, active=False))
 
 
-def wire(tab: BaseTab, engine: Engine, moved: Any) -> None:
+def wire(tab: BaseTab, engine: Engine, moved: guard.Together) -> None:
     """Connects the events."""
     lists = [tab.choice, tab.resident, tab.shelf, tab.progress, tab.tick]
     asked = [tab.sure, tab.leaving]
-    guard.on(moved, engine, refresh, [tab.choice], lists)
+    moved.add(refresh, None, lists)
     guard.on(tab.shelf.act, engine, picked, None, [tab.choice])
     guard.look_again(guard.on(tab.use.click, engine, used, [tab.choice, tab.bits], asked))
     guard.look_again(guard.on(tab.yes.click, engine, changed, [tab.choice, tab.bits], asked))
     guard.on(tab.no.click, engine, kept, None, asked)
-    guard.on(tab.fetch.click, engine, fetched, [tab.choice], [tab.progress, tab.tick])
-    guard.on(tab.tick.tick, engine, ticked, [tab.choice], lists)
+    guard.look_again(guard.on(tab.fetch.click, engine, fetched, [tab.choice], [tab.progress, tab.tick]))
+    guard.on(tab.tick.tick, engine, ticked, None, lists)
     guard.on(tab.progress.act, engine, pressed)
 
 
-def refresh(engine: Engine, choice: str | None) -> tuple[Any, ...]:
+def refresh(engine: Engine) -> tuple[Any, ...]:
     """The list of bases, what the resident one is, and how a download is doing."""
     base, offers, at = engine.base(), engine.bases.offered(), engine.bases.fetching()
     choices = [(show.base(o.name), o.name) for o in offers if not o.why]
-    value = choice or base.name
-    return fields.offer(choices, value, choice), facts_of(base), shelf(offers, base.name), progress(at), gr.Timer(active=at is not None and not at.over)
+    return gr.update(choices=choices), facts_of(base), shelf(offers, base.name), progress(at), gr.Timer(active=at is not None and not at.over)
 
 
 def picked(engine: Engine, event: gr.EventData) -> str:
@@ -112,12 +111,12 @@ def fetched(engine: Engine, choice: str | None) -> tuple[Any, Any]:
     return progress(engine.bases.fetching()), gr.Timer(active=True)
 
 
-def ticked(engine: Engine, choice: str | None) -> tuple[Any, ...]:
+def ticked(engine: Engine) -> tuple[Any, ...]:
     """How a download is doing; the lists only once it is over."""
     at = engine.bases.fetching()
     if at is not None and not at.over:
         return gr.skip(), gr.skip(), gr.skip(), progress(at), gr.skip()
-    return refresh(engine, choice)
+    return refresh(engine)
 
 
 def pressed(engine: Engine, event: gr.EventData) -> None:

@@ -96,7 +96,7 @@ def _votes() -> Votes:
     return Votes(fold, shown, save, delete, sure, yes, no)
 
 
-def wire(tab: CompareTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> None:
+def wire(tab: CompareTab, engine: Engine, moved: guard.Together, mixed: guard.Together, mixer_rows: gr.HTML) -> None:
     """Connects the events."""
     drawn = [tab.same_dice, *tab.sampling.values()]
     asked = [tab.prompt, tab.board, mixer_rows, tab.talk, *drawn]
@@ -110,8 +110,8 @@ def wire(tab: CompareTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> No
     guard.on(tab.export.click, engine, exported, [tab.talk], [tab.written]).success(
         fn=None, inputs=[tab.written], js="(text) => { window.studio.save('comparison.md', text); }", api_visibility="private"
     )
-    for trigger in (moved, mixer_rows.mixed):
-        guard.on(trigger, engine, refresh, [tab.prompt, mixer_rows], [tab.prompt, tab.board])
+    for event in (moved, mixed):
+        event.add(refresh, [tab.prompt, mixer_rows], [tab.prompt, tab.board])
     _wire_votes(tab, engine)
     suite.wire(tab.suite, engine, [tab.board, mixer_rows], drawn)
 

@@ -75,7 +75,7 @@ def build() -> DataTab:
     return DataTab(files, reading, kind, encoding, roles, name, add, picker, split, preview, shown, tokens, gr.State(0))
 
 
-def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
+def wire(tab: DataTab, engine: Engine, moved: guard.Together) -> None:
     """Connects the events."""
     roles = list(tab.roles.values())
     reading = [tab.preview, tab.add, *roles]
@@ -88,13 +88,12 @@ def wire(tab: DataTab, engine: Engine, moved: Any) -> None:
     form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
     guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
     tokens = [tab.tokens, tab.index]  # apart from the rest, because they wait for the model's thread
-    for trigger in (tab.picker.change, tab.split.change):
-        guard.on(trigger, engine, opened, [tab.picker, tab.split], [tab.shown])
-    guard.on(tab.picker.change, engine, exemplified, [tab.picker], tokens)
+    guard.follow(guard.any_of((tab.picker.change, tab.split.change)), engine, opened, [tab.picker, tab.split], [tab.shown])
+    guard.follow(tab.picker.change, engine, exemplified, [tab.picker], tokens)
     guard.on(tab.picker.input, engine, unveiled, None, dataset)
-    guard.on(moved, engine, caught_up, [tab.picker, tab.index], tokens)
+    moved.then(caught_up, [tab.picker, tab.index], tokens)
     guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
-    guard.on(moved, engine, refresh, [tab.picker], [tab.picker])
+    moved.add(refresh, [tab.picker], [tab.picker])
 
 
 def refresh(engine: Engine, picked: str | None) -> Any:

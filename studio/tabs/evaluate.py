@@ -63,15 +63,15 @@ def build() -> EvaluateTab:
     return EvaluateTab(dataset, split, mixes, limit, start, stop, reports, charts, shown, gr.State(Talk(), delete_callback=Talk.stop))
 
 
-def wire(tab: EvaluateTab, engine: Engine, moved: Any, mixer_rows: gr.HTML) -> None:
+def wire(tab: EvaluateTab, engine: Engine, moved: guard.Together, mixed: guard.Together, mixer_rows: gr.HTML) -> None:
     """Connects the events."""
     inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.talk]
     guard.look_again(guard.on(tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4))
     guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
     guard.on(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
-    for trigger in (moved, mixer_rows.mixed):
-        outputs = [tab.dataset, tab.split, tab.mixes, tab.reports]
-        guard.on(trigger, engine, refresh, [tab.dataset, tab.mixes, tab.reports, mixer_rows], outputs)
+    lists = [tab.dataset, tab.split, tab.mixes, tab.reports]
+    for event in (moved, mixed):
+        event.add(refresh, [tab.dataset, tab.mixes, tab.reports, mixer_rows], lists)
     guard.on(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
 
 

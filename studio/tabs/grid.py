@@ -70,11 +70,11 @@ def build(page: gr.Tab) -> GridTab:
     return GridTab(page, shared, name, preset, tuple(picked), tuple(typed), told, start, picker, results, chart)
 
 
-def wire(tab: GridTab, engine: Engine, moved: Any, listed: Any, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(tab: GridTab, engine: Engine, moved: guard.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
     """Connects the events.
 
     Args:
-        listed: the event after which the Train form's lists are up to date. form: the Train form. tabs: the tabs of the whole studio.
+        form: the Train form. tabs: the tabs of the whole studio.
     """
 
     def looked_over(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -88,13 +88,13 @@ def wire(tab: GridTab, engine: Engine, moved: Any, listed: Any, form: train.Trai
 
     inputs = form.form | tab.form
     shown = [tab.shared, tab.told, tab.start]
-    for trigger in (tab.page.select, listed.then):  # the form may have changed while another tab was open
-        guard.on(trigger, engine, looked_over, inputs, shown)
+    guard.on(tab.page.select, engine, looked_over, inputs, shown)  # the form may have changed while another tab was open
+    moved.then(looked_over, inputs, shown)
     for control in (tab.name, *tab.fields, *tab.values):
-        guard.on(control.change, engine, looked_over, inputs, shown, trigger_mode="always_last")
+        guard.on(control.change, engine, looked_over, inputs, shown)
     guard.on(tab.preset.input, engine, filled, [tab.preset], [*tab.fields, *tab.values])
     guard.look_again(guard.on(tab.start.click, engine, begin, inputs, [tab.picker, tab.results, tab.chart]))
-    guard.on(moved, engine, refresh, [tab.picker], [tab.picker, tab.results, tab.chart])
+    moved.add(refresh, [tab.picker], [tab.picker, tab.results, tab.chart])
     guard.on(tab.picker.input, engine, opened, [tab.picker], [tab.results, tab.chart])
     taken = [tabs, tab.results, *form.form]
     guard.look_again(guard.on(tab.results.act, engine, use, None, taken))

@@ -132,15 +132,15 @@ def build() -> InsightTab:
     return InsightTab(x, y, dataset, metric, rows, draw, learn, stop, chart, told, explain, words, compare, heat, meeting, spec, bake, baked, study)
 
 
-def wire(tab: InsightTab, engine: Engine, moved: Any, mix: mixing.MixTab) -> None:
+def wire(tab: InsightTab, engine: Engine, moved: guard.Together, mixed: guard.Together, mix: mixing.MixTab) -> None:
     """Connects the events."""
     asked = [tab.x, tab.y, tab.dataset, tab.rows, mix.mixer, tab.study]
     long: dict[str, Any] = {"concurrency_limit": 4, "trigger_mode": "multiple"}
-    guard.on(moved, engine, refresh, [tab.x, tab.y, tab.dataset], [tab.x, tab.y, tab.dataset])
+    moved.add(refresh, [tab.x, tab.y, tab.dataset], [tab.x, tab.y, tab.dataset])
     guard.on(tab.draw.click, engine, mapped, [*asked, tab.metric], [tab.map, tab.told], **long)
     guard.on(tab.learn.click, engine, learned, asked, [tab.map, tab.told], **long)
     guard.on(tab.stop.click, engine, stopped, [tab.study], None)
-    guard.on(mix.mixer.mixed, engine, marked, [mix.mixer, tab.study], [tab.map])
+    mixed.add(marked, [mix.mixer, tab.study], [tab.map])
     for taken in (guard.on(tab.map.picked, engine, picked, [mix.mixer, tab.study], [mix.mixer, tab.map]),
                   guard.on(tab.told.act, engine, picked, [mix.mixer, tab.study], [mix.mixer, tab.map])):  # fmt: skip
         taken.success(guard.door(mixing.followed, engine), mix.asked(), [mix.answer], show_progress="hidden", api_visibility="private", concurrency_limit=8)

@@ -66,11 +66,11 @@ def build() -> LibraryTab:
     return LibraryTab(kind, shelf, gr.State(""), details, tools, name, rename, delete, sure, yes, no)
 
 
-def wire(tab: LibraryTab, engine: Engine, moved: Any) -> None:
+def wire(tab: LibraryTab, engine: Engine, moved: guard.Together) -> None:
     """Connects the events."""
     shown = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.sure]
-    for trigger in (moved, tab.kind.input):
-        guard.on(trigger, engine, refresh, [tab.kind, tab.picked], shown)
+    moved.add(refresh, [tab.kind, tab.picked], shown)
+    guard.on(tab.kind.input, engine, refresh, [tab.kind, tab.picked], shown)
     guard.on(tab.shelf.act, engine, chosen, [tab.kind, tab.picked], shown)
     guard.on(tab.details.act, engine, verified, [tab.kind, tab.picked], [tab.details], show_progress="minimal")
     guard.look_again(guard.on(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown))

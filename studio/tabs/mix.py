@@ -83,14 +83,14 @@ def build() -> MixTab:
     return MixTab(rows, departs, name, save, saved, load, delete, prompt, ask, stop, share, present, leave, plain, sampling, answer, talk, query)
 
 
-def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
+def wire(tab: MixTab, engine: Engine, moved: guard.Together, mixed: guard.Together) -> None:
     """Connects the events."""
     talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
         guard.on(trigger, engine, answered, tab.asked(), [tab.answer], **talking)
     guard.on(tab.mixer.mixed, engine, followed, tab.asked(), [tab.answer], **talking)
-    for trigger in (tab.mixer.mixed, tab.mixer.change):
-        guard.on(trigger, engine, departed, [tab.mixer], [tab.departures], trigger_mode="always_last")
+    mixed.add(departed, [tab.mixer], [tab.departures])
+    guard.on(tab.mixer.change, engine, departed, [tab.mixer], [tab.departures])
     guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
     tab.share.click(fn=None, inputs=[tab.prompt, tab.mixer], js="(prompt, rows) => window.studio.share(prompt, rows)", api_visibility="private")
     tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
@@ -100,7 +100,7 @@ def wire(tab: MixTab, engine: Engine, moved: Any) -> None:
         guard.door(followed, engine), tab.asked(), [tab.answer], show_progress="hidden", api_visibility="private", **talking
     )
     guard.look_again(guard.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
-    guard.on(moved, engine, refresh, [tab.saved, tab.prompt], [tab.mixer, tab.saved, tab.prompt])
+    moved.add(refresh, [tab.saved, tab.prompt], [tab.mixer, tab.saved, tab.prompt])
 
 
 def refresh(engine: Engine, picked: str | None, prompt: str) -> tuple[Any, ...]:

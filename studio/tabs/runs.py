@@ -52,15 +52,15 @@ def build() -> RunsTab:
     return RunsTab(queue, made, picked, scale, only, curves, table)
 
 
-def wire(tab: RunsTab, engine: Engine, moved: Any, listed: Any, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(tab: RunsTab, engine: Engine, moved: guard.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
     """Connects the events; see `grid.wire`."""
-    guard.on(moved, engine, queued, None, [tab.queue])
+    moved.add(queued, None, [tab.queue])
     guard.look_again(guard.on(tab.queue.act, engine, pressed, None, [tab.queue]))
-    guard.on(moved, engine, refresh, [tab.picked], [tab.picked])
+    moved.add(refresh, [tab.picked], [tab.picked])
     asked = [tab.picked, tab.scale, tab.only]
-    for trigger in (tab.picked.change, tab.scale.change, tab.only.change, moved):
-        guard.on(trigger, engine, compared, asked, [tab.curves, tab.table], trigger_mode="always_last")
-    grid.wire(tab.grid, engine, moved, listed, form, tabs)
+    moved.add(compared, asked, [tab.curves, tab.table])
+    guard.on(guard.any_of((tab.picked.change, tab.scale.change, tab.only.change)), engine, compared, asked, [tab.curves, tab.table])
+    grid.wire(tab.grid, engine, moved, form, tabs)
 
 
 def queued(engine: Engine) -> Node:

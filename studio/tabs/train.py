@@ -74,8 +74,8 @@ def build(engine: Engine) -> TrainTab:
     return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart, gr.State(("", "", 0)))
 
 
-def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
-    """Connects the events; returns the one after which the form's lists are up to date."""
+def wire(tab: TrainTab, engine: Engine, moved: guard.Together) -> None:
+    """Connects the events."""
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return refreshed(engine, tab, values)
@@ -83,11 +83,10 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
     def chosen(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return refreshed(engine, tab, values, anew=True)
 
-    def looked_over(engine: Engine, values: dict[Any, Any]) -> Any:
-        return start_button(engine, asked_for(tab, values))
-
-    def weighed(engine: Engine, values: dict[Any, Any]) -> Any:
-        return need(engine, values[tab.preset], asked_for(tab, values))
+    def looked_over(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        asked = asked_for(tab, values)
+        hint = experts_hint(engine, values[experts], values[tab.advanced["rank"]])
+        return {tab.start: start_button(engine, asked), tab.need: need(engine, values[tab.preset], asked), experts: hint}
 
     def refilled(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
         return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
@@ -98,22 +97,17 @@ def wire(tab: TrainTab, engine: Engine, moved: Any) -> Any:
             asked["max_length"] = readable(engine.base(wait=True), asked["max_length"])
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked))
 
+    experts = tab.advanced["experts"]
     lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, tab.suits, *tab.advanced.values()]
     seen = tab.form | {tab.picker, tab.suits}
-    listed = guard.on(moved, engine, refresh, seen, [tab.kind, *lists])
+    moved.add(refresh, seen, [tab.kind, *lists])
     guard.on(tab.kind.input, engine, chosen, seen, lists)
     guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
     # One event for all of them, so that the answer to the last change is the last answer.
-    decisive = guard.any_of(c.change for c in (tab.dataset, tab.name, tab.stack_on))  # type: ignore[attr-defined]
-    guard.on(decisive, engine, looked_over, tab.form, [tab.start], trigger_mode="always_last")
-    experts, rank = tab.advanced["experts"], tab.advanced["rank"]
-    dear = guard.any_of(c.change for c in (experts, rank))  # type: ignore[attr-defined]
-    guard.on(dear, engine, experts_hint, [experts, rank], [experts], trigger_mode="always_last")
-    weighty = guard.any_of(c.change for c in (tab.name, *(tab.advanced[n] for n in WEIGHTY)))  # type: ignore[attr-defined]
-    guard.on(weighty, engine, weighed, tab.form, [tab.need], trigger_mode="always_last")
+    decisive = guard.any_of(c.change for c in (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in WEIGHTY)))  # type: ignore[attr-defined]
+    guard.on(decisive, engine, looked_over, tab.form, [tab.start, tab.need, experts], trigger_mode="always_last")
     guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
     guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
-    return listed
 
 
 def experts_hint(engine: Engine, experts: bool, rank: Any) -> Any:

@@ -2,7 +2,7 @@
 // drawing, so that a chart follows the theme. A click on a point fires 'picked' with its x and y.
 const studio = window.studio;
 const root = element.querySelector(".plot");
-let heard = false;
+let heard = false, drawing = false, drawn = "";
 
 const coloured = (value) => {
   if (typeof value === "string") return value.startsWith("--st-") ? studio.colour(root, value) : value;
@@ -10,8 +10,17 @@ const coloured = (value) => {
   return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v)])) : value;
 };
 
+// Draws what is asked for last, one drawing at a time, and nothing that is there already.
 async function draw() {
-  const figure = props.value;
+  if (drawing) return;
+  drawing = true;
+  try {
+    for (let wanted = key(); wanted !== drawn; wanted = key()) { drawn = wanted; await paint(props.value); }
+  } finally { drawing = false; }
+}
+const key = () => JSON.stringify(props.value ?? null) + document.body.classList.contains("dark");
+
+async function paint(figure) {
   root.hidden = !figure;
   if (!figure) return;
   const Plotly = await studio.plotly();

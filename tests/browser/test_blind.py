@@ -12,7 +12,7 @@ from studio import samples
 from studio.tabs import train
 from tests.browser.test_path import columns, press, tab, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 # Keeps what the server streams to the page, as it came over the wire.
 EAVESDROP = """

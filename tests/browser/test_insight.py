@@ -11,7 +11,7 @@ from core.spec import TrainSpec
 from studio import samples
 from tests.browser.test_path import press, tab, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 @pytest.fixture

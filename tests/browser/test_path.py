@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Gradio itself uses what pandas has deprecated; its warnings are not ours to mend.
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 def until(check: Callable[[], object], seconds: float = 120.0, what: str = "") -> object:

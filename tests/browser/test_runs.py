@@ -10,7 +10,7 @@ import pytest
 from core.spec import RunStatus, TrainSpec
 from tests.browser.test_path import press, tab, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FAST = {"max_steps": 4, "max_length": 48, "batch_size": 2, "accumulation": 1, "learning_rate": 5e-3, "dropout": 0.0, "alpha": 8}
 
 
@@ -64,6 +64,11 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     until(lambda: rows.count() == 2 and rows.get_by_text("best", exact=True).count() == 1, 60, "both cells")
     page.locator("#parallel .parcoords").first.wait_for()
     assert {e.text_content() for e in page.locator("#parallel .axis-title").all()} == {"Rank", "Validation loss", "Seconds"}
+    page.evaluate("() => { const react = Plotly.react; Plotly.react = (...of) => { window.drawings = (window.drawings ?? 0) + 1; return react(...of); }; }")
+    engine.rename("datasets", data.id, "Corpus of lamps")  # every list is asked for again
+    page.get_by_text("All cells: domain run on Corpus of lamps").wait_for()
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.drawings ?? 0") == 0, "a chart that is there already is left alone"
     made = engine.plan.grids()[0]
     with page.expect_download() as caught:
         page.get_by_text("Download CSV").first.click()
