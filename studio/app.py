@@ -11,7 +11,7 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import gate, guard, guide, theme, tree
+from studio import gate, guard, guide, samples, theme, tree
 from studio.acts import act
 from studio.routes import routes
 from studio.tabs import base, compare, data, evaluate, insight, library, mix, runs, train
@@ -19,6 +19,7 @@ from studio.web import ICON
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; more are refused with a sentence
+SUGGEST = '(...told) => told.slice(0, -1).map((prompt) => (prompt ? { __type__: "update" } : told.at(-1)))'  # on the page, where someone may be typing
 UPLOAD_LIMIT = "1gb"  # of one file; the readers have the same limit
 
 
@@ -56,6 +57,9 @@ def build(engine: Engine) -> gr.Blocks:
         evaluate.wire(evaluate_tab, engine, moved, mixed, mix_tab.mixer)
         library.wire(library_tab, engine, moved)
         base.wire(base_tab, engine, moved)
+        sample, prompts = gr.Textbox(visible=False), [mix_tab.prompt, compare_tab.prompt]
+        moved.add(samples.question, None, [sample])
+        moved.then(SUGGEST, [*prompts, sample], prompts)
         moved.wire(top.moved, engine)
         mixed.wire(mix_tab.mixer.mixed, engine)
         shown = [tabs, data_tab.picker, train_tab.picker]

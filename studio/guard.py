@@ -113,14 +113,14 @@ class Together:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Callable[..., Any], Any, list[Any]]] = []
-        self._after: list[tuple[Callable[..., Any], Any, Any]] = []
+        self._after: list[tuple[Callable[..., Any] | str, Any, Any]] = []
 
     def add(self, fn: Callable[..., Any], inputs: Any = None, outputs: Sequence[Any] = ()) -> None:
         """One more handler: a plain function, whose `inputs` are a list (values) or a set (one dict of them), as for Gradio's events."""
         self._parts.append((fn, inputs or [], list(outputs)))
 
-    def then(self, fn: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
-        """A handler that is asked when the answers of all the others are on the page."""
+    def then(self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None) -> None:
+        """A handler, or a function of JavaScript, that is asked when the answers of all the others are on the page."""
         self._after.append((fn, inputs, outputs))
 
     def wire(self, trigger: Any, engine: Any) -> None:
@@ -129,7 +129,7 @@ class Together:
         outputs = list(dict.fromkeys(c for *_, shown in self._parts for c in shown))
         event = follow(trigger, engine, self._answer, inputs, outputs)
         for fn, taken, shown in self._after:
-            event = on(event.then, engine, fn, taken, shown)
+            event = event.then(None, taken, shown, js=fn, api_visibility="private") if isinstance(fn, str) else on(event.then, engine, fn, taken, shown)
 
     def _answer(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Every handler's answer; one that fails is told, and keeps none of the others from being shown."""

@@ -16,7 +16,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec import Sampling
-from studio import blind, board, fields, guard, mixer, samples, suite, talk
+from studio import blind, board, fields, guard, mixer, suite, talk
 from studio.suite import SAVE_CSV, Suite
 from studio.talk import SAMPLING, Talk
 from studio.tree import Node, title, view
@@ -111,7 +111,7 @@ def wire(tab: CompareTab, engine: Engine, moved: guard.Together, mixed: guard.To
         fn=None, inputs=[tab.written], js="(text) => { window.studio.save('comparison.md', text); }", api_visibility="private"
     )
     for event in (moved, mixed):
-        event.add(refresh, [tab.prompt, mixer_rows], [tab.prompt, tab.board])
+        event.add(refresh, [mixer_rows], [tab.board])
     _wire_votes(tab, engine)
     suite.wire(tab.suite, engine, [tab.board, mixer_rows], drawn)
 
@@ -127,9 +127,9 @@ def _wire_votes(tab: CompareTab, engine: Engine) -> None:
     guard.on(votes.yes.click, engine, deleted, None, [votes.shown, votes.sure])
 
 
-def refresh(engine: Engine, prompt: str, rows: Any) -> tuple[Any, ...]:
-    """The mixes there are to pick, and a sample question while the prompt is empty."""
-    return gr.skip() if prompt else samples.question(engine), gr.HTML(choices=talk.choices(engine, mixer.present(engine, rows)))
+def refresh(engine: Engine, rows: Any) -> Any:
+    """The mixes there are to pick."""
+    return gr.HTML(choices=talk.choices(engine, mixer.present(engine, rows)))
 
 
 def answered(engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any) -> Iterator[dict[str, Any]]:

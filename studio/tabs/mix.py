@@ -16,7 +16,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec import Mix, Sampling
-from studio import fields, guard, mixer, samples
+from studio import fields, guard, mixer
 from studio.talk import SAMPLING, Talk, drawn, frames, retuned, speed, stamp, written
 from studio.tree import Node, empty, node, title, view
 
@@ -100,12 +100,12 @@ def wire(tab: MixTab, engine: Engine, moved: guard.Together, mixed: guard.Togeth
         guard.door(followed, engine), tab.asked(), [tab.answer], show_progress="hidden", api_visibility="private", **talking
     )
     guard.look_again(guard.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
-    moved.add(refresh, [tab.saved, tab.prompt], [tab.mixer, tab.saved, tab.prompt])
+    moved.add(refresh, [tab.saved], [tab.mixer, tab.saved])
 
 
-def refresh(engine: Engine, picked: str | None, prompt: str) -> tuple[Any, ...]:
-    """The adapters and the saved mixes there are; a sample question while the prompt is empty."""
-    return gr.HTML(adapters=mixer.shelf(engine)), _saved(engine, picked), gr.skip() if prompt else samples.question(engine)
+def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
+    """The adapters and the saved mixes there are."""
+    return gr.HTML(adapters=mixer.shelf(engine)), _saved(engine, picked)
 
 
 def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
