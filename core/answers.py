@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from core.model.generate import Column
     from core.model.resident import Resident
 
-FRAME_SECONDS = 0.05  # frames come at most so often
+FRAME_SECONDS = 0.1  # frames come at most so often: the browser that draws them may need the cores that the model runs on
 
 
 @dataclass(frozen=True)

@@ -53,4 +53,4 @@ def _column(column: Any, base: str) -> Node:
 
 def text(column: Any, pieces: list[Any]) -> Node:
     """An answer's text, with a cursor while it is written."""
-    return node("p", *(pieces or ["…"]), cls="answer-text" if column.done else "answer-text writing")
+    return node("p", *(pieces or [talk.silent(column)]), cls="answer-text" if column.done else "answer-text writing")

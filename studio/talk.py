@@ -117,7 +117,12 @@ def written(column: Any) -> list[Node]:
         active = " ".join(f"{i} {w:+.2f}" for i, w in turn.stamp["weights"].items()) or "base"
         pieces += [node("span", column.text[start : turn.at]), node("span", turn.mix, cls="turn", title=f"From here on: {active}", role="note")]
         start = turn.at
-    return [*pieces, node("span", column.text[start:] or ("" if pieces else "…"))]
+    return [*pieces, node("span", column.text[start:] or ("" if pieces else silent(column)))]
+
+
+def silent(column: Any) -> str:
+    """What stands in the place of an answer without text."""
+    return "(ended without a word)" if column.reason == "end" else "…"
 
 
 def stamp(column: Any) -> str:

@@ -11,8 +11,9 @@ import pytest
 
 from core.engine import Engine
 from core.errors import DataError, NotFound, SpecError
+from core.model.generate import Column
 from core.spec import Mix, Sampling, TrainSpec, resolve
-from studio import acts, app, fields, guide, live, mixer, samples, talk
+from studio import acts, app, board, fields, guide, live, mixer, samples, talk
 from studio.tabs import compare, data, evaluate, library, mix, train
 from studio.talk import Talk
 from tests.conftest import held
@@ -414,3 +415,10 @@ def test_a_preset_fills_the_form(engine):
         tab = train.build(engine)
     filled = train.preset_values(engine, tab, "domain", "embedded")
     assert filled[tab.advanced["learning_rate"]] == resolve("domain", "embedded", {}).learning_rate
+
+
+@pytest.mark.parametrize(("text", "reason", "shown"), [("", "", "…"), ("", "end", "(ended without a word)"), ("", "cancelled", "…"), ("A lamp.", "end", "A lamp.")])
+def test_an_answer_without_a_word_says_so_when_the_model_ended_it(text, reason, shown):
+    column = Column(text, tokens=0, seconds=0.0, done=bool(reason), reason=reason, stamp={})
+    assert texts({"kids": talk.written(column)}) == shown
+    assert texts(board.columns(SimpleNamespace(columns=[column]), 0)[0]).startswith(shown)
