@@ -63,7 +63,7 @@ def frames(
     dice.shuffle(shuffled)
     for frame in talk.frames(engine, talking, prompt, shuffled, sampling, same_dice=same_dice, ballot=Ballot(shuffled, picks)):
         stopped = any(c.reason == "cancelled" for c in frame.columns)
-        yield covered(frame, picks, "" if stopped else str(talking.serial), stopped)
+        yield {**covered(frame, picks, "" if stopped else str(talking.serial), stopped), "serial": talking.serial}
 
 
 def covered(frame: Any, picks: list[str], round_id: str, stopped: bool = False) -> dict[str, Any]:

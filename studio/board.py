@@ -2,7 +2,7 @@
 
 Knows the value of the board as Python and `web/board.js` share it. Knows nothing of when it is filled.
 
-    {"picks": [ids], "touched": true, "columns": [trees], "blind": {"heads": [trees], "foot": tree}}
+    {"picks": [ids], "touched": true, "columns": [trees], "blind": {"heads": [trees], "foot": tree}, "serial": newer is higher}
 """
 
 from __future__ import annotations

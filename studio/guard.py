@@ -120,7 +120,7 @@ class Together:
         self._parts.append((fn, inputs or [], list(outputs)))
 
     def then(self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None) -> None:
-        """A handler, or a function of JavaScript, that is asked when the answers of all the others are on the page."""
+        """A handler, or a function of JavaScript, that is asked when the answers of all those of `add` are on the page."""
         self._after.append((fn, inputs, outputs))
 
     def wire(self, trigger: Any, engine: Any) -> None:
@@ -129,7 +129,10 @@ class Together:
         outputs = list(dict.fromkeys(c for *_, shown in self._parts for c in shown))
         event = follow(trigger, engine, self._answer, inputs, outputs)
         for fn, taken, shown in self._after:
-            event = event.then(None, taken, shown, js=fn, api_visibility="private") if isinstance(fn, str) else on(event.then, engine, fn, taken, shown)
+            if isinstance(fn, str):
+                event.then(None, taken, shown, js=fn, api_visibility="private")
+            else:
+                follow(event.then, engine, fn, taken, shown)
 
     def _answer(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Every handler's answer; one that fails is told, and keeps none of the others from being shown."""

@@ -138,7 +138,7 @@ def answered(engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, 
     mixes = board.mixes(engine, picks, rows)
     reference = board.reference(mixes)
     for frame in talk.frames(engine, talking, prompt, mixes, talk.drawn(sampling), same_dice=same_dice):
-        yield {"picks": picks, "touched": True, "columns": board.columns(frame, reference)}
+        yield {"picks": picks, "touched": True, "columns": board.columns(frame, reference), "serial": talking.serial}
 
 
 def blinded(
@@ -160,7 +160,7 @@ def voted(engine: Engine, talking: Talk, event: gr.EventData) -> tuple[dict[str,
     """A vote was cast or taken back: the names, and the tally."""
     said = event._data if isinstance(event._data, dict) else {}
     shown = blind.withdrawn(engine, talking) if said.get("undo") else blind.voted(engine, talking, said)
-    return shown, blind.tally(engine)
+    return {**shown, "serial": talking.serial + 0.5}, blind.tally(engine)
 
 
 def counted(engine: Engine) -> Node:

@@ -6,6 +6,7 @@ const studio = window.studio;
 const root = element.querySelector(".board");
 const LEAST = 2, MOST = 6;
 let shape = "";
+let newest = null; // of the values from Python: Gradio sends a stream's last one again when it is through, which may be after the vote
 
 const first = () => (props.choices || []).slice(0, 4).map((c) => c.id);
 const picks = () => {
@@ -74,6 +75,10 @@ root.addEventListener("click", (event) => {
 });
 
 function draw() {
+  if (props.value?.serial !== undefined) {
+    if (newest && props.value.serial < newest.serial) props.value = newest;
+    newest = props.value;
+  }
   const covered = props.value?.blind;
   root.classList.toggle("blind", Boolean(covered));
   if (covered) return drawBlind(covered);
