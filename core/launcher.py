@@ -160,7 +160,8 @@ def _explain(workspace: Workspace, run_id: str, code: int, printed: Path) -> Non
         which = f"Process {first['process']} of {first['of']}: " if first["of"] > 1 else ""
         raise kind(which + first["what"], first["fix"])
     run = runs.load(workspace, run_id)
-    if not run.status.alive:
+    alone = run.status is RunStatus.INTERRUPTED and not run.error and code < 0  # processes that saw their launcher killed, and ended in good order
+    if not run.status.alive and not alone:
         return
     tail = printed.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace") if printed.is_file() else ""
     said = [line for line in tail.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]

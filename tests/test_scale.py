@@ -198,6 +198,12 @@ def test_what_any_process_wrote_down_is_how_the_run_ends(engine: Engine, corpus:
         launcher.conduct(engine.workspace, run, lambda s: None, lambda: "")
 
 
+def test_processes_that_ended_in_good_order_after_their_launcher_was_killed_say_so(engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import json, os, pathlib, sys; f = pathlib.Path(sys.argv[1]) / 'run.json'; said = json.loads(f.read_text()); said['status'] = 'interrupted'"
+    run = job(engine, corpus, code + "; f.write_text(json.dumps(said)); os.kill(os.getpid(), 9)", monkeypatch)
+    assert run.status is RunStatus.INTERRUPTED and run.resumable and "ended from outside (code -9)" in run.error
+
+
 def test_processes_that_die_without_a_word_leave_a_run_to_resume_and_one_that_cannot_start_says_why(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
