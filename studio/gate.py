@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import SpecError
+from studio.streams import LastLine
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -58,7 +59,7 @@ def check_exposure(host: str, share: bool, auth: object, space: bool) -> None:
 
 
 def gates(hosts: Sequence[str], space: bool) -> list[Middleware]:
-    """The middleware, outermost first.
+    """The middleware, outermost first; the last one lets streams end.
 
     Args:
         hosts: names besides loopback that the studio is reached by.
@@ -67,6 +68,7 @@ def gates(hosts: Sequence[str], space: bool) -> list[Middleware]:
         Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *hosts], www_redirect=False),
         Middleware(SameOrigin),
         Middleware(SafeHeaders, policy=policy(space)),
+        Middleware(LastLine),
     ]
 
 

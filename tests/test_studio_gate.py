@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import orjson
 import pytest
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from core.errors import NotFound, SpecError
 from studio import gate
 from studio.routes import routes
+from studio.streams import LAST_LINE, LastLine
 
 
 def client(space: bool = False, hosts: tuple[str, ...] = ()) -> TestClient:
@@ -134,3 +138,48 @@ def test_t23_downloads_ask_for_the_login_that_the_page_asks_for(tmp_path):
 def test_the_chart_library_comes_from_the_installed_package(tmp_path):
     answer = shelf_client(tmp_path).get("/gradio_api/studio/plotly.min.js")
     assert answer.status_code == 200 and "javascript" in answer.headers["content-type"] and len(answer.content) > 1_000_000
+
+
+def test_a_stream_that_said_its_last_line_is_not_cut_off_by_the_visitor_who_hangs_up():
+    """What the visitor asked meanwhile would be dropped with it."""
+    ended, heard = [], []
+
+    async def lines():
+        try:
+            for line in ('data: {"msg":"process_completed"}\n\n', 'data: {"msg":"close_stream"}\n\n'):
+                yield line
+            await asyncio.sleep(0.2)
+            ended.append("by itself")
+        except BaseException:
+            ended.append("cut off")
+            raise
+
+    async def visit(through: bool) -> None:
+        hung_up = asyncio.Event()
+
+        async def receive():
+            await hung_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            heard.append(message.get("body", b""))
+            if b"close_stream" in heard[-1]:
+                hung_up.set()
+                await asyncio.sleep(0.05)
+
+        async def app(scope, receive, send):
+            await StreamingResponse(lines())(scope, receive, send)
+
+        scope = {"type": "http", "path": "/gradio_api/queue/data", "asgi": {"spec_version": "2.3"}}
+        await (LastLine(app) if through else app)(scope, receive, send)
+
+    asyncio.run(visit(through=False))
+    asyncio.run(visit(through=True))
+    assert ended == ["cut off", "by itself"] and b"close_stream" in b"".join(heard)
+    assert [m.cls for m in gate.gates((), False)][-1] is LastLine
+
+
+def test_the_last_line_is_written_as_gradio_writes_it():
+    from gradio.server_messages import CloseStreamMessage
+
+    assert LAST_LINE in orjson.dumps(CloseStreamMessage().model_dump())
