@@ -81,10 +81,12 @@ def logits_of(resident: Resident, mixes: list[dict[str, float]]) -> torch.Tensor
 @given(rows=st.lists(st.dictionaries(st.sampled_from(list(SHAPES)), st.floats(-2, 2, allow_nan=False).map(lambda w: round(w, 2)), max_size=3), min_size=1, max_size=5))
 def test_every_row_of_a_batch_equals_pefts_forward_under_its_own_mix(resident: Resident, rows: list[dict[str, float]]) -> None:
     ours = logits_of(resident, rows)
-    # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16, so the last bit of a sum decides 2^-9 of a value further on.
-    limit = 1e-5 if resident.base.quantization == "none" else 2e-3
+    # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16, so the last bit of a sum decides 2^-9 of a value further on, in layer after
+    # layer: of 250 mixes, the worst logit was 3.7e-3 off and the worst mean 1.8e-4. A weight that is wrong by 0.05 moves the mean by 1.9e-3.
+    most, mean = (1e-5, 1e-5) if resident.base.quantization == "none" else (8e-3, 4e-4)
     for b, row in enumerate(rows):
-        assert (by_peft(resident, row)[0] - ours[b]).abs().max() <= limit
+        off = (by_peft(resident, row)[0] - ours[b]).abs()
+        assert off.max() <= most and off.mean() <= mean
 
 
 def test_an_adapter_that_is_off_leaves_exactly_the_base(resident: Resident) -> None:
