@@ -138,14 +138,11 @@ class Together:
         """Every handler's answer; one that fails is told, and keeps none of the others from being shown."""
         out: dict[Any, Any] = {}
         for fn, taken, shown in self._parts:
+            given = [{c: values[c] for c in taken}] if isinstance(taken, set) else [values[c] for c in taken]
             try:
-                said = fn(engine, {c: values[c] for c in taken}) if isinstance(taken, set) else fn(engine, *(values[c] for c in taken))
-            except StudioError as e:
-                gr.Warning(plain(sentence(e)), title="Not done")
-                continue
-            except Exception:
-                logger.exception("The handler %s failed", fn.__name__)
-                gr.Warning(UNEXPECTED, title="Not done")
+                said = door(fn, engine)(*given)
+            except gr.Error as e:
+                gr.Warning(e.message, title=e.title)
                 continue
             by_component = isinstance(said, dict) and bool(said) and all(isinstance(k, gr.blocks.Block) for k in said)
             out.update(said if by_component else zip(shown, said if len(shown) > 1 else [said], strict=True))

@@ -13,7 +13,7 @@ from core.engine import Engine
 from core.errors import DataError, NotFound, SpecError
 from core.model.generate import Column
 from core.spec import Mix, Sampling, TrainSpec, resolve
-from studio import acts, app, board, fields, guide, live, mixer, samples, talk
+from studio import acts, app, board, fields, guard, guide, live, mixer, samples, talk
 from studio.tabs import compare, data, evaluate, library, mix, train
 from studio.talk import Talk
 from tests.conftest import held
@@ -408,6 +408,22 @@ def test_an_event_that_is_fired_again_has_one_listener_because_two_would_keep_ea
             listeners.setdefault(target, []).append(fn)
     assert any(f.trigger_mode == "always_last" for fs in listeners.values() for f in fs), "the form asks only once more while it is being typed into"
     assert [[f.name for f in fs] for fs in listeners.values() if len(fs) > 1 and any(f.trigger_mode == "always_last" for f in fs)] == []
+
+
+@pytest.mark.parametrize(("error", "told"), [(DataError("<b> is broken.", "Mend it."), "&lt;b&gt; is broken. Mend it."), (ValueError("x"), guard.UNEXPECTED)])
+def test_of_handlers_asked_together_one_that_fails_is_told_and_the_others_are_shown(engine, error, told):
+    def fails(engine, value):
+        raise error
+
+    with gr.Blocks():
+        one, two, three = gr.Textbox(), gr.Textbox(), gr.Textbox()
+    together = guard.Together()
+    together.add(fails, [one], [one])
+    together.add(lambda engine, value: value + "!", [one], [two])
+    together.add(lambda engine, values: {three: values[two]}, {two}, [three])
+    with pytest.warns(UserWarning) as warned:
+        assert together._answer(engine, {one: "a", two: "b"}) == {two: "a!", three: "b"}
+    assert [str(w.message) for w in warned] == [told]
 
 
 def test_a_preset_fills_the_form(engine):

@@ -160,7 +160,7 @@ def voted(engine: Engine, talking: Talk, event: gr.EventData) -> tuple[dict[str,
     """A vote was cast or taken back: the names, and the tally."""
     said = event._data if isinstance(event._data, dict) else {}
     shown = blind.withdrawn(engine, talking) if said.get("undo") else blind.voted(engine, talking, said)
-    return {**shown, "serial": talking.serial + 0.5}, blind.tally(engine)
+    return {**shown, "serial": talking.serial + 0.5}, blind.tally(engine)  # after every frame of this round, before those of the next
 
 
 def counted(engine: Engine) -> Node:
