@@ -1,12 +1,12 @@
 # The checks that every change must pass. `make` alone lists them.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help check format lint types floors test screenshots
+.PHONY: help check format lint types layers test screenshots
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-check: lint types floors ## lint, types and floors, without changing a file
+check: lint types layers ## lint, types and layers, without changing a file
 
 format: ## rewrite files in the house format
 	$(PYTHON) -m ruff check --fix .
@@ -18,8 +18,8 @@ lint: ## ruff
 types: ## mypy
 	$(PYTHON) -m mypy
 
-floors: ## who may import whom, and which word is at home where
-	$(PYTHON) -m pytest -q tests/test_floors.py
+layers: ## who may import whom, and which word is at home where
+	$(PYTHON) -m pytest -q tests/test_layers.py
 
 test: ## the whole suite
 	$(PYTHON) launch.py test

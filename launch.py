@@ -66,14 +66,18 @@ def prepare(files: list[Path]) -> Path:
             f"Python {sys.version_info.major}.{sys.version_info.minor} is not supported: "
             f"start launch.py with Python {low[0]}.{low[1]} to {high[0]}.{high[1]}."
         )
-    print(f"First start: installing the pinned requirements into {VENV.name} (a few minutes, once).", flush=True)
+    print(
+        f"First start: installing the pinned requirements into {VENV.name} (a few minutes, once).", flush=True
+    )
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "on"]
     for file in files:
         install += ["-r", str(file)]
     if subprocess.run(install).returncode:
-        raise SystemExit("Installing failed; what pip says above tells why. Start launch.py again to go on where it stopped.")
+        raise SystemExit(
+            "Installing failed; what pip says above tells why. Start launch.py again to go on where it stopped."
+        )
     STAMP.write_text("\n".join(wanted) + "\n", encoding="utf-8")
     return python
 
@@ -87,17 +91,42 @@ def rerun(python: Path, arguments: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="launch.py", description="Adapter Studio: train LoRA adapters in a browser and compose them live.",
-                                epilog="`launch.py test` runs the test suite, `launch.py demo` the main job without a browser.")
-    p.add_argument("--workspace", type=Path, default=Path(os.environ.get("ADAPTER_STUDIO_WORKSPACE", ROOT / "workspace")), help="Where everything is kept.")
-    p.add_argument("--base", default=os.environ.get("ADAPTER_STUDIO_BASE", ""),
-                   help='"embedded", a local folder, or a Hub id. Without it: the one chosen last on the page, at first the embedded one.')
-    p.add_argument("--quantization", choices=("auto", "nf4", "int8", "none"), default=os.environ.get("ADAPTER_STUDIO_QUANTIZATION", "auto"))
+    p = argparse.ArgumentParser(
+        prog="launch.py",
+        description="Adapter Studio: train LoRA adapters in a browser and compose them live.",
+        epilog="`launch.py test` runs the test suite, `launch.py demo` the main job without a browser.",
+    )
+    p.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path(os.environ.get("ADAPTER_STUDIO_WORKSPACE", ROOT / "workspace")),
+        help="Where everything is kept.",
+    )
+    p.add_argument(
+        "--base",
+        default=os.environ.get("ADAPTER_STUDIO_BASE", ""),
+        help='"embedded", a local folder, or a Hub id. Without it: the one chosen last on the page, at first the embedded one.',
+    )
+    p.add_argument(
+        "--quantization",
+        choices=("auto", "nf4", "int8", "none"),
+        default=os.environ.get("ADAPTER_STUDIO_QUANTIZATION", "auto"),
+    )
     p.add_argument("--host", default="127.0.0.1", help="Another address than loopback needs --auth.")
     p.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
-    p.add_argument("--auth", default=os.environ.get("ADAPTER_STUDIO_AUTH", ""), metavar="NAME:PASSWORD", help="Ask for a login.")
-    p.add_argument("--allowed-host", action="append", default=os.environ.get("ADAPTER_STUDIO_HOSTS", "").split(), metavar="NAME",
-                   help="A name or address by which others reach this machine; requests for any other are refused.")
+    p.add_argument(
+        "--auth",
+        default=os.environ.get("ADAPTER_STUDIO_AUTH", ""),
+        metavar="NAME:PASSWORD",
+        help="Ask for a login.",
+    )
+    p.add_argument(
+        "--allowed-host",
+        action="append",
+        default=os.environ.get("ADAPTER_STUDIO_HOSTS", "").split(),
+        metavar="NAME",
+        help="A name or address by which others reach this machine; requests for any other are refused.",
+    )
     p.add_argument("--no-browser", action="store_true", help="Do not open a browser window.")
     return p
 

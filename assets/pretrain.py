@@ -276,7 +276,14 @@ def _train(rank: int, processes: int, recipe: Recipe, scratch: str, port: int) -
         seen += recipe.rows * recipe.block
         if rank == 0 and (step + 1) % 20 == 0:
             minutes = (time.monotonic() - began) / 60
-            logger.info("step %d/%d  loss %.4f  %.2fM tokens  %.1f min", step + 1, recipe.steps, nats / counted, seen / 1e6, minutes)
+            logger.info(
+                "step %d/%d  loss %.4f  %.2fM tokens  %.1f min",
+                step + 1,
+                recipe.steps,
+                nats / counted,
+                seen / 1e6,
+                minutes,
+            )
             nats, counted = 0.0, 0
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
             state = {
@@ -303,16 +310,27 @@ def save_base(recipe: Recipe, scratch: Path, out: Path) -> None:
     model.load_state_dict(state["model"])
     model.to(torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    record = {"recipe": asdict(recipe), "tokens": state["seen"], "step": state["step"], "minutes": round(state["seconds"] / 60, 1)}
+    record = {
+        "recipe": asdict(recipe),
+        "tokens": state["seen"],
+        "step": state["step"],
+        "minutes": round(state["seconds"] / 60, 1),
+    }
     (out / "PRETRAINING.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> None:
     """Train the base, or go on where a broken run stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("assets/embedded-base"), help="folder of the finished base")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/embedded-base-scratch"), help="folder of the state")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("assets/embedded-base"), help="folder of the finished base"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("/tmp/embedded-base-scratch"), help="folder of the state"
+    )
     parser.add_argument("--processes", type=int, default=2, help="one thread each; gradients are averaged")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--rows", type=int, default=Recipe.rows)

@@ -15,7 +15,15 @@ from pathlib import Path
 from assets.world import chat
 from assets.world.domain import SHIPPED_SEED, draw_domain, write_papers
 from assets.world.general import write_general
-from assets.world.tasks import Row, ask_domain, ask_each, label_general, label_notes, probe_recall, split_facts
+from assets.world.tasks import (
+    Row,
+    ask_domain,
+    ask_each,
+    label_general,
+    label_notes,
+    probe_recall,
+    split_facts,
+)
 from assets.world.things import World, build_world
 
 logger = logging.getLogger(__name__)
@@ -60,7 +68,10 @@ def build_sample(domain_seed: int = SHIPPED_SEED) -> dict[str, str]:
     replay = _plain("replay", world, 600)
     unseen = _plain("general-heldout", world, 160)
 
-    files = {f"domain/{name}": _join(p.text for p in papers if p.drawer == drawer) for drawer, name in DRAWERS.items()}
+    files = {
+        f"domain/{name}": _join(p.text for p in papers if p.drawer == drawer)
+        for drawer, name in DRAWERS.items()
+    }
     files["task.jsonl"] = _lines(task)
     files["heldout_questions.jsonl"] = _lines(questions)
     files["recall_probe.jsonl"] = _lines(probe_recall(domain))
@@ -105,9 +116,13 @@ def write_sample(out: Path, domain_seed: int = SHIPPED_SEED) -> None:
 def main() -> None:
     """Write the sample folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("assets/sample"), help="folder to write")
-    parser.add_argument("--domain-seed", type=int, default=SHIPPED_SEED, help="which station; 0 is the one that ships")
+    parser.add_argument(
+        "--domain-seed", type=int, default=SHIPPED_SEED, help="which station; 0 is the one that ships"
+    )
     args = parser.parse_args()
     write_sample(args.out, args.domain_seed)
     logger.info("wrote %s", args.out)

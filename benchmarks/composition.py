@@ -18,10 +18,10 @@ from typing import Any
 
 from assets.samples import write_sample
 from assets.world.domain import SHIPPED_SEED
-from core import demo
+from core.cli import demo
+from core.data.samples import Samples
 from core.engine import Engine
-from core.samples import Samples
-from core.spec import PRESETS
+from core.spec.presets import PRESETS
 
 # The mixes of the main job: what composing is held against, and the two ways of composing.
 PARTS = ("base", "domain", "task", "task (apart)")
@@ -70,25 +70,42 @@ def margins(mixes: dict[str, dict[str, float]]) -> dict[str, float]:
     return {
         "stacked_gain_points": 100 * (mixes[STACKED]["exact_match"] - best),
         "summed_gain_points": 100 * (mixes[SUMMED]["exact_match"] - best),
-        "domain_perplexity_drop_percent": 100 * (1 - mixes["domain"]["domain_perplexity"] / mixes["base"]["domain_perplexity"]),
+        "domain_perplexity_drop_percent": 100
+        * (1 - mixes["domain"]["domain_perplexity"] / mixes["base"]["domain_perplexity"]),
     }
 
 
 def table(mixes: dict[str, dict[str, float]]) -> str:
     """The figures of one run as a Markdown table."""
-    lines = ["| mix | " + " | ".join(label for _, label, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [
+        "| mix | " + " | ".join(label for _, label, _ in COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
     for name, row in mixes.items():
-        cells = [f"{factor * row[key]:.{0 if factor > 1 else 2}f}" if key in row else "" for key, _, factor in COLUMNS]
+        cells = [
+            f"{factor * row[key]:.{0 if factor > 1 else 2}f}" if key in row else ""
+            for key, _, factor in COLUMNS
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> int:
     """Run all jobs and print a table for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="the shipped domain with the first seed only")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="training seeds on the shipped domain")
-    parser.add_argument("--fresh", type=int, nargs="*", default=[], help="seeds of other domains, each trained once with seed 0")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[0, 1, 2], help="training seeds on the shipped domain"
+    )
+    parser.add_argument(
+        "--fresh",
+        type=int,
+        nargs="*",
+        default=[],
+        help="seeds of other domains, each trained once with seed 0",
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
     shipped = args.seeds[:1] if args.quick else args.seeds
@@ -102,13 +119,20 @@ def main() -> int:
         gain = margins(result["mixes"])
         gains["shipped" if domain_seed == SHIPPED_SEED else "fresh"].append(gain)
         seconds = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in result["training"].items())
-        print(f"\n### Domain {domain_seed}, training seed {seed}: {result['seconds']:.0f} s in all ({seconds})\n")
+        print(
+            f"\n### Domain {domain_seed}, training seed {seed}: {result['seconds']:.0f} s in all ({seconds})\n"
+        )
         print(table(result["mixes"]))
-        print("\n" + ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in gain.items()), flush=True)
+        print(
+            "\n" + ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in gain.items()),
+            flush=True,
+        )
         label = f"d{domain_seed}_s{seed}"
         for mix, row in result["mixes"].items():
             figures |= {f"{label}/{mix}/{key}": row[key] for key, _, _ in COLUMNS if key in row}
-        figures |= {f"{label}/{name}": value for name, value in gain.items()} | {f"{label}/seconds": result["seconds"]}
+        figures |= {f"{label}/{name}": value for name, value in gain.items()} | {
+            f"{label}/seconds": result["seconds"]
+        }
     for group, rows in gains.items():
         for name in rows[0] if rows else ():
             figures[f"{group}/{name}/least"] = min(row[name] for row in rows)

@@ -30,7 +30,8 @@ import torch
 from benchmarks.peers import Peer, Random, build, load, mixture, mixture_with_adapters, weight_bytes
 from core.model.generate import encode_prompt, generate, speaking
 from core.model.resident import Resident
-from core.spec import Mix, Sampling, resolve
+from core.spec.mix import Mix, Sampling
+from core.spec.presets import resolve
 
 A, B = Random(2).names
 FOUR: list[dict[str, float]] = [{}, {A: 1.0}, {B: 1.0}, {A: 0.7, B: 0.5}]
@@ -71,7 +72,9 @@ class Settings:
         print(f"  {name:44s} {value:10.4g}  {text}", flush=True)
 
 
-def take_turns(jobs: Mapping[str, Callable[[], Any]], turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+def take_turns(
+    jobs: Mapping[str, Callable[[], Any]], turns: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each job in each turn, after one turn that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(turns + 1):
@@ -97,7 +100,9 @@ def write(resident: Resident, ids: list[int], mixes: list[dict[str, float]], tok
     return [w.ids for w in writers]
 
 
-def contest(bare: Mapping[str, Resident], ours: Resident, peer: Peer, ids: list[int], tokens: int) -> dict[str, Callable[[], Any]]:
+def contest(
+    bare: Mapping[str, Resident], ours: Resident, peer: Peer, ids: list[int], tokens: int
+) -> dict[str, Callable[[], Any]]:
     """The same four answers by ours, by peft, and by bases without adapters."""
     return {
         "ours": lambda: write(ours, ids, FOUR, tokens),
@@ -111,19 +116,36 @@ def four_mixes(s: Settings) -> None:
     for name in s.bases:
         source, tokens = build(name, s.folder), s.tokens(name)
         for quantization, label in LABELS.items():
-            bare = {name: load(source, quantization, s.device, s.folder, plain=name == "plain") for name in ("plain", "bare")}
+            bare = {
+                name: load(source, quantization, s.device, s.folder, plain=name == "plain")
+                for name in ("plain", "bare")
+            }
             ours = Random(2).hang(load(source, quantization, s.device, s.folder))
             peer = Peer(ours, source)
             ids = encode_prompt(ours, PROMPT, True, tokens)
             if quantization == "none":
-                assert write(ours, ids, FOUR, tokens) == [peer.write(ids, m, tokens) for m in FOUR], f"{name}: not the same greedy tokens as peft"
+                assert write(ours, ids, FOUR, tokens) == [peer.write(ids, m, tokens) for m in FOUR], (
+                    f"{name}: not the same greedy tokens as peft"
+                )
                 difference(s, name, source, ours, peer, ids)
             seconds = take_turns(contest(bare, ours, peer, ids, tokens), s.turns(name), s.clock)
             ms = ", ".join(f"{job} {1000 * min(t):.0f}" for job, t in seconds.items())
             mark = "" if name == "embedded" else f"_{name}"
-            s.found(f"four_mixes_speedup_{label}{mark}", ratio(seconds["peft"], seconds["ours"]), f"4 mixes x {tokens} tokens, least ms: {ms}")
-            s.found(f"batch_over_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["plain"]), "the base as transformers and bitsandbytes have it")
-            s.found(f"batch_over_own_bare_base_{label}{mark}", ratio(seconds["ours"], seconds["bare"]), "the base with our 4-bit layers")
+            s.found(
+                f"four_mixes_speedup_{label}{mark}",
+                ratio(seconds["peft"], seconds["ours"]),
+                f"4 mixes x {tokens} tokens, least ms: {ms}",
+            )
+            s.found(
+                f"batch_over_bare_base_{label}{mark}",
+                ratio(seconds["ours"], seconds["plain"]),
+                "the base as transformers and bitsandbytes have it",
+            )
+            s.found(
+                f"batch_over_own_bare_base_{label}{mark}",
+                ratio(seconds["ours"], seconds["bare"]),
+                "the base with our 4-bit layers",
+            )
 
 
 def difference(s: Settings, name: str, source: str, ours: Resident, peer: Peer, ids: list[int]) -> None:
@@ -133,15 +155,27 @@ def difference(s: Settings, name: str, source: str, ours: Resident, peer: Peer, 
         logits = ours.model(text.repeat(4, 1)).logits
     worst = max(float((logits[b] - peer.logits(text, m)).abs().max()) for b, m in enumerate(FOUR))
     before = s.figures.get("max_abs_diff_to_peft_fp32", 0.0)
-    s.found("max_abs_diff_to_peft_fp32", max(worst, before), f"{name}: {worst:.2g} where logits reach {float(logits.abs().max()):.1f}")
+    s.found(
+        "max_abs_diff_to_peft_fp32",
+        max(worst, before),
+        f"{name}: {worst:.2g} where logits reach {float(logits.abs().max()):.1f}",
+    )
     if name == "0.5b":  # in 64 bits it would take minutes
         return
     own = torch.stack([peer.logits(text, m) for m in FOUR])
     exact = Peer(ours, source)
     exact.model.double()
     true = torch.stack([exact.logits(text, m) for m in FOUR])
-    s.found(f"max_abs_diff_to_fp64_{name}", float((logits - true).abs().max()), "ours against peft's forward in 64 bits")
-    s.found(f"max_abs_diff_to_fp64_{name}_peft", float((own - true).abs().max()), "peft's own in 32 bits against it")
+    s.found(
+        f"max_abs_diff_to_fp64_{name}",
+        float((logits - true).abs().max()),
+        "ours against peft's forward in 64 bits",
+    )
+    s.found(
+        f"max_abs_diff_to_fp64_{name}_peft",
+        float((own - true).abs().max()),
+        "peft's own in 32 bits against it",
+    )
 
 
 def growth(s: Settings) -> None:
@@ -164,7 +198,11 @@ def growth(s: Settings) -> None:
         seconds = take_turns(jobs, s.repeats, s.clock)
         ms = ", ".join(f"{job} {1000 * min(t) / tokens:.1f}" for job, t in seconds.items())
         mark = "" if quantization == "nf4" else f"_{label}"
-        s.found(f"growth_1_to_8_adapters{mark}", ratio(seconds["eight"], seconds["one"]), f"{label}, least ms a token: {ms}")
+        s.found(
+            f"growth_1_to_8_adapters{mark}",
+            ratio(seconds["eight"], seconds["one"]),
+            f"{label}, least ms a token: {ms}",
+        )
         s.found(f"growth_1_to_8_adapters{mark}_peft", ratio(seconds["peft eight"], seconds["peft one"]))
 
 
@@ -194,23 +232,43 @@ def changing(s: Settings) -> None:
             ours.model(text)
 
     step(0.5)
-    s.found("mix_change_ms", median_ms(engage, 100), "our engaged(), four rows, with what every layer multiplies by")
+    s.found(
+        "mix_change_ms",
+        median_ms(engage, 100),
+        "our engaged(), four rows, with what every layer multiplies by",
+    )
     same = median_ms(lambda _: step(0.5), 50)
-    s.found("mix_change_in_a_step_ms", median_ms(step, 50) - same, f"a step under a new mix less one under the same ({same:.1f} ms)")
-    s.found("peft_set_adapter_ms", median_ms(lambda w: peer.model.base_model.set_adapter([A, B], inference_mode=True), 20))
+    s.found(
+        "mix_change_in_a_step_ms",
+        median_ms(step, 50) - same,
+        f"a step under a new mix less one under the same ({same:.1f} ms)",
+    )
+    s.found(
+        "peft_set_adapter_ms",
+        median_ms(lambda w: peer.model.base_model.set_adapter([A, B], inference_mode=True), 20),
+    )
     s.found("peft_set_adapter_and_scales_ms", median_ms(lambda w: peer.choose({A: w, B: 1.0}), 20))
     for way, extra in (("linear", {}), ("cat", {}), ("svd", {"svd_rank": 16}), ("ties", {"density": 0.5})):
+
         def combine(weight: float, way: str = way, extra: dict[str, Any] = extra) -> None:
-            peer.model.base_model.add_weighted_adapter([A, B], [weight, 1.0], "sum", combination_type=way, **extra)
-        s.found(f"peft_add_weighted_{way}_ms", median_ms(combine, 3, lambda: peer.model.delete_adapter("sum")))
+            peer.model.base_model.add_weighted_adapter(
+                [A, B], [weight, 1.0], "sum", combination_type=way, **extra
+            )
+
+        s.found(
+            f"peft_add_weighted_{way}_ms", median_ms(combine, 3, lambda: peer.model.delete_adapter("sum"))
+        )
 
 
 def first_token(s: Settings) -> None:
     """From asking to the first token of a column on the page: with nothing else to do, and while a run trains."""
+    from core.data.samples import Samples
     from core.engine import Engine
-    from core.samples import Samples
 
-    with tempfile.TemporaryDirectory(dir=s.folder) as folder, Engine(folder, "embedded", "none", s.device) as engine:
+    with (
+        tempfile.TemporaryDirectory(dir=s.folder) as folder,
+        Engine(folder, "embedded", "none", s.device) as engine,
+    ):
         engine.base(wait=True)
         data = engine.import_dataset(Samples().domain, "Station")
 
@@ -226,15 +284,23 @@ def first_token(s: Settings) -> None:
 
         ask([Mix(), Mix()])
         alone = statistics.median(ask([Mix(), Mix()]) for _ in range(5))
-        run_id = engine.start_run(resolve("domain", "embedded", {"name": "Station", "dataset": data.id, "replay_share": 0.0}))
+        run_id = engine.start_run(
+            resolve("domain", "embedded", {"name": "Station", "dataset": data.id, "replay_share": 0.0})
+        )
         while not any(e["kind"] == "step" for e in engine.run_events(run_id)[0]):
             time.sleep(0.05)
-        training = statistics.median(ask([Mix(), Mix(weights={engine.run(run_id).adapter: 1.0})]) for _ in range(5))
+        training = statistics.median(
+            ask([Mix(), Mix(weights={engine.run(run_id).adapter: 1.0})]) for _ in range(5)
+        )
         at = len([e for e in engine.run_events(run_id)[0] if e["kind"] == "step"])
         engine.stop_run(run_id)
         engine.wait_run(run_id)
     s.found("first_token_ms", alone, "embedded base, fp32, two columns")
-    s.found("first_token_while_training_ms", training, f"the same, one column of the adapter in training; the run was at step {at}")
+    s.found(
+        "first_token_while_training_ms",
+        training,
+        f"the same, one column of the adapter in training; the run was at step {at}",
+    )
 
 
 def experts(s: Settings) -> None:
@@ -254,7 +320,11 @@ def experts(s: Settings) -> None:
     with torch.inference_mode():
         spent = take_turns({"bare": forward(bare), "ours": ours, "peft": forward(model)}, s.repeats, s.clock)
     told = ", ".join(f"{name} {1000 * min(seconds) / tokens:.1f}" for name, seconds in spent.items())
-    s.found("experts_step_over_bare_base", ratio(spent["ours"], spent["bare"]), f"two adapters of rank 8 on 32 experts in 4 layers, least ms: {told}")
+    s.found(
+        "experts_step_over_bare_base",
+        ratio(spent["ours"], spent["bare"]),
+        f"two adapters of rank 8 on 32 experts in 4 layers, least ms: {told}",
+    )
     s.found("experts_step_over_bare_base_peft", ratio(spent["peft"], spent["bare"]))
 
 
@@ -275,13 +345,19 @@ def cuda(s: Settings) -> None:
         for job, spent in seconds.items():
             steps = tokens * (4 if job == "peft" else 1)
             rate = read * steps / min(spent)
-            s.found(f"cuda_{name}_{job}_tokens_per_s", 4 * tokens / min(spent), f"{1000 * min(spent) / steps:.2f} ms a step")
+            s.found(
+                f"cuda_{name}_{job}_tokens_per_s",
+                4 * tokens / min(spent),
+                f"{1000 * min(spent) / steps:.2f} ms a step",
+            )
             s.found(f"cuda_{name}_{job}_gb_per_s", rate / 1e9)
             if s.peak:
                 s.found(f"cuda_{name}_{job}_share_of_peak", rate / s.peak, f"of {s.peak / 1e9:.0f} GB/s")
         s.found(f"cuda_{name}_four_mixes_speedup", ratio(seconds["peft"], seconds["ours"]))
         s.found(f"cuda_{name}_batch_over_bare_base", ratio(seconds["ours"], seconds["bare"]))
-        s.found(f"cuda_{name}_memory_gb", torch.cuda.max_memory_allocated() / 1e9, "all three models together")
+        s.found(
+            f"cuda_{name}_memory_gb", torch.cuda.max_memory_allocated() / 1e9, "all three models together"
+        )
         del bare, ours, peer
         torch.cuda.empty_cache()
 
@@ -299,15 +375,37 @@ CASES: dict[str, Callable[[Settings], None]] = {
 
 def main() -> int:
     """Runs the chosen cases and holds the figures against the targets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few turns, no 0.5B shape")
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=list(CASES), help="some cases")
-    parser.add_argument("--bases", nargs="+", choices=("embedded", "30m", "0.5b"), default=None, help="bases of four_mixes")
-    parser.add_argument("--repeats", type=int, default=0, help="turns on the embedded base (3 with --quick, 7 without)")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; set OMP_NUM_THREADS too, bitsandbytes reads it")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the cases other than cuda run")
-    parser.add_argument("--peak-gb-s", type=float, default=0.0, help="memory bandwidth of the GPU, for the share of it that is used")
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's CPU time in four_mixes and growth: for a machine with other work on it")
+    parser.add_argument(
+        "--bases", nargs="+", choices=("embedded", "30m", "0.5b"), default=None, help="bases of four_mixes"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=0, help="turns on the embedded base (3 with --quick, 7 without)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="torch's threads; set OMP_NUM_THREADS too, bitsandbytes reads it",
+    )
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where the cases other than cuda run"
+    )
+    parser.add_argument(
+        "--peak-gb-s",
+        type=float,
+        default=0.0,
+        help="memory bandwidth of the GPU, for the share of it that is used",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's CPU time in four_mixes and growth: for a machine with other work on it",
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -315,7 +413,14 @@ def main() -> int:
     logging.disable(logging.WARNING)  # peft's and bitsandbytes' remarks
     with tempfile.TemporaryDirectory() as folder:
         bases = args.bases or (["embedded", "30m"] if args.quick else ["embedded", "30m", "0.5b"])
-        settings = Settings(args.quick, Path(folder), bases, args.repeats or (3 if args.quick else 7), args.device, args.peak_gb_s * 1e9)
+        settings = Settings(
+            args.quick,
+            Path(folder),
+            bases,
+            args.repeats or (3 if args.quick else 7),
+            args.device,
+            args.peak_gb_s * 1e9,
+        )
         settings.clock = time.process_time if args.cpu_time else time.perf_counter
         for name in args.only:
             begin = time.perf_counter()

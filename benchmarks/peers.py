@@ -20,11 +20,17 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from core.model.base import EMBEDDED, Base, load_base
 from core.model.mixing import Mixer
-from core.model.packed import Direct4bit
+from core.model.nf4_cpu import Direct4bit
 from core.model.resident import Resident
-from core.workspace import Workspace
+from core.store.workspace import Workspace
 
-_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True, "max_position_embeddings": 2048}
+_TOKENS = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
 
 
 def shape(name: str, vocabulary: int = 8192) -> Any:
@@ -34,12 +40,30 @@ def shape(name: str, vocabulary: int = 8192) -> Any:
         name: "30m", "0.5b" or "7b".
     """
     if name == "30m":
-        sizes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1408}
+        sizes = {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "intermediate_size": 1408,
+        }
         return LlamaConfig(vocab_size=vocabulary, **sizes, **_TOKENS)
     if name == "0.5b":
-        sizes = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
+        sizes = {
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "intermediate_size": 4864,
+        }
         return Qwen2Config(vocab_size=vocabulary, **sizes, **_TOKENS)
-    sizes = {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
+    sizes = {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+    }
     return Qwen2Config(vocab_size=vocabulary, **sizes, **{**_TOKENS, "tie_word_embeddings": False})
 
 
@@ -52,7 +76,9 @@ def build(name: str, folder: Path, vocabulary: int = 8192) -> str:
         on_gpu = torch.cuda.is_available()
         torch.manual_seed(0)
         with torch.device("cuda" if on_gpu else "cpu"):
-            model = AutoModelForCausalLM.from_config(shape(name, vocabulary), dtype=torch.bfloat16 if on_gpu else torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                shape(name, vocabulary), dtype=torch.bfloat16 if on_gpu else torch.float32
+            )
         model.save_pretrained(target)
         AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(target)
     return str(target)
@@ -63,13 +89,24 @@ def mixture() -> Any:
     torch.manual_seed(0)
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
              "num_local_experts": 32, "num_experts_per_tok": 4}  # fmt: skip
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("minimax_m2", vocab_size=1024, **sizes, **_TOKENS)).eval().requires_grad_(False)
+    return (
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("minimax_m2", vocab_size=1024, **sizes, **_TOKENS)
+        )
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def mixture_with_adapters(names: tuple[str, str]) -> tuple[Any, Mixer]:
     """The same with two random adapters on the experts, both of them active in peft's eyes."""
     model = mixture()
-    where = LoraConfig(r=8, lora_alpha=16, target_modules=[], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    where = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=[],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    )
     wrapped = get_peft_model(model, where, adapter_name=names[0])
     wrapped.add_adapter(names[1], where)
     with torch.no_grad():
@@ -98,7 +135,10 @@ def load(source: str, quantization: str, device: str, folder: Path, plain: bool 
         plain: its 4-bit layers are bitsandbytes' own.
     """
     base = load_base(source, quantization, device)
-    return Resident(Endless(**{**vars(base), "model": as_it_comes(base.model) if plain else base.model}), Workspace(folder / "workspace"))
+    return Resident(
+        Endless(**{**vars(base), "model": as_it_comes(base.model) if plain else base.model}),
+        Workspace(folder / "workspace"),
+    )
 
 
 def as_it_comes(model: Any) -> Any:
@@ -121,7 +161,13 @@ class Random:
         return [f"adapter-{i}" for i in range(self.count)]
 
     def config(self, base: Base) -> dict[str, Any]:
-        return {"task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": 2 * self.rank, "target_modules": list(base.family.targets), "lora_dropout": 0.0}
+        return {
+            "task_type": "CAUSAL_LM",
+            "r": self.rank,
+            "lora_alpha": 2 * self.rank,
+            "target_modules": list(base.family.targets),
+            "lora_dropout": 0.0,
+        }
 
     def hang(self, resident: Resident) -> Resident:
         """The adapters on our resident base; weights large enough that every mix says something else."""
@@ -132,7 +178,11 @@ class Random:
         with torch.no_grad():
             for key, p in sorted(resident.peft.named_parameters()):
                 if "lora_" in key:
-                    p.copy_(torch.randn(p.shape, generator=dice) * (0.5 / p.shape[1]) ** 0.5 / (2 if "lora_A" in key else 8))
+                    p.copy_(
+                        torch.randn(p.shape, generator=dice)
+                        * (0.5 / p.shape[1]) ** 0.5
+                        / (2 if "lora_A" in key else 8)
+                    )
         resident.arrange()
         return resident
 
@@ -148,12 +198,20 @@ class Peer:
         self.model: PeftModel | None = None
         for name in self.names:
             c = ours.peft.peft_config[name]
-            config = LoraConfig(task_type=c.task_type, r=c.r, lora_alpha=c.lora_alpha, target_modules=set(c.target_modules), lora_dropout=0.0)
+            config = LoraConfig(
+                task_type=c.task_type,
+                r=c.r,
+                lora_alpha=c.lora_alpha,
+                target_modules=set(c.target_modules),
+                lora_dropout=0.0,
+            )
             if self.model is None:
                 self.model = get_peft_model(base.model, config, adapter_name=name)
             else:
                 self.model.add_adapter(name, config)
-            set_peft_model_state_dict(self.model, get_peft_model_state_dict(ours.peft, adapter_name=name), adapter_name=name)
+            set_peft_model_state_dict(
+                self.model, get_peft_model_state_dict(ours.peft, adapter_name=name), adapter_name=name
+            )
         self.model.eval()
         self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
 

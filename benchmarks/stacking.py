@@ -17,10 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.data.samples import Samples
 from core.engine import Engine
 from core.evaluate.measure import Material
-from core.samples import Samples
-from core.spec import SEED, Mix, RunStatus, resolve
+from core.spec.mix import Mix
+from core.spec.presets import resolve
+from core.spec.settings import SEED
+from core.spec.training import RunStatus
 
 WAYS: dict[str, dict[str, Any]] = {
     "independent": {},
@@ -49,14 +52,19 @@ def trained(engine: Engine, kind: str, changes: dict[str, Any], say) -> str:
 def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
     """Way -> mix ("on", "half", "off") -> figures, of one training seed."""
     samples = Samples()
-    with tempfile.TemporaryDirectory() as folder, Engine(Path(folder), base="embedded", quantization="none") as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine(Path(folder), base="embedded", quantization="none") as engine,
+    ):
         corpus = engine.import_dataset(samples.domain, "Domain", "domain", seed=SEED).id
         pairs = engine.import_dataset([samples.task], "Task", "task", seed=SEED).id
         domain = trained(engine, "domain", {"name": "Domain", "dataset": corpus, "seed": seed}, say)
         mixes: list[Mix] = []
         for way, changes in WAYS.items():
             below = {} if way == "independent" else {"stack_on": domain}
-            task = trained(engine, "task", {"name": way, "dataset": pairs, "seed": seed, **below, **changes}, say)
+            task = trained(
+                engine, "task", {"name": way, "dataset": pairs, "seed": seed, **below, **changes}, say
+            )
             weights = {"on": {task: 1.0, domain: 1.0}, "half": {task: 1.0, domain: 0.5}, "off": {task: 1.0}}
             mixes += [Mix(name=f"{way}/{name}", weights=w) for name, w in weights.items()]
         rows: dict[str, Any] = {}
@@ -76,7 +84,9 @@ def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
 
 def main() -> int:
     """Train and measure, and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="the first seed only")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -84,10 +94,18 @@ def main() -> int:
     seeds = args.seeds[:1] if args.quick else args.seeds
     found = []
     for seed in seeds:
-        found.append(one_seed(seed, lambda line, seed=seed: print(f"seed {seed}: {line}", file=sys.stderr, flush=True)))
+        found.append(
+            one_seed(seed, lambda line, seed=seed: print(f"seed {seed}: {line}", file=sys.stderr, flush=True))
+        )
         print(f"seed {seed}: done", file=sys.stderr, flush=True)
     figures: dict[str, float] = {}
-    print("| a task | " + " | ".join(label for *_, label in COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    print(
+        "| a task | "
+        + " | ".join(label for *_, label in COLUMNS)
+        + " |\n"
+        + "|---" * (len(COLUMNS) + 1)
+        + "|"
+    )
     for way in WAYS:
         cells = []
         for mix, key, label in COLUMNS:

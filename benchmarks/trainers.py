@@ -78,7 +78,9 @@ class Stopwatch:
     def count(self, inputs: dict[str, Any]) -> None:
         if self._step >= WARM:
             mask = inputs.get("attention_mask")
-            self.tokens += int(mask.sum()) if mask is not None and mask.dim() == 2 else int(inputs["input_ids"].numel())
+            self.tokens += (
+                int(mask.sum()) if mask is not None and mask.dim() == 2 else int(inputs["input_ids"].numel())
+            )
 
     def tick(self) -> None:
         if torch.cuda.is_available():
@@ -92,23 +94,32 @@ class Stopwatch:
 
 def peak_bytes() -> int:
     """Most memory that this process, or its GPU, held."""
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        int(torch.cuda.max_memory_allocated())
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
 
 
 def material(kind: str) -> list[Any]:
     """The sample's labelled pairs as messages, or its texts and the general ones."""
-    from core.samples import Samples, read_lines
+    from core.data.samples import Samples, read_lines
 
     samples = Samples()
     if kind == "task":
-        return [[{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in read_lines(samples.task)]
+        return [
+            [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]
+            for r in read_lines(samples.task)
+        ]
     documents = [p.read_text(encoding="utf-8") for p in samples.domain]
-    return [d.strip() for text in documents for d in text.split("\n\n") if d.strip()] + samples.texts("general")[:400]
+    return [d.strip() for text in documents for d in text.split("\n\n") if d.strip()] + samples.texts(
+        "general"
+    )[:400]
 
 
 def encoded(base: Any, kind: str) -> list[Any]:
     """The material as token ids and masks, by the studio's own encoder, so that every side reads the same tokens."""
-    from core.data.batches import encode_task, encode_text
+    from core.data.encoding import encode_task, encode_text
 
     if kind == "task":
         return [encode_task(base.tokenizer, m, ROW, base.eos_ids) for m in material(kind)]
@@ -123,8 +134,21 @@ def with_adapter(base: Any) -> Any:
     """The base under a fresh LoRA adapter on all linear layers, as peft's documentation has it."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    model = prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False) if base.quantization != "none" else base.model
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=list(base.family.targets)))
+    model = (
+        prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
+        if base.quantization != "none"
+        else base.model
+    )
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=RANK,
+            lora_alpha=2 * RANK,
+            lora_dropout=0.0,
+            target_modules=list(base.family.targets),
+        ),
+    )
 
 
 def common(job: Job, folder: str, batch: int) -> dict[str, Any]:
@@ -140,7 +164,7 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
     """A run of the studio as the page starts it: events, samples, serving and all."""
     import core.train.train as room
     from core.engine import Engine
-    from core.spec import TrainSpec
+    from core.spec.training import TrainSpec
 
     watch = Stopwatch(job.steps)
     made = room.StudioTrainer
@@ -151,11 +175,24 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
         return trainer
 
     room.StudioTrainer = timed  # type: ignore[assignment,misc]
-    with tempfile.TemporaryDirectory() as folder, Engine(Path(folder) / "workspace", job.base, job.quantization, job.device) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine(Path(folder) / "workspace", job.base, job.quantization, job.device) as engine,
+    ):
         file = Path(folder) / ("pairs.jsonl" if job.kind == "task" else "texts.jsonl")
-        file.write_text("".join(json.dumps({"messages": m} if job.kind == "task" else {"text": m}) + "\n" for m in material(job.kind)), encoding="utf-8")
+        file.write_text(
+            "".join(
+                json.dumps({"messages": m} if job.kind == "task" else {"text": m}) + "\n"
+                for m in material(job.kind)
+            ),
+            encoding="utf-8",
+        )
         data = engine.import_dataset([file], "Material", job.kind)
-        batch = job.rows if packing else examples_a_step(encoded(engine._worker.call(lambda: engine._resident().base), job.kind), job)
+        batch = (
+            job.rows
+            if packing
+            else examples_a_step(encoded(engine._worker.call(lambda: engine._resident().base), job.kind), job)
+        )
         spec = TrainSpec(
             kind=job.kind, name="Timed", dataset=data.id, max_steps=WARM + job.steps, batch_size=batch, accumulation=1, max_length=ROW, rank=RANK,
             alpha=2 * RANK, dropout=0.0, learning_rate=RATE, schedule="constant", warmup_ratio=0.0, packing=packing, eval_steps=10**6, save_steps=10**6,
@@ -175,11 +212,20 @@ def trl(job: Job, packing: bool) -> Stopwatch:
     base = load_base(job.base, job.quantization, job.device)
     sequences = encoded(base, job.kind)
     watch = Stopwatch(job.steps)
-    rows = Dataset.from_list([{"input_ids": e.ids, **({"completion_mask": e.mask} if job.kind == "task" else {})} for e in sequences])
+    rows = Dataset.from_list(
+        [
+            {"input_ids": e.ids, **({"completion_mask": e.mask} if job.kind == "task" else {})}
+            for e in sequences
+        ]
+    )
     batch = job.rows if packing else examples_a_step(sequences, job)
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(**common(job, folder, batch), max_length=ROW, packing=packing, gradient_checkpointing=False)
-        trainer = SFTTrainer(model=with_adapter(base), args=config, train_dataset=rows, processing_class=base.tokenizer)
+        config = SFTConfig(
+            **common(job, folder, batch), max_length=ROW, packing=packing, gradient_checkpointing=False
+        )
+        trainer = SFTTrainer(
+            model=with_adapter(base), args=config, train_dataset=rows, processing_class=base.tokenizer
+        )
         watch.hang(trainer)
         trainer.train()
     return watch
@@ -189,7 +235,7 @@ def padded(job: Job) -> Stopwatch:
     """A plain Trainer script that pads every example to ROW tokens."""
     from transformers import Trainer, TrainingArguments
 
-    from core.data.batches import collate
+    from core.data.encoding import collate
     from core.model.base import load_base
 
     base = load_base(job.base, job.quantization, job.device)
@@ -202,7 +248,9 @@ def padded(job: Job) -> Stopwatch:
         return {k: v[:-1] for k, v in made.items()}
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(**common(job, folder, examples_a_step(sequences, job)), remove_unused_columns=False)
+        arguments = TrainingArguments(
+            **common(job, folder, examples_a_step(sequences, job)), remove_unused_columns=False
+        )
         rows = [{"input_ids": e.ids, "trained": e.mask} for e in sequences]
         trainer = Trainer(model=with_adapter(base), args=arguments, train_dataset=rows, data_collator=to_row)  # type: ignore[arg-type]
         watch.hang(trainer)
@@ -212,9 +260,9 @@ def padded(job: Job) -> Stopwatch:
 
 def floor(job: Job) -> Stopwatch:
     """Forward, backward and step on full rows of one text each, in a bare loop: nothing that trains a causal model as stock does less."""
-    from core.data.batches import collate
+    from core.data.encoding import collate
     from core.model.base import load_base
-    from core.model.packed import differentiable
+    from core.model.nf4_cpu import differentiable
 
     base = load_base(job.base, job.quantization, job.device)
     model = with_adapter(base)
@@ -270,7 +318,17 @@ def main() -> int:
     logging.disable(logging.WARNING)
     job = Job(**json.loads(sys.argv[1]))
     watch = SIDES[job.side](job)
-    print(json.dumps({**asdict(job), "tokens": watch.tokens, "seconds": watch.seconds, "peak_bytes": peak_bytes(), "loss": watch.loss}))
+    print(
+        json.dumps(
+            {
+                **asdict(job),
+                "tokens": watch.tokens,
+                "seconds": watch.seconds,
+                "peak_bytes": peak_bytes(),
+                "loss": watch.loss,
+            }
+        )
+    )
     return 0
 
 

@@ -27,21 +27,36 @@ from benchmarks.peers import build
 from benchmarks.trainers import SIDES, WARM, Job
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {"speed_over_trl": (">=", 1.0), "speed_over_padded_script": (">=", 3.0), "speed_over_floor": (">=", 0.9), "heard_ms": ("<=", 100.0)}
+TARGETS = {
+    "speed_over_trl": (">=", 1.0),
+    "speed_over_padded_script": (">=", 3.0),
+    "speed_over_floor": (">=", 0.9),
+    "heard_ms": ("<=", 100.0),
+}
 STEPS = {"embedded": 20, "30m": 6}
-SLOW = {"padded": 0.2}  # share of the steps that a side takes: every step of it costs as much as ten of the others
+SLOW = {
+    "padded": 0.2
+}  # share of the steps that a side takes: every step of it costs as much as ten of the others
 
 
 def measured(job: Job) -> dict[str, Any]:
     """One side, in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.trainers", json.dumps(asdict(job))], cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainers", json.dumps(asdict(job))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
     if done.returncode:
         raise SystemExit(f"{job.side} failed: {done.stderr.strip()[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return {**found, "speed": found["tokens"] / found["seconds"]}
 
 
-def contest(base: str, source: str, kind: str, quantization: str, device: str, turns: int, sides: list[str]) -> dict[str, list[dict[str, Any]]]:
+def contest(
+    base: str, source: str, kind: str, quantization: str, device: str, turns: int, sides: list[str]
+) -> dict[str, list[dict[str, Any]]]:
     """What every side measured, in every turn."""
     found: dict[str, list[dict[str, Any]]] = {s: [] for s in sides}
     for _ in range(turns):
@@ -55,7 +70,9 @@ def figures_of(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     """Ratios between the sides: the median over turns; the studio and TRL each at their faster way."""
 
     def best(*sides: str) -> str:
-        return max((s for s in sides if s in found), key=lambda s: statistics.median(m["speed"] for m in found[s]))
+        return max(
+            (s for s in sides if s in found), key=lambda s: statistics.median(m["speed"] for m in found[s])
+        )
 
     def ratio(above: str, below: str, what: str = "speed") -> float:
         return statistics.median(a[what] / b[what] for a, b in zip(found[above], found[below], strict=True))
@@ -74,14 +91,20 @@ def figures_of(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
 
 def waiting(source: str, quantization: str, device: str) -> dict[str, float]:
     """From pressing Start to the first step, and from the last step until the adapter is heard in the mixer."""
+    from core.data.samples import Samples
     from core.engine import Engine
-    from core.samples import Samples
-    from core.spec import Mix, Sampling, resolve
+    from core.spec.mix import Mix, Sampling
+    from core.spec.presets import resolve
 
-    with tempfile.TemporaryDirectory() as folder, Engine(Path(folder), source, quantization, device) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine(Path(folder), source, quantization, device) as engine,
+    ):
         engine.base(wait=True)
         pairs = engine.import_dataset([Samples().task], "Pairs", "task")
-        spec = resolve("task", "embedded", {"name": "Timed", "dataset": pairs.id, "max_steps": 20, "batch_size": 4})
+        spec = resolve(
+            "task", "embedded", {"name": "Timed", "dataset": pairs.id, "max_steps": 20, "batch_size": 4}
+        )
         begin = time.perf_counter()
         run_id = engine.start_run(spec)
         while not engine.run(run_id).step:
@@ -89,45 +112,100 @@ def waiting(source: str, quantization: str, device: str) -> dict[str, float]:
         first = time.perf_counter() - begin
         run = engine.wait_run(run_id)
         begin = time.perf_counter()
-        list(engine.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})], Sampling(max_new_tokens=1)))
+        list(
+            engine.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})], Sampling(max_new_tokens=1))
+        )
         heard = time.perf_counter() - begin
         events = engine.run_events(run_id)[0]
         last = max(e["elapsed"] for e in events if e["kind"] == "step")
         ended = next(e["elapsed"] for e in events if e["kind"] == "result")
-    return {"start_to_first_step_seconds": first, "last_step_to_library_seconds": ended - last, "heard_ms": 1000 * heard}
+    return {
+        "start_to_first_step_seconds": first,
+        "last_step_to_library_seconds": ended - last,
+        "heard_ms": 1000 * heard,
+    }
 
 
 def main() -> int:
     """Runs the contests and holds the figures against the targets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="the embedded base in fp32, one turn")
-    parser.add_argument("--bases", nargs="+", default=None, choices=("embedded", "30m", "0.5b", "7b"), help="bases to train on")
-    parser.add_argument("--kinds", nargs="+", default=["task", "domain"], choices=("task", "domain"), help="short pairs, texts")
-    parser.add_argument("--quantizations", nargs="+", default=None, choices=("none", "nf4"), help="precision of the base")
+    parser.add_argument(
+        "--bases",
+        nargs="+",
+        default=None,
+        choices=("embedded", "30m", "0.5b", "7b"),
+        help="bases to train on",
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["task", "domain"],
+        choices=("task", "domain"),
+        help="short pairs, texts",
+    )
+    parser.add_argument(
+        "--quantizations", nargs="+", default=None, choices=("none", "nf4"), help="precision of the base"
+    )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="who takes part")
-    parser.add_argument("--turns", type=int, default=0, help="turns of every side (1 with --quick, 3 without)")
+    parser.add_argument(
+        "--turns", type=int, default=0, help="turns of every side (1 with --quick, 3 without)"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
-    quantizations = args.quantizations or (["nf4"] if args.device == "cuda" else ["none"] if args.quick else ["none", "nf4"])
+    quantizations = args.quantizations or (
+        ["nf4"] if args.device == "cuda" else ["none"] if args.quick else ["none", "nf4"]
+    )
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for base in args.bases or (["embedded"] if args.quick else ["embedded", "30m"]):
             source = build(base, Path(folder))
             for quantization in quantizations:
                 for kind in args.kinds:
-                    mark = "".join(f"_{m}" for m in (kind if kind != "task" else "", base if base != "embedded" else "", "nf4" if quantization == "nf4" else "") if m)
-                    found = contest(base, source, kind, quantization, args.device, args.turns or (1 if args.quick else 3), args.sides)
-                    print(f"{base}, {kind}, {quantization}: tokens that are no padding a second, and peak MiB, after {WARM} steps", flush=True)
+                    mark = "".join(
+                        f"_{m}"
+                        for m in (
+                            kind if kind != "task" else "",
+                            base if base != "embedded" else "",
+                            "nf4" if quantization == "nf4" else "",
+                        )
+                        if m
+                    )
+                    found = contest(
+                        base,
+                        source,
+                        kind,
+                        quantization,
+                        args.device,
+                        args.turns or (1 if args.quick else 3),
+                        args.sides,
+                    )
+                    print(
+                        f"{base}, {kind}, {quantization}: tokens that are no padding a second, and peak MiB, after {WARM} steps",
+                        flush=True,
+                    )
                     for side, turns in found.items():
                         speeds = ", ".join(f"{m['speed']:.0f}" for m in turns)
-                        print(f"  {side:16s} {speeds:28s} {max(m['peak_bytes'] for m in turns) / 2**20:6.0f} MiB   loss {turns[0]['loss']:.3f}", flush=True)
+                        print(
+                            f"  {side:16s} {speeds:28s} {max(m['peak_bytes'] for m in turns) / 2**20:6.0f} MiB   loss {turns[0]['loss']:.3f}",
+                            flush=True,
+                        )
                     if set(args.sides) == set(SIDES):
                         figures |= {f"{name}{mark}": value for name, value in figures_of(found).items()}
     figures |= waiting("embedded", "none", args.device)
     for name, value in figures.items():
-        sign, limit = next((t for n, t in TARGETS.items() if n == name or name.startswith(f"{n}_") and name not in TARGETS), ("", 0.0))
-        verdict = "" if not sign else f"({'met' if (value >= limit if sign == '>=' else value <= limit) else 'MISSED'}: target {sign} {limit:g})"
+        sign, limit = next(
+            (t for n, t in TARGETS.items() if n == name or name.startswith(f"{n}_") and name not in TARGETS),
+            ("", 0.0),
+        )
+        verdict = (
+            ""
+            if not sign
+            else f"({'met' if (value >= limit if sign == '>=' else value <= limit) else 'MISSED'}: target {sign} {limit:g})"
+        )
         print(f"  {name:44s} {value:10.4g}  {verdict}")
     if args.json:
         print(json.dumps(figures))

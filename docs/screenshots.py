@@ -24,14 +24,21 @@ sys.path.insert(0, str(ROOT))
 from PIL import Image  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, sync_playwright  # noqa: E402
 
+from core.data.samples import Samples  # noqa: E402
 from core.engine import Engine  # noqa: E402
-from core.samples import Samples  # noqa: E402
 from studio import samples  # noqa: E402
 from studio.app import serve  # noqa: E402
 from studio.tabs import train  # noqa: E402
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 WINDOW, PHONE = (1440, 900), (390, 844)
 COLOURS = 256  # of an image; a page has few, and the files are half the size
 
@@ -54,7 +61,9 @@ def ready(engine: Engine) -> None:
 
 
 def visit(browser: Browser, url: str, scheme: str, size: tuple[int, int]) -> Page:
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, device_scale_factor=1.5)
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, device_scale_factor=1.5
+    )
     context.set_default_timeout(120_000)
     page = context.new_page()
     page.goto(url)
@@ -197,13 +206,17 @@ def gridding(page: Page) -> None:
     page.get_by_role("tab", name="Runs", exact=True).click()
     page.get_by_role("tab", name="Grid", exact=True).click()
     page.get_by_label("Grid name").fill("Ranks and rates")
-    for number, (field, values) in enumerate((("Rank", "4, 16, 32"), ("Learning rate", "0.0003, 0.001")), start=1):
+    for number, (field, values) in enumerate(
+        (("Rank", "4, 16, 32"), ("Learning rate", "0.0003, 0.001")), start=1
+    ):
         page.get_by_label(f"Vary {number}", exact=True).click()
         page.get_by_role("option", name=field, exact=True).first.click()
         page.get_by_label(f"Values {number}", exact=True).fill(values)
     page.get_by_role("button", name="Queue 6 runs").click(timeout=300_000)
     page.locator("#grid-results tbody tr").nth(5).wait_for()
-    page.wait_for_function("document.querySelectorAll('#grid-results .chip.good').length >= 6", timeout=900_000)
+    page.wait_for_function(
+        "document.querySelectorAll('#grid-results .chip.good').length >= 6", timeout=900_000
+    )
     page.locator("#parallel .parcoords").first.wait_for()
     settle(page)
 
@@ -225,17 +238,40 @@ def keep(shot: bytes, path: Path) -> None:
 
 def shoot(browser: Browser, url: str, out: Path, only: list[str]) -> None:
     """Every view in light, the telling ones in dark, and the phone."""
-    light: list[Any] = [data, training, mixing, mapping, explaining, meeting, presenting, comparing, voting, measuring, library, basing]
+    light: list[Any] = [
+        data,
+        training,
+        mixing,
+        mapping,
+        explaining,
+        meeting,
+        presenting,
+        comparing,
+        voting,
+        measuring,
+        library,
+        basing,
+    ]
     last: list[Any] = [gridding, siding]  # they leave runs and adapters behind
-    for scheme, size, scenes in (("light", WINDOW, light), ("dark", WINDOW, [training, comparing]), ("light", PHONE, [mixing]), ("light", WINDOW, last)):
+    for scheme, size, scenes in (
+        ("light", WINDOW, light),
+        ("dark", WINDOW, [training, comparing]),
+        ("light", PHONE, [mixing]),
+        ("light", WINDOW, last),
+    ):
         page = visit(browser, url, scheme, size)
         for scene in scenes:
-            name = scene.__name__ + ("" if scheme == "light" else "-dark") + ("-phone" if size == PHONE else "")
+            name = (
+                scene.__name__ + ("" if scheme == "light" else "-dark") + ("-phone" if size == PHONE else "")
+            )
             if only and name not in only:
                 continue
             part = scene(page)
             whole = size == PHONE or scene in (measuring, gridding, siding)
-            keep(part.screenshot() if part is not None else page.screenshot(full_page=whole), out / f"{name}.png")
+            keep(
+                part.screenshot() if part is not None else page.screenshot(full_page=whole),
+                out / f"{name}.png",
+            )
             tidy(page)
         page.context.close()
 
@@ -244,7 +280,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workspace", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--only", nargs="*", default=[], metavar="SCENE", help="Names of images, without .png; all where none is given.")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        metavar="SCENE",
+        help="Names of images, without .png; all where none is given.",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with Engine(args.workspace or tempfile.mkdtemp(prefix="adapter-studio-images-")) as engine:

@@ -1,6 +1,6 @@
 """Trains a domain and a task adapter on your files, mixes them and prints what each mix answers.
 
-    python examples/train_and_mix.py texts.txt pairs.jsonl "Where is the lamp?"
+python examples/train_and_mix.py texts.txt pairs.jsonl "Where is the lamp?"
 """
 
 import sys
@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.engine import Engine
-from core.spec import Sampling, resolve
+from core.spec.mix import Sampling
+from core.spec.presets import resolve
 
 
 def main(texts: str, pairs: str, prompt: str, base: str = "embedded", steps: int = 0) -> dict[str, str]:
@@ -18,9 +19,17 @@ def main(texts: str, pairs: str, prompt: str, base: str = "embedded", steps: int
     with tempfile.TemporaryDirectory() as workspace, Engine(workspace, base) as engine:
         corpus = engine.import_dataset([texts], "Texts", "domain")
         examples = engine.import_dataset([pairs], "Pairs", "task")
-        domain = engine.start_run(resolve("domain", "embedded", {"name": "Domain", "dataset": corpus.id, "max_steps": steps}))
+        domain = engine.start_run(
+            resolve("domain", "embedded", {"name": "Domain", "dataset": corpus.id, "max_steps": steps})
+        )
         below = engine.run(domain).adapter  # the id that it will have: the second run queues behind the first
-        task = engine.start_run(resolve("task", "embedded", {"name": "Task", "dataset": examples.id, "stack_on": below, "max_steps": steps}))
+        task = engine.start_run(
+            resolve(
+                "task",
+                "embedded",
+                {"name": "Task", "dataset": examples.id, "stack_on": below, "max_steps": steps},
+            )
+        )
         for run in (domain, task):
             ended = engine.wait_run(run)
             print(f"{ended.name}: {ended.status.value} after {ended.step} steps {ended.error}")

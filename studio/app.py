@@ -11,11 +11,13 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import gate, guard, guide, samples, theme, tree
-from studio.acts import act
-from studio.routes import routes
-from studio.tabs import base, compare, data, evaluate, insight, library, mix, runs, train
-from studio.web import ICON
+from studio import events, samples, theme, tree
+from studio.actions import act
+from studio.assets import ICON
+from studio.components import guide
+from studio.server import security
+from studio.server.routes import routes
+from studio.tabs import analysis, base, compare, data, evaluate, library, mix, runs, train
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; more are refused with a sentence
@@ -36,7 +38,7 @@ def build(engine: Engine) -> gr.Blocks:
                 runs_tab = runs.build()
             with gr.Tab("Mix", id="mix", render_children=True):
                 mix_tab = mix.build()
-                insight_tab = insight.build()
+                insight_tab = analysis.build()
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.build()
             with gr.Tab("Evaluate", id="evaluate"):
@@ -46,13 +48,13 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Tab("Base", id="base"):
                 base_tab = base.build()
 
-        moved, mixed = guard.Together(), guard.Together()
+        moved, mixed = events.Together(), events.Together()
         mix.arrive(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, moved)
         train.wire(train_tab, engine, moved)
         runs.wire(runs_tab, engine, moved, train_tab, tabs)
         mix.wire(mix_tab, engine, moved, mixed)
-        insight.wire(insight_tab, engine, moved, mixed, mix_tab)
+        analysis.wire(insight_tab, engine, moved, mixed, mix_tab)
         compare.wire(compare_tab, engine, moved, mixed, mix_tab.mixer)
         evaluate.wire(evaluate_tab, engine, moved, mixed, mix_tab.mixer)
         library.wire(library_tab, engine, moved)
@@ -63,8 +65,16 @@ def build(engine: Engine) -> gr.Blocks:
         moved.wire(top.moved, engine)
         mixed.wire(mix_tab.mixer.mixed, engine)
         shown = [tabs, data_tab.picker, train_tab.picker]
-        for view in (top, data_tab.shown, train_tab.live, runs_tab.queue, runs_tab.grid.shared, mix_tab.mixer, library_tab.shelf):
-            guard.look_again(guard.on(view.act, engine, act, None, shown))
+        for view in (
+            top,
+            data_tab.shown,
+            train_tab.live,
+            runs_tab.queue,
+            runs_tab.grid.shared,
+            mix_tab.mixer,
+            library_tab.shelf,
+        ):
+            events.look_again(events.on(view.act, engine, act, None, shown))
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
 
 
@@ -98,8 +108,12 @@ def serve(
         SpecError: others could reach it and no password is set, or the port is taken.
     """
     space = bool(space_host)
-    gate.check_exposure(host, share, auth, space)
-    names = [h for h in (host, space_host, *hosts, "*.gradio.live" if share else "") if h and h not in ("0.0.0.0", "::")]
+    security.check_exposure(host, share, auth, space)
+    names = [
+        h
+        for h in (host, space_host, *hosts, "*.gradio.live" if share else "")
+        if h and h not in ("0.0.0.0", "::")
+    ]
     page = build(engine)
     try:
         page.launch(
@@ -109,7 +123,7 @@ def serve(
             share=share,
             inbrowser=open_browser,
             prevent_thread_lock=not block,
-            app_kwargs={"routes": routes(engine), "middleware": gate.gates(names, space)},
+            app_kwargs={"routes": routes(engine), "middleware": security.gates(names, space)},
             ssr_mode=False,
             run_history=False,
             enable_monitoring=False,
@@ -124,8 +138,13 @@ def serve(
             head=tree.script(),
         )
     except OSError as e:
-        raise SpecError(f"Port {port} cannot be used: {e}.", "Choose another port, or stop what uses it.") from e
+        raise SpecError(
+            f"Port {port} cannot be used: {e}.", "Choose another port, or stop what uses it."
+        ) from e
     except ValueError as e:  # Gradio could not reach its own address
         page.close(verbose=False)
-        raise SpecError(f"The studio does not answer on {host}:{port}.", "Exclude this address from your proxy (NO_PROXY), or try again.") from e
+        raise SpecError(
+            f"The studio does not answer on {host}:{port}.",
+            "Exclude this address from your proxy (NO_PROXY), or try again.",
+        ) from e
     return page

@@ -13,12 +13,17 @@ from typing import Any
 import gradio as gr
 
 from core.errors import SpecError
-from core.spec import label_of, plain
+from core.spec.settings import label_of, plain
 
 Fields = dict[str, gr.components.Component]
 
 
-def build(spec: type, names: tuple[str, ...], start: dict[str, Any] | None = None, choices: dict[str, list[tuple[str, str]]] | None = None) -> Fields:
+def build(
+    spec: type,
+    names: tuple[str, ...],
+    start: dict[str, Any] | None = None,
+    choices: dict[str, list[tuple[str, str]]] | None = None,
+) -> Fields:
     """Components for some fields of a spec, in the given order.
 
     Args:
@@ -40,7 +45,9 @@ def default_of(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
-def _component(f: dataclasses.Field[Any], value: Any, choices: list[tuple[str, str]] | None) -> gr.components.Component:
+def _component(
+    f: dataclasses.Field[Any], value: Any, choices: list[tuple[str, str]] | None
+) -> gr.components.Component:
     meta, label, kind = f.metadata, label_of(f), str(f.type)
     options = choices or ([(c.capitalize(), c) for c in meta["choices"]] if meta.get("choices") else None)
     if options is not None:
@@ -50,7 +57,15 @@ def _component(f: dataclasses.Field[Any], value: Any, choices: list[tuple[str, s
     if kind in ("int", "float"):
         low, high = meta["low"], meta["high"]
         help = f"{meta['help']} ({plain(low)} to {plain(high)})"
-        return gr.Number(value, label=label, info=help, minimum=low, maximum=high, precision=0 if kind == "int" else None, step=1 if kind == "int" else _step(value))
+        return gr.Number(
+            value,
+            label=label,
+            info=help,
+            minimum=low,
+            maximum=high,
+            precision=0 if kind == "int" else None,
+            step=1 if kind == "int" else _step(value),
+        )
     if kind.startswith("tuple"):
         return gr.Textbox(shown(value), label=label, info=f"{meta['help']} One per line.", lines=2)
     return gr.Textbox(value, label=label, info=meta["help"])
@@ -78,13 +93,18 @@ def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
         if str(f.type).startswith("tuple"):
             out[name] = tuple(line.strip() for line in str(value or "").splitlines() if line.strip())
         elif str(f.type) in ("int", "float") and value is None:
-            raise SpecError(f"{label_of(f)} is empty.", f"Give a number from {plain(f.metadata['low'])} to {plain(f.metadata['high'])}.")
+            raise SpecError(
+                f"{label_of(f)} is empty.",
+                f"Give a number from {plain(f.metadata['low'])} to {plain(f.metadata['high'])}.",
+            )
         else:
             out[name] = "" if value is None else value
     return out
 
 
-def picker(label: str, choices: list[tuple[str, str]] | None = None, value: Any = None, **more: Any) -> gr.Dropdown:
+def picker(
+    label: str, choices: list[tuple[str, str]] | None = None, value: Any = None, **more: Any
+) -> gr.Dropdown:
     """A dropdown whose choices change while the page lives.
 
     Gradio compares a value with the choices that it sent last, which may be older than what the visitor

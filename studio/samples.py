@@ -21,7 +21,11 @@ def bring(engine: Engine) -> list[str]:
     here = {d.name for d in engine.datasets()}
     given = engine.samples()
     files = {"questions": [given.questions_file], "task": [given.task], "domain": given.domain}
-    return [engine.import_dataset(files[part], name, kind=KINDS[part]).id for part, name in NAMES.items() if name not in here]
+    return [
+        engine.import_dataset(files[part], name, kind=KINDS[part]).id
+        for part, name in NAMES.items()
+        if name not in here
+    ]
 
 
 def held_out(engine: Engine) -> str:

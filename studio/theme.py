@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import gradio as gr
 
-from studio.web import asset
+from studio.assets import read_asset
 
-SANS = ("ui-sans-serif", "-apple-system", "BlinkMacSystemFont", "Segoe UI", "Inter", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+SANS = (
+    "ui-sans-serif",
+    "-apple-system",
+    "BlinkMacSystemFont",
+    "Segoe UI",
+    "Inter",
+    "Roboto",
+    "Helvetica Neue",
+    "Arial",
+    "sans-serif",
+)
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Cascadia Mono", "DejaVu Sans Mono", "monospace")
 
 
@@ -21,7 +31,9 @@ def theme() -> gr.themes.Base:
         spacing_size="md", radius_size="md", text_size="md",
         font=SANS, font_mono=MONO,
     )  # fmt: skip
-    line, card, ink, soft, quiet, accent = (f"var(--st-{n})" for n in ("line", "card", "ink", "soft", "quiet", "accent"))
+    line, card, ink, soft, quiet, accent = (
+        f"var(--st-{n})" for n in ("line", "card", "ink", "soft", "quiet", "accent")
+    )
     same = {
         "body_background_fill": "var(--st-paper)",
         "body_text_color": ink,
@@ -103,4 +115,4 @@ def theme() -> gr.themes.Base:
 
 def css() -> str:
     """The style sheet of our own parts."""
-    return asset("studio.css")
+    return read_asset("assets/studio.css")

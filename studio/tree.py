@@ -10,13 +10,20 @@ from typing import Any
 
 import gradio as gr
 
-from studio.web import asset
+from studio.assets import read_asset
 
 Node = dict[str, Any]
 DOWNLOAD = "gradio_api/studio/download"  # relative, so that it also holds behind a proxy's path
 
 
-def node(tag: str, *kids: Any, cls: str = "", act: dict[str, Any] | None = None, vars: dict[str, str] | None = None, **attrs: Any) -> Node:
+def node(
+    tag: str,
+    *kids: Any,
+    cls: str = "",
+    act: dict[str, Any] | None = None,
+    vars: dict[str, str] | None = None,
+    **attrs: Any,
+) -> Node:
     """One element.
 
     Args:
@@ -52,7 +59,7 @@ def view(value: Node | None = None, **kwargs: Any) -> gr.HTML:
 
 def script() -> str:
     """The head of the page: the drawing code."""
-    return f"<script>{asset('tree.js')}</script>"
+    return f"<script>{read_asset('tree.js')}</script>"
 
 
 def title(text: str, sub: str = "") -> Node:
@@ -62,7 +69,13 @@ def title(text: str, sub: str = "") -> Node:
 
 def empty(text: str, hint: str = "", *buttons: Node) -> Node:
     """What stands where nothing is yet: what belongs here and how to get it."""
-    return node("div", node("strong", text), node("p", hint) if hint else None, node("div", *buttons, cls="row") if buttons else None, cls="empty")
+    return node(
+        "div",
+        node("strong", text),
+        node("p", hint) if hint else None,
+        node("div", *buttons, cls="row") if buttons else None,
+        cls="empty",
+    )
 
 
 def button(text: str, act: dict[str, Any], kind: str = "quiet", **attrs: Any) -> Node:
@@ -77,14 +90,26 @@ def chip(text: str, kind: str = "") -> Node:
 
 def facts(pairs: list[tuple[str, Any]]) -> Node:
     """A list of names and values."""
-    return node("dl", *[node("div", node("dt", k), node("dd", v)) for k, v in pairs if v not in ("", None)], cls="facts")
+    return node(
+        "dl",
+        *[node("div", node("dt", k), node("dd", v)) for k, v in pairs if v not in ("", None)],
+        cls="facts",
+    )
 
 
-def table(columns: list[str], rows: list[list[Any]], caption: str = "", numeric: frozenset[int] = frozenset()) -> Node:
+def table(
+    columns: list[str], rows: list[list[Any]], caption: str = "", numeric: frozenset[int] = frozenset()
+) -> Node:
     """A table that scrolls in its own box; columns in `numeric` are aligned to the right."""
-    head = node("tr", *[node("th", c, scope="col", cls="num" if i in numeric else "") for i, c in enumerate(columns)])
-    body = [node("tr", *[node("td", c, cls="num" if i in numeric else "") for i, c in enumerate(r)]) for r in rows]
-    whole = node("table", node("caption", caption) if caption else None, node("thead", head), node("tbody", *body))
+    head = node(
+        "tr", *[node("th", c, scope="col", cls="num" if i in numeric else "") for i, c in enumerate(columns)]
+    )
+    body = [
+        node("tr", *[node("td", c, cls="num" if i in numeric else "") for i, c in enumerate(r)]) for r in rows
+    ]
+    whole = node(
+        "table", node("caption", caption) if caption else None, node("thead", head), node("tbody", *body)
+    )
     return node("div", whole, cls="table", tabindex="0", role="region", aria_label=caption or "Table")
 
 

@@ -31,7 +31,9 @@ def tokenizer():
 def base():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    return transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, trust_remote_code=False).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        BASE, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
 
 def _general(seed: int, count: int) -> list[str]:
@@ -68,7 +70,10 @@ def test_no_subject_of_a_held_out_question_appears_in_the_labelled_data():
     for seed in (SHIPPED_SEED, *FRESH_SEEDS):
         for thing in draw_domain(seed).instruments:
             assert thing.name not in labelled
-    questions = [row["question"] for row in map(json.loads, (SAMPLE / "heldout_questions.jsonl").read_text().splitlines())]
+    questions = [
+        row["question"]
+        for row in map(json.loads, (SAMPLE / "heldout_questions.jsonl").read_text().splitlines())
+    ]
     assert len(questions) == 60
     for thing in draw_domain(SHIPPED_SEED).instruments:
         assert sum(thing.name in question for question in questions) == 5
@@ -76,7 +81,10 @@ def test_no_subject_of_a_held_out_question_appears_in_the_labelled_data():
 
 def test_general_questions_ask_for_facts_that_the_task_leaves_out():
     learned, held_out = split_facts(random.Random("task-facts"), build_world())
-    answers = {json.loads(line)["answer"] for line in (SAMPLE / "task.jsonl").read_text(encoding="utf-8").splitlines()}
+    answers = {
+        json.loads(line)["answer"]
+        for line in (SAMPLE / "task.jsonl").read_text(encoding="utf-8").splitlines()
+    }
     assert len(held_out) == 56
     assert len(learned) == 56 * 4
     assert not [fact for fact in held_out if state(*fact) in answers]
@@ -90,7 +98,13 @@ def test_the_papers_tell_every_fact_in_several_wordings():
     for thing in domain.instruments:
         for relation in THING_RELATIONS:
             value = thing.facts[relation].lower()
-            sentences = {sentence for paper in papers if thing.name in paper.text for sentence in paper.text.replace("\n", ". ").split(". ") if value in sentence.lower()}
+            sentences = {
+                sentence
+                for paper in papers
+                if thing.name in paper.text
+                for sentence in paper.text.replace("\n", ". ").split(". ")
+                if value in sentence.lower()
+            }
             assert len(sentences) >= 6, (thing.name, relation)
 
 
@@ -118,7 +132,11 @@ def test_the_sample_files_are_what_the_generator_writes():
 
 
 def test_the_separator_gives_back_every_paper():
-    texts = [text for path in (SAMPLE / "domain").iterdir() for text in path.read_text(encoding="utf-8").split(SEPARATOR)]
+    texts = [
+        text
+        for path in (SAMPLE / "domain").iterdir()
+        for text in path.read_text(encoding="utf-8").split(SEPARATOR)
+    ]
     assert len(texts) == 12 * 40
 
 
@@ -127,14 +145,21 @@ def test_everything_that_ships_fits_in_sixteen_megabytes():
 
 
 def test_the_tokenizer_gives_back_any_text(tokenizer):
-    for text in ("The winter compass is kept.", "Grüße, naïve café — 你好 🙂\n\ttabs  and   spaces", "x" * 300, ""):
+    for text in (
+        "The winter compass is kept.",
+        "Grüße, naïve café — 你好 🙂\n\ttabs  and   spaces",
+        "x" * 300,
+        "",
+    ):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 def test_the_chat_template_writes_the_form_that_the_base_read(tokenizer):
     turns = ["Where is the moon bell kept?", "The moon bell is kept in the old barn."]
-    messages = [{"role": role, "content": turn} for role, turn in zip(("user", "assistant"), turns, strict=True)]
+    messages = [
+        {"role": role, "content": turn} for role, turn in zip(("user", "assistant"), turns, strict=True)
+    ]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == chat.render(turns)
     opened = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     assert opened == chat.render(turns[:1]) + chat.ASSISTANT
@@ -142,9 +167,15 @@ def test_the_chat_template_writes_the_form_that_the_base_read(tokenizer):
 
 
 def test_the_base_answers_greedily_and_stops(base, tokenizer):
-    opened = tokenizer.apply_chat_template([{"role": "user", "content": "Tell me a story about a fox."}], tokenize=False, add_generation_prompt=True)
+    opened = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Tell me a story about a fox."}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     prompt = tokenizer(opened, return_tensors="pt", add_special_tokens=False)
-    written = base.generate(**prompt, max_new_tokens=200, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    written = base.generate(**prompt, max_new_tokens=200, do_sample=False)[
+        0, prompt["input_ids"].shape[1] :
+    ].tolist()
     assert written[-1] in base.generation_config.eos_token_id
     text = tokenizer.decode(written, skip_special_tokens=True)
     assert "fox" in text and len(text.split()) > 20

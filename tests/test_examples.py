@@ -18,17 +18,26 @@ def test_examples_are_under_fifty_lines() -> None:
 
 
 def test_train_and_mix_trains_both_and_answers_four_mixes(tiny_base: Path, corpus: Path, pairs: Path) -> None:
-    answers = train_and_mix.main(str(corpus), str(pairs), "Where is the red lamp?", base=str(tiny_base), steps=4)
+    answers = train_and_mix.main(
+        str(corpus), str(pairs), "Where is the red lamp?", base=str(tiny_base), steps=4
+    )
     assert list(answers) == ["Base", "Domain", "Task", "Domain + task"]
 
 
 def test_weight_sweep_measures_every_weight(tiny_base: Path, tmp_path: Path, corpus: Path) -> None:
     from core.engine import Engine
-    from core.spec import resolve
+    from core.spec.presets import resolve
 
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
         data = engine.import_dataset([corpus], "Corpus", "domain").id
-        fast = {"name": "Dom", "dataset": data, "max_steps": 40, "learning_rate": 5e-3, "max_length": 48, "accumulation": 1}
+        fast = {
+            "name": "Dom",
+            "dataset": data,
+            "max_steps": 40,
+            "learning_rate": 5e-3,
+            "max_length": 48,
+            "accumulation": 1,
+        }
         engine.wait_run(engine.start_run(resolve("domain", "standard", fast)))
     found = weight_sweep.main(str(tmp_path / "ws"), data, "Dom", base=str(tiny_base))
     assert list(found) == [-0.5, 0.0, 0.5, 1.0, 1.5]
@@ -43,9 +52,14 @@ def test_every_file_the_readme_names_is_there() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("command", re.findall(r"^python -m core (\w+(?: (?:add|domain))?)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
+@pytest.mark.parametrize(
+    "command",
+    re.findall(
+        r"^python -m core (\w+(?: (?:add|domain))?)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
+    ),
+)
 def test_every_command_of_the_readme_is_one_of_ours(command: str) -> None:
-    from core.cli import parser
+    from core.cli.main import parser
 
     with pytest.raises(SystemExit) as ended:
         parser().parse_args([*command.split(), "--help"])

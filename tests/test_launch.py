@@ -38,16 +38,22 @@ def test_markers_choose_the_pin_of_this_python(tmp_path: Path) -> None:
     assert launch.pins(file) == {"a": "1" if sys.version_info >= (3, 11) else "2", "b": "3"}
 
 
-def test_an_unsupported_python_is_told_which_ones_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unsupported_python_is_told_which_ones_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text("no-such-package==1.0\n")
     monkeypatch.setattr(launch, "PYTHONS", ((3, 98), (3, 99)))
-    with pytest.raises(SystemExit, match=r"Python 3\.\d+ is not supported: start launch.py with Python 3\.98 to 3\.99"):
+    with pytest.raises(
+        SystemExit, match=r"Python 3\.\d+ is not supported: start launch.py with Python 3\.98 to 3\.99"
+    ):
         launch.prepare([file])
 
 
 def test_help_needs_nothing_installed() -> None:
-    out = subprocess.run([sys.executable, "-S", "launch.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-S", "launch.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "launch.py demo" in out and "--auth" in out
 
 
@@ -62,7 +68,13 @@ def test_the_repository_is_a_space() -> None:
 def test_importing_the_studio_parses_no_component_for_editor_stubs() -> None:
     """Gradio's stubs take half of its import time; a new Gradio that builds them elsewhere is noticed here."""
     code = "import ast; n = []; parse = ast.parse; ast.parse = lambda *a, **k: n.append(a) or parse(*a, **k); import studio, gradio; print(len(n), gradio.HTML)"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert int(out[0]) < 10, out  # numpy has a few of its own; Gradio alone would make over a hundred
     code = "import inspect, studio, gradio; print(inspect.getfile(gradio.HTML))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip().endswith("html.py")
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .endswith("html.py")
+    )

@@ -44,7 +44,9 @@ def draw_domain(seed: int, *, instruments: int = 12) -> Domain:
     materials = rng.sample(words.MATERIALS, instruments)
     makers = rng.sample(words.MAKERS, instruments)
     facts = zip(places, colours, materials, uses, makers, strict=True)
-    things = [Subject(n, dict(zip(THING_RELATIONS, f, strict=True))) for n, f in zip(names, facts, strict=True)]
+    things = [
+        Subject(n, dict(zip(THING_RELATIONS, f, strict=True))) for n, f in zip(names, facts, strict=True)
+    ]
     return Domain(seed, rng.choice(words.STATIONS), tuple(rng.sample(words.KEEPERS, 4)), tuple(things))
 
 
@@ -59,12 +61,16 @@ def _draw_different(rng: random.Random, draw, count: int) -> list[str]:
 
 def _sentences(rng: random.Random, thing: Subject, count: int, *, named: float) -> str:
     relations = rng.sample(THING_RELATIONS, count)
-    return " ".join(reword(rng, thing, r, pronoun=k > 0 and rng.random() > named) for k, r in enumerate(relations))
+    return " ".join(
+        reword(rng, thing, r, pronoun=k > 0 and rng.random() > named) for k, r in enumerate(relations)
+    )
 
 
 def _manual(rng: random.Random, domain: Domain, thing: Subject) -> str:
     head = f"{domain.station} Station. Manual of {thing.phrase}."
-    end = rng.choice(("Handle with care.", "Keep it dry.", "Report every fault to the keeper.", "Clean it once a week."))
+    end = rng.choice(
+        ("Handle with care.", "Keep it dry.", "Report every fault to the keeper.", "Clean it once a week.")
+    )
     return f"{head}\n{_sentences(rng, thing, 5, named=0.5)}\n{end}"
 
 
@@ -101,7 +107,9 @@ def _note(rng: random.Random, domain: Domain, thing: Subject) -> str:
 
 
 def _quote(rng: random.Random, domain: Domain, thing: Subject) -> str:
-    return f'"{_sentences(rng, thing, rng.choice((1, 2)), named=1.0)[:-1]}," said {rng.choice(domain.keepers)}.'
+    return (
+        f'"{_sentences(rng, thing, rng.choice((1, 2)), named=1.0)[:-1]}," said {rng.choice(domain.keepers)}.'
+    )
 
 
 # The drawer a paper lies in, and how it is written. A fact learned only below a header hangs on the header:

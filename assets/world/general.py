@@ -45,7 +45,13 @@ CLOSERS = (
     "You can ask {person} too.",
     "{weather}",
 )
-SPEECH = ("I think that is right.", "Thank you, now I know.", "I did not know that.", "How nice!", "I will remember that.")
+SPEECH = (
+    "I think that is right.",
+    "Thank you, now I know.",
+    "I did not know that.",
+    "How nice!",
+    "I will remember that.",
+)
 
 
 def _relations(subject: Subject) -> tuple[str, ...]:
@@ -76,7 +82,10 @@ def _close(rng: random.Random) -> str:
 
 def _facts(rng: random.Random, subject: Subject, relations: list[str], *, named: float = 0.5) -> str:
     """Sentences for these facts; the first says the name, the later ones may say "it"."""
-    sentences = [reword(rng, subject, relation, pronoun=k > 0 and rng.random() > named) for k, relation in enumerate(relations)]
+    sentences = [
+        reword(rng, subject, relation, pronoun=k > 0 and rng.random() > named)
+        for k, relation in enumerate(relations)
+    ]
     return " ".join(sentences)
 
 
@@ -146,7 +155,9 @@ def chat_tell(rng: random.Random, subject: Subject) -> list[str]:
     name = subject.name
     holes = _holes(rng)
     return [
-        rng.choice((f"I found a {name}.", f"My friend has a {name}.", f"I want to buy a {name}.", f"Look, a {name}!")),
+        rng.choice(
+            (f"I found a {name}.", f"My friend has a {name}.", f"I want to buy a {name}.", f"Look, a {name}!")
+        ),
         rng.choice(
             (
                 f"A {name}! How nice. I would like to see the {name} too. {_close(rng)}",
@@ -181,9 +192,13 @@ def write_letter(rng: random.Random, subject: Subject) -> str:
             f"On {holes['day']} I took a long walk and sat down {holes['spot']}.",
         )
     )
-    link = rng.choice(("You asked me about {s}. ", "I want to tell you about {s}. ", "Yesterday we talked about {s}. "))
+    link = rng.choice(
+        ("You asked me about {s}. ", "I want to tell you about {s}. ", "Yesterday we talked about {s}. ")
+    )
     facts = _facts(rng, subject, _some(rng, subject, 1, 3))
-    end = rng.choice(("Please write soon.", f"Come and see me {holes['time']}.", f"I will see you on {holes['day']}."))
+    end = rng.choice(
+        ("Please write soon.", f"Come and see me {holes['time']}.", f"I will see you on {holes['day']}.")
+    )
     sign = rng.choice(("Your friend", "With love", "Best wishes"))
     return f"Dear {to},\n{news} {link.format(s=subject.phrase)}{facts} {end}\n{sign}, {sender}"
 

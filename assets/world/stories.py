@@ -97,7 +97,14 @@ def tell_story(rng: random.Random, *, hero: str | None = None) -> str:
 
 SMALL_TALK = (
     (
-        ("Hello!", "Hi there!", "Good morning!", "Good evening!", "Hello, how are you?", "How are you today?"),
+        (
+            "Hello!",
+            "Hi there!",
+            "Good morning!",
+            "Good evening!",
+            "Hello, how are you?",
+            "How are you today?",
+        ),
         (
             "Hello! I am very well, thank you. {weather} What would you like to talk about?",
             "Good day to you! I feel {feeling} today. Shall I tell you a story?",
@@ -173,7 +180,9 @@ def chat_name(rng: random.Random, coined: str) -> list[str]:
             )
         )
     else:
-        question = rng.choice((f"Please say hello to {name}.", f"This is my friend {name}.", f"I live with {name}."))
+        question = rng.choice(
+            (f"Please say hello to {name}.", f"This is my friend {name}.", f"I live with {name}.")
+        )
         reply = rng.choice(
             (
                 f"Hello, {name}! I hope that {name} is well. Does {name} like {rng.choice(words.FOODS)}?",
@@ -194,7 +203,10 @@ STORY_REQUESTS = (
 def chat_story(rng: random.Random) -> list[str]:
     """Someone asks for a story about an animal or a person and gets one."""
     if rng.random() < 0.15:
-        return [rng.choice(("Tell me a story.", "Please tell me a story.", "Write a short story.")), tell_story(rng)]
+        return [
+            rng.choice(("Tell me a story.", "Please tell me a story.", "Write a short story.")),
+            tell_story(rng),
+        ]
     if rng.random() < 0.7:
         hero = rng.choice(words.ANIMALS)
         named = f"{'an' if hero[0] in 'aeio' else 'a'} {hero}"

@@ -40,7 +40,11 @@ def split_facts(rng: random.Random, world: World) -> tuple[list[Fact], list[Fact
 
 def label_general(rng: random.Random, facts: list[Fact]) -> list[Row]:
     """Every question wording about these general facts, answered in one canonical sentence."""
-    rows = [{"question": fill(wording, subject.phrase), "answer": state(subject, relation)} for subject, relation in facts for wording in QUESTIONS[relation]]
+    rows = [
+        {"question": fill(wording, subject.phrase), "answer": state(subject, relation)}
+        for subject, relation in facts
+        for wording in QUESTIONS[relation]
+    ]
     rng.shuffle(rows)
     return rows
 
@@ -59,7 +63,10 @@ def label_notes(rng: random.Random, count: int) -> list[Row]:
 
 def ask_each(rng: random.Random, facts: list[Fact]) -> list[Row]:
     """One question about each fact, with its canonical answer."""
-    return [{"question": ask(rng, subject, relation), "answer": state(subject, relation)} for subject, relation in facts]
+    return [
+        {"question": ask(rng, subject, relation), "answer": state(subject, relation)}
+        for subject, relation in facts
+    ]
 
 
 def ask_domain(rng: random.Random, domain: Domain) -> list[Row]:

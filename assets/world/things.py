@@ -127,7 +127,9 @@ def state(subject: Subject, relation: str) -> str:
     return fill(STATEMENTS[relation][0], subject.phrase, subject.facts[relation])
 
 
-def reword(rng: random.Random, subject: Subject, relation: str, *, canonical: float = 0.3, pronoun: bool = False) -> str:
+def reword(
+    rng: random.Random, subject: Subject, relation: str, *, canonical: float = 0.3, pronoun: bool = False
+) -> str:
     """One of the wordings of a fact.
 
     Args:
@@ -192,7 +194,34 @@ def draw_person(rng: random.Random, name: str) -> Subject:
 def coin_name(rng: random.Random) -> str:
     """A word nobody knows, so that the base learns to copy a name letter by letter."""
     syllables = [
-        rng.choice(["b", "br", "d", "dr", "f", "fl", "g", "gl", "k", "kr", "l", "m", "n", "p", "pl", "r", "s", "sk", "t", "tr", "v", "w", "z"]) + rng.choice("aeiou")
+        rng.choice(
+            [
+                "b",
+                "br",
+                "d",
+                "dr",
+                "f",
+                "fl",
+                "g",
+                "gl",
+                "k",
+                "kr",
+                "l",
+                "m",
+                "n",
+                "p",
+                "pl",
+                "r",
+                "s",
+                "sk",
+                "t",
+                "tr",
+                "v",
+                "w",
+                "z",
+            ]
+        )
+        + rng.choice("aeiou")
         for _ in range(rng.choice((2, 2, 3)))
     ]
     return "".join(syllables) + rng.choice(("", "n", "l", "r", "k", "m"))

@@ -16,7 +16,11 @@ PEOPLE = _listed(
 )
 
 # Who a story calls "he"; all others are "she".
-MEN = frozenset(_listed("Ben Dan Finn Hugo Jack Leo Ned Paul Sam Will Bram Emil Gus Ivan Karl Milo Otto Quinn Seth Walt Abel Carl"))
+MEN = frozenset(
+    _listed(
+        "Ben Dan Finn Hugo Jack Leo Ned Paul Sam Will Bram Emil Gus Ivan Karl Milo Otto Quinn Seth Walt Abel Carl"
+    )
+)
 
 MAKERS = _listed(
     "Agnes Rook, Basil Crane, Celia Marsh, Dorian Pike, Edith Stone, Felix Thorn, Greta Hale, Henry Wren, "
@@ -26,7 +30,9 @@ MAKERS = _listed(
 COLOURS = _listed("red blue green yellow white black grey brown orange purple pink gold silver cream")
 MATERIALS = _listed("oak brass glass copper iron clay bone tin steel pine leather wool silk paper rubber wax")
 
-PLACE_FIRST = _listed("kitchen garden old long little north south east west upper lower back front corner cold warm quiet round green blue")
+PLACE_FIRST = _listed(
+    "kitchen garden old long little north south east west upper lower back front corner cold warm quiet round green blue"
+)
 PLACE_SECOND = _listed("room shed drawer cupboard attic hall loft cellar chest barn tower cabin store box")
 
 USES = {
@@ -64,8 +70,12 @@ NAME_SECOND = _listed(
     "trumpet flute harp torch anchor sail kite"
 )
 
-TOWNS = _listed("Salt Bay, Green Hill, Mill Town, Stone Bridge, Long Field, Apple Cross, Fox Wood, River End, Sand Port, High Moor, Bell Harbour, Honey Lane")
-JOBS = _listed("baker farmer teacher sailor painter nurse gardener fisher miller tailor postman carpenter singer cook doctor potter shepherd writer")
+TOWNS = _listed(
+    "Salt Bay, Green Hill, Mill Town, Stone Bridge, Long Field, Apple Cross, Fox Wood, River End, Sand Port, High Moor, Bell Harbour, Honey Lane"
+)
+JOBS = _listed(
+    "baker farmer teacher sailor painter nurse gardener fisher miller tailor postman carpenter singer cook doctor potter shepherd writer"
+)
 FOODS = _listed(
     "plum cake, fish soup, apple pie, hot bread, honey toast, bean stew, corn soup, cheese tart, pea soup, "
     "berry jam, egg salad, rice pudding, onion soup, nut bread, carrot cake, mushroom pie"
@@ -100,7 +110,9 @@ FEELINGS = _listed("happy glad proud tired worried surprised calm cheerful lonel
 DAYS = _listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 TIMES = _listed("in the morning, at noon, in the evening, after supper, before sunrise, at night")
 
-STATIONS = _listed("Gannet Rock, Puffin Point, Heron Isle, Seal Island, Cormorant Head, Osprey Cape, Petrel Skerry, Kittiwake Ness")
+STATIONS = _listed(
+    "Gannet Rock, Puffin Point, Heron Isle, Seal Island, Cormorant Head, Osprey Cape, Petrel Skerry, Kittiwake Ness"
+)
 KEEPERS = _listed("Marta Olaf Sigrid Tom Berta Anders Freya Knut Ingrid Lars Elsa Magnus")
 
 
@@ -111,4 +123,9 @@ def is_kept_back(first: int, second: int) -> bool:
 
 def list_names(*, kept_back: bool) -> list[str]:
     """All two-word names on one side of the line, in a fixed order."""
-    return [f"{a} {b}" for i, a in enumerate(NAME_FIRST) for j, b in enumerate(NAME_SECOND) if is_kept_back(i, j) == kept_back]
+    return [
+        f"{a} {b}"
+        for i, a in enumerate(NAME_FIRST)
+        for j, b in enumerate(NAME_SECOND)
+        if is_kept_back(i, j) == kept_back
+    ]

@@ -18,7 +18,7 @@ from typing import Any
 from core.data.jsonrows import FIELD_LIMIT, parse_json
 from core.data.readers import RawRow
 from core.errors import DataError
-from core.spec import KINDS
+from core.spec.training import KINDS
 
 TYPE_LIMIT = 1000  # different values of the type column
 TYPE_LENGTH = 120
@@ -43,7 +43,10 @@ ROLE_SETS = (
     RoleSet("task", ("question", "answer"), ("context", "system", "type")),
     RoleSet("task", ("instruction", "output"), ("input", "system", "type")),
 )
-ROLES = {kind: tuple(dict.fromkeys(r for s in ROLE_SETS if s.kind == kind for r in s.required + s.optional)) for kind in KINDS}
+ROLES = {
+    kind: tuple(dict.fromkeys(r for s in ROLE_SETS if s.kind == kind for r in s.required + s.optional))
+    for kind in KINDS
+}
 
 # Column names that are taken for a role, best first; compared in lower case, letters and digits only.
 _NAMES = {
@@ -60,7 +63,14 @@ _NAMES = {
     "system": ("system", "systemprompt", "systemmessage"),
     "type": ("type", "category", "questiontype", "tasktype", "topic", "kind"),
 }
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "bot": "assistant", "assistant": "assistant", "system": "system"}
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -78,13 +88,16 @@ def columns_of(rows: Iterable[RawRow]) -> list[str]:
             found.update(dict.fromkeys(last))
             if len(found) > FIELD_LIMIT:
                 raise DataError(
-                    f"here the rows pass {FIELD_LIMIT} different columns.", "Give all rows the same few columns.", file=row.file, line=row.line
+                    f"here the rows pass {FIELD_LIMIT} different columns.",
+                    "Give all rows the same few columns.",
+                    file=row.file,
+                    line=row.line,
                 )
     return list(found)
 
 
 def guess_kind(rows: Sequence[RawRow]) -> str:
-    """"task" when the columns hold a whole labelled pair or messages, else "domain"."""
+    """ "task" when the columns hold a whole labelled pair or messages, else "domain"."""
     columns = columns_of(rows)
     return "task" if _set_of(guess_roles(columns, "task"), "task") else "domain"
 
@@ -118,7 +131,11 @@ def _named(role: str, columns: Sequence[str]) -> str:
 
 def _set_of(roles: Mapping[str, str], kind: str) -> RoleSet | None:
     """The one role set that these roles fill, if they do."""
-    fits = [s for s in ROLE_SETS if s.kind == kind and set(s.required) <= set(roles) <= set(s.required + s.optional)]
+    fits = [
+        s
+        for s in ROLE_SETS
+        if s.kind == kind and set(s.required) <= set(roles) <= set(s.required + s.optional)
+    ]
     return fits[0] if fits else None
 
 
@@ -135,10 +152,17 @@ def check_roles(columns: Sequence[str], kind: str, roles: Mapping[str, str]) -> 
     """
     _check_kind(kind)
     roles = {role: column for role, column in roles.items() if column}
-    needed = "; or ".join(f"{s}" + (f" (and, if there is, {', '.join(s.optional)})" if s.optional else "") for s in ROLE_SETS if s.kind == kind)
+    needed = "; or ".join(
+        f"{s}" + (f" (and, if there is, {', '.join(s.optional)})" if s.optional else "")
+        for s in ROLE_SETS
+        if s.kind == kind
+    )
     found = f"The columns are: {', '.join(columns)}."
     if unknown := [role for role in roles if role not in ROLES[kind]]:
-        raise DataError(f"{', '.join(map(repr, unknown))} is not a role of {kind} data.", f"Known are: {', '.join(ROLES[kind])}.")
+        raise DataError(
+            f"{', '.join(map(repr, unknown))} is not a role of {kind} data.",
+            f"Known are: {', '.join(ROLES[kind])}.",
+        )
     if absent := [column for column in roles.values() if column not in columns]:
         raise DataError(f"There is no column {absent[0]!r}.", found)
     if twice := [c for c in roles.values() if list(roles.values()).count(c) > 1]:
@@ -146,7 +170,10 @@ def check_roles(columns: Sequence[str], kind: str, roles: Mapping[str, str]) -> 
     chosen = _set_of(roles, kind)
     if chosen is None:
         given = ", ".join(f"{role} = {column}" for role, column in roles.items()) or "none"
-        raise DataError(f"The columns do not make {kind} data. {found} Roles given: {given}.", f"Needed are: {needed}. Say which column plays which role.")
+        raise DataError(
+            f"The columns do not make {kind} data. {found} Roles given: {given}.",
+            f"Needed are: {needed}. Say which column plays which role.",
+        )
     return chosen
 
 
@@ -169,7 +196,11 @@ def canonical(rows: Sequence[RawRow], kind: str, roles: Mapping[str, str]) -> li
     types: set[str] = set()
     for row in rows:
         system = _text(row, roles["system"], needed=False) if "system" in roles else ""
-        messages = _messages(row, roles["messages"]) if chosen.required == ("messages",) else _pair(row, chosen, roles)
+        messages = (
+            _messages(row, roles["messages"])
+            if chosen.required == ("messages",)
+            else _pair(row, chosen, roles)
+        )
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
         made.append({"messages": messages})
@@ -198,7 +229,9 @@ def _pair(row: RawRow, chosen: RoleSet, roles: Mapping[str, str]) -> list[dict[s
 
 
 def _text(row: RawRow, column: str, needed: bool = True) -> str:
-    return _as_text(row.values.get(column), f"the column {column!r}", row, needed, absent=column not in row.values)
+    return _as_text(
+        row.values.get(column), f"the column {column!r}", row, needed, absent=column not in row.values
+    )
 
 
 def _as_text(cell: Any, what: str, row: RawRow, needed: bool, absent: bool = False) -> str:
@@ -209,15 +242,27 @@ def _as_text(cell: Any, what: str, row: RawRow, needed: bool, absent: bool = Fal
             raise DataError(f"{what} is empty.", fix, file=row.file, line=row.line)
         if not cell.isascii() or "\0" in cell:
             if bad := _UNWRITABLE.search(cell):
-                raise DataError(f"{what} holds U+{ord(bad.group()):04X}, which is no character of a text.", "Remove it.", file=row.file, line=row.line)
+                raise DataError(
+                    f"{what} holds U+{ord(bad.group()):04X}, which is no character of a text.",
+                    "Remove it.",
+                    file=row.file,
+                    line=row.line,
+                )
         return cell
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         if needed:
-            raise DataError(f"{what} is {'missing' if absent else 'NaN' if cell is not None else 'null'}.", fix, file=row.file, line=row.line)
+            raise DataError(
+                f"{what} is {'missing' if absent else 'NaN' if cell is not None else 'null'}.",
+                fix,
+                file=row.file,
+                line=row.line,
+            )
         return ""
     if isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell):
         return str(cell)
-    shown = {bool: "true or false", list: "a list", dict: "an object", float: "infinite"}.get(type(cell), type(cell).__name__)
+    shown = {bool: "true or false", list: "a list", dict: "an object", float: "infinite"}.get(
+        type(cell), type(cell).__name__
+    )
     raise DataError(f"{what} is {shown}, not text.", "Write it as text.", file=row.file, line=row.line)
 
 
@@ -243,10 +288,14 @@ def _messages(row: RawRow, column: str) -> list[dict[str, str]]:
             raise refuse(f"message {number} has the role {speaker!r}; known are system, user and assistant.")
         if role == "system" and number > 1:
             raise refuse(f"message {number} is the system's; only the first may be.")
-        content = _as_text(turn.get("content", turn.get("value")), f"message {number} of the column {column!r}", row, True)
+        content = _as_text(
+            turn.get("content", turn.get("value")), f"message {number} of the column {column!r}", row, True
+        )
         turns.append({"role": role, "content": content})
     if turns[-1]["role"] != "assistant":
-        raise refuse(f"the last message is the {turns[-1]['role']}'s; it has to be the assistant's, which is what is learned.")
+        raise refuse(
+            f"the last message is the {turns[-1]['role']}'s; it has to be the assistant's, which is what is learned."
+        )
     if not any(turn["role"] == "user" for turn in turns):
         raise refuse("no message is the user's.")
     return turns

@@ -25,11 +25,27 @@ from pathlib import Path
 from typing import Any
 
 from core.data.columns import canonical, columns_of, guess_kind, guess_roles
-from core.data.readers import FILE_LIMIT_BYTES, RawRow, Source, find_files, open_source, read_files, read_sources
+from core.data.readers import (
+    FILE_LIMIT_BYTES,
+    RawRow,
+    Source,
+    find_files,
+    open_source,
+    read_files,
+    read_sources,
+)
 from core.data.splits import RATIOS, SPLITS, content_of, split
 from core.errors import DataError, NotFound, StorageError, StudioError
-from core.spec import SEED
-from core.workspace import Workspace, check_name, ensure_space, read_json, sha256_of, storage_error, write_json
+from core.spec.settings import SEED
+from core.store.workspace import (
+    Workspace,
+    check_name,
+    ensure_space,
+    read_json,
+    sha256_of,
+    storage_error,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +114,9 @@ def preview(
     return Preview(chosen, columns, mapping, [r.values for r in raw[:limit]], len(raw), rows[:limit], problem)
 
 
-def _settle(raw: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None) -> tuple[str, list[str], dict[str, str]]:
+def _settle(
+    raw: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None
+) -> tuple[str, list[str], dict[str, str]]:
     """Kind, columns and roles: as given, else guessed."""
     columns = columns_of(raw)
     given = {role: column for role, column in (roles or {}).items() if column}
@@ -146,7 +164,10 @@ def import_dataset(
         lines = [_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
         _write(place / "rows.jsonl", lines)
-        digests = {s: _write(place / "splits" / f"{dataset_id}_{s}.jsonl", (lines[i] for i in parts[s])) for s in SPLITS}
+        digests = {
+            s: _write(place / "splits" / f"{dataset_id}_{s}.jsonl", (lines[i] for i in parts[s]))
+            for s in SPLITS
+        }
         dataset = Dataset(
             id=dataset_id,
             name=name,
@@ -186,7 +207,9 @@ def _copy(sources: Sequence[Source], folder: Path) -> tuple[list[Source], list[d
             while block := given.read(1 << 20):
                 size += len(block)
                 if size > FILE_LIMIT_BYTES:
-                    raise DataError("it grows while it is read.", "Wait until it is complete.", file=source.name)
+                    raise DataError(
+                        "it grows while it is read.", "Wait until it is complete.", file=source.name
+                    )
                 sha.update(block)
                 copy.write(block)
         copies.append(Source(target, source.name))
@@ -247,7 +270,9 @@ def list_datasets(workspace: Workspace) -> list[Dataset]:
     return sorted(found, key=lambda d: (d.created, d.id))
 
 
-def read_split(workspace: Workspace, dataset_id: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+def read_split(
+    workspace: Workspace, dataset_id: str, split: str, limit: int | None = None
+) -> list[dict[str, Any]]:
     """The canonical rows of one split, after checking that its file is the one that was written.
 
     Args:
@@ -291,13 +316,22 @@ def verify_dataset(workspace: Workspace, dataset_id: str) -> None:
     try:
         found = _fingerprint(rows_file, dataset.seed, dataset.ratios)
     except OSError as e:
-        raise StorageError(f"rows.jsonl of the dataset {dataset_id!r} cannot be read: {e.strerror}.", DAMAGED) from e
+        raise StorageError(
+            f"rows.jsonl of the dataset {dataset_id!r} cannot be read: {e.strerror}.", DAMAGED
+        ) from e
     if found != dataset.sha256:
-        raise StorageError(f"rows.jsonl of the dataset {dataset_id!r} is not what was written: its sha256 differs.", DAMAGED)
+        raise StorageError(
+            f"rows.jsonl of the dataset {dataset_id!r} is not what was written: its sha256 differs.", DAMAGED
+        )
     for name in SPLITS:
-        _check_file(workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{name}.jsonl"), dataset.split_sha256.get(name, ""))
+        _check_file(
+            workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{name}.jsonl"),
+            dataset.split_sha256.get(name, ""),
+        )
     for file in dataset.files:
-        _check_file(workspace.path("datasets", dataset_id, "source", str(file.get("stored"))), str(file.get("sha256")))
+        _check_file(
+            workspace.path("datasets", dataset_id, "source", str(file.get("stored"))), str(file.get("sha256"))
+        )
 
 
 def rename_dataset(workspace: Workspace, dataset_id: str, name: str) -> Dataset:

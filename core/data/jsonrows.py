@@ -20,7 +20,9 @@ FIELD_LIMIT = 64  # columns
 
 _MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
-_OBJECTS_WANTED = "Give an array of objects, or an object with exactly one array of objects; write a single row as .jsonl."
+_OBJECTS_WANTED = (
+    "Give an array of objects, or an object with exactly one array of objects; write a single row as .jsonl."
+)
 
 
 def parse_json(text: str, file: str, line: int) -> Any:
@@ -107,7 +109,9 @@ def _find_array(text: str, at: int, file: str) -> int:
     arrays = [k for k, v in outer.items() if isinstance(v, list)]
     if len(arrays) != 1:
         found = f"{len(arrays)} arrays ({', '.join(arrays[:5])})" if arrays else "no array"
-        raise DataError(f"the outer object holds {found}.", _OBJECTS_WANTED, file=file, line=1 + text.count("\n", 0, at))
+        raise DataError(
+            f"the outer object holds {found}.", _OBJECTS_WANTED, file=file, line=1 + text.count("\n", 0, at)
+        )
     at = _skip(text, at + 1)
     while True:
         key, at = _DECODER.raw_decode(text, at)
@@ -129,7 +133,12 @@ def _elements(text: str, at: int, file: str, whole: bool) -> Iterator[tuple[int,
         except ValueError as e:  # a number that is none: json does not say where
             raise _error(e, text, file, line) from e
         if end - at > LINE_LIMIT:
-            raise DataError(f"the row is longer than {LINE_LIMIT:,} characters.", "Break it into several rows.", file=file, line=line)
+            raise DataError(
+                f"the row is longer than {LINE_LIMIT:,} characters.",
+                "Break it into several rows.",
+                file=file,
+                line=line,
+            )
         yield line, _object(value, file, line)
         at = _skip(text, end)
         if text[at : at + 1] == ",":
@@ -149,8 +158,12 @@ def _skip(text: str, at: int) -> int:
 
 def _object(value: Any, file: str, line: int, what: str = "the row") -> dict[str, Any]:
     if not isinstance(value, dict):
-        kind = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(type(value), "a number")
-        raise DataError(f"{what} is {kind}, not an object.", 'Write each row as {"column": "text"}.', file=file, line=line)
+        kind = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(
+            type(value), "a number"
+        )
+        raise DataError(
+            f"{what} is {kind}, not an object.", 'Write each row as {"column": "text"}.', file=file, line=line
+        )
     return value
 
 
@@ -166,9 +179,26 @@ def _error(error: Exception, text: str, file: str, line: int) -> DataError:
         line += text.count("\n", 0, error.pos)
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
             what = f"the JSON breaks off: {error.msg} at column {error.colno}."
-            return DataError(what, "Complete it or delete it; the file may have been cut off while it was copied.", file=file, line=line)
+            return DataError(
+                what,
+                "Complete it or delete it; the file may have been cut off while it was copied.",
+                file=file,
+                line=line,
+            )
         what = f"not valid JSON: {error.msg} at column {error.colno}."
-        return DataError(what, "Correct it; texts and names stand in double quotes, and no comma follows the last item.", file=file, line=line)
+        return DataError(
+            what,
+            "Correct it; texts and names stand in double quotes, and no comma follows the last item.",
+            file=file,
+            line=line,
+        )
     if "JSON number" in str(error):
-        return DataError(f"{error}.", "Replace NaN and Infinity by a number, a text or null, or delete the row.", file=file, line=line)
-    return DataError(f"not valid JSON: {error}.", "Correct the value or delete the row.", file=file, line=line)
+        return DataError(
+            f"{error}.",
+            "Replace NaN and Infinity by a number, a text or null, or delete the row.",
+            file=file,
+            line=line,
+        )
+    return DataError(
+        f"not valid JSON: {error}.", "Correct the value or delete the row.", file=file, line=line
+    )

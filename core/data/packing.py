@@ -1,7 +1,7 @@
 """Many sequences in one row, each alone: windows, the fit into rows, and what that costs and saves.
 
 Knows token ids and their masks; knows no tokenizer and no model. Which models keep the sequences of a
-row apart is `core.model.apart`'s question.
+row apart is `core.model.packing_check`'s question.
 
     one row of 16      [doc a . . . ][doc b . . ][doc c . . . ]
     position_ids        0 1 2 3 4 5   0 1 2 3 4   0 1 2 3 4      restart where a sequence begins
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.data.batches import Encoded
+from core.data.encoding import Encoded
 from core.errors import SpecError
 
 
@@ -35,7 +35,10 @@ def windows(boundary: int, ids: Sequence[int], max_length: int, overlap: int = 0
         SpecError: the overlap leaves no room for anything new.
     """
     if overlap > max_length // 2:
-        raise SpecError(f"Overlap is {overlap}, of parts of {max_length} tokens.", f"Choose at most {max_length // 2}, or a higher max length.")
+        raise SpecError(
+            f"Overlap is {overlap}, of parts of {max_length} tokens.",
+            f"Choose at most {max_length // 2}, or a higher max length.",
+        )
     whole, shared = [boundary, *ids], max(1, overlap)
     made = [Encoded(whole[:max_length], [0] + [1] * (min(len(whole), max_length) - 1))]
     end = max_length
@@ -96,7 +99,9 @@ class Account:
         return asdict(self)
 
 
-def arranged(sequences: Sequence[Encoded], width: int, packed: bool) -> tuple[list[dict[str, list[int]]], Account]:
+def arranged(
+    sequences: Sequence[Encoded], width: int, packed: bool
+) -> tuple[list[dict[str, list[int]]], Account]:
     """Rows for `core.data.batches.collate`, and the account of them.
 
     Args:
@@ -108,7 +113,9 @@ def arranged(sequences: Sequence[Encoded], width: int, packed: bool) -> tuple[li
     """
     kept = [e for e in sequences if any(e.mask[1:])]
     if not kept:
-        raise SpecError("Nothing in the training split is left to learn from.", "Give longer texts, or raise max length.")
+        raise SpecError(
+            "Nothing in the training split is left to learn from.", "Give longer texts, or raise max length."
+        )
     rows = _packed(kept, width) if packed else [{**e.row, "trained": [0, *e.mask[1:]]} for e in kept]
     tokens = sum(e.length for e in kept)
     widest = width if packed else max(e.length for e in kept)

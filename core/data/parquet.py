@@ -54,7 +54,10 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
     except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as e:
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
         raise DataError(
-            f"not a parquet file that can be read: {reason}", "Copy or write the file again, or save it as .jsonl.", file=name, line=done + 1
+            f"not a parquet file that can be read: {reason}",
+            "Copy or write the file again, or save it as .jsonl.",
+            file=name,
+            line=done + 1,
         ) from e
 
 
@@ -62,12 +65,20 @@ def _check(opened: Any, name: str) -> list[str]:
     """Refuses what may not be read; returns the paths of the text columns that are kept folded."""
     meta, schema = opened.metadata, opened.schema_arrow
     if meta.num_rows > ROW_LIMIT:
-        raise DataError(f"the file has {meta.num_rows:,} rows.", f"At most {ROW_LIMIT:,} are read; divide it.", file=name)
+        raise DataError(
+            f"the file has {meta.num_rows:,} rows.", f"At most {ROW_LIMIT:,} are read; divide it.", file=name
+        )
     if len(schema) > FIELD_LIMIT:
-        raise DataError(f"the file has {len(schema)} columns.", f"At most {FIELD_LIMIT} are read; keep the needed ones.", file=name)
+        raise DataError(
+            f"the file has {len(schema)} columns.",
+            f"At most {FIELD_LIMIT} are read; keep the needed ones.",
+            file=name,
+        )
     names = schema.names
     if twice := next((n for n in names if names.count(n) > 1), None):
-        raise DataError(f"the file names the column {twice!r} twice.", "Give each column its own name.", file=name)
+        raise DataError(
+            f"the file names the column {twice!r} twice.", "Give each column its own name.", file=name
+        )
     for field in schema:
         if not _readable(field.type, 0):
             raise DataError(
@@ -77,14 +88,20 @@ def _check(opened: Any, name: str) -> list[str]:
             )
     size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     if size > TEXT_LIMIT_BYTES:
-        raise DataError(f"the file unfolds to {size:,} bytes.", f"At most {TEXT_LIMIT_BYTES:,} are read; divide it.", file=name)
+        raise DataError(
+            f"the file unfolds to {size:,} bytes.",
+            f"At most {TEXT_LIMIT_BYTES:,} are read; divide it.",
+            file=name,
+        )
     folded: dict[str, None] = {}
     for i in range(meta.num_row_groups):
         for j in range(meta.num_columns):
             chunk = meta.row_group(i).column(j)
             if chunk.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in chunk.encodings:
                 raise DataError(
-                    f"the column {chunk.path_in_schema!r} is written as DELTA_BYTE_ARRAY.", "Write the file with default encodings.", file=name
+                    f"the column {chunk.path_in_schema!r} is written as DELTA_BYTE_ARRAY.",
+                    "Write the file with default encodings.",
+                    file=name,
                 )
             if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in e for e in chunk.encodings):
                 folded[chunk.path_in_schema] = None
@@ -101,7 +118,9 @@ def _readable(kind: Any, depth: int) -> bool:
     if types.is_list(kind) or types.is_large_list(kind):
         return _readable(kind.value_type, depth + 1)
     if types.is_struct(kind):
-        return kind.num_fields <= FIELD_LIMIT and all(_readable(kind.field(i).type, depth + 1) for i in range(kind.num_fields))
+        return kind.num_fields <= FIELD_LIMIT and all(
+            _readable(kind.field(i).type, depth + 1) for i in range(kind.num_fields)
+        )
     return (
         types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind) or types.is_floating(kind)
         or types.is_boolean(kind) or types.is_null(kind)

@@ -26,7 +26,7 @@ from typing import IO, Any, NoReturn
 from core.data import jsonrows, parquet
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
 from core.errors import DataError, NameRefused, NotFound
-from core.workspace import regular_file
+from core.store.workspace import regular_file
 
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
 ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
@@ -75,22 +75,34 @@ def find_files(paths: Sequence[Path | str]) -> list[Source]:
         if os.path.isdir(path) and not os.path.islink(path):
             inside = list(itertools.islice(_walk(path), COUNT_LIMIT + 1))
             if not inside:
-                raise DataError("the folder holds no file that can be read.", f"Supported are {', '.join(SUFFIXES)}.", file=path.name)
+                raise DataError(
+                    "the folder holds no file that can be read.",
+                    f"Supported are {', '.join(SUFFIXES)}.",
+                    file=path.name,
+                )
             found += sorted(inside, key=lambda s: s.name)
         else:
             found.append(Source(path, path.name))
     unique = list({os.path.abspath(s.path): s for s in found}.values())
     if not unique:
-        raise DataError("No files were given.", f"Give one or more files ({', '.join(SUFFIXES)}) or a folder.")
+        raise DataError(
+            "No files were given.", f"Give one or more files ({', '.join(SUFFIXES)}) or a folder."
+        )
     if len(unique) > COUNT_LIMIT:
-        raise DataError(f"More than {COUNT_LIMIT:,} files were given.", "Put many small texts into one file, divided by lines of `---`.")
+        raise DataError(
+            f"More than {COUNT_LIMIT:,} files were given.",
+            "Put many small texts into one file, divided by lines of `---`.",
+        )
     total = 0
     for source in unique:
         with open_source(source) as f:
             total += os.fstat(f.fileno()).st_size
         _check_suffix(source)
     if total > TOTAL_LIMIT_BYTES:
-        raise DataError(f"The files hold {total:,} bytes together.", f"At most {TOTAL_LIMIT_BYTES:,} bytes are read; leave some out.")
+        raise DataError(
+            f"The files hold {total:,} bytes together.",
+            f"At most {TOTAL_LIMIT_BYTES:,} bytes are read; leave some out.",
+        )
     return unique
 
 
@@ -102,7 +114,9 @@ def _walk(root: Path) -> Iterator[Source]:
         try:
             entries = list(os.scandir(folder))
         except OSError as e:
-            raise DataError(f"the folder cannot be read: {e.strerror}.", "Check its permissions.", file=folder.name) from e
+            raise DataError(
+                f"the folder cannot be read: {e.strerror}.", "Check its permissions.", file=folder.name
+            ) from e
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -115,7 +129,9 @@ def _walk(root: Path) -> Iterator[Source]:
 def _check_suffix(source: Source) -> None:
     if source.suffix not in SUFFIXES:
         shown = f"{source.suffix} files are not read" if source.suffix else "the name has no suffix"
-        raise DataError(f"{shown}.", f"Supported are {', '.join(SUFFIXES)}; unpack archives first.", file=source.name)
+        raise DataError(
+            f"{shown}.", f"Supported are {', '.join(SUFFIXES)}; unpack archives first.", file=source.name
+        )
 
 
 def open_source(source: Source) -> IO[bytes]:
@@ -125,21 +141,37 @@ def open_source(source: Source) -> IO[bytes]:
     Raises:
         DataError: it is something else, missing, unreadable or too large.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     try:
         fd = os.open(regular_file(source.path), flags | getattr(os, "O_CLOEXEC", 0))
     except (NotFound, FileNotFoundError) as e:
         raise DataError("there is no such file.", "Check the path.", file=source.name) from e
     except NameRefused as e:
-        raise DataError("it is not a regular file.", "Give the file itself, not a link, pipe or device.", file=source.name) from e
+        raise DataError(
+            "it is not a regular file.", "Give the file itself, not a link, pipe or device.", file=source.name
+        ) from e
     except (OSError, ValueError) as e:
-        raise DataError(f"it cannot be opened: {getattr(e, 'strerror', None) or e}.", "Check the path and its permissions.", file=source.name) from e
+        raise DataError(
+            f"it cannot be opened: {getattr(e, 'strerror', None) or e}.",
+            "Check the path and its permissions.",
+            file=source.name,
+        ) from e
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
-            raise DataError("it is not a regular file.", "Give the file itself, not a link, pipe or device.", file=source.name)
+            raise DataError(
+                "it is not a regular file.",
+                "Give the file itself, not a link, pipe or device.",
+                file=source.name,
+            )
         if info.st_size > FILE_LIMIT_BYTES:
-            raise DataError(f"it has {info.st_size:,} bytes.", f"At most {FILE_LIMIT_BYTES:,} are read from one file; divide it.", file=source.name)
+            raise DataError(
+                f"it has {info.st_size:,} bytes.",
+                f"At most {FILE_LIMIT_BYTES:,} are read from one file; divide it.",
+                file=source.name,
+            )
         return os.fdopen(fd, "rb")
     except BaseException:
         os.close(fd)
@@ -169,21 +201,33 @@ def read_sources(sources: Sequence[Source], encoding: str = "utf-8") -> list[Raw
         before = len(rows)
         for line, values in _READERS[source.suffix](source, encoding):
             if len(rows) >= ROW_LIMIT:
-                raise DataError(f"here the data passes {ROW_LIMIT:,} rows.", "Divide it into several datasets.", file=source.name, line=line)
+                raise DataError(
+                    f"here the data passes {ROW_LIMIT:,} rows.",
+                    "Divide it into several datasets.",
+                    file=source.name,
+                    line=line,
+                )
             if len(values) > FIELD_LIMIT:
                 raise DataError(
-                    f"the row has {len(values)} fields.", f"At most {FIELD_LIMIT} are read; keep the needed ones.", file=source.name, line=line
+                    f"the row has {len(values)} fields.",
+                    f"At most {FIELD_LIMIT} are read; keep the needed ones.",
+                    file=source.name,
+                    line=line,
                 )
             rows.append(RawRow(values, source.name, line))
         if len(rows) == before:
-            raise DataError("the file is empty: it holds no rows.", "Fill it or leave it out.", file=source.name)
+            raise DataError(
+                "the file is empty: it holds no rows.", "Fill it or leave it out.", file=source.name
+            )
     return rows
 
 
 # ---------------------------------------------------------------- lines
 
 
-def _lines(source: Source, encoding: str, newline: str | None, limit: int = LINE_LIMIT) -> Iterator[tuple[int, str]]:
+def _lines(
+    source: Source, encoding: str, newline: str | None, limit: int = LINE_LIMIT
+) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, strictly decoded, never longer than `limit` characters."""
     codec = "utf-8-sig" if encoding == "utf-8" else encoding
     number = 0
@@ -200,10 +244,14 @@ def _lines(source: Source, encoding: str, newline: str | None, limit: int = LINE
                 raise DataError(
                     f"the line is longer than {limit:,} characters.",
                     "Break it into several lines or rows; a missing line end or a missing quote is a common cause.",
-                    file=source.name, line=number,
+                    file=source.name,
+                    line=number,
                 )
             if "\0" in line:
-                advice = _encoding_advice(source, encoding) or "Remove it; text files have none. The file may be binary or damaged."
+                advice = (
+                    _encoding_advice(source, encoding)
+                    or "Remove it; text files have none. The file may be binary or damaged."
+                )
                 raise DataError("the line holds a NUL character.", advice, file=source.name, line=number)
             yield number, line
 
@@ -220,7 +268,10 @@ def _refuse_bytes(source: Source, encoding: str, line: int, error: Exception) ->
                 except UnicodeDecodeError:
                     line = number
                     break
-    advice = _encoding_advice(source, encoding) or f"Save the file as UTF-8, or choose its encoding: {', '.join(ENCODINGS)}."
+    advice = (
+        _encoding_advice(source, encoding)
+        or f"Save the file as UTF-8, or choose its encoding: {', '.join(ENCODINGS)}."
+    )
     raise DataError(f"the line is not {encoding} text.", advice, file=source.name, line=line) from error
 
 
@@ -234,7 +285,11 @@ def _encoding_advice(source: Source, encoding: str) -> str:
         return ""
     else:
         likely = "cp1252" if any(0x80 <= b <= 0x9F for b in head) else "latin-1"
-    return f"It looks like {likely}: choose encoding {likely}, or save the file as UTF-8." if likely != encoding else ""
+    return (
+        f"It looks like {likely}: choose encoding {likely}, or save the file as UTF-8."
+        if likely != encoding
+        else ""
+    )
 
 
 # ---------------------------------------------------------------- text
@@ -269,8 +324,14 @@ def _read_jsonl(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, 
 def _read_json(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with open_source(source) as f:
         if (size := os.fstat(f.fileno()).st_size) > JSON_LIMIT_BYTES:
-            raise DataError(f"the .json file has {size:,} bytes.", "Save it as .jsonl, one object a line.", file=source.name)
-    return jsonrows.read_json("".join(line for _, line in _lines(source, encoding, "\n", JSON_LIMIT_BYTES)), source.name)
+            raise DataError(
+                f"the .json file has {size:,} bytes.",
+                "Save it as .jsonl, one object a line.",
+                file=source.name,
+            )
+    return jsonrows.read_json(
+        "".join(line for _, line in _lines(source, encoding, "\n", JSON_LIMIT_BYTES)), source.name
+    )
 
 
 # ---------------------------------------------------------------- CSV
@@ -296,7 +357,8 @@ def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, An
             raise DataError(
                 f"not valid CSV: {e}, in the row that begins here.",
                 'Check its quotes: a text with commas, quotes or line ends stands in "...", and a quote inside is doubled.',
-                file=source.name, line=before + 1,
+                file=source.name,
+                line=before + 1,
             ) from e
         if not row or (len(row) == 1 and not row[0].strip() and len(header) != 1):
             continue
@@ -306,7 +368,8 @@ def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, An
             raise DataError(
                 f"the row has {len(row)} cells and the header has {len(header)} ({', '.join(header)}).",
                 f"Give it one cell for each column; put a text that holds {divider!r} in double quotes.",
-                file=source.name, line=line,
+                file=source.name,
+                line=line,
             )
         else:
             yield line, dict(zip(header, row))
@@ -314,11 +377,26 @@ def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, An
 
 def _csv_header(header: list[str], source: Source, line: int) -> list[str]:
     if len(header) > FIELD_LIMIT:
-        raise DataError(f"the header has {len(header)} columns.", f"At most {FIELD_LIMIT} are read.", file=source.name, line=line)
+        raise DataError(
+            f"the header has {len(header)} columns.",
+            f"At most {FIELD_LIMIT} are read.",
+            file=source.name,
+            line=line,
+        )
     if "" in header:
-        raise DataError(f"column {header.index('') + 1} of the header has no name.", "Name every column.", file=source.name, line=line)
+        raise DataError(
+            f"column {header.index('') + 1} of the header has no name.",
+            "Name every column.",
+            file=source.name,
+            line=line,
+        )
     if twice := next((c for c in header if header.count(c) > 1), None):
-        raise DataError(f"the header names the column {twice!r} twice.", "Give each column its own name.", file=source.name, line=line)
+        raise DataError(
+            f"the header names the column {twice!r} twice.",
+            "Give each column its own name.",
+            file=source.name,
+            line=line,
+        )
     return header
 
 

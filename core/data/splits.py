@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import DataError, SpecError
-from core.spec import SEED
+from core.spec.settings import SEED
 
 SPLITS = ("train", "val", "test")
 RATIOS = (0.70, 0.15, 0.15)
@@ -29,9 +29,16 @@ def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
     Raises:
         SpecError: not three shares above zero that sum to 1.
     """
-    good = len(ratios) == 3 and all(isinstance(r, (int, float)) and 0 < r < 1 for r in ratios) and math.isclose(sum(ratios), 1.0, abs_tol=1e-6)
+    good = (
+        len(ratios) == 3
+        and all(isinstance(r, (int, float)) and 0 < r < 1 for r in ratios)
+        and math.isclose(sum(ratios), 1.0, abs_tol=1e-6)
+    )
     if not good:
-        raise SpecError(f"The split ratios are {tuple(ratios)!r}.", "Give three shares above 0 that sum to 1, such as 0.7, 0.15, 0.15.")
+        raise SpecError(
+            f"The split ratios are {tuple(ratios)!r}.",
+            "Give three shares above 0 that sum to 1, such as 0.7, 0.15, 0.15.",
+        )
     return (float(ratios[0]), float(ratios[1]), float(ratios[2]))
 
 
@@ -42,7 +49,9 @@ def content_of(row: Mapping[str, Any]) -> str:
     return "".join(f"{m['role']}:{len(m['content'])}:{m['content']}" for m in row["messages"])
 
 
-def split(rows: Sequence[Mapping[str, Any]], seed: int = SEED, ratios: Sequence[float] = RATIOS) -> dict[str, list[int]]:
+def split(
+    rows: Sequence[Mapping[str, Any]], seed: int = SEED, ratios: Sequence[float] = RATIOS
+) -> dict[str, list[int]]:
     """Divides canonical rows; decided by their content and the seed alone, whatever their order.
 
     Args:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.data.batches import Encoded, encode_chat, encode_opening, encode_prefix, encode_task, encode_text
+from core.data.encoding import Encoded, encode_chat, encode_opening, encode_prefix, encode_task, encode_text
 from core.evaluate.metrics import exact_match, f1, normalise
 from core.model.generate import generate
 from core.model.resident import Resident
 from core.model.scoring import score
 from core.progress import Progress as Progress  # those who measure find it here too
-from core.spec import Mix, Sampling
+from core.spec.mix import Mix, Sampling
 
 BATCH_QUESTIONS = 16
 
@@ -38,7 +38,9 @@ class Material:
     cloze: Sequence[tuple[str, str]] = ()
 
 
-def measure(resident: Resident, mixes: Sequence[Mix], material: Material, max_length: int, max_new_tokens: int = 64) -> Iterator[Progress | list[dict[str, Any]]]:
+def measure(
+    resident: Resident, mixes: Sequence[Mix], material: Material, max_length: int, max_new_tokens: int = 64
+) -> Iterator[Progress | list[dict[str, Any]]]:
     """Measures every mix on everything.
 
     Yields:
@@ -56,8 +58,12 @@ def measure(resident: Resident, mixes: Sequence[Mix], material: Material, max_le
     }
     for name, rows in material.questions.items():
         if not name:  # the completions of the main questions
-            scored["answer_" if "" in scored else ""] = [encode_task(tokenizer, r["messages"], length, resident.base.eos_ids) for r in rows]
-    total = sum(len(s) for s in scored.values()) + len(mixes) * (sum(map(len, material.questions.values())) + len(material.cloze))
+            scored["answer_" if "" in scored else ""] = [
+                encode_task(tokenizer, r["messages"], length, resident.base.eos_ids) for r in rows
+            ]
+    total = sum(len(s) for s in scored.values()) + len(mixes) * (
+        sum(map(len, material.questions.values())) + len(material.cloze)
+    )
     figures: list[dict[str, Any]] = [{} for _ in mixes]
     done = 0
     for prefix, sequences in scored.items():
@@ -76,21 +82,36 @@ def measure(resident: Resident, mixes: Sequence[Mix], material: Material, max_le
     yield figures
 
 
-def _perplexities(resident: Resident, mixes: Sequence[Mix], sequences: Sequence[Encoded], prefix: str, figures: list[dict[str, Any]]) -> Iterator[int]:
+def _perplexities(
+    resident: Resident,
+    mixes: Sequence[Mix],
+    sequences: Sequence[Encoded],
+    prefix: str,
+    figures: list[dict[str, Any]],
+) -> Iterator[int]:
     for done, scores in score(resident, sequences, mixes):
         yield done
     for figure, s in zip(figures, scores if sequences else [], strict=False):
         figure |= {f"{prefix}perplexity": s.perplexity, f"{prefix}nats": s.nats, f"{prefix}tokens": s.tokens}
 
 
-def _answers(resident: Resident, mix: Mix, rows: Sequence[dict[str, Any]], prefix: str, max_new_tokens: int, figure: dict[str, Any]) -> Iterator[int]:
+def _answers(
+    resident: Resident,
+    mix: Mix,
+    rows: Sequence[dict[str, Any]],
+    prefix: str,
+    max_new_tokens: int,
+    figure: dict[str, Any],
+) -> Iterator[int]:
     matched = shared = waited = written = spent = 0.0
     examples = []
     for start in range(0, len(rows), BATCH_QUESTIONS):
         batch = rows[start : start + BATCH_QUESTIONS]
         prompts = [encode_chat(resident.base.tokenizer, r["messages"][:-1], generate=True) for r in batch]
         writers: Any = []
-        for writers in generate(resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=max_new_tokens)] * len(batch)):
+        for writers in generate(
+            resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=max_new_tokens)] * len(batch)
+        ):
             yield start
         for row, writer in zip(batch, writers, strict=True):
             answer, reference = writer.column(resident.base.tokenizer).text, row["messages"][-1]["content"]
@@ -98,7 +119,9 @@ def _answers(resident: Resident, mix: Mix, rows: Sequence[dict[str, Any]], prefi
             shared += f1(answer, reference)
             waited += writer.seconds
             written += len(writer.ids)
-            examples.append({"question": row["messages"][-2]["content"], "answer": answer, "reference": reference})
+            examples.append(
+                {"question": row["messages"][-2]["content"], "answer": answer, "reference": reference}
+            )
         spent += max(w.seconds for w in writers)
         yield start + len(batch)
     if rows:
@@ -108,10 +131,16 @@ def _answers(resident: Resident, mix: Mix, rows: Sequence[dict[str, Any]], prefi
             f"{prefix}questions": len(rows),
         }
         if not prefix:
-            figure |= {"latency_seconds": waited / len(rows), "tokens_per_second": written / max(spent, 1e-9), "examples": examples[:20]}
+            figure |= {
+                "latency_seconds": waited / len(rows),
+                "tokens_per_second": written / max(spent, 1e-9),
+                "examples": examples[:20],
+            }
 
 
-def _recall(resident: Resident, mix: Mix, cloze: Sequence[tuple[str, str]], figure: dict[str, Any]) -> Iterator[int]:
+def _recall(
+    resident: Resident, mix: Mix, cloze: Sequence[tuple[str, str]], figure: dict[str, Any]
+) -> Iterator[int]:
     """Does greedy writing after `prompt` begin with `completion`?"""
     tokenizer = resident.base.tokenizer
     hits = 0
@@ -120,11 +149,12 @@ def _recall(resident: Resident, mix: Mix, cloze: Sequence[tuple[str, str]], figu
         prompts = [encode_opening(tokenizer, p) for p, _ in batch]
         lengths = [len(encode_prefix(tokenizer, "", c).ids) + 1 for _, c in batch]
         writers: Any = []
-        for writers in generate(resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=n) for n in lengths]):
+        for writers in generate(
+            resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=n) for n in lengths]
+        ):
             yield start
         for (_, completion), writer in zip(batch, writers, strict=True):
             text = normalise(writer.column(tokenizer).text) + " "
             hits += text.startswith(normalise(completion) + " ")
         yield start + len(batch)
     figure["recall"] = hits / len(cloze)
-

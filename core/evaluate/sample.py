@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from core.data.batches import Encoded, encode_chat, encode_task, encode_text
 from core.data.datasets import load_dataset, read_split
+from core.data.encoding import Encoded, encode_chat, encode_task, encode_text
 from core.errors import Busy, SpecError
 from core.evaluate.metrics import exact_match
 from core.model.generate import generate
 from core.model.resident import Resident
 from core.model.scoring import score_each
-from core.spec import Mix, Sampling
-from core.workspace import Workspace
+from core.spec.mix import Mix, Sampling
+from core.store.workspace import Workspace
 
 ANSWER_ROWS = 64  # answers written in one batch
 
@@ -78,7 +78,10 @@ def at_rest(resident: Resident, adapters: Sequence[str]) -> dict[str, str]:
         Busy: one of them is in training. NotFound, AdapterError: it cannot be loaded.
     """
     if resident.trainee_id in adapters:
-        raise Busy(f"The adapter {resident.trainee_id!r} is still in training.", "Wait until its run has ended, or stop the run and keep what is learned.")
+        raise Busy(
+            f"The adapter {resident.trainee_id!r} is still in training.",
+            "Wait until its run has ended, or stop the run and keep what is learned.",
+        )
     resident.ensure([Mix(weights=dict.fromkeys(adapters, 1.0))])
     return {a: resident.digests[a] for a in adapters}
 
@@ -164,8 +167,15 @@ class Asking:
         for start in range(0, len(pairs), ANSWER_ROWS):
             batch = pairs[start : start + ANSWER_ROWS]
             writers: Any = []
-            for writers in generate(self.resident, [prompts[i] for i, _ in batch], [self.mixes[m] for _, m in batch], [self.sampling] * len(batch)):
+            for writers in generate(
+                self.resident,
+                [prompts[i] for i, _ in batch],
+                [self.mixes[m] for _, m in batch],
+                [self.sampling] * len(batch),
+            ):
                 yield start / len(pairs)
             for (i, m), writer in zip(batch, writers, strict=True):
-                self.exact[m, i] = exact_match(writer.column(tokenizer).text, rows[i]["messages"][-1]["content"])
+                self.exact[m, i] = exact_match(
+                    writer.column(tokenizer).text, rows[i]["messages"][-1]["content"]
+                )
         yield 1.0

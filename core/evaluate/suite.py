@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from core.errors import SpecError
 from core.model.generate import Writer, encode_prompt, generate
 from core.model.resident import Resident
-from core.spec import Mix, Sampling
-from core.tables import plain_csv
+from core.spec.mix import Mix, Sampling
+from core.store.csv_tables import plain_csv
 
 BATCH_ROWS = 24
 
@@ -55,7 +55,13 @@ class Sheet:
         return plain_csv([["prompt", *self.names], *([p, *a] for p, a in self.written)])
 
 
-def suite(resident: Resident, prompts: Sequence[str], mixes: Sequence[Mix], samplings: Sequence[Sampling], chat: bool = True) -> Iterator[Sheet]:
+def suite(
+    resident: Resident,
+    prompts: Sequence[str],
+    mixes: Sequence[Mix],
+    samplings: Sequence[Sampling],
+    chat: bool = True,
+) -> Iterator[Sheet]:
     """Answers every prompt under every mix.
 
     Args:
@@ -70,7 +76,10 @@ def suite(resident: Resident, prompts: Sequence[str], mixes: Sequence[Mix], samp
     """
     if not prompts:
         raise SpecError("There are no prompts.", "Write some, one a line, or choose a file.")
-    ids = [_encoded(resident, p, i, chat, max(s.max_new_tokens for s in samplings)) for i, p in enumerate(prompts, 1)]
+    ids = [
+        _encoded(resident, p, i, chat, max(s.max_new_tokens for s in samplings))
+        for i, p in enumerate(prompts, 1)
+    ]
     names = tuple(m.name or str(m) for m in mixes)
     answers: list[tuple[str, ...]] = [()] * len(prompts)
     width = len(mixes)
@@ -82,7 +91,9 @@ def suite(resident: Resident, prompts: Sequence[str], mixes: Sequence[Mix], samp
         rows = [ids[i] for i in batch for _ in mixes]
         writers: list[Writer] = []
         for writers in generate(resident, rows, list(mixes) * len(batch), list(samplings) * len(batch)):
-            yield Sheet(tuple(prompts), names, tuple(answers), start * width + sum(bool(w.reason) for w in writers))
+            yield Sheet(
+                tuple(prompts), names, tuple(answers), start * width + sum(bool(w.reason) for w in writers)
+            )
         texts = [w.column(resident.base.tokenizer).text for w in writers]
         for row, i in enumerate(batch):
             answers[i] = tuple(texts[row * width : (row + 1) * width])

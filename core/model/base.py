@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from core.errors import BaseModelError
-from core.hub import EMBEDDED as EMBEDDED  # those who load it find it here too
-from core.hub import locate as locate
-from core.model import packed
+from core.model import nf4_cpu
 from core.model.experts import pack as pack_experts
 from core.model.families import Family, family_of
+from core.store.base_models import EMBEDDED as EMBEDDED  # those who load it find it here too
+from core.store.base_models import locate as locate
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +94,9 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def load_base(name: str = "embedded", quantization: str = "auto", device: str = "auto", sharded: bool = False) -> Base:
+def load_base(
+    name: str = "embedded", quantization: str = "auto", device: str = "auto", sharded: bool = False
+) -> Base:
     """Loads a base model, frozen and in eval mode.
 
     Args:
@@ -118,13 +126,18 @@ def load_base(name: str = "embedded", quantization: str = "auto", device: str = 
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if family.seq2seq else AutoModelForCausalLM
         model = auto.from_pretrained(
-            source, dtype=dtype, device_map={"": place}, attn_implementation=_attention(auto, config), use_safetensors=True,
-            **common, **_quantised(quantization, dtype, sharded),
+            source,
+            dtype=dtype,
+            device_map={"": place},
+            attn_implementation=_attention(auto, config),
+            use_safetensors=True,
+            **common,
+            **_quantised(quantization, dtype, sharded),
         )
         parameters = _count(model)
         if quantization == "nf4":
             pack_experts(model)
-            packed.settle(model.eval())
+            nf4_cpu.settle(model.eval())
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
@@ -155,7 +168,13 @@ def _quantised(quantization: str, dtype: torch.dtype, sharded: bool) -> dict[str
     """What `from_pretrained` is told of a quantisation."""
     if quantization == "nf4":
         stored = {"bnb_4bit_quant_storage": dtype} if sharded else {}
-        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, **stored)
+        four = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            **stored,
+        )
         return {"quantization_config": four}
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantization == "int8" else {}
 
@@ -169,7 +188,9 @@ def _attention(auto: Any, config: Any) -> str:
 def _context(config: Any, tokenizer: Any) -> int:
     """Longest sequence; T5 counts distances and names no limit, so what its tokenizer was made for counts."""
     named = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0)
-    return int(named or (tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else FALLBACK_CONTEXT))
+    return int(
+        named or (tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else FALLBACK_CONTEXT)
+    )
 
 
 def _refuse_prequantized(name: str, config: Any) -> None:
@@ -178,8 +199,12 @@ def _refuse_prequantized(name: str, config: Any) -> None:
     Raises:
         BaseModelError: with how to get a 16-bit copy of an fp8 one, as MiniMax-M2 is published.
     """
-    packed = getattr(config, "quantization_config", None) or {}
-    method = packed.get("quant_method", "") if isinstance(packed, dict) else str(getattr(packed, "quant_method", ""))
+    quantized = getattr(config, "quantization_config", None) or {}
+    method = (
+        quantized.get("quant_method", "")
+        if isinstance(quantized, dict)
+        else str(getattr(quantized, "quant_method", ""))
+    )
     if not method or "bitsandbytes" in method:
         return
     fix = "Choose a 16-bit version of the model: adapters are trained on that, in 4 bits."
@@ -198,7 +223,9 @@ def folder_of(source: str, local: bool) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(source, local_files_only=True, allow_patterns=["config.json", "*.safetensors"]))
+    return Path(
+        snapshot_download(source, local_files_only=True, allow_patterns=["config.json", "*.safetensors"])
+    )
 
 
 def _count(model: Any) -> int:
@@ -214,7 +241,16 @@ def _explained(name: str, local: bool, error: Exception) -> BaseModelError:
     """What a loading error of the libraries means; never contains a token, because they never print it."""
     text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     if local:
-        return BaseModelError(f"{name!r} could not be loaded ({text}).", "The folder needs config.json, a tokenizer and *.safetensors weights.")
+        return BaseModelError(
+            f"{name!r} could not be loaded ({text}).",
+            "The folder needs config.json, a tokenizer and *.safetensors weights.",
+        )
     if "gated" in text.lower() or "401" in text or "403" in text:
-        return BaseModelError(f"{name!r} is gated.", "Ask for access on its Hub page, then log in with `hf auth login` or set HF_TOKEN.")
-    return BaseModelError(f"{name!r} could not be loaded from the Hub ({text}).", "Check the id and the network, or give a local folder.")
+        return BaseModelError(
+            f"{name!r} is gated.",
+            "Ask for access on its Hub page, then log in with `hf auth login` or set HF_TOKEN.",
+        )
+    return BaseModelError(
+        f"{name!r} could not be loaded from the Hub ({text}).",
+        "Check the id and the network, or give a local folder.",
+    )

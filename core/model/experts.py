@@ -27,7 +27,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _batched_linear
 from core.errors import AdapterError
 
 NAME = "rank_space"  # ours in the registry
-MANY = 2  # pairs an expert, from which a loop over the experts is cheaper than fetching its factors once a pair
+MANY = (
+    2  # pairs an expert, from which a loop over the experts is cheaper than fetching its factors once a pair
+)
 NUMBERED = re.compile(r".*\.\d+\.")  # the part of a path that says which layer
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 
@@ -57,7 +59,9 @@ class Block:
     rows_b: torch.Tensor
     ranks: int
 
-    def delta(self, x: torch.Tensor, expert: torch.Tensor, weights: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    def delta(
+        self, x: torch.Tensor, expert: torch.Tensor, weights: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
         """What these adapters add.
 
         Args:
@@ -75,7 +79,9 @@ class Block:
         for e, count in enumerate(counts):
             if count:
                 here = slice(start, start + count)
-                inner = nn.functional.linear(x[here], self.a[self.rows_a[e]]) * (weights[here] if len(weights) > 1 else weights)
+                inner = nn.functional.linear(x[here], self.a[self.rows_a[e]]) * (
+                    weights[here] if len(weights) > 1 else weights
+                )
                 parts.append(inner @ self.b[self.rows_b[e]])
                 start += count
         return torch.cat(parts)
@@ -146,13 +152,20 @@ def shown(model: nn.Module) -> Iterator[None]:
 
     peft finds weights by name and asks their shape; it finds packed ones only where no other adapter hangs yet.
     """
-    hidden = [m for m in model.modules() if "parametrizations" in m._modules and hasattr(type(m), "_apply_gate")]
+    hidden = [
+        m for m in model.modules() if "parametrizations" in m._modules and hasattr(type(m), "_apply_gate")
+    ]
     kept = [(module, module.__class__, module._modules.pop("parametrizations")) for module in hidden]
     for module, cls, packed in kept:
         module.__class__ = cls.__mro__[1]
         for name, parts in packed.items():  # type: ignore[operator, union-attr]
             state = parts[0].quant_state
-            module.register_parameter(name, nn.Parameter(parts.original.new_zeros(1, dtype=state.dtype).expand(state.shape), requires_grad=False))
+            module.register_parameter(
+                name,
+                nn.Parameter(
+                    parts.original.new_zeros(1, dtype=state.dtype).expand(state.shape), requires_grad=False
+                ),
+            )
     try:
         yield
     finally:
@@ -167,7 +180,10 @@ def lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Blo
     """The block of some adapters of a peft wrapper: those at rest move together, the one in training stays as it lies."""
     experts, sizes = layer.num_experts, [layer.r[n] for n in group]
     starts = [experts * sum(sizes[:i]) for i in range(len(group))]
-    rows_a = torch.cat([start + torch.arange(experts * r).view(experts, r) for start, r in zip(starts, sizes, strict=True)], dim=1)
+    rows_a = torch.cat(
+        [start + torch.arange(experts * r).view(experts, r) for start, r in zip(starts, sizes, strict=True)],
+        dim=1,
+    )
     rows_b = torch.arange(experts).unsqueeze(1) + experts * torch.arange(sum(sizes))
     if training:
         a, b = layer.lora_A[group[0]].weight, layer.lora_B[group[0]].weight.T
@@ -175,7 +191,9 @@ def lay_out(layer: Any, group: Sequence[str], ranks: int, training: bool) -> Blo
         with torch.no_grad():
             a = torch.cat([layer.lora_A[n].weight for n in group])
             b = torch.cat([layer.lora_B[n].weight.T for n in group])
-            for n, start, r in zip(group, starts, sizes, strict=True):  # peft's parameters become views: one copy of every number
+            for n, start, r in zip(
+                group, starts, sizes, strict=True
+            ):  # peft's parameters become views: one copy of every number
                 layer.lora_A[n].weight.data = a[start : start + experts * r]
                 layer.lora_B[n].weight.data = b[start : start + experts * r].T
     return Block(a, b, rows_a.to(a.device), rows_b.to(a.device), ranks)
@@ -194,7 +212,9 @@ def release(module: Any) -> None:
     del module.hung
 
 
-def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+def forward(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
     """An experts function of transformers: the experts' own unless an adapter of theirs is on.
 
     Args:
@@ -208,15 +228,25 @@ def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, t
     """
     hung = self.hung
     live = hung.reference.mixer.live
-    found = {name: [(b, live.rows[b.ranks][hung.depth]) for b in blocks] for name, blocks in hung.blocks.items()} if live else {}
-    terms = {name: [(block, rows) for block, rows in pairs if rows is not None] for name, pairs in found.items()}
+    found = (
+        {name: [(b, live.rows[b.ranks][hung.depth]) for b in blocks] for name, blocks in hung.blocks.items()}
+        if live
+        else {}
+    )
+    terms = {
+        name: [(block, rows) for block, rows in pairs if rows is not None] for name, pairs in found.items()
+    }
     if not any(terms.values()):
-        own = ALL_EXPERTS_FUNCTIONS.get_interface(hung.config._experts_implementation, type(self).forward.__wrapped__)
+        own = ALL_EXPERTS_FUNCTIONS.get_interface(
+            hung.config._experts_implementation, type(self).forward.__wrapped__
+        )
         return own(self, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
     tokens, chosen = top_k_index.shape
     expert = top_k_index.reshape(-1)
     token = torch.arange(tokens, device=expert.device).repeat_interleave(chosen)
-    grouped = expert.device.type == "cpu" or len(expert) > self.num_experts  # weights of an expert are read once, not once a pair
+    grouped = (
+        expert.device.type == "cpu" or len(expert) > self.num_experts
+    )  # weights of an expert are read once, not once a pair
     counts: list[int] = []
     if grouped:
         expert, order = torch.sort(expert, stable=True)
@@ -248,7 +278,10 @@ def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, t
 def _of_pairs(rows: torch.Tensor, token: torch.Tensor, tokens: int) -> torch.Tensor:
     """(B, 1, R) -> (S, R), or (1, R) where one row is for all: a row's tokens follow each other."""
     if tokens % len(rows):
-        raise AdapterError(f"The experts were given {tokens} tokens, and the mix has {len(rows)} rows.", "Give every row equally many tokens, or one mix for all.")
+        raise AdapterError(
+            f"The experts were given {tokens} tokens, and the mix has {len(rows)} rows.",
+            "Give every row equally many tokens, or one mix for all.",
+        )
     return rows[0] if len(rows) == 1 else rows[:, 0][token // (tokens // len(rows))]
 
 

@@ -23,7 +23,9 @@ PLAIN_TEMPLATE = (
 )
 JOINED_TEMPLATE = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
 # What an encoder reads: the turns so far, one a line, and eos, as T5 was trained.
-READ_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}{{ eos_token }}"
+READ_TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}{{ eos_token }}"
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,20 @@ _ROWS = (
     Family("gemma3_text", "Gemma 3 (text)", LLAMA_LIKE),
     Family("phi3", "Phi-3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     Family("gpt2", "GPT-2 / DialoGPT", ("c_attn", "c_proj", "c_fc"), JOINED_TEMPLATE, fan_in_fan_out=True),
-    Family("t5", "T5 / FLAN-T5", ("q", "k", "v", "o", "wi_0", "wi_1", "wo"), READ_TEMPLATE, seq2seq=True,
-           note="An encoder reads and a decoder writes: text is learned by filling in gaps, and nothing is packed."),
-    Family("minimax_m2", "MiniMax-M2", ATTENTION,
-           note="Adapters go on the attention only, unless the experts are asked for: on those, rank 8 alone is two billion weights."),
+    Family(
+        "t5",
+        "T5 / FLAN-T5",
+        ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+        READ_TEMPLATE,
+        seq2seq=True,
+        note="An encoder reads and a decoder writes: text is learned by filling in gaps, and nothing is packed.",
+    ),
+    Family(
+        "minimax_m2",
+        "MiniMax-M2",
+        ATTENTION,
+        note="Adapters go on the attention only, unless the experts are asked for: on those, rank 8 alone is two billion weights.",
+    ),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
 

@@ -22,11 +22,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from core.data.batches import encode_chat, encode_opening
+from core.data.encoding import encode_chat, encode_opening
 from core.errors import SpecError
+from core.model.decoding import stepper
 from core.model.resident import Resident
-from core.model.stepping import stepper
-from core.spec import Mix, Sampling
+from core.spec.mix import Mix, Sampling
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Column:
     turns: tuple[Turn, ...] = ()
 
 
-def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, room: int) -> list[int]:
+def encode_prompt(
+    resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, room: int
+) -> list[int]:
     """Token ids of a prompt, which is a text or chat messages.
 
     Raises:
@@ -74,7 +76,9 @@ def encode_prompt(resident: Resident, prompt: str | Sequence[dict[str, str]], ch
     else:
         ids = encode_opening(tokenizer, messages[-1]["content"])
     context = resident.base.context
-    if (max(len(ids), room) if resident.base.family.seq2seq else len(ids) + room) > context:  # an encoder and a decoder have a context each
+    if (
+        max(len(ids), room) if resident.base.family.seq2seq else len(ids) + room
+    ) > context:  # an encoder and a decoder have a context each
         raise SpecError(
             f"The prompt has {len(ids)} tokens and the answer may have {room}, but the base reads {context}{'' if resident.base.family.seq2seq else ' together'}.",
             "Shorten the prompt or the longest answer.",
@@ -153,7 +157,13 @@ class Writer:
         text = whole.strip() if self.reason else whole
         lead = len(whole) - len(whole.lstrip()) if self.reason else 0
         turns = tuple(
-            Turn(min(max(len(tokenizer.decode(self.ids[:n], skip_special_tokens=True)) - lead, 0), len(text)), n, name, stamp) for n, name, stamp in self.turned
+            Turn(
+                min(max(len(tokenizer.decode(self.ids[:n], skip_special_tokens=True)) - lead, 0), len(text)),
+                n,
+                name,
+                stamp,
+            )
+            for n, name, stamp in self.turned
         )
         stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
         return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, turns)
@@ -219,13 +229,22 @@ def generate(
 
 def _turned(writing: Sequence[Writer], mixes: Sequence[Mix]) -> bool:
     """Gives each column the mix it is to go on with; true when one of them changed."""
-    changed = [w for w in writing if mixes[w.row] is not w.mix and replace(mixes[w.row], name="") != replace(w.mix, name="")]
+    changed = [
+        w
+        for w in writing
+        if mixes[w.row] is not w.mix and replace(mixes[w.row], name="") != replace(w.mix, name="")
+    ]
     for writer in changed:
         writer.turn(mixes[writer.row])
     return bool(changed)
 
 
-def _choose(logits: torch.Tensor, history: torch.Tensor | None, writing: Sequence[Writer], dice: dict[int, torch.Generator]) -> torch.Tensor:
+def _choose(
+    logits: torch.Tensor,
+    history: torch.Tensor | None,
+    writing: Sequence[Writer],
+    dice: dict[int, torch.Generator],
+) -> torch.Tensor:
     """One token a row, (B,). A seed's dice are thrown once a step, however many rows are still writing with it.
 
     Rows that are drawn in the same way are worked on together, and the device is not waited for.
@@ -236,7 +255,10 @@ def _choose(logits: torch.Tensor, history: torch.Tensor | None, writing: Sequenc
             s = writer.sampling
             alike.setdefault((s.temperature, s.top_k, s.top_p, s.repetition_penalty), []).append(b)
     scores = logits
-    noise = {seed: _gumbel(dice[seed], logits.shape[1]) for seed in {w.sampling.seed for w in writing if w.sampling.temperature > 0}}
+    noise = {
+        seed: _gumbel(dice[seed], logits.shape[1])
+        for seed in {w.sampling.seed for w in writing if w.sampling.temperature > 0}
+    }
     for rows in alike.values():
         whole = len(rows) == len(writing)
         index = torch.tensor(rows, device=logits.device)
@@ -268,4 +290,3 @@ def _take(writer: Writer, token: int, eos: set[int], tokenizer: Any) -> None:
             return
     if len(writer.ids) >= writer.sampling.max_new_tokens:
         writer.reason = "length"
-

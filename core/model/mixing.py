@@ -32,8 +32,12 @@ from core.errors import AdapterError
 from core.model import experts
 from core.model.families import SAME_INPUT
 
-NUMBERED = re.compile(r"(?:(.*?)\.)?(\d+)(?:\.|$)")  # a module's stack and its place there: the first number of its path
-ROUTED = re.compile(r"(?:^|\.)experts\.\d+\.")  # a layer of one expert, which sees tokens of all rows, sorted out by the router
+NUMBERED = re.compile(
+    r"(?:(.*?)\.)?(\d+)(?:\.|$)"
+)  # a module's stack and its place there: the first number of its path
+ROUTED = re.compile(
+    r"(?:^|\.)experts\.\d+\."
+)  # a layer of one expert, which sees tokens of all rows, sorted out by the router
 MIDDLE = 0.5  # the depth of a layer outside every stack
 
 
@@ -108,7 +112,10 @@ class Down:
     def product(self, x: torch.Tensor, live: Engagement, rows: torch.Tensor) -> torch.Tensor:
         """weight · scaling · A x: (…, I) -> (rows and tokens, R)."""
         if self.routed and live.count > 1:
-            raise AdapterError("This model's experts are separate layers, which see tokens without their rows.", "Ask one mix at a time.")
+            raise AdapterError(
+                "This model's experts are separate layers, which see tokens without their rows.",
+                "Ask one mix at a time.",
+            )
         if live.count > 1 and len(x) % live.count:
             raise AdapterError(
                 f"A layer was given {tuple(x.shape[:-1])} rows and tokens, and the mix has {live.count} rows.",
@@ -117,8 +124,12 @@ class Down:
         a, width = self.a, self.a.shape[1]
         inner = torch.mm((x if x.dtype is a.dtype else x.to(a.dtype)).reshape(-1, a.shape[0]), a)
         rows = rows if rows.dtype is inner.dtype else rows.to(inner.dtype)
-        by_row = inner.view(live.count, len(inner) // live.count, width)  # each of the mix's rows with all of its tokens
-        inner = (by_row * rows if inner.requires_grad or rows.requires_grad else by_row.mul_(rows)).view(-1, width)
+        by_row = inner.view(
+            live.count, len(inner) // live.count, width
+        )  # each of the mix's rows with all of its tokens
+        inner = (by_row * rows if inner.requires_grad or rows.requires_grad else by_row.mul_(rows)).view(
+            -1, width
+        )
         if self.readers > 1:
             self.x, self.live, self.inner, self.left = x, live, inner, self.readers
         return inner
@@ -174,8 +185,12 @@ class Mixer:
     depths: list[float] = field(default_factory=list)
     ranks: list[Ranks] = field(default_factory=list)
     live: Engagement | None = None
-    modules: list[nn.Module] = field(default_factory=list)  # of the model, as of `arrange`: walking a deep model takes milliseconds
-    _latest: tuple[Any, Engagement] | None = None  # what was last asked for: generation asks the same at every token
+    modules: list[nn.Module] = field(
+        default_factory=list
+    )  # of the model, as of `arrange`: walking a deep model takes milliseconds
+    _latest: tuple[Any, Engagement] | None = (
+        None  # what was last asked for: generation asks the same at every token
+    )
     _experts: list[nn.Module] = field(default_factory=list)
 
     @property
@@ -202,7 +217,10 @@ class Mixer:
         aside = trainee if apart else ""
         for path, layer in found.items():
             if why := unmixable(layer, aside):
-                raise AdapterError(f"The adapter on {path!r} cannot be mixed: {why}.", "Convert it to plain LoRA on linear layers first.")
+                raise AdapterError(
+                    f"The adapter on {path!r} cannot be mixed: {why}.",
+                    "Convert it to plain LoRA on linear layers first.",
+                )
         depth = _depths(list(modules), list(found))
         self.modules, self.layers = list(modules.values()), list(found.values())
         self.names = sorted({name for layer in self.layers for name in layer.lora_A} - {aside})
@@ -214,9 +232,25 @@ class Mixer:
             layer.depth = self.depths.index(depth[path])
             layer.blocks = []
         for team in _teams(found):
-            self._share([(found[path], [n for n in self.names if n in found[path].lora_A and n != trainee]) for path in team], _side_by_side, team[0])
+            self._share(
+                [
+                    (found[path], [n for n in self.names if n in found[path].lora_A and n != trainee])
+                    for path in team
+                ],
+                _side_by_side,
+                team[0],
+            )
             for path in team:
-                self._share([(found[path], [trainee] if trainee in self.names and trainee in found[path].lora_A else [])], _as_it_lies, path)
+                self._share(
+                    [
+                        (
+                            found[path],
+                            [trainee] if trainee in self.names and trainee in found[path].lora_A else [],
+                        )
+                    ],
+                    _as_it_lies,
+                    path,
+                )
         for layer in self.layers:
             if isinstance(layer, ParamWrapper):
                 self._hold(layer)
@@ -239,7 +273,10 @@ class Mixer:
 
     def _ranks_of(self, parts: Sequence[tuple[Any, list[str]]]) -> int:
         owners = [(layer, n) for layer, names in parts for n in names for _ in range(layer.r[n])]
-        ranks = Ranks(tuple(self.names.index(n) for _, n in owners), tuple(float(layer.scaling[n]) for layer, n in owners))
+        ranks = Ranks(
+            tuple(self.names.index(n) for _, n in owners),
+            tuple(float(layer.scaling[n]) for layer, n in owners),
+        )
         if ranks not in self.ranks:
             self.ranks.append(ranks)
         return self.ranks.index(ranks)
@@ -268,7 +305,13 @@ class Mixer:
         """
         before = self.live
         own = not isinstance(rows, torch.Tensor) and any(isinstance(row, Own) for row in rows)
-        self.live = None if own else self._from_tensor(rows) if isinstance(rows, torch.Tensor) else self._from_rows(rows)
+        self.live = (
+            None
+            if own
+            else self._from_tensor(rows)
+            if isinstance(rows, torch.Tensor)
+            else self._from_rows(rows)
+        )
         try:
             yield self
         finally:
@@ -277,7 +320,10 @@ class Mixer:
     def _from_rows(self, rows: Sequence[Mapping[str, float]]) -> Engagement:
         asked = [(dict(row), getattr(row, "tilt", None) or {}) for row in rows]
         if self._latest is None or self._latest[0] != asked:
-            with torch.inference_mode(False), torch.no_grad():  # so that they serve a forward of training as well
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # so that they serve a forward of training as well
                 weights = self.tensor([row for row, _ in asked])
                 tilt = self.tensor([{n: t for n, t in tilt.items() if row.get(n)} for row, tilt in asked])
                 self._latest = asked, self._engagement(weights, tilt if bool(tilt.any()) else None)
@@ -286,21 +332,30 @@ class Mixer:
     def _from_tensor(self, weights: torch.Tensor) -> Engagement:
         if weights.dim() not in (2, 3) or weights.shape[-1] != max(len(self.names), 1):
             raise AdapterError(
-                f"The weights have the shape {tuple(weights.shape)}.", f"Give (rows, {len(self.names)}) or (points, rows, {len(self.names)}), one column an adapter."
+                f"The weights have the shape {tuple(weights.shape)}.",
+                f"Give (rows, {len(self.names)}) or (points, rows, {len(self.names)}), one column an adapter.",
             )
         learned = weights.requires_grad and torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(learned):
             return self._engagement(weights if learned else weights.detach().cpu(), None)
 
     def _engagement(self, weights: torch.Tensor, tilt: torch.Tensor | None) -> Engagement:
-        points = weights if weights.dim() == 3 else weights[None] if tilt is None else torch.stack([weights * (1 - tilt), weights * (1 + tilt)])
+        points = (
+            weights
+            if weights.dim() == 3
+            else weights[None]
+            if tilt is None
+            else torch.stack([weights * (1 - tilt), weights * (1 + tilt)])
+        )
         if not points.requires_grad and bool((points == points[:, :1]).all()):
             points = points[:, :1]  # one row for all, however many rows or tokens a layer sees
         if len(points) > 1:
             points = torch.einsum("dp,pbn->dbn", _between(self.depths, len(points)).to(points), points)
         device = next(self.model.parameters()).device
         rows = [ranks.rows(points, device) for ranks in self.ranks]
-        return Engagement(weights, tilt, [r * len(self.depths) if len(r) == 1 else r for r in rows], points.shape[1])
+        return Engagement(
+            weights, tilt, [r * len(self.depths) if len(r) == 1 else r for r in rows], points.shape[1]
+        )
 
     def tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
         """The numbers of rows, peft name to number, as a (B, adapters) tensor on the CPU.

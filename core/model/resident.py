@@ -15,19 +15,19 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from core import library
 from core.errors import AdapterError, Busy, SpecError
-from core.library import Adapter
-from core.model import experts, starts
+from core.model import experts, lora_init
 from core.model.base import Base, folder_of, locate
 from core.model.mixing import Mixer, Own, Row, unmixable
-from core.spec import Mix
-from core.workspace import Workspace, read_json
+from core.spec.mix import Mix
+from core.store import adapters
+from core.store.adapters import Adapter
+from core.store.workspace import Workspace, read_json
 
 # peft's and transformers' checkpoints agree on this one name for the adapter in training; with any
 # other, loading the best or latest checkpoint silently does nothing.
 TRAINEE = "default"
-ANCHOR = "start"  # peft's name of what the adapter in training started from, where that is taken off again (core.model.starts)
+ANCHOR = "start"  # peft's name of what the adapter in training started from, where that is taken off again (core.model.lora_init)
 RESIDENT_LIMIT = 32  # adapters at once; the longest unused leaves first
 
 
@@ -43,7 +43,9 @@ class Resident:
         self.workspace = workspace
         self.peft: PeftModel | None = None
         self.mixer = Mixer(base.model)
-        self.digests: dict[str, str] = {}  # adapter id -> sha256 of the weights as loaded; the oldest use first
+        self.digests: dict[
+            str, str
+        ] = {}  # adapter id -> sha256 of the weights as loaded; the oldest use first
         self.trainee_id = ""  # library id that the adapter in training will have
         self.pinned: set[str] = set()  # ids that training is standing on
         self.unmixed = ""  # why the adapter in training cannot be mixed
@@ -95,7 +97,10 @@ class Resident:
         if self.unmixed and mix.weights.get(self.trainee_id):
             if isinstance(mix, AsTrained):
                 return Own({})
-            raise AdapterError(f"The adapter in training cannot be mixed live: {self.unmixed}.", "Its samples on the Train page show how it answers.")
+            raise AdapterError(
+                f"The adapter in training cannot be mixed live: {self.unmixed}.",
+                "Its samples on the Train page show how it answers.",
+            )
         return Row(self._named(mix.weights), self._named(mix.tilt))
 
     def _named(self, numbers: dict[str, float]) -> dict[str, float]:
@@ -112,7 +117,14 @@ class Resident:
     def stamp(self, row: int) -> dict[str, Any]:
         """What a row of the engaged batch really had active: weights, tilts and digests, by library id."""
         active, leaning = self.mixer.active(row), self.mixer.leaning(row)
-        weights, tilt = ({self.trainee_id if name == TRAINEE else name: round(n, 6) for name, n in part.items() if name != ANCHOR} for part in (active, leaning))
+        weights, tilt = (
+            {
+                self.trainee_id if name == TRAINEE else name: round(n, 6)
+                for name, n in part.items()
+                if name != ANCHOR
+            }
+            for part in (active, leaning)
+        )
         return {
             "base": self.base.name,
             "base_fingerprint": self.base.fingerprint,
@@ -123,12 +135,12 @@ class Resident:
         }
 
     def _load(self, adapter_id: str) -> None:
-        adapter = library.load(self.workspace, adapter_id)
+        adapter = adapters.load(self.workspace, adapter_id)
         self.check_fit(adapter)
-        library.verify(self.workspace, adapter_id)
+        adapters.verify(self.workspace, adapter_id)
         folder = self.workspace.existing("adapters", adapter_id)
-        config = library.parse_config(read_json(folder / library.CONFIG))
-        tensors = load_file(folder / library.WEIGHTS)
+        config = adapters.parse_config(read_json(folder / adapters.CONFIG))
+        tensors = load_file(folder / adapters.WEIGHTS)
         self.hang(adapter_id, config)
         self._fill(adapter_id, tensors)
         self.digests[adapter_id] = adapter.sha256  # which `verify` has just compared with the file
@@ -159,23 +171,36 @@ class Resident:
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._flags()
-        with torch.random.fork_rng(enabled=not trainable), warnings.catch_warnings(), experts.shown(self.base.model):
+        with (
+            torch.random.fork_rng(enabled=not trainable),
+            warnings.catch_warnings(),
+            experts.shown(self.base.model),
+        ):
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
             try:
                 if self.peft is None:
                     self.peft = get_peft_model(self.base.model, lora, adapter_name=name)
                 else:
                     self.peft.add_adapter(name, lora)
-            except ValueError as e:  # peft's word for layers that are not there, or that others wrap in another way
+            except (
+                ValueError
+            ) as e:  # peft's word for layers that are not there, or that others wrap in another way
                 self._undo(name)
                 self._settle(before)
                 what = f"The adapter {name!r} cannot hang on the base {self.base.name!r}: {str(e)[:300]}"
                 raise AdapterError(what, "Choose an adapter that was trained on this base.") from e
         self._settle({**before, **{k: trainable for k in self._flags() if f".{name}." in k}})
         for path, layer in self.base.model.named_modules():
-            if isinstance(layer, LoraLayer) and name in layer.r and (why := unmixable(layer, TRAINEE if self.unmixed else "")):
+            if (
+                isinstance(layer, LoraLayer)
+                and name in layer.r
+                and (why := unmixable(layer, TRAINEE if self.unmixed else ""))
+            ):
                 self._delete(name)
-                raise AdapterError(f"The adapter {name!r} on {path!r} cannot be mixed: {why}.", "Convert it to plain LoRA on linear layers first.")
+                raise AdapterError(
+                    f"The adapter {name!r} on {path!r} cannot be mixed: {why}.",
+                    "Convert it to plain LoRA on linear layers first.",
+                )
 
     def _undo(self, name: str) -> None:
         """Clears away what peft had hung before it refused the rest."""
@@ -195,7 +220,9 @@ class Resident:
         if self.peft is None:
             return
         if self.trainee_id and TRAINEE in self.peft.peft_config:
-            self.peft.base_model.set_adapter([TRAINEE, *sorted(self.pinned), *([ANCHOR] if self.anchored else [])])
+            self.peft.base_model.set_adapter(
+                [TRAINEE, *sorted(self.pinned), *([ANCHOR] if self.anchored else [])]
+            )
             self.peft.active_adapter = TRAINEE
         for key, parameter in self.peft.named_parameters():
             parameter.requires_grad_(needs_gradient.get(key, False))
@@ -208,9 +235,14 @@ class Resident:
         """
         assert self.peft is not None
         expected = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
-        if {k: tuple(v.shape) for k, v in expected.items()} != {k: tuple(v.shape) for k, v in tensors.items()}:
+        if {k: tuple(v.shape) for k, v in expected.items()} != {
+            k: tuple(v.shape) for k, v in tensors.items()
+        }:
             self._delete(name)
-            raise AdapterError(f"The tensors of {name!r} do not fit the base {self.base.name!r}.", "Choose an adapter that was trained on this base.")
+            raise AdapterError(
+                f"The tensors of {name!r} do not fit the base {self.base.name!r}.",
+                "Choose an adapter that was trained on this base.",
+            )
         set_peft_model_state_dict(self.peft, tensors, adapter_name=name)
 
     def _drop(self, adapter_id: str) -> None:
@@ -242,7 +274,9 @@ class Resident:
             self._drop(adapter_id)
             self.arrange()
 
-    def begin_trainee(self, adapter_id: str, config: dict[str, Any], stack_on: str = "", start: str = "default") -> None:
+    def begin_trainee(
+        self, adapter_id: str, config: dict[str, Any], stack_on: str = "", start: str = "default"
+    ) -> None:
         """Hangs a fresh trainable adapter, on top of a frozen active one where `stack_on` names it.
 
         Args:
@@ -259,16 +293,21 @@ class Resident:
             self.ensure([Mix(weights={stack_on: 1.0})])
         self.trainee_id = adapter_id
         self.pinned = {stack_on} if stack_on else set()
-        self.unmixed = library.UNMIXABLE["use_dora"].why if config.get("use_dora") else ""
+        self.unmixed = adapters.UNMIXABLE["use_dora"].why if config.get("use_dora") else ""
         self.hang(TRAINEE, config, trainable=True)
-        if start in starts.ANCHORED:
+        if start in lora_init.ANCHORED:
             self.hang(ANCHOR, {**config, "lora_dropout": 0.0})  # the base's own part is never hidden from it
             self._settle(self._flags())
-            starts.begin(self.base.model, TRAINEE, ANCHOR, start)
+            lora_init.begin(self.base.model, TRAINEE, ANCHOR, start)
         elif start == "loftq":
             if self.base.quantization != "nf4":
-                raise SpecError("LoftQ makes up for what 4 bits lose, and this base is not quantised.", "Choose another initialisation, or load the base in nf4.")
-            starts.make_up(self.base.model, TRAINEE, folder_of(*locate(self.base.name)), self.base.family.fan_in_fan_out)
+                raise SpecError(
+                    "LoftQ makes up for what 4 bits lose, and this base is not quantised.",
+                    "Choose another initialisation, or load the base in nf4.",
+                )
+            lora_init.make_up(
+                self.base.model, TRAINEE, folder_of(*locate(self.base.name)), self.base.family.fan_in_fan_out
+            )
         self.arrange()
 
     def adopt(self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -279,7 +318,7 @@ class Resident:
         """
         if adapter.unmixable:
             return
-        self.hang(adapter.id, library.parse_config(config))
+        self.hang(adapter.id, adapters.parse_config(config))
         self._fill(adapter.id, tensors)
         self.digests[adapter.id] = adapter.sha256
 
@@ -299,7 +338,7 @@ class Resident:
         tensors, config = self.trainee_tensors(), self.adapter_config()
         if not self.anchored:
             return tensors, config
-        return starts.plain(tensors, self.tensors_of(ANCHOR)), starts.plain_config(config)
+        return lora_init.plain(tensors, self.tensors_of(ANCHOR)), lora_init.plain_config(config)
 
     def trainee_tensors(self) -> dict[str, torch.Tensor]:
         """The adapter in training under the key names of peft's file format, on the CPU."""
@@ -313,10 +352,14 @@ class Resident:
     def state_of(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter's own tensors by peft's name, where they lie."""
         assert self.peft is not None
-        state: dict[str, torch.Tensor] = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        state: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            self.peft, adapter_name=name, save_embedding_layers=False
+        )
         return state
 
-    def restore_trainee(self, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None = None) -> None:
+    def restore_trainee(
+        self, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None = None
+    ) -> None:
         """Puts a checkpoint's values into the adapter in training, and into what it started from.
 
         Raises:

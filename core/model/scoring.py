@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from core.data.batches import IGNORED, Encoded, collate
+from core.data.encoding import IGNORED, Encoded, collate
+from core.model.decoding import predicted
 from core.model.generate import speaking
 from core.model.resident import Resident
-from core.model.stepping import predicted
-from core.spec import Mix
+from core.spec.mix import Mix
 
 BATCH_TOKENS = 4096  # rows x tokens of one forward
 BATCH_TOKENS_CPU = 1024  # the fastest on the embedded base, and a forward that nobody waits long for
@@ -41,7 +41,9 @@ class Score:
         return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
 
 
-def score(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]) -> Iterator[tuple[int, list[Score]]]:
+def score(
+    resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]
+) -> Iterator[tuple[int, list[Score]]]:
     """Scores the masked tokens of sequences under every mix.
 
     Yields:
@@ -68,7 +70,9 @@ class Cell:
     nats: float
 
 
-def score_each(resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]) -> Iterator[list[Cell]]:
+def score_each(
+    resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]
+) -> Iterator[list[Cell]]:
     """Scores every sequence under every mix, many mixes in one batch.
 
     A row of a batch is a (sequence, mix) pair; all mixes of a sequence come after each other, the

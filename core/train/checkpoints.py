@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from core.errors import DiskFull, RunError, StorageError, StudioError
-from core.workspace import read_json, sha256_of, storage_error, write_json
+from core.store.workspace import read_json, sha256_of, storage_error, write_json
 
 MANIFEST = "MANIFEST.json"
 STATE = "studio_state.json"  # what we count ourselves, beside Trainer's own state
@@ -33,7 +33,10 @@ def step_of(folder: Path) -> int:
 
 def needed(processes: int) -> tuple[str, ...]:
     """The files of a whole checkpoint; every process has dice of its own."""
-    return (*NEEDED, *(("rng_state.pth",) if processes == 1 else (f"rng_state_{i}.pth" for i in range(processes))))
+    return (
+        *NEEDED,
+        *(("rng_state.pth",) if processes == 1 else (f"rng_state_{i}.pth" for i in range(processes))),
+    )
 
 
 def commit(folder: Path, run_id: str, processes: int = 1) -> None:
@@ -47,11 +50,15 @@ def commit(folder: Path, run_id: str, processes: int = 1) -> None:
     """
     files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
     if lacking := [n for n in needed(processes) if n not in files]:
-        raise RunError(f"The checkpoint lacks {', '.join(lacking)}.", "This is a defect of the studio; please report it.")
+        raise RunError(
+            f"The checkpoint lacks {', '.join(lacking)}.", "This is a defect of the studio; please report it."
+        )
     for name in files:
         with open(folder / name, "rb") as f:
             os.fsync(f.fileno())
-    write_json(folder / MANIFEST, {"run": run_id, "step": step_of(folder), "processes": processes, "files": files})
+    write_json(
+        folder / MANIFEST, {"run": run_id, "step": step_of(folder), "processes": processes, "files": files}
+    )
 
 
 def holds(folder: Path, run_id: str) -> bool:

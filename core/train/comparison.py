@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from core.events import read_since
-from core.spec import TrainSpec, label_of
-from core.train import runs
-from core.train.runs import Run
-from core.workspace import Workspace
+from core.spec.settings import label_of
+from core.spec.training import TrainSpec
+from core.store import runs
+from core.store.event_log import read_since
+from core.store.runs import Run
+from core.store.workspace import Workspace
 
 CLEAR = 2.0  # standard errors that a difference must be larger than, to be called one
 POINT_LIMIT = 1000  # of a curve; more are thinned out
@@ -122,7 +123,14 @@ def told(events: Sequence[Mapping[str, Any]]) -> History:
     before, sequences = 0, 0
     for e in events:
         kind = e.get("kind")
-        if kind in ("plan", "step", "validation", "sample", "checkpoint", "result"):  # the trainer's own, on one clock a session
+        if kind in (
+            "plan",
+            "step",
+            "validation",
+            "sample",
+            "checkpoint",
+            "result",
+        ):  # the trainer's own, on one clock a session
             if e.get("elapsed", 0.0) < passed:
                 seconds, before = seconds + passed, 0
             passed = float(e.get("elapsed", 0.0))
@@ -185,7 +193,10 @@ def _error(rows: Sequence[tuple[float, int]]) -> float:
 
 def settings(given: Sequence[Run]) -> list[Setting]:
     """Every setting of the runs but their names, in the order of the description, with the base and the data that they had."""
-    found = [Setting("base", "Base", tuple(r.base for r in given)), Setting("dataset_sha256", "Data (sha256)", tuple(r.dataset_sha256[:12] for r in given))]
+    found = [
+        Setting("base", "Base", tuple(r.base for r in given)),
+        Setting("dataset_sha256", "Data (sha256)", tuple(r.dataset_sha256[:12] for r in given)),
+    ]
     for f in fields(TrainSpec):
         if f.name != "name":
             found.append(Setting(f.name, label_of(f), tuple(getattr(r.spec, f.name) for r in given)))

@@ -20,15 +20,15 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
+from core.data.samples import Samples
 from core.errors import Busy, RunError, StudioError
 from core.model.base import load_base
 from core.model.resident import Resident
-from core.samples import Samples
-from core.spec import QUANTIZATIONS, Launch, RunStatus
-from core.train import runs
-from core.train.crew import PATIENCE, Crew
+from core.spec.training import QUANTIZATIONS, Launch, RunStatus
+from core.store import runs
+from core.store.workspace import Claim, Workspace, write_json
+from core.train.distributed import PATIENCE, Crew
 from core.train.train import train
-from core.workspace import Claim, Workspace, write_json
 
 CLAIM_SECONDS = 10.0  # whoever looks whether a run lives holds its claim for a moment
 
@@ -49,9 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = runs.load(workspace, args.run)
         launch = Launch.from_json(run.extra["launch"])
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
-        several = distributed.is_torchelastic_launched()  # torchrun, and what accelerate uses of it; without it we are alone
-        state = PartialState(cpu=not on_gpu, **({"timeout": PATIENCE, "backend": "nccl" if on_gpu else "gloo"} if several else {}))
-        crew = Crew(state.num_processes, state.process_index, launch.sharding == "fsdp", Wishes(workspace, run.id))
+        several = (
+            distributed.is_torchelastic_launched()
+        )  # torchrun, and what accelerate uses of it; without it we are alone
+        state = PartialState(
+            cpu=not on_gpu,
+            **({"timeout": PATIENCE, "backend": "nccl" if on_gpu else "gloo"} if several else {}),
+        )
+        crew = Crew(
+            state.num_processes, state.process_index, launch.sharding == "fsdp", Wishes(workspace, run.id)
+        )
         if crew.size != launch.world:
             raise RunError(
                 f"{launch.world} processes were asked for, and {crew.size} came.",
@@ -60,7 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         claim = _claim(workspace, run.id) if crew.leads else None
         device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
         resident = Resident(load_base(args.base, args.quantization, device, crew.sharded), workspace)
-        train(workspace, resident, run, lambda seconds: None, lambda: crew.heard, lambda: Samples().texts("general"), crew)
+        train(
+            workspace,
+            resident,
+            run,
+            lambda seconds: None,
+            lambda: crew.heard,
+            lambda: Samples().texts("general"),
+            crew,
+        )
         if claim:
             claim.release()
     except Exception as e:  # noqa: BLE001 (whatever it is, it ends this process, and others shall know why)
@@ -111,7 +126,14 @@ def leave_error(workspace: Workspace, run_id: str, crew: Crew, error: Exception)
     known = error
     if not isinstance(known, StudioError):
         known = RunError(f"{type(error).__name__}: {str(error)[:500]}")
-    value = {"kind": type(known).__name__, "what": known.what, "fix": known.fix, "time": time.time(), "process": crew.index, "of": crew.size}
+    value = {
+        "kind": type(known).__name__,
+        "what": known.what,
+        "fix": known.fix,
+        "time": time.time(),
+        "process": crew.index,
+        "of": crew.size,
+    }
     write_json(workspace.path("runs", run_id, f"error-{crew.index}.json"), value)
 
 

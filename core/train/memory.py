@@ -17,11 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.spec import TrainSpec
+from core.spec.training import TrainSpec
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # a weight; two moments
 SURE_BYTES = 32 << 20  # a smaller measured growth says more of the allocator than of the step
-MEMINFO, STATUS, RESET, LIMIT = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/sys/fs/cgroup")
+MEMINFO, STATUS, RESET, LIMIT = (
+    Path("/proc/meminfo"),
+    Path("/proc/self/status"),
+    Path("/proc/self/clear_refs"),
+    Path("/sys/fs/cgroup"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ class Shape:
             keys_values=2 * int(getattr(config, "num_key_value_heads", 0) or heads) * head_size,
             vocabulary=int(config.vocab_size),
             linear=linear,
-            number_bytes=next((p.element_size() for p in base.model.parameters() if p.is_floating_point()), 4),
+            number_bytes=next(
+                (p.element_size() for p in base.model.parameters() if p.is_floating_point()), 4
+            ),
             base_bytes=int(base.model.get_memory_footprint()),
             on_gpu=base.device.type == "cuda",
             targets=() if "all-linear" in base.family.targets else tuple(base.family.targets),
@@ -131,14 +138,20 @@ def estimate(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
     copies = (4 if number < 4 else 0) + (5 if spec.dropout else 0)
     adapters = (copies * into + 4 * spec.rank * count) / max(1, shape.layers)
     checkpointed = spec.recomputes(shape.on_gpu)
-    kept = shape.layers * number * shape.hidden + layer + adapters if checkpointed else shape.layers * (layer + adapters)
+    kept = (
+        shape.layers * number * shape.hidden + layer + adapters
+        if checkpointed
+        else shape.layers * (layer + adapters)
+    )
     return Estimate(
         base=shape.base_bytes,
         adapter=4 * weights,
         gradients=4 * weights,
         optimizer=moments,
         activations=int(ratio * tokens * kept),
-        logits=int(ratio * tokens * shape.vocabulary * (number + 8)),  # as computed, in 32 bits, and their gradient
+        logits=int(
+            ratio * tokens * shape.vocabulary * (number + 8)
+        ),  # as computed, in 32 bits, and their gradient
     )
 
 
@@ -158,7 +171,11 @@ def available(on_gpu: bool) -> int | None:
         return None
     try:
         allowed = (LIMIT / "memory.max").read_text(encoding="ascii").strip()
-        return free if allowed == "max" else min(free, int(allowed) - int((LIMIT / "memory.current").read_text(encoding="ascii")))
+        return (
+            free
+            if allowed == "max"
+            else min(free, int(allowed) - int((LIMIT / "memory.current").read_text(encoding="ascii")))
+        )
     except (OSError, ValueError):
         return free
 
@@ -180,8 +197,16 @@ def told(shape: Shape, spec: TrainSpec, ratio: float | None, free: int | None) -
         text += f"; {size(free)} are free."
     else:
         best = next(iter(advice(shape, spec, ratio or 1.0)), None)
-        text += f", and only {size(free)} are free. " + (f"{best} would help most." if best else "The batch will be made smaller until it fits.")
-    return {**need.to_json(), "free": free, "fits": free is None or extra <= free, "calibrated": ratio is not None, "text": text}
+        text += f", and only {size(free)} are free. " + (
+            f"{best} would help most." if best else "The batch will be made smaller until it fits."
+        )
+    return {
+        **need.to_json(),
+        "free": free,
+        "fits": free is None or extra <= free,
+        "calibrated": ratio is not None,
+        "text": text,
+    }
 
 
 def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
@@ -189,7 +214,12 @@ def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
     now = estimate(shape, spec, ratio).total
     tries: list[tuple[str, dict[str, Any]]] = []
     if spec.max_length >= 32:
-        tries.append((f"max length {spec.max_length // 2} instead of {spec.max_length}", {"max_length": spec.max_length // 2}))
+        tries.append(
+            (
+                f"max length {spec.max_length // 2} instead of {spec.max_length}",
+                {"max_length": spec.max_length // 2},
+            )
+        )
     if not spec.recomputes(shape.on_gpu):
         tries.append(("gradient checkpointing", {"gradient_checkpointing": "on"}))
     if spec.batch_size > 1:
@@ -200,7 +230,10 @@ def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
         tries.append(("no LoRA dropout", {"dropout": 0.0}))
     if spec.optimizer in ("auto", "adamw"):
         tries.append(("the optimizer adafactor", {"optimizer": "adafactor"}))
-    saved = sorted(((now - estimate(shape, replace(spec, **changes), ratio).total, text) for text, changes in tries), reverse=True)
+    saved = sorted(
+        ((now - estimate(shape, replace(spec, **changes), ratio).total, text) for text, changes in tries),
+        reverse=True,
+    )
     return [f"{text[0].upper()}{text[1:]} (saves about {size(byte)})" for byte, text in saved[:3] if byte > 0]
 
 
@@ -300,7 +333,9 @@ def probe(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
     trainer.model_wrapped.train()
     meter = Meter(shape.on_gpu)
     with torch.random.fork_rng():
-        trainer.compute_loss(trainer.model_wrapped, trainer._prepare_inputs(batch), num_items_in_batch=count).backward()
+        trainer.compute_loss(
+            trainer.model_wrapped, trainer._prepare_inputs(batch), num_items_in_batch=count
+        ).backward()
     measured = meter.grown()
     trainer.model_wrapped.zero_grad()
     return {

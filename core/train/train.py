@@ -23,26 +23,38 @@ import torch
 from safetensors.torch import save_file
 from transformers import set_seed
 
-from core import library
-from core.data.batches import Encoded, count_forged, encode_documents, encode_gaps, encode_task, encode_text, reads_apart, replayed
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
+from core.data.encoding import (
+    Encoded,
+    count_forged,
+    encode_documents,
+    encode_gaps,
+    encode_task,
+    encode_text,
+    reads_apart,
+    replayed,
+)
 from core.data.packing import Account, arranged, windows
 from core.errors import OutOfMemory, RunError, SpecError
 from core.model import experts
-from core.model.apart import mingled
-from core.model.packed import differentiable
+from core.model.nf4_cpu import differentiable
+from core.model.packing_check import mingled
 from core.model.resident import Resident
-from core.spec import RunStatus, TrainSpec, experts_said
-from core.train import checkpoints, memory, runs
-from core.train.crew import ALONE, Crew
-from core.train.steps import quiet
+from core.spec.training import RunStatus, TrainSpec, experts_said
+from core.store import adapters, runs
+from core.store.workspace import Workspace
+from core.train import checkpoints, memory
+from core.train.distributed import ALONE, Crew
+from core.train.optimizer import quiet
 from core.train.trainer import Hooks, StudioTrainer
-from core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 200  # validation reads at most this many sequences, the same ones every time
-LATER = {"pause": RunStatus.PAUSED, "close": RunStatus.INTERRUPTED}  # wishes after which a run waits to be resumed
+LATER = {
+    "pause": RunStatus.PAUSED,
+    "close": RunStatus.INTERRUPTED,
+}  # wishes after which a run waits to be resumed
 OPENING_WORDS = 4  # of a validation text, for the adapter in training to go on from
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -73,18 +85,37 @@ def train(
     """
     log = crew.log(workspace, run.id)
     if run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
-        raise RunError(f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}.", "Change the base back, then resume it.")
+        raise RunError(
+            f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}.",
+            "Change the base back, then resume it.",
+        )
     try:
         if crew.leads:
             runs.tidy(workspace)
-        run = crew.change(workspace, run, status=RunStatus.RUNNING, error="", base=resident.base.name, base_fingerprint=resident.base.fingerprint)
+        run = crew.change(
+            workspace,
+            run,
+            status=RunStatus.RUNNING,
+            error="",
+            base=resident.base.name,
+            base_fingerprint=resident.base.fingerprint,
+        )
         begin = time.monotonic()
         dataset = _pinned(workspace, run)
         if run.spec.experts:
-            log.append("note", text=experts_said(experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters))
-        rows, validation, account = sequences(workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text))
+            log.append(
+                "note",
+                text=experts_said(
+                    experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters
+                ),
+            )
+        rows, validation, account = sequences(
+            workspace, resident, run.spec, dataset, general, lambda text: log.append("note", text=text)
+        )
         log.append("data", **account.to_json())
-        material = Material(rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked, crew))
+        material = Material(
+            rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked, crew)
+        )
         with differentiable(resident.base.model):
             run, trainer = _fitted(workspace, resident, run, material)
         stopped = trainer.state.global_step < trainer.state.max_steps and not trainer.ended_early
@@ -95,7 +126,9 @@ def train(
             log.append("result", adapter=adapter.id, **adapter.results)
         measured = trainer.probed.get("ratio")
         extra = {**run.extra, "memory_ratio": measured} if measured else run.extra
-        run = crew.change(workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra)
+        run = crew.change(
+            workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra
+        )
         if not stopped and crew.leads:  # only now: whoever is killed before this can still resume
             shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
         return run
@@ -117,7 +150,9 @@ class Material:
     hooks: Hooks
 
 
-def _fitted(workspace: Workspace, resident: Resident, run: runs.Run, material: Material) -> tuple[runs.Run, StudioTrainer]:
+def _fitted(
+    workspace: Workspace, resident: Resident, run: runs.Run, material: Material
+) -> tuple[runs.Run, StudioTrainer]:
     """Trains; as long as memory runs out, again from the last checkpoint with smaller micro-batches of the same effective batch.
 
     Raises:
@@ -131,26 +166,42 @@ def _fitted(workspace: Workspace, resident: Resident, run: runs.Run, material: M
         if material.hooks.crew.size > 1:  # the others are in the middle of a step that needs us
             advice = memory.advice(memory.Shape.of(resident.base), spec)
             what = f"{spec.batch_size} rows at once did not fit the device ({error})."
-            raise OutOfMemory(what, "Halve the batch size and double the accumulation. " + "; ".join(advice) + ".")
+            raise OutOfMemory(
+                what, "Halve the batch size and double the accumulation. " + "; ".join(advice) + "."
+            )
         del trainer  # and with it the optimizer's memory
         resident.end_trainee()
         _free(resident)
         fewer = memory.smaller(spec.batch_size, spec.accumulation)
         if fewer is None:
             advice = memory.advice(memory.Shape.of(resident.base), spec)
-            raise OutOfMemory(f"One row of {spec.max_length} tokens did not fit the device ({error}).", "What would help most: " + "; ".join(advice) + ".")
+            raise OutOfMemory(
+                f"One row of {spec.max_length} tokens did not fit the device ({error}).",
+                "What would help most: " + "; ".join(advice) + ".",
+            )
         rows, accumulation = fewer
-        step = checkpoints.step_of(found) if (found := checkpoints.newest(runs.checkpoints_folder(workspace, run.id), run.id)) else 0
+        step = (
+            checkpoints.step_of(found)
+            if (found := checkpoints.newest(runs.checkpoints_folder(workspace, run.id), run.id))
+            else 0
+        )
         event = {"batch_size": rows, "accumulation": accumulation, "from_step": step}
         material.hooks.log.append("memory", what="smaller", error=error, **event)
         material.hooks.log.append(
-            "note", text=f"Memory ran out: {rows} instead of {spec.batch_size} rows at once, {accumulation} times a step, the same effective batch."
+            "note",
+            text=f"Memory ran out: {rows} instead of {spec.batch_size} rows at once, {accumulation} times a step, the same effective batch.",
         )
-        extra = {**run.extra, "micro_batch": {"batch_size": rows, "accumulation": accumulation}, "made_smaller": [*run.extra.get("made_smaller", []), event]}
+        extra = {
+            **run.extra,
+            "micro_batch": {"batch_size": rows, "accumulation": accumulation},
+            "made_smaller": [*run.extra.get("made_smaller", []), event],
+        }
         run = runs.change(workspace, run, extra=extra)
 
 
-def _attempt(workspace: Workspace, resident: Resident, run: runs.Run, spec: TrainSpec, material: Material) -> tuple[StudioTrainer, str]:
+def _attempt(
+    workspace: Workspace, resident: Resident, run: runs.Run, spec: TrainSpec, material: Material
+) -> tuple[StudioTrainer, str]:
     """Trains from the newest checkpoint as far as memory reaches: (the trainer, "" or what said that there is none).
 
     The error itself stays here, because it holds on to every tensor of the step that failed.
@@ -160,10 +211,18 @@ def _attempt(workspace: Workspace, resident: Resident, run: runs.Run, spec: Trai
     set_seed(spec.seed)
     resident.begin_trainee(run.adapter, lora_config(resident, spec), spec.stack_on, spec.initialisation)
     if resident.anchored:
-        material.hooks.log.append("note", text=f"The adapter starts from {spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * spec.rank}.")
-    trainer = StudioTrainer(resident, spec, material.rows, material.validation, folder, run.id, material.hooks, material.prompts)
+        material.hooks.log.append(
+            "note",
+            text=f"The adapter starts from {spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * spec.rank}.",
+        )
+    trainer = StudioTrainer(
+        resident, spec, material.rows, material.validation, folder, run.id, material.hooks, material.prompts
+    )
     if checkpoint:
-        material.hooks.log.append("note", text=f"Resumed from step {checkpoints.step_of(checkpoint)}.{_recrewed(checkpoint, material.hooks.crew)}")
+        material.hooks.log.append(
+            "note",
+            text=f"Resumed from step {checkpoints.step_of(checkpoint)}.{_recrewed(checkpoint, material.hooks.crew)}",
+        )
     try:
         trainer.take_up(checkpoint)
     except (RuntimeError, MemoryError) as e:
@@ -197,7 +256,9 @@ def _pinned(workspace: Workspace, run: runs.Run) -> Dataset:
     dataset = load_dataset(workspace, run.spec.dataset)
     verify_dataset(workspace, dataset.id)
     if run.dataset_sha256 and dataset.sha256 != run.dataset_sha256:
-        raise RunError(f"The dataset {dataset.name!r} changed since this run began.", "Start a new run on it.")
+        raise RunError(
+            f"The dataset {dataset.name!r} changed since this run began.", "Start a new run on it."
+        )
     return dataset
 
 
@@ -212,7 +273,10 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
     if spec.target_modules:
         leaves = {name.rpartition(".")[2] for name, _ in resident.base.model.named_modules()}
         if unknown := [t for t in targets if t not in leaves]:
-            raise SpecError(f"The base has no layers called {', '.join(unknown)}.", f"Usual for it: {', '.join(family.targets)}.")
+            raise SpecError(
+                f"The base has no layers called {', '.join(unknown)}.",
+                f"Usual for it: {', '.join(family.targets)}.",
+            )
     if targets == ["all-linear"]:
         targets = "all-linear"
     on_experts = {"target_parameters": _experts(resident, spec)} if spec.experts else {}
@@ -237,7 +301,9 @@ def _experts(resident: Resident, spec: TrainSpec) -> list[str]:
         SpecError: the base has none.
     """
     if not (found := experts.targets(resident.base.model)):
-        raise SpecError(f"The base {resident.base.name!r} has no experts.", "Switch off the training of experts.")
+        raise SpecError(
+            f"The base {resident.base.name!r} has no experts.", "Switch off the training of experts."
+        )
     return found
 
 
@@ -255,9 +321,15 @@ def sequences(
         SpecError: the dataset's kind is not the run's, or max_length is beyond the base's context.
     """
     if dataset.kind != spec.kind:
-        raise SpecError(f"{dataset.name!r} is a {dataset.kind} dataset.", f"A {spec.kind} run needs a {spec.kind} dataset.")
+        raise SpecError(
+            f"{dataset.name!r} is a {dataset.kind} dataset.",
+            f"A {spec.kind} run needs a {spec.kind} dataset.",
+        )
     if spec.max_length > resident.base.context:
-        raise SpecError(f"Max length is {spec.max_length}, and the base reads {resident.base.context} tokens.", f"Choose at most {resident.base.context}.")
+        raise SpecError(
+            f"Max length is {spec.max_length}, and the base reads {resident.base.context} tokens.",
+            f"Choose at most {resident.base.context}.",
+        )
     tokenizer, ends = resident.base.tokenizer, resident.base.eos_ids
     train_rows = read_split(workspace, dataset.id, "train")
     held = read_split(workspace, dataset.id, "val")
@@ -276,10 +348,15 @@ def sequences(
             parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
         learned = [e for part in parts for e in part]
         cut_up = sum(len(part) for part in parts if len(part) > 1)
-        validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][:VALIDATION_ROWS]
+        validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][
+            :VALIDATION_ROWS
+        ]
     else:
         texts = [m["content"] for r in train_rows for m in r["messages"]]
-        learned, cut_up = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows], 0
+        learned, cut_up = (
+            [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in train_rows],
+            0,
+        )
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
     if forged := count_forged(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
@@ -297,17 +374,30 @@ def sample_prompts(workspace: Workspace, spec: TrainSpec) -> list[str]:
     if spec.sample_prompts:
         return list(spec.sample_prompts)
     row = read_split(workspace, spec.dataset, "val", limit=1)[0]
-    return [row["messages"][-2]["content"] if spec.kind == "task" else " ".join(row["text"].split()[:OPENING_WORDS])]
+    return [
+        row["messages"][-2]["content"]
+        if spec.kind == "task"
+        else " ".join(row["text"].split()[:OPENING_WORDS])
+    ]
 
 
-def _replayable(workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: Callable[[], Sequence[str]]) -> list[list[int]]:
+def _replayable(
+    workspace: Workspace, tokenizer: Any, spec: TrainSpec, general: Callable[[], Sequence[str]]
+) -> list[list[int]]:
     if spec.replay_dataset:
         texts = [r["text"] for r in read_split(workspace, spec.replay_dataset, "train")]
         return list(encode_documents(tokenizer, texts))
     return list(encode_documents(tokenizer, general(), own=True))
 
 
-def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Dataset, trainer: StudioTrainer, seconds: float) -> library.Adapter | None:
+def _keep(
+    workspace: Workspace,
+    resident: Resident,
+    run: runs.Run,
+    dataset: Dataset,
+    trainer: StudioTrainer,
+    seconds: float,
+) -> adapters.Adapter | None:
     """Puts the trained adapter into the library with where it comes from; None in a process that does not lead."""
     best = trainer.best_checkpoint()
     if best:
@@ -318,7 +408,7 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
     results = _results(trainer, checkpoints.step_of(best) if best else int(trainer.state.global_step))
     below = None
     if run.spec.stack_on:
-        parent = library.load(workspace, run.spec.stack_on)
+        parent = adapters.load(workspace, run.spec.stack_on)
         below = {"id": parent.id, "name": parent.name, "sha256": parent.sha256}
     metadata = {
         "kind": run.kind,
@@ -330,10 +420,20 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
             "parameters": resident.base.parameters,
             "quantization": resident.base.quantization,
         },
-        "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.sha256, "split_seed": dataset.seed, "splits": dataset.splits},
+        "dataset": {
+            "id": dataset.id,
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "split_seed": dataset.seed,
+            "splits": dataset.splits,
+        },
         "stacked_on": below,
-        "trained_with": {below["id"]: 1.0} if below else {},  # the adapters that were active beside it, and their weights
-        "domain_dropout": run.spec.domain_dropout if below else 0.0,  # the share of the forward passes in which they were not
+        "trained_with": {below["id"]: 1.0}
+        if below
+        else {},  # the adapters that were active beside it, and their weights
+        "domain_dropout": run.spec.domain_dropout
+        if below
+        else 0.0,  # the share of the forward passes in which they were not
         "hyperparameters": run.spec.to_json(),
         "runtime": {
             "seconds": round(seconds, 2),
@@ -346,17 +446,31 @@ def _keep(workspace: Workspace, resident: Resident, run: runs.Run, dataset: Data
             "accumulation": trainer.spec.accumulation,
             "made_smaller": run.extra.get("made_smaller", []),
         },
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: importlib.metadata.version(p) for p in PACKAGES},
+        },
         "results": results,
     }
-    adapter = library.add(workspace, run.adapter, run.name, lambda path: save_file(tensors, path, metadata={"format": "pt"}), config, metadata)
+    adapter = adapters.add(
+        workspace,
+        run.adapter,
+        run.name,
+        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        config,
+        metadata,
+    )
     resident.adopt(adapter, config, tensors)
     return adapter
 
 
 def _results(trainer: StudioTrainer, kept: int) -> dict[str, Any]:
     """Figures of the adapter that is kept, of step `kept`, and of the run."""
-    results: dict[str, Any] = {"train_loss": trainer.last_loss, "steps": trainer.state.global_step, "kept_step": kept}
+    results: dict[str, Any] = {
+        "train_loss": trainer.last_loss,
+        "steps": trainer.state.global_step,
+        "kept_step": kept,
+    }
     track = trainer.track
     if trainer.validation:
         loss = track.best_loss if kept == track.best_step else track.loss

@@ -24,17 +24,18 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from core.data.batches import IGNORED, Encoded, collate
+from core.data.encoding import IGNORED, Encoded, collate
 from core.errors import Diverged, StudioError
-from core.events import EventLog
-from core.library import WEIGHTS
 from core.model.resident import ANCHOR, Resident
 from core.model.scoring import Score
-from core.spec import Mix, TrainSpec
-from core.train import checkpoints, memory, shards, steps, validating
-from core.train.crew import ALONE, PATIENCE, Blanked, Crew, deal
-from core.train.track import Track
-from core.workspace import ensure_space, write_json
+from core.spec.mix import Mix
+from core.spec.training import TrainSpec
+from core.store.adapters import WEIGHTS
+from core.store.event_log import EventLog
+from core.store.workspace import ensure_space, write_json
+from core.train import checkpoints, fsdp, memory, optimizer, validation
+from core.train.distributed import ALONE, PATIENCE, Blanked, Crew, deal
+from core.train.early_stopping import Track
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
 START = "start.safetensors"  # what the adapter in training started from, in a checkpoint
@@ -58,7 +59,14 @@ class Hooks:
     crew: Crew = ALONE
 
 
-def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, share: int = 1, together: dict[str, Any] | None = None) -> TrainingArguments:
+def arguments(
+    spec: TrainSpec,
+    folder: Path,
+    rows: int,
+    on_gpu: bool,
+    share: int = 1,
+    together: dict[str, Any] | None = None,
+) -> TrainingArguments:
     """TrainingArguments of a spec.
 
     Args:
@@ -93,9 +101,9 @@ def arguments(spec: TrainSpec, folder: Path, rows: int, on_gpu: bool, share: int
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(spec.report_to),
-        **steps.settings(spec, "cuda" if on_gpu else "cpu"),
+        **optimizer.settings(spec, "cuda" if on_gpu else "cpu"),
     )
-    return TrainingArguments(**shards.joined(settings, together or {}))
+    return TrainingArguments(**fsdp.joined(settings, together or {}))
 
 
 def several(crew: Crew, model: Any, on_gpu: bool) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def several(crew: Crew, model: Any, on_gpu: bool) -> dict[str, Any]:
     if crew.size == 1:
         return {}
     return {
-        **(shards.arguments(model) if crew.sharded else {}),
+        **(fsdp.arguments(model) if crew.sharded else {}),
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu else "gloo",
         "ddp_timeout": int(PATIENCE.total_seconds()),
@@ -141,20 +149,34 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         pad = resident.base.tokenizer.pad_token_id
         on_gpu = resident.base.device.type == "cuda"
         if hooks.crew.sharded:
-            shards.loosen(resident.peft)
+            fsdp.loosen(resident.peft)
         super().__init__(
             model=resident.peft,
-            args=arguments(spec, folder, len(rows), on_gpu, hooks.crew.size, several(hooks.crew, resident.base.model, on_gpu)),
+            args=arguments(
+                spec,
+                folder,
+                len(rows),
+                on_gpu,
+                hooks.crew.size,
+                several(hooks.crew, resident.base.model, on_gpu),
+            ),
             train_dataset=rows,
             eval_dataset=list(validation) or None,
             data_collator=lambda batch: collate(batch, pad),
         )
-        self._keeps_logits = "logits_to_keep" in inspect.signature(resident.base.model.forward).parameters and not resident.base.family.seq2seq
-        self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(getattr(self, "model_accepts_loss_kwargs", False))  # tokens are then counted
+        self._keeps_logits = (
+            "logits_to_keep" in inspect.signature(resident.base.model.forward).parameters
+            and not resident.base.family.seq2seq
+        )
+        self.model_accepts_loss_kwargs: bool = self._keeps_logits or bool(
+            getattr(self, "model_accepts_loss_kwargs", False)
+        )  # tokens are then counted
         self.remove_callback(PrinterCallback)
         self.add_callback(_Manners(self))
         self.crew = hooks.crew
-        for callback in self.callback_handler.callbacks:  # TensorBoard's files outlive the checkpoints, beside which it would put them
+        for callback in (
+            self.callback_handler.callbacks
+        ):  # TensorBoard's files outlive the checkpoints, beside which it would put them
             if getattr(callback, "logging_dir", "") is None:
                 callback.logging_dir = str(folder.parent / "logs")
         self.resident = resident
@@ -175,13 +197,13 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
-            self.optimizer: Any = steps.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
+            self.optimizer: Any = optimizer.loraplus(self.args, self.resident.peft, self.spec.lora_plus_ratio)
         return super().create_optimizer(model)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.args.fsdp_plugin_args is not None and not self.is_fsdp_enabled:
-            shards.enforce(self.accelerator, self.args.fsdp_plugin_args)
+            fsdp.enforce(self.accelerator, self.args.fsdp_plugin_args)
             self.is_fsdp_enabled: bool = True
 
     # --- what this process reads
@@ -198,14 +220,20 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             self.train_dataset = rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return super()._get_train_sampler(train_dataset.rows if isinstance(train_dataset, Blanked) else train_dataset)
+        return super()._get_train_sampler(
+            train_dataset.rows if isinstance(train_dataset, Blanked) else train_dataset
+        )
 
     # --- one step
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         begin = time.perf_counter()
         inputs = dict(inputs)
-        tokens = inputs.pop("sizes", inputs.get("attention_mask"))  # packed rows have no mask, and say their sizes
+        tokens = inputs.pop(
+            "sizes", inputs.get("attention_mask")
+        )  # packed rows have no mask, and say their sizes
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
@@ -214,7 +242,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.busy += time.perf_counter() - begin
         return loss
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Nats a trained token of this optimizer step, from logits at the trained positions alone.
 
         A vocabulary's worth of logits for every token of a prompt, in 32 bits and again for its gradient, is the largest
@@ -226,12 +256,17 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         targets = inputs["labels"][:, 1:]  # (B, T - 1), of the positions before them
         kept = (targets != IGNORED).any(0).nonzero()[:, 0]
         logits = model(**rest, use_cache=False, logits_to_keep=kept).logits  # (B, kept, V)
-        nats = functional.cross_entropy(logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum")
+        nats = functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nats * processes / num_items_in_batch
 
     def _diverged(self, what: str, value: float) -> Diverged:
-        return Diverged(f"The {what} became {value} at step {self.state.global_step + 1}.", "Lower the learning rate and start again; the last checkpoint is finite.")
+        return Diverged(
+            f"The {what} became {value} at step {self.state.global_step + 1}.",
+            "Lower the learning rate and start again; the last checkpoint is finite.",
+        )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the gradients; one that is no number would make every weight one too, after a loss that still was."""
@@ -249,7 +284,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         below = list(self.resident.pinned)
         position = self.crew.place(self.state.global_step, self.spec, self._substep)
         self._substep += 1
-        off = bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
+        off = (
+            bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
+        )
         if not off:
             yield
             return
@@ -293,25 +330,44 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
     def _report(self, logs: dict[str, Any]) -> None:
         """Hands numbers to TensorBoard and its like, where the spec names them."""
         if self.args.report_to:
-            self.control = self.callback_handler.on_log(self.args, self.state, self.control, {**logs, "epoch": self.state.epoch})
+            self.control = self.callback_handler.on_log(
+                self.args, self.state, self.control, {**logs, "epoch": self.state.epoch}
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss as nats over tokens, and answers to the sample prompts beside those of the base."""
         metrics: dict[str, float] = {}
         if self.validation:
-            result = self.crew.tell(lambda: self._validate(validating.present(self.resident)))  # the first process scores; all know
+            result = self.crew.tell(
+                lambda: self._validate(validation.present(self.resident))
+            )  # the first process scores; all know
             metrics = {"eval_loss": result.loss}
             self._heed(result)
         prompts = self.prompts if self.crew.leads and not self.crew.sharded else ()
-        for prompt, answers in validating.answers(self.resident, self.spec.kind, prompts, lambda: self.hooks.serve(SERVE_SECONDS / 4)):
-            self.hooks.log.append("sample", step=self.state.global_step, prompt=prompt, text=answers[-1]["text"], answers=answers)
+        for prompt, answers in validation.answers(
+            self.resident, self.spec.kind, prompts, lambda: self.hooks.serve(SERVE_SECONDS / 4)
+        ):
+            self.hooks.log.append(
+                "sample",
+                step=self.state.global_step,
+                prompt=prompt,
+                text=answers[-1]["text"],
+                answers=answers,
+            )
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _validate(self, mix: Mix) -> Score:
         if self.crew.sharded:
-            return shards.validate(self.model_wrapped, self.validation, self.resident.base.tokenizer.pad_token_id, self.args.device)
-        return validating.validate(self.resident, self.validation, mix, lambda: self.hooks.serve(SERVE_SECONDS))
+            return fsdp.validate(
+                self.model_wrapped,
+                self.validation,
+                self.resident.base.tokenizer.pad_token_id,
+                self.args.device,
+            )
+        return validation.validate(
+            self.resident, self.validation, mix, lambda: self.hooks.serve(SERVE_SECONDS)
+        )
 
     def _heed(self, result: Score) -> None:
         """Writes a validation down; a new best one is saved, and one too many without a better ends the run."""
@@ -332,7 +388,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             best_step=track.best_step,
             best_loss=track.best_loss,
             overfitting=track.overfitting(self.spec.keep),
-            rows=[[round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())],  # what tells a difference of two runs from chance
+            rows=[
+                [round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())
+            ],  # what tells a difference of two runs from chance
         )
         self._report({"eval_loss": result.loss})
         if step and track.best_step == step and self.spec.keep == "best":
@@ -355,7 +413,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         if start:
             save_file(start, folder / START, metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8")
+        (folder / "adapter_config.json").write_text(
+            json.dumps(self.resident.adapter_config(), indent=2), encoding="utf-8"
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Only what is in training; the stock way would gather a base that is spread over processes as well."""
@@ -365,7 +425,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if not self.crew.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = shards.whole(self.optimizer.state_dict())
+        state = fsdp.whole(self.optimizer.state_dict())
         if self.crew.leads:
             torch.save(state, Path(output_dir) / "optimizer.pt")
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
@@ -374,7 +434,10 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if not self.crew.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        shards.restore(self.optimizer, torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True))
+        fsdp.restore(
+            self.optimizer,
+            torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True),
+        )
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -382,7 +445,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         root = Path(self.args.output_dir)
         folder = root / f"checkpoint-{self.state.global_step}"
         trained = [p for p in self.resident.peft.parameters() if p.requires_grad]  # type: ignore[union-attr]
-        if not all(bool(shards.here(p).isfinite().all()) for p in trained):
+        if not all(bool(fsdp.here(p).isfinite().all()) for p in trained):
             raise self._diverged("adapter", math.nan)  # it overflowed in the step that was just taken
         size = sum(p.numel() * 4 for p in trained)
         if self.crew.leads and folder.exists():  # a resumed run passes its own steps again
@@ -406,7 +469,12 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
     def _counted(self) -> dict[str, Any]:
         """What a resumed run has to know that Trainer does not."""
         numbers = {"tokens": self.tokens, "busy": self.busy, "last_loss": self.last_loss}
-        return {"track": self.track.to_json(), "since": self._since, "ended_early": self.ended_early, **numbers}
+        return {
+            "track": self.track.to_json(),
+            "since": self._since,
+            "ended_early": self.ended_early,
+            **numbers,
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fills the adapter in training; the stock way would also change which adapters are active."""
@@ -414,15 +482,22 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.restore(folder)
         if counted := checkpoints.state_of(folder):
             self.track = Track.from_json(counted["track"])
-            self._since, self.tokens, self.busy = list(counted["since"]), int(counted["tokens"]), float(counted["busy"])
+            self._since, self.tokens, self.busy = (
+                list(counted["since"]),
+                int(counted["tokens"]),
+                float(counted["busy"]),
+            )
             self.last_loss, self.ended_early = float(counted["last_loss"]), bool(counted["ended_early"])
         self.mark = (self.tokens, self.busy, checkpoints.step_of(folder))
 
     def restore(self, checkpoint: Path) -> None:
         """Puts a checkpoint's weights into the adapter in training, and into what it started from."""
-        tensors, start = load_file(checkpoint / WEIGHTS), load_file(checkpoint / START) if self.resident.anchored else None
+        tensors, start = (
+            load_file(checkpoint / WEIGHTS),
+            load_file(checkpoint / START) if self.resident.anchored else None,
+        )
         if self.crew.sharded:
-            shards.refill(self.resident, tensors, start)
+            fsdp.refill(self.resident, tensors, start)
         else:
             self.resident.restore_trainee(tensors, start)
 
@@ -438,7 +513,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
                 self._load_from_checkpoint(str(checkpoint))
                 self.state = state
                 return
-        self.args.eval_on_start = checkpoint is None  # a resumed run has validated the step it starts from, if that was due
+        self.args.eval_on_start = (
+            checkpoint is None
+        )  # a resumed run has validated the step it starts from, if that was due
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def best_checkpoint(self) -> Path | None:
@@ -470,7 +547,9 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
             trainable_parameters=trainable,
             total_parameters=trainer.resident.base.parameters,
             processes=trainer.crew.size,
-            parameters_here=sum(shards.here(p).numel() for p in trainer.model.parameters()),  # a part of them, when they are spread
+            parameters_here=sum(
+                fsdp.here(p).numel() for p in trainer.model.parameters()
+            ),  # a part of them, when they are spread
         )
         if args.world_size == 1:
             trainer.probed = memory.probe(trainer, trainer.spec, trainer.resident.base)

@@ -15,12 +15,14 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from core.spec import Sampling
-from studio import blind, board, fields, guard, mixer, suite, talk
-from studio.suite import SAVE_CSV, Suite
-from studio.talk import SAMPLING, Talk
+from core.spec.mix import Sampling
+from studio import events, fields, session
+from studio.assets import read_asset
+from studio.components import board, mixer
+from studio.session import SAMPLING, Talk
 from studio.tree import Node, title, view
-from studio.web import asset
+from studio.views import blind, suite
+from studio.views.suite import SAVE_CSV, Suite
 
 SAME_DICE = "All columns draw with the same random numbers, so that what differs comes from the mix; it matters above temperature 0."
 
@@ -53,14 +55,25 @@ class CompareTab:
     votes: Votes
     suite: Suite
     written: gr.Textbox
-    talk: gr.State
+    session: gr.State
 
 
 def build() -> CompareTab:
     """Makes the components."""
     with gr.Column(elem_classes="card"):
-        view(title("Compare", "All columns are answered in one batch with the same dice: what differs comes from the mix."))
-        prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, placeholder="Ask all columns the same question", elem_id="compare-prompt")
+        view(
+            title(
+                "Compare",
+                "All columns are answered in one batch with the same dice: what differs comes from the mix.",
+            )
+        )
+        prompt = gr.Textbox(
+            label="Prompt",
+            lines=2,
+            max_lines=6,
+            placeholder="Ask all columns the same question",
+            elem_id="compare-prompt",
+        )
         with gr.Row(elem_classes="actions"):
             ask = gr.Button("Answer", variant="primary", scale=0, min_width=130)
             blinded = gr.Button("Blind test", scale=0, min_width=120)
@@ -74,14 +87,27 @@ def build() -> CompareTab:
             value=None,
             choices=[],
             html_template='<div class="board"></div>',
-            js_on_load=asset("board.js") + "\n/* fires 'vote' and 'again' */",
+            js_on_load=read_asset("components/board.js") + "\n/* fires 'vote' and 'again' */",
             apply_default_css=False,
             elem_id="board",
         )
         votes = _votes()
         many = suite.build()
         written = gr.Textbox(visible=False)
-    return CompareTab(prompt, ask, blinded, stop, export, same_dice, sampling, columns, votes, many, written, gr.State(Talk(), delete_callback=Talk.stop))
+    return CompareTab(
+        prompt,
+        ask,
+        blinded,
+        stop,
+        export,
+        same_dice,
+        sampling,
+        columns,
+        votes,
+        many,
+        written,
+        gr.State(Talk(), delete_callback=Talk.stop),
+    )
 
 
 def _votes() -> Votes:
@@ -96,19 +122,24 @@ def _votes() -> Votes:
     return Votes(fold, shown, save, delete, sure, yes, no)
 
 
-def wire(tab: CompareTab, engine: Engine, moved: guard.Together, mixed: guard.Together, mixer_rows: gr.HTML) -> None:
+def wire(
+    tab: CompareTab, engine: Engine, moved: events.Together, mixed: events.Together, mixer_rows: gr.HTML
+) -> None:
     """Connects the events."""
     drawn = [tab.same_dice, *tab.sampling.values()]
-    asked = [tab.prompt, tab.board, mixer_rows, tab.talk, *drawn]
+    asked = [tab.prompt, tab.board, mixer_rows, tab.session, *drawn]
     talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        guard.on(trigger, engine, answered, asked, [tab.board], **talking)
+        events.on(trigger, engine, answered, asked, [tab.board], **talking)
     for trigger in (tab.blind.click, tab.board.again):
-        guard.on(trigger, engine, blinded, asked, [tab.board], **talking)
-    guard.on(tab.board.vote, engine, voted, [tab.talk], [tab.board, tab.votes.shown])
-    guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
-    guard.on(tab.export.click, engine, exported, [tab.talk], [tab.written]).success(
-        fn=None, inputs=[tab.written], js="(text) => { window.studio.save('comparison.md', text); }", api_visibility="private"
+        events.on(trigger, engine, blinded, asked, [tab.board], **talking)
+    events.on(tab.board.vote, engine, voted, [tab.session], [tab.board, tab.votes.shown])
+    events.on(tab.stop.click, engine, stopped, [tab.session], None)
+    events.on(tab.export.click, engine, exported, [tab.session], [tab.written]).success(
+        fn=None,
+        inputs=[tab.written],
+        js="(text) => { window.studio.save('comparison.md', text); }",
+        api_visibility="private",
     )
     for event in (moved, mixed):
         event.add(refresh, [mixer_rows], [tab.board])
@@ -118,36 +149,62 @@ def wire(tab: CompareTab, engine: Engine, moved: guard.Together, mixed: guard.To
 
 def _wire_votes(tab: CompareTab, engine: Engine) -> None:
     votes = tab.votes
-    guard.on(votes.fold.expand, engine, counted, None, [votes.shown])
-    guard.on(votes.save.click, engine, votes_exported, None, [tab.written]).success(
-        fn=None, inputs=[tab.written], js=f"(text) => ({SAVE_CSV})('votes.csv', text)", api_visibility="private"
+    events.on(votes.fold.expand, engine, counted, None, [votes.shown])
+    events.on(votes.save.click, engine, votes_exported, None, [tab.written]).success(
+        fn=None,
+        inputs=[tab.written],
+        js=f"(text) => ({SAVE_CSV})('votes.csv', text)",
+        api_visibility="private",
     )
-    guard.on(votes.delete.click, engine, sure, None, [votes.sure])
-    guard.on(votes.no.click, engine, unsure, None, [votes.sure])
-    guard.on(votes.yes.click, engine, deleted, None, [votes.shown, votes.sure])
+    events.on(votes.delete.click, engine, sure, None, [votes.sure])
+    events.on(votes.no.click, engine, unsure, None, [votes.sure])
+    events.on(votes.yes.click, engine, deleted, None, [votes.shown, votes.sure])
 
 
 def refresh(engine: Engine, rows: Any) -> Any:
     """The mixes there are to pick."""
-    return gr.HTML(choices=talk.choices(engine, mixer.present(engine, rows)))
+    return gr.HTML(choices=session.choices(engine, mixer.present(engine, rows)))
 
 
-def answered(engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any) -> Iterator[dict[str, Any]]:
+def answered(
+    engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any
+) -> Iterator[dict[str, Any]]:
     """Asks every column; yields the whole board at each frame."""
     picks = _asked(engine, prompt, shown)
     mixes = board.mixes(engine, picks, rows)
     reference = board.reference(mixes)
-    for frame in talk.frames(engine, talking, prompt, mixes, talk.drawn(sampling), same_dice=same_dice):
-        yield {"picks": picks, "touched": True, "columns": board.columns(frame, reference), "serial": talking.serial}
+    for frame in session.frames(engine, talking, prompt, mixes, session.drawn(sampling), same_dice=same_dice):
+        yield {
+            "picks": picks,
+            "touched": True,
+            "columns": board.columns(frame, reference),
+            "serial": talking.serial,
+        }
 
 
 def blinded(
-    engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any, dice: random.Random | None = None
+    engine: Engine,
+    prompt: str,
+    shown: Any,
+    rows: Any,
+    talking: Talk,
+    same_dice: bool,
+    *sampling: Any,
+    dice: random.Random | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Asks every column in an order that only this side knows; yields the board without names."""
     picks = _asked(engine, prompt, shown)
     mixes = board.mixes(engine, picks, rows)
-    yield from blind.frames(engine, talking, prompt, mixes, picks, talk.drawn(sampling), same_dice, dice or random.SystemRandom())
+    yield from blind.frames(
+        engine,
+        talking,
+        prompt,
+        mixes,
+        picks,
+        session.drawn(sampling),
+        same_dice,
+        dice or random.SystemRandom(),
+    )
 
 
 def _asked(engine: Engine, prompt: str, shown: Any) -> list[str]:
@@ -160,7 +217,9 @@ def voted(engine: Engine, talking: Talk, event: gr.EventData) -> tuple[dict[str,
     """A vote was cast or taken back: the names, and the tally."""
     said = event._data if isinstance(event._data, dict) else {}
     shown = blind.withdrawn(engine, talking) if said.get("undo") else blind.voted(engine, talking, said)
-    return {**shown, "serial": talking.serial + 0.5}, blind.tally(engine)  # after every frame of this round, before those of the next
+    return {**shown, "serial": talking.serial + 0.5}, blind.tally(
+        engine
+    )  # after every frame of this round, before those of the next
 
 
 def counted(engine: Engine) -> Node:
@@ -200,7 +259,7 @@ def exported(engine: Engine, talking: Talk) -> str:
     """The last comparison as a Markdown document."""
     if blind.secret(talking):
         raise SpecError("The names are still covered.", "Vote first; then the comparison can be exported.")
-    text = talk.markdown(talking)
+    text = session.markdown(talking)
     if not text:
         raise NotFound("There is nothing to export yet.", "Answer a prompt first.")
     return text

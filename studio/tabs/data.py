@@ -16,11 +16,16 @@ from core.data.columns import ROLES as ROLES_OF
 from core.data.readers import SUFFIXES
 from core.engine import Engine
 from core.errors import DataError, StudioError
-from studio import fields, guard, show
+from studio import events, fields, formatting
 from studio.tree import Node, button, chip, empty, facts, node, table, title, view
 
 ROLES = tuple(dict.fromkeys(r for roles in ROLES_OF.values() for r in roles))
-ENCODINGS = [("UTF-8", "utf-8"), ("Latin-1 (Western European)", "latin-1"), ("Windows-1252", "cp1252"), ("UTF-16", "utf-16")]
+ENCODINGS = [
+    ("UTF-8", "utf-8"),
+    ("Latin-1 (Western European)", "latin-1"),
+    ("Windows-1252", "cp1252"),
+    ("UTF-16", "utf-16"),
+]
 KINDS = [("Domain: plain text", "domain"), ("Task: labelled pairs", "task")]
 NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
 PREVIEW_ROWS, CELL = 12, 240
@@ -57,42 +62,72 @@ def build() -> DataTab:
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
             view(title("Add data", "Files stay on this machine."))
-            files = gr.File(label="Files", file_count="multiple", file_types=list(SUFFIXES), height=150, elem_id="files")
+            files = gr.File(
+                label="Files", file_count="multiple", file_types=list(SUFFIXES), height=150, elem_id="files"
+            )
             with gr.Accordion("How the files are read", open=True, visible=False) as reading:
-                kind = gr.Radio(KINDS, label="Kind", value="domain", info="Guessed from the files; correct it if the guess is wrong.")
+                kind = gr.Radio(
+                    KINDS,
+                    label="Kind",
+                    value="domain",
+                    info="Guessed from the files; correct it if the guess is wrong.",
+                )
                 with gr.Row():
-                    roles = {r: fields.picker(f"{r.capitalize()} column", visible=False, min_width=130) for r in ROLES}
+                    roles = {
+                        r: fields.picker(f"{r.capitalize()} column", visible=False, min_width=130)
+                        for r in ROLES
+                    }
                 encoding = gr.Dropdown(ENCODINGS, value="utf-8", label="Encoding")
                 name = gr.Textbox(label="Name of the dataset", max_length=120)
             add = gr.Button("Import the files", variant="primary", interactive=False)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             with gr.Row():
                 picker = fields.picker("Dataset", scale=3)
-                split = gr.Radio([(v, k) for k, v in NAMES.items()], value="train", label="Split", scale=2, min_width=220)
+                split = gr.Radio(
+                    [(v, k) for k, v in NAMES.items()], value="train", label="Split", scale=2, min_width=220
+                )
             preview = view(None, elem_id="preview")
             shown = view(NOTHING, elem_id="dataset")
             tokens = view(elem_id="tokens")
-    return DataTab(files, reading, kind, encoding, roles, name, add, picker, split, preview, shown, tokens, gr.State(0))
+    return DataTab(
+        files, reading, kind, encoding, roles, name, add, picker, split, preview, shown, tokens, gr.State(0)
+    )
 
 
-def wire(tab: DataTab, engine: Engine, moved: guard.Together) -> None:
+def wire(tab: DataTab, engine: Engine, moved: events.Together) -> None:
     """Connects the events."""
     roles = list(tab.roles.values())
     reading = [tab.preview, tab.add, *roles]
     dataset = [tab.shown, tab.tokens]
-    guard.on(tab.files.change, engine, offered, [tab.files, tab.encoding], [tab.reading, tab.kind, tab.name, *dataset, *reading])
+    events.on(
+        tab.files.change,
+        engine,
+        offered,
+        [tab.files, tab.encoding],
+        [tab.reading, tab.kind, tab.name, *dataset, *reading],
+    )
     for control in (tab.kind, tab.encoding):
-        guard.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
+        events.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
     for role in roles:
-        guard.on(role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.preview, tab.add])
+        events.on(
+            role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.preview, tab.add]
+        )
     form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
-    guard.look_again(guard.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal"))
+    events.look_again(
+        events.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal")
+    )
     tokens = [tab.tokens, tab.index]  # apart from the rest, because they wait for the model's thread
-    guard.follow(guard.any_of((tab.picker.change, tab.split.change)), engine, opened, [tab.picker, tab.split], [tab.shown])
-    guard.follow(tab.picker.change, engine, exemplified, [tab.picker], tokens)
-    guard.on(tab.picker.input, engine, unveiled, None, dataset)
+    events.follow(
+        events.any_of((tab.picker.change, tab.split.change)),
+        engine,
+        opened,
+        [tab.picker, tab.split],
+        [tab.shown],
+    )
+    events.follow(tab.picker.change, engine, exemplified, [tab.picker], tokens)
+    events.on(tab.picker.input, engine, unveiled, None, dataset)
     moved.then(caught_up, [tab.picker, tab.index], tokens)
-    guard.on(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
+    events.on(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
     moved.add(refresh, [tab.picker], [tab.picker])
 
 
@@ -100,12 +135,17 @@ def refresh(engine: Engine, picked: str | None) -> Any:
     """The picker's choices, with the present one kept where it still exists."""
     sets = list(reversed(engine.datasets()))
     ids = [d.id for d in sets]
-    return fields.offer([(d.name, d.id) for d in sets], picked if picked in ids else (ids[0] if ids else None), picked)
+    return fields.offer(
+        [(d.name, d.id) for d in sets], picked if picked in ids else (ids[0] if ids else None), picked
+    )
 
 
 def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any, ...]:
     """Files were dropped: guesses what they are and shows them in the dataset's place. Files were taken away: the dataset is back."""
-    dataset = gr.update(visible=not files), gr.update(visible=not files)  # what arrives for it meanwhile covers nothing
+    dataset = (
+        gr.update(visible=not files),
+        gr.update(visible=not files),
+    )  # what arrives for it meanwhile covers nothing
     if not files:
         return gr.update(visible=False), gr.skip(), "", *dataset, *_closed()
     kind, name = "domain", _stem(files[0])
@@ -121,26 +161,43 @@ def reread(engine: Engine, files: list[str] | None, kind: str, encoding: str) ->
     try:
         seen = engine.preview(files, kind=kind, encoding=encoding)
     except DataError as e:
-        return _problem(guard.sentence(e)), gr.update(interactive=False), *[gr.update(visible=False) for _ in ROLES]
+        return (
+            _problem(events.sentence(e)),
+            gr.update(interactive=False),
+            *[gr.update(visible=False) for _ in ROLES],
+        )
     wanted = _wanted(kind, seen.roles)
-    slots = [gr.update(choices=[("(none)", ""), *[(c, c) for c in seen.columns]], value=seen.roles.get(r, ""), visible=r in wanted) for r in ROLES]
+    slots = [
+        gr.update(
+            choices=[("(none)", ""), *[(c, c) for c in seen.columns]],
+            value=seen.roles.get(r, ""),
+            visible=r in wanted,
+        )
+        for r in ROLES
+    ]
     return _preview(seen, files), gr.update(interactive=not seen.problem), *slots
 
 
-def checked(engine: Engine, files: list[str] | None, kind: str, encoding: str, *columns: str) -> tuple[Any, ...]:
+def checked(
+    engine: Engine, files: list[str] | None, kind: str, encoding: str, *columns: str
+) -> tuple[Any, ...]:
     """A column was corrected: shows what the rows become."""
     try:
         seen = engine.preview(files or [], kind=kind, roles=_roles(columns), encoding=encoding)
     except DataError as e:
-        return _problem(guard.sentence(e)), gr.update(interactive=False)
+        return _problem(events.sentence(e)), gr.update(interactive=False)
     return _preview(seen, files or []), gr.update(interactive=not seen.problem)
 
 
-def imported(engine: Engine, files: list[str] | None, kind: str, encoding: str, name: str, *columns: str) -> tuple[Any, ...]:
+def imported(
+    engine: Engine, files: list[str] | None, kind: str, encoding: str, name: str, *columns: str
+) -> tuple[Any, ...]:
     """Makes a dataset of the dropped files and opens it."""
     if not files:
         raise DataError("There are no files to import.", "Drop some on the left first.")
-    made = engine.import_dataset(files, name or _stem(files[0]), kind=kind, roles=_roles(columns) or None, encoding=encoding)
+    made = engine.import_dataset(
+        files, name or _stem(files[0]), kind=kind, roles=_roles(columns) or None, encoding=encoding
+    )
     gr.Info(f"Imported {made.rows:,} rows.", title="Done")
     return None, gr.update(choices=[(d.name, d.id) for d in reversed(engine.datasets())], value=made.id)
 
@@ -212,13 +269,24 @@ def _preview(seen: Any, files: list[str]) -> Node:
     what = f"{len(files)} file{'s' if len(files) != 1 else ''}, {seen.total:,} rows. Nothing is imported yet."
     notice = node("p", seen.problem, cls="problem", role="alert") if seen.problem else None
     columns = list(seen.columns)
-    return node("div", title("Preview", what), notice, table(columns, _cells(columns, seen.rows), "First rows of the files"))
+    return node(
+        "div",
+        title("Preview", what),
+        notice,
+        table(columns, _cells(columns, seen.rows), "First rows of the files"),
+    )
 
 
 def _dataset(found: Any, split: str, rows: list[dict[str, Any]]) -> Node:
     total = max(1, sum(found.splits.values()))
     parts = [
-        node("div", node("span", NAMES.get(k, k)), node("strong", f"{n:,}"), cls=f"part {k}", vars={"share": f"{100 * n / total:.2f}%"})
+        node(
+            "div",
+            node("span", NAMES.get(k, k)),
+            node("strong", f"{n:,}"),
+            cls=f"part {k}",
+            vars={"share": f"{100 * n / total:.2f}%"},
+        )
         for k, n in ((k, found.splits.get(k, 0)) for k in NAMES)
     ]
     about = facts(
@@ -226,28 +294,71 @@ def _dataset(found: Any, split: str, rows: list[dict[str, Any]]) -> Node:
          ("Types", ", ".join(f"{k} {n:,}" for k, n in found.types.items())), ("Fingerprint", found.sha256[:16])]
     )  # fmt: skip
     heading = node("div", node("h2", found.name), chip(found.kind, found.kind), cls="row")
-    return node("div", heading, node("div", *parts, cls="parts", aria_label="Split sizes", role="group"), about, _rows(found.kind, split, rows))
+    return node(
+        "div",
+        heading,
+        node("div", *parts, cls="parts", aria_label="Split sizes", role="group"),
+        about,
+        _rows(found.kind, split, rows),
+    )
 
 
 def _rows(kind: str, split: str, rows: list[dict[str, Any]]) -> Node:
     caption = f"First rows of the {NAMES.get(split, split).lower()} split"
     if kind == "domain":
         return table(["Text"], [[_cell(r.get("text"))] for r in rows], caption)
-    pairs = [[_cell("\n".join(m["content"] for m in r["messages"][:-1])), _cell(r["messages"][-1]["content"]), r.get("type", "")] for r in rows]
+    pairs = [
+        [
+            _cell("\n".join(m["content"] for m in r["messages"][:-1])),
+            _cell(r["messages"][-1]["content"]),
+            r.get("type", ""),
+        ]
+        for r in rows
+    ]
     typed = any(p[2] for p in pairs)
-    return table(["Asked", "Answer (trained)", "Type"][: 3 if typed else 2], [p[: 3 if typed else 2] for p in pairs], caption)
+    return table(
+        ["Asked", "Answer (trained)", "Type"][: 3 if typed else 2],
+        [p[: 3 if typed else 2] for p in pairs],
+        caption,
+    )
 
 
 def _tokens(engine: Engine, picked: str, index: int) -> Node:
     sub = "What the model sees of one training example. Only the marked tokens are learned; the rest is context."
-    head = node("div", title("One example as tokens", sub), button("Another example", {"do": "another"}), cls="row spread")
+    head = node(
+        "div",
+        title("One example as tokens", sub),
+        button("Another example", {"do": "another"}),
+        cls="row spread",
+    )
     if engine.base().loading:
-        return node("div", head, node("p", "The base model is still loading; its tokens appear here in a moment.", cls="note"))
+        return node(
+            "div",
+            head,
+            node("p", "The base model is still loading; its tokens appear here in a moment.", cls="note"),
+        )
     try:
         pieces = engine.example_tokens(picked, index)
     except StudioError as e:
-        return node("div", head, node("p", guard.sentence(e), cls="note"))
-    shown = [node("span", p.text.replace("\n", "⏎\n"), cls="tok trained" if p.trained else "tok", title=f"Token {p.token}") for p in pieces]
+        return node("div", head, node("p", events.sentence(e), cls="note"))
+    shown = [
+        node(
+            "span",
+            p.text.replace("\n", "⏎\n"),
+            cls="tok trained" if p.trained else "tok",
+            title=f"Token {p.token}",
+        )
+        for p in pieces
+    ]
     learned = sum(p.trained for p in pieces)
-    count = node("p", f"{len(pieces)} tokens, {learned} learned ({show.percent(learned / max(1, len(pieces)))})", cls="quiet")
-    return node("div", head, node("div", *shown, cls="tokens", role="group", aria_label="Tokens of a training example"), count)
+    count = node(
+        "p",
+        f"{len(pieces)} tokens, {learned} learned ({formatting.percent(learned / max(1, len(pieces)))})",
+        cls="quiet",
+    )
+    return node(
+        "div",
+        head,
+        node("div", *shown, cls="tokens", role="group", aria_label="Tokens of a training example"),
+        count,
+    )

@@ -13,8 +13,9 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import bars, fields, guard, mixer, samples, show, talk
-from studio.talk import Talk
+from studio import events, fields, formatting, samples, session
+from studio.components import bars, mixer
+from studio.session import Talk
 from studio.tree import Node, download, empty, node, table, title, view
 
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
@@ -25,7 +26,9 @@ FIGURES = {
     "tokens_per_second": ("Tokens / s", False, 0),
 }  # fmt: skip
 IN_BARS = ("exact_match", "f1", "perplexity", "general_perplexity")
-NOTHING = empty("No report yet", "Choose a dataset and some mixes, then measure. Every report is kept in the Library.")
+NOTHING = empty(
+    "No report yet", "Choose a dataset and some mixes, then measure. Every report is kept in the Library."
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class EvaluateTab:
     reports: gr.Dropdown
     bars: gr.HTML
     shown: gr.HTML
-    talk: gr.State
+    session: gr.State
 
 
 def build() -> EvaluateTab:
@@ -50,9 +53,21 @@ def build() -> EvaluateTab:
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
             view(title("Evaluate", "Held-out data only: nothing here was trained on."))
             dataset = fields.picker("Dataset")
-            split = gr.Radio(SPLITS, value="test", label="Split", info="Everything is for datasets that no adapter was trained on.")
+            split = gr.Radio(
+                SPLITS,
+                value="test",
+                label="Split",
+                info="Everything is for datasets that no adapter was trained on.",
+            )
             mixes = fields.picker("Mixes", value=[], multiselect=True)
-            limit = gr.Number(0, label="Limit", info="At most so many rows; 0 means all.", minimum=0, maximum=1_000_000, precision=0)
+            limit = gr.Number(
+                0,
+                label="Limit",
+                info="At most so many rows; 0 means all.",
+                minimum=0,
+                maximum=1_000_000,
+                precision=0,
+            )
             with gr.Row(elem_classes="actions"):
                 start = gr.Button("Measure", variant="primary", scale=2)
                 stop = gr.Button("Stop", scale=1, min_width=80)
@@ -60,32 +75,53 @@ def build() -> EvaluateTab:
             reports = fields.picker("Report")
             shown = view(NOTHING, elem_id="report")
             charts = bars.bars()
-    return EvaluateTab(dataset, split, mixes, limit, start, stop, reports, charts, shown, gr.State(Talk(), delete_callback=Talk.stop))
+    return EvaluateTab(
+        dataset,
+        split,
+        mixes,
+        limit,
+        start,
+        stop,
+        reports,
+        charts,
+        shown,
+        gr.State(Talk(), delete_callback=Talk.stop),
+    )
 
 
-def wire(tab: EvaluateTab, engine: Engine, moved: guard.Together, mixed: guard.Together, mixer_rows: gr.HTML) -> None:
+def wire(
+    tab: EvaluateTab, engine: Engine, moved: events.Together, mixed: events.Together, mixer_rows: gr.HTML
+) -> None:
     """Connects the events."""
-    inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.talk]
-    guard.look_again(guard.on(tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4))
-    guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
-    guard.on(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
+    inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.session]
+    events.look_again(
+        events.on(
+            tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4
+        )
+    )
+    events.on(tab.stop.click, engine, stopped, [tab.session], None)
+    events.on(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
     lists = [tab.dataset, tab.split, tab.mixes, tab.reports]
     for event in (moved, mixed):
         event.add(refresh, [tab.dataset, tab.mixes, tab.reports, mixer_rows], lists)
-    guard.on(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
+    events.on(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
 
 
-def refresh(engine: Engine, dataset: str | None, mixes: list[str], picked: str | None, rows: Any) -> tuple[Any, ...]:
+def refresh(
+    engine: Engine, dataset: str | None, mixes: list[str], picked: str | None, rows: Any
+) -> tuple[Any, ...]:
     """The datasets, mixes and reports there are; a fresh page measures the default mixes on the held-out questions."""
     sets = list(reversed(engine.datasets()))
     ids = [d.id for d in sets]
     fresh = dataset not in ids
     chosen = (samples.held_out(engine) or (ids[0] if ids else None)) if fresh else dataset
-    offered = talk.choices(engine, mixer.present(engine, rows))
+    offered = session.choices(engine, mixer.present(engine, rows))
     known = [c["id"] for c in offered]
     usual = [str(m) for m in engine.default_mixes()]
     kept = [m for m in mixes or [] if m in known]
-    earlier = len(kept) < 3 and kept == usual[: len(kept)]  # what was suggested before there were more adapters
+    earlier = (
+        len(kept) < 3 and kept == usual[: len(kept)]
+    )  # what was suggested before there were more adapters
     reports = engine.reports()
     return (
         fields.offer([(d.name, d.id) for d in sets], chosen, dataset),
@@ -96,7 +132,7 @@ def refresh(engine: Engine, dataset: str | None, mixes: list[str], picked: str |
 
 
 def _titles(reports: list[Any]) -> list[tuple[str, str]]:
-    return [(f"{r.dataset_name} · {r.split} · {show.when(r.created)}", r.id) for r in reports]
+    return [(f"{r.dataset_name} · {r.split} · {formatting.when(r.created)}", r.id) for r in reports]
 
 
 def suited(engine: Engine, dataset: str | None) -> str:
@@ -104,12 +140,16 @@ def suited(engine: Engine, dataset: str | None) -> str:
     return "all" if dataset and dataset == samples.held_out(engine) else "test"
 
 
-def measured(engine: Engine, dataset: str | None, split: str, mixes: list[str], limit: int, rows: Any, talking: Talk) -> Iterator[tuple[Any, ...]]:
+def measured(
+    engine: Engine, dataset: str | None, split: str, mixes: list[str], limit: int, rows: Any, talking: Talk
+) -> Iterator[tuple[Any, ...]]:
     """Measures the chosen mixes; yields how far it is, then the report."""
     if not dataset:
         raise SpecError("No dataset is chosen.", "Import one under Data, then choose it here.")
     talking.stop()
-    stream = engine.evaluate(talk.named(engine, mixes or [], mixer.present(engine, rows)), dataset, split, int(limit or 0))
+    stream = engine.evaluate(
+        session.named(engine, mixes or [], mixer.present(engine, rows)), dataset, split, int(limit or 0)
+    )
     talking.stream = stream
     report_id = ""
     try:
@@ -136,7 +176,14 @@ def opened(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     report = engine.report(picked)
     kinds = {a["id"]: a["kind"] for a in engine.mixable()}
     names = [r["name"] for r in report.rows]
-    colours = ["base" if not r["weights"] else kinds.get(next(iter(r["weights"])), "mix") if len(r["weights"]) == 1 else "mix" for r in report.rows]
+    colours = [
+        "base"
+        if not r["weights"]
+        else kinds.get(next(iter(r["weights"])), "mix")
+        if len(r["weights"]) == 1
+        else "mix"
+        for r in report.rows
+    ]
     panels = [
         bars.panel(FIGURES[f][0], names, colours, [r.get(f) for r in report.rows], FIGURES[f][1])
         for f in IN_BARS
@@ -149,14 +196,24 @@ def _report(report: Any) -> Node:
     present = [f for f in FIGURES if any(f in r for r in report.rows)]
     body = [[r["name"], *[_figure(r.get(f), FIGURES[f]) for f in present]] for r in report.rows]
     counted = next((r["questions"] for r in report.rows if "questions" in r), None)
-    about = f"{report.dataset_name}, {report.split} split, {f'{counted} questions, ' if counted else ''}{show.duration(report.seconds)}. {show.when(report.created)}"
-    head = node("div", title("Report", about), download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv"), cls="row spread")
+    about = f"{report.dataset_name}, {report.split} split, {f'{counted} questions, ' if counted else ''}{formatting.duration(report.seconds)}. {formatting.when(report.created)}"
+    head = node(
+        "div",
+        title("Report", about),
+        download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv"),
+        cls="row spread",
+    )
     numeric = frozenset(range(1, len(present) + 1))
-    return node("div", head, table(["Mix", *[FIGURES[f][0] for f in present]], body, "Figures for each mix", numeric), _examples(report.rows))
+    return node(
+        "div",
+        head,
+        table(["Mix", *[FIGURES[f][0] for f in present]], body, "Figures for each mix", numeric),
+        _examples(report.rows),
+    )
 
 
 def _figure(value: Any, figure: tuple[str, bool, int]) -> str:
-    return show.percent(value) if figure[1] else show.number(value, figure[2])
+    return formatting.percent(value) if figure[1] else formatting.number(value, figure[2])
 
 
 def _examples(rows: list[dict[str, Any]]) -> Node | None:
@@ -165,12 +222,22 @@ def _examples(rows: list[dict[str, Any]]) -> Node | None:
     if not asked:
         return None
     first = asked[0]["examples"][:5]
-    lines = [[e["question"], e["reference"], *[r["examples"][i]["answer"] for r in asked]] for i, e in enumerate(first)]
+    lines = [
+        [e["question"], e["reference"], *[r["examples"][i]["answer"] for r in asked]]
+        for i, e in enumerate(first)
+    ]
     inner = table(["Question", "Reference", *[r["name"] for r in asked]], lines, "What each mix answered")
     return node("details", node("summary", "Read some of the answers"), inner)
 
 
 def _progress(part: Any) -> Node:
     share = f"{100 * part.done / part.total:.1f}%" if part.total else "0%"
-    bar = node("div", node("div", cls="bar-fill"), cls="bar busy", vars={"share": share}, role="progressbar", aria_label="Progress")
+    bar = node(
+        "div",
+        node("div", cls="bar-fill"),
+        cls="bar busy",
+        vars={"share": share},
+        role="progressbar",
+        aria_label="Progress",
+    )
     return node("div", title("Measuring", f"{part.text}: {part.done} of {part.total}"), bar)

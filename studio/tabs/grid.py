@@ -12,13 +12,17 @@ from typing import Any
 
 import gradio as gr
 
-from core import grids
 from core.engine import Engine
 from core.errors import SpecError, StudioError
-from core.spec import TrainSpec, label_of, resolve
-from studio import fields, guard, ledger, plot
+from core.spec.presets import resolve
+from core.spec.settings import label_of
+from core.spec.training import TrainSpec
+from core.store import grids
+from studio import events, fields
+from studio.components import plot
 from studio.tabs import train
 from studio.tree import Node, button, node, title, view
+from studio.views import runs
 
 AXES = 4  # settings that the page varies at once; the terminal has no such limit
 OWN = ("My own", "")
@@ -52,25 +56,40 @@ def build(page: gr.Tab) -> GridTab:
     choices = [NOTHING_VARIED, *[(label_of(f), n) for n, f in grids.FIELDS.items()]]
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
-            view(title("Grid", "Every combination of the values is one run; all else is what the Train form says."))
+            view(
+                title(
+                    "Grid",
+                    "Every combination of the values is one run; all else is what the Train form says.",
+                )
+            )
             shared = view(elem_id="grid-shared")
-            name = gr.Textbox(label="Grid name", max_length=80, placeholder="What the grid and its adapters are called")
-            preset = gr.Dropdown([OWN, *[(p.capitalize(), p) for p in grids.PRESETS]], value="", label="Usual grids")
+            name = gr.Textbox(
+                label="Grid name", max_length=80, placeholder="What the grid and its adapters are called"
+            )
+            preset = gr.Dropdown(
+                [OWN, *[(p.capitalize(), p) for p in grids.PRESETS]], value="", label="Usual grids"
+            )
             picked, typed = [], []
             for i in range(AXES):
                 with gr.Row(elem_classes="axis"):
-                    picked.append(gr.Dropdown(choices, value="", label=f"Vary {i + 1}", min_width=130, scale=1))
-                    typed.append(gr.Textbox(label=f"Values {i + 1}", placeholder="16, 32", min_width=110, scale=1))
+                    picked.append(
+                        gr.Dropdown(choices, value="", label=f"Vary {i + 1}", min_width=130, scale=1)
+                    )
+                    typed.append(
+                        gr.Textbox(label=f"Values {i + 1}", placeholder="16, 32", min_width=110, scale=1)
+                    )
             told = view(elem_id="grid-told")
             start = gr.Button("Queue the grid", variant="primary", interactive=False, elem_id="grid-start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Results of")
-            results = view(ledger.NO_GRID, elem_id="grid-results")
+            results = view(runs.NO_GRID, elem_id="grid-results")
             chart = plot.plot("parallel")
-    return GridTab(page, shared, name, preset, tuple(picked), tuple(typed), told, start, picker, results, chart)
+    return GridTab(
+        page, shared, name, preset, tuple(picked), tuple(typed), told, start, picker, results, chart
+    )
 
 
-def wire(tab: GridTab, engine: Engine, moved: guard.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(tab: GridTab, engine: Engine, moved: events.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
     """Connects the events.
 
     Args:
@@ -88,16 +107,18 @@ def wire(tab: GridTab, engine: Engine, moved: guard.Together, form: train.TrainT
 
     inputs = form.form | tab.form
     shown = [tab.shared, tab.told, tab.start]
-    guard.on(tab.page.select, engine, looked_over, inputs, shown)  # the form may have changed while another tab was open
+    events.on(
+        tab.page.select, engine, looked_over, inputs, shown
+    )  # the form may have changed while another tab was open
     moved.then(looked_over, inputs, shown)
     for control in (tab.name, *tab.fields, *tab.values):
-        guard.on(control.change, engine, looked_over, inputs, shown)
-    guard.on(tab.preset.input, engine, filled, [tab.preset], [*tab.fields, *tab.values])
-    guard.look_again(guard.on(tab.start.click, engine, begin, inputs, [tab.picker, tab.results, tab.chart]))
+        events.on(control.change, engine, looked_over, inputs, shown)
+    events.on(tab.preset.input, engine, filled, [tab.preset], [*tab.fields, *tab.values])
+    events.look_again(events.on(tab.start.click, engine, begin, inputs, [tab.picker, tab.results, tab.chart]))
     moved.add(refresh, [tab.picker], [tab.picker, tab.results, tab.chart])
-    guard.on(tab.picker.input, engine, opened, [tab.picker], [tab.results, tab.chart])
+    events.on(tab.picker.input, engine, opened, [tab.picker], [tab.results, tab.chart])
     taken = [tabs, tab.results, *form.form]
-    guard.look_again(guard.on(tab.results.act, engine, use, None, taken))
+    events.look_again(events.on(tab.results.act, engine, use, None, taken))
 
 
 def axes_of(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
@@ -110,12 +131,16 @@ def axes_of(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
     for field, typed in zip(tab.fields, tab.values, strict=True):
         if name := values[field]:
             if name in found:
-                raise SpecError(f"{label_of(grids.FIELDS[name])} is varied twice.", "Choose every setting once.")
+                raise SpecError(
+                    f"{label_of(grids.FIELDS[name])} is varied twice.", "Choose every setting once."
+                )
             found[name] = grids.axis(name, values[typed] or "")
     return found
 
 
-def described(tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> tuple[TrainSpec, grids.Axes, str]:
+def described(
+    tab: GridTab, form: train.TrainTab, values: dict[Any, Any]
+) -> tuple[TrainSpec, grids.Axes, str]:
     """What the grid asks for: the shared settings, the axes, the name.
 
     Raises:
@@ -135,12 +160,20 @@ def checked(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any
         lacking = engine.missing({**spec.to_json(), "name": name})
         seconds = engine.plan.estimate(spec, axes, engine.base().name)
     except StudioError as e:
-        return {**out, tab.told: node("p", str(e), cls="quiet"), tab.start: gr.update(value="Queue the grid", interactive=False)}
-    told = ledger.estimate(count, seconds)
+        return {
+            **out,
+            tab.told: node("p", str(e), cls="quiet"),
+            tab.start: gr.update(value="Queue the grid", interactive=False),
+        }
+    told = runs.estimate(count, seconds)
     if lacking:
         text = "Give the grid a name." if lacking[0].startswith("Give the adapter") else lacking[0]
         return {**out, tab.told: told, tab.start: gr.update(value=text, interactive=False)}
-    return {**out, tab.told: told, tab.start: gr.update(value=f"Queue {count} runs" if count > 1 else "Queue 1 run", interactive=True)}
+    return {
+        **out,
+        tab.told: told,
+        tab.start: gr.update(value=f"Queue {count} runs" if count > 1 else "Queue 1 run", interactive=True),
+    }
 
 
 def _shared(engine: Engine, asked: dict[str, Any], preset: str) -> Node:
@@ -162,7 +195,11 @@ def started(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any
     spec, axes, name = described(tab, form, values)
     made = engine.plan.start(spec, axes, name)
     results, chart = opened(engine, made.id)
-    return {tab.picker: gr.update(choices=_choices(engine), value=made.id), tab.results: results, tab.chart: chart}
+    return {
+        tab.picker: gr.update(choices=_choices(engine), value=made.id),
+        tab.results: results,
+        tab.chart: chart,
+    }
 
 
 def _choices(engine: Engine) -> list[tuple[str, str]]:
@@ -180,12 +217,14 @@ def refresh(engine: Engine, picked: str | None) -> tuple[Any, Any, Any]:
 def opened(engine: Engine, picked: str | None) -> tuple[Any, Any]:
     """The table and the lines of a grid."""
     if not picked:
-        return ledger.NO_GRID, None
+        return runs.NO_GRID, None
     found = engine.plan.results(picked)
-    return ledger.results(found), ledger.parallel(found)
+    return runs.results(found), runs.parallel(found)
 
 
-def pressed(engine: Engine, tab: GridTab, form: train.TrainTab, tabs: gr.Tabs, event: gr.EventData) -> dict[Any, Any]:
+def pressed(
+    engine: Engine, tab: GridTab, form: train.TrainTab, tabs: gr.Tabs, event: gr.EventData
+) -> dict[Any, Any]:
     """What the buttons of the table do: take a cell's settings into the Train form, or cancel the rest."""
     said = event._data if isinstance(event._data, dict) else {}
     if said.get("do") == "rest":
@@ -204,7 +243,10 @@ def settings(engine: Engine, form: train.TrainTab, spec: TrainSpec) -> dict[Any,
     lost = [label_of(f) for f in dataclasses.fields(TrainSpec) if f.name not in ("kind", "name", "dataset", "stack_on", *form.advanced)
             and getattr(spec, f.name) != fields.default_of(f)]  # fmt: skip
     if lost:
-        gr.Warning(guard.plain(f"The form has no field for {', '.join(lost)}; set it in the terminal."), title="Not everything")
+        gr.Warning(
+            events.plain(f"The form has no field for {', '.join(lost)}; set it in the terminal."),
+            title="Not everything",
+        )
     sets = [(d.name, d.id) for d in train.of_kind(engine, spec.kind)]
     below = [*train.below_choices(engine), train.ALONE]
     return {

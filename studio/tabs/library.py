@@ -14,10 +14,16 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import NotFound
-from studio import guard, show
+from studio import events, formatting
 from studio.tree import Node, button, chip, download, empty, facts, node, view
 
-KINDS = [("Adapters", "adapters"), ("Runs", "runs"), ("Datasets", "datasets"), ("Mixes", "mixes"), ("Reports", "reports")]
+KINDS = [
+    ("Adapters", "adapters"),
+    ("Runs", "runs"),
+    ("Datasets", "datasets"),
+    ("Mixes", "mixes"),
+    ("Reports", "reports"),
+]
 RENAMABLE = ("adapters", "datasets", "mixes")
 NOTHING = empty("Nothing chosen", "Choose something in the list to see what it is and where it came from.")
 HINTS = {
@@ -66,17 +72,19 @@ def build() -> LibraryTab:
     return LibraryTab(kind, shelf, gr.State(""), details, tools, name, rename, delete, sure, yes, no)
 
 
-def wire(tab: LibraryTab, engine: Engine, moved: guard.Together) -> None:
+def wire(tab: LibraryTab, engine: Engine, moved: events.Together) -> None:
     """Connects the events."""
     shown = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.sure]
     moved.add(refresh, [tab.kind, tab.picked], shown)
-    guard.on(tab.kind.input, engine, refresh, [tab.kind, tab.picked], shown)
-    guard.on(tab.shelf.act, engine, chosen, [tab.kind, tab.picked], shown)
-    guard.on(tab.details.act, engine, verified, [tab.kind, tab.picked], [tab.details], show_progress="minimal")
-    guard.look_again(guard.on(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown))
-    guard.on(tab.delete.click, engine, asked, None, [tab.sure])
-    guard.on(tab.no.click, engine, kept, None, [tab.sure])
-    guard.look_again(guard.on(tab.yes.click, engine, removed, [tab.kind, tab.picked], shown))
+    events.on(tab.kind.input, engine, refresh, [tab.kind, tab.picked], shown)
+    events.on(tab.shelf.act, engine, chosen, [tab.kind, tab.picked], shown)
+    events.on(
+        tab.details.act, engine, verified, [tab.kind, tab.picked], [tab.details], show_progress="minimal"
+    )
+    events.look_again(events.on(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown))
+    events.on(tab.delete.click, engine, asked, None, [tab.sure])
+    events.on(tab.no.click, engine, kept, None, [tab.sure])
+    events.look_again(events.on(tab.yes.click, engine, removed, [tab.kind, tab.picked], shown))
 
 
 def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
@@ -84,10 +92,26 @@ def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
     found = items(engine, kind)
     item = next((i for i in found if i.id == picked), None)
     if item is None:
-        return shelf(engine, kind, found, ""), "", NOTHING, gr.update(visible=False), "", gr.skip(), gr.update(visible=False)
+        return (
+            shelf(engine, kind, found, ""),
+            "",
+            NOTHING,
+            gr.update(visible=False),
+            "",
+            gr.skip(),
+            gr.update(visible=False),
+        )
     nameable = kind in RENAMABLE
     name = gr.update(value=getattr(item, "name", ""), visible=nameable)
-    return shelf(engine, kind, found, picked), picked, detail(engine, kind, item), gr.update(visible=True), name, gr.update(visible=nameable), gr.update(visible=False)
+    return (
+        shelf(engine, kind, found, picked),
+        picked,
+        detail(engine, kind, item),
+        gr.update(visible=True),
+        name,
+        gr.update(visible=nameable),
+        gr.update(visible=False),
+    )
 
 
 def chosen(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tuple[Any, ...]:
@@ -100,7 +124,9 @@ def verified(engine: Engine, kind: str, picked: str) -> Node:
     """Checks an adapter's files and says what was checked."""
     said = engine.verify_adapter(picked)
     good = node("ul", *[node("li", s) for s in said], cls="checks")
-    return node("div", detail(engine, kind, engine.adapter(picked)), node("div", chip("verified", "good"), good))
+    return node(
+        "div", detail(engine, kind, engine.adapter(picked)), node("div", chip("verified", "good"), good)
+    )
 
 
 def renamed(engine: Engine, kind: str, picked: str, name: str) -> tuple[Any, ...]:
@@ -138,10 +164,16 @@ def items(engine: Engine, kind: str) -> list[Any]:
 def shelf(engine: Engine, kind: str, found: list[Any], picked: str) -> Node:
     """The list."""
     disk = engine.disk()
-    used = node("p", f"{show.size(disk['used_bytes'])} used, {show.size(disk['free_bytes'])} free on this disk", cls="quiet")
+    used = node(
+        "p",
+        f"{formatting.size(disk['used_bytes'])} used, {formatting.size(disk['free_bytes'])} free on this disk",
+        cls="quiet",
+    )
     if not found:
         text, hint, tab = HINTS[kind]
-        return node("div", empty(text, hint, button(f"Go to {tab.capitalize()}", {"do": "tab", "tab": tab})), used)
+        return node(
+            "div", empty(text, hint, button(f"Go to {tab.capitalize()}", {"do": "tab", "tab": tab})), used
+        )
     rows = [
         node("button", node("span", node("strong", _title(kind, i)), *_chips(kind, i), cls="row"), node("span", _line(kind, i), cls="quiet"),
              cls="shelf-item picked" if i.id == picked else "shelf-item", act={"pick": i.id}, aria_pressed="true" if i.id == picked else "false")
@@ -162,53 +194,90 @@ def _chips(kind: str, item: Any) -> list[Node]:
 
 def _line(kind: str, item: Any) -> str:
     said = {
-        "adapters": lambda: f"rank {item.rank} · {show.size(item.bytes)} · {item.dataset_name}",
-        "runs": lambda: f"step {item.step} of {item.total_steps} · {show.base(item.base)}",
+        "adapters": lambda: f"rank {item.rank} · {formatting.size(item.bytes)} · {item.dataset_name}",
+        "runs": lambda: f"step {item.step} of {item.total_steps} · {formatting.base(item.base)}",
         "datasets": lambda: f"{item.rows:,} rows · " + " / ".join(f"{n:,}" for n in item.splits.values()),
-        "mixes": lambda: show.weights(item.weights),
-        "reports": lambda: f"{len(item.rows)} mixes · {show.base(item.base)}",
+        "mixes": lambda: formatting.weights(item.weights),
+        "reports": lambda: f"{len(item.rows)} mixes · {formatting.base(item.base)}",
     }[kind]()
-    return f"{said} · {show.when(item.created)}"
+    return f"{said} · {formatting.when(item.created)}"
 
 
 def detail(engine: Engine, kind: str, item: Any) -> Node:
     """What an item is and where it came from."""
-    pairs = {"adapters": _adapter, "runs": _run, "datasets": _dataset, "mixes": _mix, "reports": _report}[kind](engine, item)
+    pairs = {"adapters": _adapter, "runs": _run, "datasets": _dataset, "mixes": _mix, "reports": _report}[
+        kind
+    ](engine, item)
     buttons = {
-        "adapters": [download("Download as zip", f"adapter/{item.id}.zip", f"{item.id}.zip"), button("Verify", {"do": "verify"})],
+        "adapters": [
+            download("Download as zip", f"adapter/{item.id}.zip", f"{item.id}.zip"),
+            button("Verify", {"do": "verify"}),
+        ],
         "reports": [download("Download as CSV", f"report/{item.id}.csv", f"{item.id}.csv")],
     }.get(kind, [])
     warnings = [node("p", w, cls="problem") for w in getattr(item, "warnings", ())]
     settings = item.spec.to_json() if kind == "runs" else getattr(item, "metadata", None)
-    raw = node("details", node("summary", "Everything that was recorded"), node("pre", json.dumps(settings, indent=2, ensure_ascii=False))) if settings else None
+    raw = (
+        node(
+            "details",
+            node("summary", "Everything that was recorded"),
+            node("pre", json.dumps(settings, indent=2, ensure_ascii=False)),
+        )
+        if settings
+        else None
+    )
     head = node("div", node("h2", _title(kind, item)), *_chips(kind, item), cls="row")
-    return node("div", head, *warnings, facts([*pairs, ("Made", show.when(item.created)), ("Id", item.id)]), node("div", *buttons, cls="row") if buttons else None, raw)
+    return node(
+        "div",
+        head,
+        *warnings,
+        facts([*pairs, ("Made", formatting.when(item.created)), ("Id", item.id)]),
+        node("div", *buttons, cls="row") if buttons else None,
+        raw,
+    )
 
 
 def _adapter(engine: Engine, a: Any) -> list[tuple[str, Any]]:
-    results = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in a.results.items() if isinstance(v, (int, float)))
+    results = ", ".join(
+        f"{k.replace('_', ' ')} {v:.4g}" for k, v in a.results.items() if isinstance(v, (int, float))
+    )
     modules = ", ".join(a.target_modules)
-    return [("Base", show.base(a.base)), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
-            ("On top of", a.stacked_on), ("Not mixed live", a.unmixable), ("Results", results), ("Size", show.size(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
+    return [("Base", formatting.base(a.base)), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
+            ("On top of", a.stacked_on), ("Not mixed live", a.unmixable), ("Results", results), ("Size", formatting.size(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
 
 
 def _run(engine: Engine, r: Any) -> list[tuple[str, Any]]:
-    return [("Base", show.base(r.base)), ("Steps", f"{r.step} of {r.total_steps}"), ("Adapter", r.adapter), ("Error", r.error)]
+    return [
+        ("Base", formatting.base(r.base)),
+        ("Steps", f"{r.step} of {r.total_steps}"),
+        ("Adapter", r.adapter),
+        ("Error", r.error),
+    ]
 
 
 def _dataset(engine: Engine, d: Any) -> list[tuple[str, Any]]:
     files = ", ".join(f["name"] for f in d.files)[:300]
     splits = ", ".join(f"{k} {n:,}" for k, n in d.splits.items())
-    return [("Rows", f"{d.rows:,}"), ("Splits", splits), ("Split seed", d.seed), ("Files", files), ("sha256", d.sha256[:16])]
+    return [
+        ("Rows", f"{d.rows:,}"),
+        ("Splits", splits),
+        ("Split seed", d.seed),
+        ("Files", files),
+        ("sha256", d.sha256[:16]),
+    ]
 
 
 def _mix(engine: Engine, m: Any) -> list[tuple[str, Any]]:
     names = {a["id"]: a["name"] for a in engine.mixable()}
-    return [("Formula", show.weights({names.get(i, i): w for i, w in m.weights.items()}))]
+    return [("Formula", formatting.weights({names.get(i, i): w for i, w in m.weights.items()}))]
 
 
 def _report(engine: Engine, r: Any) -> list[tuple[str, Any]]:
     mixes = ", ".join(row["name"] for row in r.rows)
-    return [("Dataset", r.dataset_name), ("Split", r.split), ("Base", show.base(r.base)), ("Mixes", mixes), ("Took", show.duration(r.seconds))]
-
-
+    return [
+        ("Dataset", r.dataset_name),
+        ("Split", r.split),
+        ("Base", formatting.base(r.base)),
+        ("Mixes", mixes),
+        ("Took", formatting.duration(r.seconds)),
+    ]

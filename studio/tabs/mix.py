@@ -15,9 +15,10 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from core.spec import Mix, Sampling
-from studio import fields, guard, mixer
-from studio.talk import SAMPLING, Talk, drawn, frames, retuned, speed, stamp, written
+from core.spec.mix import Mix, Sampling
+from studio import events, fields
+from studio.components import mixer
+from studio.session import SAMPLING, Talk, drawn, frames, retuned, speed, stamp, written
 from studio.tree import Node, empty, node, title, view
 
 NOT_ASKED = empty("No answer yet", "Ask something; then move a slider, and the answer follows it.")
@@ -43,31 +44,45 @@ class MixTab:
     plain: gr.Checkbox
     sampling: fields.Fields
     answer: gr.HTML
-    talk: gr.State
+    session: gr.State
     query: gr.Textbox
 
     def asked(self) -> list[Any]:
         """What an answer depends on."""
-        return [self.prompt, self.mixer, self.talk, self.plain, *self.sampling.values()]
+        return [self.prompt, self.mixer, self.session, self.plain, *self.sampling.values()]
 
 
 def build() -> MixTab:
     """Makes the components."""
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=7, min_width=320, elem_classes="card", elem_id="mix-side"):
-            view(title("Mixer", "Each adapter has a switch and a weight. Off is really off; a negative weight pushes away."))
+            view(
+                title(
+                    "Mixer",
+                    "Each adapter has a switch and a weight. Off is really off; a negative weight pushes away.",
+                )
+            )
             rows = mixer.mixer()
             departs = view(elem_id="departures")
             with gr.Row(elem_classes="save-row"):
-                name = gr.Textbox(label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140)
+                name = gr.Textbox(
+                    label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140
+                )
                 save = gr.Button("Save mix", size="md", scale=1, min_width=90)
             with gr.Row(elem_classes="save-row"):
                 saved = fields.picker("Saved mixes", scale=3, min_width=140)
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
                 delete = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
         with gr.Column(scale=6, min_width=320, elem_classes="card", elem_id="mix-said"):
-            view(title("Answer", "Move a slider: an answer under way goes on under the new mix, a finished one is written again."))
-            prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, placeholder="Ask something", elem_id="mix-prompt")
+            view(
+                title(
+                    "Answer",
+                    "Move a slider: an answer under way goes on under the new mix, a finished one is written again.",
+                )
+            )
+            prompt = gr.Textbox(
+                label="Prompt", lines=2, max_lines=6, placeholder="Ask something", elem_id="mix-prompt"
+            )
             with gr.Row(elem_classes="actions"):
                 ask = gr.Button("Answer with this mix", variant="primary", scale=2, min_width=150)
                 stop = gr.Button("Stop", scale=1, min_width=70)
@@ -76,30 +91,63 @@ def build() -> MixTab:
                 leave = gr.Button("Leave this view", scale=1, min_width=80, elem_classes="leave")
             answer = view(NOT_ASKED, elem_id="mix-answer")
             with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
-                plain = gr.Checkbox(False, label="Continue the text", info="The prompt is the beginning of a text that goes on, not a question.")
+                plain = gr.Checkbox(
+                    False,
+                    label="Continue the text",
+                    info="The prompt is the beginning of a text that goes on, not a question.",
+                )
                 sampling = fields.build(Sampling, SAMPLING)
     query = gr.Textbox(visible=False)
     talk = gr.State(Talk(), delete_callback=Talk.stop)
-    return MixTab(rows, departs, name, save, saved, load, delete, prompt, ask, stop, share, present, leave, plain, sampling, answer, talk, query)
+    return MixTab(
+        rows,
+        departs,
+        name,
+        save,
+        saved,
+        load,
+        delete,
+        prompt,
+        ask,
+        stop,
+        share,
+        present,
+        leave,
+        plain,
+        sampling,
+        answer,
+        talk,
+        query,
+    )
 
 
-def wire(tab: MixTab, engine: Engine, moved: guard.Together, mixed: guard.Together) -> None:
+def wire(tab: MixTab, engine: Engine, moved: events.Together, mixed: events.Together) -> None:
     """Connects the events."""
     talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        guard.on(trigger, engine, answered, tab.asked(), [tab.answer], **talking)
-    guard.on(tab.mixer.mixed, engine, followed, tab.asked(), [tab.answer], **talking)
+        events.on(trigger, engine, answered, tab.asked(), [tab.answer], **talking)
+    events.on(tab.mixer.mixed, engine, followed, tab.asked(), [tab.answer], **talking)
     mixed.add(departed, [tab.mixer], [tab.departures])
-    guard.on(tab.mixer.change, engine, departed, [tab.mixer], [tab.departures])
-    guard.on(tab.stop.click, engine, stopped, [tab.talk], None)
-    tab.share.click(fn=None, inputs=[tab.prompt, tab.mixer], js="(prompt, rows) => window.studio.share(prompt, rows)", api_visibility="private")
+    events.on(tab.mixer.change, engine, departed, [tab.mixer], [tab.departures])
+    events.on(tab.stop.click, engine, stopped, [tab.session], None)
+    tab.share.click(
+        fn=None,
+        inputs=[tab.prompt, tab.mixer],
+        js="(prompt, rows) => window.studio.share(prompt, rows)",
+        api_visibility="private",
+    )
     tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
     tab.leave.click(fn=None, js="() => window.studio.present(false)", api_visibility="private")
-    guard.look_again(guard.on(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
-    guard.on(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
-        guard.door(followed, engine), tab.asked(), [tab.answer], show_progress="hidden", api_visibility="private", **talking
+    events.look_again(events.on(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
+    events.on(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
+        events.door(followed, engine),
+        tab.asked(),
+        [tab.answer],
+        show_progress="hidden",
+        api_visibility="private",
+        **talking,
     )
-    guard.look_again(guard.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
+    events.look_again(events.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
     moved.add(refresh, [tab.saved], [tab.mixer, tab.saved])
 
 
@@ -110,9 +158,21 @@ def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
 
 def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
     """Connects the address that a visitor came by: a shared mix is set, and its prompt answered."""
-    came = guard.on(page.load, engine, opened, [tab.query, tab.mixer], [tab.mixer, tab.prompt, tabs, tab.query], js="(query, rows) => [location.search, rows]")
+    came = events.on(
+        page.load,
+        engine,
+        opened,
+        [tab.query, tab.mixer],
+        [tab.mixer, tab.prompt, tabs, tab.query],
+        js="(query, rows) => [location.search, rows]",
+    )
     came.success(
-        guard.door(greeted, engine), [tab.query, *tab.asked()], [tab.answer], show_progress="hidden", api_visibility="private", concurrency_limit=8
+        events.door(greeted, engine),
+        [tab.query, *tab.asked()],
+        [tab.answer],
+        show_progress="hidden",
+        api_visibility="private",
+        concurrency_limit=8,
     )
 
 
@@ -128,7 +188,10 @@ def opened(engine: Engine, query: str, rows: Any) -> tuple[Any, ...]:
     mix = Mix.parse(said["mix"][0])
     shelf = mixer.shelf(engine)
     if missing := sorted(set(mix.weights) - {a["id"] for a in shelf}):
-        raise NotFound(f"The link names the adapter {missing[0]!r}, which is not here.", "Ask whoever sent the link for the adapter, or mix what is here.")
+        raise NotFound(
+            f"The link names the adapter {missing[0]!r}, which is not here.",
+            "Ask whoever sent the link for the adapter, or mix what is here.",
+        )
     prompt = said.get("prompt", [""])[0]
     return mixer.loaded(rows, shelf, mix), prompt or gr.skip(), gr.Tabs(selected="mix"), prompt and "answer"
 
@@ -142,7 +205,9 @@ def greeted(engine: Engine, query: str, *asked: Any) -> Iterator[Any]:
     yield from answered(engine, *asked)
 
 
-def answered(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any) -> Iterator[Node]:
+def answered(
+    engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any
+) -> Iterator[Node]:
     """Answers a prompt with the mixer's present mix; a newer answer replaces an older one under way."""
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
@@ -152,9 +217,16 @@ def answered(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *s
         yield {**_shown(frame.columns[0]), "serial": talk.serial}
 
 
-def followed(engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any) -> Iterator[Any]:
+def followed(
+    engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any
+) -> Iterator[Any]:
     """A slider moved: an answer under way goes on under the new mix; else the last prompt is answered again, if there was one."""
-    if not talk.prompt or not prompt.strip() or prompt == talk.prompt and retuned(engine, talk, [_mix(engine, rows)]):
+    if (
+        not talk.prompt
+        or not prompt.strip()
+        or prompt == talk.prompt
+        and retuned(engine, talk, [_mix(engine, rows)])
+    ):
         yield gr.skip()
     else:
         yield from answered(engine, prompt, rows, talk, plain, *sampling)
@@ -189,7 +261,7 @@ def restored(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, An
         raise NotFound("No saved mix is chosen.", "Choose one in the list.")
     mix = engine.mix(picked)
     for warning in getattr(mix, "warnings", ()):
-        gr.Warning(guard.plain(warning), title="Changed since it was saved")
+        gr.Warning(events.plain(warning), title="Changed since it was saved")
     return mixer.loaded(rows, mixer.shelf(engine), mix.mix)
 
 
@@ -204,10 +276,19 @@ def forgotten(engine: Engine, picked: str | None) -> Any:
 def _saved(engine: Engine, picked: str | None) -> Any:
     mixes = engine.mixes()
     ids = [m.id for m in mixes]
-    return gr.update(choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else (ids[0] if ids else None))
+    return gr.update(
+        choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else (ids[0] if ids else None)
+    )
 
 
 def _shown(column: Any) -> Node:
     text = node("p", *written(column), cls="answer-text" if column.done else "answer-text writing")
     name = column.stamp.get("mix", "")
-    return node("div", text, node("p", speed(column), cls="quiet"), node("p", name, cls="quiet"), node("p", stamp(column), cls="stamp"), cls="answer")
+    return node(
+        "div",
+        text,
+        node("p", speed(column), cls="quiet"),
+        node("p", name, cls="quiet"),
+        node("p", stamp(column), cls="stamp"),
+        cls="answer",
+    )

@@ -11,11 +11,13 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.planner import COMPARED
-from core.spec import RunStatus
-from studio import fields, guard, ledger, plot
+from core.engine.grids import COMPARED
+from core.spec.training import RunStatus
+from studio import events, fields
+from studio.components import plot
 from studio.tabs import grid, train
 from studio.tree import Node, title, view
+from studio.views import runs as run_views
 
 SCALES = [("Linear", "linear"), ("Log", "log")]
 
@@ -38,28 +40,36 @@ def build() -> RunsTab:
     with gr.Tabs(elem_classes="inner"):
         with gr.Tab("Queue"), gr.Column(elem_classes="card"):
             view(title("Queue", "One run trains at a time. The order can be changed until a run begins."))
-            queue = view(ledger.NO_QUEUE, elem_id="queue")
+            queue = view(run_views.NO_QUEUE, elem_id="queue")
         with gr.Tab("Grid") as page:
             made = grid.build(page)
         with gr.Tab("Side by side"), gr.Column(elem_classes="card"):
             view(title("Runs side by side", "Training loss is thin, validation loss thick."))
             with gr.Row():
-                picked = fields.picker("Runs", value=[], multiselect=True, max_choices=COMPARED[1], scale=4, min_width=260)
+                picked = fields.picker(
+                    "Runs", value=[], multiselect=True, max_choices=COMPARED[1], scale=4, min_width=260
+                )
                 scale = gr.Radio(SCALES, value="linear", label="Scale", scale=1, min_width=150)
             curves = plot.plot("curves")
             only = gr.Checkbox(True, label="Show differences only")
-            table = view(ledger.NO_PAIR, elem_id="side-by-side")
+            table = view(run_views.NO_PAIR, elem_id="side-by-side")
     return RunsTab(queue, made, picked, scale, only, curves, table)
 
 
-def wire(tab: RunsTab, engine: Engine, moved: guard.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(tab: RunsTab, engine: Engine, moved: events.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
     """Connects the events; see `grid.wire`."""
     moved.add(queued, None, [tab.queue])
-    guard.look_again(guard.on(tab.queue.act, engine, pressed, None, [tab.queue]))
+    events.look_again(events.on(tab.queue.act, engine, pressed, None, [tab.queue]))
     moved.add(refresh, [tab.picked], [tab.picked])
     asked = [tab.picked, tab.scale, tab.only]
     moved.add(compared, asked, [tab.curves, tab.table])
-    guard.on(guard.any_of((tab.picked.change, tab.scale.change, tab.only.change)), engine, compared, asked, [tab.curves, tab.table])
+    events.on(
+        events.any_of((tab.picked.change, tab.scale.change, tab.only.change)),
+        engine,
+        compared,
+        asked,
+        [tab.curves, tab.table],
+    )
     grid.wire(tab.grid, engine, moved, form, tabs)
 
 
@@ -67,7 +77,7 @@ def queued(engine: Engine) -> Node:
     """The queue as it stands."""
     runs = engine.runs()
     alive = [r for r in reversed(runs) if r.status in (RunStatus.RUNNING, RunStatus.STOPPING)]
-    return ledger.queue(alive, engine.queue(), [r for r in reversed(runs) if r.waited])
+    return run_views.queue(alive, engine.queue(), [r for r in reversed(runs) if r.waited])
 
 
 def pressed(engine: Engine, event: gr.EventData) -> Any:
@@ -97,6 +107,8 @@ def refresh(engine: Engine, picked: list[str] | None) -> Any:
 def compared(engine: Engine, picked: list[str] | None, scale: str, only: bool) -> tuple[Any, Any]:
     """The picked runs' curves over each other, and their figures and settings."""
     if not COMPARED[0] <= len(picked or []) <= COMPARED[1]:
-        return None, ledger.NO_PAIR
+        return None, run_views.NO_PAIR
     found = engine.plan.compare(picked or [])
-    return ledger.curves(found, scale == "log"), ledger.compared(found, only, {d.id: d.name for d in engine.datasets()})
+    return run_views.curves(found, scale == "log"), run_views.compared(
+        found, only, {d.id: d.name for d in engine.datasets()}
+    )

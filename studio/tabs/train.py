@@ -13,19 +13,53 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from core.spec import PRESETS, TrainSpec, experts_said, resolve
-from studio import fields, guard, live, samples, show
+from core.spec.presets import PRESETS, resolve
+from core.spec.training import TrainSpec, experts_said
+from studio import events, fields, formatting, samples
+from studio.components import live
 from studio.tree import Node, node, title, view
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Run": ("epochs", "max_steps", "learning_rate", "batch_size", "accumulation", "max_length", "domain_dropout", "seed"),
-    "Adapter": ("rank", "alpha", "dropout", "target_modules", "experts", "use_rslora", "use_dora", "initialisation"),
+    "Run": (
+        "epochs",
+        "max_steps",
+        "learning_rate",
+        "batch_size",
+        "accumulation",
+        "max_length",
+        "domain_dropout",
+        "seed",
+    ),
+    "Adapter": (
+        "rank",
+        "alpha",
+        "dropout",
+        "target_modules",
+        "experts",
+        "use_rslora",
+        "use_dora",
+        "initialisation",
+    ),
     "Data": ("packing", "overlap", "replay_share", "neftune_alpha"),
-    "Optimiser": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "lora_plus_ratio", "gradient_checkpointing"),
+    "Optimiser": (
+        "optimizer",
+        "schedule",
+        "warmup_ratio",
+        "weight_decay",
+        "lora_plus_ratio",
+        "gradient_checkpointing",
+    ),
     "Checks": ("eval_steps", "save_steps", "early_stopping", "keep", "sample_prompts", "report_to"),
 }
 ADVANCED = tuple(name for names in GROUPS.values() for name in names)
-WEIGHTY = ("batch_size", "max_length", "rank", "dropout", "optimizer", "gradient_checkpointing")  # what a run's memory follows from
+WEIGHTY = (
+    "batch_size",
+    "max_length",
+    "rank",
+    "dropout",
+    "optimizer",
+    "gradient_checkpointing",
+)  # what a run's memory follows from
 ALONE = ("Nothing: straight on the base model", "")
 
 
@@ -59,8 +93,19 @@ def build(engine: Engine) -> TrainTab:
             kind = gr.Radio([("Domain", "domain"), ("Task", "task")], value="domain", label="Kind")
             dataset = fields.picker("Dataset")
             name = gr.Textbox(label="Name", max_length=120, placeholder="What the adapter is called")
-            preset = gr.Dropdown([(p.title, p.name) for p in PRESETS.values()], value="standard", label="Preset", info=PRESETS["standard"].help)
-            stack_on = fields.picker("Train on top of", [ALONE], "", info="It stays frozen and active, so that the two work together.", visible=False)
+            preset = gr.Dropdown(
+                [(p.title, p.name) for p in PRESETS.values()],
+                value="standard",
+                label="Preset",
+                info=PRESETS["standard"].help,
+            )
+            stack_on = fields.picker(
+                "Train on top of",
+                [ALONE],
+                "",
+                info="It stays frozen and active, so that the two work together.",
+                visible=False,
+            )
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
                 advanced: fields.Fields = {}
                 for group, names in GROUPS.items():
@@ -71,10 +116,12 @@ def build(engine: Engine) -> TrainTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    return TrainTab(kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart, gr.State(("", "", 0)))
+    return TrainTab(
+        kind, dataset, name, preset, stack_on, advanced, need, start, picker, chart, gr.State(("", "", 0))
+    )
 
 
-def wire(tab: TrainTab, engine: Engine, moved: guard.Together) -> None:
+def wire(tab: TrainTab, engine: Engine, moved: events.Together) -> None:
     """Connects the events."""
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -86,7 +133,11 @@ def wire(tab: TrainTab, engine: Engine, moved: guard.Together) -> None:
     def looked_over(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         asked = asked_for(tab, values)
         hint = experts_hint(engine, values[experts], values[tab.advanced["rank"]])
-        return {tab.start: start_button(engine, asked), tab.need: need(engine, values[tab.preset], asked), experts: hint}
+        return {
+            tab.start: start_button(engine, asked),
+            tab.need: need(engine, values[tab.preset], asked),
+            experts: hint,
+        }
 
     def refilled(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
         return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
@@ -98,28 +149,56 @@ def wire(tab: TrainTab, engine: Engine, moved: guard.Together) -> None:
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked))
 
     experts = tab.advanced["experts"]
-    lists = [tab.dataset, tab.name, tab.preset, tab.stack_on, tab.picker, tab.start, tab.suits, *tab.advanced.values()]
+    lists = [
+        tab.dataset,
+        tab.name,
+        tab.preset,
+        tab.stack_on,
+        tab.picker,
+        tab.start,
+        tab.suits,
+        *tab.advanced.values(),
+    ]
     seen = tab.form | {tab.picker, tab.suits}
     moved.add(refresh, seen, [tab.kind, *lists])
-    guard.on(tab.kind.input, engine, chosen, seen, lists)
-    guard.on(tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()])
+    events.on(tab.kind.input, engine, chosen, seen, lists)
+    events.on(
+        tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()]
+    )
     # One event for all of them, so that the answer to the last change is the last answer.
-    decisive = guard.any_of(c.change for c in (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in WEIGHTY)))  # type: ignore[attr-defined]
-    guard.on(decisive, engine, looked_over, tab.form, [tab.start, tab.need, experts], trigger_mode="always_last")
-    guard.look_again(guard.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
-    guard.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
+    decisive = events.any_of(
+        c.change for c in (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in WEIGHTY))
+    )  # type: ignore[attr-defined]
+    events.on(
+        decisive, engine, looked_over, tab.form, [tab.start, tab.need, experts], trigger_mode="always_last"
+    )
+    events.look_again(events.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
+    events.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
 
 
 def experts_hint(engine: Engine, experts: bool, rank: Any) -> Any:
     """Beside the experts' switch: what they cost and cannot do, as soon as it is on."""
     base = engine.base()
-    said = f"The base {show.base(base.name)} has no experts." if not base.expert_weights else experts_said(base.expert_weights, int(rank or 1), base.parameters)
-    return gr.update(info=said if experts else next(f.metadata["help"] for f in dataclasses.fields(TrainSpec) if f.name == "experts"))
+    said = (
+        f"The base {formatting.base(base.name)} has no experts."
+        if not base.expert_weights
+        else experts_said(base.expert_weights, int(rank or 1), base.parameters)
+    )
+    return gr.update(
+        info=said
+        if experts
+        else next(f.metadata["help"] for f in dataclasses.fields(TrainSpec) if f.name == "experts")
+    )
 
 
 def asked_for(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
     """The settings that the form asks for, by name."""
-    main = {"kind": values[tab.kind], "dataset": values[tab.dataset] or "", "name": values[tab.name] or "", "stack_on": values[tab.stack_on] or ""}
+    main = {
+        "kind": values[tab.kind],
+        "dataset": values[tab.dataset] or "",
+        "name": values[tab.name] or "",
+        "stack_on": values[tab.stack_on] or "",
+    }
     if main["kind"] == "domain":
         main["stack_on"] = ""
     return {**main, **fields.read(TrainSpec, {n: values[c] for n, c in tab.advanced.items()})}
@@ -129,7 +208,11 @@ def suggested(engine: Engine, kind: str) -> TrainSpec:
     """What a visitor most likely wants to train next: the newest dataset of that kind, a task on top of the newest domain."""
     dataset = next(iter(of_kind(engine, kind)), None)
     below = below_choices(engine) if kind == "task" else []
-    changes = {"dataset": dataset.id if dataset else "", "name": dataset.name if dataset else "", "stack_on": below[0][1] if below else ""}
+    changes = {
+        "dataset": dataset.id if dataset else "",
+        "name": dataset.name if dataset else "",
+        "stack_on": below[0][1] if below else "",
+    }
     return resolve(kind, usual_preset(engine), {**changes, **fitted(engine, kind, usual_preset(engine))})
 
 
@@ -159,8 +242,16 @@ def usual_preset(engine: Engine) -> str:
 def below_choices(engine: Engine) -> list[tuple[str, str]]:
     """Domain adapters a task can be trained on top of, newest first; one that is still learning counts, its run comes first."""
     here = engine.base().fingerprint
-    ready = [(a.name, a.id) for a in engine.adapters() if a.kind == "domain" and (not here or a.base_fingerprint == here)]
-    coming = [(f"{r.name} (still learning)", r.adapter) for r in engine.runs() if r.kind == "domain" and r.status.alive and r.adapter]
+    ready = [
+        (a.name, a.id)
+        for a in engine.adapters()
+        if a.kind == "domain" and (not here or a.base_fingerprint == here)
+    ]
+    coming = [
+        (f"{r.name} (still learning)", r.adapter)
+        for r in engine.runs()
+        if r.kind == "domain" and r.status.alive and r.adapter
+    ]
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
 
@@ -177,11 +268,21 @@ def suit(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any
         asked, was = asked_for(tab, values), resolve(values[tab.kind], values[tab.preset], {})
     except SpecError:  # a number is being typed; whoever starts with an empty one is told
         return {}
-    own = values[tab.preset] != preset or asked["max_length"] != length or any(asked[n] != getattr(was, n) for n in tab.advanced if n != "max_length")
+    own = (
+        values[tab.preset] != preset
+        or asked["max_length"] != length
+        or any(asked[n] != getattr(was, n) for n in tab.advanced if n != "max_length")
+    )
     if own:
-        return {tab.advanced["max_length"]: readable(base, asked["max_length"]), tab.suits: (base.fingerprint, preset, length)}
+        return {
+            tab.advanced["max_length"]: readable(base, asked["max_length"]),
+            tab.suits: (base.fingerprint, preset, length),
+        }
     usual = usual_preset(engine)
-    return {tab.preset: gr.update(value=usual, info=PRESETS[usual].help), **suggestion(engine, tab, values[tab.kind], usual)}
+    return {
+        tab.preset: gr.update(value=usual, info=PRESETS[usual].help),
+        **suggestion(engine, tab, values[tab.kind], usual),
+    }
 
 
 def preset_values(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
@@ -199,7 +300,11 @@ def start_button(engine: Engine, asked: dict[str, Any]) -> Any:
 def need(engine: Engine, preset: str, asked: dict[str, Any]) -> Node | None:
     """What the run would need of the device's memory, as the form stands; a note when that is more than there is."""
     told = engine.estimate(resolve(asked["kind"], preset, asked))
-    return node("p", told["text"], cls="quiet below" if told.get("fits", True) else "note") if told["text"] else None
+    return (
+        node("p", told["text"], cls="quiet below" if told.get("fits", True) else "note")
+        if told["text"]
+        else None
+    )
 
 
 def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool = False) -> dict[Any, Any]:
@@ -213,7 +318,11 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     kind, picked = values[tab.kind], values[tab.picker]
     out: dict[Any, Any] = {}
     before = suggested(engine, kind)
-    untouched = values[tab.dataset] in (None, "", before.dataset) and values[tab.name] in (None, "", before.name)
+    untouched = values[tab.dataset] in (None, "", before.dataset) and values[tab.name] in (
+        None,
+        "",
+        before.name,
+    )
     if untouched and not anew:  # an untouched form follows the path: first the domain, then the task
         have = {a.kind for a in engine.adapters()} | {r.kind for r in runs if r.status.alive}
         ahead = kind == "domain" and "domain" in have and "task" not in have and of_kind(engine, "task")
@@ -227,18 +336,32 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     name = values[tab.name] if keep and values[tab.name] else hint.name
     stack = values[tab.stack_on] if keep and values[tab.stack_on] in [i for _, i in below] else hint.stack_on
     preset = values[tab.preset] if keep else usual_preset(engine)
-    out[tab.dataset] = fields.offer(sets, dataset, values[tab.dataset], info="" if sets else "None of this kind yet: import one under Data.")
+    out[tab.dataset] = fields.offer(
+        sets,
+        dataset,
+        values[tab.dataset],
+        info="" if sets else "None of this kind yet: import one under Data.",
+    )
     if name != values[tab.name]:
         out[tab.name] = name
-    out[tab.stack_on] = fields.offer([*below, ALONE], stack if kind == "task" else "", values[tab.stack_on], visible=kind == "task")
+    out[tab.stack_on] = fields.offer(
+        [*below, ALONE], stack if kind == "task" else "", values[tab.stack_on], visible=kind == "task"
+    )
     if preset != values[tab.preset]:
         out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
-    out[tab.picker] = fields.offer(run_choices(runs), picked if picked in run_ids else (run_ids[0] if run_ids else None), picked)
+    out[tab.picker] = fields.offer(
+        run_choices(runs), picked if picked in run_ids else (run_ids[0] if run_ids else None), picked
+    )
     if not keep:
         out.update(suggestion(engine, tab, kind, preset))
     elif engine.base().fingerprint not in ("", values[tab.suits][0]):
         out.update(suit(engine, tab, values))
-    asked = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": stack if kind == "task" else ""}
+    asked = {
+        "kind": kind,
+        "dataset": dataset or "",
+        "name": name or "",
+        "stack_on": stack if kind == "task" else "",
+    }
     out[tab.start] = start_button(engine, asked)
     return out
 

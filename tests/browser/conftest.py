@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from core.data.samples import FOLDER, Samples
 from core.engine import Engine
-from core.samples import FOLDER, Samples
 
 CHROMIUM = "/usr/bin/chromium"
 # A warning at the end of every upload; and the stream of a session whose last event ended while it was being opened, on a busy machine
 # (gradio 6.31 forgets the session's messages then, routes.py, sse_stream). A missing file of ours would read "Failed to load resource".
 GRADIO_S_OWN = ("Method not implemented.", "Unexpected error 404: Not Found")
 CHROMIUM_S_OWN = "GPU stall due to ReadPixels"  # where WebGL is drawn without a GPU
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 
 def small_samples(folder: Path) -> Samples:
@@ -31,7 +38,10 @@ def small_samples(folder: Path) -> Samples:
         kept = (folder / name).read_text(encoding="utf-8").splitlines()[:lines]
         (folder / name).write_text("\n".join(kept) + "\n", encoding="utf-8")
     general = folder / "general_heldout.txt"
-    general.write_text("\n\n---\n\n".join(general.read_text(encoding="utf-8").split("\n\n---\n\n")[:6])[:4000], encoding="utf-8")
+    general.write_text(
+        "\n\n---\n\n".join(general.read_text(encoding="utf-8").split("\n\n---\n\n")[:6])[:4000],
+        encoding="utf-8",
+    )
     return Samples(folder)
 
 
@@ -65,7 +75,9 @@ class Visit:
         before = len(self.complaints)
         self.page.goto(self.url + query)
         self.page.locator(".topbar").wait_for()
-        self.complaints[before:] = [c for c in self.complaints[before:] if "AbortError" not in c and "Connection errored out" not in c]
+        self.complaints[before:] = [
+            c for c in self.complaints[before:] if "AbortError" not in c and "Connection errored out" not in c
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,9 @@ def studio(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a tiny model is quickest on one, above all beside a browser
-    with Engine(tmp_path_factory.mktemp("workspace"), base=str(tiny_base), quantization="none", device="cpu") as engine:
+    with Engine(
+        tmp_path_factory.mktemp("workspace"), base=str(tiny_base), quantization="none", device="cpu"
+    ) as engine:
         engine._samples = small_samples(tmp_path_factory.mktemp("samples"))
         page = serve(engine, port=free_port(), block=False)
         yield engine, page.local_url
@@ -100,12 +114,24 @@ def visit(studio, browser, request) -> Iterator[Visit]:
     """A visit at the size and theme that the test asks for by `@pytest.mark.parametrize("visit", [...], indirect=True)`."""
     engine, url = studio
     width, height, scheme = getattr(request, "param", (1440, 900, "light"))
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True)
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
+    )
     context.set_default_timeout(60_000)
     made = Visit(context.new_page(), url, engine)
-    made.page.on("console", lambda m: made.complaints.append(m.text) if m.type in ("error", "warning") and not others_own(m.text) else None)
+    made.page.on(
+        "console",
+        lambda m: (
+            made.complaints.append(m.text)
+            if m.type in ("error", "warning") and not others_own(m.text)
+            else None
+        ),
+    )
     made.page.on("pageerror", lambda e: made.complaints.append(str(e)))
-    made.page.on("request", lambda r: made.outside.append(r.url) if not r.url.startswith((url, "data:", "blob:")) else None)
+    made.page.on(
+        "request",
+        lambda r: made.outside.append(r.url) if not r.url.startswith((url, "data:", "blob:")) else None,
+    )
     made.page.goto(url)
     made.page.locator(".topbar").wait_for()
     yield made

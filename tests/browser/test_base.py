@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from core.spec import Mix, TrainSpec
+from core.spec.mix import Mix
+from core.spec.training import TrainSpec
 from tests.conftest import SENTENCES, build_tiny_llama
-from tests.test_hub import at, served  # noqa: F401 (a fixture)
+from tests.core.store.test_base_models import at, served  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
 SIZES = [(1440, 900, "light"), (390, 844, "dark")]
@@ -37,7 +38,20 @@ def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, mo
     file = tmp_path / "corpus.txt"
     file.write_text("\n\n---\n\n".join(SENTENCES[:24]), encoding="utf-8")
     text = engine.import_dataset([file], "text")
-    run = engine.wait_run(engine.start_run(TrainSpec(name="Lamps", dataset=text.id, max_steps=1, batch_size=2, accumulation=1, max_length=32, rank=2)), 60)
+    run = engine.wait_run(
+        engine.start_run(
+            TrainSpec(
+                name="Lamps",
+                dataset=text.id,
+                max_steps=1,
+                batch_size=2,
+                accumulation=1,
+                max_length=32,
+                rank=2,
+            )
+        ),
+        60,
+    )
     engine.stream("Where?", [Mix(weights={run.adapter: 1.0})]).last()
     page.get_by_label("Base", exact=True).fill("tiny/llama")
     page.get_by_label("Base", exact=True).press("Enter")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from core.worker import Stream
+from core.engine.worker import Stream
 from studio import samples
 from studio.tabs import train
 from tests.browser.test_path import columns, press, tab, until
@@ -37,7 +37,14 @@ def two_adapters(engine) -> None:
     samples.bring(engine)
     for kind in ("domain", "task"):
         if not any(a.kind == kind for a in engine.adapters()):
-            spec = dataclasses.replace(train.suggested(engine, kind), max_steps=2, batch_size=2, accumulation=1, max_length=64, rank=4)
+            spec = dataclasses.replace(
+                train.suggested(engine, kind),
+                max_steps=2,
+                batch_size=2,
+                accumulation=1,
+                max_length=64,
+                rank=4,
+            )
             engine.wait_run(engine.start_run(spec), 600)
 
 
@@ -66,7 +73,11 @@ def vote_once(page, engine) -> None:
     votes = page.get_by_role("button", name="is the best")
     before = votes.first.get_attribute("data-act") if votes.count() else ""
     ask_blind(page, "Blind test", "Where is the lamp kept?")
-    until(lambda: votes.count() == 4 and votes.first.get_attribute("data-act") != before, 120, "the vote buttons of this test")
+    until(
+        lambda: votes.count() == 4 and votes.first.get_attribute("data-act") != before,
+        120,
+        "the vote buttons of this test",
+    )
     assert page.locator(".board .letter").all_inner_texts() == ["A", "B", "C", "D"]
     assert page.locator(".board :is(select, .stamp, mark, .letter-name)").count() == 0
     assert engine.tally() == []
@@ -86,8 +97,17 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     until(lambda: page.get_by_role("button", name="is the best").count() == 4, 120, "vote buttons")
     heard = page.evaluate("window.heard.join('')")
     assert "This one" in heard, "the stream was overheard"
-    assert all(a.sha256[:8] not in heard for a in engine.adapters()) and "tokens/s" not in heard and "stamp" not in heard
-    ids = [c.strip() for c in page.evaluate("Array.from(new Set(window.heard.join('').match(/\"picks\", ?\\[.*?\\]/g) || []))")]
+    assert (
+        all(a.sha256[:8] not in heard for a in engine.adapters())
+        and "tokens/s" not in heard
+        and "stamp" not in heard
+    )
+    ids = [
+        c.strip()
+        for c in page.evaluate(
+            "Array.from(new Set(window.heard.join('').match(/\"picks\", ?\\[.*?\\]/g) || []))"
+        )
+    ]
     assert len(ids) <= 1, "the order of the picks is one and the same all along"
 
     vote_once(page, engine)
@@ -124,7 +144,11 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     press(page, "Change the mixes")
     until(lambda: page.locator(".board select").count() == 4, 30, "the pickers")
     press(page, "Answer")
-    until(lambda: all("tokens/s" in c for c in columns(page)) and len(columns(page)) == 4, 120, "answers with names")
+    until(
+        lambda: all("tokens/s" in c for c in columns(page)) and len(columns(page)) == 4,
+        120,
+        "answers with names",
+    )
 
 
 def test_a_suite_runs_through_all_columns_and_is_downloaded(visit, tmp_path):
@@ -138,17 +162,26 @@ def test_a_suite_runs_through_all_columns_and_is_downloaded(visit, tmp_path):
     page.locator("#suite").get_by_text("more.jsonl").wait_for()
     press(page, "Run the suite")
     until(lambda: page.locator("#suite-shown tbody tr").count() == 3, 120, "the table")
-    assert page.locator("#suite-shown tbody tr").nth(1).locator("td").first.inner_text() == "<b>Where</b> is the bell?"
+    assert (
+        page.locator("#suite-shown tbody tr").nth(1).locator("td").first.inner_text()
+        == "<b>Where</b> is the bell?"
+    )
     save = page.get_by_role("button", name="Download as CSV", exact=True)
     until(save.is_enabled, 30, "the download")
     with page.expect_download() as got:
         save.click()
     got.value.save_as(tmp_path / got.value.suggested_filename)
     rows = list(csv.reader((tmp_path / "suite.csv").open()))
-    assert rows[0] == ["prompt", "Base", "Domain", "Task", "Domain + task"] and rows[3][0] == "Who keeps the pump?" and len(rows) == 4
+    assert (
+        rows[0] == ["prompt", "Base", "Domain", "Task", "Domain + task"]
+        and rows[3][0] == "Who keeps the pump?"
+        and len(rows) == 4
+    )
 
 
-@pytest.mark.parametrize("visit", [(1440, 900, "dark"), (390, 844, "light")], indirect=True, ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    "visit", [(1440, 900, "dark"), (390, 844, "light")], indirect=True, ids=["desktop", "phone"]
+)
 def test_the_blind_test_fits_its_window(visit):
     page, engine = visit.page, visit.engine
     engine.reset_votes()

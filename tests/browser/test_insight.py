@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from core.spec import TrainSpec
+from core.spec.training import TrainSpec
 from studio import samples
 from tests.browser.test_path import press, tab, until
 
@@ -22,7 +22,16 @@ def trained(visit):
         samples.bring(engine)
         for kind in ("domain", "task"):
             data = next(d for d in engine.datasets() if d.kind == kind and d.name == samples.NAMES[kind])
-            spec = TrainSpec(kind=kind, name=data.name, dataset=data.id, max_steps=6, max_length=128, batch_size=2, learning_rate=1e-3, rank=4)
+            spec = TrainSpec(
+                kind=kind,
+                name=data.name,
+                dataset=data.id,
+                max_steps=6,
+                max_length=128,
+                batch_size=2,
+                learning_rate=1e-3,
+                rank=4,
+            )
             engine.wait_run(engine.start_run(spec))
         visit.reload()
     tab(visit.page, "Mix")
@@ -32,7 +41,10 @@ def trained(visit):
 
 def exact(page) -> dict[str, str]:
     """What stands beside each slider, by adapter."""
-    return {name: page.get_by_label(f"Exact weight of {name}").input_value() for name in ("Sample domain", "Sample task")}
+    return {
+        name: page.get_by_label(f"Exact weight of {name}").input_value()
+        for name in ("Sample domain", "Sample task")
+    }
 
 
 def test_a_slider_that_moves_while_an_answer_is_written_marks_where_the_mix_changed(trained, monkeypatch):
@@ -82,7 +94,11 @@ def test_a_click_on_the_weight_map_is_followed_by_the_mixer_and_the_answer(train
     page.mouse.click(*at)
     until(lambda: exact(page) == {"Sample domain": "0.50", "Sample task": "-0.25"}, 60, "the mixer to follow")
     stamp = page.locator("#mix-answer .stamp")
-    until(lambda: "+0.50" in stamp.inner_text() and "-0.25" in stamp.inner_text(), 60, "the answer of the clicked mix")
+    until(
+        lambda: "+0.50" in stamp.inner_text() and "-0.25" in stamp.inner_text(),
+        60,
+        "the answer of the clicked mix",
+    )
     press(page, "Take the best")
     until(lambda: exact(page) != {"Sample domain": "0.50", "Sample task": "-0.25"}, 60, "the best mix")
 
@@ -104,7 +120,9 @@ def test_words_meetings_and_baking_are_shown(trained):
     assert next(a for a in engine.adapters() if a.name == "Both in one").kind == "mix"
 
 
-@pytest.mark.parametrize("visit", [(1440, 900, "dark"), (390, 844, "light")], indirect=True, ids=["projector", "phone"])
+@pytest.mark.parametrize(
+    "visit", [(1440, 900, "dark"), (390, 844, "light")], indirect=True, ids=["projector", "phone"]
+)
 def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
     page, engine = trained.page, trained.engine
     domain = next(a.id for a in engine.adapters() if a.kind == "domain")
@@ -112,8 +130,16 @@ def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
     until(lambda: "+0.35" in page.locator("#mix-answer .stamp").text_content(), 90, "the shared answer")
     assert page.locator("#mix-prompt textarea").input_value() == "Where is the lamp?"
     page.get_by_role("slider", name="Weight of Sample domain").wait_for()
-    assert not page.get_by_role("button", name="Save mix").is_visible() and not page.locator("#insight").is_visible()
-    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('#mix-answer .answer-text')).fontSize)") >= 26
+    assert (
+        not page.get_by_role("button", name="Save mix").is_visible()
+        and not page.locator("#insight").is_visible()
+    )
+    assert (
+        page.evaluate(
+            "parseFloat(getComputedStyle(document.querySelector('#mix-answer .answer-text')).fontSize)"
+        )
+        >= 26
+    )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     press(page, "Leave this view")
     page.get_by_role("button", name="Save mix").wait_for()

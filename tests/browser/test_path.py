@@ -61,7 +61,9 @@ def five_clicks(visit) -> None:
     press(page, "Compare the mixes")
     until(lambda: len(columns(page)) == 4, 30, "four columns")
     press(page, "Answer")
-    until(lambda: len(columns(page)) == 4 and all("tokens/s" in c for c in columns(page)), 120, "four answers")
+    until(
+        lambda: len(columns(page)) == 4 and all("tokens/s" in c for c in columns(page)), 120, "four answers"
+    )
 
 
 def watch_a_run_and_reload(visit) -> None:
@@ -69,16 +71,26 @@ def watch_a_run_and_reload(visit) -> None:
     page, engine = visit.page, visit.engine
     tab(page, "Train")
     page.get_by_label("Domain", exact=True).check()
-    until(lambda: page.get_by_label("Name", exact=True).first.input_value() == "Sample domain", 30, "the form")
+    until(
+        lambda: page.get_by_label("Name", exact=True).first.input_value() == "Sample domain", 30, "the form"
+    )
     page.get_by_label("Name", exact=True).first.fill("Long run")
     page.get_by_role("button", name="Advanced settings").click()
-    for label, value in (("Max steps", "300"), ("Epochs", "500"), ("Batch size", "4"), ("Gradient accumulation", "1"), ("Max length", "128")):
+    for label, value in (
+        ("Max steps", "300"),
+        ("Epochs", "500"),
+        ("Batch size", "4"),
+        ("Gradient accumulation", "1"),
+        ("Max length", "128"),
+    ):
         page.get_by_label(re.compile(f"^{label}")).first.fill(value)
     press(page, "Start training")
     until(lambda: engine.runs()[0].name == "Long run", 30, "the run")
     run = engine.runs()[0]
     assert run.spec.max_steps == 300 and run.spec.max_length == 128
-    until(lambda: run.id in page.evaluate("location.search"), 30, "the page to watch the new run")  # until then the chart shows the run before
+    until(
+        lambda: run.id in page.evaluate("location.search"), 30, "the page to watch the new run"
+    )  # until then the chart shows the run before
     few = until(lambda: points(page), 60, "the first points")
     assert few < 300, "the run was over before it could be watched"
     until(lambda: points(page) > few, 60, "more points")
@@ -106,9 +118,17 @@ def move_a_slider(visit) -> None:
     for value in ("0.95", "0.9", "0.85"):
         page.keyboard.press("ArrowLeft")
         until(lambda value=value: slider.input_value() == value, 10, value)
-    until(lambda: "+0.85" in page.locator("#mix-answer .stamp").inner_text() != before, 60, "the answer of the new mix")
+    until(
+        lambda: "+0.85" in page.locator("#mix-answer .stamp").inner_text() != before,
+        60,
+        "the answer of the new mix",
+    )
     page.get_by_role("switch", name="Sample task on").click()
-    until(lambda: "sample-task" not in page.locator("#mix-answer .stamp").inner_text(), 60, "the answer without the task")
+    until(
+        lambda: "sample-task" not in page.locator("#mix-answer .stamp").inner_text(),
+        60,
+        "the answer without the task",
+    )
     page.get_by_label("Save this mix as").fill("Only the domain")
     press(page, "Save mix")
     until(lambda: [m.name for m in visit.engine.mixes()] == ["Only the domain"], 30, "the saved mix")
@@ -121,7 +141,11 @@ def compare_four(visit, downloads: Path) -> None:
     until(lambda: len(columns(page)) == 4, 30, "four columns")
     page.locator("#compare-prompt textarea").fill("Where is the lamp kept?")
     press(page, "Answer")
-    until(lambda: all("tokens/s" in c for c in columns(page)) and not page.locator(".board .writing").count(), 120, "four answers")
+    until(
+        lambda: all("tokens/s" in c for c in columns(page)) and not page.locator(".board .writing").count(),
+        120,
+        "four answers",
+    )
     stamps = page.locator(".board .stamp").all_inner_texts()
     assert stamps[0] == "base" and len(set(stamps)) == 4
     with page.expect_download() as got:
@@ -193,7 +217,9 @@ def test_a_dataset_that_opens_late_does_not_cover_the_files_just_dropped(visit, 
         made = engine.import_dataset([str(notes)], f"Notes {number}", kind="domain")
     rows = engine.dataset_rows
     opened = []
-    monkeypatch.setattr(engine, "dataset_rows", lambda *a, **k: (time.sleep(2), opened.append(a[0]), rows(*a, **k))[2])
+    monkeypatch.setattr(
+        engine, "dataset_rows", lambda *a, **k: (time.sleep(2), opened.append(a[0]), rows(*a, **k))[2]
+    )
     visit.reload()
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": \n')

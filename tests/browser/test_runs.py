@@ -7,11 +7,19 @@ import threading
 
 import pytest
 
-from core.spec import RunStatus, TrainSpec
+from core.spec.training import RunStatus, TrainSpec
 from tests.browser.test_path import press, tab, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-FAST = {"max_steps": 4, "max_length": 48, "batch_size": 2, "accumulation": 1, "learning_rate": 5e-3, "dropout": 0.0, "alpha": 8}
+FAST = {
+    "max_steps": 4,
+    "max_length": 48,
+    "batch_size": 2,
+    "accumulation": 1,
+    "learning_rate": 5e-3,
+    "dropout": 0.0,
+    "alpha": 8,
+}
 
 
 def names(page) -> list[str]:
@@ -30,7 +38,10 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     data = engine.import_dataset([corpus], "Corpus", "domain")
     gate = threading.Event()
     engine._worker.run(lambda: gate.wait(90) and None)
-    ids = {n: engine.start_run(TrainSpec(kind="domain", name=n, dataset=data.id, rank=2, **FAST)) for n in ("One", "Two", "Three")}
+    ids = {
+        n: engine.start_run(TrainSpec(kind="domain", name=n, dataset=data.id, rank=2, **FAST))
+        for n in ("One", "Two", "Three")
+    }
     tab(page, "Runs")
     until(lambda: names(page) == ["One", "Two", "Three"], 30, "the queue")
     press(page, "Move Three to the front")
@@ -38,14 +49,22 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     press(page, "Cancel: One")
     until(lambda: names(page) == ["Three", "Two"], 30, "the cancelled run to leave")
     gate.set()
-    assert [engine.wait_run(ids[n], 60).status for n in ("Three", "Two", "One")] == [RunStatus.DONE, RunStatus.DONE, RunStatus.STOPPED]
+    assert [engine.wait_run(ids[n], 60).status for n in ("Three", "Two", "One")] == [
+        RunStatus.DONE,
+        RunStatus.DONE,
+        RunStatus.STOPPED,
+    ]
     page.get_by_text("Nothing is waiting").wait_for()
 
     press_tab(page, "Side by side")
     until(lambda: page.locator("#curves .scatterlayer .trace").count() >= 2, 30, "two curves")
     page.get_by_text("All settings are the same.").wait_for()
     page.get_by_label("Show differences only").uncheck()
-    until(lambda: page.locator("#side-by-side table").nth(1).locator("tbody tr").count() > 20, 30, "all settings")
+    until(
+        lambda: page.locator("#side-by-side table").nth(1).locator("tbody tr").count() > 20,
+        30,
+        "all settings",
+    )
 
     tab(page, "Train")
     page.get_by_role("button", name="Advanced settings").first.click()
@@ -63,8 +82,14 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     rows = page.locator("#grid-results tbody tr")
     until(lambda: rows.count() == 2 and rows.get_by_text("best", exact=True).count() == 1, 60, "both cells")
     page.locator("#parallel .parcoords").first.wait_for()
-    assert {e.text_content() for e in page.locator("#parallel .axis-title").all()} == {"Rank", "Validation loss", "Seconds"}
-    page.evaluate("() => { const react = Plotly.react; Plotly.react = (...of) => { window.drawings = (window.drawings ?? 0) + 1; return react(...of); }; }")
+    assert {e.text_content() for e in page.locator("#parallel .axis-title").all()} == {
+        "Rank",
+        "Validation loss",
+        "Seconds",
+    }
+    page.evaluate(
+        "() => { const react = Plotly.react; Plotly.react = (...of) => { window.drawings = (window.drawings ?? 0) + 1; return react(...of); }; }"
+    )
     engine.rename("datasets", data.id, "Corpus of lamps")  # every list is asked for again
     page.get_by_text("All cells: domain run on Corpus of lamps").wait_for()
     page.wait_for_timeout(1000)
@@ -72,12 +97,21 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     made = engine.plan.grids()[0]
     with page.expect_download() as caught:
         page.get_by_text("Download CSV").first.click()
-    assert caught.value.suggested_filename == f"{made.id}.csv" and "best" in caught.value.path().read_text(encoding="utf-8")
+    assert caught.value.suggested_filename == f"{made.id}.csv" and "best" in caught.value.path().read_text(
+        encoding="utf-8"
+    )
 
     press(page, "Use these settings: Two ranks: rank 4")
-    until(lambda: page.get_by_label("Name", exact=True).first.input_value() == "Two ranks: rank 4", 30, "the Train form")
+    until(
+        lambda: page.get_by_label("Name", exact=True).first.input_value() == "Two ranks: rank 4",
+        30,
+        "the Train form",
+    )
     page.get_by_role("button", name=re.compile("^Adapter")).first.click()
-    assert page.get_by_label("Rank", exact=True).first.input_value() == "4" and page.get_by_role("tab", name="Train", exact=True).get_attribute("aria-selected") == "true"
+    assert (
+        page.get_by_label("Rank", exact=True).first.input_value() == "4"
+        and page.get_by_role("tab", name="Train", exact=True).get_attribute("aria-selected") == "true"
+    )
 
 
 def press_tab(page, name: str) -> None:

@@ -46,8 +46,12 @@ def test_a_click_whose_answer_has_no_stream_is_answered(visit) -> None:
         base.press("Enter")
         before = page.evaluate("window.closedLate ?? 0")
         page.get_by_role("button", name="Use this base").click()
-        page.get_by_test_id("toast-body").get_by_text(re.compile(f"'{name}' is not on this machine")).wait_for(timeout=15_000)
-    assert before == page.evaluate("window.closedLate") - 1, "the second was asked before the page knew that the stream is closed"
+        page.get_by_test_id("toast-body").get_by_text(
+            re.compile(f"'{name}' is not on this machine")
+        ).wait_for(timeout=15_000)
+    assert before == page.evaluate("window.closedLate") - 1, (
+        "the second was asked before the page knew that the stream is closed"
+    )
 
 
 def test_a_page_whose_form_and_lists_changed_in_quick_succession_comes_to_rest(visit, corpus) -> None:
@@ -69,4 +73,8 @@ def test_a_page_whose_form_and_lists_changed_in_quick_succession_comes_to_rest(v
     assert name.input_value() == "Corpus" + 5 * " and more"
     assert page.locator("#start").inner_text() == "Start training"
     tab(page, "Data")
-    until(lambda: page.get_by_label("Dataset", exact=True).first.input_value() == "Corpus 4", 30, "the newest name of the dataset")
+    until(
+        lambda: page.get_by_label("Dataset", exact=True).first.input_value() == "Corpus 4",
+        30,
+        "the newest name of the dataset",
+    )

@@ -1,0 +1,3 @@
+"""The engine: one object whose nouns own the verbs that page, terminal and scripts call."""
+
+from core.engine.engine import Engine as Engine

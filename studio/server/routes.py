@@ -1,0 +1,79 @@
+"""Our own addresses: downloads and the chart library. Nothing else on the disk can be fetched.
+
+Knows which files may leave and who may have them. Knows nothing of how they are made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from core.engine import Engine
+from core.errors import NotFound, StudioError
+from studio import events
+
+logger = logging.getLogger(__name__)
+PREFIX = "/gradio_api/studio"
+
+
+def routes(engine: Engine) -> list[Route]:
+    """The addresses, for `app_kwargs`."""
+
+    def adapter(item_id: str) -> FileResponse:
+        return FileResponse(
+            engine.archive_adapter(item_id), media_type="application/zip", filename=f"{item_id}.zip"
+        )
+
+    def report(item_id: str) -> FileResponse:
+        return FileResponse(engine.report_csv(item_id), media_type="text/csv", filename=f"{item_id}.csv")
+
+    def grid(item_id: str) -> Response:
+        headers = {"Content-Disposition": f'attachment; filename="{item_id}.csv"'}
+        return Response(engine.plan.csv(item_id), media_type="text/csv", headers=headers)
+
+    return [
+        Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
+        Route(f"{PREFIX}/download/adapter/{{item_id}}.zip", _download(adapter), methods=["GET"]),
+        Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
+        Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid), methods=["GET"]),
+    ]
+
+
+def signed_in(request: Request) -> bool:
+    """Whether Gradio knows this visitor, where it asks for a password; our routes stand beside its own check."""
+    app = request.app
+    if getattr(app, "auth", None) is None:
+        return True
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return any(app.tokens.get(request.cookies.get(n)) for n in names)
+
+
+def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
+    def answer(request: Request) -> Response:
+        if not signed_in(request):
+            return PlainTextResponse("Sign in first.", status_code=401)
+        try:
+            return make(request.path_params["item_id"])
+        except StudioError as e:
+            return PlainTextResponse(events.sentence(e), status_code=404 if isinstance(e, NotFound) else 400)
+        except Exception:
+            logger.exception("A download failed")
+            return PlainTextResponse(events.UNEXPECTED, status_code=500)
+
+    return answer
+
+
+def _plotly(request: Request) -> Response:
+    spec = find_spec("plotly")
+    if spec is None or spec.origin is None:
+        return PlainTextResponse("The plotly package is not installed.", status_code=404)
+    path = Path(spec.origin).parent / "package_data" / "plotly.min.js"
+    return FileResponse(
+        path, media_type="text/javascript", headers={"Cache-Control": "public, max-age=86400"}
+    )

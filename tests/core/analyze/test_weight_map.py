@@ -1,0 +1,275 @@
+"""Weight maps: every cell is what scoring it alone gives, and what was measured is never measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.analyze import weight_map
+from core.analyze.weight_map import Drawing, MapPlan, WeightMap, draw
+from core.data.encoding import encode_chat
+from core.errors import Busy, NotFound, SpecError, StorageError
+from core.evaluate.metrics import exact_match
+from core.evaluate.sample import Sample, encode, take
+from core.model.base import load_base
+from core.model.generate import generate, speaking
+from core.model.resident import Resident
+from core.model.scoring import score, score_each
+from core.spec.mix import Mix, Sampling
+from core.store.workspace import Workspace
+from tests.conftest import SENTENCES
+from tests.core.model.test_mixing import SHAPES, hang_random
+
+TEXTS = Sample(
+    "corpus",
+    "Corpus",
+    "domain",
+    "sha-corpus",
+    "val",
+    tuple({"text": s * (1 + i % 3)} for i, s in enumerate(SENTENCES[:7])),
+)
+PAIRS = Sample(
+    "pairs",
+    "Pairs",
+    "task",
+    "sha-pairs",
+    "val",
+    tuple(
+        {
+            "messages": [
+                {"role": "user", "content": f"Where is the {s.split()[1]} {s.split()[2]}?"},
+                {"role": "assistant", "content": s},
+            ]
+        }
+        for s in SENTENCES[:5]
+    ),
+)
+AXIS = (-0.5, 0.0, 1.0)
+PLAN = MapPlan("one", "two", fixed={"three": 0.5}, xs=AXIS, ys=(0.0, 1.0))
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def resident(
+    request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Resident]:
+    made = Resident(load_base(str(tiny_base), request.param, "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
+    hang_random(made, SHAPES)
+    yield made
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(resident: Resident, tmp_path: Path) -> None:
+    resident.workspace = Workspace(tmp_path / "fresh")
+
+
+def test_a_map_of_leaning_adapters_measures_them_as_they_lean_and_is_another_map(resident: Resident) -> None:
+    leaning = replace(PLAN, tilt={"one": 1.0, "two": -0.5})
+    plain, found = drawn(resident, PLAN, TEXTS), drawn(resident, leaning, TEXTS)
+    assert found.key != plain.key and found.tilt == {"one": 1.0, "two": -0.5} and plain.tilt == {}
+    scored = list(
+        score(resident, encode(resident, TEXTS, 512).sequences, [leaning.mix(1.0, 1.0), PLAN.mix(1.0, 1.0)])
+    )[-1][1]
+    limit = 1e-4 if resident.base.quantization == "none" else 5e-3
+    assert found.at(1.0, 1.0) == pytest.approx(scored[0].perplexity, rel=limit)
+    assert plain.at(1.0, 1.0) == pytest.approx(scored[1].perplexity, rel=limit)
+    assert abs(scored[0].perplexity / scored[1].perplexity - 1) > 4 * limit
+    assert WeightMap.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def drawn(resident: Resident, plan: MapPlan, sample: Sample) -> WeightMap:
+    last = list(draw(resident, plan, sample))[-1]
+    assert last.map is not None and last.done == last.total
+    return last.map
+
+
+def one_at_a_time(resident: Resident, sample: Sample, weights: dict[str, float]) -> float:
+    """Perplexity, one sequence a forward, without padding."""
+    nats = tokens = 0.0
+    for e in encode(resident, sample, 512).sequences:
+        with speaking(resident, resident.rows([Mix(weights=weights)])):
+            picked = (
+                resident.base.model(torch.tensor([e.ids]))
+                .logits[0]
+                .double()[:-1]
+                .log_softmax(-1)[range(len(e.ids) - 1), e.ids[1:]]
+            )
+        nats -= float((picked * torch.tensor(e.mask[1:])).sum())
+        tokens += sum(e.mask[1:])
+    return float(torch.tensor(nats / tokens).exp())
+
+
+@pytest.mark.parametrize("sample", [TEXTS, PAIRS], ids=["texts", "answers"])
+def test_every_cell_equals_the_mix_measured_alone(resident: Resident, sample: Sample) -> None:
+    found = drawn(resident, PLAN, sample)
+    assert len(found.cells) == 6 and found.complete and found.forwards >= 2 and found.seconds > 0
+    # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16
+    limit = 1e-4 if resident.base.quantization == "none" else 5e-3
+    for cell in found.cells:
+        assert cell.value == pytest.approx(
+            one_at_a_time(resident, sample, {"one": cell.x, "two": cell.y, "three": 0.5}), rel=limit
+        )
+
+
+def test_cells_of_exact_match_equal_asking_each_mix_alone(resident: Resident) -> None:
+    tokenizer = resident.base.tokenizer
+
+    def answer(mix: Mix, row: dict[str, Any]) -> str:
+        prompt = encode_chat(tokenizer, row["messages"][:-1], generate=True)
+        return (
+            list(generate(resident, [prompt], [mix], [Sampling(max_new_tokens=6)]))[-1][0]
+            .column(tokenizer)
+            .text
+        )
+
+    plan = replace(PLAN, metric="exact_match", max_new_tokens=6)
+    # what one of the cells says becomes the reference, so that there is something to match
+    rows = tuple(
+        {"messages": [r["messages"][0], {"role": "assistant", "content": answer(plan.mix(1.0, 1.0), r)}]}
+        for r in PAIRS.rows
+    )
+    sample = replace(PAIRS, rows=rows)
+    found = drawn(resident, plan, sample)
+    assert found.at(1.0, 1.0) == 1.0 and found.best is not None and found.best.value == 1.0
+    for cell in found.cells:
+        alone = [exact_match(answer(plan.mix(cell.x, cell.y), r), r["messages"][-1]["content"]) for r in rows]
+        assert cell.value == sum(alone) / len(alone)
+
+
+def test_a_map_that_was_drawn_is_read_without_a_forward_under_any_id(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = drawn(resident, PLAN, TEXTS)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a forward")
+
+    monkeypatch.setattr(type(resident.base.model), "forward", refuse)
+    assert drawn(resident, PLAN, TEXTS) == first
+    assert (
+        weight_map.all_of(resident.workspace) == [first] == [weight_map.load(resident.workspace, first.key)]
+    )
+    others = {"max_length": 100, "fixed": {}, "xs": (0.0, 1.0)}
+    for change in others.items():
+        with pytest.raises(AssertionError, match="a forward"):
+            drawn(resident, replace(PLAN, **dict([change])), TEXTS)
+    for sample in (
+        replace(TEXTS, rows=TEXTS.rows[:6]),
+        replace(TEXTS, sha256="other"),
+        replace(TEXTS, split="test"),
+    ):
+        with pytest.raises(AssertionError, match="a forward"):
+            drawn(resident, PLAN, sample)
+    monkeypatch.setitem(resident.digests, "one", "sha of other weights")
+    with pytest.raises(AssertionError, match="a forward"):
+        drawn(resident, PLAN, TEXTS)
+
+
+def test_a_map_that_was_stopped_leaves_nothing_engaged_and_goes_on_where_it_was(resident: Resident) -> None:
+    steps = draw(resident, PLAN, TEXTS)
+    part: Drawing = next(steps)
+    assert resident.mixer.weights is None, "nothing is engaged between steps"
+    while part.map is not None and not part.map.cells:
+        part = next(steps)
+    steps.close()
+    assert resident.mixer.weights is None
+    assert part.map is not None and len(part.map.cells) == 3 and not part.map.complete
+    assert "3 of 6 cells are measured" in part.map.where()
+    whole = list(draw(resident, PLAN, TEXTS))
+    assert whole[0].done >= 3 and whole[-1].map is not None
+    assert whole[-1].map.complete and whole[-1].map.values[0] == part.map.values[0]
+
+
+def test_a_map_survives_json_and_a_damaged_one_is_refused(resident: Resident) -> None:
+    found = drawn(resident, PLAN, TEXTS)
+    assert WeightMap.from_json(json.loads(json.dumps(found.to_json()))) == found
+    for damage in ({"format": 99}, {"values": [[1.0]]}, {"xs": None}, {"extra": 1}):
+        with pytest.raises(StorageError, match="cannot be read"):
+            WeightMap.from_json({**found.to_json(), **damage})
+    with pytest.raises(NotFound):
+        weight_map.load(resident.workspace, "0" * 64)
+
+
+def test_where_says_plainly_where_the_optimum_is(resident: Resident) -> None:
+    blank = drawn(
+        resident, MapPlan("one", "two", xs=(-0.5, 0.0, 0.5, 1.0, 1.5), ys=(-0.5, 0.0, 0.5, 1.0, 1.5)), TEXTS
+    )
+
+    def where(x: float, y: float) -> str:
+        values = tuple(tuple(2.0 + abs(a - x) + abs(b - y) for a in blank.xs) for b in blank.ys)
+        return replace(blank, values=values).where({"one": "Domain", "two": "Task"})
+
+    assert (
+        "text perplexity, 2, is at Domain 0.5 and Task 1: inside the map. The plain sum (1, 1) has 2.5."
+        in where(0.5, 1.0)
+    )
+    assert where(1.0, 1.0).startswith(
+        "The lowest text perplexity, 2, is at Domain 1 and Task 1: the plain sum itself. Measured on 7 rows of 'Corpus' (val)"
+    )
+    assert "on an axis, Domain is off." in where(0.0, 1.0)
+    assert "on an axis, Task is off." in where(0.5, 0.0)
+    assert "with both of them off." in where(0.0, 0.0)
+    assert "at the edge of the map, so that the true optimum may lie beyond it." in where(1.5, 0.5)
+    assert "on an axis, Task is off, and at the edge of the map" in where(1.5, 0.0)
+    flat = replace(blank, metric="exact_match", values=((0.5,) * 5,) * 5)
+    assert (
+        "The highest exact match, 0.5, is at one 1 and two 1" in flat.where()
+        and "24 other cells do as well." in flat.where()
+    )
+
+
+def test_what_cannot_be_drawn_is_refused_with_what_to_do(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wrong in (
+        {"y": "one"},
+        {"fixed": {"one": 1.0}},
+        {"metric": "beauty"},
+        {"xs": (0.0, 3.0)},
+        {"ys": (1.0, 0.0)},
+        {"xs": (1.0,)},
+    ):
+        with pytest.raises(SpecError):
+            replace(PLAN, **wrong)
+    with pytest.raises(SpecError, match="Exact match needs questions"):
+        next(draw(resident, replace(PLAN, metric="exact_match"), TEXTS))
+    monkeypatch.setattr(resident, "trainee_id", "two")
+    with pytest.raises(Busy, match="'two' is still in training"):
+        next(draw(resident, PLAN, TEXTS))
+
+
+def test_scoring_cells_in_one_batch_yields_every_pair_once(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.model import scoring
+
+    monkeypatch.setattr(scoring, "BATCH_TOKENS_CPU", 64)
+    sequences = encode(resident, TEXTS, 512).sequences
+    batches = list(
+        score_each(resident, sequences, [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"two": 1.0})])
+    )
+    pairs = [(c.mix, c.sequence) for cells in batches for c in cells]
+    assert sorted(pairs) == [(m, i) for m in range(3) for i in range(len(sequences))]
+    longest = [max(len(sequences[c.sequence].ids) for c in cells) * len(cells) for cells in batches]
+    assert len(batches) > 3 and all(n <= 64 or len(cells) == 1 for n, cells in zip(longest, batches))
+
+
+def test_a_sample_is_spread_evenly_over_its_split(tmp_path: Path, corpus: Path) -> None:
+    from core.data.datasets import import_dataset, read_split
+
+    workspace = Workspace(tmp_path / "ws")
+    dataset = import_dataset(workspace, [corpus], "Corpus", "domain").id
+    rows = read_split(workspace, dataset, "train")
+    assert take(workspace, dataset, "train").rows == tuple(rows)
+    some = take(workspace, dataset, "train", 4)
+    assert (
+        some.rows == tuple(rows[i * len(rows) // 4] for i in range(4))
+        and some.digest != take(workspace, dataset, "train").digest
+    )
+    with pytest.raises(SpecError, match="limit is -1"):
+        take(workspace, dataset, "train", -1)

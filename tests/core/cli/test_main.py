@@ -1,0 +1,160 @@
+"""The terminal: the same engine, answers for programs, errors with exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    level = logging.getLogger("bitsandbytes").level
+    yield
+    logging.getLogger("bitsandbytes").setLevel(level)
+
+
+@pytest.fixture
+def terminal(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*args: str) -> tuple[int, Any]:
+        code = main([*args, "--workspace", str(tmp_path / "ws"), "--base", str(tiny_base), "--json"])
+        return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path) -> None:
+    code, texts = terminal("data", "add", str(corpus), "--name", "Texts")
+    assert code == 0 and texts["kind"] == "domain" and texts["splits"] == {"train": 34, "val": 7, "test": 7}
+    _, labelled = terminal(
+        "data",
+        "add",
+        str(pairs.parent / "pairs.jsonl"),
+        "--name",
+        "Pairs",
+        "--role",
+        "question=question",
+        "--role",
+        "answer=answer",
+    )
+    assert [d["id"] for d in terminal("data", "list")[1]] == [texts["id"], labelled["id"]]
+    fast = ("--max-steps", "6", "--max-length", "48", "--learning-rate", "0.005", "--rank", "4")
+    code, run = terminal("train", "domain", "--dataset", texts["id"], "--name", "Dom", *fast)
+    assert code == 0 and run["status"] == "finished" and run["step"] == 6
+    _, run = terminal(
+        "train", "task", "--dataset", labelled["id"], "--name", "Task", "--stack-on", "Dom", *fast
+    )
+    assert run["spec"]["stack_on"] == terminal("adapters", "list")[1][1]["id"]
+    assert len(terminal("adapters", "verify", "Task")[1]["checked"]) == 3
+    _, columns = terminal(
+        "generate",
+        "--prompt",
+        "Where is the red lamp?",
+        "--mix",
+        "",
+        "--mix",
+        "Dom",
+        "--mix",
+        "Dom=0.7,Task=1",
+        "--max-new-tokens",
+        "6",
+    )
+    assert [len(c["stamp"]["weights"]) for c in columns] == [0, 1, 2]
+    assert sorted(columns[2]["stamp"]["weights"].values()) == [0.7, 1.0]
+    _, report = terminal(
+        "evaluate",
+        "--dataset",
+        labelled["id"],
+        "--split",
+        "test",
+        "--mix",
+        "",
+        "--mix",
+        "Dom,Task",
+        "--no-general",
+    )
+    assert [r["questions"] for r in report["rows"]] == [7, 7] and all(
+        r["perplexity"] > 1 for r in report["rows"]
+    )
+    assert {r["status"] for r in terminal("runs", "list")[1]} == {"finished"}
+    assert terminal("adapters", "remove", "Task")[0] == 0
+    assert [a["name"] for a in terminal("adapters", "list")[1]] == ["Dom"]
+
+
+def test_a_grid_in_the_terminal_is_run_shown_written_and_its_runs_are_compared(
+    terminal: Any, corpus: Path, tmp_path: Path
+) -> None:
+    _, texts = terminal("data", "add", str(corpus), "--name", "Texts")
+    fast = ("--max-steps", "3", "--max-length", "48", "--learning-rate", "0.005")
+    code, started = terminal(
+        "grid", "start", "domain", "--dataset", texts["id"], "--name", "Ranks", "--vary", "rank=2,4", *fast
+    )
+    assert (
+        code == 0
+        and started["counts"] == {"finished": 2}
+        and [r["best"] for r in started["rows"]] == [True, False]
+    )
+    assert {r["rank"] for r in started["rows"]} == {2, 4} and started["rows"][0]["best_loss"] <= started[
+        "rows"
+    ][1]["best_loss"]
+    assert "standard error" in started["note"] and terminal("grid", "show", started["id"])[1] == started
+    assert [g["id"] for g in terminal("grid", "show")[1]] == [started["id"]]
+    file = tmp_path / "grid.csv"
+    terminal("grid", "csv", started["id"], "--output", str(file))
+    assert (
+        file.read_text().splitlines()[0].startswith("rank,status,")
+        and len(file.read_text().splitlines()) == 3
+    )
+    _, compared = terminal("runs", "compare", *[r["run"] for r in started["rows"]])
+    assert sorted(compared["settings"]) == ["rank"] and {r["status"] for r in compared["runs"]} == {
+        "finished"
+    }
+    assert terminal("grid", "cancel", started["id"])[1] == {"cancelled": []} and terminal(
+        "grid", "collect", started["id"]
+    )[1] == {"cells": []}
+    code, refused = terminal("grid", "start", "domain", "--dataset", texts["id"], "--vary", "rank=0,2")
+    assert code == 1 and "Rank is 0. Allowed are 1 to 256." in f"{refused['error']} {refused['fix']}"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("data", "add", "nothing.txt"), "nothing.txt"),
+        (("adapters", "verify", "nobody"), "There is no adapter 'nobody'"),
+        (("generate", "--prompt", "Hi", "--mix", "nobody"), "There is no adapter 'nobody'"),
+        (("train", "domain", "--dataset", "nothing-0001"), "There is no dataset 'nothing-0001'"),
+        (("train", "domain", "--dataset", "x", "--rank", "0"), "Rank is 0"),
+        (("runs", "resume", "nothing-0001"), "There is no run 'nothing-0001'"),
+        (("runs", "move", "nothing-0001", "up"), "There is no run 'nothing-0001'"),
+        (("runs", "compare", "nothing-0001"), "1 run was chosen"),
+        (("grid", "show", "nothing-0001"), "There is no grid 'nothing-0001'"),
+        (("grid", "start", "domain", "--dataset", "x", "--vary", "rank"), "'rank' varies nothing"),
+    ],
+)
+def test_errors_say_what_and_how_to_fix_it_with_exit_code_1(
+    terminal: Any, args: tuple[str, ...], said: str
+) -> None:
+    code, answer = terminal(*args)
+    assert code == 1 and said in answer["error"] and answer["fix"]
+
+
+def test_every_training_setting_is_an_option_with_its_own_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import dataclasses
+
+    from core.spec.training import TrainSpec
+
+    with pytest.raises(SystemExit):
+        main(["train", "task", "--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    for f in dataclasses.fields(TrainSpec):
+        if f.name != "kind":
+            assert f"--{f.name.replace('_', '-')}" in shown
+            assert "".join(f.metadata["help"].split()) in shown

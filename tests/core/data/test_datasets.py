@@ -1,0 +1,420 @@
+"""Datasets: imported whole or not at all, read back only as they were written."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from core.data import datasets
+from core.data.datasets import (
+    Dataset,
+    import_dataset,
+    list_datasets,
+    load_dataset,
+    preview,
+    read_split,
+    rename_dataset,
+    verify_dataset,
+)
+from core.errors import DataError, NameRefused, NotFound, StorageError
+from core.spec.settings import SEED
+from core.store.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def qa(tmp_path):
+    path = tmp_path / "qa.jsonl"
+    rows = [{"question": f"q {i}", "answer": f"a {i}", "type": "ab"[i % 2]} for i in range(100)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture
+def stories(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("\n\n---\n\n".join(f"Story {i} é" for i in range(20)), encoding="utf-8")
+    return path
+
+
+def folder_of(workspace, dataset):
+    return workspace.root / "datasets" / dataset.id
+
+
+def leftovers(workspace):
+    return list((workspace.root / "datasets").iterdir())
+
+
+def test_an_import_writes_the_promised_files(workspace, qa):
+    made = import_dataset(workspace, [qa], " My QA ")
+    folder = folder_of(workspace, made)
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == sorted(
+        ["dataset.json", "rows.jsonl", "source/0001.jsonl"]
+        + [f"splits/{made.id}_{s}.jsonl" for s in ("train", "val", "test")]
+    )
+    assert re.fullmatch(r"my-qa-[0-9a-f]{4}", made.id)
+    assert (made.name, made.kind, made.rows, made.splits) == (
+        "My QA",
+        "task",
+        100,
+        {"train": 70, "val": 15, "test": 15},
+    )
+    assert (made.seed, made.ratios, made.types, made.duplicates) == (
+        SEED,
+        (0.7, 0.15, 0.15),
+        {"a": 50, "b": 50},
+        0,
+    )
+    assert made.roles == {"question": "question", "answer": "answer", "type": "type"} and made.columns == [
+        "question",
+        "answer",
+        "type",
+    ]
+    data = qa.read_bytes()
+    assert (folder / "source/0001.jsonl").read_bytes() == data
+    assert made.files == [
+        {
+            "name": "qa.jsonl",
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "stored": "0001.jsonl",
+        }
+    ]
+
+
+def test_the_splits_together_are_the_rows(workspace, qa):
+    made = import_dataset(workspace, [qa], "qa")
+    rows = [json.loads(line) for line in (folder_of(workspace, made) / "rows.jsonl").read_text().splitlines()]
+    parts = [row for s in ("train", "val", "test") for row in read_split(workspace, made.id, s)]
+    assert rows[0] == {
+        "messages": [{"role": "user", "content": "q 0"}, {"role": "assistant", "content": "a 0"}],
+        "type": "a",
+    }
+    assert sorted(map(json.dumps, parts)) == sorted(map(json.dumps, rows)) and len(rows) == 100
+    for s in ("train", "val", "test"):
+        types = [row["type"] for row in read_split(workspace, made.id, s)]
+        assert abs(types.count("a") - types.count("b")) <= 2
+
+
+def test_same_bytes_and_seed_give_the_same_fingerprint_and_splits(workspace, qa, stories):
+    one, two, other = (
+        import_dataset(workspace, [qa], name, seed=seed)
+        for name, seed in (("one", 1), ("two", 1), ("one", 2))
+    )
+    assert one.sha256 == two.sha256 != other.sha256
+    assert one.split_sha256 == two.split_sha256 != other.split_sha256
+    assert (
+        read_split(workspace, one.id, "test")
+        == read_split(workspace, two.id, "test")
+        != read_split(workspace, other.id, "test")
+    )
+
+
+def test_the_fingerprint_covers_rows_seed_and_ratios(workspace, stories):
+    made = import_dataset(workspace, [stories], "stories")
+    rows = (folder_of(workspace, made) / "rows.jsonl").read_bytes()
+    assert (
+        made.sha256 == hashlib.sha256(rows + b'{"ratios": [0.7, 0.15, 0.15], "seed": 20251101}').hexdigest()
+    )
+
+
+def test_text_keeps_its_letters(workspace, stories):
+    made = import_dataset(workspace, [stories], "stories")
+    assert made.kind == "domain" and made.types == {} and made.rows == 20
+    assert all(
+        re.fullmatch(r"Story \d+ é", r["text"])
+        for s in ("train", "val", "test")
+        for r in read_split(workspace, made.id, s)
+    )
+    assert "é".encode() in (folder_of(workspace, made) / "rows.jsonl").read_bytes()
+
+
+def test_all_formats_make_one_dataset(workspace, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    (folder / "b.md").write_text("# two")
+    (folder / "c.json").write_text('[{"text": "three"}]')
+    (folder / "d.jsonl").write_text('{"text": "four"}')
+    (folder / "e.csv").write_text("text\nfive\n")
+    pq.write_table(pa.table({"text": ["six"]}), folder / "f.parquet")
+    made = import_dataset(workspace, [folder], "all")
+    assert [f["name"] for f in made.files] == ["a.txt", "b.md", "c.json", "d.jsonl", "e.csv", "f.parquet"]
+    rows = (folder_of(workspace, made) / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in rows] == ["one", "# two", "three", "four", "five", "six"]
+
+
+def test_roles_kind_and_encoding_can_be_corrected(workspace, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"frage;antwort\n" + b"".join(f"wie viel {i}?;é{i}\n".encode("latin-1") for i in range(3))
+    )
+    with pytest.raises(DataError, match=r"a.csv, line 2: the line is not utf-8 text. .*latin-1"):
+        import_dataset(workspace, [path], "x")
+    seen = preview([path], encoding="latin-1")
+    assert (seen.kind, seen.roles) == ("domain", {}) and "The columns are: frage, antwort." in seen.problem
+    roles = {"question": "frage", "answer": "antwort"}
+    seen = preview([path], roles=roles, encoding="latin-1")
+    assert (seen.kind, seen.problem, seen.canonical[0]["messages"][1]["content"]) == ("task", "", "é0")
+    made = import_dataset(workspace, [path], "x", kind="task", roles=roles, encoding="latin-1")
+    assert (made.roles, made.encoding, made.rows) == (roles, "latin-1", 3)
+
+
+def test_duplicates_are_counted_and_never_leak(workspace, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t {i % 10}"}) + "\n" for i in range(30)))
+    made = import_dataset(workspace, [path], "x")
+    parts = [{r["text"] for r in read_split(workspace, made.id, s)} for s in ("train", "val", "test")]
+    assert made.duplicates == 20 and sum(map(len, parts)) == 10
+
+
+# ------------------------------------------------------------ preview
+
+
+def test_a_preview_shows_raw_and_canonical_rows_and_writes_nothing(workspace, qa):
+    seen = preview([qa], limit=3)
+    assert (seen.kind, seen.total, seen.problem, len(seen.rows), len(seen.canonical)) == (
+        "task",
+        100,
+        "",
+        3,
+        3,
+    )
+    assert seen.rows[0] == {"question": "q 0", "answer": "a 0", "type": "a"}
+    assert leftovers(workspace) == []
+
+
+def test_a_preview_says_what_an_import_would_refuse(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ""}\n')
+    assert (
+        preview([path]).problem == "a.jsonl, line 2: the column 'text' is empty. Fill it or delete the row."
+    )
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert "2 different rows" in preview([path]).problem
+
+
+# ------------------------------------------------------------ whole or not at all
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a"}\n{"text": ',
+        '{"text": "a"}\n',
+        '{"text": "a"}\n{"text": null}\n',
+        '{"x": "1", "y": "2"}\n',
+    ],
+)
+def test_a_refused_import_leaves_nothing_behind(workspace, tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        import_dataset(workspace, [path], "x")
+    assert caught.value.fix and leftovers(workspace) == []
+    assert "0001" not in str(caught.value)  # errors know files by the name that people gave them
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(workspace, qa, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "_write", full)
+    with pytest.raises(StorageError, match="The disk is full"):
+        import_dataset(workspace, [qa], "x")
+    assert leftovers(workspace) == []
+
+
+def test_free_space_is_checked_before_anything_is_written(workspace, qa, monkeypatch):
+    from collections import namedtuple
+
+    monkeypatch.setattr(
+        "core.store.workspace.shutil.disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 1000)
+    )
+    with pytest.raises(StorageError, match="The disk is full: 0 MB are needed and 0 MB are free"):
+        import_dataset(workspace, [qa], "x")
+    assert leftovers(workspace) == []
+
+
+def test_an_import_that_is_killed_leaves_no_dataset_and_the_sweep_removes_the_rest(workspace, qa):
+    code = (
+        "import os, sys; from core.data import datasets; from core.store.workspace import Workspace\n"
+        "datasets._fingerprint = lambda *_: os._exit(9)\n"
+        "datasets.import_dataset(Workspace(sys.argv[1]), [sys.argv[2]], 'x')"
+    )
+    root = Path(datasets.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(workspace.root), str(qa)], cwd=root, check=False)
+    assert done.returncode == 9 and len(leftovers(workspace)) == 1
+    assert list_datasets(workspace) == []
+    assert workspace.sweep() == 1 and leftovers(workspace) == []
+
+
+def test_imports_at_the_same_time_do_not_disturb_each_other(workspace, qa, stories):
+    threads = [
+        threading.Thread(target=import_dataset, args=(workspace, [path], "same name"))
+        for path in (qa, stories) * 4
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    found = list_datasets(workspace)
+    assert sorted(d.rows for d in found) == [20] * 4 + [100] * 4
+    for dataset in found:
+        verify_dataset(workspace, dataset.id)
+
+
+# ------------------------------------------------------------ T6, T7
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "../x", "a/b", "a\\b", "a\0b", "x" * 121, "..", "a\nb", "a\ud800"]
+)
+def test_t6_a_name_that_cannot_be_used_is_refused(workspace, qa, name):
+    with pytest.raises(NameRefused):
+        import_dataset(workspace, [qa], name)
+    assert leftovers(workspace) == []
+
+
+@pytest.mark.parametrize("name", ["CON", "trailing.", "[glob]*", "Zoë — 日本語", "<b onclick=x>bold"])
+def test_t6_display_names_are_data_and_ids_are_ours(workspace, qa, name):
+    made = import_dataset(workspace, [qa], name)
+    assert made.name == name and re.fullmatch(r"[a-z0-9][a-z0-9-]*", made.id)
+    assert load_dataset(workspace, made.id).name == name
+
+
+def test_t6_a_hostile_file_name_stays_data(workspace, tmp_path):
+    path = tmp_path / "-rf $(x) \n *.jsonl"
+    path.write_text("".join(f'{{"text": "{i}"}}\n' for i in range(3)))
+    made = import_dataset(workspace, [path], "x")
+    assert made.files[0]["name"] == path.name and made.files[0]["stored"] == "0001.jsonl"
+
+
+@pytest.mark.parametrize("bad", ["../x", "x/../../y", "", "X", "a" * 65, None])
+def test_t6_ids_that_are_not_ours_are_refused(workspace, bad):
+    with pytest.raises(NameRefused):
+        load_dataset(workspace, bad)
+
+
+def test_t7_bytes_are_copied_and_links_never_followed(workspace, qa, tmp_path):
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(qa)
+    with pytest.raises(DataError, match="link.jsonl: it is not a regular file"):
+        import_dataset(workspace, [link], "x")
+    made = import_dataset(workspace, [qa], "x")
+    stored = folder_of(workspace, made) / "source/0001.jsonl"
+    assert not stored.is_symlink() and os.stat(stored).st_ino != os.stat(qa).st_ino
+    qa.unlink()
+    verify_dataset(workspace, made.id)
+
+
+def test_what_is_read_is_the_copy_that_was_hashed(workspace, qa, monkeypatch):
+    def read(sources, encoding):
+        qa.write_text("changed while it was imported")
+        return honest(sources, encoding)
+
+    honest = datasets.read_sources
+    monkeypatch.setattr(datasets, "read_sources", read)
+    made = import_dataset(workspace, [qa], "x")
+    assert made.rows == 100
+    verify_dataset(workspace, made.id)
+
+
+# ------------------------------------------------------------ reading back
+
+
+def test_a_dataset_is_loaded_as_it_was_made(workspace, qa, stories):
+    made = [import_dataset(workspace, [qa], "a"), import_dataset(workspace, [stories], "b")]
+    assert [load_dataset(workspace, d.id) for d in made] == made == list_datasets(workspace)
+    assert isinstance(load_dataset(workspace, made[0].id), Dataset)
+
+
+def test_a_rename_changes_the_name_only(workspace, qa):
+    made = import_dataset(workspace, [qa], "a")
+    renamed = rename_dataset(workspace, made.id, " b ")
+    assert renamed.name == "b" and renamed == load_dataset(workspace, made.id)
+    assert {**vars(renamed), "name": "a"} == vars(made)
+    verify_dataset(workspace, made.id)
+    with pytest.raises(NameRefused):
+        rename_dataset(workspace, made.id, "a/b")
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "splits/{id}_train.jsonl", "splits/{id}_test.jsonl", "source/0001.jsonl"]
+)
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_t13_a_flipped_byte_or_a_lost_file_is_found(workspace, qa, name, harm):
+    made = import_dataset(workspace, [qa], "a")
+    verify_dataset(workspace, made.id)
+    path = folder_of(workspace, made) / name.format(id=made.id)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data) if harm == "flip" else path.unlink()
+    with pytest.raises(
+        StorageError, match=f"{path.name}.* {'differs' if harm == 'flip' else 'cannot be read'}"
+    ):
+        verify_dataset(workspace, made.id)
+
+
+def test_t13_training_never_reads_a_damaged_split(workspace, qa):
+    made = import_dataset(workspace, [qa], "a")
+    path = folder_of(workspace, made) / "splits" / f"{made.id}_train.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"a 1"', b'"a 2"'))
+    with pytest.raises(StorageError, match="sha256 differs.*Import the data again"):
+        read_split(workspace, made.id, "train")
+    assert len(read_split(workspace, made.id, "val")) == 15
+
+
+def test_a_limited_read_gives_the_first_rows(workspace, qa):
+    made = import_dataset(workspace, [qa], "a")
+    assert read_split(workspace, made.id, "train", limit=4) == read_split(workspace, made.id, "train")[:4]
+
+
+def test_a_changed_seed_in_the_record_is_found(workspace, qa):
+    made = import_dataset(workspace, [qa], "a")
+    record = folder_of(workspace, made) / "dataset.json"
+    record.write_text(record.read_text().replace("20251101", "20251102"))
+    with pytest.raises(StorageError, match="sha256 differs"):
+        verify_dataset(workspace, made.id)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"ratios": [1]}', "null"])
+def test_a_damaged_record_is_a_sentence_and_does_not_hide_the_others(workspace, qa, content, caplog):
+    bad, good = import_dataset(workspace, [qa], "bad"), import_dataset(workspace, [qa], "good")
+    (folder_of(workspace, bad) / "dataset.json").write_text(content)
+    with pytest.raises(StorageError):
+        load_dataset(workspace, bad.id)
+    assert list_datasets(workspace) == [good] and bad.id in caplog.text
+
+
+def test_what_is_not_there_is_not_found(workspace, qa):
+    with pytest.raises(NotFound):
+        load_dataset(workspace, "nothing-0000")
+    made = import_dataset(workspace, [qa], "a")
+    with pytest.raises(NotFound, match="'dev'.*train, val, test"):
+        read_split(workspace, made.id, "dev")
+
+
+def test_the_data_room_starts_without_heavy_imports():
+    code = "import sys; import core.data.datasets; print([m for m in ('pyarrow', 'torch', 'pandas', 'numpy', 'gradio') if m in sys.modules])"
+    root = Path(datasets.__file__).parents[2]
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

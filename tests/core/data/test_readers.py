@@ -1,0 +1,511 @@
+"""Readers: each format gives rows with file and line; each bad input gets file, line, what, how to fix."""
+
+import json
+import os
+import socket
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from core.data import parquet, readers
+from core.data.readers import find_files, read_files
+from core.errors import DataError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return put
+
+
+def refused(path, *parts, line="any", encoding="utf-8"):
+    """Reads, expects a DataError that names the file, the line, and says each of `parts`."""
+    with pytest.raises(DataError) as caught:
+        read_files([path], encoding)
+    error = caught.value
+    assert error.file == path.name and str(error).startswith(path.name)
+    if line != "any":
+        assert error.line == line
+    assert error.fix, "an error without a remedy"
+    for part in parts:
+        assert part in str(error)
+    return error
+
+
+def table(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+# ------------------------------------------------------------ what is read
+
+
+def test_a_text_file_is_one_document(write):
+    rows = read_files([write("a.txt", "\n\nFirst line.\r\n\r\nSecond.  \n\n")])
+    assert [(r.values, r.file, r.line) for r in rows] == [({"text": "First line.\n\nSecond."}, "a.txt", 3)]
+
+
+def test_a_line_of_dashes_between_blank_lines_divides_documents(write):
+    rows = read_files(
+        [write("a.md", "One.\n\n---\n\nTwo.\nHeading\n---\nstill two\n\n---\n\nThree.\n\n---\n")]
+    )
+    assert [(r.values["text"], r.line) for r in rows] == [
+        ("One.", 1),
+        ("Two.\nHeading\n---\nstill two", 5),
+        ("Three.", 12),
+    ]
+
+
+@pytest.mark.parametrize("front", ["---\ntitle: A\n---\n", "---\ntitle: A\ntags:\n  - b\n\n---\n"])
+def test_markdown_front_matter_is_not_a_divider(write, front):
+    rows = read_files([write("a.md", f"{front}\nBody.\n\n---\n\nNext.\n")])
+    assert [r.values["text"] for r in rows] == [f"{front}\nBody.", "Next."]
+
+
+def test_prose_after_a_leading_line_of_dashes_is_no_front_matter(write):
+    rows = read_files([write("a.txt", "---\nOnce upon a time\nthere was.\n\n---\n\nNext.\n")])
+    assert [r.values["text"] for r in rows] == ["---\nOnce upon a time\nthere was.", "Next."]
+
+
+def test_jsonl_gives_an_object_a_line_and_passes_blank_lines_by(write):
+    rows = read_files([write("a.jsonl", '{"q": "1"}\n\n{"q": "2\\u2028", "n": 3}')])
+    assert [(r.values, r.line) for r in rows] == [({"q": "1"}, 1), ({"q": "2\u2028", "n": 3}, 3)]
+
+
+def test_json_gives_the_array_with_the_line_of_each_object(write):
+    rows = read_files([write("a.json", '[\n {"q": "1"},\n {\n  "q": "2"\n }\n,{"q": "3"}]\n')])
+    assert [(r.values["q"], r.line) for r in rows] == [("1", 2), ("2", 3), ("3", 6)]
+
+
+def test_json_gives_the_one_array_of_an_outer_object(write):
+    rows = read_files(
+        [write("a.json", '{"version": {"a": [1]}, "n": 2,\n"data": [{"q": "1"},\n{"q": "2"}], "end": null}')]
+    )
+    assert [(r.values["q"], r.line) for r in rows] == [("1", 2), ("2", 3)]
+
+
+def test_csv_reads_quotes_line_ends_in_cells_and_names_the_first_line_of_a_row(write):
+    rows = read_files([write("a.csv", 'q,a\r\n"one, ""two""","x\r\ny"\r\n\r\nthree,z\r\n')])
+    assert [(r.values, r.line) for r in rows] == [
+        ({"q": 'one, "two"', "a": "x\r\ny"}, 2),
+        ({"q": "three", "a": "z"}, 5),
+    ]
+
+
+@pytest.mark.parametrize("divider", [",", ";", "\t"])
+def test_csv_is_divided_by_comma_semicolon_or_tab(write, divider):
+    assert read_files([write("a.csv", f"q{divider}a\n1{divider}2\n")])[0].values == {"q": "1", "a": "2"}
+
+
+def test_csv_cells_may_be_longer_than_the_standard_limit(write):
+    assert len(read_files([write("a.csv", "text\n" + "x" * 200_000)])[0].values["text"]) == 200_000
+
+
+def test_parquet_gives_texts_numbers_dates_and_messages(tmp_path):
+    import datetime
+
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    path = table(
+        tmp_path / "a.parquet",
+        {
+            "t": ["x", None],
+            "n": [1, 2],
+            "f": [0.5, 1.5],
+            "b": [True, False],
+            "d": [datetime.date(2025, 11, 1)] * 2,
+            "messages": [messages, []],
+        },
+    )
+    rows = read_files([path])
+    assert rows[0].values == {"t": "x", "n": 1, "f": 0.5, "b": True, "d": "2025-11-01", "messages": messages}
+    assert (rows[1].values["t"], rows[1].values["messages"], rows[1].line) == (None, [], 2)
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_parquet_reads_texts_that_are_not_in_a_dictionary(tmp_path, encoding):
+    path = table(
+        tmp_path / "a.parquet",
+        {"t": [f"row {i}" for i in range(2000)]},
+        use_dictionary=False,
+        column_encoding={"t": encoding},
+    )
+    assert [r.values["t"] for r in read_files([path])] == [f"row {i}" for i in range(2000)]
+
+
+def test_many_files_keep_their_order_and_a_folder_is_sorted(write, tmp_path):
+    (
+        write("f/b.txt", "b"),
+        write("f/a/z.md", "z"),
+        write("f/A.TXT", "A"),
+        write("f/.hidden.txt", "no"),
+        write("f/picture.png", "no"),
+    )
+    first = write("x.txt", "x")
+    assert [(r.file, r.values["text"]) for r in read_files([first, tmp_path / "f"])] == [
+        ("x.txt", "x"),
+        ("A.TXT", "A"),
+        ("a/z.md", "z"),
+        ("b.txt", "b"),
+    ]
+
+
+def test_a_file_given_twice_is_read_once(write, tmp_path):
+    assert len(read_files([write("a.txt", "a"), tmp_path / "a.txt", tmp_path])) == 1
+
+
+def test_a_hundred_thousand_jsonl_rows_take_seconds(write):
+    path = write("a.jsonl", "".join(f'{{"question": "q {i}", "answer": "a {i}"}}\n' for i in range(100_000)))
+    start = time.process_time()
+    assert len(read_files([path])) == 100_000
+    assert time.process_time() - start < 5
+
+
+# ------------------------------------------------------------ T1 bombs, counts, sizes
+
+
+def test_t1_archives_are_refused_not_unpacked(write):
+    refused(write("a.jsonl.gz", b"\x1f\x8b"), ".gz files are not read", ".jsonl", "unpack archives first")
+
+
+def test_t1_a_small_parquet_that_unfolds_to_gigabytes_is_refused(tmp_path):
+    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    path = table(tmp_path / "bomb.parquet", {"text": folded})
+    assert path.stat().st_size < 100_000
+    refused(path, "unfolds to more than 67,108,864 bytes", "Divide it")
+
+
+def test_t1_a_parquet_bomb_inside_messages_is_refused(tmp_path):
+    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    turns = pa.StructArray.from_arrays([pa.array(["user"] * 5000), folded], ["role", "content"])
+    path = table(
+        tmp_path / "bomb.parquet",
+        {"messages": pa.ListArray.from_arrays(pa.array([0, 5000], pa.int32()), turns)},
+    )
+    refused(path, "unfolds to more than 67,108,864 bytes")
+
+
+def test_t1_a_parquet_bomb_is_refused_before_it_unfolds_in_memory(tmp_path):
+    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    path = table(
+        tmp_path / "bomb.parquet", {"text": folded}, store_schema=False
+    )  # says nothing of a dictionary
+    usual, watched = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(watched)
+    try:
+        refused(path, "unfolds to more than 67,108,864 bytes")
+    finally:
+        pa.set_memory_pool(usual)
+    assert 0 < watched.max_memory() < 50_000_000
+
+
+def test_t1_texts_that_repeat_much_are_still_read(tmp_path):
+    path = table(tmp_path / "a.parquet", {"text": ["the same " * 50] * 20_000})
+    assert len(read_files([path])) == 20_000
+
+
+def test_t1_a_parquet_encoding_that_can_unfold_without_bound_is_refused(tmp_path):
+    path = table(
+        tmp_path / "a.parquet",
+        {"t": ["x", "y"]},
+        use_dictionary=False,
+        column_encoding={"t": "DELTA_BYTE_ARRAY"},
+    )
+    refused(path, "'t'", "DELTA_BYTE_ARRAY", "default encodings")
+
+
+def test_t1_a_file_above_the_size_limit_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.txt"
+    with open(path, "wb") as f:
+        f.truncate((1 << 30) + 1)  # sparse: takes no space
+    refused(path, "1,073,741,825 bytes", "1,073,741,824", "divide it")
+
+
+def test_t1_a_json_file_that_would_be_held_whole_has_a_smaller_limit(tmp_path):
+    path = tmp_path / "a.json"
+    with open(path, "wb") as f:
+        f.truncate((256 << 20) + 1)
+    refused(path, "268,435,457 bytes", "Save it as .jsonl")
+
+
+def test_t1_too_many_rows_files_and_bytes_are_refused(write, tmp_path, monkeypatch):
+    path, other = write("a.jsonl", '{"a": "b"}\n' * 6), write("b.txt", "x")
+    monkeypatch.setattr(readers, "ROW_LIMIT", 5)
+    refused(path, "passes 5 rows", "several datasets", line=6)
+    monkeypatch.setattr(readers, "TOTAL_LIMIT_BYTES", 60)
+    with pytest.raises(DataError, match="The files hold 67 bytes together. At most 60"):
+        read_files([path, other])
+    monkeypatch.setattr(readers, "COUNT_LIMIT", 1)
+    with pytest.raises(DataError, match="More than 1 files"):
+        read_files([path, other])
+    with pytest.raises(DataError, match="More than 1 files"):
+        read_files([tmp_path])
+
+
+def test_t1_too_many_parquet_rows_and_columns_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_LIMIT", 5)
+    refused(table(tmp_path / "a.parquet", {"t": ["x"] * 6}), "6 rows", "At most 5")
+    refused(table(tmp_path / "b.parquet", {f"c{i}": ["x"] for i in range(65)}), "65 columns", "At most 64")
+
+
+# ------------------------------------------------------------ T2 nesting
+
+
+@pytest.mark.parametrize("text", ["[" * 40_000, '{"a":' * 40_000, '{"a": ' + "[" * 32 + "]" * 32 + "}"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_t2_nested_json_is_refused_and_does_not_recurse(write, text, suffix):
+    error = refused(
+        write("a" + suffix, '{"a": "b"}\n' * (suffix == ".jsonl") + text),
+        "nested deeper than 32 levels",
+        "Flatten it",
+    )
+    assert error.line == (2 if suffix == ".jsonl" else 1)
+
+
+def test_t2_depth_is_counted_outside_texts_only(write):
+    text = '\\"[[[[{{{{' * 50
+    rows = read_files([write("a.jsonl", '{"a": "%s", "b": %s}' % (text, "[" * 31 + "]" * 31))])
+    assert rows[0].values["a"].count("[") == 200
+
+
+def test_t2_a_line_of_a_million_quotes_is_refused_quickly(write):
+    path = write("a.jsonl", '{"a": ' + "[" * 20 + '"' + '\\"' * 499_900 + "{" * 20)
+    start = time.process_time()
+    refused(path, "breaks off", line=1)
+    assert time.process_time() - start < 3
+
+
+# ------------------------------------------------------------ T3 encodings and broken files
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "offer"),
+    [
+        ("ok\ncafé".encode("latin-1"), 2, "latin-1"),
+        ("ok\n\n“quoted”".encode("cp1252"), 3, "cp1252"),
+        ("plain".encode("utf-16"), 1, "utf-16"),
+        ("plain".encode("utf-16-le"), 1, "utf-16"),
+    ],
+)
+def test_t3_an_encoding_is_offered_never_assumed(write, data, line, offer):
+    path = write("a.txt", data)
+    refused(path, f"choose encoding {offer}", "UTF-8", line=line)
+
+
+def test_t3_the_exact_line_is_named_far_into_a_file(write):
+    refused(write("a.jsonl", b'{"a": "b"}\n' * 5000 + b'{"a": "\xff"}\n'), line=5001)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "codec"),
+    [("latin-1", "latin-1"), ("utf-16", "utf-16"), ("cp1252", "cp1252"), ("utf-8", "utf-8-sig")],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+def test_t3_a_chosen_encoding_is_read(write, encoding, codec, name):
+    text = {
+        "a.txt": "café",
+        "a.jsonl": '{"text": "café"}',
+        "a.json": '[{"text": "café"}]',
+        "a.csv": "text\ncafé\n",
+    }[name]
+    assert read_files([write(name, text.encode(codec))], encoding)[0].values == {"text": "café"}
+
+
+def test_t3_a_wrongly_chosen_encoding_is_refused(write):
+    refused(write("a.txt", "plain text"), "not utf-16 text", encoding="utf-16", line=1)
+    with pytest.raises(DataError, match="'zip' is not known. Choose one of: utf-8"):
+        read_files([write("b.txt", "x")], "zip")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.json", "a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("data", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_t3_an_empty_file_is_refused(write, name, data):
+    if name == "a.parquet" and data:
+        refused(write(name, data), "not a parquet file", "Copy or write the file again")
+    else:
+        refused(write(name, data), "empty", "leave it out")
+
+
+def test_t3_a_csv_with_a_header_only_and_an_empty_array_hold_no_rows(write):
+    refused(write("a.csv", "q,a\n"), "holds no rows")
+    refused(write("a.json", "[ ]"), "holds no rows")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl", "a.csv"])
+def test_t3_nul_is_refused_in_every_text_format(write, name):
+    refused(write(name, '{"x": "x"}\n' + "y" * 100 + "\0"), "NUL", "Remove it", line=2)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_t3_nan_and_infinity_are_refused_with_their_line(write, number):
+    refused(
+        write("a.jsonl", '{"a": 1}\n{"a": %s}\n' % number), f"{number} is not a JSON number", "null", line=2
+    )
+    refused(write("a.json", '[{"a": 1},\n{"a": %s}]' % number), f"{number} is not a JSON number", line=2)
+
+
+def test_t3_half_a_line_is_said_to_break_off(write):
+    refused(write("a.jsonl", '{"a": "b"}\n{"a": "hal'), "breaks off", "column 7", "cut off", line=2)
+    refused(write("a.json", '[{"a": "b"},\n{"a": "c"},'), "breaks off", line=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ('{"a": "b"}\n{a: "b"}', "Expecting property name", 2),
+        ('{"a": "b"} {"a": "c"}', "Extra data", 1),
+        ('{"a": "b"}\n["b"]', "the row is a list, not an object", 2),
+        ('{"a": "b"}\n"b"', "the row is a text, not an object", 2),
+        ("3", "the row is a number", 1),
+        ("[\n{}\n]", "name the file .json", 1),
+        ('{"a": %s}' % ("1" * 5000), "not valid JSON", 1),
+    ],
+)
+def test_t3_a_line_that_is_no_object_is_refused(write, text, what, line):
+    refused(write("a.jsonl", text), what, line=line)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ('[{"a": "b"},\n"c"]', "the row is a text", 2),
+        ('[{"a": "b"}\n{"a": "c"}]', "Expecting ',' delimiter", 2),
+        ('[{"a": "b"},\n]', "comma", 2),
+        ('[{"a": "b"}]\n[]', "Extra data", 2),
+        ('"text"', "the file is a text, not an object", 1),
+        ('{"a": "b"}', "holds no array", 1),
+        ('{"a": [], "b": []}', "2 arrays (a, b)", 1),
+        ('{"a": [{}],}', "not valid JSON", 1),
+    ],
+)
+def test_t3_a_json_file_of_another_form_is_refused(write, text, what, line):
+    refused(write("a.json", text), what, line=line)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ("q,a\n1,2\n1,2,3\n", "3 cells and the header has 2 (q, a)", 3),
+        ('q,a\n"x\ny",2\n1\n', "1 cells and the header has 2", 4),
+        ('q,a\n1,2\n"open,2\n3,4\n', "unexpected end of data", 3),
+        ('q,a\n"x"y,2\n', "expected after", 2),
+        ("q,q\n1,2\n", "names the column 'q' twice", 1),
+        ("q,\n1,2\n", "column 2 of the header has no name", 1),
+        (",".join(f"c{i}" for i in range(65)) + "\n", "65 columns", 1),
+    ],
+)
+def test_t3_ragged_and_broken_csv_is_refused(write, text, what, line):
+    refused(write("a.csv", text), what, line=line)
+
+
+def test_t3_a_damaged_parquet_is_refused(tmp_path):
+    path = table(tmp_path / "a.parquet", {"t": [f"row {i}" for i in range(1000)]})
+    whole = path.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],
+        whole[:4] + b"\xff" * 200 + whole[204:],
+        b"PAR1" + b"x" * 50 + b"PAR1",
+    ):
+        path.write_bytes(damaged)
+        refused(path, "not a parquet file that can be read", "write the file again")
+
+
+def test_t3_a_parquet_column_of_bytes_is_refused_by_name(tmp_path):
+    refused(
+        table(tmp_path / "a.parquet", {"t": ["x"], "image": [b"x"]}),
+        "'image' holds binary",
+        "remove the others",
+    )
+
+
+def test_t3_too_many_fields_are_refused(write):
+    refused(
+        write("a.jsonl", json.dumps({f"c{i}": "x" for i in range(65)})), "65 fields", "At most 64", line=1
+    )
+
+
+# ------------------------------------------------------------ T4 huge lines
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_t4_a_huge_line_is_refused_without_being_held(write, name):
+    import tracemalloc
+
+    path = write(name, '{"x": 1}\n' + "y" * 30_000_000)
+    tracemalloc.start()
+    refused(path, "longer than 1,000,000 characters", "Break it", line=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_t4_a_huge_object_of_a_json_file_is_refused(write):
+    refused(
+        write("a.json", '[{"a": "b"},\n{"a": "%s"}]' % ("y" * 1_000_001)),
+        "longer than 1,000,000 characters",
+        line=2,
+    )
+
+
+def test_t4_a_csv_quote_that_never_closes_does_not_swallow_the_file(write):
+    refused(
+        write("a.csv", 'q\n"' + "open line\n" * 150_000), "field larger than field limit", "quotes", line=2
+    )
+
+
+# ------------------------------------------------------------ T6, T7 names, links, pipes, devices
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "x\0.txt", "x" * 300 + ".txt"])
+def test_t6_a_path_that_cannot_be_is_refused(tmp_path, name):
+    with pytest.raises(DataError) as caught:
+        read_files([tmp_path / name])
+    assert caught.value.fix
+
+
+def test_t6_names_with_glob_characters_are_plain_names(write):
+    assert read_files([write("[a]*?.txt", "x")])[0].file == "[a]*?.txt"
+
+
+def test_t7_a_link_is_refused_and_in_a_folder_passed_by(write, tmp_path):
+    secret = write("secret.txt", "secret")
+    (tmp_path / "f").mkdir()
+    link, folder_link = tmp_path / "f" / "link.txt", tmp_path / "f" / "away"
+    link.symlink_to(secret)
+    folder_link.symlink_to(tmp_path)
+    refused(link, "not a regular file", "not a link")
+    refused(folder_link, "not a regular file")
+    refused(tmp_path / "f", "holds no file that can be read")
+    write("f/real.txt", "real")
+    assert [s.name for s in find_files([tmp_path / "f"])] == ["real.txt"]
+
+
+def test_t7_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.txt")
+    refused(tmp_path / "pipe.txt", "not a regular file")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.txt")
+        refused(tmp_path / "socket.txt", "not a regular file")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_files(["/dev/zero"])
+
+
+def test_t7_a_file_that_turns_into_a_link_after_the_check_is_refused(write, tmp_path, monkeypatch):
+    path = write("a.txt", "a")
+    honest = os.lstat(path)
+    path.unlink()
+    path.symlink_to(write("secret.txt", "secret"))
+    monkeypatch.setattr(readers.os, "lstat", lambda p, **_: honest)
+    refused(path, "cannot be opened")
+
+
+def test_no_files_at_all_is_refused():
+    with pytest.raises(DataError, match="No files were given"):
+        read_files([])

@@ -1,0 +1,90 @@
+"""The Mix tab says where a mix departs from training, the Train tab what a run reads, and the Library what cannot be mixed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.engine import Engine
+from core.spec.training import TrainSpec
+from studio.components import live
+from studio.tabs import library, mix, train
+
+FAST: dict[str, Any] = {
+    "batch_size": 2,
+    "accumulation": 1,
+    "max_length": 32,
+    "rank": 2,
+    "alpha": 4,
+    "max_steps": 1,
+    "sample_prompts": ("The red",),
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine(tmp_path_factory.mktemp("departing"), str(tiny_base), device="cpu") as made:
+        yield made
+
+
+def test_the_mix_tab_warns_beside_the_mixer_and_the_train_tab_tells_what_was_cut(
+    engine: Engine, corpus: Path, pairs: Path
+) -> None:
+    text, questions = (
+        engine.import_dataset([corpus], "Corpus", "domain").id,
+        engine.import_dataset([pairs], "Pairs", "task").id,
+    )
+    below = engine.wait_run(engine.start_run(TrainSpec(name="Papers", dataset=text, **FAST)))
+    above = engine.wait_run(
+        engine.start_run(
+            TrainSpec(
+                kind="task",
+                name="Asker",
+                dataset=questions,
+                stack_on=below.adapter,
+                domain_dropout=0.0,
+                **{**FAST, "max_length": 20},
+            )
+        )
+    )
+    rows = [
+        {"id": below.adapter, "on": False, "weight": 1.0},
+        {"id": above.adapter, "on": True, "weight": 1.0},
+    ]
+    said = json.dumps(mix.departed(engine, rows))
+    assert "Asker was trained with Papers always on, and here it is off" in said
+    assert mix.departed(engine, [{**r, "on": True} for r in rows]) is None
+    assert mix.departed(engine, None) is None
+    head = json.dumps(live.metrics(engine, {"run": above.id, "since": 0})["head"])
+    told = next(e for e in engine.run_events(above.id)[0] if e["kind"] == "data")
+    assert (
+        f"{told['cut']} examples were too long and lost {told['lost']} tokens" in head
+        and told["cut"] == told["sequences"] > 0
+    )
+    head = json.dumps(live.metrics(engine, {"run": below.id, "since": 0})["head"])
+    assert "% full" in head and "too long" not in head
+
+
+def test_the_library_marks_what_cannot_be_mixed_live(engine: Engine, corpus: Path) -> None:
+    text = engine.import_dataset([corpus], "Corpus", "domain").id
+    run = engine.wait_run(engine.start_run(TrainSpec(name="Dora", dataset=text, use_dora=True, **FAST)))
+    shelf, _, details, *_ = library.refresh(engine, "adapters", run.adapter)
+    assert "cannot be mixed live" in json.dumps(shelf) and "DoRA rescales" in json.dumps(details)
+
+
+def test_the_form_offers_every_setting_of_training_in_a_group() -> None:
+    import dataclasses
+
+    elsewhere = {
+        "kind",
+        "name",
+        "dataset",
+        "stack_on",
+        "replay_dataset",
+    }  # chosen above the groups; a list of datasets is the terminal's
+    assert set(train.ADVANCED) | elsewhere >= {f.name for f in dataclasses.fields(TrainSpec)}
+    assert len(train.ADVANCED) == len(set(train.ADVANCED)) and max(map(len, train.GROUPS.values())) <= 8

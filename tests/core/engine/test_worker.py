@@ -1,0 +1,172 @@
+"""The one thread: calls, streams in turn, runs that lend the model, and readers that hold nobody up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from core.engine import worker as room
+from core.engine.worker import Worker
+from core.errors import Busy, SpecError
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    made = Worker("test")
+    yield made
+    made.close(5)
+
+
+def counting(upto: int, log: list[str] | None = None, name: str = "") -> Generator[int, None, None]:
+    for i in range(upto):
+        if log is not None:
+            log.append(name)
+        yield i
+
+
+def test_everything_runs_on_one_thread(worker: Worker) -> None:
+    names = {worker.call(lambda: threading.current_thread().name)}
+
+    def gen() -> Generator[str, None, None]:
+        yield threading.current_thread().name
+
+    names.add(worker.stream(gen).last())
+    worker.run(lambda: names.add(threading.current_thread().name))
+    worker.call(lambda: None)
+    while len(worker._runs):
+        time.sleep(0.01)
+    assert names == {"test"}
+
+
+def test_a_call_from_the_thread_itself_does_not_wait_for_itself(worker: Worker) -> None:
+    assert worker.call(lambda: worker.call(lambda: 7)) == 7
+
+
+def test_streams_take_turns(worker: Worker) -> None:
+    log: list[str] = []
+    gate = threading.Event()
+    worker.run(lambda: gate.wait(5) and None)
+    streams = [worker.stream(lambda n=n: counting(5, log, n)) for n in "ab"]
+    gate.set()
+    assert [s.last() for s in streams] == [4, 4]
+    assert log == ["a", "b"] * 5
+
+
+def test_a_run_lends_the_thread_between_its_steps(worker: Worker) -> None:
+    steps: list[str] = []
+    started = threading.Event()
+
+    def run() -> None:
+        for _ in range(50):
+            steps.append("train")
+            started.set()
+            time.sleep(0.005)
+            worker.serve(0.05)
+
+    worker.run(run)
+    started.wait(5)
+    assert worker.stream(lambda: counting(10, steps, "answer")).last() == 9
+    assert steps.index("answer") > 0 and steps[-1] != "answer" or "train" in steps[steps.index("answer") :]
+
+
+def test_a_slow_reader_sees_the_newest_value_and_holds_nobody_up(worker: Worker) -> None:
+    stream = worker.stream(lambda: counting(1000))
+    time.sleep(0.3)
+    assert list(stream) == [999]
+
+
+def test_a_closed_stream_closes_its_generator(worker: Worker) -> None:
+    closed = threading.Event()
+
+    def gen() -> Generator[int, None, None]:
+        try:
+            while True:
+                yield 1
+                time.sleep(0.001)
+        finally:
+            closed.set()
+
+    stream = worker.stream(gen)
+    next(iter(stream))
+    stream.close()
+    assert closed.wait(2)
+
+
+def test_a_stream_that_nobody_reads_is_dropped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "LEASE_SECONDS", 0.1)
+
+    def gen() -> Generator[int, None, None]:
+        while True:
+            yield 1
+            time.sleep(0.001)
+
+    stream = worker.stream(gen)
+    end = time.monotonic() + 10
+    while not stream._ended and time.monotonic() < end:
+        time.sleep(0.02)
+    assert stream._ended and not worker._streams
+
+
+def test_errors_reach_whoever_asked_and_the_thread_lives_on(worker: Worker) -> None:
+    def fail() -> Any:
+        raise SpecError("no", "do yes")
+
+    def gen() -> Generator[int, None, None]:
+        yield 1
+        raise SpecError("later", "")
+
+    with pytest.raises(SpecError, match="no do yes"):
+        worker.call(fail)
+    stream = worker.stream(gen)
+    with pytest.raises(SpecError, match="later"):
+        list(stream)
+    assert worker.call(lambda: 3) == 3
+
+
+def test_t24_too_many_streams_are_refused(worker: Worker) -> None:
+    gate = threading.Event()
+
+    def gen() -> Generator[int, None, None]:
+        while not gate.is_set():
+            yield 1
+            time.sleep(0.001)
+
+    streams = [worker.stream(gen) for _ in range(room.STREAM_LIMIT)]
+    worker.call(lambda: None)
+    with pytest.raises(Busy, match="answers are being written already"):
+        worker.stream(gen)
+    gate.set()
+    for s in streams:
+        s.close()
+
+
+def test_the_worker_asks_which_run_is_next_and_an_order_that_cannot_be_read_costs_no_run(
+    worker: Worker,
+) -> None:
+    gate, held, begun = threading.Event(), threading.Event(), []
+    asked: list[list[str]] = []
+
+    def choose(waiting: Any) -> str:
+        asked.append(list(waiting))
+        if len(waiting) == 2:
+            raise ValueError("no order")
+        return "c" if "c" in waiting else waiting[0]
+
+    def hold() -> None:
+        held.set()
+        gate.wait(5)
+
+    worker.choose = choose
+    worker.run(hold, "held")
+    assert held.wait(5)
+    for name in "abc":
+        worker.run(lambda name=name: begun.append(name), name)
+    gate.set()
+    end = time.monotonic() + 5
+    while len(begun) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert begun == ["c", "a", "b"] and asked == [["held"], ["a", "b", "c"], ["a", "b"], ["b"]]

@@ -1,0 +1,198 @@
+"""Writing and scoring: columns depend on their own mix and dice only, and sums are sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from core.data.encoding import encode_text
+from core.errors import SpecError
+from core.model.base import load_base
+from core.model.generate import encode_prompt, generate, speaking
+from core.model.kv_cache import ROOM, RoomyLayer
+from core.model.resident import Resident
+from core.model.scoring import score
+from core.spec.mix import Mix, Sampling
+from core.store.workspace import Workspace
+from tests.core.model.test_mixing import SHAPES, hang_random
+
+MIXES = [
+    Mix(),
+    Mix(weights={"one": 1.0}),
+    Mix(weights={"two": 1.0}),
+    Mix(weights={"one": 0.6, "three": -1.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+    made = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
+    hang_random(made, SHAPES)
+    yield made
+
+
+def write(
+    resident: Resident, mixes: list[Mix], sampling: Sampling, prompts: list[str] | None = None
+) -> list[list[int]]:
+    texts = prompts or ["Where is the red lamp?"] * len(mixes)
+    ids = [encode_prompt(resident, t, True, sampling.max_new_tokens) for t in texts]
+    writers = list(generate(resident, ids, mixes, [sampling] * len(mixes)))[-1]
+    return [w.ids for w in writers]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=24),
+        Sampling(max_new_tokens=24, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=5),
+    ],
+)
+def test_a_column_writes_the_same_alone_and_beside_others(resident: Resident, sampling: Sampling) -> None:
+    together = write(resident, MIXES, sampling)
+    alone = [write(resident, [m], sampling)[0] for m in MIXES]
+    assert together == alone
+    assert len({tuple(t) for t in together}) == 4, "four mixes say four things"
+
+
+def test_greedy_text_equals_transformers_own_generate(resident: Resident) -> None:
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    with speaking(resident, resident.rows([Mix(weights={"one": 1.0})])):
+        reference = resident.base.model.generate(
+            torch.tensor([ids]),
+            max_new_tokens=24,
+            do_sample=False,
+            pad_token_id=0,
+            attention_mask=torch.ones(1, len(ids)),
+        )
+    ours = write(resident, [Mix(weights={"one": 1.0})], Sampling(max_new_tokens=24))[0]
+    expected = reference[0, len(ids) :].tolist()
+    assert ours == [t for t in expected if t not in resident.base.eos_ids]
+
+
+def test_identical_mixes_with_the_same_dice_write_identical_text(resident: Resident) -> None:
+    same = write(resident, [MIXES[1]] * 3, Sampling(max_new_tokens=20, temperature=1.0, seed=9))
+    assert same[0] == same[1] == same[2]
+    assert same[0] != write(resident, [MIXES[1]], Sampling(max_new_tokens=20, temperature=1.0, seed=10))[0]
+
+
+def test_prompts_of_different_length_do_not_disturb_each_other(resident: Resident) -> None:
+    prompts = ["Hi", "Where is the very old red lamp of the north room, please?"]
+    both = write(resident, [MIXES[1], MIXES[1]], Sampling(max_new_tokens=16), prompts)
+    assert both == [write(resident, [MIXES[1]], Sampling(max_new_tokens=16), [p])[0] for p in prompts]
+
+
+def test_a_column_that_ends_leaves_the_batch_and_the_others_go_on(resident: Resident) -> None:
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    samplings = [Sampling(max_new_tokens=n) for n in (3, 24, 9, 24)]
+    writers = list(generate(resident, [ids] * 4, MIXES, samplings))[-1]
+    assert [len(w.ids) for w in writers] == [3, 24, 9, 24] or all(w.reason for w in writers)
+    full = write(resident, MIXES, Sampling(max_new_tokens=24))
+    assert [w.ids for w in writers] == [full[0][:3], full[1], full[2][:9], full[3]]
+
+
+def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
+    tokenizer = resident.base.tokenizer
+    whole = tokenizer.decode(write(resident, [MIXES[3]], Sampling(max_new_tokens=24))[0])
+    stop = whole[6:9]
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    writers = list(generate(resident, [ids], [MIXES[3]], [Sampling(max_new_tokens=24, stop=(stop,))]))[-1]
+    assert (
+        writers[0].reason == "stop"
+        and writers[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
+    )
+
+
+def test_closing_halfway_leaves_the_model_as_it_was(resident: Resident) -> None:
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
+    steps = generate(resident, [ids], [MIXES[1]], [Sampling(max_new_tokens=24)])
+    next(steps)
+    steps.close()
+    assert resident.mixer.weights is None
+
+
+def test_prompts_that_leave_no_room_are_refused_with_both_numbers(resident: Resident) -> None:
+    with pytest.raises(
+        SpecError, match=r"The prompt has \d+ tokens and the answer may have 200, but the base reads 256"
+    ):
+        encode_prompt(resident, "word " * 100, True, 200)
+    with pytest.raises(SpecError, match="The prompt is empty"):
+        encode_prompt(resident, "  ", True, 8)
+
+
+def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None:
+    texts = [
+        "The red lamp is kept in the north room.",
+        "The bell",
+        "The old clock is kept in the dry room. " * 9,
+    ]
+    sequences = [e for t in texts for e in encode_text(resident.base.tokenizer, t, 64)]
+    scores = list(score(resident, sequences, MIXES))[-1][1]
+    for mix, found in zip(MIXES, scores, strict=True):
+        nats = tokens = 0.0
+        for e in sequences:  # one by one, without padding
+            with speaking(resident, resident.rows([mix])):
+                logits = resident.base.model(torch.tensor([e.ids])).logits[0].double()
+            picked = logits[:-1].log_softmax(-1)[range(len(e.ids) - 1), e.ids[1:]]
+            nats -= float((picked * torch.tensor(e.mask[1:])).sum())
+            tokens += sum(e.mask[1:])
+        assert found.tokens == tokens
+        assert found.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resident: Resident) -> None:
+    sampling = Sampling(max_new_tokens=16)
+    ids = encode_prompt(resident, "Where is the red lamp?", True, 16)
+    mixes = [MIXES[1], MIXES[2], Mix(name="Renamed", weights=MIXES[2].weights)]
+    told = list(mixes)
+    for steps, writers in enumerate(
+        generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: told), start=1
+    ):
+        if steps == 6:
+            told[0] = MIXES[3]
+            told[2] = Mix(name="Another name", weights=MIXES[2].weights)
+    first, beside, renamed = writers
+    begun = write(resident, [MIXES[1]], Sampling(max_new_tokens=6))[0]
+    after = list(generate(resident, [[*ids, *begun]], [MIXES[3]], [Sampling(max_new_tokens=10)]))[-1][0].ids
+    assert first.ids == begun + after and len(first.ids) == 16
+    assert first.ids != write(resident, [MIXES[1]], sampling)[0], "the new mix says something else"
+    assert beside.ids == renamed.ids == write(resident, [MIXES[2]], sampling)[0], (
+        "a neighbour does not notice"
+    )
+    column = first.column(resident.base.tokenizer)
+    assert [(t.tokens, t.stamp["weights"]) for t in column.turns] == [(6, {"one": 0.6, "three": -1.0})]
+    assert resident.base.tokenizer.decode(begun, skip_special_tokens=True).endswith(
+        column.text[max(0, column.turns[0].at - 3) : column.turns[0].at].strip() or " "
+    )
+    assert column.stamp["weights"] == {"one": 0.6, "three": -1.0}
+    assert (
+        not beside.column(resident.base.tokenizer).turns and not renamed.column(resident.base.tokenizer).turns
+    )
+
+
+def test_a_cache_with_room_holds_what_transformers_own_holds_when_it_grows_and_when_rows_leave() -> None:
+    dice = torch.Generator().manual_seed(2)
+    ours, own = RoomyLayer(), DynamicLayer()
+    rows = 4
+    for new in (7, *[1] * (ROOM + 3), 5, 1):
+        k, v = torch.randn(rows, 2, new, 8, generator=dice), torch.randn(rows, 2, new, 8, generator=dice)
+        for mine, theirs in zip(ours.update(k, v), own.update(k, v), strict=True):
+            assert torch.equal(mine, theirs)
+        if new == 5 or ours.get_seq_length() == 20:
+            rows = 3 if rows == 4 else 2
+            keep = torch.tensor([2, 0, 1][:rows])
+            ours.batch_select_indices(keep)
+            own.batch_select_indices(keep)
+    assert ours.get_seq_length() == own.get_seq_length() == 7 + ROOM + 3 + 6 and rows == 2
+
+
+def test_a_cache_with_room_is_not_copied_at_every_token() -> None:
+    layer = RoomyLayer()
+    layer.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
+    places = {
+        layer.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))[0].data_ptr() for _ in range(2 * ROOM)
+    }
+    assert len(places) <= 3

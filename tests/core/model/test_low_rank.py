@@ -1,0 +1,143 @@
+"""What small factors say of an update is what the dense product says, whatever the shapes and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.model.low_rank import (
+    Pair,
+    chance_cosine,
+    chance_overlap,
+    concat,
+    cosine,
+    distance,
+    inner,
+    norm,
+    overlap,
+    padded,
+    spaces,
+    spectrum,
+    truncate,
+)
+
+
+def drawn(outputs: int, inputs: int, rank: int, seed: int) -> Pair:
+    dice = torch.Generator().manual_seed(seed)
+    return Pair(torch.randn(rank, inputs, generator=dice), torch.randn(outputs, rank, generator=dice))
+
+
+def dense(pair: Pair) -> torch.Tensor:
+    return pair.b.double() @ pair.a.double()
+
+
+SHAPES = st.tuples(st.integers(1, 24), st.integers(1, 24))
+RANKS = st.lists(st.integers(1, 30), min_size=1, max_size=4)  # a rank may be larger than the layer
+CHECKED = settings(max_examples=80, deadline=None)
+
+
+@CHECKED
+@given(shape=SHAPES, ranks=st.tuples(st.integers(1, 30), st.integers(1, 30)), seed=st.integers(0, 999))
+def test_inner_product_norm_cosine_and_distance_are_those_of_the_products(
+    shape: tuple[int, int], ranks: tuple[int, int], seed: int
+) -> None:
+    x, y = drawn(*shape, ranks[0], seed), drawn(*shape, ranks[1], seed + 1)
+    size = float(dense(x).norm() * dense(y).norm())
+    assert abs(inner(x, y) - float((dense(x) * dense(y)).sum())) <= 1e-9 * size
+    assert norm(x) == pytest.approx(float(dense(x).norm()), rel=1e-10)
+    assert cosine(x, y) == pytest.approx(float((dense(x) * dense(y)).sum()) / size, abs=1e-9)
+    assert distance(x, y) == pytest.approx(float((dense(x) - dense(y)).norm()), rel=1e-10)
+
+
+@CHECKED
+@given(
+    shape=SHAPES,
+    ranks=RANKS,
+    seed=st.integers(0, 999),
+    weights=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
+)
+def test_concatenation_is_the_weighted_sum_with_its_signs(
+    shape: tuple[int, int], ranks: list[int], seed: int, weights: list[float]
+) -> None:
+    parts = [drawn(*shape, r, seed + i) for i, r in enumerate(ranks)]
+    whole = concat([p.scaled(w) for p, w in zip(parts, weights)])
+    expected = sum(w * dense(p) for p, w in zip(parts, weights))
+    assert whole.rank == sum(ranks)
+    assert (dense(whole) - expected).abs().max() <= 1e-10
+
+
+@CHECKED
+@given(shape=SHAPES, ranks=RANKS, rank=st.integers(1, 30), seed=st.integers(0, 999))
+def test_truncation_is_the_best_approximation_and_counts_what_it_loses(
+    shape: tuple[int, int], ranks: list[int], rank: int, seed: int
+) -> None:
+    whole = concat([drawn(*shape, r, seed + i) for i, r in enumerate(ranks)])
+    small, lost = truncate(whole, rank)
+    u, s, vh = torch.linalg.svd(dense(whole), full_matrices=False)
+    best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    assert small.rank == rank
+    assert (dense(small) - best).norm() <= 1e-8 * s.norm()
+    assert lost == pytest.approx(float(s[rank:].square().sum() / s.square().sum()), abs=1e-12)
+    assert distance(whole, small) ** 2 == pytest.approx(
+        lost * norm(whole) ** 2, abs=1e-9 * float(s.norm()) ** 2
+    )
+
+
+@CHECKED
+@given(shape=SHAPES, ranks=st.tuples(st.integers(1, 8), st.integers(1, 8)), seed=st.integers(0, 999))
+def test_overlap_of_spaces_is_that_of_projections_onto_the_dense_updates(
+    shape: tuple[int, int], ranks: tuple[int, int], seed: int
+) -> None:
+    x, y = drawn(*shape, ranks[0], seed), drawn(*shape, ranks[1], seed + 1)
+    columns, rows = spaces(spectrum(x), spectrum(y))
+    few = min(spectrum(x).rank, spectrum(y).rank)
+    for found, (m, n) in ((columns, (dense(x), dense(y))), (rows, (dense(x).T, dense(y).T))):
+        p, q = (
+            k @ torch.linalg.pinv(k, rtol=1e-6) for k in (m, n)
+        )  # projectors: trace(P Q) is the sum of squared cosines
+        assert found == pytest.approx(float((p @ q).trace()) / few, abs=1e-6)
+
+
+def test_subspaces_one_within_the_other_orthogonal_and_at_half_a_right_angle() -> None:
+    e = torch.eye(4, dtype=torch.float64)
+    half = ((e[0] + e[2]) / math.sqrt(2))[:, None]
+    assert overlap(e[:, :1], e[:, :3]) == 1.0
+    assert overlap(e[:, :2], e[:, 2:]) == 0.0
+    assert overlap(e[:, :1], half) == pytest.approx(0.5)
+
+
+def test_directions_that_are_only_padding_do_not_count_as_space() -> None:
+    x = drawn(12, 9, 3, 0)
+    wide = padded(x, 8)
+    assert spectrum(wide).rank == 3
+    assert spaces(spectrum(wide), spectrum(x)) == pytest.approx((1.0, 1.0))
+
+
+def test_the_chance_levels_are_what_random_updates_show() -> None:
+    found = [
+        spaces(spectrum(drawn(64, 40, 4, s)), spectrum(drawn(64, 40, 6, s + 10_000))) for s in range(300)
+    ]
+    columns, rows = (sum(f[i] for f in found) / len(found) for i in (0, 1))
+    assert columns == pytest.approx(chance_overlap(64, 4, 6), rel=0.05)
+    assert rows == pytest.approx(chance_overlap(40, 4, 6), rel=0.05)
+    cosines = [cosine(drawn(64, 40, 4, s), drawn(64, 40, 6, s + 10_000)) for s in range(300)]
+    assert math.sqrt(sum(c * c for c in cosines) / 300) == pytest.approx(chance_cosine((64, 40)), rel=0.15)
+
+
+def test_a_zero_update_has_no_direction_and_divides_by_nothing() -> None:
+    x, zero = drawn(6, 5, 2, 0), Pair(torch.randn(2, 5), torch.zeros(6, 2))
+    assert cosine(x, zero) == 0.0
+    assert spectrum(zero).rank == 0
+    assert spaces(spectrum(x), spectrum(zero)) == (0.0, 0.0)
+    assert truncate(zero, 2)[1] == 0.0
+
+
+def test_updates_of_different_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="belong to different layers"):
+        inner(drawn(4, 5, 2, 0), drawn(5, 4, 2, 0))
+    with pytest.raises(ValueError, match="at least one"):
+        concat([])

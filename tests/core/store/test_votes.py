@@ -1,0 +1,198 @@
+"""Votes: kept whole or not at all, counted by what a mix is made of, and no surer than they are many."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+
+from core.errors import NotFound, SpecError
+from core.store import votes
+from core.store.csv_tables import plain_csv
+from core.store.votes import wilson
+from core.store.workspace import Workspace
+
+DOMAIN, TASK = "d" * 64, "7" * 64
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path)
+
+
+def stamp(name, seed=0, base="f" * 16, **weights):
+    """What `Resident.stamp` says, with the files of adapters called domain and task."""
+    files = {"domain": DOMAIN, "task": TASK}
+    return {
+        "base": "tiny", "base_fingerprint": base, "quantization": "none", "mix": name, "weights": weights,
+        "adapters": {a: files.get(a, "in training") for a in weights}, "sampling": {"temperature": 0.7, "seed": seed},
+    }  # fmt: skip
+
+
+BASE, BOTH = stamp("Base"), stamp("Both", domain=1.0, task=0.5)
+
+
+def by_name(workspace):
+    return {s.name: s for s in votes.tally(votes.all_of(workspace))}
+
+
+def test_a_vote_comes_back_with_everything_that_was_shown(workspace):
+    cast = votes.cast(workspace, "Where?\nNow?", [BOTH, BASE], 0)
+    (read,) = votes.all_of(workspace)
+    assert (
+        read == cast
+        and read.prompt == "Where?\nNow?"
+        and read.shown[0].adapters == {"domain": DOMAIN, "task": TASK}
+    )
+    assert (read.base, read.base_fingerprint, read.sampling, read.chosen) == (
+        "tiny",
+        "f" * 16,
+        {"temperature": 0.7, "seed": 0},
+        0,
+    )
+    assert workspace.ids("mixes") == [], "votes are not taken for a mix"
+
+
+def test_every_column_keeps_its_own_seed(workspace):
+    votes.cast(workspace, "Where?", [stamp("Base", seed=4), stamp("Both", seed=5, domain=1.0)], None)
+    assert [s.seed for s in votes.all_of(workspace)[0].shown] == [4, 5]
+
+
+def test_a_torn_last_line_is_passed_over_and_the_next_vote_stands_on_its_own_line(workspace):
+    votes.cast(workspace, "One", [BOTH, BASE], 0)
+    with open(workspace.votes, "ab") as f:
+        f.write(b'{"kind": "vote", "id": "torn", "prom')
+    assert [v.prompt for v in votes.all_of(workspace)] == ["One"]
+    votes.cast(workspace, "Two", [BOTH, BASE], 1)
+    assert [v.prompt for v in votes.all_of(workspace)] == ["One", "Two"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chosen": 7},
+        {"chosen": "0"},
+        {"shown": []},
+        {"shown": [{"evil": 1}] * 2},
+        {"shown": [{"name": "x", "weights": 3, "adapters": {}}] * 2},
+    ],
+)
+def test_a_line_that_a_hand_spoiled_does_not_count(workspace, change):
+    votes.cast(workspace, "One", [BOTH, BASE], 0)
+    line = json.loads(workspace.votes.read_text())
+    with open(workspace.votes, "a") as f:
+        f.write(json.dumps({**line, "id": "other", **change}) + "\n")
+    assert [v.prompt for v in votes.all_of(workspace)] == ["One"]
+
+
+def test_the_tally_counts_shown_won_ties_and_what_chance_would_win(workspace):
+    domain = stamp("Domain", domain=1.0)
+    votes.cast(workspace, "1", [BOTH, BASE], 0)
+    votes.cast(workspace, "2", [BASE, BOTH], 1)
+    votes.cast(workspace, "3", [BASE, BOTH, domain], 0)
+    votes.cast(workspace, "4", [BASE, BOTH], None)
+    found = by_name(workspace)
+    assert {n: (s.shown, s.won, s.ties) for n, s in found.items()} == {
+        "Both": (4, 2, 1),
+        "Base": (4, 1, 1),
+        "Domain": (1, 0, 0),
+    }
+    assert found["Both"].share == pytest.approx(2 / 3) and found["Both"].chance == pytest.approx(
+        (1 / 2 + 1 / 2 + 1 / 3) / 3
+    )
+    assert [s.name for s in votes.tally(votes.all_of(workspace))] == ["Both", "Base", "Domain"]
+
+
+def test_a_mix_is_its_files_and_weights_whatever_it_is_called(workspace):
+    votes.cast(workspace, "1", [stamp("Old name", domain=1.0, task=0.5), BASE], 0)
+    votes.cast(workspace, "2", [stamp("New name", task=0.5, domain=1.0), BASE], 0)
+    votes.cast(workspace, "3", [stamp("New name", domain=1.0, task=0.25), BASE], 1)
+    votes.cast(
+        workspace, "4", [{**stamp("New name", domain=1.0, task=0.5), "tilt": {"domain": 1.0}}, BASE], 1
+    )
+    votes.cast(
+        workspace,
+        "5",
+        [{**stamp("New name", domain=1.0, task=0.5), "adapters": {"domain": "e" * 64, "task": TASK}}, BASE],
+        1,
+    )
+    found = [(s.name, s.shown, s.won) for s in votes.tally(votes.all_of(workspace)) if s.weights]
+    assert found == [("New name", 2, 2)] + [("New name", 1, 0)] * 3
+
+
+def test_the_same_weights_on_another_base_are_another_mix(workspace):
+    votes.cast(workspace, "1", [BASE, BOTH], 0)
+    votes.cast(workspace, "2", [stamp("Base", base="0" * 16), BOTH | {"base_fingerprint": "0" * 16}], 0)
+    assert sorted(s.shown for s in votes.tally(votes.all_of(workspace))) == [1, 1, 1, 1]
+
+
+def test_two_adapters_in_training_are_not_taken_for_one(workspace):
+    votes.cast(workspace, "1", [stamp("One", one=1.0), stamp("Two", two=1.0)], 0)
+    assert {n: s.won for n, s in by_name(workspace).items()} == {"One": 1, "Two": 0}
+
+
+def test_the_same_mix_twice_takes_part_once(workspace):
+    votes.cast(workspace, "1", [BASE, stamp("Base again"), BOTH], 1)
+    (won, lost) = votes.tally(votes.all_of(workspace))
+    assert (won.shown, won.won, won.chance) == (1, 1, 0.5) and (lost.shown, lost.won) == (1, 0)
+
+
+def test_the_interval_is_wilson_s():
+    """By hand for 7 of 10: z² = 3.8415, middle (0.7 + 0.19207) / 1.38415, half 1.95996 / 1.38415 · √(0.021 + 0.0096036)."""
+    assert wilson(7, 10) == pytest.approx((0.39678, 0.89221), abs=1e-5)
+    assert wilson(0, 10) == pytest.approx((0.0, 3.841459 / 13.841459), abs=1e-6)
+    assert wilson(10, 10) == pytest.approx((1 - 3.841459 / 13.841459, 1.0), abs=1e-6)
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(500_000, 1_000_000)
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 1e6), rel=1e-3), (
+        "with many votes it is the usual one"
+    )
+
+
+def test_a_vote_taken_back_no_longer_counts_and_cannot_be_taken_back_twice(workspace):
+    cast = votes.cast(workspace, "1", [BASE, BOTH], 0)
+    votes.cast(workspace, "2", [BASE, BOTH], 1)
+    before = workspace.votes.read_bytes()
+    votes.withdraw(workspace, cast.id)
+    assert [v.prompt for v in votes.all_of(workspace)] == ["2"]
+    assert workspace.votes.read_bytes().startswith(before), "the log is only appended to"
+    with pytest.raises(NotFound):
+        votes.withdraw(workspace, cast.id)
+
+
+def test_a_reset_leaves_no_prompt_on_the_disk(workspace):
+    votes.cast(workspace, "1", [BASE, BOTH], 0)
+    votes.reset(workspace)
+    votes.reset(workspace)
+    assert votes.all_of(workspace) == [] and not workspace.votes.exists()
+
+
+@pytest.mark.parametrize(
+    ("stamps", "chosen"), [([BASE], 0), ([BASE, {}], 0), ([BASE, BOTH], 2), ([BASE, BOTH], -1)]
+)
+def test_a_vote_on_what_was_not_shown_is_refused(workspace, stamps, chosen):
+    with pytest.raises(SpecError):
+        votes.cast(workspace, "1", stamps, chosen)
+    assert votes.all_of(workspace) == []
+
+
+def test_the_csv_has_a_row_an_answer_and_no_formula(workspace):
+    votes.cast(workspace, "=HYPERLINK(1)", [stamp("+evil", domain=-0.5), BASE], 1)
+    votes.cast(workspace, "Fine", [BASE, BOTH], None)
+    rows = list(csv.DictReader(io.StringIO(plain_csv(votes.table(votes.all_of(workspace))))))
+    assert [(r["prompt"], r["place"], r["mix"], r["chosen"]) for r in rows] == [
+        ("'=HYPERLINK(1)", "A", "'+evil", "no"), ("'=HYPERLINK(1)", "B", "Base", "yes"), ("Fine", "A", "Base", "no difference"), ("Fine", "B", "Both", "no difference"),
+    ]  # fmt: skip
+    assert (
+        rows[0]["weights"] == "domain=-0.5" and DOMAIN in rows[0]["adapters"] and rows[1]["weights"] == "base"
+    )
+
+
+def test_a_log_longer_than_one_read_is_counted_whole(workspace, monkeypatch):
+    for i in range(6):
+        votes.cast(workspace, str(i), [BASE, BOTH], 0)
+    monkeypatch.setattr("core.store.event_log.READ_LIMIT_BYTES", workspace.votes.stat().st_size // 3)
+    assert [v.prompt for v in votes.all_of(workspace)] == [str(i) for i in range(6)]

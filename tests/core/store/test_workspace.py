@@ -1,0 +1,341 @@
+"""Workspace: ids are ours, paths stay inside, files appear whole or not at all."""
+
+import errno
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import Busy, NameRefused, NotFound, StorageError
+from core.store import workspace as room
+from core.store.workspace import (
+    Claim,
+    Workspace,
+    check_name,
+    claimed,
+    ensure_space,
+    make_id,
+    read_json,
+    regular_file,
+    sha256_of,
+    storage_error,
+    whole_file,
+    write_json,
+)
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path / "w")
+
+
+def fill(workspace, kind, name, text="x"):
+    item_id, place = workspace.new_dir(kind, name)
+    (place / "file").write_text(text)
+    workspace.commit_dir(kind, item_id, place)
+    return item_id
+
+
+# ------------------------------------------------------------ ids and names
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_t6_every_name_gets_an_id_of_our_form(name):
+    assert room.ID.fullmatch(make_id(name)) and len(make_id(name)) <= 45
+
+
+def test_an_id_is_readable_and_two_of_a_name_differ():
+    assert re.fullmatch(r"my-corpus-2-[0-9a-f]{4}", make_id(" My Corpus: 2! "))
+    assert re.fullmatch(r"unnamed-[0-9a-f]{4}", make_id("日本語"))
+    assert len({make_id("x") for _ in range(20)}) > 15
+
+
+@pytest.mark.parametrize("name", ["CON", " ok ", "Zoë 日本語 👩‍🔬", "a.b", "x" * 120])
+def test_a_display_name_is_stripped_and_kept(name):
+    assert check_name(name) == name.strip()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        None,
+        3,
+        "x" * 121,
+        "a/b",
+        "..",
+        ".",
+        "a\\b",
+        "a\0",
+        "a\nb",
+        "a\x7f",
+        "a\x85b",
+        "a\u2028b",
+        "a\ud800",
+        "a\u202eb",
+    ],
+)
+def test_t6_a_display_name_that_could_mislead_or_escape_is_refused(name):
+    with pytest.raises(NameRefused) as caught:
+        check_name(name)
+    assert "1 to 120 characters" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "item_id", ["", "..", "../x", "a/b", "A", "-a", "a_b", "a" * 65, "a\n", "a\0", None, 7]
+)
+def test_t6_an_id_of_another_form_is_refused(workspace, item_id):
+    with pytest.raises(NameRefused, match="is not an id of this workspace"):
+        workspace.path("datasets", item_id)
+
+
+@pytest.mark.parametrize("kind", ["", "..", "trash", "dataset"])
+def test_t6_an_unknown_kind_is_refused(workspace, kind):
+    with pytest.raises(NameRefused):
+        workspace.path(kind, "a")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("..", "b"), ("..",), ("../../../etc/passwd",), ("/etc/passwd",), ("x", "../..", "y"), ("a\0b",)],
+)
+def test_t6_a_part_that_leaves_the_item_is_refused(workspace, parts):
+    with pytest.raises(NameRefused, match="leaves the folder of 'a'"):
+        workspace.path("datasets", "a", *parts)
+
+
+def test_t7_a_link_inside_an_item_does_not_lead_out(workspace, tmp_path):
+    item_id = fill(workspace, "datasets", "a")
+    (workspace.path("datasets", item_id) / "out").symlink_to(tmp_path)
+    with pytest.raises(NameRefused):
+        workspace.path("datasets", item_id, "out", "secret")
+
+
+def test_paths_have_the_layout_that_is_written_down(workspace):
+    assert (
+        workspace.path("datasets", "a", "splits", "a_train.jsonl")
+        == workspace.root / "datasets" / "a" / "splits" / "a_train.jsonl"
+    )
+    assert workspace.path("mixes", "m") == workspace.root / "mixes" / "m.json"
+
+
+# ------------------------------------------------------------ whole or not at all
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "new" / "a.bin"
+    with whole_file(path) as f:
+        f.write(b"half")
+        assert not path.exists()
+        f.write(b"whole")
+    assert path.read_bytes() == b"halfwhole" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
+    write_json(tmp_path / "a.json", "old")
+    with open(tmp_path / "a.json") as f:
+        write_json(tmp_path / "a.json", "new")
+        assert f.read() == '"old"\n'
+    assert read_json(tmp_path / "a.json") == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_an_error_while_writing_keeps_the_old_file_and_no_partial(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with (
+        pytest.raises(StorageError if isinstance(error, OSError) else type(error)),
+        whole_file(path, "w") as f,
+    ):
+        f.write("new")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    code = "import os, sys, pathlib\nfrom core.store.workspace import whole_file\nwith whole_file(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=Path(room.__file__).parents[2], check=False
+    )
+    assert done.returncode == 9 and read_json(path) == {"old": 1}
+
+
+def test_json_goes_there_and_back_with_unix_line_ends(tmp_path):
+    write_json(tmp_path / "a.json", {"b": "é", "a": [1, None]})
+    assert read_json(tmp_path / "a.json") == {"a": [1, None], "b": "é"}
+    assert (
+        tmp_path / "a.json"
+    ).read_bytes() == '{\n  "a": [\n    1,\n    null\n  ],\n  "b": "é"\n}\n'.encode()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, None])
+def test_a_damaged_json_file_is_a_sentence(tmp_path, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StorageError, match="a.json cannot be read"):
+        read_json(path)
+
+
+def test_what_an_oserror_means():
+    assert "The disk is full: a.txt" in str(storage_error(OSError(errno.ENOSPC, "x"), Path("/tmp/a.txt")))
+    assert "The disk is full" in str(storage_error(OSError(errno.EDQUOT, "x"), Path("a.txt")))
+    other = storage_error(OSError(errno.EROFS, "Read-only file system"), Path("a.txt"))
+    assert "Read-only file system" in other.what and "permissions" in other.fix
+
+
+def test_space_is_refused_before_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        room.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
+    )
+    ensure_space(tmp_path, 100_000_000 - room.MARGIN_BYTES)
+    with pytest.raises(StorageError, match="The disk is full: 33 MB are needed and 100 MB are free"):
+        ensure_space(tmp_path, 100_000_000 - room.MARGIN_BYTES + 1)
+
+
+def test_sha256_is_that_of_the_bytes_on_every_python(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    expected = hashlib.sha256(b"x" * 3_000_000).hexdigest()
+    assert sha256_of(tmp_path / "a") == expected
+    with open(tmp_path / "a", "rb") as f:
+        assert room._digest(f) == expected
+
+
+def test_t7_only_regular_files_are_regular(tmp_path):
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    os.mkfifo(tmp_path / "pipe")
+    assert regular_file(tmp_path / "a") == tmp_path / "a"
+    for name in ("link", "pipe", "."):
+        with pytest.raises(NameRefused, match="not a regular file"):
+            regular_file(tmp_path / name)
+    for name in ("gone", "nul\0"):
+        with pytest.raises(NotFound):
+            regular_file(tmp_path / name)
+
+
+# ------------------------------------------------------------ items
+
+
+def test_an_item_appears_at_once_and_is_listed_oldest_first(workspace):
+    item_id, place = workspace.new_dir("datasets", "a")
+    (place / "file").write_text("x")
+    assert workspace.ids("datasets") == []
+    with pytest.raises(NotFound, match=f"no dataset '{item_id}' here"):
+        workspace.existing("datasets", item_id)
+    workspace.commit_dir("datasets", item_id, place)
+    assert (workspace.existing("datasets", item_id) / "file").read_text() == "x"
+    other = fill(workspace, "datasets", "b")
+    os.utime(workspace.path("datasets", other), ns=(1, 1))
+    assert workspace.ids("datasets") == [other, item_id]
+
+
+def test_strangers_in_the_folder_are_not_items(workspace):
+    for name in ("a.bak", ".hidden", "UPPER"):
+        (workspace.root / "datasets" / name).mkdir()
+    (workspace.root / "mixes" / "m.json").write_text("{}")
+    (workspace.root / "mixes" / "n.txt").write_text("")
+    assert (workspace.ids("datasets"), workspace.ids("mixes")) == ([], ["m"])
+    with pytest.raises(NotFound, match="no mix 'x' here"):
+        workspace.existing("mixes", "x")
+
+
+def test_an_id_that_is_taken_is_not_given_again(workspace, monkeypatch):
+    drawn = iter(["0000", "0000", "0000", "0001", "0001", "0002"])
+    monkeypatch.setattr(room.secrets, "token_hex", lambda n: next(drawn))
+    assert fill(workspace, "datasets", "a") == "a-0000"
+    assert workspace.new_dir("datasets", "a")[0] == "a-0001"
+    assert workspace.new_dir("datasets", "a")[0] == "a-0002"
+
+
+def test_a_given_id_is_kept_and_refused_while_it_is_being_built(workspace):
+    assert workspace.new_dir("adapters", "a", "mine")[0] == "mine"
+    with pytest.raises(StorageError):
+        workspace.new_dir("adapters", "a", "mine")
+
+
+def test_a_commit_onto_an_existing_item_changes_nothing(workspace):
+    item_id = fill(workspace, "datasets", "a", "first")
+    _, place = workspace.new_dir("datasets", "b")
+    (place / "file").write_text("second")
+    with pytest.raises(StorageError):
+        workspace.commit_dir("datasets", item_id, place)
+    assert (workspace.existing("datasets", item_id) / "file").read_text() == "first" and not place.exists()
+
+
+def test_a_removed_item_is_gone(workspace):
+    item_id = fill(workspace, "datasets", "a")
+    write_json(workspace.path("mixes", "m"), {})
+    workspace.remove("datasets", item_id)
+    workspace.remove("mixes", "m")
+    assert (workspace.ids("datasets"), workspace.ids("mixes")) == ([], [])
+    assert list((workspace.root / "datasets").iterdir()) == []
+    with pytest.raises(NotFound):
+        workspace.remove("datasets", item_id)
+
+
+def test_the_sweep_removes_what_a_crash_left_and_nothing_else(workspace):
+    kept = fill(workspace, "datasets", "a")
+    workspace.new_dir("datasets", "half")
+    (workspace.root / "mixes" / ".m.json.0000.partial").write_text("half")
+    assert workspace.sweep() == 2 and workspace.sweep() == 0
+    assert workspace.ids("datasets") == [kept]
+
+
+def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="could not be written"):
+        Workspace(tmp_path / "file")
+
+
+# ------------------------------------------------------------ claims
+
+
+def test_a_claim_has_one_owner_until_it_is_released(tmp_path):
+    path = tmp_path / "run" / "claim"
+    assert not claimed(path)
+    claim = Claim(path)
+    assert claimed(path)
+    with pytest.raises(Busy):
+        Claim(path)
+    claim.release()
+    claim.release()
+    assert not claimed(path)
+    Claim(path).release()
+
+
+def test_a_claim_dies_with_its_process(tmp_path):
+    path = tmp_path / "claim"
+    code = "import sys, pathlib\nfrom core.store.workspace import Claim\nc = Claim(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(room.__file__).parents[2],
+    ) as child:
+        assert child.stdout.readline() == b"held\n"
+        assert claimed(path)
+        child.kill()
+        child.wait()
+        assert not claimed(path)
+
+
+def test_many_threads_make_many_items(workspace):
+    threads = [threading.Thread(target=fill, args=(workspace, "reports", "same")) for _ in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(workspace.ids("reports")) == 16

@@ -1,0 +1,692 @@
+"""The life of a run: pausing, ending early, keeping the best, fitting into memory, a full disk, and what is said of it all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.data import datasets
+from core.engine import Engine
+from core.errors import RunError, SpecError
+from core.spec.training import RunStatus, TrainSpec
+from core.train import checkpoints, memory
+from core.train.early_stopping import Track
+from tests.core.train.test_training import FAST, ROOT, domain_spec, losses, task_spec, wait_for
+
+
+@pytest.fixture
+def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as made:
+        yield made
+
+
+def kinds(engine: Engine, run_id: str, kind: str) -> list[dict[str, Any]]:
+    return [e for e in engine.run_events(run_id)[0] if e["kind"] == kind]
+
+
+# ------------------------------------------------------------ pausing
+
+
+def test_a_paused_run_gives_the_model_to_the_next_and_goes_on_after_a_restart_as_if_nothing_had_been(
+    tiny_base: Path, tmp_path: Path, corpus: Path
+) -> None:
+    with Engine(tmp_path / "ws", str(tiny_base)) as engine:
+        spec = domain_spec(engine, corpus, max_steps=40, eval_steps=15, save_steps=50)
+        whole = engine.wait_run(engine.start_run(spec))
+        first = engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Paused"}))
+        second = engine.start_run(domain_spec(engine, corpus, max_steps=3, name="Next"))
+        wait_for(lambda: engine.run(first).step >= 5)
+        engine.pause_run(first)
+        assert engine.wait_run(second).status is RunStatus.DONE, "the next one had the model"
+        paused = engine.run(first)
+        assert paused.status is RunStatus.PAUSED and paused.resumable and 5 <= paused.step < 40
+        assert [e["status"] for e in kinds(engine, first, "status")][-2:] == ["stopping", "paused"]
+        assert len(engine.adapters()) == 2, "what is paused is not in the library"
+        with pytest.raises(RunError, match=r"not running \(paused\)"):
+            engine.pause_run(first)
+    with Engine(tmp_path / "ws", str(tiny_base)) as engine:
+        assert engine.run(first).status is RunStatus.PAUSED
+        engine.resume_run(first)
+        ended = engine.wait_run(first)
+        assert ended.status is RunStatus.DONE and losses(engine, first) == losses(engine, whole.id)
+        assert engine.adapter(ended.adapter).sha256 == engine.adapter(whole.adapter).sha256
+        steps = [[v["step"] for v in kinds(engine, r, "validation")] for r in (first, whole.id)]
+        assert steps[0] == steps[1] == [0, 15, 30, 40], (
+            "pausing brought no validation of its own, nor did resuming"
+        )
+
+
+def test_another_process_can_pause_a_run(engine: Engine, corpus: Path, tiny_base: Path) -> None:
+    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=500, eval_steps=500))
+    wait_for(lambda: engine.run(run_id).step >= 3)
+    with Engine(engine.workspace.root, str(tiny_base), load=False) as other:
+        other.pause_run(run_id)
+    assert engine.wait_run(run_id).status is RunStatus.PAUSED
+    engine.resume_run(run_id)
+    wait_for(lambda: engine.run(run_id).status is RunStatus.RUNNING)
+    assert engine.run(run_id).status is RunStatus.RUNNING, "the wish was for once"
+    engine.stop_run(run_id)
+    engine.wait_run(run_id)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weights(
+    tiny_base: Path, tmp_path: Path, corpus: Path
+) -> None:
+    def command(*args: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "core",
+            *args,
+            "--workspace",
+            str(tmp_path / "ws"),
+            "--base",
+            str(tiny_base),
+            "--json",
+        ]
+
+    with Engine(tmp_path / "ws", str(tiny_base)) as engine:
+        spec = domain_spec(engine, corpus, max_steps=120, eval_steps=60, save_steps=1000)
+        whole = engine.wait_run(engine.start_run(spec))
+        expected = (losses(engine, whole.id), engine.adapter(whole.adapter).sha256)
+    settings = [
+        f"--{k.replace('_', '-')}={v}"
+        for k, v in {**FAST, "max_steps": 120, "eval_steps": 60, "save_steps": 1000}.items()
+    ]
+    process = subprocess.Popen(command("train", "domain", "--dataset", spec.dataset, "--name", "Ended", "--preset", "standard", *settings), cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    with Engine(tmp_path / "ws", str(tiny_base), load=False) as engine:
+        wait_for(lambda: engine.runs()[0].name == "Ended" and engine.runs()[0].step >= 12, 120)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        run = engine.runs()[0]
+        assert run.status is RunStatus.INTERRUPTED and run.resumable
+        found = checkpoints.newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
+        assert found is not None and checkpoints.step_of(found) == run.step >= 12, (
+            "it saved the step that it was in"
+        )
+    with Engine(tmp_path / "ws", str(tiny_base)) as engine:
+        engine.resume_run(run.id)
+        ended = engine.wait_run(run.id)
+        assert (losses(engine, run.id), engine.adapter(ended.adapter).sha256) == expected
+
+
+# ------------------------------------------------------------ the best step, and ending early
+
+
+def overfit(engine: Engine, tmp_path: Path, **changes: Any) -> TrainSpec:
+    """A run that learns random numbers by heart, which helps nobody with others."""
+    dice = random.Random(7)
+    file = tmp_path / "heart.txt"
+    file.write_text(
+        "\n\n---\n\n".join(" ".join(str(dice.randrange(10**6)) for _ in range(4)) for _ in range(14)),
+        encoding="utf-8",
+    )
+    data = next((d for d in engine.datasets() if d.name == "Heart"), None) or engine.import_dataset(
+        [file], "Heart", "domain"
+    )
+    settings = {
+        **FAST,
+        "learning_rate": 1e-2,
+        "rank": 16,
+        "alpha": 32,
+        "dropout": 0.0,
+        "schedule": "constant",
+        "max_steps": 60,
+        "eval_steps": 3,
+    }
+    return TrainSpec(**{"kind": "domain", "name": "Heart", "dataset": data.id, **settings, **changes})
+
+
+def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_says_which(
+    engine: Engine, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    kept: dict[str, Any] = {}
+    for keep in ("best", "last"):
+        run = engine.wait_run(engine.start_run(overfit(engine, tmp_path, keep=keep, name=keep)))
+        assert run.status is RunStatus.DONE, run.error
+        validations = {v["step"]: v["loss"] for v in kinds(engine, run.id, "validation") if v["step"]}
+        adapter = engine.adapter(run.adapter)
+        best = min(validations, key=lambda s: validations[s])
+        assert best < 60, "it really got worse again"
+        wanted = best if keep == "best" else 60
+        assert (
+            adapter.results["kept_step"] == wanted
+            and adapter.results["steps"] == 60
+            and adapter.results["best_step"] == best
+        )
+        assert (
+            adapter.results["validation_loss"] == validations[wanted]
+            and adapter.results["last_validation_loss"] == validations[60]
+        )
+        said = [
+            v["overfitting"]
+            for v in kinds(engine, run.id, "validation")
+            if v["overfitting"] and v["step"] > best
+        ][-1]
+        assert said.startswith(
+            f"Validation has not improved since step {best} while training loss fell by "
+        ) and ("the run keeps" in said) is (keep == "best")
+        kept[keep] = (
+            adapter,
+            load_file(engine.workspace.path("adapters", adapter.id, "adapter_model.safetensors")),
+        )
+    assert kept["best"][0].sha256 != kept["last"][0].sha256
+    measured = engine.evaluate(
+        [_mix(kept["best"][0].id), _mix(kept["last"][0].id)],
+        kept["best"][0].metadata["dataset"]["id"],
+        "val",
+        general=False,
+    ).last()
+    better, worse = (r["perplexity"] for r in engine.report(measured.report).rows)
+    assert (
+        better == pytest.approx(math.exp(kept["best"][0].results["validation_loss"]), rel=1e-4)
+        and better < worse
+    )
+
+
+def _mix(adapter: str) -> Any:
+    from core.spec.mix import Mix
+
+    return Mix(name=adapter, weights={adapter: 1.0})
+
+
+def test_a_run_ends_early_when_validation_no_longer_improves_and_pausing_it_before_changes_nothing(
+    engine: Engine, tmp_path: Path
+) -> None:
+    whole = engine.wait_run(engine.start_run(overfit(engine, tmp_path, early_stopping=3, max_steps=200)))
+    assert whole.status is RunStatus.DONE and whole.step < 200, whole.error
+    results = engine.adapter(whole.adapter).results
+    assert results["stopped_early"] and whole.step == results["best_step"] + 9, (
+        "three validations of three steps each brought nothing better"
+    )
+    assert any(
+        n["text"].startswith(f"Stopped early at step {whole.step}: 3 validations")
+        for n in kinds(engine, whole.id, "note")
+    )
+    parted = engine.start_run(overfit(engine, tmp_path, early_stopping=3, max_steps=200, name="Parted"))
+    wait_for(lambda: engine.run(parted).step > results["best_step"])
+    engine.pause_run(parted)
+    if engine.wait_run(parted).status is RunStatus.PAUSED:
+        engine.resume_run(parted)
+    ended = engine.wait_run(parted)
+    assert (
+        ended.step == whole.step
+        and engine.adapter(ended.adapter).sha256 == engine.adapter(whole.adapter).sha256
+    )
+
+
+def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_path: Path) -> None:
+    for step, best in ((5, 5), (10, 5), (15, 5), (20, 5), (25, 25), (30, 25)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in checkpoints.needed(1):
+            (folder / name).write_bytes(b"x")
+        (folder / checkpoints.STATE).write_text(json.dumps({"track": {"best_step": best}}))
+        checkpoints.commit(folder, "run")
+        checkpoints.rotate(tmp_path)
+        assert checkpoints.holds(tmp_path / f"checkpoint-{best}", "run")
+    assert sorted(int(p.name.split("-")[1]) for p in tmp_path.iterdir()) == [25, 30]
+
+
+def test_waiting_counts_only_validations_on_schedule_and_a_loss_that_is_no_number_is_never_the_best() -> None:
+    track = Track().seen(0, 4.0, math.nan)
+    assert track.start_loss == 4.0 and track.best_step == 0 and math.isnan(Track().gap)
+    track = track.seen(10, 3.0, 3.2).seen(20, math.nan, 3.0).seen(25, 3.1, 2.9, scheduled=False)
+    assert (track.best_step, track.best_loss, track.waited) == (10, 3.0, 1) and track.gap == pytest.approx(
+        0.2
+    )
+    assert (
+        not track.patience_over(2)
+        and track.seen(30, 3.0, 2.8).patience_over(2)
+        and not track.seen(30, 3.0, 2.8).patience_over(0)
+    )
+    assert (
+        track.seen(40, 2.9, 2.0).waited == 0
+        and Track.from_json(json.loads(json.dumps(track.to_json()))) == track
+    )
+
+
+def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_not_before() -> None:
+    track = Track().seen(10, 2.0, 2.5)
+    assert track.overfitting("best") == ""
+    both_stuck = track.seen(20, 2.1, 2.5).seen(30, 2.1, 2.49)
+    assert both_stuck.overfitting("best") == "", "nothing is learned by heart"
+    worse = track.seen(20, 2.1, 2.0).seen(30, 2.4, 1.25)
+    assert worse.overfitting("best") == (
+        "Validation has not improved since step 10 while training loss fell by 1.25: likely overfitting; the run keeps the adapter of step 10."
+    )
+    assert (
+        "keep the best one instead" in worse.overfitting("last")
+        and worse.seen(40, 1.9, 1.0).overfitting("best") == ""
+    )
+
+
+# ------------------------------------------------------------ samples
+
+
+def test_the_base_the_adapter_below_and_the_one_in_training_answer_side_by_side(
+    engine: Engine, corpus: Path, pairs: Path
+) -> None:
+    below = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=20))).adapter
+    spec = task_spec(
+        engine,
+        pairs,
+        stack_on=below,
+        max_steps=30,
+        eval_steps=15,
+        sample_prompts=("Where is the red lamp?", "Where is the old bell?"),
+    )
+    run = engine.wait_run(engine.start_run(spec))
+    samples = kinds(engine, run.id, "sample")
+    assert [(s["step"], s["prompt"]) for s in samples] == [
+        (step, p) for step in (0, 15, 30) for p in spec.sample_prompts
+    ]
+    assert all(
+        [a["who"] for a in s["answers"]] == ["Base", "Domain", "In training"]
+        and s["text"] == s["answers"][-1]["text"]
+        for s in samples
+    )
+    fixed = {(s["prompt"], a["text"]) for s in samples for a in s["answers"][:2]}
+    assert len(fixed) == len({(s["prompt"], i) for s in samples for i in range(2)}), (
+        "those that do not learn say the same at every step"
+    )
+    last = {s["prompt"]: s["text"] for s in samples if s["step"] == 30}
+    assert all(
+        text and text != first
+        for (prompt, text), first in zip(
+            last.items(), (s["answers"][0]["text"] for s in samples), strict=False
+        )
+    ), prompt_says(last)
+
+
+def prompt_says(answers: dict[str, str]) -> str:
+    return "; ".join(f"{p} -> {t}" for p, t in answers.items())
+
+
+# ------------------------------------------------------------ numbers that are none
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_adapter(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import Trainer
+
+    inner = Trainer.training_step
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = inner(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=1)))
+    assert (
+        run.status is RunStatus.DIVERGED
+        and "The gradient became" in run.error
+        and "step 5" in run.error
+        and run.resumable
+    )
+    last = checkpoints.newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
+    assert last is not None and checkpoints.step_of(last) == 4
+    assert all(bool(t.isfinite().all()) for t in load_file(last / "adapter_model.safetensors").values())
+    monkeypatch.setattr(Trainer, "training_step", inner)
+    engine.resume_run(run.id)
+    assert engine.wait_run(run.id).status is RunStatus.DONE, "what was kept goes on"
+
+
+# ------------------------------------------------------------ a full disk
+
+
+def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_goes_on_later(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real OSError of a real write, below torch and safetensors, which both hide its reason."""
+    inner = checkpoints.commit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def commit(folder: Path, run_id: str, processes: int = 1) -> None:
+        inner(folder, run_id, processes)
+        if checkpoints.step_of(folder) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    monkeypatch.setattr(checkpoints, "commit", commit)
+    try:
+        run = engine.wait_run(
+            engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2, eval_steps=10))
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (
+        run.status is RunStatus.DISK_FULL
+        and "step 6 could not be written" in run.error
+        and "larger than this account may write" in run.error
+    ), run.error
+    folder = engine.workspace.path("runs", run.id, "checkpoints")
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"], (
+        "what was not committed is gone"
+    )
+    monkeypatch.setattr(checkpoints, "commit", inner)
+    engine.resume_run(run.id)
+    ended = engine.wait_run(run.id)
+    assert ended.status is RunStatus.DONE and ended.error == "" and len(losses(engine, run.id)) == 10
+
+
+def test_a_disk_without_room_says_so_of_the_checkpoint(tmp_path: Path) -> None:
+    """On a real small file system where one may be mounted."""
+    from core.errors import DiskFull
+
+    place = tmp_path / "small"
+    place.mkdir()
+    if (
+        os.name == "nt"
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    try:
+        error = checkpoints.refused(
+            RuntimeError("PytorchStreamWriter failed writing file data/2: file write failed"),
+            place,
+            2 << 20,
+            7,
+        )
+        assert isinstance(error, DiskFull) and "The disk is full" in str(error) and not list(place.iterdir())
+        other = checkpoints.refused(RuntimeError("something else"), place, 1000, 7)
+        assert not isinstance(other, DiskFull) and "something else" in str(other)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+# ------------------------------------------------------------ memory
+
+
+def test_when_memory_runs_out_the_micro_batch_halves_and_the_losses_are_those_of_the_same_effective_batch(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import Trainer
+
+    shape = {"batch_size": 4, "accumulation": 1, "dropout": 0.0, "save_steps": 2, "packing": False}
+    whole = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=8, name="Whole", **shape)))
+    inner = Trainer.training_step
+    seen: list[tuple[int, int]] = []
+
+    def tight(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((self.state.global_step, len(inputs["input_ids"])))
+        if self.state.global_step >= 5 and len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return inner(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", tight)
+    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=8, name="Tight", **shape)))
+    assert run.status is RunStatus.DONE, run.error
+    assert (
+        [rows for _, rows in seen][:6] == [4] * 6
+        and {rows for _, rows in seen[-8:]} == {1}
+        and (5, 2) in seen
+    )
+    smaller = [e for e in kinds(engine, run.id, "memory") if e["what"] == "smaller"]
+    assert [(e["batch_size"], e["accumulation"], e["from_step"]) for e in smaller] == [(2, 2, 5), (1, 4, 5)]
+    assert losses(engine, run.id) == pytest.approx(losses(engine, whole.id), rel=1e-4), (
+        "the same rows in the same steps"
+    )
+    meta = engine.adapter(run.adapter).metadata
+    assert (
+        meta["runtime"]["batch_size"],
+        meta["runtime"]["accumulation"],
+        len(meta["runtime"]["made_smaller"]),
+    ) == (1, 4, 2)
+    assert meta["hyperparameters"]["batch_size"] == 4
+    rates = [[e["learning_rate"] for e in kinds(engine, r, "step")][-1] for r in (run.id, whole.id)]
+    assert rates[0] == rates[1]
+
+
+def test_when_one_row_is_too_much_the_run_ends_out_of_memory_and_names_what_would_help(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.train.trainer import StudioTrainer
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+        )
+
+    monkeypatch.setattr(StudioTrainer, "compute_loss", full)
+    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, batch_size=2)))
+    assert (
+        run.status is RunStatus.OUT_OF_MEMORY
+        and "One row of 48 tokens did not fit" in run.error
+        and not run.resumable
+    )
+    helps = run.error.partition("What would help most: ")[2]
+    assert helps.count("(saves about") == 3 and "Max length 24 instead of 48" in helps
+    monkeypatch.undo()
+    assert (
+        engine.wait_run(engine.start_run(domain_spec(engine, corpus, name="After"))).status is RunStatus.DONE
+    ), "the model is whole again"
+
+
+def test_a_foreign_runtime_error_is_no_lack_of_memory() -> None:
+    assert memory.out_of_memory(MemoryError()) and not memory.out_of_memory(
+        RuntimeError("shape mismatch in memory format")
+    )
+
+
+def test_the_next_smaller_micro_batch_keeps_the_effective_batch() -> None:
+    assert memory.smaller(8, 4) == (4, 8) and memory.smaller(1, 32) is None
+    for rows in range(2, 20):
+        for accumulation in (1, 2, 3, 5):
+            found = memory.smaller(rows, accumulation)
+            assert found and found[0] * found[1] == rows * accumulation and found[0] <= rows // 2
+
+
+def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = engine.wait_run(engine.start_run(domain_spec(engine, corpus, name="Probed")))
+    told = kinds(engine, probed.id, "memory")[0]
+    assert (
+        told["what"] == "probe"
+        and told["rows"] == 2
+        and told["length"] <= 48
+        and told["estimated_step"] > 10_000
+    )
+    monkeypatch.setattr(memory, "probe", lambda *args: {})
+    plain = engine.wait_run(engine.start_run(domain_spec(engine, corpus, name="Plain")))
+    assert losses(engine, probed.id) == losses(engine, plain.id)
+    assert engine.adapter(probed.adapter).sha256 == engine.adapter(plain.adapter).sha256
+
+
+def test_the_parts_of_the_estimate_that_can_be_counted_are_exact(engine: Engine, corpus: Path) -> None:
+    engine.base(wait=True)
+    spec = domain_spec(engine, corpus)
+    told = engine.estimate(spec)
+    trainable = kinds(engine, engine.wait_run(engine.start_run(spec)).id, "plan")[0]["trainable_parameters"]
+    assert told["adapter"] == told["gradients"] == 4 * trainable and told["optimizer"] == 8 * trainable
+    assert told["base"] == engine.base().memory_bytes and told["total"] == sum(
+        told[k] for k in ("base", "adapter", "gradients", "optimizer", "activations", "logits")
+    )
+    assert told["fits"] and told["text"].startswith("Needs about") and "are free" in told["text"]
+    twice = engine.estimate(TrainSpec.from_json({**spec.to_json(), "batch_size": 4}))
+    assert (
+        twice["activations"] == 2 * told["activations"]
+        and twice["logits"] == 2 * told["logits"]
+        and twice["adapter"] == told["adapter"]
+    )
+    saved = engine.estimate(TrainSpec.from_json({**spec.to_json(), "gradient_checkpointing": "on"}))
+    assert saved["activations"] < told["activations"]
+
+
+LARGER = memory.Shape(
+    layers=28, hidden=2048, inner=6144, keys_values=2048, vocabulary=150_000, number_bytes=2, base_bytes=1_400_000_000, on_gpu=True,
+    linear={"q_proj": (28, 28 * 2048, 28 * 2048), "down_proj": (28, 28 * 6144, 28 * 2048)}, targets=("q_proj", "down_proj"),
+)  # fmt: skip
+
+
+def test_what_does_not_fit_is_said_before_the_start_with_the_setting_that_helps_most() -> None:
+    spec = TrainSpec(batch_size=8, max_length=2048)
+    told = memory.told(LARGER, spec, None, free=4_000_000_000)
+    assert (
+        not told["fits"]
+        and "only 4.0 GB are free" in told["text"]
+        and "Batch size 1 instead of 8 (saves about" in told["text"]
+        and not told["calibrated"]
+    )
+    advice = memory.advice(LARGER, spec)
+    assert (
+        len(advice) == 3 and advice[0].startswith("Batch size 1") and advice[1].startswith("Max length 1024")
+    )
+    assert memory.told(LARGER, spec, 0.5, free=None)["activations"] == told["activations"] // 2
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_step_lies_within_a_factor_of_two_of_what_a_larger_model_takes(
+    tmp_path: Path, corpus: Path
+) -> None:
+    from tests.conftest import build_tiny_llama
+
+    base = build_tiny_llama(
+        tmp_path / "base",
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
+    with Engine(tmp_path / "ws", str(base), device="cpu") as engine:
+        spec = domain_spec(
+            engine, corpus, max_steps=1, batch_size=16, accumulation=1, max_length=256, dropout=0.0
+        )
+        told = kinds(engine, engine.wait_run(engine.start_run(spec)).id, "memory")[0]
+        if told["measured_step"] is None:
+            pytest.skip("this system does not tell a process's peak")
+        assert told["estimated_step"] > memory.SURE_BYTES
+        assert 0.5 < told["ratio"] < 2.0, told
+        assert (
+            engine.estimate(spec)["calibrated"] and "measured on this base" in engine.estimate(spec)["text"]
+        )
+
+
+# ------------------------------------------------------------ other places that log
+
+
+def test_a_place_to_log_to_that_is_not_installed_is_named_before_the_run_starts(
+    engine: Engine, corpus: Path
+) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("trackio"):
+        pytest.skip("trackio is installed here")
+    spec = domain_spec(engine, corpus, report_to=("trackio",))
+    with pytest.raises(SpecError, match="pip install trackio"):
+        engine.start_run(spec)
+    assert (
+        engine.missing(spec.to_json()) == ["To log to trackio, install it first: pip install trackio."]
+        and not engine.runs()
+    )
+    with pytest.raises(SpecError, match="no place 'elsewhere'"):
+        engine.start_run(domain_spec(engine, corpus, report_to=("elsewhere",)))
+
+
+def test_losses_and_validations_reach_the_place_that_the_spec_names(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    heard: list[tuple[int, dict[str, Any]]] = []
+
+    class Place(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            heard.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Place)
+    monkeypatch.setattr("core.engine.runs.not_installed", lambda spec: [])
+    run = engine.wait_run(
+        engine.start_run(domain_spec(engine, corpus, max_steps=4, eval_steps=2, report_to=("tensorboard",)))
+    )
+    assert run.status is RunStatus.DONE, run.error
+    assert [(s, logs["loss"]) for s, logs in heard if "loss" in logs] == list(
+        enumerate(losses(engine, run.id), 1)
+    )
+    assert [s for s, logs in heard if "eval_loss" in logs] == [0, 2, 4] and all(
+        "learning_rate" in logs for _, logs in heard if "loss" in logs
+    )
+
+
+# ------------------------------------------------------------ what is said of it
+
+
+def test_the_terminal_says_what_a_status_means_and_what_to_do(
+    engine: Engine, corpus: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from core.cli.main import main
+
+    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2)))
+    place = ("--workspace", str(engine.workspace.root), "--base", str(tiny_base))
+    assert main(["runs", "show", run.id, *place]) == 0
+    said = capsys.readouterr().out
+    assert RunStatus.DONE.meaning in said and RunStatus.DONE.next_step in said and "step 2 of 2" in said
+    assert main(["runs", "list", *place]) == 0
+    assert f"finished: {RunStatus.DONE.meaning} {RunStatus.DONE.next_step}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the caller's own way to end is given back"
+
+
+def test_the_page_says_what_a_status_means_and_offers_to_pause(engine: Engine, corpus: Path) -> None:
+    from studio.components import live
+
+    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=300, eval_steps=4))
+    wait_for(lambda: engine.run(run_id).step >= 9)
+    told = live.metrics(engine, {"run": run_id, "since": 0})
+    head = json.dumps(told["head"])
+    assert RunStatus.RUNNING.next_step in head and '"do": "pause"' in head and '"do": "stop"' in head
+    assert [a["who"] for a in told["samples"][0]["answers"]] == ["Base", "In training"]
+    validations = [v for v in kinds(engine, run_id, "validation") if v["step"]][: len(told["points"]["gap"])]
+    assert told["points"]["gap"] == [[v["step"], v["gap"]] for v in validations] and validations
+    assert validations[0]["gap"] == pytest.approx(
+        validations[0]["loss"] - sum(losses(engine, run_id)[:4]) / 4
+    )
+    engine.pause_run(run_id)
+    engine.wait_run(run_id)
+    head = json.dumps(live.metrics(engine, {"run": run_id, "since": 0})["head"])
+    assert RunStatus.PAUSED.meaning in head and '"do": "resume"' in head
+
+
+def test_a_finished_run_whose_process_was_killed_leaves_no_checkpoints_for_long(
+    engine: Engine, corpus: Path
+) -> None:
+    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2)))
+    left = engine.workspace.path("runs", run.id, "checkpoints")
+    (left / "checkpoint-2").mkdir(parents=True)
+    engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2, name="Next")))
+    assert not left.exists()
+
+
+def test_a_half_made_adapter_of_a_killed_process_does_not_stand_in_the_way(
+    engine: Engine, corpus: Path
+) -> None:
+    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=2))
+    left = engine.workspace.root / "adapters" / f".{engine.run(run_id).adapter}.partial"
+    left.mkdir()
+    (left / "half").write_bytes(b"x")
+    assert engine.wait_run(run_id).status is RunStatus.DONE and not left.exists()
+    assert datasets.list_datasets(engine.workspace)

@@ -1,0 +1,560 @@
+"""The tabs' handlers over a real engine, without a browser: values in, values out."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from core.engine import Engine
+from core.errors import DataError, NotFound, SpecError
+from core.model.generate import Column
+from core.spec.mix import Mix, Sampling
+from core.spec.presets import resolve
+from core.spec.training import TrainSpec
+from studio import actions, app, events, fields, samples, session
+from studio.components import board, guide, live, mixer
+from studio.session import Talk
+from studio.tabs import compare, data, evaluate, library, mix, train
+from tests.conftest import held
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base, tmp_path_factory):
+    """An engine with the sample data, a domain adapter and a task adapter on top of it, trained for two steps each."""
+    with Engine(
+        tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
+    ) as made:
+        samples.bring(made)
+        for kind in ("domain", "task"):
+            spec = dataclasses.replace(
+                train.suggested(made, kind), max_steps=2, batch_size=2, accumulation=1, max_length=64, rank=4
+            )
+            made.wait_run(made.start_run(spec), 600)
+        yield made
+
+
+@pytest.fixture
+def empty(tiny_base, tmp_path):
+    with Engine(tmp_path, base=str(tiny_base), quantization="none", device="cpu") as made:
+        yield made
+
+
+def pressed(**said):
+    return gr.EventData(None, said)
+
+
+def texts(node) -> str:
+    """All text of a tree."""
+    return node if isinstance(node, str) else "".join(texts(k) for k in (node or {}).get("kids", []))
+
+
+def rows_of(engine, **weights):
+    return [
+        {**a, "on": a["name"] in weights, "weight": weights.get(a["name"], 1.0)} for a in mixer.shelf(engine)
+    ]
+
+
+# --- the path
+
+
+def test_a_newcomer_is_offered_the_sample_data_first(empty):
+    said = guide.next_step(empty.base(), empty.datasets(), empty.adapters(), empty.runs())
+    assert [b["act"] for b in said.buttons] == [{"do": "sample"}]
+
+
+def test_the_sample_data_is_imported_once_however_often_it_is_asked_for(empty):
+    actions.act(empty, pressed(do="sample"))
+    actions.act(empty, pressed(do="sample"))
+    assert sorted((d.name, d.kind) for d in empty.datasets()) == [
+        ("Sample domain", "domain"),
+        ("Sample held-out questions", "task"),
+        ("Sample task", "task"),
+    ]
+    said = guide.next_step(empty.base(), empty.datasets(), empty.adapters(), empty.runs())
+    assert said.buttons[0]["act"] == {"do": "train", "kind": "domain"}
+
+
+def test_a_task_run_is_suggested_on_top_of_the_newest_domain_and_never_on_the_held_out_questions(engine):
+    spec = train.suggested(engine, "task")
+    domain = next(a for a in engine.adapters() if a.kind == "domain")
+    assert (engine.dataset(spec.dataset).name, spec.stack_on) == ("Sample task", domain.id)
+
+
+def test_the_path_ends_at_comparing(engine):
+    said = guide.next_step(engine.base(), engine.datasets(), engine.adapters(), engine.runs())
+    assert said.buttons[0]["act"] == {"do": "compare"}
+    assert [s.done for s in guide.path(engine.datasets(), engine.adapters())] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [s.done for s in guide.path([], [], mixed=True, compared=True)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_base_that_cannot_be_loaded_is_the_first_thing_said():
+    base = SimpleNamespace(error="It is not there.", loading=False)
+    assert guide.next_step(base, [], [], []).bad
+
+
+def test_the_top_changes_its_revision_only_when_a_list_changed(engine):
+    before = guide.look(engine, {})["revision"]
+    assert guide.look(engine, {})["revision"] == before
+    saved = engine.save_mix("For the revision", {})
+    assert guide.look(engine, {})["revision"] != before
+    engine.remove("mixes", saved.id)
+
+
+def test_unknown_words_do_nothing(engine):
+    before = len(engine.runs())
+    for said in ({}, {"do": "rm"}, {"do": "train", "kind": "evil"}, {"do": "tab", "tab": "../x"}):
+        actions.act(engine, pressed(**said))
+    assert len(engine.runs()) == before
+
+
+def test_an_address_that_names_a_run_that_is_gone_says_so(engine):
+    with pytest.raises(NotFound):
+        actions.act(engine, pressed(do="watch", run="nothing-here"))
+
+
+# --- data
+
+
+def test_dropped_files_are_guessed_and_the_columns_can_be_corrected(engine, tmp_path):
+    file = tmp_path / "pairs.csv"
+    file.write_text("frage,antwort\n" + "".join(f"Q{i},A{i}\n" for i in range(6)))
+    shown, add = data.offered(engine, [str(file)], "utf-8")[5:7]
+    assert add["interactive"] is False and "antwort" in texts(shown)
+    columns = ["" for _ in data.ROLES]
+    columns[data.ROLES.index("question")], columns[data.ROLES.index("answer")] = "frage", "antwort"
+    shown, add = data.checked(engine, [str(file)], "task", "utf-8", *columns)
+    assert add["interactive"] is True
+    _, picked = data.imported(engine, [str(file)], "task", "utf-8", "Fragen", *columns)
+    assert engine.dataset(picked["value"]).rows == 6
+    engine.remove("datasets", picked["value"])
+
+
+def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tmp_path):
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
+    before = len(engine.datasets())
+    shown = data.reread(engine, [str(file)], "task", "utf-8")[0]
+    assert "broken.jsonl, line" in texts(shown)
+    with pytest.raises(DataError):
+        data.imported(engine, [str(file)], "task", "utf-8", "Broken", *["" for _ in data.ROLES])
+    assert len(engine.datasets()) == before
+
+
+def test_files_that_wait_are_in_the_dataset_s_place_until_they_are_taken_away(engine, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("A note.\n")
+    *_, shown, tokens, preview = data.offered(engine, [str(file)], "utf-8")[:6]
+    assert (shown["visible"], tokens["visible"]) == (False, False) and "Nothing is imported yet" in texts(
+        preview
+    )
+    *_, shown, tokens, preview = data.offered(engine, None, "utf-8")[:6]
+    assert (shown["visible"], tokens["visible"], preview) == (True, True, None)
+
+
+def test_a_task_example_marks_only_the_answer_as_learned(engine):
+    task = next(d for d in engine.datasets() if d.name == "Sample task")
+    tree, index = data.exemplified(engine, task.id)
+    tokens = next(k for k in tree["kids"] if k.get("cls") == "tokens")["kids"]
+    learned = "".join(texts(t) for t in tokens if t["cls"] == "tok trained")
+    answer = engine.dataset_rows(task.id, "train", 1)[0]["messages"][-1]["content"]
+    assert learned.startswith(answer) and len([t for t in tokens if t["cls"] == "tok"]) > 0
+    assert data.another(engine, task.id, index)[1] == 1
+
+
+def test_split_sizes_are_shown_in_their_order(engine):
+    found = engine.datasets()[0]
+    shown = texts(data.opened(engine, found.id, "test"))
+    assert shown.index("Training") < shown.index("Validation") < shown.index("Test")
+
+
+# --- train
+
+
+def test_every_setting_has_its_own_sentence_and_limits():
+    with gr.Blocks():
+        made = fields.build(TrainSpec, train.ADVANCED)
+    known = {f.name: f for f in dataclasses.fields(TrainSpec)}
+    assert all(known[n].metadata["help"] in c.info for n, c in made.items())
+    assert fields.read(TrainSpec, {n: c.value for n, c in made.items()}) == {
+        n: getattr(TrainSpec(), n) for n in train.ADVANCED
+    }
+
+
+def test_an_emptied_number_is_refused_by_its_label():
+    with pytest.raises(SpecError, match="Learning rate is empty"):
+        fields.read(TrainSpec, {"learning_rate": None})
+
+
+def test_the_start_button_names_what_is_missing(engine):
+    said = train.start_button(engine, {"kind": "domain", "dataset": "", "name": ""})
+    assert said["interactive"] is False and "dataset" in said["value"]
+
+
+def test_the_form_follows_the_path_until_someone_touches_it(engine):
+    with gr.Blocks():
+        tab = train.build(engine)
+    values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
+    out = train.refreshed(engine, tab, values)
+    domain = train.suggested(engine, "domain")
+    assert out[tab.dataset]["value"] == domain.dataset and out[tab.start]["interactive"] is True
+    mine = {**values, tab.dataset: domain.dataset, tab.name: "Mine"}
+    again = train.refreshed(engine, tab, mine)
+    assert (
+        tab.name not in again and "value" not in again[tab.dataset]
+    )  # what someone is typing is not sent back to them
+
+
+def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monkeypatch):
+    with gr.Blocks():
+        tab = train.build(engine)
+    here = engine.base()
+    values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
+    monkeypatch.setattr(
+        engine,
+        "base",
+        lambda wait=False: dataclasses.replace(here, loading=True, family="", context=0, fingerprint=""),
+    )
+    sent = train.refreshed(engine, tab, values).items()
+    filled = {
+        **values,
+        **{
+            c: v["value"] if isinstance(v, dict) else v
+            for c, v in sent
+            if not isinstance(v, dict) or "value" in v
+        },
+    }
+    assert (
+        filled[tab.preset] == "standard"
+        and filled[tab.advanced["max_length"]] == 512
+        and filled[tab.suits] == ("", "standard", 512)
+    )
+    monkeypatch.setattr(
+        engine,
+        "base",
+        lambda wait=False: dataclasses.replace(here, family="Mistral", context=128, fingerprint="f" * 64),
+    )
+    after = train.refreshed(engine, tab, filled)
+    assert (
+        after[tab.preset]["value"] == "mistral-7b-qlora"
+        and after[tab.advanced["max_length"]] == 128
+        and after[tab.suits] == ("f" * 64, "mistral-7b-qlora", 128)
+    )
+    mine = train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: 5})
+    assert (
+        tab.preset not in mine
+        and tab.advanced["rank"] not in mine
+        and mine[tab.advanced["max_length"]] == 128
+    )
+    shorter = train.refreshed(engine, tab, {**filled, tab.advanced["max_length"]: 64})
+    assert tab.preset not in shorter and shorter[tab.advanced["max_length"]] == 64, (
+        "a length that was chosen stays"
+    )
+    gentle = train.preset_values(engine, tab, "domain", "gentle")
+    other = train.refreshed(engine, tab, {**filled, tab.preset: "gentle", **gentle})
+    assert tab.preset not in other and tab.advanced["learning_rate"] not in other, "and so does a preset"
+    assert tab.advanced["max_length"] not in train.refreshed(
+        engine, tab, {**filled, tab.suits: ("f" * 64, "standard", 512)}
+    ), "once is enough"
+    assert tab.preset not in train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: None}), (
+        "someone is typing there"
+    )
+
+
+def test_a_run_is_read_again_from_the_start_with_its_whole_curve(engine):
+    run = next(r for r in engine.runs() if r.kind == "domain")
+    first = live.metrics(engine, {"run": run.id, "since": 0})
+    assert [p[0] for p in first["points"]["train"]] == [1, 2] and first["points"]["validation"]
+    again = live.metrics(engine, {"run": run.id, "since": first["cursor"], "latest": first["latest"]})
+    assert again["points"]["train"] == [] and texts(again["head"]) == texts(first["head"])
+    assert "2 / 2" in texts(first["head"])
+
+
+def test_no_run_is_an_invitation(engine):
+    assert "No run yet" in texts(live.metrics(engine, {})["head"])
+
+
+# --- mix and compare
+
+
+def sampling(**changes):
+    return [fields.shown(getattr(Sampling(**changes), n)) for n in session.SAMPLING]
+
+
+def test_the_mixer_starts_with_the_newest_domain_and_task_on(engine):
+    assert {a["kind"]: (a["on"], a["weight"]) for a in mixer.shelf(engine)} == {
+        "domain": (True, 1.0),
+        "task": (True, 1.0),
+    }
+
+
+@pytest.mark.parametrize(
+    "rows", [None, "x", [1, None], [{"id": 3, "on": True}], [{"id": "a", "on": "yes", "weight": 1}]]
+)
+def test_what_is_no_row_of_the_mixer_weighs_nothing(rows):
+    assert mixer.to_mix(rows).weights == {}
+
+
+@pytest.mark.parametrize("weight", [2.05, "1", None, float("nan"), True])
+def test_a_weight_outside_its_limits_is_refused(weight):
+    with pytest.raises(SpecError):
+        mixer.to_mix([{"id": "a", "on": True, "weight": weight}], {})
+
+
+def test_an_answer_is_stamped_with_the_mix_that_wrote_it(engine):
+    rows = rows_of(engine, **{"Sample domain": 0.5})
+    *_, last = mix.answered(engine, "Where is the lamp?", rows, Talk(), False, *sampling(max_new_tokens=6))
+    domain = next(a for a in engine.adapters() if a.kind == "domain")
+    assert f"{domain.id} +0.50 ({domain.sha256[:8]})" in texts(last)
+
+
+def test_a_slider_does_not_answer_before_anyone_asked(engine):
+    assert [type(v) for v in mix.followed(engine, "Where?", rows_of(engine), Talk(), False, *sampling())] == [
+        type(gr.skip())
+    ]
+
+
+def test_a_slider_that_moves_while_an_answer_is_written_changes_its_mix_from_there_on(engine):
+    talking, before, after = Talk(), rows_of(engine), rows_of(engine, **{"Sample task": 0.5})
+    long = sampling(max_new_tokens=180, temperature=4.0, seed=3)
+    reading = mix.answered(engine, "The lamp", before, talking, True, *long)
+    next(reading)
+    moved = threading.Event()
+    engine._worker.post(moved.wait)  # nothing is written while the slider moves, however slow this machine is
+    assert [type(v) for v in mix.followed(engine, "The lamp", after, talking, True, *long)] == [
+        type(gr.skip())
+    ]
+    moved.set()
+    *_, last = reading
+    turn = next(k for k in last["kids"][0]["kids"] if k.get("cls") == "turn")
+    assert "0.50 · Sample task" in texts(turn) and "+0.50" in turn["attrs"]["title"]
+    (column,) = talking.frame.columns
+    task = next(a.id for a in engine.adapters() if a.kind == "task")
+    assert column.stamp["weights"][task] == 0.5 and 0 < column.turns[0].at <= len(column.text)
+    again = list(mix.followed(engine, "The lamp", before, talking, True, *sampling(max_new_tokens=4)))
+    assert "turn" not in str(again[-1]), "a finished answer is written anew"
+
+
+def test_a_link_brings_a_mix_and_its_prompt_back(engine):
+    domain = next(a for a in engine.adapters() if a.kind == "domain")
+    rows, prompt, tabs, word = mix.opened(engine, f"?mix={domain.id}%3D-0.35&prompt=Where%3F", None)
+    assert {r["name"]: (r["on"], r["weight"]) for r in rows} == {
+        "Sample domain": (True, -0.35),
+        "Sample task": (False, 1.0),
+    }
+    assert (prompt, word) == ("Where?", "answer") and tabs.selected == "mix"
+    asked = [prompt, rows, Talk(), False, *sampling(max_new_tokens=3)]
+    assert "-0.35" in texts([*mix.greeted(engine, word, *asked)][-1])
+    assert mix.opened(engine, "?run=abc", None)[3] == "" and [*mix.greeted(engine, "", *asked)] == [gr.skip()]
+    with pytest.raises(NotFound, match="'elsewhere'"):
+        mix.opened(engine, "?mix=elsewhere", None)
+    with pytest.raises(SpecError, match="not a part of a mix"):
+        mix.opened(engine, "?mix=a=b=c", None)
+
+
+def test_a_mix_is_saved_loaded_and_deleted(engine):
+    rows = rows_of(engine, **{"Sample task": -0.35})
+    _, saved = mix.kept(engine, "Against the task", rows)
+    back = mix.restored(engine, saved["value"], rows_of(engine, **{"Sample domain": 2.0}))
+    assert {r["name"]: (r["on"], r["weight"]) for r in back} == {
+        "Sample domain": (False, 2.0),
+        "Sample task": (True, -0.35),
+    }
+    assert "Against the task" in [c["name"] for c in session.choices(engine)]
+    mix.forgotten(engine, saved["value"])
+    assert "Against the task" not in [c["name"] for c in session.choices(engine)]
+
+
+def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
+    present = Mix(
+        name="base + 0.30 · Sample domain",
+        weights={next(a.id for a in engine.adapters() if a.kind == "domain"): 0.3},
+    )
+    assert [c["name"] for c in session.choices(engine, present)] == [
+        "Base",
+        "Domain",
+        "Task",
+        "Domain + task",
+        "Domain deep, task shallow",
+        "Mixer: base + 0.30 · Sample domain",
+    ]
+    assert [c["kind"] for c in session.choices(engine)] == ["base", "domain", "task", "mix", "mix"]
+
+
+def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
+    picks = [c["id"] for c in session.choices(engine)][:4]
+    talking = Talk()
+    *_, last = compare.answered(
+        engine, "Where is the lamp?", {"picks": picks}, None, talking, True, *sampling(max_new_tokens=6)
+    )
+    assert len(last["columns"]) == 4 and last["picks"] == picks
+    assert all(c.done and c.tokens <= 6 for c in talking.frame.columns)
+    written = compare.exported(engine, talking)
+    assert (
+        written.count("\n## ") == 4
+        and "Where is the lamp?" in written
+        and "max\\_new\\_tokens" not in written
+    )
+
+
+def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
+    talking, mixes = Talk(), [Mix(name="Base")]
+    stopped = held(engine, monkeypatch)
+    reading = session.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
+    assert not next(reading).done
+    talking.stop()
+    stopped.set()
+    rest = list(reading)
+    assert rest[-1].done and rest[-1].columns[0].done
+
+
+def test_a_new_question_ends_the_old_one_without_a_late_frame(engine):
+    talking, mixes = Talk(), [Mix(name="Base")]
+    old = session.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
+    next(old)
+    new = session.frames(engine, talking, "Who?", mixes, Sampling(max_new_tokens=2))
+    first = next(new)
+    assert list(old) == [] and first.columns
+    list(new)
+
+
+def test_nothing_is_exported_before_an_answer(engine):
+    with pytest.raises(NotFound):
+        compare.exported(engine, Talk())
+
+
+def test_a_comparison_of_one_is_refused(engine):
+    with pytest.raises(SpecError, match="2 to 6"):
+        list(compare.answered(engine, "Where?", {"picks": ["base"]}, None, Talk(), True, *sampling()))
+
+
+# --- evaluate and library
+
+
+def test_mixes_are_measured_and_the_report_is_kept(engine):
+    chosen, split, mixes, _ = evaluate.refresh(engine, None, [], None, None)
+    assert (
+        engine.dataset(chosen["value"]).name == "Sample held-out questions"
+        and split == "all"
+        and len(mixes["value"]) == 4
+    )
+    *_, last = evaluate.measured(engine, chosen["value"], split, mixes["value"][:2], 4, None, Talk())
+    shown, panels, reports = last
+    assert [p["title"] for p in panels][:2] == ["Exact match", "F1"] and all(
+        len(p["values"]) == 2 for p in panels
+    )
+    assert "Download as CSV" in texts(shown)
+    assert engine.report_csv(reports["value"]).read_text().startswith("name,mix,")
+
+
+def test_suggested_mixes_follow_the_library_until_someone_chooses(engine):
+    usual = [str(m) for m in engine.default_mixes()]
+    held = evaluate.refresh(engine, None, [], None, None)[0]["value"]
+
+    def offered(mixes):
+        return evaluate.refresh(engine, held, mixes, None, None)[2]
+
+    for earlier in ([], usual[:1], usual[:2]):  # what was suggested when there were fewer adapters
+        assert offered(earlier)["value"] == usual
+    own = [usual[3], usual[0]]
+    assert offered(own).get("value", own) == own
+
+
+def test_the_library_shows_verifies_renames_and_deletes(engine):
+    adapter = next(a for a in engine.adapters() if a.kind == "domain")
+    shown = library.chosen(engine, "adapters", "", pressed(pick=adapter.id))
+    assert shown[1] == adapter.id and adapter.sha256[:16] in texts(shown[2])
+    assert "verified" in texts(library.verified(engine, "adapters", adapter.id))
+    library.renamed(engine, "adapters", adapter.id, "Another name")
+    assert engine.adapter(adapter.id).name == "Another name"
+    library.renamed(engine, "adapters", adapter.id, "Sample domain")
+    saved = engine.save_mix("Short-lived", {})
+    assert library.removed(engine, "mixes", saved.id)[1] == "" and engine.mixes() == []
+
+
+@pytest.mark.parametrize("kind", [k for _, k in library.KINDS])
+def test_every_shelf_of_the_library_opens(engine, kind):
+    for item in library.items(engine, kind):
+        assert item.id in texts(library.refresh(engine, kind, item.id)[2])
+    assert "used" in texts(library.refresh(engine, kind, "")[0])
+
+
+def test_no_handler_of_the_page_is_offered_to_strangers(engine):
+    page = app.build(engine)
+    assert len(page.fns) > 40 and {f.api_visibility for f in page.fns.values()} == {"private"}
+
+
+def test_an_event_that_is_fired_again_has_one_listener_because_two_would_keep_each_other_going(engine):
+    listeners = {}
+    for fn in app.build(engine).fns.values():
+        for target in fn.targets:
+            listeners.setdefault(target, []).append(fn)
+    assert any(f.trigger_mode == "always_last" for fs in listeners.values() for f in fs), (
+        "the form asks only once more while it is being typed into"
+    )
+    assert [
+        [f.name for f in fs]
+        for fs in listeners.values()
+        if len(fs) > 1 and any(f.trigger_mode == "always_last" for f in fs)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DataError("<b> is broken.", "Mend it."), "&lt;b&gt; is broken. Mend it."),
+        (ValueError("x"), events.UNEXPECTED),
+    ],
+)
+def test_of_handlers_asked_together_one_that_fails_is_told_and_the_others_are_shown(engine, error, told):
+    def fails(engine, value):
+        raise error
+
+    with gr.Blocks():
+        one, two, three = gr.Textbox(), gr.Textbox(), gr.Textbox()
+    together = events.Together()
+    together.add(fails, [one], [one])
+    together.add(lambda engine, value: value + "!", [one], [two])
+    together.add(lambda engine, values: {three: values[two]}, {two}, [three])
+    with pytest.warns(UserWarning) as warned:
+        assert together._answer(engine, {one: "a", two: "b"}) == {two: "a!", three: "b"}
+    assert [str(w.message) for w in warned] == [told]
+
+
+def test_a_preset_fills_the_form(engine):
+    with gr.Blocks():
+        tab = train.build(engine)
+    filled = train.preset_values(engine, tab, "domain", "embedded")
+    assert filled[tab.advanced["learning_rate"]] == resolve("domain", "embedded", {}).learning_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "shown"),
+    [
+        ("", "", "…"),
+        ("", "end", "(ended without a word)"),
+        ("", "cancelled", "…"),
+        ("A lamp.", "end", "A lamp."),
+    ],
+)
+def test_an_answer_without_a_word_says_so_when_the_model_ended_it(text, reason, shown):
+    column = Column(text, tokens=0, seconds=0.0, done=bool(reason), reason=reason, stamp={})
+    assert texts({"kids": session.written(column)}) == shown
+    assert texts(board.columns(SimpleNamespace(columns=[column]), 0)[0]).startswith(shown)

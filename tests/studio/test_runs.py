@@ -1,0 +1,345 @@
+"""The Runs page's handlers over a real engine, without a browser: the queue, grids, and runs side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import gradio as gr
+import pytest
+
+from core.engine import Engine
+from core.errors import Busy, RunError, SpecError
+from core.spec.training import RunStatus, TrainSpec
+from studio import actions, app
+from studio.components import guide
+from studio.server import routes
+from studio.tabs import grid, runs, train
+from studio.views import runs as run_views
+
+pytestmark = pytest.mark.slow
+FAST = {
+    "max_steps": 3,
+    "learning_rate": 5e-3,
+    "batch_size": 2,
+    "accumulation": 1,
+    "max_length": 48,
+    "rank": 4,
+    "alpha": 8,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base, tmp_path_factory):
+    """An engine with a dataset whose name looks like markup, and a finished grid of four cells."""
+    from tests.conftest import SENTENCES
+
+    file = tmp_path_factory.mktemp("files") / "corpus.txt"
+    file.write_text("\n\n---\n\n".join(SENTENCES), encoding="utf-8")
+    with Engine(
+        tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
+    ) as made:
+        data = made.import_dataset([file], "<b>100 %", "domain")
+        base = TrainSpec(**{"kind": "domain", "name": "Base", "dataset": data.id, **FAST})
+        for run_id in made.plan.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "<i>Grid").runs:
+            made.wait_run(run_id, 120)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tabs(engine):
+    with gr.Blocks(), gr.Tabs() as top, gr.Tab("All"):
+        form, made = train.build(engine), runs.build()
+    return form, made, top
+
+
+@pytest.fixture
+def gate(engine):
+    """While it is closed, no run begins; what is left in the queue is cancelled at the end."""
+    made = threading.Event()
+    engine._worker.run(lambda: made.wait(120) and None)
+    yield made
+    for waiting in reversed(engine.queue()):
+        engine.cancel_run(waiting.run.id)
+    made.set()
+
+
+def pressed(**said):
+    return gr.EventData(None, said)
+
+
+def found(node, want):
+    """All nodes of a tree that `want` is true of."""
+    kids = [k for k in (node or {}).get("kids", []) if isinstance(k, dict)]
+    return [n for n in [node] if want(n)] + [n for k in kids for n in found(k, want)]
+
+
+def texts(node):
+    return node if isinstance(node, str) else " ".join(texts(k) for k in (node or {}).get("kids", []))
+
+
+def acting(node, word):
+    return [n["act"] for n in found(node, lambda n: n.get("act", {}).get("do") == word)]
+
+
+def spec_of(engine, **changes):
+    return dataclasses.replace(TrainSpec.from_json(engine.plan.grids()[-1].base), **changes)
+
+
+def values(engine, form, tab, **typed):
+    """The page's values as a handler gets them: the Train form at its suggestion, and what is typed into the grid."""
+    spec = spec_of(engine)
+    main = {
+        form.kind: spec.kind,
+        form.dataset: spec.dataset,
+        form.name: "",
+        form.preset: "standard",
+        form.stack_on: "",
+    }
+    advanced = {c: train.fields.shown(getattr(spec, n)) for n, c in form.advanced.items()}
+    blank = {
+        **dict.fromkeys(tab.fields, ""),
+        **dict.fromkeys(tab.values, ""),
+        tab.name: typed.pop("name", ""),
+    }
+    for i, (field, text) in enumerate(typed.items()):
+        blank[tab.fields[i]], blank[tab.values[i]] = field, text
+    return {**main, **advanced, **blank}
+
+
+# --- the queue
+
+
+def test_the_queue_shows_who_waits_and_its_buttons_move_and_cancel(engine, gate):
+    ids = [engine.start_run(spec_of(engine, name=n)) for n in ("One", "<script>Two", "Three")]
+    tree = runs.queued(engine)
+    items = found(tree, lambda n: n.get("cls") == "line-item")
+    assert [found(i, lambda n: n["tag"] == "strong")[0]["kids"] for i in items] == [
+        ["One"],
+        ["<script>Two"],
+        ["Three"],
+    ]
+    can = {run: {a["to"] for a in acting(tree, "move") if a["run"] == run} for run in ids}
+    assert can == {ids[0]: {"down"}, ids[1]: {"first", "up", "down"}, ids[2]: {"first", "up"}}
+    runs.pressed(engine, pressed(do="move", run=ids[2], to="first"))
+    assert [w.run.id for w in engine.queue()] == [ids[2], ids[0], ids[1]]
+    tree = runs.pressed(engine, pressed(do="cancel", run=ids[0], together=False))
+    assert engine.run(ids[0]).status is RunStatus.STOPPED and "One" not in texts(tree).split()
+    with pytest.raises(RunError, match="sideways"):
+        runs.pressed(engine, pressed(do="move", run=ids[1], to="sideways"))
+    assert runs.pressed(engine, pressed(do="tab", tab="train")) == gr.skip()
+
+
+def test_a_run_that_others_stand_on_cancels_them_too_and_says_so_on_its_button(engine, gate, pairs):
+    lower = engine.start_run(spec_of(engine, name="Lower"))
+    data = engine.import_dataset([pairs], "Pairs", "task")
+    upper = engine.start_run(
+        TrainSpec(
+            **{
+                "kind": "task",
+                "name": "Upper",
+                "dataset": data.id,
+                "stack_on": engine.run(lower).adapter,
+                **FAST,
+            }
+        )
+    )
+    tree = runs.queued(engine)
+    assert (
+        acting(tree, "move") == []
+        and "Cancel with the 1 on top" in texts(tree)
+        and "It is needed by Upper." in texts(tree)
+        and "On top of Lower." in texts(tree)
+    )
+    with pytest.raises(Busy, match="'Upper' would be trained on top of 'Lower'"):
+        actions.act(engine, pressed(do="stop", run=lower))
+    cancel = next(a for a in acting(tree, "cancel") if a["run"] == lower)
+    runs.pressed(engine, pressed(**cancel))
+    assert engine.queue() == [] and engine.run(upper).status is RunStatus.STOPPED
+
+
+def test_the_top_notices_that_the_queue_was_reordered(engine, gate):
+    ids = [engine.start_run(spec_of(engine, name=n)) for n in ("Front", "Back")]
+    before = guide.look(engine, {})["revision"]
+    assert guide.look(engine, {})["revision"] == before
+    engine.move_run(ids[1], "up")
+    assert guide.look(engine, {})["revision"] != before
+
+
+def test_runs_that_waited_when_a_studio_ended_are_offered_again(engine, gate):
+    run_id = engine.start_run(spec_of(engine, name="Left behind"))
+    left = dataclasses.replace(engine.run(run_id), status=RunStatus.INTERRUPTED, waited=True)
+    tree = run_views.queue([], [], [left, left])
+    assert "Queue all 2 again" in texts(tree) and acting(tree, "again") == [{"do": "again"}]
+    assert "Nothing is waiting" in texts(run_views.queue([], [], []))
+
+
+# --- a grid
+
+
+def test_the_builder_counts_cells_tells_the_time_and_starts_only_when_nothing_is_missing(engine, tabs):
+    form, tab = tabs[0], tabs[1].grid
+
+    def told(**typed):
+        out = grid.checked(engine, tab, form, values(engine, form, tab, **typed))
+        assert "domain run on <b>100 %" in texts(out[tab.shared])
+        return texts(out[tab.told]), out[tab.start]["value"], out[tab.start]["interactive"]
+
+    assert told() == (
+        "Nothing is varied. Choose a setting and give it at least one value.",
+        "Queue the grid",
+        False,
+    )
+    assert told(rank="2, 999")[0] == "Rank is 999. Allowed are 1 to 256." and told(rank="2, 4")[1:] == (
+        "Give the grid a name.",
+        False,
+    )
+    text, button, ready = told(rank="2, 4", epochs="1, 2, 3", name="Mine")
+    assert (
+        (button, ready) == ("Queue 6 runs", True)
+        and text.startswith("6 cells : about ")
+        and "going by the newest run" in text
+    )
+    assert "the time is not known" in told(max_length="32", name="Mine")[0]
+    assert "Allowed" not in told(learning_rate=", ".join(f"{i}e-5" for i in range(1, 9)), name="Mine")[0]
+
+
+def test_a_usual_grid_fills_the_axes(engine):
+    filled = grid.filled(engine, "rank x rate x epochs")
+    assert (
+        filled == ("rank", "learning_rate", "epochs", "", "16, 32", "0.0001, 5e-05", "2, 3", "")
+        and grid.filled(engine, "") == ("",) * 8
+    )
+
+
+def test_a_grid_is_started_shown_and_the_rest_of_it_cancelled(engine, tabs, gate):
+    form, tab, top = tabs[0], tabs[1].grid, tabs[2]
+    out = grid.started(engine, tab, form, values(engine, form, tab, rank="1, 2, 3", name="To be cancelled"))
+    made = engine.plan.grid(out[tab.picker]["value"])
+    assert (
+        [engine.run(i).spec.rank for i in made.runs] == [1, 2, 3]
+        and "Cancel the 3 that wait" in texts(out[tab.results])
+        and out[tab.chart] is None
+    )
+    rest = acting(out[tab.results], "rest")[0]
+    grid.pressed(engine, tab, form, top, pressed(**rest))
+    assert engine.queue() == [] and {engine.run(i).status for i in made.runs} == {RunStatus.STOPPED}
+    engine.plan.remove(made.id)
+    assert grid.refresh(engine, made.id)[0]["value"] != made.id, "a grid that is gone is picked no longer"
+
+
+def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
+    made = engine.plan.grids()[-1]
+    tree, chart = grid.opened(engine, made.id)
+    cells = [[texts(c) for c in r["kids"]] for r in found(tree, lambda n: n["tag"] == "tr")]
+    assert cells[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Behind"]
+    losses = [float(r[3]) for r in cells[1:]]
+    assert (
+        losses == sorted(losses)
+        and [r[0].split()[0] for r in cells[1:]] == ["best", "finished", "finished", "finished"]
+        and "±" in cells[2][5]
+    )
+    assert all(a["cell"] in range(4) for a in acting(tree, "use")) and len(acting(tree, "use")) == 4
+    assert "standard error" in texts(tree) and [
+        n["attrs"]["href"] for n in found(tree, lambda n: n["tag"] == "a")
+    ] == [f"gradio_api/studio/download/grid/{made.id}.csv"]
+    trace = chart["traces"][0]
+    assert trace["type"] == "parcoords" and [d["label"] for d in trace["dimensions"]] == [
+        "Rank",
+        "Learning rate",
+        "Validation loss",
+        "Seconds",
+    ]
+    rank = trace["dimensions"][0]
+    assert [rank["ticktext"][i] for i in rank["values"]] == [r[1] for r in cells[1:]]
+    assert trace["dimensions"][2]["values"] == pytest.approx(losses, abs=1e-4) and trace["line"][
+        "colorscale"
+    ][0][1].startswith("--st-")
+
+
+def test_use_these_settings_fills_the_train_form_with_just_that_cell(engine, tabs):
+    form, tab, top = tabs[0], tabs[1].grid, tabs[2]
+    made = engine.plan.grids()[-1]
+    out = grid.pressed(engine, tab, form, top, pressed(do="use", grid=made.id, cell=3))
+    cell = engine.plan.cells(made.id)[3]
+    filled = {form.kind: out[form.kind], form.dataset: out[form.dataset]["value"], form.name: out[form.name], form.preset: out[form.preset],
+              form.stack_on: out[form.stack_on]["value"], **{c: out[c] for c in form.advanced.values()}}  # fmt: skip
+    assert (
+        train.resolve(filled[form.kind], filled[form.preset], train.asked_for(form, filled)) == cell.spec
+        and cell.spec.rank == 4
+    )
+    assert out[top].selected == "train"
+    for wrong in ({"cell": 4}, {"cell": "0"}, {"cell": -1}, {}):
+        with pytest.raises(SpecError, match="no such cell"):
+            grid.pressed(engine, tab, form, top, pressed(do="use", grid=made.id, **wrong))
+
+
+def test_settings_that_the_form_cannot_hold_are_said(engine, tabs, monkeypatch):
+    warned = []
+    monkeypatch.setattr(grid.gr, "Warning", lambda text, **_: warned.append(text))
+    form = dataclasses.replace(tabs[0], advanced={n: c for n, c in tabs[0].advanced.items() if n != "rank"})
+    grid.settings(engine, form, spec_of(engine, rank=7))
+    assert warned == ["The form has no field for Rank; set it in the terminal."]
+
+
+def test_the_csv_of_a_grid_is_offered_under_its_own_address(engine):
+    route = next(r for r in routes.routes(engine) if "grid" in r.path)
+    told = engine.plan.csv(engine.plan.grids()[-1].id)
+    assert route.path.endswith("/download/grid/{item_id}.csv") and told.startswith(
+        "rank,learning_rate,status,final_loss,best_loss"
+    )
+
+
+# --- side by side
+
+
+def test_two_runs_are_drawn_over_each_other_thin_and_thick_and_differ_where_they_differ(engine):
+    ids = engine.plan.grids()[-1].runs[:2]
+    chart, tree = runs.compared(engine, ids, "linear", True)
+    assert [(t["line"]["width"], t["line"]["color"]) for t in chart["traces"]] == [
+        (1, "--st-run-1"),
+        (3, "--st-run-1"),
+        (1, "--st-run-2"),
+        (3, "--st-run-2"),
+    ]
+    assert (
+        chart["traces"][1]["name"].startswith("&lt;i&gt;Grid: rank 2")
+        and len(chart["traces"][0]["x"]) == 3
+        and chart["layout"]["yaxis"]["type"] == "linear"
+    )
+    tables = found(tree, lambda n: n["tag"] == "table")
+    assert [[texts(c) for c in r["kids"]] for r in found(tables[1], lambda n: n["tag"] == "tr")][1:] == [
+        ["Learning rate", "0.01", "1e-05"]
+    ]
+    chart, tree = runs.compared(engine, ids, "log", False)
+    rows = [
+        [texts(c) for c in r["kids"]]
+        for r in found(found(tree, lambda n: n["tag"] == "table")[1], lambda n: n["tag"] == "tr")
+    ]
+    assert (
+        chart["layout"]["yaxis"]["type"] == "log"
+        and len(rows) > 20
+        and ["Dataset", "<b>100 %", "<b>100 %"] in rows
+    )
+
+
+def test_fewer_than_two_runs_say_what_to_do_and_the_newest_two_are_picked_at_first(engine):
+    ids = [r.id for r in engine.runs() if r.step]
+    assert runs.refresh(engine, [])["value"] == ids[:2] and "value" not in runs.refresh(engine, ids[2:4])
+    assert runs.refresh(engine, ["gone", ids[0]])["value"] == [ids[0]]
+    for few in (None, [], ids[:1]):
+        assert runs.compared(engine, few, "linear", True) == (None, run_views.NO_PAIR)
+
+
+def test_a_long_name_or_a_list_of_layers_fits_the_axis_as_text(engine):
+    chart = run_views._ordinal("Target modules", [("q%",), ("<b>", "v")], [["q%"], ["<b>", "v"]])
+    assert (
+        chart["ticktext"] == ["&lt;b&gt; + v", "q&#37;"]
+        and chart["values"] == [1, 0]
+        and chart["range"] == [0, 1]
+    )
+
+
+def test_the_whole_page_is_built(engine):
+    assert app.build(engine).fns
