@@ -135,13 +135,10 @@ def serve(arguments: list[str]) -> int:
     """The studio itself; runs where the requirements are importable."""
     import gc
     import logging
-    import signal
 
-    def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not cut the saving short
-        raise SystemExit(128 + number)
+    from core.train.signals import exit_on_sigterm
 
-    signal.signal(signal.SIGTERM, end)  # a run saves a checkpoint and can be resumed
+    exit_on_sigterm()
     gc.disable()  # what is imported stays: walking it again and again costs a sixth of the start
 
     args = parser().parse_args(arguments)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import Peer, Random, build, load, mixture, mixture_with_adapters, weight_bytes
-from core.model.generate import encode_prompt, generate, speaking
+from core.model.generate import encode_prompt, generate, inference_mode_for
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 from core.spec.presets import resolve
@@ -94,10 +94,10 @@ def ratio(above: list[float], below: list[float]) -> float:
 def write(resident: Resident, ids: list[int], mixes: list[dict[str, float]], tokens: int) -> list[list[int]]:
     """Greedy token ids of all mixes, one batch of ours."""
     samplings = [Sampling(max_new_tokens=tokens)] * len(mixes)
-    writers: Any = []
-    for writers in generate(resident, [ids] * len(mixes), [Mix(weights=m) for m in mixes], samplings):
+    states: Any = []
+    for states in generate(resident, [ids] * len(mixes), [Mix(weights=m) for m in mixes], samplings):
         pass
-    return [w.ids for w in writers]
+    return [w.ids for w in states]
 
 
 def contest(
@@ -151,7 +151,7 @@ def four_mixes(s: Settings) -> None:
 def difference(s: Settings, name: str, source: str, ours: Resident, peer: Peer, ids: list[int]) -> None:
     """Largest distance of a logit to peft's own forward, over all rows and positions; and of both to it in 64 bits."""
     text = torch.tensor([ids], device=ours.base.device)
-    with speaking(ours, FOUR):
+    with inference_mode_for(ours, FOUR):
         logits = ours.model(text.repeat(4, 1)).logits
     worst = max(float((logits[b] - peer.logits(text, m)).abs().max()) for b, m in enumerate(FOUR))
     before = s.figures.get("max_abs_diff_to_peft_fp32", 0.0)
@@ -224,11 +224,11 @@ def changing(s: Settings) -> None:
         return 1000 * statistics.median(spent)
 
     def engage(weight: float) -> None:
-        with torch.inference_mode(), ours.mixer.engaged([{A: weight, B: 1.0}] * 4):
+        with torch.inference_mode(), ours.mixer.activate([{A: weight, B: 1.0}] * 4):
             pass
 
     def step(weight: float) -> None:
-        with speaking(ours, [{A: weight, B: 1.0}]):
+        with inference_mode_for(ours, [{A: weight, B: 1.0}]):
             ours.model(text)
 
     step(0.5)
@@ -269,12 +269,12 @@ def first_token(s: Settings) -> None:
         tempfile.TemporaryDirectory(dir=s.folder) as folder,
         Engine(folder, "embedded", "none", s.device) as engine,
     ):
-        engine.base(wait=True)
-        data = engine.import_dataset(Samples().domain, "Station")
+        engine.bases.current(wait=True)
+        data = engine.datasets.import_files(Samples().domain, "Station")
 
         def ask(mixes: list[Mix]) -> float:
             begin = time.perf_counter()
-            stream = engine.stream(PROMPT, mixes, Sampling(max_new_tokens=4))
+            stream = engine.chat.stream(PROMPT, mixes, Sampling(max_new_tokens=4))
             for frame in stream:
                 if frame.columns[0].tokens:
                     break
@@ -284,17 +284,17 @@ def first_token(s: Settings) -> None:
 
         ask([Mix(), Mix()])
         alone = statistics.median(ask([Mix(), Mix()]) for _ in range(5))
-        run_id = engine.start_run(
+        run_id = engine.runs.start(
             resolve("domain", "embedded", {"name": "Station", "dataset": data.id, "replay_share": 0.0})
         )
-        while not any(e["kind"] == "step" for e in engine.run_events(run_id)[0]):
+        while not any(e["kind"] == "step" for e in engine.runs.events(run_id)[0]):
             time.sleep(0.05)
         training = statistics.median(
-            ask([Mix(), Mix(weights={engine.run(run_id).adapter: 1.0})]) for _ in range(5)
+            ask([Mix(), Mix(weights={engine.runs.get(run_id).adapter: 1.0})]) for _ in range(5)
         )
-        at = len([e for e in engine.run_events(run_id)[0] if e["kind"] == "step"])
-        engine.stop_run(run_id)
-        engine.wait_run(run_id)
+        at = len([e for e in engine.runs.events(run_id)[0] if e["kind"] == "step"])
+        engine.runs.stop(run_id)
+        engine.runs.wait(run_id)
     s.found("first_token_ms", alone, "embedded base, fp32, two columns")
     s.found(
         "first_token_while_training_ms",
@@ -314,7 +314,7 @@ def experts(s: Settings) -> None:
         return lambda: [model(text, use_cache=False) for _ in range(tokens)]
 
     def ours() -> None:
-        with mixer.engaged([{A: 0.7, B: 0.5}]):
+        with mixer.activate([{A: 0.7, B: 0.5}]):
             forward(model)()
 
     with torch.inference_mode():
@@ -329,7 +329,7 @@ def experts(s: Settings) -> None:
 
 
 def cuda(s: Settings) -> None:
-    """Qwen2.5's shapes in nf4 on a GPU: tokens a second, and how much of the memory bandwidth reading the weights takes."""
+    """Qwen2.5's shapes in nf4 on a GPU: tokens per second, and how much of the memory bandwidth reading the weights takes."""
     if not torch.cuda.is_available():
         print("  no GPU here: not measured")
         return

@@ -115,7 +115,7 @@ def mixture_with_adapters(names: tuple[str, str]) -> tuple[Any, Mixer]:
                 p.normal_(std=0.05)
     wrapped.eval()
     mixer = Mixer(model)
-    mixer.arrange()
+    mixer.update_layout()
     wrapped.base_model.set_adapter(list(names), inference_mode=True)
     return model, mixer
 
@@ -173,7 +173,7 @@ class Random:
         """The adapters on our resident base; weights large enough that every mix says something else."""
         dice = torch.Generator().manual_seed(7)
         for name in self.names:
-            resident.hang(name, self.config(resident.base))
+            resident.add_adapter(name, self.config(resident.base))
             resident.digests[name] = "random"
         with torch.no_grad():
             for key, p in sorted(resident.peft.named_parameters()):
@@ -183,7 +183,7 @@ class Random:
                         * (0.5 / p.shape[1]) ** 0.5
                         / (2 if "lora_A" in key else 8)
                     )
-        resident.arrange()
+        resident.update_layout()
         return resident
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from core.data.samples import Samples
 from core.engine import Engine
-from core.evaluate.measure import Material
+from core.evaluate.measure import EvaluationData
 from core.spec.mix import Mix
 from core.spec.presets import resolve
 from core.spec.settings import SEED
@@ -43,7 +43,7 @@ COLUMNS = (
 def trained(engine: Engine, kind: str, changes: dict[str, Any], say) -> str:
     """One run with the embedded preset; the id of its adapter."""
     begin = time.monotonic()
-    run = engine.wait_run(engine.start_run(resolve(kind, "embedded", changes)))
+    run = engine.runs.wait(engine.runs.start(resolve(kind, "embedded", changes)))
     assert run.status is RunStatus.DONE, run.error
     say(f"{changes['name']}: {run.step} steps in {time.monotonic() - begin:.0f} s")
     return run.adapter
@@ -56,8 +56,8 @@ def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
         tempfile.TemporaryDirectory() as folder,
         Engine(Path(folder), base="embedded", quantization="none") as engine,
     ):
-        corpus = engine.import_dataset(samples.domain, "Domain", "domain", seed=SEED).id
-        pairs = engine.import_dataset([samples.task], "Task", "task", seed=SEED).id
+        corpus = engine.datasets.import_files(samples.domain, "Domain", "domain", seed=SEED).id
+        pairs = engine.datasets.import_files([samples.task], "Task", "task", seed=SEED).id
         domain = trained(engine, "domain", {"name": "Domain", "dataset": corpus, "seed": seed}, say)
         mixes: list[Mix] = []
         for way, changes in WAYS.items():
@@ -68,17 +68,17 @@ def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
             weights = {"on": {task: 1.0, domain: 1.0}, "half": {task: 1.0, domain: 0.5}, "off": {task: 1.0}}
             mixes += [Mix(name=f"{way}/{name}", weights=w) for name, w in weights.items()]
         rows: dict[str, Any] = {}
-        material = Material(
+        material = EvaluationData(
             questions={"": samples.questions(), "general": samples.general_questions()},
-            own={"general": samples.texts("general_heldout")},
-            cloze=samples.recall(),
+            trusted_texts={"general": samples.texts("general_heldout")},
+            cloze=samples.recall_probe(),
         )
         for part in (mixes[:6], mixes[6:]):
             progress = None
-            for progress in engine.measure(part, lambda: material, corpus, "Held-out questions", "test"):
+            for progress in engine.evaluation.measure_data(part, lambda: material, corpus, "Held-out questions", "test"):
                 pass
             assert progress is not None
-            rows |= {row["name"]: row for row in engine.report(str(progress.report)).rows}
+            rows |= {row["name"]: row for row in engine.evaluation.report(str(progress.report)).rows}
     return {way: {name: rows[f"{way}/{name}"] for name in ("on", "half", "off")} for way in WAYS}
 
 

@@ -187,17 +187,17 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
             ),
             encoding="utf-8",
         )
-        data = engine.import_dataset([file], "Material", job.kind)
+        data = engine.datasets.import_files([file], "Material", job.kind)
         batch = (
             job.rows
             if packing
-            else examples_a_step(encoded(engine._worker.call(lambda: engine._resident().base), job.kind), job)
+            else examples_a_step(encoded(engine.worker.call(lambda: engine.resident_base.get().base), job.kind), job)
         )
         spec = TrainSpec(
             kind=job.kind, name="Timed", dataset=data.id, max_steps=WARM + job.steps, batch_size=batch, accumulation=1, max_length=ROW, rank=RANK,
             alpha=2 * RANK, dropout=0.0, learning_rate=RATE, schedule="constant", warmup_ratio=0.0, packing=packing, eval_steps=10**6, save_steps=10**6,
         )  # fmt: skip
-        run = engine.wait_run(engine.start_run(spec))
+        run = engine.runs.wait(engine.runs.start(spec))
         assert run.step == WARM + job.steps, run.error
     return watch
 
@@ -214,7 +214,7 @@ def trl(job: Job, packing: bool) -> Stopwatch:
     watch = Stopwatch(job.steps)
     rows = Dataset.from_list(
         [
-            {"input_ids": e.ids, **({"completion_mask": e.mask} if job.kind == "task" else {})}
+            {"input_ids": e.ids, **({"completion_mask": e.loss_mask} if job.kind == "task" else {})}
             for e in sequences
         ]
     )
@@ -235,7 +235,7 @@ def padded(job: Job) -> Stopwatch:
     """A plain Trainer script that pads every example to ROW tokens."""
     from transformers import Trainer, TrainingArguments
 
-    from core.data.encoding import collate
+    from core.data.collation import collate
     from core.model.base import load_base
 
     base = load_base(job.base, job.quantization, job.device)
@@ -243,7 +243,7 @@ def padded(job: Job) -> Stopwatch:
     watch = Stopwatch(job.steps)
 
     def to_row(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        blank = {"input_ids": [base.tokenizer.pad_token_id] * ROW, "trained": [0] * ROW}
+        blank = {"input_ids": [base.tokenizer.pad_token_id] * ROW, "loss_mask": [0] * ROW}
         made = collate([*batch, blank], base.tokenizer.pad_token_id)
         return {k: v[:-1] for k, v in made.items()}
 
@@ -251,7 +251,7 @@ def padded(job: Job) -> Stopwatch:
         arguments = TrainingArguments(
             **common(job, folder, examples_a_step(sequences, job)), remove_unused_columns=False
         )
-        rows = [{"input_ids": e.ids, "trained": e.mask} for e in sequences]
+        rows = [{"input_ids": e.ids, "loss_mask": e.loss_mask} for e in sequences]
         trainer = Trainer(model=with_adapter(base), args=arguments, train_dataset=rows, data_collator=to_row)  # type: ignore[arg-type]
         watch.hang(trainer)
         trainer.train()
@@ -260,16 +260,16 @@ def padded(job: Job) -> Stopwatch:
 
 def floor(job: Job) -> Stopwatch:
     """Forward, backward and step on full rows of one text each, in a bare loop: nothing that trains a causal model as stock does less."""
-    from core.data.encoding import collate
+    from core.data.collation import collate
     from core.model.base import load_base
-    from core.model.nf4_cpu import differentiable
+    from core.model.nf4_cpu import unpack_for_backward
 
     base = load_base(job.base, job.quantization, job.device)
     model = with_adapter(base)
     model.train()
     watch = Stopwatch(job.steps)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
-    with differentiable(base.model):
+    with unpack_for_backward(base.model):
         for batch in _full_rows(encoded(base, job.kind), job):
             inputs = {k: v.to(base.device) for k, v in collate(batch, base.tokenizer.pad_token_id).items()}
             watch.count(inputs)
@@ -293,9 +293,9 @@ def _full_rows(sequences: list[Any], job: Job) -> Iterator[list[dict[str, Any]]]
     batch: list[dict[str, Any]] = []
     while True:
         for e in sequences:
-            ids, mask = ids + e.ids, mask + e.mask
+            ids, mask = ids + e.ids, mask + e.loss_mask
             while len(ids) >= ROW:
-                batch.append({"input_ids": ids[:ROW], "trained": mask[:ROW]})
+                batch.append({"input_ids": ids[:ROW], "loss_mask": mask[:ROW]})
                 ids, mask = ids[ROW:], mask[ROW:]
                 if len(batch) == job.rows:
                     yield batch

@@ -100,23 +100,23 @@ def waiting(source: str, quantization: str, device: str) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         Engine(Path(folder), source, quantization, device) as engine,
     ):
-        engine.base(wait=True)
-        pairs = engine.import_dataset([Samples().task], "Pairs", "task")
+        engine.bases.current(wait=True)
+        pairs = engine.datasets.import_files([Samples().task], "Pairs", "task")
         spec = resolve(
             "task", "embedded", {"name": "Timed", "dataset": pairs.id, "max_steps": 20, "batch_size": 4}
         )
         begin = time.perf_counter()
-        run_id = engine.start_run(spec)
-        while not engine.run(run_id).step:
+        run_id = engine.runs.start(spec)
+        while not engine.runs.get(run_id).step:
             time.sleep(0.002)
         first = time.perf_counter() - begin
-        run = engine.wait_run(run_id)
+        run = engine.runs.wait(run_id)
         begin = time.perf_counter()
         list(
-            engine.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})], Sampling(max_new_tokens=1))
+            engine.chat.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})], Sampling(max_new_tokens=1))
         )
         heard = time.perf_counter() - begin
-        events = engine.run_events(run_id)[0]
+        events = engine.runs.events(run_id)[0]
         last = max(e["elapsed"] for e in events if e["kind"] == "step")
         ended = next(e["elapsed"] for e in events if e["kind"] == "result")
     return {

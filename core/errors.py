@@ -7,7 +7,7 @@ the page (`studio/guard.py`), the terminal (`core/cli.py`) each turn it into the
     ├── DataError            a file or row that cannot be read      (file, line, what, how to fix)
     ├── SpecError            a setting outside its limits
     ├── NotFound             an id or name that the workspace does not hold
-    ├── NameRefused          a name or path that cannot be used
+    ├── InvalidName          a name or path that cannot be used
     ├── StorageError         the disk: full, read-only, damaged
     │   └── DiskFull         it takes no more
     ├── BaseModelError       a base model that cannot be loaded or is not supported
@@ -53,7 +53,7 @@ class NotFound(StudioError):
     """An id or a name that the workspace does not hold."""
 
 
-class NameRefused(StudioError):
+class InvalidName(StudioError):
     """A name or a path that cannot be used."""
 
 

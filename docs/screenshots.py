@@ -51,11 +51,11 @@ def free_port() -> int:
 
 def ready(engine: Engine) -> None:
     """Sample data, a domain adapter, and a task adapter on top of it."""
-    engine.base(wait=True)
-    samples.bring(engine)
+    engine.bases.current(wait=True)
+    samples.import_samples(engine)
     for kind in ("domain", "task"):
-        if not any(a.kind == kind for a in engine.adapters()):
-            run = engine.wait_run(engine.start_run(train.suggested(engine, kind)))
+        if not any(a.kind == kind for a in engine.library.adapters()):
+            run = engine.runs.wait(engine.runs.start(train.suggested(engine, kind)))
             if run.error:
                 raise SystemExit(f"the {kind} run ended with: {run.error}")
 
@@ -162,7 +162,7 @@ def voting(page: Page) -> Locator:
 
 def tidy(page: Page) -> None:
     """Leaves no vote and no view behind."""
-    for name in ("Take the vote back", "Leave this view"):
+    for name in ("Take my vote back", "Leave this view"):
         button = page.get_by_role("button", name=name)
         if button.is_visible():
             button.click()

@@ -17,13 +17,13 @@ from core.spec.presets import resolve
 def main(texts: str, pairs: str, prompt: str, base: str = "embedded", steps: int = 0) -> dict[str, str]:
     """Returns the answer of every mix, by the mix's name."""
     with tempfile.TemporaryDirectory() as workspace, Engine(workspace, base) as engine:
-        corpus = engine.import_dataset([texts], "Texts", "domain")
-        examples = engine.import_dataset([pairs], "Pairs", "task")
-        domain = engine.start_run(
+        corpus = engine.datasets.import_files([texts], "Texts", "domain")
+        examples = engine.datasets.import_files([pairs], "Pairs", "task")
+        domain = engine.runs.start(
             resolve("domain", "embedded", {"name": "Domain", "dataset": corpus.id, "max_steps": steps})
         )
-        below = engine.run(domain).adapter  # the id that it will have: the second run queues behind the first
-        task = engine.start_run(
+        below = engine.runs.get(domain).adapter  # the id that it will have: the second run queues behind the first
+        task = engine.runs.start(
             resolve(
                 "task",
                 "embedded",
@@ -31,9 +31,9 @@ def main(texts: str, pairs: str, prompt: str, base: str = "embedded", steps: int
             )
         )
         for run in (domain, task):
-            ended = engine.wait_run(run)
+            ended = engine.runs.wait(run)
             print(f"{ended.name}: {ended.status.value} after {ended.step} steps {ended.error}")
-        frame = engine.stream(prompt, engine.default_mixes(), Sampling(max_new_tokens=40)).last()
+        frame = engine.chat.stream(prompt, engine.library.default_mixes(), Sampling(max_new_tokens=40)).last()
         answers = {c.stamp["mix"]: c.text for c in frame.columns}
         for name, text in answers.items():
             print(f"{name:<14} {text}")

@@ -17,12 +17,12 @@ WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 1.5)
 def main(workspace: str, dataset: str, adapter: str, base: str = "embedded") -> dict[float, float]:
     """Returns weight -> perplexity."""
     with Engine(workspace, base) as engine:
-        engine.base(wait=True)
-        adapter_id = engine.find_adapter(adapter)
+        engine.bases.current(wait=True)
+        adapter_id = engine.library.find_adapter(adapter)
         mixes = [Mix(name=f"{w:+.2f}", weights={adapter_id: w}) for w in WEIGHTS]
-        last = engine.evaluate(mixes, dataset, "test", general=False).last()
+        last = engine.evaluation.measure(mixes, dataset, "test", general=False).last()
         found = {
-            w: row["perplexity"] for w, row in zip(WEIGHTS, engine.report(last.report).rows, strict=True)
+            w: row["perplexity"] for w, row in zip(WEIGHTS, engine.evaluation.report(last.report).rows, strict=True)
         }
         for weight, perplexity in found.items():
             print(f"{weight:+.2f}  {perplexity:10.2f}")

@@ -1,8 +1,8 @@
-"""The studio's page: Gradio Blocks over `core.engine`. Knows pages and browsers; knows nothing of tensors.
+"""The studio's page: Gradio Blocks over `core.engine`.
 
-Imports Gradio once, here, without the part that is for editors: at each import Gradio 6 parses the
-source of every component and writes `.pyi` stubs beside it, half of its import time. It leaves out a
-component that has no source file, and that is what it is told.
+Gradio is first imported here, without its support for editors: on import, Gradio 6 parses the source of
+every component and writes `.pyi` stubs beside it, which takes half of its import time. It skips a component
+whose source file cannot be found, so `inspect.getfile` is patched to find none.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from unittest import mock
 _getfile = inspect.getfile
 
 
-def _hidden(thing: Any) -> str:
+def _hide_components(thing: Any) -> str:
     if isinstance(thing, type) and thing.__module__.startswith("gradio."):
-        raise OSError("components are not described while the studio starts")
+        raise OSError("no stubs for Gradio components")
     return _getfile(thing)
 
 
-with mock.patch.object(inspect, "getfile", _hidden):
+with mock.patch.object(inspect, "getfile", _hide_components):
     import gradio as _  # noqa: F401

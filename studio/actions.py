@@ -1,7 +1,4 @@
-"""What the buttons inside trees do: one word each, carried out here.
-
-Knows the words and which tab they lead to. Knows nothing of who drew the button.
-"""
+"""Runs the actions of buttons in trees. An action is the event data of a click, `{"do": name, ...}`."""
 
 from __future__ import annotations
 
@@ -14,53 +11,53 @@ from studio import samples
 from studio.tabs import train
 
 TABS = ("data", "train", "runs", "mix", "compare", "evaluate", "library", "base")
-Shown = tuple[Any, Any, Any]  # the selected tab, the dataset picker, the run picker
+Updates = tuple[Any, Any, Any]  # of the tabs, the dataset picker and the run picker
 
 
-def act(engine: Engine, event: gr.EventData) -> Shown:
-    """Carries out what a pressed button says.
+def act(engine: Engine, event: gr.EventData) -> Updates:
+    """Runs the action of a pressed button; an unknown action does nothing.
 
     Args:
-        event: its data is `{"do": word, ...}`: tab, sample, train, watch, compare, stop, pause, resume.
+        event: the action: tab, sample, train, watch, compare, stop, pause or resume.
     """
-    said = event._data if isinstance(event._data, dict) else {}
-    word = said.get("do")
-    if word == "tab" and said.get("tab") in TABS:
-        return to(said["tab"])
-    if word == "sample":
-        return sample(engine)
-    if word == "train" and said.get("kind") in ("domain", "task"):
-        engine.base(wait=True)  # what is suggested hangs on it
-        return to("train", run=train.started(engine, train.suggested(engine, said["kind"])))
-    if word == "watch":
-        return to("train", run=_run(engine, str(said.get("run", ""))))
-    if word == "compare":
-        return to("compare")
-    if word == "stop":
-        engine.stop_run(str(said.get("run", "")))
+    action = event._data if isinstance(event._data, dict) else {}
+    name, run_id = action.get("do"), str(action.get("run", ""))
+    if name == "tab" and action.get("tab") in TABS:
+        return open_tab(action["tab"])
+    if name == "sample":
+        return import_samples(engine)
+    if name == "train" and action.get("kind") in ("domain", "task"):
+        engine.bases.current(wait=True)  # the suggested settings depend on it
+        return open_tab("train", run=train.started(engine, train.suggested(engine, action["kind"])))
+    if name == "watch":
+        return open_tab("train", run=_run(engine, run_id))
+    if name == "compare":
+        return open_tab("compare")
+    if name == "stop":
+        engine.runs.stop(run_id)
         return gr.skip(), gr.skip(), gr.skip()
-    if word == "pause":
-        engine.pause_run(str(said.get("run", "")))
+    if name == "pause":
+        engine.runs.pause(run_id)
         return gr.skip(), gr.skip(), gr.skip()
-    if word == "resume":
-        engine.resume_run(str(said.get("run", "")))
-        return to("train", run=_run(engine, str(said.get("run", ""))))
+    if name == "resume":
+        engine.runs.resume(run_id)
+        return open_tab("train", run=_run(engine, run_id))
     return gr.skip(), gr.skip(), gr.skip()
 
 
-def to(tab: str, dataset: Any = None, run: Any = None) -> Shown:
-    """Selects a tab, with a dataset or a run chosen on it."""
+def open_tab(tab: str, dataset: Any = None, run: Any = None) -> Updates:
+    """Opens a tab, and selects a dataset or a run on it."""
     return gr.Tabs(selected=tab), gr.skip() if dataset is None else dataset, gr.skip() if run is None else run
 
 
-def sample(engine: Engine) -> Shown:
-    """Imports the sample data and shows it."""
-    samples.bring(engine)
-    sets = list(reversed(engine.datasets()))
+def import_samples(engine: Engine) -> Updates:
+    """Imports the sample data and opens it."""
+    samples.import_samples(engine)
+    sets = list(reversed(engine.datasets.list()))
     first = next((d.id for d in sets if d.name == samples.NAMES["domain"]), None)
-    return to("data", dataset=gr.update(choices=[(d.name, d.id) for d in sets], value=first))
+    return open_tab("data", dataset=gr.update(choices=[(d.name, d.id) for d in sets], value=first))
 
 
 def _run(engine: Engine, run_id: str) -> Any:
-    engine.run(run_id)  # an address may name a run that is gone: the error says so
-    return gr.update(choices=train.run_choices(engine.runs()), value=run_id)
+    engine.runs.get(run_id)  # raises NotFound when the URL names a run that was deleted
+    return gr.update(choices=train.run_choices(engine.runs.list()), value=run_id)

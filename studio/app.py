@@ -48,22 +48,22 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Tab("Base", id="base"):
                 base_tab = base.build()
 
-        moved, mixed = events.Together(), events.Together()
+        library_changed, mix_changed = events.EventGroup(), events.EventGroup()
         mix.arrive(mix_tab, engine, page, tabs)
-        data.wire(data_tab, engine, moved)
-        train.wire(train_tab, engine, moved)
-        runs.wire(runs_tab, engine, moved, train_tab, tabs)
-        mix.wire(mix_tab, engine, moved, mixed)
-        analysis.wire(insight_tab, engine, moved, mixed, mix_tab)
-        compare.wire(compare_tab, engine, moved, mixed, mix_tab.mixer)
-        evaluate.wire(evaluate_tab, engine, moved, mixed, mix_tab.mixer)
-        library.wire(library_tab, engine, moved)
-        base.wire(base_tab, engine, moved)
+        data.wire(data_tab, engine, library_changed)
+        train.wire(train_tab, engine, library_changed)
+        runs.wire(runs_tab, engine, library_changed, train_tab, tabs)
+        mix.wire(mix_tab, engine, library_changed, mix_changed)
+        analysis.wire(insight_tab, engine, library_changed, mix_changed, mix_tab)
+        compare.wire(compare_tab, engine, library_changed, mix_changed, mix_tab.mixer)
+        evaluate.wire(evaluate_tab, engine, library_changed, mix_changed, mix_tab.mixer)
+        library.wire(library_tab, engine, library_changed)
+        base.wire(base_tab, engine, library_changed)
         sample, prompts = gr.Textbox(visible=False), [mix_tab.prompt, compare_tab.prompt]
-        moved.add(samples.question, None, [sample])
-        moved.then(SUGGEST, [*prompts, sample], prompts)
-        moved.wire(top.moved, engine)
-        mixed.wire(mix_tab.mixer.mixed, engine)
+        library_changed.add(samples.suggest_question, None, [sample])
+        library_changed.then(SUGGEST, [*prompts, sample], prompts)
+        library_changed.wire(top.library_change, engine)
+        mix_changed.wire(mix_tab.mixer.mix_change, engine)
         shown = [tabs, data_tab.picker, train_tab.picker]
         for view in (
             top,
@@ -74,7 +74,7 @@ def build(engine: Engine) -> gr.Blocks:
             mix_tab.mixer,
             library_tab.shelf,
         ):
-            events.look_again(events.on(view.act, engine, act, None, shown))
+            events.refresh_after(events.bind(view.act, engine, act, None, shown))
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
 
 
@@ -123,7 +123,7 @@ def serve(
             share=share,
             inbrowser=open_browser,
             prevent_thread_lock=not block,
-            app_kwargs={"routes": routes(engine), "middleware": security.gates(names, space)},
+            app_kwargs={"routes": routes(engine), "middleware": security.middleware(names, space)},
             ssr_mode=False,
             run_history=False,
             enable_monitoring=False,

@@ -1,6 +1,6 @@
-"""The door between handlers and the page: every error becomes one toast, here and nowhere else.
+"""Binds handlers to Gradio's events and turns their errors into toasts, in one place.
 
-Knows how an error is told to a person. Knows nothing of what the handlers do.
+A handler is a plain function `(engine, *values)` that tests call without a browser.
 """
 
 from __future__ import annotations
@@ -18,81 +18,90 @@ import gradio as gr
 from core.errors import StudioError
 
 logger = logging.getLogger(__name__)
-UNEXPECTED = (
-    "Something went wrong inside the studio. Nothing was lost; the log of the studio has the details."
-)
+TITLE = "That did not work"
+UNEXPECTED = "Something went wrong inside the studio. Your files are safe; the studio's log has the details."
 
 
-def sentence(error: BaseException) -> str:
-    """What a person is told: what happened and what to do."""
+def user_message(error: BaseException) -> str:
+    """What a user reads about an error: what happened and what to do, or no details if it was unexpected."""
     return f"{error.what} {error.fix}".strip() if isinstance(error, StudioError) else UNEXPECTED
 
 
-def plain(text: str) -> str:
-    """A text for a toast, which is drawn as markup."""
+def escape_markup(text: str) -> str:
+    """Escapes a text for a toast, because Gradio renders toasts as HTML."""
     return html.escape(text)
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _convert_errors(name: str) -> Iterator[None]:
     try:
         yield
     except gr.Error:
         raise
     except StudioError as e:
-        # A toast is drawn as markup, and the sentence may quote a file: it is escaped here, once.
-        raise gr.Error(plain(sentence(e)), title="Not done", print_exception=False) from e
+        # The message may quote a file, so it is escaped here, once.
+        raise gr.Error(escape_markup(user_message(e)), title=TITLE, print_exception=False) from e
     except Exception as e:
         logger.exception("The handler %s failed", name)
-        raise gr.Error(UNEXPECTED, title="Not done", print_exception=False) from e
+        raise gr.Error(UNEXPECTED, title=TITLE, print_exception=False) from e
 
 
-def door(fn: Callable[..., Any], engine: Any) -> Callable[..., Any]:
-    """Binds a handler's first argument to the engine and turns its errors into toasts.
+def handler(fn: Callable[..., Any], engine: Any) -> Callable[..., Any]:
+    """Makes a Gradio handler of a plain one: binds its first argument and turns its errors into toasts.
 
     Args:
-        fn: a plain function or generator function `(engine, *values)`.
-        engine: what it is given first.
+        fn: a function or generator function `(engine, *values)`.
+        engine: the first argument of `fn`.
+
+    Returns:
+        a function `(*values)` with the rest of the signature of `fn`, which Gradio inspects.
     """
     if inspect.isgeneratorfunction(fn):
 
         @functools.wraps(fn)
-        def opened(*values: Any) -> Any:
-            with _told(fn.__name__):
+        def call(*values: Any) -> Any:
+            with _convert_errors(fn.__name__):
                 yield from fn(engine, *values)
     else:
 
         @functools.wraps(fn)
-        def opened(*values: Any) -> Any:
-            with _told(fn.__name__):
+        def call(*values: Any) -> Any:
+            with _convert_errors(fn.__name__):
                 return fn(engine, *values)
 
-    own = inspect.signature(fn)
-    opened.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
-    return opened
+    signature = inspect.signature(fn)
+    call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    return call
 
 
-def asked(fn: Callable[..., Any], engine: Any) -> Callable[[Any], dict[str, Any]]:
-    """The same for functions that the page's own JavaScript calls: an error is `{"error": sentence}`."""
+def server_function(fn: Callable[..., Any], engine: Any) -> Callable[[Any], dict[str, Any]]:
+    """Makes a function that the page's JavaScript calls as `server.<name>(request)`.
+
+    Args:
+        fn: a function `(engine, request)`, where the request is a dict, and so is the response.
+        engine: the first argument of `fn`.
+
+    Returns:
+        a function of the request alone; for an error its response is `{"error": message}`.
+    """
 
     @functools.wraps(fn)
-    def answered(question: Any = None) -> dict[str, Any]:
+    def respond(request: Any = None) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = fn(engine, question if isinstance(question, dict) else {})
-            return found
+            response: dict[str, Any] = fn(engine, request if isinstance(request, dict) else {})
+            return response
         except StudioError as e:
-            return {"error": sentence(e)}
+            return {"error": user_message(e)}
         except Exception:
             logger.exception("The server function %s failed", fn.__name__)
             return {"error": UNEXPECTED}
 
-    answered.__signature__ = inspect.Signature(
-        [inspect.Parameter("question", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)]
-    )  # type: ignore[attr-defined]
-    return answered
+    parameter = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
+    respond.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]
+    return respond
 
 
-def on(
+def bind(
     trigger: Callable[..., Any],
     engine: Any,
     fn: Callable[..., Any],
@@ -100,75 +109,89 @@ def on(
     outputs: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Wires one event: through the door, and not offered as an endpoint to strangers."""
+    """Binds a handler to an event. It is private: not listed as an API endpoint and not callable as one."""
     kwargs.setdefault("show_progress", "hidden")
-    return trigger(door(fn, engine), inputs, outputs, api_visibility="private", **kwargs)
+    return trigger(handler(fn, engine), inputs, outputs, api_visibility="private", **kwargs)
 
 
-def follow(
+def bind_sequential(
     trigger: Callable[..., Any], engine: Any, fn: Callable[..., Any], inputs: Any = None, outputs: Any = None
 ) -> Any:
-    """Wires what follows from an event, as others may do from the same: each time it is answered, one answer after the other.
+    """Binds a handler to an event that has several handlers: it runs every time, one run after the other.
 
-    Gradio's "once" would drop a change that comes during an answer. Its "always_last", which is what `.change` gets
-    unless told otherwise, is for events with one listener: gradio 6.31 fires the whole event again, and two listeners
-    that overlap keep each other going for ever.
+    Gradio's trigger mode "once" would drop a change that comes while the handler runs. Its "always_last",
+    the default of `.change`, is for events with one handler: Gradio 6.31 fires the whole event again after
+    a run, so two handlers that overlap would trigger each other for ever.
     """
-    return on(trigger, engine, fn, inputs, outputs, trigger_mode="multiple", concurrency_limit=1)
+    return bind(trigger, engine, fn, inputs, outputs, trigger_mode="multiple", concurrency_limit=1)
 
 
-class Together:
-    """Handlers of many tabs that follow from the same event, asked in one question.
+class EventGroup:
+    """Handlers of many tabs that react to the same event, bound as one Gradio event.
 
-    Whenever an event begins, goes on or ends, Gradio's client (6.31) goes through every component that any event has
-    touched: a tenth of a second for each event on a small machine. So a dozen lists are one event, not a dozen.
+    Whenever an event starts, yields or ends, Gradio's client (6.31) visits every component that any event
+    has touched, which takes a tenth of a second per event on a small machine. A dozen lists that reload
+    together are therefore one event, not a dozen.
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Callable[..., Any], Any, list[Any]]] = []
+        self._handlers: list[tuple[Callable[..., Any], Any, list[Any]]] = []
         self._after: list[tuple[Callable[..., Any] | str, Any, Any]] = []
 
     def add(self, fn: Callable[..., Any], inputs: Any = None, outputs: Sequence[Any] = ()) -> None:
-        """One more handler: a plain function, whose `inputs` are a list (values) or a set (one dict of them), as for Gradio's events."""
-        self._parts.append((fn, inputs or [], list(outputs)))
+        """Adds a handler.
+
+        Args:
+            fn: a plain handler.
+            inputs: a list (`fn` gets values) or a set (`fn` gets one dict of them), as for Gradio's events.
+            outputs: components; `fn` may also return a dict of components, with only those that change.
+        """
+        self._handlers.append((fn, inputs or [], list(outputs)))
 
     def then(self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None) -> None:
-        """A handler, or a function of JavaScript, that is asked when the answers of all those of `add` are on the page."""
+        """Adds a handler, or JavaScript source, that runs after those of `add` have updated the page."""
         self._after.append((fn, inputs, outputs))
 
     def wire(self, trigger: Any, engine: Any) -> None:
-        """Connects them to the event, once all of them are added."""
-        inputs = {c for _, taken, _ in self._parts for c in taken}
-        outputs = list(dict.fromkeys(c for *_, shown in self._parts for c in shown))
-        event = follow(trigger, engine, self._answer, inputs, outputs)
-        for fn, taken, shown in self._after:
+        """Binds the group to an event, once every handler is added."""
+        inputs = {c for _, sources, _ in self._handlers for c in sources}
+        outputs = list(dict.fromkeys(c for *_, targets in self._handlers for c in targets))
+        event = bind_sequential(trigger, engine, self._run, inputs, outputs)
+        for fn, sources, targets in self._after:
             if isinstance(fn, str):
-                event.then(None, taken, shown, js=fn, api_visibility="private")
+                event.then(None, sources, targets, js=fn, api_visibility="private")
             else:
-                follow(event.then, engine, fn, taken, shown)
+                bind_sequential(event.then, engine, fn, sources, targets)
 
-    def _answer(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Every handler's answer; one that fails is told, and keeps none of the others from being shown."""
-        out: dict[Any, Any] = {}
-        for fn, taken, shown in self._parts:
-            given = [{c: values[c] for c in taken}] if isinstance(taken, set) else [values[c] for c in taken]
+    def _run(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""
+        updates: dict[Any, Any] = {}
+        for fn, sources, targets in self._handlers:
+            if isinstance(sources, set):
+                arguments: list[Any] = [{c: values[c] for c in sources}]
+            else:
+                arguments = [values[c] for c in sources]
             try:
-                said = door(fn, engine)(*given)
+                result = handler(fn, engine)(*arguments)
             except gr.Error as e:
                 gr.Warning(e.message, title=e.title)
                 continue
-            by_component = (
-                isinstance(said, dict) and bool(said) and all(isinstance(k, gr.blocks.Block) for k in said)
-            )
-            out.update(said if by_component else zip(shown, said if len(shown) > 1 else [said], strict=True))
-        return out
+            updates.update(_by_component(result, targets))
+        return updates
+
+
+def _by_component(result: Any, targets: list[Any]) -> dict[Any, Any]:
+    """A handler's result as a dict of components; it may be one already, a tuple or a single value."""
+    if isinstance(result, dict) and result and all(isinstance(k, gr.blocks.Block) for k in result):
+        return result
+    return dict(zip(targets, result if len(targets) > 1 else [result], strict=True))
 
 
 def any_of(triggers: Iterable[Any]) -> Callable[..., Any]:
-    """Several triggers as one, for `on`."""
+    """Several triggers as one, for `bind`."""
     return functools.partial(gr.on, list(triggers))
 
 
-def look_again(event: Any) -> None:
-    """After an event that changed something: the top of the page asks at once how things stand."""
-    event.then(fn=None, js="() => window.studio.poke()", api_visibility="private")
+def refresh_after(event: Any) -> None:
+    """Makes the page poll the studio's state as soon as an event is done, instead of at the next tick."""
+    event.then(fn=None, js="() => window.studio.refresh()", api_visibility="private")

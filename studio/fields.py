@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from core.errors import SpecError
-from core.spec.settings import label_of, plain
+from core.spec.settings import format_number, label_of
 
 Fields = dict[str, gr.components.Component]
 
@@ -56,7 +56,7 @@ def _component(
         return gr.Checkbox(value, label=label, info=meta["help"])
     if kind in ("int", "float"):
         low, high = meta["low"], meta["high"]
-        help = f"{meta['help']} ({plain(low)} to {plain(high)})"
+        help = f"{meta['help']} ({format_number(low)} to {format_number(high)})"
         return gr.Number(
             value,
             label=label,
@@ -67,7 +67,7 @@ def _component(
             step=1 if kind == "int" else _step(value),
         )
     if kind.startswith("tuple"):
-        return gr.Textbox(shown(value), label=label, info=f"{meta['help']} One per line.", lines=2)
+        return gr.Textbox(to_component(value), label=label, info=f"{meta['help']} One per line.", lines=2)
     return gr.Textbox(value, label=label, info=meta["help"])
 
 
@@ -75,7 +75,7 @@ def _step(value: float) -> float:
     return 10.0 ** math.floor(math.log10(value)) if value > 0 else 0.05
 
 
-def shown(value: Any) -> Any:
+def to_component(value: Any) -> Any:
     """A field's value as its component shows it."""
     return "\n".join(value) if isinstance(value, (tuple, list)) else value
 
@@ -95,7 +95,7 @@ def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
         elif str(f.type) in ("int", "float") and value is None:
             raise SpecError(
                 f"{label_of(f)} is empty.",
-                f"Give a number from {plain(f.metadata['low'])} to {plain(f.metadata['high'])}.",
+                f"Give a number from {format_number(f.metadata['low'])} to {format_number(f.metadata['high'])}.",
             )
         else:
             out[name] = "" if value is None else value
@@ -113,6 +113,6 @@ def picker(
     return gr.Dropdown(choices or [], value=value, label=label, allow_custom_value=True, **more)
 
 
-def offer(choices: list[tuple[str, str]], value: Any, present: Any, **more: Any) -> Any:
+def update_choices(choices: list[tuple[str, str]], value: Any, present: Any, **more: Any) -> Any:
     """An update of a dropdown's choices. A value that is there already is not sent: someone may be changing it right now."""
     return gr.update(choices=choices, **({} if value == present else {"value": value}), **more)

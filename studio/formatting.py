@@ -12,14 +12,14 @@ from typing import Any
 NONE = "–"
 
 
-def number(value: Any, digits: int = 2) -> str:
+def format_number(value: Any, digits: int = 2) -> str:
     """A number for people: thousands separated, `digits` after the point, a dash where there is none."""
     if value is None or isinstance(value, (str, bool)) or not math.isfinite(value):
         return NONE
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
 
-def percent(value: Any) -> str:
+def format_percent(value: Any) -> str:
     """A share as a percentage."""
     return (
         NONE
@@ -28,7 +28,7 @@ def percent(value: Any) -> str:
     )
 
 
-def short(count: int) -> str:
+def format_count(count: int) -> str:
     """A large count in three digits: 1.2 M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
@@ -36,7 +36,7 @@ def short(count: int) -> str:
     return str(count)
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in the largest unit that leaves a number above one."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -45,7 +45,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def duration(seconds: Any) -> str:
+def format_duration(seconds: Any) -> str:
     """Seconds as people say them: 42 s, 3 min 5 s, 2 h 10 min."""
     if seconds is None or isinstance(seconds, str) or not math.isfinite(seconds):
         return NONE
@@ -57,12 +57,12 @@ def duration(seconds: Any) -> str:
     )
 
 
-def when(unix_seconds: float) -> str:
+def format_time(unix_seconds: float) -> str:
     """A moment on this machine's clock."""
     return time.strftime("%d %b %Y, %H:%M", time.localtime(unix_seconds))
 
 
-def base(name: str) -> str:
+def format_base(name: str) -> str:
     """A base model as people call it: a Hub id as it is, a folder by its last part."""
     return (
         name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
@@ -71,7 +71,7 @@ def base(name: str) -> str:
     )
 
 
-def weights(named: Mapping[str, float]) -> str:
+def format_mix(named: Mapping[str, float]) -> str:
     """A mix as a formula: `base + 1.00 · Kitchen`."""
     parts = [f"{'+' if w >= 0 else '−'} {abs(w):.2f} · {name}" for name, w in named.items() if w]
     return " ".join(["base", *parts])
@@ -80,7 +80,7 @@ def weights(named: Mapping[str, float]) -> str:
 WORD = re.compile(r"\s+|[^\s]+")
 
 
-def differing(reference: str, text: str) -> list[tuple[str, bool]]:
+def diff_words(reference: str, text: str) -> list[tuple[str, bool]]:
     """Cuts `text` into runs of words, each with whether it differs from `reference`.
 
     Args:
@@ -109,6 +109,6 @@ def differing(reference: str, text: str) -> list[tuple[str, bool]]:
     return pieces
 
 
-def markdown_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text for a Markdown file: every character that Markdown or HTML would read as a mark is escaped."""
     return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~&])", r"\\\1", text)

@@ -12,30 +12,30 @@ NAMES = {"questions": "Sample held-out questions", "task": "Sample task", "domai
 KINDS = {"questions": "task", "task": "task", "domain": "domain"}
 
 
-def bring(engine: Engine) -> list[str]:
+def import_samples(engine: Engine) -> list[str]:
     """Imports the sample domain, the task and the held-out questions; what is already here is not imported twice.
 
     Returns:
         the ids of the new datasets.
     """
-    here = {d.name for d in engine.datasets()}
-    given = engine.samples()
+    here = {d.name for d in engine.datasets.list()}
+    given = engine.samples
     files = {"questions": [given.questions_file], "task": [given.task], "domain": given.domain}
     return [
-        engine.import_dataset(files[part], name, kind=KINDS[part]).id
+        engine.datasets.import_files(files[part], name, kind=KINDS[part]).id
         for part, name in NAMES.items()
         if name not in here
     ]
 
 
-def held_out(engine: Engine) -> str:
+def find_held_out(engine: Engine) -> str:
     """The id of the held-out questions' dataset, or nothing."""
-    return next((d.id for d in engine.datasets() if d.name == NAMES["questions"]), "")
+    return next((d.id for d in engine.datasets.list() if d.name == NAMES["questions"]), "")
 
 
-def question(engine: Engine) -> str:
+def suggest_question(engine: Engine) -> str:
     """A held-out question of the sample domain, once the sample data is here; else nothing."""
-    if not held_out(engine):
+    if not find_held_out(engine):
         return ""
-    first = engine.samples().questions()
+    first = engine.samples.questions()
     return str(first[0]["messages"][-2]["content"]) if first else ""

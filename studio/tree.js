@@ -78,7 +78,7 @@ window.studio = (() => {
   function remembered() {
     try { return localStorage.getItem("studio-theme"); } catch { return null; }
   }
-  const poke = () => window.dispatchEvent(new Event("studio:poke"));
+  const refresh = () => window.dispatchEvent(new Event("studio:refresh"));
 
 
   // The view for a projector: the prompt, the sliders and the answer in big type, and nothing else.
@@ -107,7 +107,7 @@ window.studio = (() => {
     setTimeout(() => note.remove(), 2500);
   }
 
-  return { make, draw, view, acts, hidden, colour, plotly, onTheme, theme, remembered, poke, present, share };
+  return { make, draw, view, acts, hidden, colour, plotly, onTheme, theme, remembered, refresh, present, share };
 })();
 // A text that the browser keeps as a file.
 window.studio.save = (name, text) => {

@@ -96,7 +96,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def held(engine: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Answers that wait after every frame until the event is set: they do not end before they are stopped, however slow their reader is."""
-    goes_on, write = threading.Event(), engine.answers._frames
+    goes_on, write = threading.Event(), engine.chat._frames
 
     def waiting(*asked: Any) -> Iterator[Any]:
         for frame in write(*asked):

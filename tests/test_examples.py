@@ -29,7 +29,7 @@ def test_weight_sweep_measures_every_weight(tiny_base: Path, tmp_path: Path, cor
     from core.spec.presets import resolve
 
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
-        data = engine.import_dataset([corpus], "Corpus", "domain").id
+        data = engine.datasets.import_files([corpus], "Corpus", "domain").id
         fast = {
             "name": "Dom",
             "dataset": data,
@@ -38,7 +38,7 @@ def test_weight_sweep_measures_every_weight(tiny_base: Path, tmp_path: Path, cor
             "max_length": 48,
             "accumulation": 1,
         }
-        engine.wait_run(engine.start_run(resolve("domain", "standard", fast)))
+        engine.runs.wait(engine.runs.start(resolve("domain", "standard", fast)))
     found = weight_sweep.main(str(tmp_path / "ws"), data, "Dom", base=str(tiny_base))
     assert list(found) == [-0.5, 0.0, 0.5, 1.0, 1.5]
     assert found[1.0] < found[0.5] < found[0.0] < found[-0.5]

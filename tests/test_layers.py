@@ -22,7 +22,7 @@ HOMES = {
     r"^\s*(import|from) (threading|queue)\b": ("core/engine/worker.py", "core/store/event_log.py"),
     r"\bos\.environ\b": ("launch.py", "core/cli/main.py", "core/train/launcher.py"),
     r"logging\.basicConfig": ("launch.py", "core/cli/main.py", "core/train/job.py"),
-    r"\bsignal\.signal\b": ("launch.py", "core/cli/main.py"),
+    r"\bsignal\.signal\b": ("core/train/signals.py",),
     r"\"(q_proj|c_attn|gate_proj)\"": ("core/model/families.py",),
     r"-100\b": ("core/data/encoding.py",),
 }

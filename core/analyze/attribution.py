@@ -1,8 +1,10 @@
-"""Which adapter made which word of an answer likelier.
+"""Attributes an answer to the adapters of a mix, token by token.
 
-For every token of an answer: how much log-probability it loses when one adapter is taken out of the
-mix (leave one out), and what the base alone gives it. One forward, one row a variant of the mix.
-Knows a resident base and prompts; knows no pages. Letters: V variants, T tokens of the answer.
+For every token of the answer: the log-probability that it loses when one adapter is left out of the mix, and
+its log-probability under the base alone. All variants of the mix are rows of one forward. (Leave-one-out
+attribution, as in Li, Monroe and Jurafsky 2016, arXiv 1612.08220.)
+
+Letters: N variants of the mix, T tokens of the answer.
 """
 
 from __future__ import annotations
@@ -14,20 +16,20 @@ from typing import Any
 import torch
 
 from core.errors import SpecError
-from core.evaluate.measure import Progress
-from core.model.decoding import continued
-from core.model.generate import encode_prompt, generate, speaking
+from core.model.decoding import answer_logits
+from core.model.generate import encode_prompt, generate, inference_mode_for
 from core.model.resident import Resident
+from core.progress import Progress
 from core.spec.mix import Mix, Sampling
 
 
 @dataclass(frozen=True)
-class Contribution:
-    """Token by token, what each part of a mix did for an answer.
+class Attribution:
+    """The effect of each adapter of a mix on each token of an answer.
 
     Attributes:
-        tokens: pieces of text; joined they are the answer.
-        full, base: log-probability of each token in nats under the mix, and under the base alone.
+        tokens: texts that join to the answer.
+        full: log-probability of each token under the mix, in nats. base: under the base alone.
         without: adapter id to the log-probabilities under the mix without that adapter.
     """
 
@@ -39,135 +41,139 @@ class Contribution:
 
     @property
     def answer(self) -> str:
+        """The answer's text."""
         return "".join(self.tokens)
 
     @property
     def by_adapter(self) -> dict[str, tuple[float, ...]]:
-        """Adapter id to the nats that it added to each token; negative where it made the token less likely."""
+        """Adapter id to the nats that it adds to each token; negative where it makes the token less likely."""
         return {
             a: tuple(f - w for f, w in zip(self.full, without, strict=True))
             for a, without in self.without.items()
         }
 
     @property
-    def together(self) -> tuple[float, ...]:
-        """What all adapters together added to each token over the base. No sum of `by_adapter`: adapters act on each other."""
+    def joint(self) -> tuple[float, ...]:
+        """Nats that all adapters jointly add to each token; not the sum of `by_adapter`, since adapters interact."""
         return tuple(f - b for f, b in zip(self.full, self.base, strict=True))
 
-    def reading(self, names: Mapping[str, str] | None = None) -> str:
-        """Who did what, in plain sentences.
+    def summary(self, names: Mapping[str, str] | None = None) -> str:
+        """The effect of the mix, and of each adapter with the token that it changes most.
 
         Args:
-            names: adapter id to display name; ids are shown where there is none.
+            names: adapter id to display name; ids are shown for missing names.
         """
         if not self.without:
-            return "The base answers alone: no adapter is in this mix."
-        said = [
-            f"Over the base, the mix adds {sum(self.together):+.2f} nats to the {len(self.tokens)} tokens of this answer."
+            return "The base answers alone: this mix has no adapters."
+        sentences = [
+            f"The mix adds {sum(self.joint):+.2f} nats to the {len(self.tokens)} tokens of this answer, "
+            "compared with the base."
         ]
         for adapter, nats in self.by_adapter.items():
+            name = (names or {}).get(adapter, adapter)
             top = max(range(len(nats)), key=lambda i: abs(nats[i]))
-            said.append(
-                f"{(names or {}).get(adapter, adapter)} adds {sum(nats):+.2f}, most at {self.tokens[top].strip()!r} ({nats[top]:+.2f})."
+            sentences.append(
+                f"{name} adds {sum(nats):+.2f}, most of it at {self.tokens[top].strip()!r} ({nats[top]:+.2f})."
             )
-        return " ".join(said)
+        return " ".join(sentences)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with what the page paints included."""
+        """Plain JSON values, including the derived ones."""
         return {
             **asdict(self),
             "by_adapter": self.by_adapter,
-            "together": self.together,
+            "joint": self.joint,
             "answer": self.answer,
         }
 
 
 @dataclass(frozen=True)
-class Attributing(Progress):
-    """Progress of an attribution; the last one has the result."""
+class AttributionProgress(Progress):
+    """Progress of an attribution; the last one holds the result."""
 
-    contribution: Contribution | None = None
+    attribution: Attribution | None = None
 
 
-def contribute(
+def attribute_answer(
     resident: Resident,
     prompt: str | Sequence[dict[str, str]],
     mix: Mix,
     answer: str = "",
     sampling: Sampling | None = None,
     chat: bool = True,
-) -> Iterator[Attributing]:
+) -> Iterator[AttributionProgress]:
     """Attributes an answer to the adapters of a mix.
 
-    Log-probabilities are the model's own, at temperature 1, however the answer was drawn. An adapter
-    that is still in training is heard as it is at that moment.
+    Log-probabilities are the model's own, at temperature 1, however the answer was sampled. An adapter in
+    training is used in its current state.
 
     Args:
         prompt: a text, or chat messages.
-        answer: what is attributed; where it is empty, the mix writes it first.
-        sampling: how the mix writes.
-        chat: render with the chat template; otherwise the text is simply continued.
+        answer: the text to attribute; "" lets the mix generate it first.
+        sampling: how the mix generates the answer.
+        chat: render the prompt with the chat template; otherwise it is continued as plain text.
 
     Yields:
-        An Attributing after every step of writing, and one after the one forward that attributes.
+        An AttributionProgress after every generated token, and a last one with the result.
 
     Raises:
-        SpecError: an empty prompt or answer, or too long for the base. NotFound, AdapterError.
+        SpecError: the prompt or the answer is empty, or too long for the base.
+        NotFound, AdapterError: an adapter cannot be loaded.
     """
     tokenizer = resident.base.tokenizer
-    drawn = sampling or Sampling()
+    sampling = sampling or Sampling()
     if answer:
         ids = list(tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         prefix = encode_prompt(resident, prompt, chat, len(ids))
     else:
-        prefix = encode_prompt(resident, prompt, chat, drawn.max_new_tokens)
+        prefix = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
         ids = []
-        for writers in generate(resident, [prefix], [mix], [drawn]):
-            ids = writers[0].ids
-            yield Attributing(len(ids), drawn.max_new_tokens + 1, "Writing the answer")
+        for states in generate(resident, [prefix], [mix], [sampling]):
+            ids = states[0].ids
+            yield AttributionProgress(len(ids), sampling.max_new_tokens + 1, "Generating the answer")
     if not ids:
-        raise SpecError("The answer is empty.", "Give an answer, or another prompt.")
-    variants = [
-        mix,
-        Mix(),
-        *(replace(mix, weights={a: w for a, w in mix.weights.items() if a != left}) for left in mix.weights),
-    ]
-    resident.ensure(variants)
-    with speaking(resident, resident.rows(variants)):
-        nats = _likelihoods(resident, prefix, ids, len(variants)).tolist()
+        raise SpecError("The answer is empty.", "Give an answer, or change the prompt.")
+    variants = [mix, Mix(), *(_remove_adapter(mix, a) for a in mix.weights)]
+    resident.load_adapters(variants)
+    with inference_mode_for(resident, resident.rows(variants)):
+        nats = _compute_log_probabilities(resident, prefix, ids, len(variants)).tolist()
     full, base, *without = (tuple(row) for row in nats)
-    found = Contribution(
-        dict(mix.weights),
-        tuple(pieces(tokenizer, ids)),
-        full,
-        base,
-        dict(zip(mix.weights, without, strict=True)),
+    attribution = Attribution(
+        mix=dict(mix.weights),
+        tokens=tuple(decode_tokens(tokenizer, ids)),
+        full=full,
+        base=base,
+        without=dict(zip(mix.weights, without, strict=True)),
     )
-    yield Attributing(1, 1, "Done", contribution=found)
+    yield AttributionProgress(1, 1, "Done", attribution=attribution)
 
 
-def _likelihoods(
+def _remove_adapter(mix: Mix, adapter_id: str) -> Mix:
+    return replace(mix, weights={a: w for a, w in mix.weights.items() if a != adapter_id})
+
+
+def _compute_log_probabilities(
     resident: Resident, prefix: Sequence[int], ids: Sequence[int], variants: int
 ) -> torch.Tensor:
-    """Log-probabilities of an answer's tokens after a prompt, in every row of the engaged batch: (V, T)."""
-    logits = continued(resident.base, prefix, ids, variants)
-    said = torch.tensor(list(ids), device=logits.device).expand(variants, -1)
-    return logits.float().log_softmax(-1).gather(-1, said[..., None])[..., 0]
+    """(N, T) log-probabilities of an answer's tokens after a prompt, in every row of the active batch."""
+    logits = answer_logits(resident.base, prefix, ids, variants)
+    targets = torch.tensor(list(ids), device=logits.device).expand(variants, -1)
+    return logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token, such that they join to the text of all.
+def decode_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token; joined, the texts equal the text of all tokens.
 
-    A character that several tokens spell belongs to the last of them; the others are empty.
+    A character that several tokens encode belongs to the last of them; the texts of the others are empty.
     """
     whole = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    made: list[str] = []
-    shown = 0
+    texts: list[str] = []
+    start = 0
     for i in range(1, len(ids) + 1):
         text = whole if i == len(ids) else tokenizer.decode(list(ids[:i]), clean_up_tokenization_spaces=False)
         end = len(text)
-        while end > shown and text[:end] != whole[:end]:  # the beginning of a character that is not whole yet
+        while end > start and text[:end] != whole[:end]:  # the last character is incomplete
             end -= 1
-        made.append(whole[shown : max(end, shown)])
-        shown = max(end, shown)
-    return made
+        texts.append(whole[start : max(end, start)])
+        start = max(end, start)
+    return texts

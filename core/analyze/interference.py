@@ -1,485 +1,320 @@
-"""How adapters get on with each other: in their weights, and on real text.
+"""Compares the adapters of a mix by their weights.
 
-Knows a resident base and a mix of adapters that hang on it. Knows no workspace and no pages. Python
-generators that yield between steps, so that training and chatting go on beside them.
-
-Two sides, because neither says it all. *Weights* (`meet`) compare updates, module by module: the cosine
-tells whether they add up or cancel, the overlap of spaces whether they read and write the same places,
-next to what chance would give. *Text* (`listen`) runs prompts through the base, each part alone and the
-mix, in one batch, and tells how far apart they speak and how large each part's contribution is.
+The cosine of two updates tells whether they add up or cancel; the overlap of their column and row spaces
+tells whether they write to and read from the same directions, next to the overlap that unrelated updates
+would show. The effect on text is measured in `core.analyze.output_comparison`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from core.errors import NotFound, SpecError
-from core.model.decoding import listened
-from core.model.deltas import depth_of, layer_of, layers_of, resident_updates, short, weight_in
-from core.model.generate import speaking
-from core.model.low_rank import Pair, Spectrum, chance_cosine, chance_overlap, inner, ratio, spaces, spectrum
+from core.model.deltas import count_layers, layer_index, read_deltas, short_name, weight_at
+from core.model.low_rank import (
+    SVD,
+    Factors,
+    chance_cosine,
+    chance_overlap,
+    inner_product,
+    ratio,
+    space_overlaps,
+    svd,
+)
 from core.model.resident import Resident
-from core.model.scoring import divergence
 from core.progress import Progress
 from core.spec.mix import Mix
 from core.store import adapters
 
-# Two updates of one size with cosine c add up to 1 + c times the energy that orthogonal ones would: at 0.1 that is a tenth more, or less.
-ALIKE = 0.1
-CROWDED = 3.0  # an overlap of spaces is told when it is this many times what chance gives,
-CROWDED_LEAST = 0.1  # and at least this
-UNEQUAL = 3.0  # norms are told when one is this many times the other
-CLOSE = 0.25  # a mix speaks like a part when it is this much nearer to it than to the other, in nats
-SILENT = 0.001  # nats a token below which a mix hardly changes the base
+# Two updates of equal norm with cosine c have a sum of 1 + c times the energy of an orthogonal pair: 0.1 is a
+# tenth more or less.
+COSINE_MIN = 0.1
+OVERLAP_FACTOR = 3.0  # an overlap is reported when it is at least this many times the chance level
+OVERLAP_MIN = 0.1  # and at least this large
+NORM_FACTOR = 3.0  # a difference in size is reported when one norm is at least this many times the other
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """How two updates meet in a module, in a layer (`module` is "") or in all (`layer` is -1 too).
+class Overlap:
+    """How two updates relate in one module, in a layer (`module` is ""), or overall (`layer` is -1 too).
 
     Attributes:
-        cosine: of the updates as they are weighted in the mix; over several modules, of all of them as one long vector.
-        columns, rows: overlap of the spaces they write to and read from, 0 to 1; over several modules, the
-            mean over the modules that both change, each counted by the product of the norms.
-        chance_cosine, chance_columns, chance_rows: what unrelated updates of these shapes and ranks would show.
-        norms: Frobenius norms of the two, as weighted.
+        cosine: between the two updates with the weights of the mix. Over several modules: between the
+            concatenations of all their updates.
+        output_overlap, input_overlap: overlap of the column spaces (outputs) and of the row spaces (inputs), 0 to
+            1. Over several modules: the mean over the modules that both adapters change, weighted by the product
+            of the norms.
+        chance_cosine, chance_output_overlap, chance_input_overlap: the values that unrelated updates of these
+            shapes and ranks would show.
+        norms: Frobenius norms of the two weighted updates.
     """
 
     layer: int
     module: str
     cosine: float
-    columns: float
-    rows: float
+    output_overlap: float
+    input_overlap: float
     chance_cosine: float
-    chance_columns: float
-    chance_rows: float
+    chance_output_overlap: float
+    chance_input_overlap: float
     norms: tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Interference:
-    """Two adapters of a mix compared by their weights.
+class WeightComparison:
+    """Two adapters of a mix, compared by their weights.
 
     Attributes:
-        ids, names: of the two.
-        modules, layers: rows of `Meeting`, in the model's order; modules that both change, layers that either changes.
-        only: names of modules that only the first, and only the second, changes (inside a layer, each once).
+        ids, names: of the two adapters.
+        modules: one Overlap per module that both adapters change, in the model's order.
+        layers: one Overlap per layer that either adapter changes.
+        exclusive_modules: names of the modules that only the first and only the second adapter changes, without
+            the layer's path, each name once.
     """
 
     ids: tuple[str, str]
     names: tuple[str, str]
-    modules: tuple[Meeting, ...]
-    layers: tuple[Meeting, ...]
-    overall: Meeting
-    only: tuple[tuple[str, ...], tuple[str, ...]]
+    modules: tuple[Overlap, ...]
+    layers: tuple[Overlap, ...]
+    overall: Overlap
+    exclusive_modules: tuple[tuple[str, ...], tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "reading": self.reading()}
+        """Plain JSON values, with the summary."""
+        return {**asdict(self), "summary": self.summary()}
 
-    def reading(self) -> str:
-        """One to three plain sentences. Thresholds: `ALIKE`, `CROWDED`, `UNEQUAL` at the top of this room."""
+    def summary(self) -> str:
+        """One to four sentences; the thresholds are the constants at the top of this module."""
         a, b = self.names
         if not min(self.overall.norms):
             zero = a if not self.overall.norms[0] else b
             return f"{zero} changes nothing: its update is zero."
         if not self.modules:
-            return f"{a} and {b} change different modules, so their updates never meet in one; what one changes still reaches the other as input."
-        return " ".join(
-            s for s in (self._directions(), self._spaces(), self._sizes(), self._elsewhere()) if s
+            return (
+                f"{a} and {b} change different modules, so their updates never add up in the same module. "
+                "Each one still sees the effect of the other in its inputs."
+            )
+        sentences = (
+            self._describe_directions(),
+            self._describe_spaces(),
+            self._describe_norms(),
+            self._describe_exclusive_modules(),
         )
+        return " ".join(s for s in sentences if s)
 
-    def _directions(self) -> str:
+    def _describe_directions(self) -> str:
         a, b = self.names
-        alike, opposed = ([m.layer for m in self.layers if sign * m.cosine >= ALIKE] for sign in (1, -1))
-        if not alike and not opposed:
-            return f"{a} and {b} are nearly orthogonal (cosine {self.overall.cosine:+.3f}); expect them to add up without disturbing each other."
-        said = []
-        if alike:
-            said.append(
-                f"push the same directions in {_listed(alike)}; expect them to amplify each other there"
+        aligned = [m.layer for m in self.layers if m.cosine >= COSINE_MIN]
+        opposed = [m.layer for m in self.layers if m.cosine <= -COSINE_MIN]
+        if not aligned and not opposed:
+            return (
+                f"{a} and {b} are nearly orthogonal (cosine {self.overall.cosine:+.3f}), "
+                "so expect them to add up without interfering."
+            )
+        effects = []
+        if aligned:
+            effects.append(
+                f"point the same way in {describe_layers(aligned)}, where they should amplify each other"
             )
         if opposed:
-            said.append(f"oppose each other in {_listed(opposed)}; expect them to cancel in part there")
-        return f"{a} and {b} {', and they '.join(said)} (cosine {self.overall.cosine:+.2f} overall)."
+            effects.append(
+                f"oppose each other in {describe_layers(opposed)}, where they should partly cancel"
+            )
+        return f"{a} and {b} {', and '.join(effects)} (cosine {self.overall.cosine:+.2f} overall)."
 
-    def _spaces(self) -> str:
+    def _describe_spaces(self) -> str:
         o = self.overall
-        reads, writes = (
-            found >= max(CROWDED_LEAST, CROWDED * chance)
-            for found, chance in ((o.rows, o.chance_rows), (o.columns, o.chance_columns))
-        )
-        told_rows, told_columns = (
-            f"overlap {o.rows:.2f}, by chance {o.chance_rows:.2f}",
-            f"overlap {o.columns:.2f}, by chance {o.chance_columns:.2f}",
-        )
-        if reads and writes:
-            return f"They read from the same inputs ({told_rows}) and write to the same outputs ({told_columns})."
-        if reads:
-            return f"They read from the same inputs ({told_rows}), as adapters do that began from one seed, and write to different outputs."
-        if writes:
-            return f"They write to the same outputs ({told_columns}), from different inputs."
+        same_inputs = o.input_overlap >= max(OVERLAP_MIN, OVERLAP_FACTOR * o.chance_input_overlap)
+        same_outputs = o.output_overlap >= max(OVERLAP_MIN, OVERLAP_FACTOR * o.chance_output_overlap)
+        inputs = f"overlap {o.input_overlap:.2f}, chance level {o.chance_input_overlap:.2f}"
+        outputs = f"overlap {o.output_overlap:.2f}, chance level {o.chance_output_overlap:.2f}"
+        if same_inputs and same_outputs:
+            return f"They read from the same inputs ({inputs}) and write to the same outputs ({outputs})."
+        if same_inputs:
+            return (
+                f"They read from the same inputs ({inputs}), as adapters trained from the same seed do, "
+                "but write to different outputs."
+            )
+        if same_outputs:
+            return f"They write to the same outputs ({outputs}), but read from different inputs."
         return ""
 
-    def _sizes(self) -> str:
+    def _describe_norms(self) -> str:
         large, small = max(self.overall.norms), min(self.overall.norms)
-        if large < UNEQUAL * small:
+        if large < NORM_FACTOR * small:
             return ""
-        return f"{self.names[self.overall.norms.index(large)]} is {large / small:.1f} times as large and will be heard more."
+        name = self.names[self.overall.norms.index(large)]
+        return f"{name} is {large / small:.1f} times as large and has the stronger effect."
 
-    def _elsewhere(self) -> str:
-        said = [
-            f"{', '.join(only)} only by {name}"
-            for only, name in zip(self.only, self.names, strict=True)
-            if only
-        ]
-        return f"Changed by one alone: {'; '.join(said)}." if said else ""
+    def _describe_exclusive_modules(self) -> str:
+        pairs = zip(self.exclusive_modules, self.names, strict=True)
+        lists = [f"{', '.join(modules)} ({name})" for modules, name in pairs if modules]
+        return f"Modules that only one adapter changes: {'; '.join(lists)}." if lists else ""
 
 
-def meet(resident: Resident, mix: Mix) -> Iterator[Progress | list[Interference]]:
-    """Compares the adapters of a mix two by two, by their weights as the mix plays them.
+def compare_weights(resident: Resident, mix: Mix) -> Iterator[Progress | list[WeightComparison]]:
+    """Compares the adapters of a mix pairwise by their updates, with the weights that the mix gives them.
 
-    Works for an adapter in training too, as it is at that moment.
+    An adapter in training is compared in its current state.
 
     Yields:
-        Progress after every layer; at the end a list, one Interference for every pair in the mix's order.
+        Progress after every layer; last, a list with one WeightComparison per pair, in the mix's order.
 
     Raises:
-        SpecError: fewer than two adapters. NotFound, AdapterError.
+        SpecError: the mix has fewer than two adapters.
+        NotFound, AdapterError: an adapter cannot be loaded.
     """
-    ids = _two_or_more(mix)
-    resident.ensure([mix])
-    layers, names = depth_of(resident), _names(resident, ids)
-    updates = {
-        a: {m: p.scaled(weight_in(mix, a, m, layers)) for m, p in resident_updates(resident, a).items()}
+    ids = require_two(mix)
+    resident.load_adapters([mix])
+    layers, names = count_layers(resident), adapter_names(resident, ids)
+    deltas = {
+        a: {m: d.scale(weight_at(mix, a, m, layers)) for m, d in read_deltas(resident, a).items()}
         for a in ids
     }
-    modules = sorted({m for u in updates.values() for m in u}, key=lambda m: (layer_of(m), m))
+    modules = sorted(
+        {m for of_adapter in deltas.values() for m in of_adapter}, key=lambda m: (layer_index(m), m)
+    )
     pairs = list(itertools.combinations(ids, 2))
-    found: dict[tuple[str, str], list[Meeting]] = {pair: [] for pair in pairs}
+    overlaps: dict[tuple[str, str], list[Overlap]] = {pair: [] for pair in pairs}
     norms: dict[str, dict[str, float]] = {a: {} for a in ids}
     for i, module in enumerate(modules):
-        here: dict[str, tuple[Pair, Spectrum]] = {
-            a: (u[module], spectrum(u[module])) for a, u in updates.items() if module in u
+        present: dict[str, tuple[Factors, SVD]] = {
+            a: (of_adapter[module], svd(of_adapter[module]))
+            for a, of_adapter in deltas.items()
+            if module in of_adapter
         }
-        for a, (_, whole) in here.items():
-            norms[a][module] = float(whole.s.norm())
+        for a, (_, spectrum) in present.items():
+            norms[a][module] = float(spectrum.s.norm())
         for a, b in pairs:
-            if a in here and b in here:
-                found[a, b].append(_meeting(module, here[a], here[b]))
-        if i + 1 == len(modules) or layer_of(modules[i + 1]) != layer_of(module):
-            yield Progress(
-                i + 1,
-                len(modules),
-                f"Comparing layer {layer_of(module)}" if layer_of(module) >= 0 else "Comparing",
-            )
-    yield [_interference(pair, names, found[pair], norms[pair[0]], norms[pair[1]]) for pair in pairs]
+            if a in present and b in present:
+                overlaps[a, b].append(_compare_module(module, present[a], present[b]))
+        layer = layer_index(module)
+        if i + 1 == len(modules) or layer_index(modules[i + 1]) != layer:
+            text = f"Comparing layer {layer}" if layer >= 0 else "Comparing"
+            yield Progress(i + 1, len(modules), text)
+    yield [_combine_pair(pair, names, overlaps[pair], norms[pair[0]], norms[pair[1]]) for pair in pairs]
 
 
-def _two_or_more(mix: Mix) -> list[str]:
+def require_two(mix: Mix) -> list[str]:
+    """The adapter ids of a mix.
+
+    Raises:
+        SpecError: there are fewer than two.
+    """
     if len(mix.weights) < 2:
         raise SpecError(
-            f"The mix {mix.name or str(mix)!r} has {len(mix.weights)} adapters.",
-            "Give two or more a weight, to see how they get on.",
+            f"A comparison needs at least two adapters, got {len(mix.weights)} in {mix.name or str(mix)!r}.",
+            "Give two or more adapters a weight.",
         )
     return list(mix.weights)
 
 
-def _names(resident: Resident, ids: Sequence[str]) -> dict[str, str]:
-    found = {}
+def adapter_names(resident: Resident, ids: Sequence[str]) -> dict[str, str]:
+    """Adapter id to display name; the id where a name is not unique, or not in the library yet."""
+    names = {}
     for adapter_id in ids:
         try:
-            found[adapter_id] = adapters.load(resident.workspace, adapter_id).name
-        except NotFound:  # in training, not yet in the library
-            found[adapter_id] = adapter_id
-    twice = {n for n in found.values() if list(found.values()).count(n) > 1}
-    return {a: a if n in twice else n for a, n in found.items()}
+            names[adapter_id] = adapters.load(resident.workspace, adapter_id).name
+        except NotFound:  # in training, not in the library yet
+            names[adapter_id] = adapter_id
+    duplicates = {n for n in names.values() if list(names.values()).count(n) > 1}
+    return {a: a if n in duplicates else n for a, n in names.items()}
 
 
-def _meeting(module: str, x: tuple[Pair, Spectrum], y: tuple[Pair, Spectrum]) -> Meeting:
-    size = tuple(float(s.s.norm()) for _, s in (x, y))
-    columns, rows = spaces(x[1], y[1])
+def _compare_module(module: str, x: tuple[Factors, SVD], y: tuple[Factors, SVD]) -> Overlap:
+    norms = float(x[1].s.norm()), float(y[1].s.norm())
+    output_overlap, input_overlap = space_overlaps(x[1], y[1])
     outputs, inputs = x[0].shape
-    return Meeting(
-        layer=layer_of(module),
-        module=short(module),
-        cosine=ratio(inner(x[0], y[0]), size[0] * size[1]),
-        columns=columns,
-        rows=rows,
+    return Overlap(
+        layer=layer_index(module),
+        module=short_name(module),
+        cosine=ratio(inner_product(x[0], y[0]), norms[0] * norms[1]),
+        output_overlap=output_overlap,
+        input_overlap=input_overlap,
         chance_cosine=chance_cosine((outputs, inputs)),
-        chance_columns=chance_overlap(outputs, x[1].rank, y[1].rank),
-        chance_rows=chance_overlap(inputs, x[1].rank, y[1].rank),
-        norms=(size[0], size[1]),
+        chance_output_overlap=chance_overlap(outputs, x[1].rank, y[1].rank),
+        chance_input_overlap=chance_overlap(inputs, x[1].rank, y[1].rank),
+        norms=norms,
     )
 
 
-def _interference(
+def _combine_pair(
     pair: tuple[str, str],
     names: Mapping[str, str],
-    meetings: Sequence[Meeting],
+    overlaps: Sequence[Overlap],
     a: Mapping[str, float],
     b: Mapping[str, float],
-) -> Interference:
-    layers = sorted({layer_of(m) for m in (*a, *b)})
+) -> WeightComparison:
+    """Combines the modules of a pair by layer and overall; `a` and `b` map modules to norms."""
 
-    def layer(n: int) -> Meeting:
-        return _together(
-            n,
-            [m for m in meetings if m.layer == n],
-            *([size for m, size in sizes.items() if layer_of(m) == n] for sizes in (a, b)),
-        )
+    def combine_layer(n: int) -> Overlap:
+        norms = [[norm for m, norm in of_adapter.items() if layer_index(m) == n] for of_adapter in (a, b)]
+        return _combine_overlaps(n, [o for o in overlaps if o.layer == n], norms[0], norms[1])
 
-    only = [
-        tuple(sorted({short(m) for m in mine} - {short(m) for m in theirs}))
-        for mine, theirs in ((a, b), (b, a))
-    ]
-    return Interference(
+    short_a, short_b = {short_name(m) for m in a}, {short_name(m) for m in b}
+    return WeightComparison(
         pair,
         (names[pair[0]], names[pair[1]]),
-        tuple(meetings),
-        tuple(layer(n) for n in layers),
-        _together(-1, meetings, list(a.values()), list(b.values())),
-        (only[0], only[1]),
+        tuple(overlaps),
+        tuple(combine_layer(n) for n in sorted({layer_index(m) for m in (*a, *b)})),
+        _combine_overlaps(-1, overlaps, list(a.values()), list(b.values())),
+        (tuple(sorted(short_a - short_b)), tuple(sorted(short_b - short_a))),
     )
 
 
-def _together(layer: int, meetings: Sequence[Meeting], a: Sequence[float], b: Sequence[float]) -> Meeting:
-    """Several modules as one. The cosine counts what only one of the two changes; spaces exist where both are."""
-    size = (math.hypot(*a), math.hypot(*b))
-    shares = [m.norms[0] * m.norms[1] for m in meetings]
-    total = sum(shares)
+def _combine_overlaps(
+    layer: int, overlaps: Sequence[Overlap], a: Sequence[float], b: Sequence[float]
+) -> Overlap:
+    """Combines several modules into one Overlap.
 
-    def mean(of: str) -> float:
-        return (
-            sum(s * getattr(m, of) for m, s in zip(meetings, shares, strict=True)) / total if total else 0.0
-        )
-
-    inside = sum(m.cosine * s for m, s in zip(meetings, shares, strict=True))
-    chance = math.sqrt(sum((m.chance_cosine * s) ** 2 for m, s in zip(meetings, shares, strict=True)))
-    whole = size[0] * size[1]
-    return Meeting(
-        layer,
-        "",
-        ratio(inside, whole),
-        mean("columns"),
-        mean("rows"),
-        ratio(chance, whole),
-        mean("chance_columns"),
-        mean("chance_rows"),
-        size,
-    )
-
-
-def _listed(layers: Sequence[int]) -> str:
-    """Layers as people say them, counted from 1: `layers 2 to 4 and 7`."""
-    runs: list[list[int]] = []
-    for n in layers:
-        if runs and runs[-1][-1] == n - 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    words = [
-        w for r in runs for w in ([f"{r[0] + 1} to {r[-1] + 1}"] if len(r) > 2 else [str(n + 1) for n in r])
-    ]
-    if layers == [-1]:
-        return "the modules outside the layers"
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(words[:-1])}{' and ' if words[:-1] else ''}{words[-1]}"
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What the parts of a mix put into a module's output, or a whole layer's (`module` is ""), on the prompts.
-
-    Attributes:
-        shares: size of each part's contribution as a share of the size of the outputs (root of summed squares).
-        cosines: between the contributions of two parts, one for every pair in `Behaviour.pairs`.
-    """
-
-    layer: int
-    module: str
-    shares: tuple[float, ...]
-    cosines: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """How a mix and its parts speak on prompts. All divergences are nats a token: sums over positions, divided once.
-
-    Attributes:
-        ids, names: the parts, in the mix's order. pairs: of parts, in the order of `Contribution.cosines`.
-        moved: KL(mix || base). to_parts: KL(mix || part alone), a part each. parts_moved: KL(part alone || base).
-    """
-
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
-    prompts: int
-    positions: int
-    moved: float
-    to_parts: tuple[float, ...]
-    parts_moved: tuple[float, ...]
-    modules: tuple[Contribution, ...]
-    layers: tuple[Contribution, ...]
-    overall: Contribution
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "reading": self.reading()}
-
-    def reading(self) -> str:
-        """Two or three plain sentences. Thresholds: `SILENT`, `CLOSE`, `ALIKE` at the top of this room."""
-        if self.moved < SILENT:
-            return f"On these {self.positions} tokens the mix hardly changes what the base says ({self.moved:.2g} nats a token)."
-        near = min(range(len(self.ids)), key=lambda i: self.to_parts[i])
-        others = min(d for i, d in enumerate(self.to_parts) if i != near)
-        told = ", ".join(f"{n} {d:.2g}" for n, d in zip(self.names, self.to_parts, strict=True))
-        like = (
-            f"speaks most like {self.names[near]}"
-            if self.to_parts[near] <= CLOSE * others
-            else "speaks like none of its parts alone"
-        )
-        said = [
-            f"On these {self.positions} tokens the mix moves the base by {self.moved:.2g} nats a token and {like} (distance: {told})."
-        ]
-        sizes = ", ".join(f"{n} {s:.0%}" for n, s in zip(self.names, self.overall.shares, strict=True))
-        said.append(f"Size of what each adds, next to the layers' outputs: {sizes}.")
-        for i, (a, b) in enumerate(self.pairs):
-            names = dict(zip(self.ids, self.names, strict=True))
-            opposed, alike = (
-                [c.layer for c in self.layers if sign * c.cosines[i] >= ALIKE] for sign in (-1, 1)
-            )
-            if opposed:
-                said.append(
-                    f"What {names[a]} and {names[b]} add points against each other in {_listed(opposed)}."
-                )
-            if alike:
-                said.append(f"What {names[a]} and {names[b]} add points the same way in {_listed(alike)}.")
-        return " ".join(said)
-
-
-def listen(resident: Resident, mix: Mix, prompts: Sequence[Sequence[int]]) -> Iterator[Progress | Behaviour]:
-    """Runs each prompt under the base, every part alone and the mix, as rows of one batch.
-
-        rows   base | part 1 | ... | part n | mix        KL at every position; contributions are read in the last row
+    The cosine counts the modules that only one adapter changes; the overlap of spaces is a mean over the modules
+    that both change.
 
     Args:
-        prompts: token ids, one list a prompt.
-
-    Yields:
-        Progress after every prompt; at the end one Behaviour.
-
-    Raises:
-        SpecError: fewer than two adapters, no prompts, or one that the base cannot read at once. NotFound, AdapterError.
+        a, b: norms of each adapter in all of its modules.
     """
-    ids = _two_or_more(mix)
-    context = resident.base.context
-    if not prompts or not all(0 < len(p) <= context for p in prompts):
-        raise SpecError(
-            f"{len(prompts)} prompts were given, of {min(map(len, prompts), default=0)} to {max(map(len, prompts), default=0)} tokens.",
-            f"Give one or more, of 1 to {context} tokens.",
-        )
-    mixes = [Mix(), *(_alone(mix, a) for a in ids), mix]
-    moved, to_parts, parts_moved, positions = 0.0, [0.0] * len(ids), [0.0] * len(ids), 0
-    sums: dict[str, torch.Tensor] = {}
-    for done, prompt in enumerate(prompts, 1):
-        resident.ensure([mix])
-        tokens = torch.tensor([list(prompt)] * len(mixes), device=resident.base.device)
-        with speaking(resident, resident.rows(mixes)), _contributions(resident, mix, ids, sums):
-            logits = listened(resident.base.model, tokens)  # (parts + 2, T, V)
-            moved += divergence(logits[-1], logits[0])
-            for i in range(len(ids)):
-                to_parts[i] += divergence(logits[-1], logits[i + 1])
-                parts_moved[i] += divergence(logits[i + 1], logits[0])
-        positions += len(prompt)
-        yield Progress(done, len(prompts), "Listening")
-    modules = tuple(_contribution(layer_of(m), short(m), [s], len(ids)) for m, s in sums.items())
-    layers = tuple(
-        _contribution(n, "", [s for m, s in sums.items() if layer_of(m) == n], len(ids))
-        for n in sorted({layer_of(m) for m in sums})
-    )
-    names = _names(resident, ids)
-    yield Behaviour(
-        tuple(ids),
-        tuple(names[a] for a in ids),
-        tuple(itertools.combinations(ids, 2)),
-        len(prompts),
-        positions,
-        moved / positions,
-        tuple(n / positions for n in to_parts),
-        tuple(n / positions for n in parts_moved),
-        modules,
-        layers,
-        _contribution(-1, "", list(sums.values()), len(ids)),
+    norms = (math.hypot(*a), math.hypot(*b))
+    products = [o.norms[0] * o.norms[1] for o in overlaps]
+    total = sum(products)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(p * v for p, v in zip(products, values, strict=True)) / total if total else 0.0
+
+    inner = sum(o.cosine * p for o, p in zip(overlaps, products, strict=True))
+    chance = math.sqrt(sum((o.chance_cosine * p) ** 2 for o, p in zip(overlaps, products, strict=True)))
+    return Overlap(
+        layer=layer,
+        module="",
+        cosine=ratio(inner, norms[0] * norms[1]),
+        output_overlap=mean([o.output_overlap for o in overlaps]),
+        input_overlap=mean([o.input_overlap for o in overlaps]),
+        chance_cosine=ratio(chance, norms[0] * norms[1]),
+        chance_output_overlap=mean([o.chance_output_overlap for o in overlaps]),
+        chance_input_overlap=mean([o.chance_input_overlap for o in overlaps]),
+        norms=norms,
     )
 
 
-def _alone(mix: Mix, adapter_id: str) -> Mix:
-    """One part of a mix as it is played there."""
-    changes: dict[str, Any] = {"weights": {adapter_id: mix.weights[adapter_id]}}
-    if hasattr(mix, "tilt"):
-        changes["tilt"] = {a: t for a, t in mix.tilt.items() if a == adapter_id}
-    return dataclasses.replace(mix, **changes)
-
-
-@contextlib.contextmanager
-def _contributions(
-    resident: Resident, mix: Mix, ids: Sequence[str], sums: dict[str, torch.Tensor]
-) -> Iterator[None]:
-    """While open, every forward adds to `sums` what each part puts into a layer in the batch's last row.
-
-    `sums[module]` is the (n + 1, n + 1) matrix of inner products of the n contributions and the layer's output.
-    """
-    depth, handles = depth_of(resident), []
-    try:
-        for module, layer in layers_of(resident).items():
-            weights = [weight_in(mix, a, module, depth) for a in ids]
-            if any(resident.peft_name(a) in layer.lora_A for a in ids):
-                handles.append(
-                    layer.register_forward_hook(
-                        _reader(module, [resident.peft_name(a) for a in ids], weights, sums)
-                    )
-                )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _reader(
-    module: str, names: Sequence[str], weights: Sequence[float], sums: dict[str, torch.Tensor]
-) -> Any:
-    def read(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """inputs[0]: (B, T, I), output: (B, T, O)."""
-        y = output[-1].float()
-        added = []
-        for name, weight in zip(names, weights, strict=True):
-            if name in layer.lora_A:
-                a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-                added.append((inputs[0][-1].to(a.dtype) @ a.T @ b.T).float() * (weight * layer.scaling[name]))
-            else:
-                added.append(torch.zeros_like(y))
-        flat = torch.stack([*added, y]).flatten(1).double()
-        products = flat @ flat.T
-        sums[module] = sums[module] + products if module in sums else products
-
-    return read
-
-
-def _contribution(layer: int, module: str, products: Sequence[torch.Tensor], parts: int) -> Contribution:
-    total = torch.stack(list(products)).sum(0).cpu() if products else torch.zeros(parts + 1, parts + 1)
-    sizes = total.diagonal().clamp(min=0).sqrt().tolist()
-    shares = tuple(s / sizes[-1] if sizes[-1] else 0.0 for s in sizes[:-1])
-    return Contribution(
-        layer,
-        module,
-        shares,
-        tuple(
-            ratio(float(total[i, j]), sizes[i] * sizes[j]) for i, j in itertools.combinations(range(parts), 2)
-        ),
-    )
+def describe_layers(layers: Sequence[int]) -> str:
+    """Layers counted from 1, with ranges: `layers 2 to 4 and 7`."""
+    if layers == [-1]:
+        return "the modules outside the layers"
+    ranges: list[list[int]] = []
+    for n in layers:
+        if ranges and ranges[-1][-1] == n - 1:
+            ranges[-1].append(n)
+        else:
+            ranges.append([n])
+    words: list[str] = []
+    for numbers in ranges:
+        if len(numbers) > 2:
+            words.append(f"{numbers[0] + 1} to {numbers[-1] + 1}")
+        else:
+            words.extend(str(n + 1) for n in numbers)
+    plural = "s" if len(layers) > 1 else ""
+    first = f"{', '.join(words[:-1])} and " if len(words) > 1 else ""
+    return f"layer{plural} {first}{words[-1]}"

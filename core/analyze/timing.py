@@ -1,7 +1,4 @@
-"""What a piece of work costs: seconds and forwards of its own steps, not of whatever it is interleaved with.
-
-Knows generators and a clock. Knows nothing of models.
-"""
+"""Counts the forwards and the seconds of one piece of work, without the work it is interleaved with."""
 
 from __future__ import annotations
 
@@ -12,15 +9,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Watch:
-    """Counts the steps of generators that run a forward a step, and the seconds spent inside them."""
+class StepTimer:
+    """Counts the steps of generators that run one forward per step, and the seconds spent inside them.
+
+    Attributes:
+        seconds: wall-clock time inside the steps. forwards: number of steps.
+    """
 
     def __init__(self, seconds: float = 0.0, forwards: int = 0) -> None:
         self.seconds = seconds
         self.forwards = forwards
 
-    def over(self, steps: Generator[T, None, None]) -> Iterator[T]:
-        """Passes on what `steps` yields, and closes it when nobody wants more."""
+    def iterate(self, steps: Generator[T, None, None]) -> Iterator[T]:
+        """Yields what `steps` yields, and closes `steps` when the caller closes this iterator."""
         try:
             while True:
                 begin = time.perf_counter()

@@ -1,8 +1,8 @@
-"""A map of two adapters' weights: how well every pair of weights does, and where the best pair lies.
+"""A map of two adapters' weights: the metric at every pair of weights, and where the best pair lies.
 
-Many cells are one batch. A map is kept by the content that it depends on, row by row of the grid, so
-that it is never drawn twice and goes on where it was stopped. Knows a resident base, samples and the
-workspace; knows no pages.
+The points of one row of the map are measured in one batch. After every row the map is written to
+`maps/<key>/map.json`, where the key is a checksum of everything that decides the values: a map is never measured
+twice, and a stopped one continues at its next row.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from core.analyze.timing import Watch
+from core.analyze.timing import StepTimer
 from core.errors import NotFound, SpecError, StorageError
-from core.evaluate.measure import Progress
-from core.evaluate.sample import Asking, Reading, Sample, at_rest, encode
+from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample, load_finished
 from core.model.resident import Resident
+from core.progress import Progress
 from core.spec.mix import WEIGHT_LIMIT, Mix
 from core.store.workspace import Workspace, read_json, write_json
 
 FORMAT = 1
-FILE = "map.json"
-GRID = tuple(-0.5 + 0.25 * i for i in range(9))  # holds 0 (off) and 1 (as trained)
-GRID_LIMIT = 33  # points on one axis
+MAP_FILE = "map.json"
+AXIS = tuple(-0.5 + 0.25 * i for i in range(9))  # includes 0 (off) and 1 (as trained)
+AXIS_LIMIT = 33  # weights on one axis
 METRICS = ("perplexity", "exact_match")
 
 
 @dataclass(frozen=True)
-class MapPlan:
-    """What is drawn.
+class WeightMapSpec:
+    """What a weight map measures.
 
     Attributes:
         x, y: ids of the two adapters whose weights vary.
-        fixed: weights of the mix's other adapters. tilt: how the mix's adapters lean with depth, in every cell alike.
-        xs, ys: the weights that are tried.
-        metric: "perplexity" (of the answers of task rows, of whole texts otherwise) or "exact_match".
-        max_length: longest sequence read, in tokens. max_new_tokens: longest answer written.
+        fixed: weights of the mix's other adapters. tilt: tilts of the mix's adapters, the same at every point.
+        xs, ys: the weights on each axis, ascending.
+        metric: "perplexity" (of the answers of task rows, otherwise of whole texts) or "exact_match".
+        max_length: longest sequence, in tokens. max_new_tokens: longest generated answer, in tokens.
 
     Raises:
-        SpecError: what cannot be drawn.
+        SpecError: the axes, the metric or the weights are not allowed.
     """
 
     x: str
     y: str
     fixed: Mapping[str, float] = field(default_factory=dict)
-    xs: tuple[float, ...] = GRID
-    ys: tuple[float, ...] = GRID
+    xs: tuple[float, ...] = AXIS
+    ys: tuple[float, ...] = AXIS
     metric: str = "perplexity"
     max_length: int = 512
     max_new_tokens: int = 64
@@ -58,32 +58,31 @@ class MapPlan:
     def __post_init__(self) -> None:
         if not self.x or not self.y or self.x == self.y or {self.x, self.y} & set(self.fixed):
             raise SpecError(
-                f"The axes are {self.x!r} and {self.y!r}.",
-                "Choose two different adapters, neither of them among the fixed ones.",
+                f"The axes must be two different adapters without a fixed weight, got {self.x!r} and {self.y!r}.",
+                "Choose another adapter for one of the axes.",
             )
         if self.metric not in METRICS:
-            raise SpecError(
-                f"{self.metric!r} is no metric of a map.", f"Choose one of: {', '.join(METRICS)}."
-            )
+            raise SpecError(f"The metric must be one of {', '.join(METRICS)}, got {self.metric!r}.")
         for axis in (self.xs, self.ys):
             if (
-                not 2 <= len(axis) <= GRID_LIMIT
+                not 2 <= len(axis) <= AXIS_LIMIT
                 or list(axis) != sorted(set(axis))
                 or not all(abs(w) <= WEIGHT_LIMIT for w in axis)
             ):
                 raise SpecError(
-                    f"An axis has the weights {list(axis)}.",
-                    f"Give 2 to {GRID_LIMIT} rising weights between {-WEIGHT_LIMIT:g} and {WEIGHT_LIMIT:g}.",
+                    f"An axis must have 2 to {AXIS_LIMIT} ascending weights "
+                    f"between {-WEIGHT_LIMIT:g} and {WEIGHT_LIMIT:g}, got {list(axis)}.",
+                    "Change the weights of the axis.",
                 )
 
     def mix(self, x: float, y: float) -> Mix:
-        """The mix of one cell."""
+        """The mix of one point."""
         return Mix(weights={**self.fixed, self.x: x, self.y: y}, tilt=dict(self.tilt))
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A cell of a map: its weights and its value."""
+class MapPoint:
+    """A measured point of a map: two weights and the value of the metric."""
 
     x: float
     y: float
@@ -92,14 +91,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """A drawn map, or as much of it as is drawn.
+    """A weight map, complete or partly measured.
 
     Attributes:
-        key: the sha256 of everything that decides the values; the id under which it is kept.
-        values: values[j][i] belongs to (xs[i], ys[j]); None where nothing was measured yet.
+        key: sha256 of everything that decides the values; also the map's id in the workspace.
         adapters: ids on the x and the y axis. digests: sha256 of every adapter's weights.
-        kind: of the dataset, "domain" or "task". sample: sha256 of the measured rows; rows: how many.
-        seconds, forwards: what drawing it took, without whatever it was interleaved with.
+        values: values[j][i] belongs to (xs[i], ys[j]); None means not measured yet.
+        kind: of the dataset, "domain" or "task". sample: sha256 of the measured rows. rows: their number.
+        seconds, forwards: the cost of measuring, without the work that it was interleaved with.
     """
 
     key: str
@@ -126,10 +125,10 @@ class WeightMap:
     tilt: dict[str, float] = field(default_factory=dict)
 
     @property
-    def cells(self) -> list[Spot]:
-        """What was measured."""
+    def points(self) -> list[MapPoint]:
+        """The measured points."""
         return [
-            Spot(x, y, v)
+            MapPoint(x, y, v)
             for y, row in zip(self.ys, self.values, strict=True)
             for x, v in zip(self.xs, row, strict=True)
             if v is not None
@@ -137,55 +136,52 @@ class WeightMap:
 
     @property
     def complete(self) -> bool:
-        return len(self.cells) == len(self.xs) * len(self.ys)
+        """Whether every point is measured."""
+        return len(self.points) == len(self.xs) * len(self.ys)
 
     @property
-    def best(self) -> Spot | None:
-        """The best cell; of equals, the one nearest to the plain sum (1, 1)."""
+    def best(self) -> MapPoint | None:
+        """The best point; of equal points, the one nearest to the plain sum (1, 1)."""
         sign = 1.0 if self.metric == "perplexity" else -1.0
-        finite = [c for c in self.cells if math.isfinite(c.value)]
+        finite = [c for c in self.points if math.isfinite(c.value)]
         return min(finite, key=lambda c: (sign * c.value, math.hypot(c.x - 1, c.y - 1)), default=None)
 
-    def at(self, x: float, y: float) -> float | None:
-        """The value at two weights of the grid, None where there is none."""
-        return next((c.value for c in self.cells if c.x == x and c.y == y), None)
+    def value_at(self, x: float, y: float) -> float | None:
+        """The value at a pair of weights; None where nothing is measured."""
+        return next((c.value for c in self.points if c.x == x and c.y == y), None)
 
     @property
-    def measures(self) -> str:
-        """What the values are, in words."""
-        return (
-            "exact match"
-            if self.metric == "exact_match"
-            else "answer perplexity"
-            if self.kind == "task"
-            else "text perplexity"
-        )
+    def metric_label(self) -> str:
+        """The metric's name for users."""
+        if self.metric == "exact_match":
+            return "exact match"
+        return "answer perplexity" if self.kind == "task" else "text perplexity"
 
-    def where(self, names: Mapping[str, str] | None = None) -> str:
-        """Where the optimum is, in plain sentences.
+    def summary(self, names: Mapping[str, str] | None = None) -> str:
+        """The best point, its neighbours in value, and the data that the map was measured on.
 
         Args:
-            names: adapter id to display name; ids are shown where there is none.
+            names: adapter id to display name; ids are shown for missing names.
         """
         best = self.best
         if best is None:
-            return "Nothing is measured yet."
+            return "Nothing has been measured yet."
         x, y = ((names or {}).get(a, a) for a in self.adapters)
         extreme = "highest" if self.metric == "exact_match" else "lowest"
         said = (
             []
             if self.complete
             else [
-                f"{len(self.cells)} of {len(self.xs) * len(self.ys)} cells are measured, so this is only the best so far."
+                f"{len(self.points)} of {len(self.xs) * len(self.ys)} cells are measured, so this is only the best so far."
             ]
         )
         said.append(
-            f"The {extreme} {self.measures}, {best.value:.3g}, is at {x} {best.x:g} and {y} {best.y:g}: {self._place(best, x, y)}."
+            f"The {extreme} {self.metric_label}, {best.value:.3g}, is at {x} {best.x:g} and {y} {best.y:g}: {self._place(best, x, y)}."
         )
-        equal = sum(c.value == best.value for c in self.cells) - 1
+        equal = sum(c.value == best.value for c in self.points) - 1
         if equal:
-            said.append(f"{equal} other cell{'s do' if equal > 1 else ' does'} as well.")
-        total = self.at(1.0, 1.0)
+            said.append(f"{equal} other point{'s do' if equal > 1 else ' does'} as well.")
+        total = self.value_at(1.0, 1.0)
         if total is not None and (best.x, best.y) != (1.0, 1.0):
             said.append(f"The plain sum (1, 1) has {total:.3g}.")
         if self.tilt:
@@ -195,7 +191,7 @@ class WeightMap:
         )
         return " ".join(said)
 
-    def _place(self, best: Spot, x: str, y: str) -> str:
+    def _place(self, best: MapPoint, x: str, y: str) -> str:
         edge = best.x in (self.xs[0], self.xs[-1]) or best.y in (self.ys[0], self.ys[-1])
         if (best.x, best.y) == (1.0, 1.0):
             place = "the plain sum itself"
@@ -239,13 +235,13 @@ class WeightMap:
 
 
 @dataclass(frozen=True)
-class Drawing(Progress):
+class WeightMapProgress(Progress):
     """Progress of a map, with all of it that is drawn so far; the last one has the complete map."""
 
     map: WeightMap | None = None
 
 
-def draw(resident: Resident, plan: MapPlan, sample: Sample) -> Iterator[Drawing]:
+def compute_map(resident: Resident, plan: WeightMapSpec, sample: Sample) -> Iterator[WeightMapProgress]:
     """Measures every cell of the grid on a sample, a row of the grid at a time.
 
     What was measured before, with the same adapters, base and rows, is read from the workspace instead.
@@ -260,16 +256,16 @@ def draw(resident: Resident, plan: MapPlan, sample: Sample) -> Iterator[Drawing]
         raise SpecError(
             "Exact match needs questions with answers.", "Choose a task dataset, or the metric perplexity."
         )
-    present = at_rest(resident, [*plan.fixed, plan.x, plan.y])
+    present = load_finished(resident, [*plan.fixed, plan.x, plan.y])
     blank = _blank(resident, plan, sample, present)
-    kept = load(resident.workspace, blank.key, missing=blank)
+    kept = load_map(resident.workspace, blank.key, missing=blank)
     found = replace(
         blank, values=kept.values, created=kept.created, seconds=kept.seconds, forwards=kept.forwards
     )  # ids may differ, contents do not
     total = len(plan.xs) * len(plan.ys)
-    watch = Watch(found.seconds, found.forwards)
+    watch = StepTimer(found.seconds, found.forwards)
     encoding = (
-        encode(resident, sample, plan.max_length)
+        encode_sample(resident, sample, plan.max_length)
         if plan.metric == "perplexity" and not found.complete
         else None
     )
@@ -278,25 +274,25 @@ def draw(resident: Resident, plan: MapPlan, sample: Sample) -> Iterator[Drawing]
             continue
         mixes = [plan.mix(x, y) for x in plan.xs]
         work = (
-            Reading(resident, encoding, mixes)
+            RowLosses(resident, encoding, mixes)
             if encoding is not None
-            else Asking(resident, sample, mixes, plan.max_new_tokens)
+            else RowMatches(resident, sample, mixes, plan.max_new_tokens)
         )
-        before = len(found.cells)
-        for share in watch.over(work.steps()):
-            yield Drawing(before + int(share * len(mixes)), total, f"Measuring weights at {y:g}", map=found)
+        before = len(found.points)
+        for share in watch.over(work.compute()):
+            yield WeightMapProgress(before + int(share * len(mixes)), total, f"Measuring weights at {y:g}", map=found)
         row = (
             [math.exp(min(loss, 700.0)) for loss in work.losses]
-            if isinstance(work, Reading)
+            if isinstance(work, RowLosses)
             else work.exact.mean(1).tolist()
         )
         values = tuple(tuple(row) if i == j else old for i, old in enumerate(found.values))
         found = replace(found, values=values, seconds=round(watch.seconds, 3), forwards=watch.forwards)
-        write_json(resident.workspace.path("maps", found.key, FILE), found.to_json())
-    yield Drawing(total, total, "Done", map=found)
+        write_json(resident.workspace.path("maps", found.key, MAP_FILE), found.to_json())
+    yield WeightMapProgress(total, total, "Done", map=found)
 
 
-def _blank(resident: Resident, plan: MapPlan, sample: Sample, digests: dict[str, str]) -> WeightMap:
+def _blank(resident: Resident, plan: WeightMapSpec, sample: Sample, digests: dict[str, str]) -> WeightMap:
     """The empty map of a plan. Its key is made of contents only, so that no name or id matters."""
     base = resident.base
     content = {
@@ -333,7 +329,7 @@ def _blank(resident: Resident, plan: MapPlan, sample: Sample, digests: dict[str,
     )
 
 
-def load(workspace: Workspace, key: str, missing: WeightMap | None = None) -> WeightMap:
+def load_map(workspace: Workspace, key: str, missing: WeightMap | None = None) -> WeightMap:
     """Reads a kept map, whole or partly drawn.
 
     Args:
@@ -342,7 +338,7 @@ def load(workspace: Workspace, key: str, missing: WeightMap | None = None) -> We
     Raises:
         NotFound: there is none. StorageError: it is damaged.
     """
-    path = workspace.path("maps", key, FILE)
+    path = workspace.path("maps", key, MAP_FILE)
     if not path.exists():
         if missing is not None:
             return missing
@@ -350,9 +346,9 @@ def load(workspace: Workspace, key: str, missing: WeightMap | None = None) -> We
     return WeightMap.from_json(read_json(path))
 
 
-def all_of(workspace: Workspace) -> list[WeightMap]:
+def load_all(workspace: Workspace) -> list[WeightMap]:
     """Every kept map, the newest first."""
     return sorted(
-        (load(workspace, k) for k in workspace.ids("maps") if workspace.path("maps", k, FILE).exists()),
+        (load_map(workspace, k) for k in workspace.ids("maps") if workspace.path("maps", k, MAP_FILE).exists()),
         key=lambda m: -m.created,
     )

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from core.analyze.timing import Watch
+from core.analyze.timing import StepTimer
 from core.analyze.weight_map import WeightMap
-from core.data.encoding import collate
+from core.data.collation import collate
 from core.errors import SpecError
 from core.evaluate.measure import Progress
-from core.evaluate.sample import Asking, Encoding, Reading, Sample, at_rest, encode
-from core.model.decoding import predicted
-from core.model.nf4_cpu import differentiable
+from core.evaluate.sample import EncodedSample, RowLosses, RowMatches, Sample, encode_sample, load_finished
+from core.model.decoding import shifted_logits
+from core.model.nf4_cpu import unpack_for_backward
 from core.model.resident import Resident
-from core.model.scoring import row_nats
+from core.model.scoring import sum_row_nats
 from core.spec.mix import WEIGHT_LIMIT, Mix
 from core.spec.settings import SEED
 
@@ -34,7 +34,7 @@ ADAPTER_LIMIT = 6
 GRADIENT_ROWS = 8  # sequences of one forward with a backward
 SETTLED = 2e-3  # weights that would move less than this have arrived
 RESAMPLES = 2000
-AXES = {  # the weights that a grid of A adapters tries on each axis: at most 81 cells, all with 0 and 1
+AXES = {  # the weights that a grid of A adapters tries on each axis: at most 81 points, all with 0 and 1
     1: tuple(-2 + 0.25 * i for i in range(17)),
     2: tuple(-0.5 + 0.25 * i for i in range(9)),
     3: (0.0, 0.5, 1.0, 1.5),
@@ -50,7 +50,7 @@ HUB_LIMIT, HUB_PENALTY, HUB_BUDGET = (
 
 
 @dataclass(frozen=True)
-class LearnPlan:
+class WeightSearchSpec:
     """What is learned.
 
     Attributes:
@@ -105,7 +105,7 @@ class Gain:
     """What a mix is better by than another, on the same rows: positive is better.
 
     Attributes:
-        nats: nats a token saved, with its 95 % interval from `low` to `high`.
+        nats: nats per token saved, with its 95 % interval from `low` to `high`.
         exact, exact_low, exact_high: the same of the share of exact matches, None where not measured.
     """
 
@@ -118,13 +118,13 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """One way's weights, what finding them took, and how they do.
 
     Attributes:
         name: "gradient", "grid", "gradient-free", "sum", "single" or "base".
         weights: of the learned adapters; the fixed ones come on top.
-        losses are nats a token. gains: name of a reference ("sum", "single") to the gain over it, on test rows.
+        losses are nats per token. gains: name of a reference ("sum", "single") to the gain over it, on test rows.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SearchComparison:
     """All ways side by side; `single` is the best single adapter by validation loss."""
 
     adapters: tuple[str, ...]
@@ -150,14 +150,14 @@ class Comparison:
     validation_digest: str
     test_digest: str
     seed: int
-    found: tuple[Found, ...]
+    results: tuple[SearchResult, ...]
     tilt: dict[str, float] = field(default_factory=dict)
 
-    def of(self, name: str) -> Found:
+    def result(self, name: str) -> SearchResult:
         """One way's row; raises KeyError where there is none."""
-        return {f.name: f for f in self.found}[name]
+        return {f.name: f for f in self.results}[name]
 
-    def reading(
+    def summary(
         self,
         names: Mapping[str, str] | None = None,
         ways: Collection[str] = ("gradient", "grid", "gradient-free"),
@@ -170,14 +170,14 @@ class Comparison:
         """
         called = {"sum": "the plain sum", "single": f"{self._weights('single', names)} alone"}
         said = []
-        for way in (f for f in self.found if f.gains and f.name in ways):
-            said.append(f"{WAYS[way.name]} found {self._weights(way.name, names)} in {way.seconds:.1f} s.")
+        for way in (f for f in self.results if f.gains and f.name in ways):
+            said.append(f"{SEARCH_NAMES[way.name]} found {self._weights(way.name, names)} in {way.seconds:.1f} s.")
             for reference, gain in way.gains.items():
                 said.append(_verdict(gain, called[reference]))
         return " ".join([*said, f"Weights were chosen on {self.validation} and compared on {self.test}."])
 
     def _weights(self, name: str, names: Mapping[str, str] | None) -> str:
-        found = next((f for f in self.found if f.name == name), None)
+        found = next((f for f in self.results if f.name == name), None)
         if found is None:
             return ""
         shown = [((names or {}).get(a, a), w) for a, w in found.weights.items() if w]
@@ -185,14 +185,14 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "reading": self.reading()}
+        return {**asdict(self), "summary": self.summary()}
 
 
-WAYS = {"gradient": "Gradient descent", "grid": "Grid search", "gradient-free": "The gradient-free search"}
+SEARCH_NAMES = {"gradient": "Gradient descent", "grid": "Grid search", "gradient-free": "The gradient-free search"}
 
 
 def _verdict(gain: Gain, reference: str) -> str:
-    figures = f"{gain.nats:+.4f} nats a token against {reference} (95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    figures = f"{gain.nats:+.4f} nats per token against {reference} (95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
     if gain.low > 0:
         said = f"It helps: {figures}"
     elif gain.high < 0:
@@ -210,10 +210,10 @@ def _verdict(gain: Gain, reference: str) -> str:
 
 
 @dataclass(frozen=True)
-class Learning(Progress):
+class WeightSearchProgress(Progress):
     """Progress of learning weights; the last one has the comparison."""
 
-    comparison: Comparison | None = None
+    comparison: SearchComparison | None = None
 
 
 @dataclass
@@ -221,15 +221,15 @@ class _Search:
     """What one way has found so far; `share` is how far it is, from 0 to 1."""
 
     name: str
-    watch: Watch = field(default_factory=Watch)
+    watch: StepTimer = field(default_factory=StepTimer)
     weights: tuple[float, ...] = ()
     note: str = ""
     share: float = 0.0
 
 
-def learn(
-    resident: Resident, plan: LearnPlan, validation: Sample, test: Sample, drawn: WeightMap | None = None
-) -> Iterator[Learning]:
+def search_weights(
+    resident: Resident, plan: WeightSearchSpec, validation: Sample, test: Sample, drawn: WeightMap | None = None
+) -> Iterator[WeightSearchProgress]:
     """Finds weights in three ways on validation rows and compares them on test rows.
 
     Args:
@@ -245,35 +245,35 @@ def learn(
         raise SpecError(
             "Validation and test are the same rows, or not of one kind.", "Give two splits of one dataset."
         )
-    digests = at_rest(resident, [*plan.fixed, *plan.adapters])
-    encoding = encode(resident, validation, plan.max_length)
+    digests = load_finished(resident, [*plan.fixed, *plan.adapters])
+    encoding = encode_sample(resident, validation, plan.max_length)
     searches = [_Search("gradient"), _Search("grid"), _Search("gradient-free")]
     works = (
-        descend(resident, plan, encoding, searches[0]),
+        run_bfgs(resident, plan, encoding, searches[0]),
         _grid(resident, plan, encoding, searches[1], _fitting(plan, drawn, digests, validation)),
         _evolve(resident, plan, encoding, searches[2]),
     )
     for i, (search, work) in enumerate(zip(searches, works, strict=True)):
         for _ in search.watch.over(work):
-            yield Learning(int(100 * (i + search.share)), 400, WAYS[search.name])
+            yield WeightSearchProgress(int(100 * (i + search.share)), 400, SEARCH_NAMES[search.name])
     candidates = _candidates(plan, searches)
     mixes = [plan.mix(weights) for _, weights, *_ in candidates]
     judged = [
-        Reading(resident, encoding, mixes),
-        Reading(resident, encode(resident, test, plan.max_length), mixes),
+        RowLosses(resident, encoding, mixes),
+        RowLosses(resident, encode_sample(resident, test, plan.max_length), mixes),
     ]
     for i, reading in enumerate(judged):
-        for share in reading.steps():
-            yield Learning(
+        for share in reading.compute():
+            yield WeightSearchProgress(
                 int(300 + 30 * (i + share)), 400, f"Comparing on {validation.split if i == 0 else test.split}"
             )
     asking = (
-        Asking(resident, test, mixes, plan.max_new_tokens) if plan.exact and test.kind == "task" else None
+        RowMatches(resident, test, mixes, plan.max_new_tokens) if plan.exact and test.kind == "task" else None
     )
-    for share in asking.steps() if asking is not None else ():
-        yield Learning(int(360 + 40 * share), 400, "Asking the test questions")
+    for share in asking.compute() if asking is not None else ():
+        yield WeightSearchProgress(int(360 + 40 * share), 400, "Asking the test questions")
     rows = _judge(plan, candidates, judged[0], judged[1], asking)
-    comparison = Comparison(
+    comparison = SearchComparison(
         plan.adapters,
         dict(plan.fixed),
         digests,
@@ -285,7 +285,7 @@ def learn(
         rows,
         dict(plan.tilt),
     )
-    yield Learning(400, 400, "Done", comparison=comparison)
+    yield WeightSearchProgress(400, 400, "Done", comparison=comparison)
 
 
 # --- the three ways
@@ -303,15 +303,15 @@ def learning(resident: Resident, rows: torch.Tensor) -> Iterator[None]:
     try:
         if was_training:
             model.eval()
-        with differentiable(resident.base.model), resident.mixer.engaged(rows):
+        with unpack_for_backward(resident.base.model), resident.mixer.activate(rows):
             yield
     finally:
         if was_training:
             model.train()
 
 
-def slope(
-    resident: Resident, plan: LearnPlan, batch: dict[str, torch.Tensor], leaf: torch.Tensor
+def compute_gradient(
+    resident: Resident, plan: WeightSearchSpec, batch: dict[str, torch.Tensor], leaf: torch.Tensor
 ) -> tuple[float, torch.Tensor]:
     """Nats of a batch under the weights, and their gradient; no parameter's gradient is touched.
 
@@ -322,7 +322,7 @@ def slope(
         (nats, (A,) nats by weight)
     """
     mixer, mix = resident.mixer, plan.mix([1.0] * len(plan.adapters))
-    resident.ensure([mix])
+    resident.load_adapters([mix])
     with torch.inference_mode(False), torch.enable_grad():
         weights = leaf.detach().clone().requires_grad_(True)  # the only leaf
         columns = torch.tensor(
@@ -336,13 +336,13 @@ def slope(
                 1
             )  # the first and the last layer
         with learning(resident, row.expand(*row.shape[:-2], len(batch["input_ids"]), -1)):
-            nats = row_nats(*predicted(resident.base.model, batch)).sum()
+            nats = sum_row_nats(*shifted_logits(resident.base.model, batch)).sum()
             (gradient,) = torch.autograd.grad(nats, weights)
     return float(nats.detach()), gradient
 
 
-def descend(
-    resident: Resident, plan: LearnPlan, encoding: Encoding, search: _Search
+def run_bfgs(
+    resident: Resident, plan: WeightSearchSpec, encoding: EncodedSample, search: _Search
 ) -> Generator[None, None, None]:
     """Quasi-Newton descent (BFGS) on the few weights with the gradient of the whole sample; no step makes the loss higher.
 
@@ -358,8 +358,8 @@ def descend(
         *(tuple(float(i == j) for j in range(count)) for i in range(count)),
         (0.0,) * count,
     ]
-    reading = Reading(resident, encoding, [plan.mix(start) for start in starts])
-    for _ in reading.steps():
+    reading = RowLosses(resident, encoding, [plan.mix(start) for start in starts])
+    for _ in reading.compute():
         yield
     at = torch.tensor(starts[min(range(len(starts)), key=reading.losses.__getitem__)], dtype=torch.float64)
     batches, tokens = _batches(resident, encoding), float(encoding.tokens.sum())
@@ -367,7 +367,7 @@ def descend(
     def look(weights: torch.Tensor) -> Generator[None, None, tuple[float, torch.Tensor]]:
         nats, gradient = 0.0, torch.zeros_like(weights)
         for batch in batches:
-            part, slant = slope(resident, plan, batch, weights.float().to(resident.base.device))
+            part, slant = compute_gradient(resident, plan, batch, weights.float().to(resident.base.device))
             nats, gradient = nats + part, gradient + slant.to(gradient)
             yield
         return nats / tokens, gradient / tokens
@@ -406,7 +406,7 @@ def _bfgs(inverse: torch.Tensor | None, moved: torch.Tensor, change: torch.Tenso
     return turn @ before @ turn.T + torch.outer(moved, moved) / along
 
 
-def _batches(resident: Resident, encoding: Encoding) -> list[dict[str, torch.Tensor]]:
+def _batches(resident: Resident, encoding: EncodedSample) -> list[dict[str, torch.Tensor]]:
     ordered = sorted(encoding.sequences, key=lambda e: e.length)
     parts = [ordered[i : i + GRADIENT_ROWS] for i in range(0, len(ordered), GRADIENT_ROWS)]
     made = [collate([e.row for e in part], resident.base.tokenizer.pad_token_id) for part in parts]
@@ -414,7 +414,7 @@ def _batches(resident: Resident, encoding: Encoding) -> list[dict[str, torch.Ten
 
 
 def _fitting(
-    plan: LearnPlan, drawn: WeightMap | None, digests: Mapping[str, str], validation: Sample
+    plan: WeightSearchSpec, drawn: WeightMap | None, digests: Mapping[str, str], validation: Sample
 ) -> WeightMap | None:
     """The map, if it says what a grid search would find here."""
     if (
@@ -434,24 +434,24 @@ def _fitting(
 
 
 def _grid(
-    resident: Resident, plan: LearnPlan, encoding: Encoding, search: _Search, drawn: WeightMap | None
+    resident: Resident, plan: WeightSearchSpec, encoding: EncodedSample, search: _Search, drawn: WeightMap | None
 ) -> Generator[None, None, None]:
     if drawn is not None and drawn.best is not None:
         at = dict(zip(drawn.adapters, (drawn.best.x, drawn.best.y), strict=True))
         search.weights = tuple(at[a] for a in plan.adapters)
         search.watch.seconds, search.watch.forwards = drawn.seconds, drawn.forwards
-        search.note = f"read from a map of {len(drawn.cells)} cells"
+        search.note = f"read from a map of {len(drawn.points)} points"
         return
     cells = list(itertools.product(AXES[len(plan.adapters)], repeat=len(plan.adapters)))
-    reading = Reading(resident, encoding, [plan.mix(c) for c in cells])
-    for search.share in reading.steps():
+    reading = RowLosses(resident, encoding, [plan.mix(c) for c in cells])
+    for search.share in reading.compute():
         yield
     search.weights = cells[min(range(len(cells)), key=reading.losses.__getitem__)]
     search.note = f"{len(cells)} cells"
 
 
 def _evolve(
-    resident: Resident, plan: LearnPlan, encoding: Encoding, search: _Search
+    resident: Resident, plan: WeightSearchSpec, encoding: EncodedSample, search: _Search
 ) -> Generator[None, None, None]:
     """LoRAHub's objective and budget: loss plus 0.05 times the mean |w|, |w| <= 1.5, 40 evaluations, from zero.
 
@@ -464,8 +464,8 @@ def _evolve(
     at, sigma, best = [0.0] * len(plan.adapters), 0.5, math.inf
     for turn in range(HUB_BUDGET):
         tried = [max(-HUB_LIMIT, min(HUB_LIMIT, w + sigma * dice.gauss(0, 1))) for w in at] if turn else at
-        reading = Reading(resident, encoding, [plan.mix(tried)])
-        for share in reading.steps():
+        reading = RowLosses(resident, encoding, [plan.mix(tried)])
+        for share in reading.compute():
             search.share = (turn + share) / HUB_BUDGET
             yield
         value = reading.losses[0] + HUB_PENALTY * sum(map(abs, tried)) / len(tried)
@@ -484,7 +484,7 @@ def _evolve(
 _Candidate = tuple[str, tuple[float, ...], float, int, str]  # name, weights, seconds, forwards, note
 
 
-def _candidates(plan: LearnPlan, searches: Sequence[_Search]) -> list[_Candidate]:
+def _candidates(plan: WeightSearchSpec, searches: Sequence[_Search]) -> list[_Candidate]:
     count = len(plan.adapters)
     made: list[_Candidate] = [
         (s.name, s.weights, s.watch.seconds, s.watch.forwards, s.note) for s in searches
@@ -496,12 +496,12 @@ def _candidates(plan: LearnPlan, searches: Sequence[_Search]) -> list[_Candidate
 
 
 def _judge(
-    plan: LearnPlan,
+    plan: WeightSearchSpec,
     candidates: Sequence[_Candidate],
-    validation: Reading,
-    test: Reading,
-    asking: Asking | None,
-) -> tuple[Found, ...]:
+    validation: RowLosses,
+    test: RowLosses,
+    asking: RowMatches | None,
+) -> tuple[SearchResult, ...]:
     """One row a way, and of the single adapters the one that validation prefers."""
     singles = [i for i, c in enumerate(candidates) if c[0] == "single"]
     best = min(singles, key=validation.losses.__getitem__, default=-1)
@@ -511,12 +511,12 @@ def _judge(
         if i in singles and i != best:
             continue
         gains = (
-            {r: compare(test, asking, i, j, plan.seed) for r, j in references.items()} if name in WAYS else {}
+            {r: bootstrap_gain(test, asking, i, j, plan.seed) for r, j in references.items()} if name in SEARCH_NAMES else {}
         )
         exact = float(asking.exact[i].mean()) if asking else None
         rounded = {a: round(w, 4) for a, w in zip(plan.adapters, weights, strict=True)}
         found.append(
-            Found(
+            SearchResult(
                 name,
                 rounded,
                 round(seconds, 3),
@@ -531,7 +531,7 @@ def _judge(
     return tuple(found)
 
 
-def compare(test: Reading, asking: Asking | None, ours: int, reference: int, seed: int) -> Gain:
+def bootstrap_gain(test: RowLosses, asking: RowMatches | None, ours: int, reference: int, seed: int) -> Gain:
     """What one mix is better by than another on the same rows, with intervals by paired bootstrap over rows.
 
     Rows (questions, documents) are drawn with replacement, the same ones for both mixes; percentiles 2.5 and 97.5.

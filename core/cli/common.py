@@ -15,6 +15,15 @@ from typing import Any
 from core.engine import Engine
 from core.errors import StudioError
 from core.spec.settings import label_of
+from core.store.events import (
+    NoteEvent,
+    ResultEvent,
+    SampleEvent,
+    StatusEvent,
+    StepEvent,
+    ValidationEvent,
+    is_kind,
+)
 
 Verb = Callable[[Engine, argparse.Namespace], Any]
 Add = Callable[
@@ -51,37 +60,35 @@ def follow(engine: Engine, run_id: str) -> Any:
     """Prints a run's events until it ends; the run's own error becomes ours."""
     cursor, over = 0, False
     while True:
-        events, cursor = engine.run_events(run_id, cursor)
+        events, cursor = engine.runs.events(run_id, cursor)
         for e in events:
             _print_event(e)
         if over and not events:
             break
-        over = not engine.run(run_id).status.alive
+        over = not engine.runs.get(run_id).status.is_alive
         time.sleep(SAMPLE_PRINT_SECONDS)
-    run = engine.run(run_id)
+    run = engine.runs.get(run_id)
     if run.error:
         raise StudioError(run.error)
     return run
 
 
 def _print_event(e: dict[str, Any]) -> None:
-    kind = e.get("kind")
-    if kind == "step":
+    if is_kind(e, StepEvent):
         print(
             f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  {e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left"
         )
-    elif kind == "validation":
+    elif is_kind(e, ValidationEvent):
         print(
             f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}  {e.get('overfitting', '')}".rstrip()
         )
-    elif kind == "sample":
+    elif is_kind(e, SampleEvent):
         print(f"sample at step {e['step']}: {e['prompt']}")
         for answer in e.get("answers", [{"who": "In training", "text": e.get("text", "")}]):
             print(f"    {answer['who']}: {answer['text']}")
-    elif kind in ("status", "note", "result"):
-        print(
-            f"{kind}: " + ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("kind", "time", "elapsed"))
-        )
+    elif any(is_kind(e, t) for t in (StatusEvent, NoteEvent, ResultEvent)):
+        fields = ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("kind", "time", "elapsed"))
+        print(f"{e['kind']}: {fields}")
 
 
 class Bar:

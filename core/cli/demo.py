@@ -18,6 +18,7 @@ from core.spec.mix import Mix, Sampling
 from core.spec.presets import resolve
 from core.spec.settings import SEED
 from core.spec.training import RunStatus
+from core.store.events import StepEvent, of_kind
 
 SHARES = {"domain": 0.36, "task": 0.2, "task (apart)": 0.14}  # of the demo's time, measured
 FIGURES = (
@@ -58,9 +59,9 @@ def run(engine: Engine, samples: Samples | None = None, seed: int = SEED) -> Ite
     begin = time.monotonic()
     samples = samples or Samples()
     yield Moment(0.0, "Importing the sample data")
-    corpus = engine.import_dataset(samples.domain, "Sample domain", "domain", seed=SEED)
-    pairs = engine.import_dataset([samples.task], "Sample task", "task", seed=SEED)
-    engine.base(wait=True)
+    corpus = engine.datasets.import_files(samples.domain, "Sample domain", "domain", seed=SEED)
+    pairs = engine.datasets.import_files([samples.task], "Sample task", "task", seed=SEED)
+    engine.bases.current(wait=True)
     adapters: dict[str, str] = {}
     training: dict[str, Any] = {}
     share = 0.02
@@ -74,25 +75,25 @@ def run(engine: Engine, samples: Samples | None = None, seed: int = SEED) -> Ite
             "embedded",
             {"name": f"Demo {name}", "dataset": dataset, "stack_on": adapters.get(below, ""), "seed": seed},
         )
-        run_id = engine.start_run(spec)
+        run_id = engine.runs.start(spec)
         yield from _follow(engine, run_id, name, share)
         share += SHARES[name]
-        ended = engine.run(run_id)
+        ended = engine.runs.get(run_id)
         if ended.status is not RunStatus.DONE:
             raise RunError(
                 f"The {name} run ended as {ended.status.value}. {ended.error}",
                 "See the run's events for why.",
             )
         adapters[name] = ended.adapter
-        adapter = engine.adapter(ended.adapter)
+        adapter = engine.library.adapter(ended.adapter)
         training[name] = {"seconds": adapter.metadata["runtime"]["seconds"], **adapter.results}
     mixes = _mixes(adapters)
     question = samples.questions()[0]["messages"][0]["content"]
-    frame = engine.stream(question, mixes, Sampling(max_new_tokens=48)).last()
+    frame = engine.chat.stream(question, mixes, Sampling(max_new_tokens=48)).last()
     answers = {m.name: c.text for m, c in zip(mixes, frame.columns, strict=True)}
     yield Moment(share, f"Compared on: {question}", answers={question: "", **answers})
     report = yield from _measure(engine, mixes, samples, corpus.id, share)
-    rows = {r["name"]: {k: r[k] for k in FIGURES if k in r} for r in engine.report(report).rows}
+    rows = {r["name"]: {k: r[k] for k in FIGURES if k in r} for r in engine.evaluation.report(report).rows}
     yield Moment(
         1.0, "Done", {"mixes": rows, "seconds": round(time.monotonic() - begin, 1), "training": training}
     )
@@ -113,31 +114,30 @@ def _mixes(adapters: dict[str, str]) -> list[Mix]:
 def _follow(engine: Engine, run_id: str, name: str, share: float) -> Iterator[Moment]:
     """Moments of one run, read from its log like any other watcher does."""
     cursor = 0
-    while engine.run(run_id).status.alive:
-        events, cursor = engine.run_events(run_id, cursor)
-        for e in events:
-            if e.get("kind") == "step":
-                part = e["step"] / e["total_steps"]
-                yield Moment(
-                    share + SHARES[name] * part,
-                    f"Training {name}: step {e['step']}/{e['total_steps']}, loss {e['loss']:.2f}",
-                )
+    while engine.runs.get(run_id).status.is_alive:
+        events, cursor = engine.runs.events(run_id, cursor)
+        for e in of_kind(events, StepEvent):
+            part = e["step"] / e["total_steps"]
+            yield Moment(
+                share + SHARES[name] * part,
+                f"Training {name}: step {e['step']}/{e['total_steps']}, loss {e['loss']:.2f}",
+            )
         time.sleep(0.2)
 
 
 def _measure(
     engine: Engine, mixes: list[Mix], samples: Samples, corpus: str, share: float
 ) -> Generator[Moment, None, str]:
-    from core.evaluate.measure import Material
+    from core.evaluate.measure import EvaluationData
 
-    material = Material(
+    material = EvaluationData(
         questions={"": samples.questions(), "general": samples.general_questions()},
-        texts={"domain": [r["text"] for r in engine.dataset_rows(corpus, "test", limit=10**9)]},
-        own={"general": samples.texts("general_heldout")},
-        cloze=samples.recall(),
+        texts={"domain": [r["text"] for r in engine.datasets.rows(corpus, "test", limit=10**9)]},
+        trusted_texts={"general": samples.texts("general_heldout")},
+        cloze=samples.recall_probe(),
     )
     progress = None
-    for progress in engine.measure(mixes, lambda: material, corpus, "Held-out questions", "test"):
+    for progress in engine.evaluation.measure_data(mixes, lambda: material, corpus, "Held-out questions", "test"):
         yield Moment(
             share + (1 - share) * progress.done / max(progress.total, 1), f"Evaluating: {progress.text}"
         )

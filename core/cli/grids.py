@@ -18,7 +18,7 @@ from core.spec.presets import PRESETS, resolve
 from core.spec.settings import label_of
 from core.spec.training import KINDS, TrainSpec
 from core.store import grids
-from core.store.workspace import whole_file
+from core.store.workspace import atomic_write
 
 
 def add_verbs(grid: Any, add: Add) -> None:
@@ -73,7 +73,7 @@ def _add_description(p: argparse.ArgumentParser) -> None:
         metavar="SETTING=VALUES",
         help='For example rank=16,32 or "schedule=linear,cosine".',
     )
-    p.add_argument("--grid", choices=tuple(grids.PRESETS), help="A usual grid; --vary changes or adds to it.")
+    p.add_argument("--grid", choices=tuple(grids.GRID_PRESETS), help="A usual grid; --vary changes or adds to it.")
     for f in dataclasses.fields(TrainSpec):
         if f.name != "kind":
             add_setting(p, f)
@@ -85,7 +85,7 @@ def _axes(args: argparse.Namespace) -> grids.Axes:
     Raises:
         SpecError: it has no such form, or cannot be.
     """
-    axes = dict(grids.PRESETS.get(args.grid or "", {}))
+    axes = dict(grids.GRID_PRESETS.get(args.grid or "", {}))
     for text in args.vary:
         name, equals, values = text.partition("=")
         if not equals:
@@ -93,7 +93,7 @@ def _axes(args: argparse.Namespace) -> grids.Axes:
                 f"{text!r} varies nothing.", "Write a setting and its values, for example rank=16,32."
             )
         name = name.strip().replace("-", "_")
-        axes[name] = grids.axis(name, values)
+        axes[name] = grids.parse_axis(name, values)
     return axes
 
 
@@ -103,22 +103,22 @@ def _described(engine: Engine, args: argparse.Namespace) -> TrainSpec:
     changes = {k: v for k, v in given(args, TrainSpec).items() if k != "kind"}
     changes.setdefault("name", f"{args.kind} grid")
     if "stack_on" in changes:
-        changes["stack_on"] = engine.find_adapter(changes["stack_on"])
+        changes["stack_on"] = engine.library.find_adapter(changes["stack_on"])
     return resolve(args.kind, preset, changes)
 
 
 def start(engine: Engine, args: argparse.Namespace) -> Any:
     spec = _described(engine, args)
-    grid = engine.plan.start(spec, _axes(args), spec.name)
+    grid = engine.grids.start(spec, _axes(args), spec.name)
     for i, run_id in enumerate(grid.runs, 1):
-        print(f"cell {i} of {len(grid.runs)}: {engine.run(run_id).name}")
-        engine.wait_run(run_id, 30 * 86400.0)
+        print(f"cell {i} of {len(grid.runs)}: {engine.runs.get(run_id).name}")
+        engine.runs.wait(run_id, 30 * 86400.0)
     return _told(engine, grid.id)
 
 
 def _define(engine: Engine, args: argparse.Namespace) -> Any:
     spec = _described(engine, args)
-    return _told(engine, engine.plan.define(spec, _axes(args), spec.name).id)
+    return _told(engine, engine.grids.define(spec, _axes(args), spec.name).id)
 
 
 def _send(engine: Engine, args: argparse.Namespace) -> Any:
@@ -134,7 +134,7 @@ def _send(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _told(engine: Engine, grid_id: str) -> Any:
-    results = engine.plan.results(grid_id)
+    results = engine.grids.results(grid_id)
     names = list(results.grid.axes)
     heads = [
         "",
@@ -149,7 +149,7 @@ def _told(engine: Engine, grid_id: str) -> Any:
     for r in results.rows:
         figures = r.figures()
         shown = [figures[n] for n in ("status", "best_loss", "final_loss", "seconds", "adapter")]
-        lines.append(["best" if r.best else "", *[grids.shown(r.cell.values[n]) for n in names], *shown])
+        lines.append(["best" if r.best else "", *[grids.format_value(r.cell.values[n]) for n in names], *shown])
     print_table([heads, *lines])
     print(results.note)
     rows = [{**{n: r.cell.values[n] for n in names}, **r.figures(), "best": r.best} for r in results.rows]
@@ -165,27 +165,27 @@ def _told(engine: Engine, grid_id: str) -> Any:
 def _show(engine: Engine, args: argparse.Namespace) -> Any:
     if args.grid:
         return _told(engine, args.grid)
-    for g in engine.plan.grids():
+    for g in engine.grids.list():
         print(f"{g.id:<40} {len(g.runs):>3} cells  {g.name}")
-    return engine.plan.grids()
+    return engine.grids.list()
 
 
 def _csv(engine: Engine, args: argparse.Namespace) -> Any:
-    text = engine.plan.csv(args.grid)
+    text = engine.grids.csv(args.grid)
     if args.output:
-        with whole_file(args.output, "w") as f:
+        with atomic_write(args.output, "w") as f:
             f.write(text)
     print(f"wrote {args.output}" if args.output else text, end="\n" if args.output else "")
     return {"csv": text}
 
 
 def _cancel(engine: Engine, args: argparse.Namespace) -> Any:
-    gone = engine.plan.cancel_rest(args.grid)
+    gone = engine.grids.cancel_waiting(args.grid)
     print(f"{len(gone)} cells will not begin")
     return {"cancelled": gone}
 
 
 def _collect(engine: Engine, args: argparse.Namespace) -> Any:
-    filled = engine.plan.collect(args.grid)
+    filled = engine.grids.collect(args.grid)
     print(f"{len(filled)} cells found their run")
     return {"cells": filled}

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from core.spec.settings import SEED
 from core.spec.training import KINDS, QUANTIZATIONS, Launch, TrainSpec
 from core.store import grids
 from core.store.run_order import MOVES
+from core.train.signals import exit_on_sigterm
 
 WORKSPACE_VARIABLE = "ADAPTER_STUDIO_WORKSPACE"
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.ERROR
     )  # it reports an optional CPU kernel it does without
     args = parser().parse_args(argv)
-    before = _heed_sigterm()
+    restore_sigterm = exit_on_sigterm()
     try:
         if args.verb in ALONE:
             value = args.verb(None, args)
@@ -66,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        restore_sigterm()
     if args.json:
         print(json.dumps(value, ensure_ascii=False, default=_plain))
     return 0
@@ -77,19 +76,6 @@ def _quantization(args: argparse.Namespace) -> str:
     """As typed; where nothing was, as a preset that was typed asks for."""
     typed, preset = str(args.quantization), getattr(args, "preset", None)
     return (PRESETS[preset].quantization if preset and typed == "auto" else "") or typed
-
-
-def _heed_sigterm() -> Any:
-    """From now on SIGTERM ends the command in good order: a run saves a checkpoint and can be resumed. Returns what was heeded before."""
-
-    def end(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not cut the saving short
-        raise SystemExit(128 + number)
-
-    try:
-        return signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not the main thread: whoever called us has the process
-        return None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -259,11 +245,11 @@ def _add_mixes(p: argparse.ArgumentParser) -> None:
 def _mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
     """The mixes that were typed, names resolved to ids; the default ones if none were."""
     if not args.mix:
-        return engine.default_mixes()
+        return engine.library.default_mixes()
     found = []
     for text in args.mix:
         raw = Mix.parse(text)
-        ids = {a: engine.find_adapter(a) for a in raw.weights}
+        ids = {a: engine.library.find_adapter(a) for a in raw.weights}
         found.append(
             Mix(
                 name=text or "base",
@@ -282,7 +268,7 @@ def _plain(value: Any) -> Any:
 
 def _data_add(engine: Engine, args: argparse.Namespace) -> Any:
     roles = dict(r.split("=", 1) for r in args.role if "=" in r) or None
-    made = engine.import_dataset(
+    made = engine.datasets.import_files(
         args.paths, args.name or args.paths[0].stem, args.kind, roles, args.seed, args.encoding
     )
     print(f"{made.id}: {made.rows} {made.kind} rows, {made.splits}")
@@ -290,13 +276,13 @@ def _data_add(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _data_list(engine: Engine, args: argparse.Namespace) -> Any:
-    for d in engine.datasets():
+    for d in engine.datasets.list():
         print(f"{d.id:<40} {d.kind:<7} {d.rows:>8} rows  {d.name}")
-    return engine.datasets()
+    return engine.datasets.list()
 
 
 def _bases_list(engine: Engine, args: argparse.Namespace) -> Any:
-    offers = engine.bases.offered()
+    offers = engine.bases.list()
     for o in offers:
         print(f"{o.name:<60} {o.kind:<14} {o.bytes / 1e6:>10.1f} MB  {o.why or o.place}")
     return offers
@@ -304,14 +290,14 @@ def _bases_list(engine: Engine, args: argparse.Namespace) -> Any:
 
 def _bases_download(engine: Engine, args: argparse.Namespace) -> Any:
     bar = Bar()
-    engine.bases.fetch(args.name)
-    while (at := engine.bases.fetching()) is not None and not at.over:
+    engine.bases.download(args.name)
+    while (at := engine.bases.download_state()) is not None and not at.over:
         bar.show(
             at.done / at.total if at.total else 0.0,
             f"{at.name}: {at.done / 1e6:.1f} of {at.total / 1e6:.1f} MB",
         )
         time.sleep(SAMPLE_PRINT_SECONDS)
-    ended = engine.bases.wait_fetched()
+    ended = engine.bases.wait_for_download()
     bar.show(1.0, f"{ended.name}: {ended.total / 1e6:.1f} MB")
     return ended
 
@@ -321,35 +307,35 @@ def _train(engine: Engine, args: argparse.Namespace) -> Any:
     changes = given(args, TrainSpec)
     changes.setdefault("name", f"{args.kind} adapter")
     if "stack_on" in changes:
-        changes["stack_on"] = engine.find_adapter(changes["stack_on"])
-    run_id = engine.start_run(
+        changes["stack_on"] = engine.library.find_adapter(changes["stack_on"])
+    run_id = engine.runs.start(
         resolve(args.kind, preset, {k: v for k, v in changes.items() if k != "kind"}), _launch(args)
     )
     return follow(engine, run_id)
 
 
 def _adapters_list(engine: Engine, args: argparse.Namespace) -> Any:
-    for a in engine.adapters():
+    for a in engine.library.adapters():
         print(f"{a.id:<40} {a.kind:<7} rank {a.rank:<4} on {a.base}  {a.name}")
-    return engine.adapters()
+    return engine.library.adapters()
 
 
 def _adapters_verify(engine: Engine, args: argparse.Namespace) -> Any:
-    checked = engine.verify_adapter(engine.find_adapter(args.adapter))
+    checked = engine.library.verify(engine.library.find_adapter(args.adapter))
     print("\n".join(checked))
     return {"checked": checked}
 
 
 def _adapters_remove(engine: Engine, args: argparse.Namespace) -> Any:
-    adapter_id = engine.find_adapter(args.adapter)
-    engine.remove("adapters", adapter_id)
+    adapter_id = engine.library.find_adapter(args.adapter)
+    engine.library.delete("adapters", adapter_id)
     print(f"removed {adapter_id}")
     return {"removed": adapter_id}
 
 
 def _generate(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.base(wait=True)
-    frame = engine.stream(
+    engine.bases.current(wait=True)
+    frame = engine.chat.stream(
         args.prompt, _mixes(engine, args), Sampling(**given(args, Sampling)), chat=not args.raw
     ).last()
     for c in frame.columns:
@@ -358,12 +344,12 @@ def _generate(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _evaluate(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.base(wait=True)
-    last = engine.evaluate(
+    engine.bases.current(wait=True)
+    last = engine.evaluation.measure(
         _mixes(engine, args), args.dataset, args.split, args.limit, general=not args.no_general
     ).last()
-    report = engine.report(last.report)
-    print(engine.report_csv(report.id).read_text(encoding="utf-8"), end="")
+    report = engine.evaluation.report(last.report)
+    print(engine.evaluation.report_csv(report.id).read_text(encoding="utf-8"), end="")
     return report
 
 
@@ -384,17 +370,17 @@ def _demo(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _runs_list(engine: Engine, args: argparse.Namespace) -> Any:
-    for r in engine.runs():
+    for r in engine.runs.list():
         print(
             f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{'  (resumable)' if r.resumable else ''}"
         )
-    for status in sorted({r.status for r in engine.runs()}, key=lambda s: s.value):
+    for status in sorted({r.status for r in engine.runs.list()}, key=lambda s: s.value):
         print(f"{status.value}: {status.meaning} {status.next_step}")
-    return engine.runs()
+    return engine.runs.list()
 
 
 def _runs_show(engine: Engine, args: argparse.Namespace) -> Any:
-    r = engine.run(args.run)
+    r = engine.runs.get(args.run)
     for line in (
         f"{r.name}: {r.status.value}, step {r.step} of {r.total_steps}",
         r.error,
@@ -407,8 +393,8 @@ def _runs_show(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _runs_pause(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.pause_run(args.run)
-    return engine.run(args.run)
+    engine.runs.pause(args.run)
+    return engine.runs.get(args.run)
 
 
 def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:
@@ -416,41 +402,41 @@ def _runs_follow(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _runs_resume(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.resume_run(args.run)
+    engine.runs.resume(args.run)
     return follow(engine, args.run)
 
 
 def _runs_stop(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.stop_run(args.run)
+    engine.runs.stop(args.run)
     return follow(engine, args.run)
 
 
 def _runs_join(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.join_run(args.run, _launch(args) or Launch())
-    return engine.run(args.run)
+    engine.runs.join(args.run, _launch(args) or Launch())
+    return engine.runs.get(args.run)
 
 
 def _runs_again(engine: Engine, args: argparse.Namespace) -> Any:
-    return [follow(engine, run_id) for run_id in engine.queue_again()]
+    return [follow(engine, run_id) for run_id in engine.runs.requeue()]
 
 
 def _runs_move(engine: Engine, args: argparse.Namespace) -> Any:
-    engine.move_run(args.run, args.to)
-    line = [w for w in engine.queue() if not w.leaving]
+    engine.queue.move(args.run, args.to)
+    line = [w for w in engine.queue.list() if not w.leaving]
     for i, w in enumerate(line, 1):
         print(f"{i:>3}  {w.run.id:<40} {w.run.name}")
     return {"queue": [w.run.id for w in line]}
 
 
 def _runs_cancel(engine: Engine, args: argparse.Namespace) -> Any:
-    gone = engine.cancel_run(args.run, args.together)
+    gone = engine.queue.cancel(args.run, args.together)
     print("\n".join(f"{run_id} will not begin" for run_id in gone))
     return {"cancelled": gone}
 
 
 def _runs_compare(engine: Engine, args: argparse.Namespace) -> Any:
-    found = engine.plan.compare(args.runs)
-    chosen = [s for s in found.settings if args.all or s.differs]
+    found = engine.runs.compare(args.runs)
+    chosen = [s for s in found.settings if args.all or s.is_varied]
     said = [
         {
             "run": r.id,
@@ -463,7 +449,7 @@ def _runs_compare(engine: Engine, args: argparse.Namespace) -> Any:
         for r, h in zip(found.runs, found.histories, strict=True)
     ]
     figures = [[name.replace("_", " ").capitalize(), *[s[name] for s in said]] for name in said[0]]
-    print_table([*figures, *[[s.label, *[grids.shown(v) for v in s.values]] for s in chosen]])
+    print_table([*figures, *[[s.label, *[grids.format_value(v) for v in s.values]] for s in chosen]])
     return {"runs": said, "settings": {s.name: s.values for s in chosen}}
 
 

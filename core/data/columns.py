@@ -74,7 +74,7 @@ _SPEAKERS = {
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def columns_of(rows: Iterable[RawRow]) -> list[str]:
+def list_columns(rows: Iterable[RawRow]) -> list[str]:
     """All columns that occur in the rows, in order of first appearance.
 
     Raises:
@@ -98,7 +98,7 @@ def columns_of(rows: Iterable[RawRow]) -> list[str]:
 
 def guess_kind(rows: Sequence[RawRow]) -> str:
     """ "task" when the columns hold a whole labelled pair or messages, else "domain"."""
-    columns = columns_of(rows)
+    columns = list_columns(rows)
     return "task" if _set_of(guess_roles(columns, "task"), "task") else "domain"
 
 
@@ -177,7 +177,7 @@ def check_roles(columns: Sequence[str], kind: str, roles: Mapping[str, str]) -> 
     return chosen
 
 
-def canonical(rows: Sequence[RawRow], kind: str, roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def to_canonical(rows: Sequence[RawRow], kind: str, roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """Canonical rows, in the same order.
 
     Args:
@@ -189,7 +189,7 @@ def canonical(rows: Sequence[RawRow], kind: str, roles: Mapping[str, str]) -> li
         DataError: with file and line, for a cell that is missing, empty, NaN or not text.
     """
     roles = {role: column for role, column in roles.items() if column}
-    chosen = check_roles(columns_of(rows), kind, roles)
+    chosen = check_roles(list_columns(rows), kind, roles)
     if kind == "domain":
         return [{"text": _text(row, roles["text"])} for row in rows]
     made: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.data.columns import canonical, columns_of, guess_kind, guess_roles
+from core.data.columns import guess_kind, guess_roles, list_columns, to_canonical
 from core.data.readers import (
     FILE_LIMIT_BYTES,
     RawRow,
@@ -34,7 +34,7 @@ from core.data.readers import (
     read_files,
     read_sources,
 )
-from core.data.splits import RATIOS, SPLITS, content_of, split
+from core.data.splits import RATIOS, SPLITS, content_key, split
 from core.errors import DataError, NotFound, StorageError, StudioError
 from core.spec.settings import SEED
 from core.store.workspace import (
@@ -107,7 +107,7 @@ def preview(
     rows: list[dict[str, Any]] = []
     problem = ""
     try:
-        rows = canonical(raw, chosen, mapping)
+        rows = to_canonical(raw, chosen, mapping)
         split(rows)
     except StudioError as e:
         problem = str(e)
@@ -118,7 +118,7 @@ def _settle(
     raw: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None
 ) -> tuple[str, list[str], dict[str, str]]:
     """Kind, columns and roles: as given, else guessed."""
-    columns = columns_of(raw)
+    columns = list_columns(raw)
     given = {role: column for role, column in (roles or {}).items() if column}
     chosen = kind or (("domain" if "text" in given else "task") if given else guess_kind(raw))
     return chosen, columns, given or guess_roles(columns, chosen)
@@ -146,7 +146,7 @@ def import_dataset(
 
     Raises:
         DataError: what cannot be read, with file, line and remedy.
-        NameRefused: the name.
+        InvalidName: the name.
         StorageError: the disk is full or refuses.
     """
     name = check_name(name)
@@ -158,7 +158,7 @@ def import_dataset(
         copies, files = _copy(sources, place / "source")
         raw = read_sources(copies, encoding)
         chosen, columns, mapping = _settle(raw, kind, roles)
-        rows = canonical(raw, chosen, mapping)
+        rows = to_canonical(raw, chosen, mapping)
         del raw
         parts = split(rows, seed)
         lines = [_line(row) for row in rows]
@@ -182,7 +182,7 @@ def import_dataset(
             files=files,
             created=time.time(),
             types=dict(Counter(row["type"] for row in rows if "type" in row).most_common()),
-            duplicates=len(rows) - len({content_of(row) for row in rows}),
+            duplicates=len(rows) - len({content_key(row) for row in rows}),
             encoding=encoding,
             split_sha256=digests,
         )
@@ -248,7 +248,7 @@ def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
         NotFound: there is none.
         StorageError: its record is damaged.
     """
-    workspace.existing("datasets", dataset_id)
+    workspace.find("datasets", dataset_id)
     record = read_json(workspace.path("datasets", dataset_id, "dataset.json"))
     try:
         dataset = Dataset(**{**record, "ratios": tuple(record["ratios"])})
@@ -338,7 +338,7 @@ def rename_dataset(workspace: Workspace, dataset_id: str, name: str) -> Dataset:
     """Gives a dataset another display name; its id and its bytes stay.
 
     Raises:
-        NameRefused: the name.
+        InvalidName: the name.
     """
     dataset = dataclasses.replace(load_dataset(workspace, dataset_id), name=check_name(name))
     write_json(workspace.path("datasets", dataset_id, "dataset.json"), dataclasses.asdict(dataset))

@@ -1,8 +1,8 @@
-"""JSON text becomes rows, each with the line it begins on.
+"""JSON text to rows, each with the line it begins on; limits on depth and length. Files are opened in `readers`.
 
-Knows JSON, how deep and how long it may be, and how to say what is wrong with it. Knows nothing of
-files or encodings. Depth is counted before any parser sees the text: a line of 40,000 opening
-brackets brings down parsers that recurse.
+The nesting depth is checked before any parser sees the text: a line of 40,000 opening brackets crashes the process in
+parsers that recurse, and no `except` catches that. The native readers of pyarrow and `load_dataset("json")` are
+not used for the same reason.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any, NoReturn
 
 from core.errors import DataError
 
-LINE_LIMIT = 1_000_000  # characters of one line, one CSV cell, one object of a .json file
-DEPTH_LIMIT = 32  # brackets inside brackets
+LINE_LIMIT = 1_000_000  # characters of a line, a CSV cell, or an object in a .json file
+DEPTH_LIMIT = 32  # nested brackets
 FIELD_LIMIT = 64  # columns
 
 _MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _OBJECTS_WANTED = (
-    "Give an array of objects, or an object with exactly one array of objects; write a single row as .jsonl."
+    "A .json file must be an array of objects, or an object with exactly one array of objects. "
+    "Save a single row as .jsonl."
 )
 
 
@@ -29,25 +30,25 @@ def parse_json(text: str, file: str, line: int) -> Any:
     """Parses one JSON value.
 
     Args:
-        text: the value, possibly between white space.
-        file: the file to name in an error.
+        text: the value, possibly with white space around it.
+        file: the file name that errors show.
         line: the line that the text begins on, from 1.
 
     Raises:
-        DataError: not JSON, too deep, or a number that JSON does not have.
+        DataError: the text is not JSON, is nested too deeply, or contains NaN or Infinity.
     """
     check_depth(text, file, line)
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as e:
-        raise _error(e, text, file, line) from e
+        raise _to_data_error(e, text, file, line) from e
 
 
 def check_depth(text: str, file: str, line: int) -> None:
-    """Refuses brackets nested deeper than DEPTH_LIMIT, in one pass without recursion.
+    """Checks in one pass, without recursion, that brackets are nested at most DEPTH_LIMIT deep.
 
     Raises:
-        DataError: deeper.
+        DataError: they are nested deeper.
     """
     if text.count("[") + text.count("{") <= DEPTH_LIMIT:
         return
@@ -63,7 +64,7 @@ def check_depth(text: str, file: str, line: int) -> None:
             if depth > DEPTH_LIMIT:
                 raise DataError(
                     f"the JSON is nested deeper than {DEPTH_LIMIT} levels.",
-                    "Flatten it: a row is an object with texts, or with a list of messages.",
+                    "Flatten it: a row is an object of texts, or an object with a list of messages.",
                     file=file,
                     line=line + text.count("\n", 0, mark.start()),
                 )
@@ -72,91 +73,94 @@ def check_depth(text: str, file: str, line: int) -> None:
 
 
 def read_jsonl(lines: Iterator[tuple[int, str]], file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered lines become rows: one object a line, blank lines are passed by.
+    """Parses numbered lines, one object per line; skips blank lines.
 
     Raises:
-        DataError: a line that is not one whole object.
+        DataError: a line is not one complete object.
     """
     for number, line in lines:
         if line.isspace():
             continue
         if number == 1 and line.strip() in ("[", "{"):
-            fix = "A .jsonl file has one whole object on each line; name the file .json if it is one array."
-            raise DataError("the line is not a whole object.", fix, file=file, line=1)
-        yield number, _object(parse_json(line, file, number), file, number)
+            fix = "A .jsonl file needs one complete object per line. If the file is one array, name it .json."
+            raise DataError("the line is not a complete object.", fix, file=file, line=1)
+        yield number, _check_object(parse_json(line, file, number), file, number)
 
 
 def read_json(text: str, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The text of a whole file becomes rows: an array of objects, or an object that holds one array.
+    """Parses the text of a .json file: an array of objects, or an object with exactly one array of objects.
 
     Raises:
-        DataError: not JSON, or not of that form.
+        DataError: the text is not JSON, or not of that form.
     """
     check_depth(text, file, 1)
-    at = _skip(text, 0)
+    at = _skip_space(text, 0)
     if at == len(text):
         return
     try:
         begin = at if text[at] == "[" else _find_array(text, at, file)
-        yield from _elements(text, begin, file, whole=text[at] == "[")
+        yield from _parse_elements(text, begin, file, is_outermost=text[at] == "[")
     except (ValueError, RecursionError) as e:
-        raise _error(e, text, file, 1) from e
+        raise _to_data_error(e, text, file, 1) from e
 
 
 def _find_array(text: str, at: int, file: str) -> int:
-    """Where the one array of the outer object begins."""
-    outer = _object(_DECODER.decode(text), file, 1 + text.count("\n", 0, at), what="the file")
+    """Finds the position of the only array in the outer object."""
+    outer = _check_object(_DECODER.decode(text), file, 1 + text.count("\n", 0, at), what="the file")
     arrays = [k for k, v in outer.items() if isinstance(v, list)]
     if len(arrays) != 1:
-        found = f"{len(arrays)} arrays ({', '.join(arrays[:5])})" if arrays else "no array"
+        count = f"{len(arrays)} arrays ({', '.join(arrays[:5])})" if arrays else "no array"
         raise DataError(
-            f"the outer object holds {found}.", _OBJECTS_WANTED, file=file, line=1 + text.count("\n", 0, at)
+            f"the outer object has {count}.", _OBJECTS_WANTED, file=file, line=1 + text.count("\n", 0, at)
         )
-    at = _skip(text, at + 1)
+    at = _skip_space(text, at + 1)
     while True:
         key, at = _DECODER.raw_decode(text, at)
-        at = _skip(text, _skip(text, at) + 1)  # past the colon
+        at = _skip_space(text, _skip_space(text, at) + 1)  # past the colon
         if key == arrays[0] and text[at] == "[":
             return at
-        at = _skip(text, _skip(text, _DECODER.raw_decode(text, at)[1]) + 1)  # past the value and its comma
+        value_end = _DECODER.raw_decode(text, at)[1]
+        at = _skip_space(text, _skip_space(text, value_end) + 1)  # past the comma
 
 
-def _elements(text: str, at: int, file: str, whole: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of the array that begins at `at`, each with the line it begins on."""
-    line, counted, at = 1, 0, _skip(text, at + 1)
+def _parse_elements(
+    text: str, at: int, file: str, is_outermost: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the objects of the array that begins at `at`, each with the line it begins on."""
+    line, counted, at = 1, 0, _skip_space(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = _DECODER.raw_decode(text, at)
         except json.JSONDecodeError:
             raise
-        except ValueError as e:  # a number that is none: json does not say where
-            raise _error(e, text, file, line) from e
+        except ValueError as e:  # NaN or Infinity; this error has no position
+            raise _to_data_error(e, text, file, line) from e
         if end - at > LINE_LIMIT:
             raise DataError(
                 f"the row is longer than {LINE_LIMIT:,} characters.",
-                "Break it into several rows.",
+                "Split it into several rows.",
                 file=file,
                 line=line,
             )
-        yield line, _object(value, file, line)
-        at = _skip(text, end)
+        yield line, _check_object(value, file, line)
+        at = _skip_space(text, end)
         if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
+            at = _skip_space(text, at + 1)
             if text[at : at + 1] == "]":
-                raise json.JSONDecodeError("a comma stands before the closing bracket", text, at)
+                raise json.JSONDecodeError("Illegal trailing comma before end of array", text, at)
         elif text[at : at + 1] != "]":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    if whole and (rest := _skip(text, at + 1)) < len(text):
+    if is_outermost and (rest := _skip_space(text, at + 1)) < len(text):
         raise json.JSONDecodeError("Extra data", text, rest)
 
 
-def _skip(text: str, at: int) -> int:
+def _skip_space(text: str, at: int) -> int:
     space = _SPACE.match(text, at)
     return space.end() if space else at
 
 
-def _object(value: Any, file: str, line: int, what: str = "the row") -> dict[str, Any]:
+def _check_object(value: Any, file: str, line: int, what: str = "the row") -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(
             type(value), "a number"
@@ -167,35 +171,36 @@ def _object(value: Any, file: str, line: int, what: str = "the row") -> dict[str
     return value
 
 
-def _not_json(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_not_json)
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 
 
-def _error(error: Exception, text: str, file: str, line: int) -> DataError:
+def _to_data_error(error: Exception, text: str, file: str, line: int) -> DataError:
+    """Converts a parser's error into one with file, line and remedy."""
     if isinstance(error, json.JSONDecodeError):
         line += text.count("\n", 0, error.pos)
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
-            what = f"the JSON breaks off: {error.msg} at column {error.colno}."
+            what = f"the JSON is incomplete: {error.msg} at column {error.colno}."
             return DataError(
                 what,
-                "Complete it or delete it; the file may have been cut off while it was copied.",
+                "Complete or delete the row. The file may have been truncated when it was copied.",
                 file=file,
                 line=line,
             )
         what = f"not valid JSON: {error.msg} at column {error.colno}."
         return DataError(
             what,
-            "Correct it; texts and names stand in double quotes, and no comma follows the last item.",
+            "Correct it. Texts and keys need double quotes, and the last item must not be followed by a comma.",
             file=file,
             line=line,
         )
     if "JSON number" in str(error):
         return DataError(
             f"{error}.",
-            "Replace NaN and Infinity by a number, a text or null, or delete the row.",
+            "Replace NaN and Infinity with a number, a text or null, or delete the row.",
             file=file,
             line=line,
         )

@@ -1,11 +1,12 @@
-"""Many sequences in one row, each alone: windows, the fit into rows, and what that costs and saves.
+"""Packing: several sequences share one row, each with its own positions, masks and attention.
 
-Knows token ids and their masks; knows no tokenizer and no model. Which models keep the sequences of a
-row apart is `core.model.packing_check`'s question.
+    one row of 16      [doc a . . . . ][doc b . . .][doc c . . .]
+    position_ids        0 1 2 3 4 5     0 1 2 3 4    0 1 2 3 4       restart at every sequence
+    loss_mask           0 1 1 1 1 1     0 1 1 1 1    0 0 0 1 1       the first token of a sequence is never predicted
+    seq_lengths         6               5            5
+    attention           a reads a       b reads b    c reads c       block-diagonal: no sequence attends to another one
 
-    one row of 16      [doc a . . . ][doc b . . ][doc c . . . ]
-    position_ids        0 1 2 3 4 5   0 1 2 3 4   0 1 2 3 4      restart where a sequence begins
-    trained             0 1 1 1 1 1   0 1 1 1 1   0 0 0 1 1      nothing is predicted across a seam
+`core.model.packing_check` tests whether a model keeps the sequences of a row separate.
 
 Source: block-diagonal attention instead of concatenation, Krell et al. 2021, arXiv 2107.02027.
 """
@@ -17,71 +18,91 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.data.encoding import Encoded
+from core.data.encoding import EncodedSequence
 from core.errors import SpecError
 
 
-def windows(boundary: int, ids: Sequence[int], max_length: int, overlap: int = 0) -> list[Encoded]:
-    """A document as sequences of at most `max_length` tokens, every token trained exactly once.
+def split_into_windows(
+    boundary: int, ids: Sequence[int], max_length: int, overlap: int = 0
+) -> list[EncodedSequence]:
+    """Splits a document into sequences of at most `max_length` tokens; every token is trained exactly once.
 
-    The first window opens with the boundary token; each later one with the last `overlap` tokens of the
-    one before (at least one), which are read and not trained.
+    The first window opens with the boundary token. Each later window opens with the last `overlap` tokens (at least one) of
+    the window before it, as context that is not trained.
+
+        max_length 6, overlap 2      ids        b a1 a2 a3 a4 a5 | a4 a5 a6 a7 a8 a9
+                                     loss_mask  0  1  1  1  1  1 |  0  0  1  1  1  1
 
     Args:
-        boundary: the token that stands before a document, never trained.
-        ids: the document with its end.
+        boundary: id of the token that stands before a document, never trained.
+        ids: token ids of the document with its end.
+        max_length: tokens of a window.
+        overlap: tokens that two neighbouring windows share.
 
     Raises:
-        SpecError: the overlap leaves no room for anything new.
+        SpecError: the overlap is more than half of a window.
     """
     if overlap > max_length // 2:
         raise SpecError(
-            f"Overlap is {overlap}, of parts of {max_length} tokens.",
-            f"Choose at most {max_length // 2}, or a higher max length.",
+            f"Overlap must be at most {max_length // 2}, half of the max length of {max_length} tokens, got {overlap}.",
+            "Choose a smaller overlap or a larger max length.",
         )
-    whole, shared = [boundary, *ids], max(1, overlap)
-    made = [Encoded(whole[:max_length], [0] + [1] * (min(len(whole), max_length) - 1))]
+    document, shared = [boundary, *ids], max(1, overlap)
+    first = document[:max_length]
+    sequences = [EncodedSequence(first, [0] + [1] * (len(first) - 1))]
     end = max_length
-    while end < len(whole):
-        part = whole[end - shared : end - shared + max_length]
-        made.append(Encoded(part, [0] * shared + [1] * (len(part) - shared)))
+    while end < len(document):
+        part = document[end - shared : end - shared + max_length]
+        sequences.append(EncodedSequence(part, [0] * shared + [1] * (len(part) - shared)))
         end += len(part) - shared
-    return made
+    return sequences
 
 
-def fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Places of `sizes`, sorted into rows of at most `room`, each time into the fullest row that has the space.
+def pack_best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assigns sequences to rows, each time to the fullest row that still has space (best fit).
 
-    What takes more than a quarter of a row comes first, the largest first; the rest fills the gaps in the order
-    given, so that a row of short sequences is a sample of all short ones. (With the largest first throughout, a
-    row holds sequences of one length: a tenth of a percent fuller, and losses that jump from step to step.)
+    Sequences above a quarter of a row come first, the longest first. The rest fills the gaps in the given order, so that
+    a row of short sequences is a sample of all short ones. (With the longest first throughout, a row holds sequences of one
+    length: rows are a tenth of a percent fuller, and the loss jumps from step to step.)
+
+    Args:
+        sizes: tokens of each sequence, at least two.
+        capacity: tokens of a row, at least the largest size.
+
+    Returns:
+        For each row the indices into `sizes`.
     """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (room left, row), sorted
-    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i] if 4 * sizes[i] > room else 0):
-        at = bisect.bisect_left(free, (sizes[place], -1))
+    free: list[tuple[int, int]] = []  # (tokens free, row), sorted
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i] if 4 * sizes[i] > capacity else 0):
+        at = bisect.bisect_left(free, (sizes[index], -1))
         if at == len(free):
-            rows.append([place])
-            left, row = room - sizes[place], len(rows) - 1
+            rows.append([index])
+            left, row = capacity - sizes[index], len(rows) - 1
         else:
             left, row = free.pop(at)
-            rows[row].append(place)
-            left -= sizes[place]
-        if left > 1:  # a sequence has two tokens at least
+            rows[row].append(index)
+            left -= sizes[index]
+        if left > 1:  # the shortest sequence has two tokens
             bisect.insort(free, (left, row))
     return rows
 
 
 @dataclass(frozen=True)
-class Account:
-    """What a run reads, as its log tells.
+class PackingStats:
+    """What the training rows of a run hold; the fields of its "data" event.
 
     Attributes:
-        rows: rows of the batches. sequences: documents, parts of documents or examples in them.
-        tokens: tokens in the rows. trained: those of them that are learned.
-        fill: share of `rows x width` that is tokens; padding is the rest.
-        cut: examples that were too long. lost: tokens of theirs that nobody reads.
-        windows: parts that long documents were cut into; nothing of these is lost.
+        rows: rows of the batches.
+        sequences: documents, windows of documents, or examples in the rows.
+        tokens: tokens in the rows, without padding.
+        trained: tokens with a loss.
+        fill: share of `rows x width` that is tokens; the rest is padding.
+        width: tokens of a full row.
+        packed: whether sequences share rows.
+        cut: examples that were longer than the max length.
+        lost: tokens that were cut off from them.
+        windows: windows that long documents were split into; their tokens are all read.
     """
 
     rows: int
@@ -99,51 +120,56 @@ class Account:
         return asdict(self)
 
 
-def arranged(
-    sequences: Sequence[Encoded], width: int, packed: bool
-) -> tuple[list[dict[str, list[int]]], Account]:
-    """Rows for `core.data.batches.collate`, and the account of them.
+def build_rows(
+    sequences: Sequence[EncodedSequence], width: int, packed: bool
+) -> tuple[list[dict[str, list[int]]], PackingStats]:
+    """Builds rows for `core.data.collation.collate`; sequences without a trained token are left out.
 
     Args:
-        width: tokens of a row, no less than the longest sequence.
-        packed: several sequences share a row; otherwise each has its own, and is padded in its batch.
+        sequences: in the order in which they should fill the rows.
+        width: tokens of a row, at least the longest sequence.
+        packed: sequences share rows; otherwise each has its own row, which is padded in its batch.
 
     Raises:
-        SpecError: there is nothing to train on.
+        SpecError: no sequence has a trained token.
     """
-    kept = [e for e in sequences if any(e.mask[1:])]
-    if not kept:
+    trainable = [e for e in sequences if any(e.loss_mask[1:])]
+    if not trainable:
         raise SpecError(
-            "Nothing in the training split is left to learn from.", "Give longer texts, or raise max length."
+            "The training split has no tokens to train on.", "Add longer texts, or raise the max length."
         )
-    rows = _packed(kept, width) if packed else [{**e.row, "trained": [0, *e.mask[1:]]} for e in kept]
-    tokens = sum(e.length for e in kept)
-    widest = width if packed else max(e.length for e in kept)
-    account = Account(
+    if packed:
+        rows = _pack(trainable, width)
+    else:
+        rows = [{**e.row, "loss_mask": [0, *e.loss_mask[1:]]} for e in trainable]
+    tokens = sum(e.length for e in trainable)
+    row_width = width if packed else max(e.length for e in trainable)
+    stats = PackingStats(
         rows=len(rows),
-        sequences=len(kept),
+        sequences=len(trainable),
         tokens=tokens,
-        trained=sum(sum(r["trained"]) for r in rows),
-        fill=round(tokens / (len(rows) * widest), 4),
-        width=widest,
+        trained=sum(sum(row["loss_mask"]) for row in rows),
+        fill=round(tokens / (len(rows) * row_width), 4),
+        width=row_width,
         packed=packed,
-        cut=sum(e.lost > 0 for e in sequences),
-        lost=sum(e.lost for e in sequences),
+        cut=sum(e.truncated > 0 for e in sequences),
+        lost=sum(e.truncated for e in sequences),
     )
-    return rows, account
+    return rows, stats
 
 
-def _packed(sequences: Sequence[Encoded], width: int) -> list[dict[str, list[int]]]:
+def _pack(sequences: Sequence[EncodedSequence], width: int) -> list[dict[str, list[int]]]:
     rows = []
-    for places in fit([len(e.ids) for e in sequences], width):
-        members = [sequences[i] for i in places]
+    for indices in pack_best_fit([len(e.ids) for e in sequences], width):
+        members = [sequences[i] for i in indices]
         rows.append({
-            "input_ids": _joined(e.ids for e in members),
-            "trained": _joined([0, *e.mask[1:]] for e in members),  # nothing predicts a first token: the one before is another text's
-            "lengths": [len(e.ids) for e in members],
+            "input_ids": _concatenate(e.ids for e in members),
+            # The token before a first token belongs to another sequence, so first tokens are not predicted.
+            "loss_mask": _concatenate([0, *e.loss_mask[1:]] for e in members),
+            "seq_lengths": [len(e.ids) for e in members],
         })  # fmt: skip
     return rows
 
 
-def _joined(parts: Iterable[Sequence[int]]) -> list[int]:
-    return [t for part in parts for t in part]
+def _concatenate(parts: Iterable[Sequence[int]]) -> list[int]:
+    return [token for part in parts for token in part]

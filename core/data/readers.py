@@ -1,13 +1,12 @@
-"""Files become raw rows that remember where they came from.
+"""Files to raw rows, each with its file and line: six formats, their limits, and every way a file can be wrong.
 
-Knows the six formats, their limits and everything that can be wrong with a file. Knows nothing of
-what a column means (`columns`) or where rows go (`datasets`).
+    .txt .md   one document, or several separated by a line of only `---` between blank lines
+    .json      an array of objects, or an object with exactly one array of objects
+    .jsonl     one object per line
+    .csv       a header, then rows; separated by comma, semicolon or tab
+    .parquet   columns of texts and numbers, and lists of structs
 
-    .txt .md   one document, or several divided by a line of only `---` between blank lines
-    .json      an array of objects, or an object that holds one array of objects
-    .jsonl     one object a line
-    .csv       a header, then rows; divided by comma, semicolon or tab
-    .parquet   flat columns of text and numbers, and lists of structs
+Columns get their roles in `columns`; datasets are written in `datasets`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from typing import IO, Any, NoReturn
 
 from core.data import jsonrows, parquet
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
-from core.errors import DataError, NameRefused, NotFound
-from core.store.workspace import regular_file
+from core.errors import DataError, InvalidName, NotFound
+from core.store.workspace import check_regular_file
 
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
 ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
@@ -34,16 +33,21 @@ ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
 ROW_LIMIT = 1_000_000
 FILE_LIMIT_BYTES = 1 << 30
 TOTAL_LIMIT_BYTES = 2 << 30  # all files of one import
-COUNT_LIMIT = 10_000  # files of one import
-JSON_LIMIT_BYTES = 256 << 20  # a .json file is held whole; .jsonl is not
+FILE_COUNT_LIMIT = 10_000  # files of one import
+JSON_LIMIT_BYTES = 256 << 20  # a .json file is read into memory whole; a .jsonl file is not
 
 _FRONT_MATTER = re.compile(r"\s*$|\s*[#-]|\s+\S|[^\s:][^:]*:(\s|$)")
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as its file has it: column to value, and the place to name in an error (line from 1;
-    in a .parquet file the row's number)."""
+    """One row of a file, before its columns have roles.
+
+    Attributes:
+        values: column to value.
+        file: the file name that errors show.
+        line: the line that the row begins on, from 1; in a .parquet file the number of the row.
+    """
 
     values: dict[str, Any]
     file: str
@@ -52,7 +56,7 @@ class RawRow:
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read, and the name that people know it by."""
+    """A file to read, and the name that the user knows it by."""
 
     path: Path
     name: str
@@ -63,35 +67,35 @@ class Source:
 
 
 def find_files(paths: Sequence[Path | str]) -> list[Source]:
-    """The files to read: each path itself, or for a folder all supported files in it, sorted.
+    """Lists the files to read: each given file, and for a folder all supported files in it, sorted by name.
 
-    Links are refused, and inside folders passed by; hidden files are passed by.
+    A link that is given as a path is refused. Inside folders, links and hidden files are skipped.
 
     Raises:
-        DataError: nothing to read, not a regular file, an unknown suffix, or too many files.
+        DataError: no file, not a regular file, an unsupported suffix, or too many files or bytes.
     """
-    found: list[Source] = []
+    sources: list[Source] = []
     for path in map(Path, paths):
         if os.path.isdir(path) and not os.path.islink(path):
-            inside = list(itertools.islice(_walk(path), COUNT_LIMIT + 1))
+            inside = list(itertools.islice(_walk(path), FILE_COUNT_LIMIT + 1))
             if not inside:
                 raise DataError(
-                    "the folder holds no file that can be read.",
-                    f"Supported are {', '.join(SUFFIXES)}.",
+                    "the folder has no supported file.",
+                    f"Supported formats: {', '.join(SUFFIXES)}.",
                     file=path.name,
                 )
-            found += sorted(inside, key=lambda s: s.name)
+            sources += sorted(inside, key=lambda s: s.name)
         else:
-            found.append(Source(path, path.name))
-    unique = list({os.path.abspath(s.path): s for s in found}.values())
+            sources.append(Source(path, path.name))
+    unique = list({os.path.abspath(s.path): s for s in sources}.values())
     if not unique:
         raise DataError(
-            "No files were given.", f"Give one or more files ({', '.join(SUFFIXES)}) or a folder."
+            "No files were given.", f"Choose one or more files ({', '.join(SUFFIXES)}) or a folder."
         )
-    if len(unique) > COUNT_LIMIT:
+    if len(unique) > FILE_COUNT_LIMIT:
         raise DataError(
-            f"More than {COUNT_LIMIT:,} files were given.",
-            "Put many small texts into one file, divided by lines of `---`.",
+            f"One import may have at most {FILE_COUNT_LIMIT:,} files, got more.",
+            "Put many short texts into one file, separated by lines of `---`.",
         )
     total = 0
     for source in unique:
@@ -100,14 +104,14 @@ def find_files(paths: Sequence[Path | str]) -> list[Source]:
         _check_suffix(source)
     if total > TOTAL_LIMIT_BYTES:
         raise DataError(
-            f"The files hold {total:,} bytes together.",
-            f"At most {TOTAL_LIMIT_BYTES:,} bytes are read; leave some out.",
+            f"One import may have at most {TOTAL_LIMIT_BYTES:,} bytes, got {total:,}.",
+            "Leave some files out, or import them as several datasets.",
         )
     return unique
 
 
 def _walk(root: Path) -> Iterator[Source]:
-    """All supported files under a folder; hidden files and links are passed by."""
+    """Yields all supported files under a folder; skips hidden files and links."""
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -128,33 +132,36 @@ def _walk(root: Path) -> Iterator[Source]:
 
 def _check_suffix(source: Source) -> None:
     if source.suffix not in SUFFIXES:
-        shown = f"{source.suffix} files are not read" if source.suffix else "the name has no suffix"
+        problem = f"{source.suffix} files are not supported" if source.suffix else "the file name has no suffix"
         raise DataError(
-            f"{shown}.", f"Supported are {', '.join(SUFFIXES)}; unpack archives first.", file=source.name
+            f"{problem}.",
+            f"Supported formats: {', '.join(SUFFIXES)}. Unpack archives first.",
+            file=source.name,
         )
 
 
 def open_source(source: Source) -> IO[bytes]:
-    """Opens a regular file for reading: never a link, FIFO or device, not even if it was one a
-    moment ago, and never one above the size limit.
+    """Opens a regular file for reading; refuses links, pipes, devices and files above the size limit.
+
+    The open file is checked again, because a path may become a link between the check and the open.
 
     Raises:
-        DataError: it is something else, missing, unreadable or too large.
+        DataError: the path is not a regular file, is missing, cannot be read, or is too large.
     """
     flags = (
         os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     )
     try:
-        fd = os.open(regular_file(source.path), flags | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(check_regular_file(source.path), flags | getattr(os, "O_CLOEXEC", 0))
     except (NotFound, FileNotFoundError) as e:
-        raise DataError("there is no such file.", "Check the path.", file=source.name) from e
-    except NameRefused as e:
+        raise DataError("the file does not exist.", "Check the path.", file=source.name) from e
+    except InvalidName as e:
         raise DataError(
-            "it is not a regular file.", "Give the file itself, not a link, pipe or device.", file=source.name
+            "this is not a regular file.", "Choose the file itself, not a link, pipe or device.", file=source.name
         ) from e
     except (OSError, ValueError) as e:
         raise DataError(
-            f"it cannot be opened: {getattr(e, 'strerror', None) or e}.",
+            f"the file cannot be opened: {getattr(e, 'strerror', None) or e}.",
             "Check the path and its permissions.",
             file=source.name,
         ) from e
@@ -162,14 +169,14 @@ def open_source(source: Source) -> IO[bytes]:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise DataError(
-                "it is not a regular file.",
-                "Give the file itself, not a link, pipe or device.",
+                "this is not a regular file.",
+                "Choose the file itself, not a link, pipe or device.",
                 file=source.name,
             )
         if info.st_size > FILE_LIMIT_BYTES:
             raise DataError(
-                f"it has {info.st_size:,} bytes.",
-                f"At most {FILE_LIMIT_BYTES:,} are read from one file; divide it.",
+                f"a file may have at most {FILE_LIMIT_BYTES:,} bytes, got {info.st_size:,}.",
+                "Split it into several files.",
                 file=source.name,
             )
         return os.fdopen(fd, "rb")
@@ -182,19 +189,22 @@ def read_files(paths: Sequence[Path | str], encoding: str = "utf-8") -> list[Raw
     """Reads files and folders into raw rows, in the order given.
 
     Args:
-        paths: files of the supported kinds, or folders of such files.
+        paths: files of the supported formats, or folders of such files.
         encoding: one of ENCODINGS, for the text formats; never guessed.
 
     Raises:
-        DataError: with file, line, what is wrong and how to fix it.
+        DataError: names file and line, the cause and the remedy.
     """
     return read_sources(find_files(paths), encoding)
 
 
 def read_sources(sources: Sequence[Source], encoding: str = "utf-8") -> list[RawRow]:
-    """Reads files that were found before; see `read_files`."""
+    """Reads the sources that `find_files` returned; see `read_files`."""
     if encoding not in ENCODINGS:
-        raise DataError(f"The encoding {encoding!r} is not known.", f"Choose one of: {', '.join(ENCODINGS)}.")
+        raise DataError(
+            f"Encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}.",
+            "Choose the encoding that the file was saved in.",
+        )
     rows: list[RawRow] = []
     for source in sources:
         _check_suffix(source)
@@ -202,22 +212,22 @@ def read_sources(sources: Sequence[Source], encoding: str = "utf-8") -> list[Raw
         for line, values in _READERS[source.suffix](source, encoding):
             if len(rows) >= ROW_LIMIT:
                 raise DataError(
-                    f"here the data passes {ROW_LIMIT:,} rows.",
-                    "Divide it into several datasets.",
+                    f"the data has more than {ROW_LIMIT:,} rows.",
+                    "Split it into several datasets.",
                     file=source.name,
                     line=line,
                 )
             if len(values) > FIELD_LIMIT:
                 raise DataError(
-                    f"the row has {len(values)} fields.",
-                    f"At most {FIELD_LIMIT} are read; keep the needed ones.",
+                    f"a row may have at most {FIELD_LIMIT} fields, got {len(values)}.",
+                    "Remove the fields that you do not need.",
                     file=source.name,
                     line=line,
                 )
             rows.append(RawRow(values, source.name, line))
         if len(rows) == before:
             raise DataError(
-                "the file is empty: it holds no rows.", "Fill it or leave it out.", file=source.name
+                "the file is empty: it has no rows.", "Add rows, or leave it out.", file=source.name
             )
     return rows
 
@@ -225,10 +235,10 @@ def read_sources(sources: Sequence[Source], encoding: str = "utf-8") -> list[Raw
 # ---------------------------------------------------------------- lines
 
 
-def _lines(
+def _read_lines(
     source: Source, encoding: str, newline: str | None, limit: int = LINE_LIMIT
 ) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, strictly decoded, never longer than `limit` characters."""
+    """Yields numbered lines with their line ends, strictly decoded, at most `limit` characters long."""
     codec = "utf-8-sig" if encoding == "utf-8" else encoding
     number = 0
     with open_source(source) as raw, io.TextIOWrapper(raw, codec, errors="strict", newline=newline) as text:
@@ -236,29 +246,29 @@ def _lines(
             try:
                 line = text.readline(limit + 1)
             except (UnicodeError, ValueError) as e:
-                _refuse_bytes(source, encoding, number + 1, e)
+                _raise_decode_error(source, encoding, number + 1, e)
             if not line:
                 return
             number += 1
             if len(line) > limit:
                 raise DataError(
                     f"the line is longer than {limit:,} characters.",
-                    "Break it into several lines or rows; a missing line end or a missing quote is a common cause.",
+                    "Split it into several lines or rows. A missing line end or a missing quote is a common cause.",
                     file=source.name,
                     line=number,
                 )
             if "\0" in line:
                 advice = (
-                    _encoding_advice(source, encoding)
-                    or "Remove it; text files have none. The file may be binary or damaged."
+                    _suggest_encoding(source, encoding)
+                    or "Remove it. The file may be binary or damaged: text files have no NUL characters."
                 )
-                raise DataError("the line holds a NUL character.", advice, file=source.name, line=number)
+                raise DataError("the line has a NUL character.", advice, file=source.name, line=number)
             yield number, line
 
 
-def _refuse_bytes(source: Source, encoding: str, line: int, error: Exception) -> NoReturn:
-    """Names the line that has bytes which are not text in this encoding."""
-    if encoding == "utf-8":  # the decoder works in blocks, so look for the exact line
+def _raise_decode_error(source: Source, encoding: str, line: int, error: Exception) -> NoReturn:
+    """Raises an error that names the line whose bytes are not valid in this encoding."""
+    if encoding == "utf-8":  # the decoder works in blocks, so the exact line is searched for
         with open_source(source) as f:
             number = 0
             while block := f.readline(4 * LINE_LIMIT):
@@ -269,14 +279,14 @@ def _refuse_bytes(source: Source, encoding: str, line: int, error: Exception) ->
                     line = number
                     break
     advice = (
-        _encoding_advice(source, encoding)
+        _suggest_encoding(source, encoding)
         or f"Save the file as UTF-8, or choose its encoding: {', '.join(ENCODINGS)}."
     )
-    raise DataError(f"the line is not {encoding} text.", advice, file=source.name, line=line) from error
+    raise DataError(f"the line is not valid {encoding}.", advice, file=source.name, line=line) from error
 
 
-def _encoding_advice(source: Source, encoding: str) -> str:
-    """Offers the encoding that the first bytes point to; it is the user who chooses."""
+def _suggest_encoding(source: Source, encoding: str) -> str:
+    """Suggests the encoding that the first bytes point to; the user chooses it."""
     with open_source(source) as f:
         head = f.read(65536)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
@@ -285,18 +295,16 @@ def _encoding_advice(source: Source, encoding: str) -> str:
         return ""
     else:
         likely = "cp1252" if any(0x80 <= b <= 0x9F for b in head) else "latin-1"
-    return (
-        f"It looks like {likely}: choose encoding {likely}, or save the file as UTF-8."
-        if likely != encoding
-        else ""
-    )
+    if likely == encoding:
+        return ""
+    return f"It looks like {likely}: choose encoding {likely}, or save the file as UTF-8."
 
 
 # ---------------------------------------------------------------- text
 
 
 def _read_text(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = [line.rstrip("\n") for _, line in _lines(source, encoding, None)]
+    lines = [line.rstrip("\n") for _, line in _read_lines(source, encoding, None)]
     front = len(lines) > 1 and lines[0].rstrip() == "---" and bool(lines[1].strip())
     start = 0
     for i, line in enumerate([*lines, "---"]):
@@ -318,19 +326,19 @@ def _read_text(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, A
 
 
 def _read_jsonl(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    return jsonrows.read_jsonl(_lines(source, encoding, "\n"), source.name)
+    return jsonrows.read_jsonl(_read_lines(source, encoding, "\n"), source.name)
 
 
 def _read_json(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with open_source(source) as f:
         if (size := os.fstat(f.fileno()).st_size) > JSON_LIMIT_BYTES:
             raise DataError(
-                f"the .json file has {size:,} bytes.",
-                "Save it as .jsonl, one object a line.",
+                f"a .json file may have at most {JSON_LIMIT_BYTES:,} bytes, got {size:,}.",
+                "Save it as .jsonl, one object per line.",
                 file=source.name,
             )
     return jsonrows.read_json(
-        "".join(line for _, line in _lines(source, encoding, "\n", JSON_LIMIT_BYTES)), source.name
+        "".join(line for _, line in _read_lines(source, encoding, "\n", JSON_LIMIT_BYTES)), source.name
     )
 
 
@@ -338,13 +346,13 @@ def _read_json(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, A
 
 
 def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(LINE_LIMIT)  # the standard limit of 131,072 is below ours
-    lines = (line for _, line in _lines(source, encoding, ""))
+    csv.field_size_limit(LINE_LIMIT)  # the default limit is 131,072
+    lines = (line for _, line in _read_lines(source, encoding, ""))
     first = next(lines, None)
     if first is None:
         return
-    divider = next((d for d in ",;\t" if d in first), ",")
-    cells = csv.reader(itertools.chain([first], lines), delimiter=divider, strict=True)
+    delimiter = next((d for d in ",;\t" if d in first), ",")
+    cells = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1
     while True:
@@ -355,19 +363,20 @@ def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, An
             return
         except csv.Error as e:
             raise DataError(
-                f"not valid CSV: {e}, in the row that begins here.",
-                'Check its quotes: a text with commas, quotes or line ends stands in "...", and a quote inside is doubled.',
+                f"not valid CSV: {e}, in the row that begins on this line.",
+                "Check its quotes: put a text with commas, quotes or line ends in double quotes, "
+                "and write a quote inside it twice.",
                 file=source.name,
                 line=before + 1,
             ) from e
         if not row or (len(row) == 1 and not row[0].strip() and len(header) != 1):
             continue
         if not header:
-            header = _csv_header([c.strip() for c in row], source, line)
+            header = _check_header([c.strip() for c in row], source, line)
         elif len(row) != len(header):
             raise DataError(
-                f"the row has {len(row)} cells and the header has {len(header)} ({', '.join(header)}).",
-                f"Give it one cell for each column; put a text that holds {divider!r} in double quotes.",
+                f"the row has {len(row)} cells, but the header has {len(header)} ({', '.join(header)}).",
+                f"Give it one cell per column, and put a text that contains {delimiter!r} in double quotes.",
                 file=source.name,
                 line=line,
             )
@@ -375,24 +384,24 @@ def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, An
             yield line, dict(zip(header, row))
 
 
-def _csv_header(header: list[str], source: Source, line: int) -> list[str]:
+def _check_header(header: list[str], source: Source, line: int) -> list[str]:
     if len(header) > FIELD_LIMIT:
         raise DataError(
-            f"the header has {len(header)} columns.",
-            f"At most {FIELD_LIMIT} are read.",
+            f"a file may have at most {FIELD_LIMIT} columns, got {len(header)}.",
+            "Remove the columns that you do not need.",
             file=source.name,
             line=line,
         )
     if "" in header:
         raise DataError(
-            f"column {header.index('') + 1} of the header has no name.",
-            "Name every column.",
+            f"column {header.index('') + 1} has no name.",
+            "Name every column in the header.",
             file=source.name,
             line=line,
         )
-    if twice := next((c for c in header if header.count(c) > 1), None):
+    if duplicate := next((c for c in header if header.count(c) > 1), None):
         raise DataError(
-            f"the header names the column {twice!r} twice.",
+            f"two columns are named {duplicate!r}.",
             "Give each column its own name.",
             file=source.name,
             line=line,

@@ -53,7 +53,7 @@ class Samples:
         """Held-out questions about general things, as task rows."""
         return _as_rows(self.folder / "general_questions.jsonl")
 
-    def recall(self) -> list[tuple[str, str]]:
+    def recall_probe(self) -> list[tuple[str, str]]:
         """The cloze over the domain's facts: (prompt, completion)."""
         return [(r["prompt"], r["completion"]) for r in read_lines(self.folder / "recall_probe.jsonl")]
 

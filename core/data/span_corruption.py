@@ -1,13 +1,13 @@
-"""What an encoder reads and a decoder writes, where a base has both (T5).
+"""Encoder and decoder token ids for sequence-to-sequence bases (T5).
 
-    task      source  <question> </s>                       ids  <start> <answer> </s>
-    gaps      source  Thank you <0> me to your <1> week </s>  ids  <start> <0> for inviting <1> party last <2> </s>
-    opening   source  The lamp is <0> </s>                  ids  <start> <0> in the room
+    task         encoder  <question> </s>                           decoder  <start> <answer> </s>
+    document     encoder  Thank you <0> me to your <1> week </s>    decoder  <start> <0> for inviting <1> party last <2> </s>
+    prompt       encoder  The lamp is <0> </s>                      decoder  <start> <0> in the room
 
-Text is learned by span corruption: 15 % of its tokens are hidden in gaps of 3 on average, each behind a
-sentinel, and the decoder fills them in (Raffel et al. 2020, arXiv 1910.10683, section 3.3). A tokenizer without
-sentinels reads the beginning of a text and writes the rest. Knows a tokenizer, no model.
-"""
+Documents are learned by span corruption: 15 % of the tokens are hidden in spans of 3 tokens on average, a sentinel
+token stands in each span's place, and the decoder writes the spans (Raffel et al. 2020, arXiv 1910.10683, section 3.3). A
+tokenizer without sentinels reads the first part of a document and writes the rest (prefix language modelling).
+"""  # fmt: skip
 
 from __future__ import annotations
 
@@ -15,37 +15,50 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-NOISE = 0.15  # share of a text's tokens that are hidden
-MEAN_GAP = 3.0  # tokens
-Sides = tuple[
-    list[int], list[int], list[int]
-]  # (ids the decoder reads and writes, which of them count, ids the encoder reads)
+NOISE_DENSITY = 0.15  # share of a document's tokens that are hidden
+MEAN_SPAN_LENGTH = 3.0  # tokens
+
+
+class Sides(NamedTuple):
+    """Token ids of the decoder, which of them are trained on and scored, and token ids of the encoder."""
+
+    decoder_ids: list[int]
+    loss_mask: list[int]
+    encoder_ids: list[int]
 
 
 @lru_cache(maxsize=8)
-def _sentinels(tokenizer: Any) -> tuple[int, ...]:
-    vocabulary = tokenizer.get_vocab()
-    found: list[int] = []
-    while (token := f"<extra_id_{len(found)}>") in vocabulary:
-        found.append(int(vocabulary[token]))
-    return tuple(found)
-
-
-def sentinels(tokenizer: Any) -> tuple[int, ...]:
+def sentinel_ids(tokenizer: Any) -> tuple[int, ...]:
     """Ids of <extra_id_0>, <extra_id_1>, …, as many as the tokenizer has."""
-    return _sentinels(tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    ids: list[int] = []
+    while (token := f"<extra_id_{len(ids)}>") in vocabulary:
+        ids.append(int(vocabulary[token]))
+    return tuple(ids)
 
 
-def task(tokenizer: Any, read: Sequence[int], answer: str, max_length: int) -> Sides:
-    """A question for the encoder, whose beginning goes first if it is too long, and its answer for the decoder."""
-    written = [*_plain(tokenizer, answer), tokenizer.eos_token_id][: max_length - 1]
-    return [tokenizer.writes_from, *written], [0] + [1] * len(written), list(read)[-max_length:]
+def encode_task(tokenizer: Any, question: Sequence[int], answer: str, max_length: int) -> Sides:
+    """Encodes a question for the encoder and its answer for the decoder.
+
+    Args:
+        tokenizer: the base's tokenizer.
+        question: token ids of the rendered conversation; a question that is too long loses its beginning.
+        answer: text of the last message; an answer that is too long loses its end.
+        max_length: most tokens of each side.
+    """
+    written = [*_encode_plain(tokenizer, answer), tokenizer.eos_token_id][: max_length - 1]
+    decoder_ids = [tokenizer.decoder_start_token_id, *written]
+    return Sides(decoder_ids, [0] + [1] * len(written), list(question)[-max_length:])
 
 
-def windows(tokenizer: Any, ids: Sequence[int], max_length: int) -> Iterator[list[int]]:
-    """A document in parts that an encoder reads at once, with its eos; parts of a single token say nothing and are left out."""
+def split_for_encoder(tokenizer: Any, ids: Sequence[int], max_length: int) -> Iterator[list[int]]:
+    """Splits a document into parts that fit the encoder together with one eos.
+
+    Yields:
+        Token ids of a part, without eos. A part of a single token has nothing to predict and is left out.
+    """
     body = [i for i in ids if i != tokenizer.eos_token_id]
     size = max_length - 1
     for start in range(0, len(body), size):
@@ -53,53 +66,57 @@ def windows(tokenizer: Any, ids: Sequence[int], max_length: int) -> Iterator[lis
             yield part
 
 
-def gapped(tokenizer: Any, ids: Sequence[int], dice: random.Random) -> Sides:
-    """Hides spans of a text and asks for them; without sentinels, asks for the rest after a cut.
+def corrupt_spans(tokenizer: Any, ids: Sequence[int], generator: random.Random) -> Sides:
+    """Hides spans of a text for the decoder to write; without sentinels, cuts the text in two.
 
     Args:
-        ids: two tokens or more, without eos.
+        tokenizer: the base's tokenizer.
+        ids: at least two token ids, without eos.
+        generator: source of the spans' places and lengths.
     """
-    marks, eos, start = sentinels(tokenizer), tokenizer.eos_token_id, tokenizer.writes_from
-    if len(marks) < 2:
-        cut = dice.randint(1, len(ids) - 1)
-        written = [*ids[cut:], eos]
-        return [start, *written], [0] + [1] * len(written), [*ids[:cut], eos]
-    hidden = min(max(round(len(ids) * NOISE), 1), len(ids) - 1)
-    count = min(max(round(hidden / MEAN_GAP), 1), hidden, len(ids) - hidden, len(marks) - 1)
-    gaps, kept = _parts(hidden, count, dice), _parts(len(ids) - hidden, count, dice)
+    sentinels, eos, start = sentinel_ids(tokenizer), tokenizer.eos_token_id, tokenizer.decoder_start_token_id
+    if len(sentinels) < 2:
+        cut = generator.randint(1, len(ids) - 1)
+        rest = [*ids[cut:], eos]
+        return Sides([start, *rest], [0] + [1] * len(rest), [*ids[:cut], eos])
+    hidden = min(max(round(len(ids) * NOISE_DENSITY), 1), len(ids) - 1)
+    count = min(max(round(hidden / MEAN_SPAN_LENGTH), 1), hidden, len(ids) - hidden, len(sentinels) - 1)
+    hidden_lengths = _partition(hidden, count, generator)
+    visible_lengths = _partition(len(ids) - hidden, count, generator)
     source: list[int] = []
     target: list[int] = []
     at = 0
-    for mark, keep, gap in zip(marks, kept, gaps, strict=False):
-        source += [*ids[at : at + keep], mark]
-        target += [mark, *ids[at + keep : at + keep + gap]]
-        at += keep + gap
-    target += [marks[count], eos]
-    return [start, *target], [0] + [1] * len(target), [*source, eos]
+    for sentinel, visible, span in zip(sentinels, visible_lengths, hidden_lengths, strict=False):
+        source += [*ids[at : at + visible], sentinel]
+        target += [sentinel, *ids[at + visible : at + visible + span]]
+        at += visible + span
+    target += [sentinels[count], eos]
+    return Sides([start, *target], [0] + [1] * len(target), [*source, eos])
 
 
-def _parts(total: int, count: int, dice: random.Random) -> list[int]:
-    """`total` as a sum of `count` whole numbers above zero, every such sum equally likely."""
-    cuts = [0, *sorted(dice.sample(range(1, total), count - 1)), total]
+def _partition(total: int, count: int, generator: random.Random) -> list[int]:
+    """Draws `total` as a sum of `count` positive integers, every such sum with equal probability."""
+    cuts = [0, *sorted(generator.sample(range(1, total), count - 1)), total]
     return [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-def fixed_dice(ids: Sequence[int]) -> random.Random:
-    """Dice that fall alike for a text wherever and whenever it is scored."""
+def content_generator(ids: Sequence[int]) -> random.Random:
+    """A generator seeded by the text itself, so that every evaluation of a text hides the same spans."""
     return random.Random(zlib.crc32(" ".join(map(str, ids)).encode()))
 
 
-def opening(tokenizer: Any, text: str) -> list[int]:
-    """What the encoder reads of a text that is to be gone on with: a gap stands where it ends."""
-    return [*_plain(tokenizer, text), *sentinels(tokenizer)[:1], tokenizer.eos_token_id]
+def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Encodes a raw text for the encoder, with a sentinel at its end that the decoder replaces by the continuation."""
+    return [*_encode_plain(tokenizer, text), *sentinel_ids(tokenizer)[:1], tokenizer.eos_token_id]
 
 
-def prefix(tokenizer: Any, prompt: str, completion: str) -> Sides:
-    """A text whose end is scored; the sentinel before it is given, not scored."""
-    given = [tokenizer.writes_from, *sentinels(tokenizer)[:1]]
-    tail = _plain(tokenizer, completion)
-    return [*given, *tail], [0] * len(given) + [1] * len(tail), opening(tokenizer, prompt)
+def encode_cloze(tokenizer: Any, prompt: str, completion: str) -> Sides:
+    """Encodes a text of which only the completion is scored; the sentinel before the completion is not scored."""
+    head = [tokenizer.decoder_start_token_id, *sentinel_ids(tokenizer)[:1]]
+    tail = _encode_plain(tokenizer, completion)
+    loss_mask = [0] * len(head) + [1] * len(tail)
+    return Sides([*head, *tail], loss_mask, encode_text_prompt(tokenizer, prompt))
 
 
-def _plain(tokenizer: Any, text: str) -> list[int]:
+def _encode_plain(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

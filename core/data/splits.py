@@ -42,7 +42,7 @@ def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
     return (float(ratios[0]), float(ratios[1]), float(ratios[2]))
 
 
-def content_of(row: Mapping[str, Any]) -> str:
+def content_key(row: Mapping[str, Any]) -> str:
     """What makes two canonical rows the same row: everything but the type."""
     if "text" in row:
         return str(row["text"])
@@ -69,7 +69,7 @@ def split(
     shares = check_ratios(ratios)
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(content_of(row), []).append(index)
+        groups.setdefault(content_key(row), []).append(index)
     if len(groups) < len(SPLITS):
         raise DataError(
             f"The data has {len(groups)} different {'row' if len(groups) == 1 else 'rows'}; train, val and test need at least one each.",

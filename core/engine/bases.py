@@ -1,188 +1,174 @@
-"""The base models to choose from, and the change from one to another.
-
-Knows what is on this machine, what is being fetched, and what a change would unload. Models are loaded
-by whom it is told, on the worker's thread. `Engine.bases` is the one instance.
-"""
+"""The base models to choose from, downloads from the Hub, and the change from one base to another. `engine.bases`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from core.engine.worker import Errand, Worker
+from core.engine.resident_base import DEFAULT_BASE, BaseInfo, ResidentBase
+from core.engine.worker import BackgroundTask, Worker
 from core.errors import BaseModelError, Busy, SpecError, StudioError
 from core.spec.training import QUANTIZATIONS
 from core.store import adapters, base_models, runs
-from core.store.base_models import Fetch, Offer
+from core.store.base_models import Download, LocalBase
 from core.store.workspace import Workspace
-
-if TYPE_CHECKING:
-    from core.engine.resident_base import BaseInfo
-    from core.model.resident import Resident
 
 logger = logging.getLogger(__name__)
 
 
 class Bases:
-    """Verbs over bases. Safe to call from any thread.
+    """Lists, downloads and switches base models. Safe to call from any thread."""
 
-    Args:
-        base: what the resident base is; on any thread.
-        loaded: the base itself, or None; on any thread, to be looked at only.
-        load: begins to load another one in its place and returns at once.
-    """
+    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase) -> None:
+        self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
+        self._task: BackgroundTask | None = None
+        self._download: Download | None = None
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        worker: Worker,
-        base: Callable[[], BaseInfo],
-        loaded: Callable[[], Resident | None],
-        load: Callable[[str, str], None],
-    ) -> None:
-        self._workspace, self._worker = workspace, worker
-        self._base, self._loaded, self._load = base, loaded, load
-        self._errand: Errand | None = None
-        self._fetch: Fetch | None = None
+    # --- the resident one
 
-    def offered(self) -> list[Offer]:
-        """Bases on this machine: the embedded one, those in the Hub's cache, and folders beside the ones that are used or were trained on."""
-        known = [
-            self._base().name,
-            *(adapters.load(self._workspace, a).base for a in self._workspace.ids("adapters")),
-        ]
-        return [Offer("embedded", "embedded", "llama"), *base_models.in_cache(), *base_models.beside(known)]
+    def load(self) -> None:
+        """Starts to load the base, once; returns immediately."""
+        self._resident_base.load()
 
-    # --- from the Hub
+    def current(self, wait: bool = False) -> BaseInfo:
+        """What the resident base is; with `wait`, after it is loaded."""
+        return self._resident_base.wait() if wait else self._resident_base.info
 
-    def fetch(self, name: str) -> None:
-        """Begins to download a model from the Hub; returns at once. What was cut off before goes on where it was.
-
-        Raises:
-            BaseModelError: it is no Hub id. Busy: another one is on its way.
-        """
-        name = name.strip()
-        if not base_models.HUB_ID.fullmatch(name):
-            raise BaseModelError(
-                f"{name!r} is no Hub id.",
-                'A Hub id has the form "owner/name", such as "Qwen/Qwen2.5-0.5B-Instruct".',
-            )
-        if self._errand is not None and self._errand.alive:
-            raise Busy(
-                f"{self._fetch.name if self._fetch else name!r} is being downloaded.",
-                "Wait for it, or stop it.",
-            )
-        self._fetch = Fetch(name)
-        self._errand = Errand(lambda errand: self._fetching(name, errand))
-
-    def _fetching(self, name: str, errand: Errand) -> None:
-        def tell(state: Fetch) -> None:
-            self._fetch = state
-
-        try:
-            base_models.fetch(name, tell, lambda: errand.stopping)
-            at = self._fetch or Fetch(name)
-            self._fetch = Fetch(name, at.total, at.total, over=True)
-        except StudioError as e:
-            at = self._fetch or Fetch(name)
-            self._fetch = Fetch(name, at.done, at.total, str(e), True)
-        except BaseException as e:  # noqa: BLE001 (the page shows it; a thread has nobody to raise to)
-            logger.exception("the download of %s ended in an error", name)
-            self._fetch = Fetch(name, error=f"{type(e).__name__}: {e}", over=True)
-
-    def fetching(self) -> Fetch | None:
-        """The download under way, or the last one; None if there was none."""
-        return self._fetch
-
-    def stop_fetching(self) -> None:
-        """Asks the download to end; what has come stays."""
-        if self._errand is not None:
-            self._errand.stop()
-
-    def wait_fetched(self, seconds: float = 3600.0) -> Fetch:
-        """Waits for the end of the download.
-
-        Raises:
-            BaseModelError: it ended in an error.
-        """
-        if self._errand is not None:
-            self._errand.join(seconds)
-        ended = self._fetch or Fetch("")
-        if ended.error:
-            raise BaseModelError(ended.error)
-        return ended
-
-    # --- another base
-
-    def unloads(self) -> list[str]:
-        """What leaves the memory when another base comes, a sentence each. Nothing on the disk is lost."""
-        said, resident = [], self._loaded()
+    def unload_warnings(self) -> list[str]:
+        """What is unloaded when the base changes, one sentence each. Nothing on disk is lost."""
+        warnings, resident = [], self._resident_base.peek()
         if resident is not None and resident.digests:
-            names = sorted(
-                adapters.load(self._workspace, a).name
-                for a in list(resident.digests)
-                if a in self._workspace.ids("adapters")
+            in_library = set(self._workspace.ids("adapters"))
+            adapter_names = sorted(
+                adapters.load(self._workspace, a).name for a in list(resident.digests) if a in in_library
             )
             stay = (
-                "It stays in the library and fits" if len(names) == 1 else "They stay in the library and fit"
+                "It stays in the library and fits" if len(adapter_names) == 1 else "They stay in the library and fit"
             )
-            said.append(
-                f"{_counted(len(names), 'adapter leaves', 'adapters leave')} the mixer: {', '.join(names)}. {stay} this base only."
-            )
-        if waiting := [
-            r for r in self._runs() if r.resumable and r.base_fingerprint == self._base().fingerprint
-        ]:
-            said.append(
-                f"{_counted(len(waiting), 'run', 'runs')} can be resumed only when this base is back: {', '.join(r.name for r in waiting)}."
-            )
-        if writing := self._worker.streams:
-            said.append(f"{_counted(writing, 'answer', 'answers')} under way will end.")
-        return said
+            leave = _count(len(adapter_names), "adapter leaves", "adapters leave")
+            warnings.append(f"{leave} the mixer: {', '.join(adapter_names)}. {stay} this base only.")
+        fingerprint = self.current().fingerprint
+        if resumable := [r for r in self._runs() if r.resumable and r.base_fingerprint == fingerprint]:
+            names = ", ".join(r.name for r in resumable)
+            runs_ = _count(len(resumable), "run", "runs")
+            warnings.append(f"{runs_} can be resumed only on this base: {names}.")
+        if count := self._worker.open_streams:
+            warnings.append(f"{_count(count, 'answer', 'answers')} in progress will be stopped.")
+        return warnings
 
-    def switch(self, name: str, quantization: str = "auto", sure: bool = False) -> list[str]:
+    def switch(self, name: str, quantization: str = "auto", confirmed: bool = False) -> list[str]:
         """Changes the resident base.
 
         Args:
-            sure: the person has read what is unloaded.
+            name: "embedded", a local folder, or a Hub id whose files are on this machine.
+            confirmed: the user has read what is unloaded.
 
         Returns:
-            what would be unloaded, if something is and they are not `sure`: nothing has happened then. Empty when it has begun.
+            The sentences of `unload_warnings`, if there are any and the change is not `confirmed`: then the base
+            stays. An empty list when the change has begun.
 
         Raises:
-            BaseModelError: there is no such base here. Busy: a run is training or waiting, or a base is being loaded.
+            BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is training
+                or queued, or a base is being loaded.
         """
         name = name.strip()
         if quantization not in QUANTIZATIONS:
             raise SpecError(
-                f"The quantization is {quantization!r}.", f"Choose one of: {', '.join(QUANTIZATIONS)}."
+                f"Quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.",
+                "Choose one of them.",
             )
-        source, local = base_models.locate(name)
-        if not local:
-            raise BaseModelError(f"{name!r} is not on this machine, or not all of it.", "Download it first.")
-        if name != "embedded" and (why := base_models.lacking(Path(source))):
-            raise BaseModelError(f"{name!r} cannot be used. {why}", "Choose another folder.")
-        if run := next((r for r in self._runs() if r.status.alive), None):
+        source, is_local = base_models.locate(name)
+        if not is_local:
+            raise BaseModelError(f"{name!r} is not complete on this machine.", "Download it first.")
+        if name != DEFAULT_BASE and (reason := base_models.describe_defect(Path(source))):
+            raise BaseModelError(f"{name!r} cannot be used. {reason}", "Choose another folder.")
+        if run := next((r for r in self._runs() if r.status.is_alive), None):
             raise Busy(
                 f"The run {run.name!r} is {run.status.value} on the present base.",
-                "Wait for its end, or stop it under Train; then change the base.",
+                "Wait until it ends, or stop it under Train; then change the base.",
             )
-        if self._base().loading:
-            raise Busy("A base is being loaded.", "Wait for it.")
-        if not sure and (said := self.unloads()):
-            return said
-        self._load(
-            name
-            if name == "embedded" or base_models.HUB_ID.fullmatch(name) and not Path(name).is_dir()
-            else source,
-            quantization,
-        )
+        if self.current().loading:
+            raise Busy("A base is being loaded.", "Wait until it is loaded.")
+        if not confirmed and (warnings := self.unload_warnings()):
+            return warnings
+        is_hub_id = base_models.HUB_ID.fullmatch(name) and not Path(name).is_dir()
+        self._resident_base.replace(name if name == DEFAULT_BASE or is_hub_id else source, quantization)
         return []
 
     def _runs(self) -> list[runs.Run]:
         return [runs.load(self._workspace, i) for i in self._workspace.ids("runs")]
 
+    # --- to choose from
 
-def _counted(count: int, one: str, many: str) -> str:
+    def list(self) -> list[LocalBase]:
+        """Bases on this machine: the embedded one, those in the Hub's cache, and folders beside known bases."""
+        known = [
+            self.current().name,
+            *(adapters.load(self._workspace, a).base for a in self._workspace.ids("adapters")),
+        ]
+        return [
+            LocalBase(DEFAULT_BASE, DEFAULT_BASE, "llama"),
+            *base_models.list_cached(),
+            *base_models.list_nearby(known),
+        ]
+
+    # --- from the Hub
+
+    def download(self, name: str) -> None:
+        """Starts to download a model from the Hub; returns immediately. A partial download is continued.
+
+        Raises:
+            BaseModelError: `name` is not a Hub id. Busy: another download is in progress.
+        """
+        name = name.strip()
+        if not base_models.HUB_ID.fullmatch(name):
+            raise BaseModelError(
+                f'A Hub id must have the form "owner/name", got {name!r}.',
+                'For example "Qwen/Qwen2.5-0.5B-Instruct".',
+            )
+        if self._task is not None and self._task.is_alive:
+            current = self._download.name if self._download else name
+            raise Busy(f"{current!r} is being downloaded.", "Wait until it is complete, or stop it.")
+        self._download = Download(name)
+        self._task = BackgroundTask(lambda task: self._run_download(name, task))
+
+    def _run_download(self, name: str, task: BackgroundTask) -> None:
+        def report(state: Download) -> None:
+            self._download = state
+
+        try:
+            base_models.download(name, report, lambda: task.stopping)
+            last = self._download or Download(name)
+            self._download = Download(name, last.total, last.total, over=True)
+        except StudioError as e:
+            last = self._download or Download(name)
+            self._download = Download(name, last.done, last.total, str(e), True)
+        except BaseException as e:  # noqa: BLE001 (a thread has no caller to raise to; the page shows the error)
+            logger.exception("the download of %s failed", name)
+            self._download = Download(name, error=f"{type(e).__name__}: {e}", over=True)
+
+    def download_state(self) -> Download | None:
+        """The download in progress, or the last one; None before the first."""
+        return self._download
+
+    def stop_download(self) -> None:
+        """Asks the download to end; the bytes that have arrived stay."""
+        if self._task is not None:
+            self._task.stop()
+
+    def wait_for_download(self, seconds: float = 3600.0) -> Download:
+        """Waits until the download ends.
+
+        Raises:
+            BaseModelError: it failed.
+        """
+        if self._task is not None:
+            self._task.join(seconds)
+        state = self._download or Download("")
+        if state.error:
+            raise BaseModelError(state.error)
+        return state
+
+
+def _count(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"

@@ -1,7 +1,14 @@
-"""Mixes that answer: side by side on one prompt, and prompt after prompt.
+"""Answers of mixes: side by side on one prompt, or over a suite of prompts. `engine.chat`.
 
-Knows columns and the streams that carry them. Knows no page, and of the model only how it is asked.
-`Engine.answers` is the one instance.
+An answer follows its mixes while it is generated:
+
+    slider ─ studio.session ─ Chat.retune ─> LiveMixes.mixes            any thread; one assignment, no lock
+                                                   │
+    worker thread: generate ─ before every token ──┴─ the same: decode on
+                                                      another: new stamp, prefill the text so far again, decode on
+
+The keys and values in the KV cache were computed by layers under a mix, so a cache belongs to that mix. When one
+column changes its mix, the prompt and the text so far are read again under the new mixes in one prefill.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from core.model.resident import Resident
 
 FRAME_SECONDS = (
-    0.1  # frames come at most so often: the browser that draws them may need the cores that the model runs on
+    0.1  # shortest time between two frames: the browser that draws them may share the model's cores
 )
 
 
@@ -33,17 +40,17 @@ class Frame:
 
 
 @dataclass
-class Desk:
-    """What the columns of an answer are written under; whoever reads the answer may replace it at any time."""
+class LiveMixes:
+    """The mixes that the columns of an answer are generated under; the reader may replace them at any time."""
 
     mixes: tuple[Mix, ...]
 
 
-class Answers:
-    """Verbs over answers; safe to call from any thread, every stream is returned at once.
+class Chat:
+    """Generates answers. Safe to call from any thread; every method returns its stream immediately.
 
     Args:
-        resident: called on the model's thread only.
+        resident: returns the resident base; called on the model's thread only.
     """
 
     def __init__(self, worker: Worker, resident: Callable[[], Resident]) -> None:
@@ -55,86 +62,97 @@ class Answers:
         mixes: Sequence[Mix],
         sampling: Sampling | None = None,
         chat: bool = True,
-        same_dice: bool = True,
+        same_noise: bool = True,
     ) -> Stream:
-        """Every mix answers one prompt, all in one batch; a stream of Frames.
+        """Answers one prompt under every mix, all in one batch; a stream of Frames.
 
         Args:
             prompt: a text, or chat messages.
-            chat: render with the chat template; otherwise the text is simply continued.
-            same_dice: all columns draw with the sampling's seed; otherwise column i draws with seed + i.
+            chat: render the prompt with the chat template; otherwise the text is continued as it is.
+            same_noise: sample all columns with the same seed, so that differences come from the mix only;
+                otherwise column i samples with seed + i.
 
         Raises:
-            SpecError: too many mixes. When read: StudioError for a prompt or an adapter that will not do.
+            SpecError: no mix, or more than COLUMN_LIMIT. When the stream is read: StudioError for a prompt or an
+                adapter that cannot be used.
         """
         _check_count(mixes)
-        drawn, desk = sampling or Sampling(), Desk(tuple(mixes))
-        stream = self._worker.stream(lambda: self._frames(prompt, desk, drawn, chat, same_dice))
-        stream.desk = desk
+        spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))
+        stream = self._worker.stream(lambda: self._frames(prompt, live, spec, chat, same_noise))
+        stream.live_mixes = live
         return stream
 
     def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
-        """Lets an answer under way go on under other mixes, from its next token.
+        """Continues an answer under other mixes, from its next token on.
 
         Raises:
-            SpecError: another number of mixes than the answer has columns.
+            SpecError: the number of mixes differs from the number of columns.
         """
-        if len(mixes) != len(stream.desk.mixes):
+        if len(mixes) != len(stream.live_mixes.mixes):
             raise SpecError(
-                f"{len(mixes)} mixes were given for {len(stream.desk.mixes)} columns.", "Give one a column."
+                f"An answer with {len(stream.live_mixes.mixes)} columns needs as many mixes, got {len(mixes)}.",
+                "Give one mix per column.",
             )
-        stream.desk.mixes = tuple(mixes)
+        stream.live_mixes.mixes = tuple(mixes)
 
     def _frames(
         self,
         prompt: str | Sequence[dict[str, str]],
-        desk: Desk,
+        live: LiveMixes,
         sampling: Sampling,
         chat: bool,
-        same_dice: bool,
+        same_noise: bool,
     ) -> Generator[Frame | None, None, None]:
         from core.model.generate import encode_prompt, generate
 
         resident = self._resident()
         ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
-        shown = 0.0
-        mixes = desk.mixes
-        samplings = _dice(sampling, len(mixes), same_dice)
-        for writers in generate(resident, [ids] * len(mixes), mixes, samplings, lambda: desk.mixes):
-            done = all(w.reason for w in writers)
+        sent = 0.0
+        mixes = live.mixes
+        samplings = _column_samplings(sampling, len(mixes), same_noise)
+        for states in generate(resident, [ids] * len(mixes), mixes, samplings, lambda: live.mixes):
+            done = all(s.reason for s in states)
             now = time.monotonic()
-            if done or now - shown >= FRAME_SECONDS:
-                shown = now
-                yield Frame([w.column(resident.base.tokenizer) for w in writers], done)
+            if done or now - sent >= FRAME_SECONDS:
+                sent = now
+                yield Frame([s.column(resident.base.tokenizer) for s in states], done)
             else:
                 yield None
 
-    def suite(
+    def stream_suite(
         self,
         prompts: Sequence[str],
         mixes: Sequence[Mix],
         sampling: Sampling | None = None,
         chat: bool = True,
-        same_dice: bool = True,
+        same_noise: bool = True,
     ) -> Stream:
-        """Every mix answers every prompt, many in a batch; a stream of Sheets that fill up. Takes and raises what `stream` does."""
+        """Answers every prompt under every mix, many pairs per batch; a stream of tables that fill up.
+
+        Takes and raises what `stream` does.
+        """
         _check_count(mixes)
-        samplings = _dice(sampling or Sampling(), len(mixes), same_dice)
+        samplings = _column_samplings(sampling or Sampling(), len(mixes), same_noise)
         return self._worker.stream(lambda: self._suite(list(prompts), list(mixes), samplings, chat))
 
     def _suite(
         self, prompts: list[str], mixes: list[Mix], samplings: list[Sampling], chat: bool
     ) -> Generator[Any, None, None]:
-        from core.evaluate.suite import suite
+        from core.evaluate.suite import run_suite
 
-        yield from suite(self._resident(), prompts, mixes, samplings, chat)
+        yield from run_suite(self._resident(), prompts, mixes, samplings, chat)
 
 
 def _check_count(mixes: Sequence[Mix]) -> None:
     if not 1 <= len(mixes) <= COLUMN_LIMIT:
-        raise SpecError(f"{len(mixes)} mixes were given.", f"Compare 1 to {COLUMN_LIMIT} at once.")
+        raise SpecError(
+            f"The number of mixes must be between 1 and {COLUMN_LIMIT}, got {len(mixes)}.",
+            f"Choose 1 to {COLUMN_LIMIT} mixes.",
+        )
 
 
-def _dice(sampling: Sampling, columns: int, same: bool) -> list[Sampling]:
-    """One sampling a column: all with the same seed, or each with the next one."""
-    return [sampling if same else replace(sampling, seed=sampling.seed + i) for i in range(columns)]
+def _column_samplings(sampling: Sampling, columns: int, same_noise: bool) -> list[Sampling]:
+    """One sampling per column: all with the same seed, or with consecutive seeds."""
+    if same_noise:
+        return [sampling] * columns
+    return [replace(sampling, seed=sampling.seed + i) for i in range(columns)]

@@ -1,8 +1,4 @@
-"""Where a mix departs from how its adapters were trained: a sentence for each, with what to do.
-
-Knows adapters of the library and mixes. Knows nothing of models: what a departure costs is measured, not
-computed here.
-"""
+"""Warns where a mix differs from how its adapters were trained, with what to do about it."""
 
 from __future__ import annotations
 
@@ -11,59 +7,65 @@ from collections.abc import Mapping
 from core.spec.mix import Mix
 from core.store.adapters import Adapter
 
-FAR = 0.5  # a weight further than this from the trained one is worth a word
+WEIGHT_TOLERANCE = 0.5  # a weight further than this from the trained one gets a warning
 
 
-def departures(mix: Mix, adapters: Mapping[str, Adapter]) -> list[str]:
-    """What a mix does that its adapters did not see while training, a sentence each.
+def list_mix_warnings(mix: Mix, adapters: Mapping[str, Adapter]) -> list[str]:
+    """What a mix does that its adapters did not see in training, one sentence each.
 
     Args:
         adapters: the library by id.
     """
-    said = []
+    warnings = []
     for adapter_id in mix.weights:
         adapter = adapters.get(adapter_id)
-        if adapter:
-            said += [
-                s
-                for below, trained in trained_with(adapter).items()
-                if (s := _departure(mix, adapter, below, trained, adapters.get(below)))
-            ]
-    return said
+        if adapter is None:
+            continue
+        for parent_id, trained_weight in parent_weights(adapter).items():
+            warning = _compare_weight(mix, adapter, parent_id, trained_weight, adapters.get(parent_id))
+            if warning:
+                warnings.append(warning)
+    return warnings
 
 
-def trained_with(adapter: Adapter) -> dict[str, float]:
-    """The adapters that were active beside it in training, and their weights."""
+def parent_weights(adapter: Adapter) -> dict[str, float]:
+    """The frozen adapters that were active while this one was trained, and their weights."""
     recorded = adapter.metadata.get("trained_with")
-    return (
-        dict(recorded)
-        if isinstance(recorded, dict)
-        else ({adapter.stacked_on: 1.0} if adapter.stacked_on else {})
-    )
+    if isinstance(recorded, dict):
+        return dict(recorded)
+    return {adapter.stacked_on: 1.0} if adapter.stacked_on else {}
 
 
-def _departure(mix: Mix, adapter: Adapter, below: str, trained: float, present: Adapter | None) -> str:
-    stacked = adapter.metadata.get("stacked_on") or {}
-    name = present.name if present else str(stacked.get("name") or below)
-    weight = mix.weights.get(below, 0.0)
+def _compare_weight(
+    mix: Mix, adapter: Adapter, parent_id: str, trained_weight: float, parent: Adapter | None
+) -> str:
+    """The warning about one parent adapter, or ""."""
+    stacked_on = adapter.metadata.get("stacked_on") or {}
+    name = parent.name if parent else str(stacked_on.get("name") or parent_id)
+    weight = mix.weights.get(parent_id, 0.0)
     if not weight:
-        return _off(adapter, name, trained, gone=present is None)
-    if present and stacked.get("id") == below and stacked.get("sha256") not in (None, present.sha256):
+        return _warn_about_switched_off(adapter, name, trained_weight, deleted=parent is None)
+    if parent and stacked_on.get("id") == parent_id and stacked_on.get("sha256") not in (None, parent.sha256):
         return f"{adapter.name} was trained on top of an earlier {name}, which has changed since."
-    if abs(weight - trained) > FAR:
-        return f"{adapter.name} was trained with {name} at {trained:g}, and here it is at {weight:g}: answers may get worse the further it is."
+    if abs(weight - trained_weight) > WEIGHT_TOLERANCE:
+        return (
+            f"{adapter.name} was trained with {name} at {trained_weight:g}, and this mix sets it to {weight:g}: "
+            "answers may get worse with the distance."
+        )
     return ""
 
 
-def _off(adapter: Adapter, name: str, trained: float, gone: bool) -> str:
+def _warn_about_switched_off(adapter: Adapter, name: str, trained_weight: float, deleted: bool) -> str:
+    """The warning about a parent adapter that the mix leaves out; "" if domain dropout prepared for that."""
     settings = adapter.metadata.get("hyperparameters") or {}
     if adapter.metadata.get("domain_dropout", settings.get("domain_dropout", 0.0)):
-        return ""  # it has learned to do without
-    first = f"{adapter.name} was trained with {name} always on, and " + (
-        "that one is no longer here" if gone else "here it is off"
-    )
-    return f"{first}: it may answer badly. " + (
-        "Train it again with domain dropout."
-        if gone
-        else f"Turn {name} on at {trained:g}, or train with domain dropout."
+        return ""
+    if deleted:
+        return (
+            f"{adapter.name} was trained with {name} always on, and {name} was deleted: it may answer badly. "
+            "Train it again with domain dropout."
+        )
+    return (
+        f"{adapter.name} was trained with {name} always on, and in this mix it is off: it may answer badly. "
+        f"Turn {name} on at {trained_weight:g}, or train with domain dropout."
     )

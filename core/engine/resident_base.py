@@ -1,7 +1,6 @@
-"""The one base in memory: loading it, putting another in its place, remembering which one was chosen.
+"""The one base model in memory: loads it, replaces it, and remembers which one was chosen.
 
-Knows when a base comes and goes. Models are loaded on the worker's thread, where their rooms are
-imported too, so that a page can be painted before torch is there.
+Models are loaded on the worker's thread, which also imports torch, so that the page can be painted before.
 """
 
 from __future__ import annotations
@@ -21,17 +20,23 @@ if TYPE_CHECKING:
     from core.model.resident import Resident
 
 logger = logging.getLogger(__name__)
-USUAL = "embedded"
+DEFAULT_BASE = "embedded"
 
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What the resident base is, or why there is none yet."""
+    """What the resident base is, or why none is loaded.
+
+    Attributes:
+        error: why no base is loaded; "" without an error.
+        failed: why the base that was requested last is not the resident one.
+        expert_weights: trainable weights per rank of an adapter on all experts; 0 without experts.
+    """
 
     name: str
     loading: bool = True
     error: str = ""
-    failed: str = ""  # why another base that was asked for is not the resident one
+    failed: str = ""
     family: str = ""
     note: str = ""
     parameters: int = 0
@@ -42,23 +47,28 @@ class BaseInfo:
     chat_template: bool = False
     targets: tuple[str, ...] = ()
     memory_bytes: int = 0
-    expert_weights: int = 0  # numbers that one rank of an adapter on all experts has; 0 without experts
+    expert_weights: int = 0
 
 
-class Choice(NamedTuple):
-    """Which base, and how it is loaded."""
+class BaseChoice(NamedTuple):
+    """Which base is loaded, and how."""
 
     base: str
     quantization: str = "auto"
     device: str = "auto"
 
 
-class Residence:
-    """Where the base lives. `look`, `info` and the verbs from any thread; `resident` on the worker's only.
+class ResidentBase:
+    """Holds the base model. All methods are safe on any thread, except `get`, which the worker's thread calls.
 
     Args:
-        base: "embedded", a local folder, or a Hub id; "" is the one that was chosen last in this workspace.
-        quantization: as `core.spec.QUANTIZATIONS`; "auto" is also how a base that is remembered was loaded.
+        base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace.
+        quantization: one of `core.spec.training.QUANTIZATIONS`; with "auto", a remembered base is loaded as before.
+        device: "auto", "cpu" or "cuda".
+
+    Attributes:
+        choice: the base that is resident, or is loaded at the first request.
+        info: what the resident base is.
     """
 
     def __init__(
@@ -66,44 +76,44 @@ class Residence:
     ) -> None:
         self._workspace, self._worker = workspace, worker
         self._resident: Resident | None = None
-        self._asked = False
-        self._gone = ""
-        self.choice = Choice(base, quantization, device) if base else self._remembered(quantization, device)
+        self._requested = False
+        self._missing_choice = ""  # why the base that was chosen last is not loaded
+        if base:
+            self.choice = BaseChoice(base, quantization, device)
+        else:
+            self.choice = self._read_choice(quantization, device)
         self.info = BaseInfo(name=self.choice.base, loading=False)
 
     def load(self) -> None:
-        """Begins to load the base, once; returns at once."""
-        if not self._asked:
-            self._asked = True
+        """Starts to load the base, once; returns immediately."""
+        if not self._requested:
+            self._requested = True
             self.info = BaseInfo(name=self.choice.base, loading=True)
             self._worker.post(self._load_first)
 
-    def change(self, base: str, quantization: str) -> None:
-        """Begins to load another base in the place of the present one; returns at once."""
-        before, wanted, info = (
-            self.choice,
-            self.choice._replace(base=base, quantization=quantization),
-            self.info,
-        )
-        self._asked = True
+    def replace(self, base: str, quantization: str) -> None:
+        """Starts to load another base in place of the present one; returns immediately."""
+        before, info = self.choice, self.info
+        choice = before._replace(base=base, quantization=quantization)
+        self._requested = True
         self.info = BaseInfo(name=base, loading=True)
-        self._worker.post(lambda: self._exchange(before, wanted, info))
+        self._worker.post(lambda: self._replace(before, choice, info))
 
     def wait(self) -> BaseInfo:
-        """What the base is, after it is loaded."""
+        """Waits until the base is loaded and returns what it is."""
         if self.info.loading:
             self._worker.call(lambda: None)
         return self.info
 
-    def look(self) -> Resident | None:
-        """The base itself, or None; to be looked at only."""
+    def peek(self) -> Resident | None:
+        """The base for reading its attributes, or None while it is not loaded."""
         return self._resident
 
-    def resident(self) -> Resident:
-        """The base, to work with.
+    def get(self) -> Resident:
+        """The base, to compute with.
 
         Raises:
-            BaseModelError: there is none.
+            BaseModelError: no base is loaded.
         """
         if self._resident is None:
             raise BaseModelError(
@@ -115,82 +125,83 @@ class Residence:
     def _load_first(self) -> None:
         self.info = self._load(self.choice)
 
-    def _remembered(self, quantization: str, device: str) -> Choice:
-        """What was chosen last, where it still lies on this machine and is whole; otherwise the embedded base."""
-        usual, file = Choice(USUAL, quantization, device), self._workspace.base
+    def _read_choice(self, quantization: str, device: str) -> BaseChoice:
+        """The base chosen last, if it is complete on this machine; otherwise the embedded base."""
+        default, file = BaseChoice(DEFAULT_BASE, quantization, device), self._workspace.base_path
         if not file.is_file():
-            return usual
+            return default
         try:
-            kept = read_json(file)
-            name, loaded = str(kept["base"]), str(kept["quantization"])
+            choice = read_json(file)
+            name, stored_quantization = str(choice["base"]), str(choice["quantization"])
         except (StudioError, KeyError, TypeError):
-            self._gone = f"Which base was chosen last cannot be read from {file.name}."
-            return usual
+            self._missing_choice = f"The base chosen last could not be read from {file.name}."
+            return default
         try:
-            source, here = base_models.locate(name)
-            here = here and (name == USUAL or not base_models.lacking(Path(source)))
-        except (StudioError, OSError, RuntimeError):  # no such place any more, or one that does not answer
-            here = False
-        if here:
-            return Choice(name, loaded if quantization == "auto" else quantization, device)
-        self._gone = f"{name!r}, chosen last, is not on this machine any more, or not all of it."
-        return usual
+            source, is_local = base_models.locate(name)
+            complete = is_local and (name == DEFAULT_BASE or not base_models.describe_defect(Path(source)))
+        except (StudioError, OSError, RuntimeError):  # the folder is gone, or on a mount that does not answer
+            complete = False
+        if complete:
+            return BaseChoice(name, stored_quantization if quantization == "auto" else quantization, device)
+        self._missing_choice = f"The base chosen last, {name!r}, is no longer complete on this machine."
+        return default
 
-    def _exchange(self, before: Choice, wanted: Choice, info: BaseInfo) -> None:
-        """On the worker's thread: the old base leaves before the new one comes, and is loaded again if that fails."""
-        self._gone = ""
+    def _replace(self, before: BaseChoice, choice: BaseChoice, info: BaseInfo) -> None:
+        """Unloads the present base, then loads the chosen one; reloads the old one if that fails."""
+        self._missing_choice = ""
         resident = self._resident
-        if resident is not None and resident.trainee_id:  # a run began since the change was asked for
+        if resident is not None and resident.trainee_id:  # a run began after the change was requested
             self.info = info
             return
         self._worker.end_streams(
-            BaseModelError("The base model was changed while this was under way.", "Ask again.")
+            BaseModelError(
+                "The base model was changed while the answer was generated.", "Send the prompt again."
+            )
         )
         self._resident = resident = None
         gc.collect()
-        found = self._load(wanted)
-        if not found.error:
-            self.choice = wanted
+        new = self._load(choice)
+        if not new.error:
+            self.choice = choice
             try:
-                write_json(self._workspace.base, {"base": wanted.base, "quantization": wanted.quantization})
+                write_json(
+                    self._workspace.base_path, {"base": choice.base, "quantization": choice.quantization}
+                )
             except StorageError as e:
-                logger.warning("the choice of a base is not remembered: %s", e)
-        elif before != wanted:
-            back = self._load(before)
-            found = back if back.error else replace(back, failed=found.error)
-        self.info = found
+                logger.warning("the choice of a base was not stored: %s", e)
+        elif before != choice:
+            old = self._load(before)
+            new = old if old.error else replace(old, failed=new.error)
+        self.info = new
 
-    def _load(self, choice: Choice) -> BaseInfo:
-        """On the worker's thread: loads a base and says what it is, or why it is none."""
+    def _load(self, choice: BaseChoice) -> BaseInfo:
+        """Loads a base on the worker's thread, and describes it or the error."""
         try:
             from core.model import experts
             from core.model.base import load_base
             from core.model.resident import Resident
 
-            loaded = load_base(*choice)
-            self._resident = Resident(loaded, self._workspace)
+            base = load_base(*choice)
+            self._resident = Resident(base, self._workspace)
             return BaseInfo(
                 name=choice.base,
                 loading=False,
-                failed=self._gone,
-                family=loaded.family.label,
-                note=loaded.family.note,
-                parameters=loaded.parameters,
-                quantization=loaded.quantization,
-                device=str(loaded.device),
-                context=loaded.context,
-                fingerprint=loaded.fingerprint,
-                chat_template=loaded.own_template,
-                targets=loaded.family.targets,
-                memory_bytes=int(loaded.model.get_memory_footprint()),
-                expert_weights=experts.weights_a_rank(loaded.model),
+                failed=self._missing_choice,
+                family=base.family.label,
+                note=base.family.note,
+                parameters=base.parameters,
+                quantization=base.quantization,
+                device=str(base.device),
+                context=base.context,
+                fingerprint=base.fingerprint,
+                chat_template=base.has_own_template,
+                targets=base.family.targets,
+                memory_bytes=int(base.model.get_memory_footprint()),
+                expert_weights=experts.parameters_per_rank(base.model),
             )
         except StudioError as e:
             return BaseInfo(name=choice.base, loading=False, error=str(e))
         except Exception as e:
             logger.exception("the base model could not be loaded")
-            return BaseInfo(
-                name=choice.base,
-                loading=False,
-                error=f"{choice.base!r} could not be loaded ({type(e).__name__}: {e}).",
-            )
+            what = f"{choice.base!r} could not be loaded ({type(e).__name__}: {e})."
+            return BaseInfo(name=choice.base, loading=False, error=what)

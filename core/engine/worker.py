@@ -1,12 +1,12 @@
-"""The one thread that owns the model.
+"""The one thread that owns the model, so that there is no lock around it.
 
-Whatever uses the model comes here as one of three: a call (short, answered), a stream (a Python
-generator, stepped in turn with the others, closed at any time), or a run (long, and lends the model to
-the others between its own steps). So there is no lock around the model. Knows nothing of models.
+Everything that uses the model arrives here as one of three: a call (short, with a return value), a stream (a
+Python generator that is stepped in turn with the others and can be closed at any time), or a run (long, and
+yields to waiting calls and streams between its own steps).
 
     inbox ──> calls ───────────────────────────┐
               streams  s1 s2 s3 (round robin)  ├─> the thread
-              runs     r1 | r2 r3 (as chosen) ─┘      a run calls serve() between its steps
+              runs     r1 | r2 r3 (as chosen) ─┘      a run calls yield_to_requests() between its steps
 """
 
 from __future__ import annotations
@@ -24,45 +24,49 @@ from core.errors import Busy, StudioError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-LEASE_SECONDS = 60.0  # a stream that nobody reads for so long is closed
+LEASE_SECONDS = 60.0  # a stream that has no reader for this long is closed
 STREAM_LIMIT = 16  # streams at once
 
 
 class Stream:
-    """What a generator on the worker yields, seen from another thread.
+    """What a generator on the worker yields, as seen from another thread.
 
-    Only the newest value is kept: values are cumulative, so a slow reader misses nothing and holds
-    nobody up. Iterate it, or `close()` it from any thread.
+    Only the newest value is kept: values are cumulative, so a slow reader misses nothing and does not block
+    the worker. Iterate over it, or `close()` it from any thread.
+
+    Attributes:
+        live_mixes: the mixes of an answer that is being generated, which the reader may replace while the
+            generator runs (see `core.engine.chat.LiveMixes`); None for other streams.
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Condition()
+        self._changed = threading.Condition()
         self._value: Any = None
         self._fresh = False
         self._ended = False
         self._error: BaseException | None = None
         self._read_at = time.monotonic()
         self.closed = False
-        self.desk: Any = None  # what the reader may change while the generator runs, if it takes wishes
+        self.live_mixes: Any = None
 
     def close(self) -> None:
-        """Asks the worker to drop it; readers end."""
-        with self._turn:
+        """Asks the worker to drop the stream; its readers end."""
+        with self._changed:
             self.closed = True
-            self._turn.notify_all()
+            self._changed.notify_all()
 
     def __iter__(self) -> Iterator[Any]:
         """Newest values until the end.
 
         Raises:
-            StudioError: what the generator raised.
+            StudioError: the error that the generator raised.
         """
         try:
             while True:
-                with self._turn:
+                with self._changed:
                     self._read_at = time.monotonic()
                     while not (self._fresh or self._ended or self.closed):
-                        self._turn.wait(0.5)
+                        self._changed.wait(0.5)
                         self._read_at = time.monotonic()
                     fresh, value, self._fresh = self._fresh, self._value, False
                     error, over = self._error, self._ended or self.closed
@@ -85,42 +89,46 @@ class Stream:
     # --- the worker's side
 
     def put(self, value: Any) -> None:
-        with self._turn:
+        """Replaces the newest value."""
+        with self._changed:
             self._value, self._fresh = value, True
-            self._turn.notify_all()
+            self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        with self._turn:
+        """Marks the stream as ended, with the error that ended it."""
+        with self._changed:
             self._ended, self._error = True, error
-            self._turn.notify_all()
+            self._changed.notify_all()
 
     @property
-    def abandoned(self) -> bool:
+    def is_abandoned(self) -> bool:
+        """Whether its reader closed it, or has not read for LEASE_SECONDS."""
         return self.closed or time.monotonic() - self._read_at > LEASE_SECONDS
 
 
-class Errand:
-    """Something long that needs no model, such as a download, on a thread of its own.
+class BackgroundTask:
+    """Long work that does not need the model, such as a download, on a thread of its own.
 
     Args:
-        job: is given the errand, and looks at `stopping` now and then.
+        job: receives the task, and checks `stopping` from time to time.
     """
 
-    def __init__(self, job: Callable[[Errand], None], name: str = "errand") -> None:
+    def __init__(self, job: Callable[[BackgroundTask], None], name: str = "background") -> None:
         self.stopping = False
         self._thread = threading.Thread(target=lambda: job(self), name=name, daemon=True)
         self._thread.start()
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether its thread still runs."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Asks it to end."""
+        """Asks the task to end."""
         self.stopping = True
 
     def join(self, seconds: float) -> None:
-        """Waits for its end, for at most so many seconds."""
+        """Waits for its end, for at most `seconds`."""
         self._thread.join(seconds)
 
 
@@ -133,79 +141,84 @@ class _Call:
 
 
 class Worker:
-    """Starts the thread; everything else goes through `call`, `stream` and `run`."""
+    """Starts the thread; everything else goes through `call`, `stream` and `run`.
+
+    Attributes:
+        choose: receives the names of the waiting runs and returns the next one; called on the thread.
+    """
 
     def __init__(self, name: str = "model") -> None:
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._streams: deque[tuple[Stream, Generator[Any, None, None]]] = deque()
         self._runs: deque[tuple[str, Callable[[], None]]] = deque()
-        self.choose: Callable[[Sequence[str]], str] = lambda waiting: waiting[
-            0
-        ]  # which run is next; asked on the thread
-        self._open: set[Stream] = set()  # asked for and not yet ended
+        self.choose: Callable[[Sequence[str]], str] = lambda waiting: waiting[0]
+        self._open: set[Stream] = set()  # requested and not yet ended
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
     def call(self, job: Callable[[], T], seconds: float | None = None) -> T:
-        """Runs `job` on the thread and returns its value; from the thread itself, at once.
+        """Runs `job` on the thread and returns its value; immediately, if called from the thread itself.
+
+        Args:
+            seconds: how long to wait; None waits without a limit.
 
         Raises:
-            Busy: no answer within `seconds`. Whatever the job raises.
+            Busy: no answer within `seconds`. Also any error that `job` raises.
         """
         if threading.current_thread() is self._thread:
             return job()
         call = _Call(job)
         self._inbox.put(("call", call))
         if not call.done.wait(seconds):
-            raise Busy("The model is busy with something else.", "Try again in a moment.")
+            raise Busy("The model is busy with another request.", "Try again in a moment.")
         if call.error is not None:
             raise call.error
         return call.value  # type: ignore[no-any-return]
 
     def post(self, job: Callable[[], Any]) -> None:
-        """Runs `job` on the thread before whatever is asked for later; nobody waits for it."""
+        """Runs `job` on the thread before any later request, without waiting for it."""
         self._inbox.put(("call", _Call(job)))
 
     def stream(self, start: Callable[[], Generator[Any, None, None]]) -> Stream:
-        """Steps the generator that `start` makes, in turn with the others; None values are not shown.
+        """Steps the generator that `start` makes, in turn with the other streams; None values are not published.
 
         Raises:
-            Busy: too many streams at once.
+            Busy: STREAM_LIMIT streams are open already.
         """
         if len(self._open) >= STREAM_LIMIT:
-            raise Busy(f"{STREAM_LIMIT} answers are being written already.", "Wait for one to end.")
+            raise Busy(f"{STREAM_LIMIT} answers are being generated already.", "Wait until one has ended.")
         stream = Stream()
         self._open.add(stream)
         self._inbox.put(("stream", (stream, start)))
         return stream
 
     def run(self, job: Callable[[], None], name: str = "") -> None:
-        """Queues a long job; they run one after the other, each calling `serve` between its steps.
+        """Queues a long job. Jobs run one after the other, and each calls `yield_to_requests` between its steps.
 
         Args:
-            name: what `choose` is told of it, when it is asked which of those that wait is next.
+            name: identifies the job when `choose` picks the next one.
         """
         self._inbox.put(("run", (name, job)))
 
-    def serve(self, seconds: float) -> None:
-        """Lends the thread to waiting calls and streams: at least one round, at most about `seconds`."""
+    def yield_to_requests(self, seconds: float) -> None:
+        """Runs waiting calls and streams: at least one round, at most about `seconds`."""
         end = time.monotonic() + seconds
-        self._take()
+        self._receive()
         while self._streams:
             for _ in range(len(self._streams)):
                 self._step()
-            self._take()
+            self._receive()
             if time.monotonic() >= end:
                 return
 
     @property
-    def streams(self) -> int:
-        """How many are being read or wait to be."""
+    def open_streams(self) -> int:
+        """How many streams are running or wait to start."""
         return len(self._open)
 
     def end_streams(self, error: StudioError) -> None:
-        """Ends every stream with an error, on the thread: what they stand on is about to go."""
+        """Ends every running stream with `error`. Runs on the thread, before the model that they use is unloaded."""
         while self._streams:
             stream, generator = self._streams.popleft()
             generator.close()
@@ -213,7 +226,7 @@ class Worker:
             stream.end(error)
 
     def close(self, seconds: float = 30.0) -> None:
-        """Ends the thread after the step it is in; a run is expected to hear of it by its own flag."""
+        """Ends the thread after its present step; a run is expected to stop by its own flag."""
         self._closing = True
         self._inbox.put(("wake", None))
         if threading.current_thread() is not self._thread:
@@ -223,60 +236,60 @@ class Worker:
 
     def _loop(self) -> None:
         while not self._closing:
-            self._take(wait=not (self._streams or self._runs))
+            self._receive(wait=not (self._streams or self._runs))
             if self._runs and not self._closing:
                 try:
-                    self._chosen()()
+                    self._take_next_run()()
                 except Exception:
-                    logger.exception("a run ended in an error that it did not handle")
+                    logger.exception("a run raised an error that it did not handle")
             elif self._streams:
                 self._step()
         for stream, generator in self._streams:
             generator.close()
             stream.end()
 
-    def _take(self, wait: bool = False) -> None:
-        """Accepts what came in; calls are answered at once."""
+    def _receive(self, wait: bool = False) -> None:
+        """Empties the inbox; calls are answered immediately."""
         while True:
             try:
-                kind, what = self._inbox.get(block=wait)
+                kind, request = self._inbox.get(block=wait)
             except queue.Empty:
                 return
             wait = False
             if kind == "call":
-                self._answer(what)
+                self._answer(request)
             elif kind == "stream":
-                stream, start = what
+                stream, start = request
                 self._streams.append((stream, start()))
             elif kind == "run":
-                self._runs.append(what)
+                self._runs.append(request)
 
-    def _chosen(self) -> Callable[[], None]:
-        """Takes the run out whose turn it is. Nobody else touches the line, so that changing its order needs no lock."""
+    def _take_next_run(self) -> Callable[[], None]:
+        """Removes the next run from the queue. Only this thread touches the queue, so reordering needs no lock."""
         names = [name for name, _ in self._runs]
         try:
-            at = names.index(self.choose(names))
+            index = names.index(self.choose(names))
         except Exception:  # an order that cannot be read costs the order, never a run
-            logger.exception("the order of the runs is not known; the one that was asked for first begins")
-            at = 0
-        _, job = self._runs[at]
-        del self._runs[at]
+            logger.exception("the order of the runs could not be read; the oldest request begins")
+            index = 0
+        _, job = self._runs[index]
+        del self._runs[index]
         return job
 
     @staticmethod
     def _answer(call: _Call) -> None:
         try:
             call.value = call.job()
-        except BaseException as e:  # noqa: BLE001 (it belongs to the caller's thread)
+        except BaseException as e:  # noqa: BLE001 (the caller's thread raises it)
             call.error = e
         call.done.set()
 
     def _step(self) -> None:
-        """One step of the stream whose turn it is."""
+        """Runs one step of the next stream."""
         stream, generator = self._streams.popleft()
         error: Exception | None = None
         try:
-            if not stream.abandoned:
+            if not stream.is_abandoned:
                 value = next(generator)
                 if value is not None:
                     stream.put(value)
@@ -287,8 +300,8 @@ class Worker:
             pass
         except StudioError as e:
             error = e
-        except Exception as e:  # noqa: BLE001 (shown to whoever reads the stream)
-            logger.exception("a stream ended in an error")
+        except Exception as e:  # noqa: BLE001 (the reader of the stream raises it)
+            logger.exception("a stream raised an error")
             error = e
         self._open.discard(stream)
         stream.end(error)

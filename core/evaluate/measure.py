@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.data.encoding import Encoded, encode_chat, encode_opening, encode_prefix, encode_task, encode_text
+from core.data.encoding import EncodedSequence, encode_chat, encode_text_prompt, encode_cloze, encode_task, encode_text
 from core.evaluate.metrics import exact_match, f1, normalise
 from core.model.generate import generate
 from core.model.resident import Resident
@@ -22,7 +22,7 @@ BATCH_QUESTIONS = 16
 
 
 @dataclass(frozen=True)
-class Material:
+class EvaluationData:
     """What mixes are measured on.
 
     Attributes:
@@ -34,12 +34,12 @@ class Material:
 
     questions: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     texts: dict[str, Sequence[str]] = field(default_factory=dict)
-    own: dict[str, Sequence[str]] = field(default_factory=dict)
+    trusted_texts: dict[str, Sequence[str]] = field(default_factory=dict)
     cloze: Sequence[tuple[str, str]] = ()
 
 
 def measure(
-    resident: Resident, mixes: Sequence[Mix], material: Material, max_length: int, max_new_tokens: int = 64
+    resident: Resident, mixes: Sequence[Mix], material: EvaluationData, max_length: int, max_new_tokens: int = 64
 ) -> Iterator[Progress | list[dict[str, Any]]]:
     """Measures every mix on everything.
 
@@ -53,7 +53,7 @@ def measure(
     length = min(max_length, resident.base.context)
     scored = {
         f"{name}_" if name else "": [e for t in texts for e in encode_text(tokenizer, t, length, own)]
-        for own, group in ((False, material.texts), (True, material.own))
+        for own, group in ((False, material.texts), (True, material.trusted_texts))
         for name, texts in group.items()
     }
     for name, rows in material.questions.items():
@@ -85,7 +85,7 @@ def measure(
 def _perplexities(
     resident: Resident,
     mixes: Sequence[Mix],
-    sequences: Sequence[Encoded],
+    sequences: Sequence[EncodedSequence],
     prefix: str,
     figures: list[dict[str, Any]],
 ) -> Iterator[int]:
@@ -107,22 +107,22 @@ def _answers(
     examples = []
     for start in range(0, len(rows), BATCH_QUESTIONS):
         batch = rows[start : start + BATCH_QUESTIONS]
-        prompts = [encode_chat(resident.base.tokenizer, r["messages"][:-1], generate=True) for r in batch]
-        writers: Any = []
-        for writers in generate(
+        prompts = [encode_chat(resident.base.tokenizer, r["messages"][:-1], add_generation_prompt=True) for r in batch]
+        states: Any = []
+        for states in generate(
             resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=max_new_tokens)] * len(batch)
         ):
             yield start
-        for row, writer in zip(batch, writers, strict=True):
-            answer, reference = writer.column(resident.base.tokenizer).text, row["messages"][-1]["content"]
+        for row, state in zip(batch, states, strict=True):
+            answer, reference = state.column(resident.base.tokenizer).text, row["messages"][-1]["content"]
             matched += exact_match(answer, reference)
             shared += f1(answer, reference)
-            waited += writer.seconds
-            written += len(writer.ids)
+            waited += state.seconds
+            written += len(state.ids)
             examples.append(
                 {"question": row["messages"][-2]["content"], "answer": answer, "reference": reference}
             )
-        spent += max(w.seconds for w in writers)
+        spent += max(w.seconds for w in states)
         yield start + len(batch)
     if rows:
         figure |= {
@@ -146,15 +146,15 @@ def _recall(
     hits = 0
     for start in range(0, len(cloze), 2 * BATCH_QUESTIONS):
         batch = cloze[start : start + 2 * BATCH_QUESTIONS]
-        prompts = [encode_opening(tokenizer, p) for p, _ in batch]
-        lengths = [len(encode_prefix(tokenizer, "", c).ids) + 1 for _, c in batch]
-        writers: Any = []
-        for writers in generate(
+        prompts = [encode_text_prompt(tokenizer, p) for p, _ in batch]
+        lengths = [len(encode_cloze(tokenizer, "", c).ids) + 1 for _, c in batch]
+        states: Any = []
+        for states in generate(
             resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=n) for n in lengths]
         ):
             yield start
-        for (_, completion), writer in zip(batch, writers, strict=True):
-            text = normalise(writer.column(tokenizer).text) + " "
+        for (_, completion), state in zip(batch, states, strict=True):
+            text = normalise(state.column(tokenizer).text) + " "
             hits += text.startswith(normalise(completion) + " ")
         yield start + len(batch)
     figure["recall"] = hits / len(cloze)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from core.data.datasets import load_dataset, read_split
-from core.data.encoding import Encoded, encode_chat, encode_task, encode_text
+from core.data.encoding import EncodedSequence, encode_chat, encode_task, encode_text
 from core.errors import Busy, SpecError
 from core.evaluate.metrics import exact_match
 from core.model.generate import generate
@@ -54,7 +54,7 @@ class Sample:
         return f"{len(self.rows)} rows of {self.name!r} ({self.split})"
 
 
-def take(workspace: Workspace, dataset_id: str, split: str, limit: int = 0) -> Sample:
+def load_sample(workspace: Workspace, dataset_id: str, split: str, limit: int = 0) -> Sample:
     """At most `limit` rows of a split, evenly spread over it; 0 takes all.
 
     Raises:
@@ -71,7 +71,7 @@ def take(workspace: Workspace, dataset_id: str, split: str, limit: int = 0) -> S
     return Sample(dataset.id, dataset.name, dataset.kind, dataset.sha256, split, tuple(rows))
 
 
-def at_rest(resident: Resident, adapters: Sequence[str]) -> dict[str, str]:
+def load_finished(resident: Resident, adapters: Sequence[str]) -> dict[str, str]:
     """Loads adapters and returns their sha256; one that is still changing has no place in a comparison.
 
     Raises:
@@ -82,12 +82,12 @@ def at_rest(resident: Resident, adapters: Sequence[str]) -> dict[str, str]:
             f"The adapter {resident.trainee_id!r} is still in training.",
             "Wait until its run has ended, or stop the run and keep what is learned.",
         )
-    resident.ensure([Mix(weights=dict.fromkeys(adapters, 1.0))])
+    resident.load_adapters([Mix(weights=dict.fromkeys(adapters, 1.0))])
     return {a: resident.digests[a] for a in adapters}
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodedSample:
     """A sample as token ids.
 
     Attributes:
@@ -96,16 +96,16 @@ class Encoding:
         tokens: (N,) float64, scored tokens of each row.
     """
 
-    sequences: list[Encoded]
+    sequences: list[EncodedSequence]
     owners: list[int]
     tokens: torch.Tensor
 
 
-def encode(resident: Resident, sample: Sample, max_length: int) -> Encoding:
+def encode_sample(resident: Resident, sample: Sample, max_length: int) -> EncodedSample:
     """Answers of task rows, whole texts of documents; sequences of at most `max_length` tokens."""
     base = resident.base
     length = min(max_length, base.context)
-    sequences: list[Encoded] = []
+    sequences: list[EncodedSequence] = []
     owners: list[int] = []
     for i, row in enumerate(sample.rows):
         if sample.kind == "task":
@@ -116,22 +116,22 @@ def encode(resident: Resident, sample: Sample, max_length: int) -> Encoding:
         owners += [i] * len(made)
     tokens = torch.zeros(len(sample.rows), dtype=torch.float64)
     for owner, sequence in zip(owners, sequences, strict=True):
-        tokens[owner] += sum(sequence.mask[1:])
-    return Encoding(sequences, owners, tokens)
+        tokens[owner] += sum(sequence.loss_mask[1:])
+    return EncodedSample(sequences, owners, tokens)
 
 
-class Reading:
+class RowLosses:
     """The nats of every row under every mix.
 
     Attributes:
-        nats: (M, N) float64, complete once `steps` has ended.
+        nats: (M, N) float64, complete once `compute` has ended.
     """
 
-    def __init__(self, resident: Resident, encoding: Encoding, mixes: Sequence[Mix]) -> None:
+    def __init__(self, resident: Resident, encoding: EncodedSample, mixes: Sequence[Mix]) -> None:
         self.resident, self.encoding, self.mixes = resident, encoding, list(mixes)
         self.nats = torch.zeros(len(self.mixes), len(encoding.tokens), dtype=torch.float64)
 
-    def steps(self) -> Generator[float, None, None]:
+    def compute(self) -> Generator[float, None, None]:
         """Yields the share that is done, after every forward."""
         done, total = 0, len(self.encoding.sequences) * len(self.mixes)
         for cells in score_each(self.resident, self.encoding.sequences, self.mixes):
@@ -146,11 +146,11 @@ class Reading:
         return [float(x) for x in self.nats.sum(1) / self.encoding.tokens.sum()]
 
 
-class Asking:
+class RowMatches:
     """Which rows every mix answers exactly, by greedy writing.
 
     Attributes:
-        exact: (M, N) float64 of 0 and 1, complete once `steps` has ended.
+        exact: (M, N) float64 of 0 and 1, complete once `compute` has ended.
     """
 
     def __init__(self, resident: Resident, sample: Sample, mixes: Sequence[Mix], max_new_tokens: int) -> None:
@@ -158,24 +158,24 @@ class Asking:
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
         self.exact = torch.zeros(len(self.mixes), len(sample.rows), dtype=torch.float64)
 
-    def steps(self) -> Generator[float, None, None]:
+    def compute(self) -> Generator[float, None, None]:
         """Yields the share that is done, after every step of writing."""
         tokenizer, rows = self.resident.base.tokenizer, self.sample.rows
-        prompts = [encode_chat(tokenizer, row["messages"][:-1], generate=True) for row in rows]
+        prompts = [encode_chat(tokenizer, row["messages"][:-1], add_generation_prompt=True) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
         pairs = [(i, m) for i in order for m in range(len(self.mixes))]
         for start in range(0, len(pairs), ANSWER_ROWS):
             batch = pairs[start : start + ANSWER_ROWS]
-            writers: Any = []
-            for writers in generate(
+            states: Any = []
+            for states in generate(
                 self.resident,
                 [prompts[i] for i, _ in batch],
                 [self.mixes[m] for _, m in batch],
                 [self.sampling] * len(batch),
             ):
                 yield start / len(pairs)
-            for (i, m), writer in zip(batch, writers, strict=True):
+            for (i, m), state in zip(batch, states, strict=True):
                 self.exact[m, i] = exact_match(
-                    writer.column(tokenizer).text, rows[i]["messages"][-1]["content"]
+                    state.column(tokenizer).text, rows[i]["messages"][-1]["content"]
                 )
         yield 1.0

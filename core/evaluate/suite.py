@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from core.errors import SpecError
-from core.model.generate import Writer, encode_prompt, generate
+from core.model.generate import SequenceState, encode_prompt, generate
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
-from core.store.csv_tables import plain_csv
+from core.store.csv_tables import format_csv
 
 BATCH_ROWS = 24
 
 
 @dataclass(frozen=True)
-class Sheet:
+class SuiteResult:
     """Answers of mixes to prompts, as far as they are written.
 
     Attributes:
@@ -41,27 +41,27 @@ class Sheet:
         return len(self.prompts) * len(self.names)
 
     @property
-    def written(self) -> list[tuple[str, tuple[str, ...]]]:
+    def rows(self) -> list[tuple[str, tuple[str, ...]]]:
         """The prompts that are answered, each with its answers."""
         return [(p, a) for p, a in zip(self.prompts, self.answers, strict=True) if a]
 
     @property
-    def differing(self) -> int:
+    def disagreements(self) -> int:
         """Answered prompts to which not all mixes say the same."""
-        return sum(len(set(a)) > 1 for _, a in self.written)
+        return sum(len(set(a)) > 1 for _, a in self.rows)
 
     def as_csv(self) -> str:
         """The answered prompts as CSV; nothing in it is executed by a spreadsheet."""
-        return plain_csv([["prompt", *self.names], *([p, *a] for p, a in self.written)])
+        return format_csv([["prompt", *self.names], *([p, *a] for p, a in self.rows)])
 
 
-def suite(
+def run_suite(
     resident: Resident,
     prompts: Sequence[str],
     mixes: Sequence[Mix],
     samplings: Sequence[Sampling],
     chat: bool = True,
-) -> Iterator[Sheet]:
+) -> Iterator[SuiteResult]:
     """Answers every prompt under every mix.
 
     Args:
@@ -85,19 +85,19 @@ def suite(
     width = len(mixes)
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     together = max(1, BATCH_ROWS // width)
-    yield Sheet(tuple(prompts), names, tuple(answers), 0)
+    yield SuiteResult(tuple(prompts), names, tuple(answers), 0)
     for start in range(0, len(order), together):
         batch = order[start : start + together]
         rows = [ids[i] for i in batch for _ in mixes]
-        writers: list[Writer] = []
-        for writers in generate(resident, rows, list(mixes) * len(batch), list(samplings) * len(batch)):
-            yield Sheet(
-                tuple(prompts), names, tuple(answers), start * width + sum(bool(w.reason) for w in writers)
+        states: list[SequenceState] = []
+        for states in generate(resident, rows, list(mixes) * len(batch), list(samplings) * len(batch)):
+            yield SuiteResult(
+                tuple(prompts), names, tuple(answers), start * width + sum(bool(w.reason) for w in states)
             )
-        texts = [w.column(resident.base.tokenizer).text for w in writers]
+        texts = [w.column(resident.base.tokenizer).text for w in states]
         for row, i in enumerate(batch):
             answers[i] = tuple(texts[row * width : (row + 1) * width])
-        yield Sheet(tuple(prompts), names, tuple(answers), (start + len(batch)) * width)
+        yield SuiteResult(tuple(prompts), names, tuple(answers), (start + len(batch)) * width)
 
 
 def _encoded(resident: Resident, prompt: str, number: int, chat: bool, room: int) -> list[int]:

@@ -21,14 +21,14 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import AdapterError, Busy
-from core.merge.methods import METHODS, BakeSpec, Method, rank_of
-from core.merge.peft_merge import Ingredient, merged
-from core.model.decoding import listened
-from core.model.deltas import PREFIX, Stored, Weigh, depth_of, layer_of, short, stored, weigher
-from core.model.generate import speaking
-from core.model.low_rank import Pair, concat, distance, kept, norm, padded, spectrum, truncate
+from core.merge.methods import METHODS, BakeSpec, BakeMethod, compute_rank
+from core.merge.peft_merge import LayerAdapter, merged
+from core.model.decoding import all_logits
+from core.model.deltas import PREFIX, StoredFactors, WeightFunction, count_layers, layer_index, short_name, load_factors, make_weight_function
+from core.model.generate import inference_mode_for
+from core.model.low_rank import Factors, concat, distance, energy_share, norm, pad, svd, truncate
 from core.model.resident import Resident
-from core.model.scoring import divergence
+from core.model.scoring import kl_divergence
 from core.progress import Progress
 from core.spec.mix import Mix
 from core.store import adapters
@@ -44,15 +44,15 @@ CHANGED_LIMIT = 1e3  # shares of energy beyond this are told as this: the mix is
 
 
 @dataclass(frozen=True)
-class Part:
+class MixPart:
     """One adapter of the mix, as read from its files."""
 
     adapter: Adapter
-    stored: Stored
+    stored: StoredFactors
 
 
 @dataclass(frozen=True)
-class PartHere:
+class ModulePart:
     """One adapter of the mix in one module.
 
     Attributes:
@@ -82,11 +82,11 @@ class BakedModule:
     module: str
     energy: float
     changed: float
-    parts: tuple[PartHere, ...]
+    parts: tuple[ModulePart, ...]
 
 
 @dataclass(frozen=True)
-class Baked:
+class BakeResult:
     """A baked adapter and how faithful it is.
 
     Attributes:
@@ -95,7 +95,7 @@ class Baked:
             that combine otherwise. A small adapter may lose much where the mix as a whole loses little.
         logit_difference: largest difference of any logit to the live mix on the probe; None where
             weights were given that a mix cannot say.
-        divergence: KL(mix || baked) on the probe, nats a token; None likewise.
+        divergence: KL(mix || baked) on the probe, nats per token; None likewise.
     """
 
     adapter: Adapter
@@ -110,14 +110,14 @@ class Baked:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "adapter": self.adapter.id}
 
-    def reading(self) -> str:
+    def summary(self) -> str:
         """One honest sentence."""
         head = f"{self.adapter.name} has rank {self.rank}"
         if METHODS[self.method].exact:
             return f"{head} and is the mix itself, but for rounding."
         if METHODS[self.method].prunes:
             return f"{head}; its updates differ from the mix's by {self.changed:.1%} of their energy, because {self.method} is another way of combining, not the mix."
-        heard = "" if self.divergence is None else f" ({self.divergence:.3g} nats a token on the probe)"
+        heard = "" if self.divergence is None else f" ({self.divergence:.3g} nats per token on the probe)"
         names = {p["id"]: p["name"] for p in self.adapter.metadata["baked_from"]}
         shares = ", ".join(f"{share:.1%} of {names[a]}" for a, share in self.kept.items())
         return (
@@ -126,8 +126,8 @@ class Baked:
 
 
 def bake(
-    resident: Resident, mix: Mix, spec: BakeSpec, weigh: Weigh | None = None, probe: Sequence[int] = ()
-) -> Iterator[Progress | Baked]:
+    resident: Resident, mix: Mix, spec: BakeSpec, weigh: WeightFunction | None = None, probe: Sequence[int] = ()
+) -> Iterator[Progress | BakeResult]:
     """Makes one adapter of a mix, puts it into the library and checks it against the live mix.
 
     Args:
@@ -141,22 +141,22 @@ def bake(
     Raises:
         AdapterError: the method cannot do this mix, an adapter is damaged or of another base, or the
             baked adapter is not what was computed (it is not kept then).
-        Busy: an adapter of the mix is in training. NotFound, NameRefused, StorageError.
+        Busy: an adapter of the mix is in training. NotFound, InvalidName, StorageError.
     """
     name = check_name(spec.name)
     parts = _read(resident, mix)
-    weight = weigh or weigher(mix, depth_of(resident))
-    modules = sorted({m for p in parts for m in p.stored.factors}, key=lambda m: (layer_of(m), m))
+    weight = weigh or make_weight_function(mix, count_layers(resident))
+    modules = sorted({m for p in parts for m in p.stored.factors}, key=lambda m: (layer_index(m), m))
     names = [p.adapter.name for p in parts]
     known = [n if names.count(n) == 1 else p.adapter.id for n, p in zip(names, parts, strict=True)]
     lowest = [min(weight(p.adapter.id, m) for m in p.stored.factors) for p in parts]
-    rank = rank_of(
+    rank = compute_rank(
         spec,
         {n: p.stored.ranks for n, p in zip(known, parts, strict=True)},
         dict(zip(known, lowest, strict=True)),
     )
     total = 2 * len(modules) + 2
-    made: dict[str, Pair] = {}
+    made: dict[str, Factors] = {}
     report: list[BakedModule] = []
     for i, module in enumerate(modules):
         pair, figures = _module(parts, module, weight, spec, rank)
@@ -181,13 +181,13 @@ def bake(
         good = True
     finally:
         if not good and resident.workspace.path("adapters", adapter_id).exists():
-            resident.forget(adapter_id)
+            resident.unload(adapter_id)
             resident.workspace.remove("adapters", adapter_id)
     yield Progress(total, total, "Done", adapter_id)
     yield baked
 
 
-def _read(resident: Resident, mix: Mix) -> list[Part]:
+def _read(resident: Resident, mix: Mix) -> list[MixPart]:
     parts = []
     for adapter_id in mix.weights:
         if adapter_id == resident.trainee_id:
@@ -196,29 +196,29 @@ def _read(resident: Resident, mix: Mix) -> list[Part]:
                 "Wait for its run, or stop it: what it learned is kept, and can be baked then.",
             )
         adapter = adapters.load(resident.workspace, adapter_id)
-        resident.check_fit(adapter)
-        parts.append(Part(adapter, stored(resident.workspace, adapter_id)))
+        resident.check_same_base(adapter)
+        parts.append(MixPart(adapter, load_factors(resident.workspace, adapter_id)))
     return parts
 
 
-def _exact(parts: Sequence[Part], module: str, weight: Weigh) -> Pair:
+def _exact(parts: Sequence[MixPart], module: str, weight: WeightFunction) -> Factors:
     """The mix's update of one module, losslessly."""
     return concat(
-        [p.stored.update(module, weight(p.adapter.id, module)) for p in parts if module in p.stored.factors]
+        [p.stored.delta(module, weight(p.adapter.id, module)) for p in parts if module in p.stored.factors]
     )
 
 
 def _module(
-    parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, rank: int
-) -> tuple[Pair, BakedModule]:
+    parts: Sequence[MixPart], module: str, weight: WeightFunction, spec: BakeSpec, rank: int
+) -> tuple[Factors, BakedModule]:
     exact = _exact(parts, module, weight)
     if spec.method == "concat":
-        pair = padded(exact, rank)
+        pair = pad(exact, rank)
     elif spec.method == "svd":
         pair = truncate(exact, rank)[0]
     else:
-        pair = padded(_by_peft(parts, module, weight, spec, rank), rank)
-    pair = Pair(pair.a.float().contiguous(), pair.b.float().contiguous())
+        pair = pad(_by_peft(parts, module, weight, spec, rank), rank)
+    pair = Factors(pair.a.float().contiguous(), pair.b.float().contiguous())
     energy = norm(exact) ** 2
     here = tuple(
         _part_here(p, module, weight(p.adapter.id, module), pair, METHODS[spec.method])
@@ -226,14 +226,14 @@ def _module(
         if module in p.stored.factors
     )
     return pair, BakedModule(
-        layer_of(module), short(module), energy, _share(distance(exact, pair) ** 2, energy), here
+        layer_index(module), short_name(module), energy, _share(distance(exact, pair) ** 2, energy), here
     )
 
 
-def _part_here(part: Part, module: str, weight: float, made: Pair, method: Method) -> PartHere:
-    update = part.stored.update(module, weight)
-    share = kept(update, spectrum(made)) if method.chooses_rank else 1.0 if method.exact else None
-    return PartHere(part.adapter.id, weight, norm(update) ** 2, share)
+def _part_here(part: MixPart, module: str, weight: float, made: Factors, method: BakeMethod) -> ModulePart:
+    update = part.stored.delta(module, weight)
+    share = energy_share(update, svd(made)) if method.chooses_rank else 1.0 if method.exact else None
+    return ModulePart(part.adapter.id, weight, norm(update) ** 2, share)
 
 
 def _share(changed: float, energy: float) -> float:
@@ -242,12 +242,12 @@ def _share(changed: float, energy: float) -> float:
     return CHANGED_LIMIT if changed > 0 else 0.0
 
 
-def _by_peft(parts: Sequence[Part], module: str, weight: Weigh, spec: BakeSpec, rank: int) -> Pair:
+def _by_peft(parts: Sequence[MixPart], module: str, weight: WeightFunction, spec: BakeSpec, rank: int) -> Factors:
     """What peft makes of one module of the mix."""
     method = METHODS[spec.method]
     return merged(
         [
-            Ingredient(
+            LayerAdapter(
                 p.stored.factors.get(module), p.stored.scaling.get(module, 1.0), weight(p.adapter.id, module)
             )
             for p in parts
@@ -271,8 +271,8 @@ def _keep(
     mix: Mix,
     spec: BakeSpec,
     rank: int,
-    parts: Sequence[Part],
-    made: Mapping[str, Pair],
+    parts: Sequence[MixPart],
+    made: Mapping[str, Factors],
     adapter_id: str,
 ) -> Adapter:
     base = resident.base
@@ -323,7 +323,7 @@ def _keep(
             "rank": rank,
             **({"density": spec.density, "seed": spec.seed} if METHODS[spec.method].prunes else {}),
         },
-        "learned_from": sorted(frozenset().union(*(p.adapter.learned_from for p in parts))),
+        "learned_from": sorted(frozenset().union(*(p.adapter.training_data for p in parts))),
         "results": {},
     }
     return adapters.add(
@@ -339,23 +339,23 @@ def _keep(
 def _checked(
     resident: Resident,
     adapter: Adapter,
-    made: Mapping[str, Pair],
-    parts: Sequence[Part],
-    weight: Weigh,
+    made: Mapping[str, Factors],
+    parts: Sequence[MixPart],
+    weight: WeightFunction,
     exact: bool,
 ) -> Iterator[str]:
     """Reads the saved folder again; yields its modules as each turns out to be what was computed, and for an exact method the mix itself."""
-    found = stored(resident.workspace, adapter.id)
+    found = load_factors(resident.workspace, adapter.id)
     if found.factors.keys() != made.keys():
         raise AdapterError(
             f"{adapter.name!r} was saved with other layers than were baked.",
             "Nothing was kept; report this with the adapters it was made of.",
         )
     for module in found.factors:
-        pair = found.update(module)
+        pair = found.delta(module)
         size = math.hypot(
             *(
-                norm(p.stored.update(module, weight(p.adapter.id, module)))
+                norm(p.stored.delta(module, weight(p.adapter.id, module)))
                 for p in parts
                 if module in p.stored.factors
             ),
@@ -373,7 +373,7 @@ def _checked(
 def _heard(
     resident: Resident, mix: Mix, adapter: Adapter, probe: Sequence[int], exact: bool
 ) -> tuple[float, float]:
-    """The live mix and the baked adapter side by side: (largest difference of a logit, KL in nats a token)."""
+    """The live mix and the baked adapter side by side: (largest difference of a logit, KL in nats per token)."""
     base = resident.base
     length = min(PROBE_TOKENS, base.context)
     ids = (
@@ -384,9 +384,9 @@ def _heard(
         )
     )
     mixes = [mix, Mix(weights={adapter.id: 1.0})]
-    resident.ensure(mixes)
-    with speaking(resident, resident.rows(mixes)):
-        live, baked = listened(base.model, ids.repeat(2, 1).to(base.device)).float()
+    resident.load_adapters(mixes)
+    with inference_mode_for(resident, resident.rows(mixes)):
+        live, baked = all_logits(base.model, ids.repeat(2, 1).to(base.device)).float()
     difference, largest = float((live - baked).abs().max()), float(live.abs().max())
     full_precision = base.quantization == "none" and base.model.dtype == torch.float32
     if exact and full_precision and not difference <= LOGIT_LIMIT * max(1.0, largest):
@@ -394,7 +394,7 @@ def _heard(
             f"The baked adapter's logits differ from the mix's by {difference:.2g}, and at most {LOGIT_LIMIT * max(1.0, largest):.2g} is rounding.",
             "Nothing was kept; verify the adapters of the mix, then bake again.",
         )
-    return difference, divergence(live, baked) / ids.shape[1]
+    return difference, kl_divergence(live, baked) / ids.shape[1]
 
 
 def _result(
@@ -404,7 +404,7 @@ def _result(
     rank: int,
     report: Sequence[BakedModule],
     heard: tuple[float | None, float | None],
-) -> Baked:
+) -> BakeResult:
     energy = sum(m.energy for m in report)
     changed = _share(sum(m.changed * m.energy for m in report), energy)
     figures: dict[str, Any] = {
@@ -414,10 +414,10 @@ def _result(
     share = _kept(report)
     if heard[0] is not None:
         figures |= {"max_logit_difference": heard[0], "divergence_from_mix": heard[1]}
-    adapter = adapters.record(
+    adapter = adapters.add_results(
         resident.workspace, adapter.id, figures, {"baked_modules": [asdict(m) for m in report], "kept": share}
     )
-    return Baked(adapter, spec.method, rank, changed, share, heard[0], heard[1], tuple(report))
+    return BakeResult(adapter, spec.method, rank, changed, share, heard[0], heard[1], tuple(report))
 
 
 def _kept(report: Sequence[BakedModule]) -> dict[str, float]:

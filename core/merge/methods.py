@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.errors import AdapterError
-from core.spec.settings import SEED, Limited, setting
+from core.spec.settings import SEED, Settings, setting
 
 RANK_LIMIT = 1024  # of an adapter of the library
 
 
 @dataclass(frozen=True)
-class Method:
+class BakeMethod:
     """A way of baking.
 
     Attributes:
@@ -38,61 +38,61 @@ class Method:
     chooses_rank: bool = False
     prunes: bool = False
     same_rank: bool = False
-    elects: bool = False
+    elects_signs: bool = False
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, BakeMethod] = {
     m.name: m
     for m in (
-        Method(
+        BakeMethod(
             "concat",
             "Concatenation (exact)",
             "Exactly the mix; the rank is the sum of the ranks that meet in one layer.",
             exact=True,
         ),
-        Method(
+        BakeMethod(
             "svd",
             "Best of a rank (SVD)",
             "The closest adapter of the rank you choose, and a figure for what it leaves out.",
             chooses_rank=True,
         ),
-        Method(
+        BakeMethod(
             "ties",
             "TIES",
             "Keeps each adapter's largest numbers and lets the majority decide each sign (TIES, arXiv 2306.01708), on the factors as peft does.",
             prunes=True,
             same_rank=True,
-            elects=True,
+            elects_signs=True,
         ),
-        Method(
+        BakeMethod(
             "dare_ties",
             "DARE TIES",
             "Like ties, but drops numbers at random and scales up the rest (DARE, arXiv 2311.03099).",
             prunes=True,
             same_rank=True,
-            elects=True,
+            elects_signs=True,
         ),
-        Method(
+        BakeMethod(
             "magnitude_prune",
             "Magnitude pruning",
             "Keeps each adapter's largest numbers and adds the factors up, as peft does.",
             prunes=True,
             same_rank=True,
         ),
-        Method(
+        BakeMethod(
             "ties_svd",
             "TIES on whole updates",
             "TIES on the whole updates, then the closest adapter of the rank you choose; slow on large layers.",
             chooses_rank=True,
             prunes=True,
-            elects=True,
+            elects_signs=True,
         ),
     )
 }
 
 
 @dataclass(frozen=True)
-class BakeSpec(Limited):
+class BakeSpec(Settings):
     """How a mix becomes one adapter."""
 
     name: str = setting("", "What the baked adapter is called in the Library.", high=120)
@@ -112,7 +112,7 @@ class BakeSpec(Limited):
     seed: int = setting(SEED, "Decides which numbers dare_ties drops.", low=0, high=2**31 - 1)
 
 
-def rank_of(spec: BakeSpec, ranks: Mapping[str, Mapping[str, int]], weights: Mapping[str, float]) -> int:
+def compute_rank(spec: BakeSpec, ranks: Mapping[str, Mapping[str, int]], weights: Mapping[str, float]) -> int:
     """The rank that a baked adapter will have.
 
     Args:
@@ -131,7 +131,7 @@ def rank_of(spec: BakeSpec, ranks: Mapping[str, Mapping[str, int]], weights: Map
     widest = max(
         sum(here.get(m, 0) for here in ranks.values()) for m in {m for here in ranks.values() for m in here}
     )
-    if (method.same_rank or method.elects) and len(ranks) < 2:
+    if (method.same_rank or method.elects_signs) and len(ranks) < 2:
         raise AdapterError(
             f"{spec.method} needs two adapters or more, and this mix has one.", "Use concat or svd."
         )
@@ -143,7 +143,7 @@ def rank_of(spec: BakeSpec, ranks: Mapping[str, Mapping[str, int]], weights: Map
             "Use svd, concat or ties_svd.",
         )
     negative = [name for name in ranks if weights[name] < 0]
-    if method.elects and negative:
+    if method.elects_signs and negative:
         raise AdapterError(
             f"{spec.method} cannot subtract {negative[0]!r}: it elects signs before it reads weights, so the sign would be lost in silence.",
             "Use concat or svd, which keep signs, or give a positive weight.",

@@ -20,25 +20,25 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import nn
 
-from core.model.low_rank import Pair
+from core.model.low_rank import Factors
 
 
 @dataclass(frozen=True)
-class Ingredient:
+class LayerAdapter:
     """One adapter at one layer.
 
     Attributes:
         factors: as they were trained, without `scaling`; None for an adapter that leaves this layer alone.
     """
 
-    factors: Pair | None
+    factors: Factors | None
     scaling: float
     weight: float
 
 
 def merged(
-    ingredients: Sequence[Ingredient], method: str, density: float, rank: int | None, seed: int
-) -> Pair:
+    ingredients: Sequence[LayerAdapter], method: str, density: float, rank: int | None, seed: int
+) -> Factors:
     """What peft's add_weighted_adapter makes of one layer.
 
     Args:
@@ -87,7 +87,7 @@ def merged(
             density=density,
             **options,
         )
-        return Pair(layer.lora_A["merged"].weight.detach(), layer.lora_B["merged"].weight.detach())
+        return Factors(layer.lora_A["merged"].weight.detach(), layer.lora_B["merged"].weight.detach())
 
 
 def _skeleton(outputs: int, inputs: int) -> nn.ModuleDict:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from core.errors import BaseModelError
 from core.model import nf4_cpu
-from core.model.experts import pack as pack_experts
+from core.model.experts import quantize_experts
 from core.model.families import Family, family_of
 from core.store.base_models import EMBEDDED as EMBEDDED  # those who load it find it here too
 from core.store.base_models import locate as locate
@@ -56,7 +56,7 @@ class Base:
     device: torch.device
     context: int
     parameters: int
-    own_template: bool  # the tokenizer brought a chat template
+    has_own_template: bool  # the tokenizer brought a chat template
 
     @property
     def eos_ids(self) -> list[int]:
@@ -136,20 +136,20 @@ def load_base(
         )
         parameters = _count(model)
         if quantization == "nf4":
-            pack_experts(model)
+            quantize_experts(model)
             nf4_cpu.settle(model.eval())
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         raise _explained(name, local, e) from e
     model.eval().requires_grad_(False)
-    own_template = bool(tokenizer.chat_template)
-    if not own_template:
+    has_own_template = bool(tokenizer.chat_template)
+    if not has_own_template:
         tokenizer.chat_template = family.template
     if tokenizer.pad_token_id is None:  # batches mask by attention, never by this id
         tokenizer.pad_token = tokenizer.eos_token
     if family.seq2seq:
-        tokenizer.writes_from = model.config.decoder_start_token_id
+        tokenizer.decoder_start_token_id = model.config.decoder_start_token_id
     return Base(
         name=name,
         model=model,
@@ -160,7 +160,7 @@ def load_base(
         device=place,
         context=_context(config, tokenizer),
         parameters=parameters,
-        own_template=own_template,
+        has_own_template=has_own_template,
     )
 
 

@@ -1,7 +1,10 @@
-"""How a base reads and takes a step: one stack that does both, or an encoder that reads and a decoder that writes.
+"""Decoders: prefill a batch of prompts, then decode one token a row and step, with a KV cache.
 
-Knows forwards and their caches; knows nothing of mixes, which are engaged around every call.
-Letters: B rows, T tokens, S tokens of the encoder, V vocabulary.
+A base is either one causal stack or an encoder with a decoder; both have the same five methods (`step`, `append`,
+`select_rows`, `reset`, and the attribute `history`). Mixes belong to `core.model.generate`, which activates them
+around every call. The functions below run one forward without a cache, for losses and analyses.
+
+Letters: B rows, T tokens, S tokens that an encoder reads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,43 +16,51 @@ import torch
 from transformers import EncoderDecoderCache
 
 from core.data.encoding import pad_left, pad_right
-from core.model.kv_cache import cache_of
+from core.model.kv_cache import make_kv_cache
 
 
-class Causal:
-    """One stack: prompts are padded on the left, answers follow them.
+class CausalDecoder:
+    """Decodes with one causal stack: prompts are padded on the left, answers follow them.
+
+    ```
+    pad pad p0 p1 | a0 a1 ...        row 0      the first `step` reads the prompts (prefill),
+    p0  p1  p2 p3 | a0 a1 ...        row 1      every later one reads the last appended token
+    ```
 
     Attributes:
-        history: (B, T) what was read and written so far; only a repetition penalty asks for it.
+        history: (B, T) the padded prompts. `generate` extends its own copy for the repetition penalty.
     """
 
-    def __init__(self, base: Any, prompts: Sequence[Sequence[int]], room: int) -> None:
+    def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model, self._device = base.model, base.device
         self._prompts, attention = pad_left(prompts, base.tokenizer.pad_token_id)
         self._length = self._prompts.shape[1]
         self._positions = (attention.cumsum(-1) - 1).clamp(min=0).to(self._device)
-        # Without padding there is no mask to build at every step, and none to ask the device about.
+        # Without padding no mask is built, and no step waits for the device to inspect one.
         self._padded = not bool(attention.all())
-        self._attention = torch.nn.functional.pad(attention, (0, room), value=1).to(self._device)
-        self._fed = self._prompts.to(self._device)
-        self._cache: Any = cache_of(self._model.config)
-        self.history = self._fed
+        self._attention = torch.nn.functional.pad(attention, (0, max_new_tokens), value=1).to(self._device)
+        self._input_ids = self._prompts.to(self._device)
+        self._cache: Any = make_kv_cache(self._model.config)
+        self.history = self._input_ids
 
-    def again(self, rows: Sequence[int], written: Sequence[Sequence[int]]) -> None:
-        """Reads prompts and answers so far anew at the next step, because the mix that made the cache is no longer theirs.
+    def reset(self, rows: Sequence[int], answers: Sequence[Sequence[int]]) -> None:
+        """Drops the KV cache, so that the next step prefills prompts and answers again.
+
+        Needed when a mix changes: keys and values that were computed under another mix are not valid under it.
 
         Args:
-            rows: places of the rows that are left, among the prompts. written: their answers so far, equally long.
+            rows: the indices, among the prompts, of the rows that are still decoded.
+            answers: their token ids so far, equally many in every row.
         """
-        so_far = torch.tensor(list(written), dtype=torch.long).view(len(rows), -1).to(self._device)
-        self._fed = torch.cat([self._prompts[list(rows)].to(self._device), so_far], dim=1)
+        so_far = torch.tensor(list(answers), dtype=torch.long).view(len(rows), -1).to(self._device)
+        self._input_ids = torch.cat([self._prompts[list(rows)].to(self._device), so_far], dim=1)
         self._positions = (self._attention[:, : self._length].cumsum(-1) - 1).clamp(min=0)
-        self._cache = cache_of(self._model.config)
+        self._cache = make_kv_cache(self._model.config)
 
     def step(self) -> torch.Tensor:
-        """(B, V) logits of the next token."""
+        """Runs one forward (prefill, or one token a row) and returns the next token's logits, (B, V)."""
         out = self._model(
-            input_ids=self._fed,
+            input_ids=self._input_ids,
             attention_mask=self._attention[:, : self._length] if self._padded else None,
             position_ids=self._positions,
             past_key_values=self._cache,
@@ -58,102 +69,125 @@ class Causal:
         )
         return out.logits[:, -1].float()  # type: ignore[no-any-return]
 
-    def take(self, picked: torch.Tensor) -> None:
-        """Goes on with one token a row, (B,)."""
-        self._fed, self._positions, self._length = (
-            picked.unsqueeze(1),
-            self._positions[:, -1:] + 1,
-            self._length + 1,
-        )
+    def append(self, tokens: torch.Tensor) -> None:
+        """Makes `tokens`, (B,), the input of the next step."""
+        self._input_ids = tokens.unsqueeze(1)
+        self._positions = self._positions[:, -1:] + 1
+        self._length += 1
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Lets all other rows go."""
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keeps these rows of the batch and drops all others."""
         self._cache.batch_select_indices(rows)
-        self._fed, self._positions, self._attention = (
-            self._fed[rows],
-            self._positions[rows],
-            self._attention[rows],
-        )
+        self._input_ids = self._input_ids[rows]
+        self._positions = self._positions[rows]
+        self._attention = self._attention[rows]
         self._padded = self._padded and not bool(self._attention.all())
 
 
 class EncoderDecoder:
-    """An encoder reads each prompt once under its row's mix; a decoder writes from its start token on. As `Causal`."""
+    """Decodes with an encoder and a decoder; the methods are those of `CausalDecoder`.
 
-    def __init__(self, base: Any, prompts: Sequence[Sequence[int]], room: int) -> None:
+    The encoder reads each prompt once, under its row's mix. The decoder begins at its start token. A reset runs the
+    encoder again, because its states belong to the mix that they were computed under.
+    """
+
+    def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model, self._device = base.model, base.device
-        self._read, self._seen = (t.to(self._device) for t in pad_right(prompts, base.tokenizer.pad_token_id))
-        self._start = torch.full(
-            (len(prompts), 1), base.tokenizer.writes_from, dtype=torch.long, device=self._device
+        self._encoder_ids, self._encoder_mask = (
+            t.to(self._device) for t in pad_right(prompts, base.tokenizer.pad_token_id)
         )
-        self._fed = self.history = self._start
-        self._states: Any = None  # (B, S, hidden) of the encoder
+        self._start = torch.full(
+            (len(prompts), 1), base.tokenizer.decoder_start_token_id, dtype=torch.long, device=self._device
+        )
+        self._input_ids = self.history = self._start
+        self._encoder_states: Any = None  # (B, S, hidden)
         self._cache: Any = None
 
-    def again(self, rows: Sequence[int], written: Sequence[Sequence[int]]) -> None:
-        so_far = torch.tensor(list(written), dtype=torch.long).view(len(rows), -1).to(self._device)
-        self._fed = torch.cat([self._start[: len(rows)], so_far], dim=1)
-        self._states = None
+    def reset(self, rows: Sequence[int], answers: Sequence[Sequence[int]]) -> None:
+        so_far = torch.tensor(list(answers), dtype=torch.long).view(len(rows), -1).to(self._device)
+        self._input_ids = torch.cat([self._start[: len(rows)], so_far], dim=1)
+        self._encoder_states = None
 
     def step(self) -> torch.Tensor:
-        if self._states is None:
-            self._states = self._model.get_encoder()(
-                input_ids=self._read, attention_mask=self._seen
-            ).last_hidden_state
-            self._cache = EncoderDecoderCache(cache_of(self._model.config), cache_of(self._model.config))
+        if self._encoder_states is None:
+            encoder, config = self._model.get_encoder(), self._model.config
+            out = encoder(input_ids=self._encoder_ids, attention_mask=self._encoder_mask)
+            self._encoder_states = out.last_hidden_state
+            self._cache = EncoderDecoderCache(make_kv_cache(config), make_kv_cache(config))
         out = self._model(
-            encoder_outputs=(self._states,),
-            attention_mask=self._seen,
-            decoder_input_ids=self._fed,
+            encoder_outputs=(self._encoder_states,),
+            attention_mask=self._encoder_mask,
+            decoder_input_ids=self._input_ids,
             past_key_values=self._cache,
             use_cache=True,
         )
         return out.logits[:, -1].float()  # type: ignore[no-any-return]
 
-    def take(self, picked: torch.Tensor) -> None:
-        self._fed = picked.unsqueeze(1)
+    def append(self, tokens: torch.Tensor) -> None:
+        self._input_ids = tokens.unsqueeze(1)
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def select_rows(self, rows: torch.Tensor) -> None:
         self._cache.batch_select_indices(rows)
-        self._fed, self._states, self._read, self._seen = (
-            self._fed[rows],
-            self._states[rows],
-            self._read[rows],
-            self._seen[rows],
-        )
+        self._input_ids = self._input_ids[rows]
+        self._encoder_states = self._encoder_states[rows]
+        self._encoder_ids = self._encoder_ids[rows]
+        self._encoder_mask = self._encoder_mask[rows]
 
 
-def stepper(base: Any, prompts: Sequence[Sequence[int]], room: int) -> Causal | EncoderDecoder:
-    """The way this base takes steps.
+def make_decoder(
+    base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> CausalDecoder | EncoderDecoder:
+    """Returns the decoder that fits the base's architecture.
 
     Args:
-        prompts: token ids, one list a row. room: the longest answer, in tokens.
+        base: a `core.model.base.Base`.
+        prompts: token ids, one list a row.
+        max_new_tokens: the longest answer of any row.
     """
-    return (EncoderDecoder if base.family.seq2seq else Causal)(base, prompts, room)
+    return (EncoderDecoder if base.family.seq2seq else CausalDecoder)(base, prompts, max_new_tokens)
 
 
-def predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One forward of a collated batch: logits (B, T, V), and the labels (B, T) that each position predicts."""
-    given = {k: v for k, v in batch.items() if k != "labels"}
-    logits = model(**given, use_cache=False).logits
-    return (
-        (logits, batch["labels"])
-        if "decoder_input_ids" in batch
-        else (logits[:, :-1], batch["labels"][:, 1:])
-    )
+def shifted_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs one forward of a collated batch and aligns its logits with its labels.
+
+    A causal model predicts token t + 1 at position t, so its logits and labels are shifted by one. A decoder with an
+    encoder reads inputs that are shifted already.
+
+    Returns:
+        Logits (B, T, V), and labels (B, T) of the token that each position predicts.
+    """
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    logits = model(**inputs, use_cache=False).logits
+    if "decoder_input_ids" in batch:
+        return logits, batch["labels"]
+    return logits[:, :-1], batch["labels"][:, 1:]
 
 
-def continued(base: Any, prompt: Sequence[int], ids: Sequence[int], rows: int) -> torch.Tensor:
-    """Logits of an answer's tokens after a prompt, (B, len(ids), V), the same text in every row."""
+def answer_logits(base: Any, prompt: Sequence[int], answer: Sequence[int], rows: int) -> torch.Tensor:
+    """Runs one forward of a prompt with its answer, the same text in every row.
+
+    Returns:
+        (rows, len(answer), V): the logits that predict each token of the answer.
+    """
     if base.family.seq2seq:
-        read = torch.tensor([list(prompt)], device=base.device).expand(rows, -1)
-        written = torch.tensor([[base.tokenizer.writes_from, *ids[:-1]]], device=base.device).expand(rows, -1)
-        return base.model(input_ids=read, decoder_input_ids=written, use_cache=False).logits  # type: ignore[no-any-return]
-    tokens = torch.tensor([[*prompt, *ids]], device=base.device).expand(rows, -1)
-    return base.model(input_ids=tokens, use_cache=False, logits_to_keep=len(ids) + 1).logits[:, :-1]  # type: ignore[no-any-return]
+        encoder_ids = torch.tensor([list(prompt)], device=base.device).expand(rows, -1)
+        start = base.tokenizer.decoder_start_token_id
+        decoder_ids = torch.tensor([[start, *answer[:-1]]], device=base.device).expand(rows, -1)
+        return base.model(  # type: ignore[no-any-return]
+            input_ids=encoder_ids, decoder_input_ids=decoder_ids, use_cache=False
+        ).logits
+    tokens = torch.tensor([[*prompt, *answer]], device=base.device).expand(rows, -1)
+    logits = base.model(input_ids=tokens, use_cache=False, logits_to_keep=len(answer) + 1).logits
+    return logits[:, :-1]  # type: ignore[no-any-return]
 
 
-def listened(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits at every position of a text, (B, T, V); an encoder and its decoder are both given the text."""
+def all_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Runs one forward of a text and returns the logits at every position, (B, T, V).
+
+    An encoder-decoder model gets the text on both sides.
+
+    Args:
+        tokens: (B, T) token ids.
+    """
     both = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
     return model(input_ids=tokens, **both, use_cache=False).logits  # type: ignore[no-any-return]

@@ -19,8 +19,8 @@ from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file
 
 from core.errors import AdapterError
-from core.model.low_rank import Pair
-from core.model.resident import ANCHOR, TRAINEE, Resident
+from core.model.low_rank import Factors
+from core.model.resident import OFFSET, TRAINEE, Resident
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.workspace import Workspace, read_json
@@ -28,27 +28,27 @@ from core.store.workspace import Workspace, read_json
 PREFIX = "base_model.model."  # of every key in peft's file format
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 EXPERTS = "Mix it live; only adapters on linear layers can be compared and baked."
-Weigh = Callable[[str, str], float]  # (adapter id, module) -> weight
+WeightFunction = Callable[[str, str], float]  # (adapter id, module) -> weight
 
 
-def layer_of(module: str) -> int:
+def layer_index(module: str) -> int:
     """The layer that a module belongs to, from 0; -1 for one that stands outside the layers."""
     found = NUMBER.search(module)
     return int(found[1]) if found else -1
 
 
-def short(module: str) -> str:
+def short_name(module: str) -> str:
     """A module's name inside its layer: `mlp.down_proj`."""
     found = NUMBER.search(module)
     return module[found.end() :] if found else module
 
 
-def depth_of(resident: Resident) -> int:
+def count_layers(resident: Resident) -> int:
     """How many layers the base has."""
     return int(resident.base.model.config.num_hidden_layers)
 
 
-def weight_in(mix: Mix, adapter_id: str, module: str, layers: int) -> float:
+def weight_at(mix: Mix, adapter_id: str, module: str, layers: int) -> float:
     """How strongly a mix plays an adapter in one module.
 
     A mix may tilt an adapter over the depth: in layer l of L its weight is `weight · (1 + tilt · (2t - 1))`
@@ -56,18 +56,18 @@ def weight_in(mix: Mix, adapter_id: str, module: str, layers: int) -> float:
     """
     weight = mix.weights.get(adapter_id, 0.0)
     tilt = (getattr(mix, "tilt", None) or {}).get(adapter_id, 0.0)
-    layer = layer_of(module)
+    layer = layer_index(module)
     if not tilt or layer < 0 or layers < 2:
         return weight
     return float(weight * (1.0 + tilt * (2.0 * layer / (layers - 1) - 1.0)))
 
 
-def weigher(mix: Mix, layers: int) -> Weigh:
+def make_weight_function(mix: Mix, layers: int) -> WeightFunction:
     """`weight_in` for one mix."""
-    return lambda adapter_id, module: weight_in(mix, adapter_id, module, layers)
+    return lambda adapter_id, module: weight_at(mix, adapter_id, module, layers)
 
 
-def layers_of(resident: Resident) -> dict[str, Any]:
+def lora_layers(resident: Resident) -> dict[str, Any]:
     """The base's linear modules that carry LoRA factors, by name, in the model's order."""
     return {
         name: m
@@ -76,7 +76,7 @@ def layers_of(resident: Resident) -> dict[str, Any]:
     }
 
 
-def resident_updates(resident: Resident, adapter_id: str) -> dict[str, Pair]:
+def read_deltas(resident: Resident, adapter_id: str) -> dict[str, Factors]:
     """The updates of an adapter that hangs on the base, also of the one in training; scaling folded in.
 
     Raises:
@@ -89,16 +89,16 @@ def resident_updates(resident: Resident, adapter_id: str) -> dict[str, Pair]:
         )
     found = {}
     with torch.no_grad():
-        for module, layer in layers_of(resident).items():
+        for module, layer in lora_layers(resident).items():
             if name in layer.lora_A:
-                names = [name, ANCHOR] if name == TRAINEE and ANCHOR in layer.lora_A else [name]
+                names = [name, OFFSET] if name == TRAINEE and OFFSET in layer.lora_A else [name]
                 a = torch.cat(
                     [
                         layer.lora_A[n].weight.detach().to("cpu", torch.float64) * float(layer.scaling[n])
                         for n in names
                     ]
                 )
-                found[module] = Pair(
+                found[module] = Factors(
                     a,
                     torch.cat(
                         [layer.lora_B[n].weight.detach().to("cpu", torch.float64) for n in names], dim=1
@@ -110,7 +110,7 @@ def resident_updates(resident: Resident, adapter_id: str) -> dict[str, Pair]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFactors:
     """An adapter as it was saved.
 
     Attributes:
@@ -118,19 +118,19 @@ class Stored:
         scaling: module -> what the product is multiplied by.
     """
 
-    factors: dict[str, Pair]
+    factors: dict[str, Factors]
     scaling: dict[str, float]
 
     @property
     def ranks(self) -> dict[str, int]:
         return {m: p.rank for m, p in self.factors.items()}
 
-    def update(self, module: str, weight: float = 1.0) -> Pair:
+    def delta(self, module: str, weight: float = 1.0) -> Factors:
         """The update of one module, scaled and weighted."""
-        return self.factors[module].scaled(weight * self.scaling[module])
+        return self.factors[module].scale(weight * self.scaling[module])
 
 
-def stored(workspace: Workspace, adapter_id: str) -> Stored:
+def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
     """Reads an adapter of the library from its files, after checking them.
 
     The scaling is alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), with the alpha of the first
@@ -140,7 +140,7 @@ def stored(workspace: Workspace, adapter_id: str) -> Stored:
         NotFound: no such adapter. AdapterError: its files are damaged, or it is trained on experts.
     """
     adapters.verify(workspace, adapter_id)
-    folder = workspace.existing("adapters", adapter_id)
+    folder = workspace.find("adapters", adapter_id)
     config = adapters.parse_config(read_json(folder / adapters.CONFIG))
     if config.get("target_parameters"):
         raise AdapterError(
@@ -149,8 +149,8 @@ def stored(workspace: Workspace, adapter_id: str) -> Stored:
     tensors = load_file(folder / adapters.WEIGHTS)
     keys = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
     factors = {
-        k.removeprefix(PREFIX): Pair(tensors[f"{k}.lora_A.weight"], tensors[f"{k}.lora_B.weight"])
-        for k in sorted(keys, key=lambda k: (layer_of(k), k))
+        k.removeprefix(PREFIX): Factors(tensors[f"{k}.lora_A.weight"], tensors[f"{k}.lora_B.weight"])
+        for k in sorted(keys, key=lambda k: (layer_index(k), k))
     }
     alphas: dict[str, float] = config.get("alpha_pattern") or {}
 
@@ -161,4 +161,4 @@ def stored(workspace: Workspace, adapter_id: str) -> Stored:
         )
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
-    return Stored(factors, {m: scaling(m, p.rank) for m, p in factors.items()})
+    return StoredFactors(factors, {m: scaling(m, p.rank) for m, p in factors.items()})

@@ -102,7 +102,7 @@ class Hung:
     blocks: dict[str, list[Block]] = field(default_factory=dict)
 
 
-def unmixable(layer: Any) -> str:
+def unmixable_reason(layer: Any) -> str:
     """Why a peft wrapper of a parameter cannot be mixed here, or ""."""
     module = layer.get_base_layer()
     if layer.num_experts == 1 or layer.parameter_name not in PARAMETERS or not hasattr(module, "_apply_gate"):
@@ -112,7 +112,7 @@ def unmixable(layer: Any) -> str:
     return ""
 
 
-def of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The fused expert weights of a model: path -> shape (E, O, I), or (E, I, O) for a model that stores them so."""
     found: dict[str, tuple[int, ...]] = {}
     for path, module in model.named_modules():
@@ -126,28 +126,28 @@ def of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def targets(model: nn.Module) -> list[str]:
+def target_parameters(model: nn.Module) -> list[str]:
     """What peft's `target_parameters` is to be for adapters on all experts."""
-    return sorted({NUMBERED.sub("", path.replace(".base_layer", "")) for path in of(model)})
+    return sorted({NUMBERED.sub("", path.replace(".base_layer", "")) for path in weight_shapes(model)})
 
 
-def weights_a_rank(model: nn.Module) -> int:
+def parameters_per_rank(model: nn.Module) -> int:
     """How many numbers one rank of an adapter on all experts has: for every expert a row of A and a column of B."""
-    return sum(e * (o + i) for e, o, i in of(model).values())
+    return sum(e * (o + i) for e, o, i in weight_shapes(model).values())
 
 
-def pack(model: nn.Module) -> None:
+def quantize_experts(model: nn.Module) -> None:
     """Puts fused expert weights into 4 bits after loading, which bitsandbytes otherwise leaves in 16: they are most of such a model.
 
     They are unpacked whenever a layer computes, one layer at a time.
     """
-    for path in list(of(model)):
+    for path in list(weight_shapes(model)):
         owner, _, name = path.rpartition(".")
         replace_parameter_4bit(model.get_submodule(owner), name, compress_statistics=True, quant_type="nf4")
 
 
 @contextlib.contextmanager
-def shown(model: nn.Module) -> Iterator[None]:
+def expose_weight_names(model: nn.Module) -> Iterator[None]:
     """While open, packed expert weights stand under their names, as tensors of the right shape that hold one zero.
 
     peft finds weights by name and asks their shape; it finds packed ones only where no other adapter hangs yet.
@@ -227,7 +227,7 @@ def forward(
         AdapterError: the tokens cannot be told apart by rows.
     """
     hung = self.hung
-    live = hung.reference.mixer.live
+    live = hung.reference.mixer.active_mix
     found = (
         {name: [(b, live.rows[b.ranks][hung.depth]) for b in blocks] for name, blocks in hung.blocks.items()}
         if live

@@ -1,8 +1,15 @@
-"""Writing text: N mixes answer in one batch, a token a step.
+"""Generation: N mixes answer in one batch, one decoded token per row and step.
 
-A Python generator that yields after every step, so that the worker can interleave it with training
-and anyone can close it. Knows a resident base, token ids and dice; knows no pages, files or threads.
-Letters: B rows still writing, V vocabulary.
+`generate` is a Python generator that yields after every step, so that the worker can interleave it with training and
+a caller can close it at any step. It works on a resident base and token ids; pages, files and threads belong to
+higher layers.
+
+```
+prompts ──> decoder.step (prefill, then one token a row) ──> logits (B, V) ──> sample ──> append_token ──> yield
+              ↑ reset: prefill again when a mix changed ◄── poll_mixes, before every step
+```
+
+Letters: B rows (sequences) still being decoded, T tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,16 +29,23 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from core.data.encoding import encode_chat, encode_opening
+from core.data.encoding import encode_chat, encode_text_prompt
 from core.errors import SpecError
-from core.model.decoding import stepper
+from core.model.decoding import make_decoder
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A place in an answer where its mix changed: the characters and tokens before it, and the new mix's stamp."""
+class MixChange:
+    """A position in an answer where its mix changed.
+
+    Attributes:
+        at: characters before it.
+        tokens: tokens before it.
+        mix: the name of the new mix.
+        stamp: what the model had active from there on, as `Column.stamp`.
+    """
 
     at: int
     tokens: int
@@ -41,13 +55,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Column:
-    """One mix's answer so far.
+    """One mix's answer so far, as text.
 
     Attributes:
-        turns: where the mix changed while it was written, in order.
-        seconds: from the start of reading the prompt to the newest token.
-        reason: why it ended: "end" (the model's own), "length", "stop", or "" while it writes.
-        stamp: what the model really had active, read from the tensors that it multiplied by.
+        text: the decoded answer.
+        tokens: how many tokens it has.
+        seconds: from the start of the prefill to the newest token.
+        done: whether it has ended.
+        reason: why it ended: "end" (an end token), "length", "stop" (a stop text), or "" while it is decoded.
+        stamp: the mix that was active, read back from the tensors that the layers multiplied by, and the sampling.
+        mix_changes: the positions where the mix changed during the answer, in order.
     """
 
     text: str = ""
@@ -56,68 +73,97 @@ class Column:
     done: bool = False
     reason: str = ""
     stamp: dict[str, Any] = field(default_factory=dict)
-    turns: tuple[Turn, ...] = ()
+    mix_changes: tuple[MixChange, ...] = ()
 
 
 def encode_prompt(
-    resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, room: int
+    resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, max_new_tokens: int
 ) -> list[int]:
-    """Token ids of a prompt, which is a text or chat messages.
+    """Encodes a prompt and checks that prompt and answer fit into the context.
+
+    Args:
+        prompt: a text, or chat messages with `role` and `content`.
+        chat: whether to apply the chat template; without it, the last message is continued as plain text.
+        max_new_tokens: tokens to reserve for the answer.
+
+    Returns:
+        Token ids.
 
     Raises:
-        SpecError: empty, or too long to leave `room` tokens in the context.
+        SpecError: the prompt is empty, or too long. An encoder and a decoder have a context each, so their prompt and
+            answer are compared with it separately.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if not messages or not messages[-1]["content"].strip():
         raise SpecError("The prompt is empty.", "Write a question or the beginning of a text.")
     tokenizer = resident.base.tokenizer
     if chat:
-        ids = encode_chat(tokenizer, messages, generate=True)
+        ids = encode_chat(tokenizer, messages, add_generation_prompt=True)
     else:
-        ids = encode_opening(tokenizer, messages[-1]["content"])
+        ids = encode_text_prompt(tokenizer, messages[-1]["content"])
     context = resident.base.context
-    if (
-        max(len(ids), room) if resident.base.family.seq2seq else len(ids) + room
-    ) > context:  # an encoder and a decoder have a context each
+    if resident.base.family.seq2seq:
+        longest, limit = max(len(ids), max_new_tokens), f"{context} tokens each"
+    else:
+        longest, limit = len(ids) + max_new_tokens, f"{context} tokens in total"
+    if longest > context:
         raise SpecError(
-            f"The prompt has {len(ids)} tokens and the answer may have {room}, but the base reads {context}{'' if resident.base.family.seq2seq else ' together'}.",
-            "Shorten the prompt or the longest answer.",
+            f"The prompt has {len(ids)} tokens and the answer may have {max_new_tokens}, "
+            f"but the context of the base is {limit}.",
+            "Shorten the prompt or lower the longest answer.",
         )
     return ids
 
 
 @contextlib.contextmanager
-def speaking(resident: Resident, rows: Sequence[dict[str, float]]) -> Iterator[None]:
-    """The model in eval mode under the given mix rows; training finds it as it was."""
-    awake = _hush(resident)
+def inference_mode_for(resident: Resident, rows: Sequence[dict[str, float]]) -> Iterator[None]:
+    """Puts the model in eval and inference mode with these mix rows active, and restores train mode on exit.
+
+    Args:
+        rows: one mix a row of the batch, from `Resident.rows`.
+
+    Example:
+        >>> with inference_mode_for(resident, resident.rows([Mix(), Mix(weights={"my-adapter": 0.5})])):
+        ...     logits = resident.model(input_ids=ids.repeat(2, 1)).logits  # row 0: the base, row 1: the mix
+    """
+    was_training = _set_eval(resident)
     try:
-        with torch.inference_mode(), resident.mixer.engaged(rows):
+        with torch.inference_mode(), resident.mixer.activate(rows):
             yield
     finally:
-        for module in awake:
+        for module in was_training:
             vars(module)["training"] = True
 
 
-def _hush(resident: Resident) -> list[Any]:
-    """Puts the model in eval mode; returns the modules that were not, for a run that is in training.
+def _set_eval(resident: Resident) -> list[Any]:
+    """Puts the model in eval mode and returns the modules that were in train mode, for the run that is in training.
 
-    This happens at every token while a run trains, so it goes over a list and writes the flag itself:
-    `train()` walks the tree through Module's attribute checks, which takes as long as a small model's step.
+    This happens at every token while a run trains, so it goes over a list and writes the flag itself: `train()` walks
+    the module tree through `nn.Module.__setattr__`, which takes as long as one step of a small model.
     """
     model = resident.peft or resident.model
     if not model.training:
         return []
-    if not resident.trainee_id:  # nobody trains: peft leaves train mode on whenever an adapter comes
+    if not resident.trainee_id:  # no run is in training: peft leaves train mode on when it adds an adapter
         model.eval()
         return []
-    awake = [m for m in (model, *resident.mixer.modules) if m.training]
-    for module in awake:
+    was_training = [m for m in (model, *resident.mixer.modules) if m.training]
+    for module in was_training:
         vars(module)["training"] = False
-    return awake
+    return was_training
 
 
-class Writer:
-    """One column's state while it writes; `column()` is what the outside sees of it."""
+class SequenceState:
+    """One row of a generation: its mix, its sampler and the tokens so far.
+
+    Attributes:
+        row: the index of the column, among all columns.
+        ids: the answer's token ids.
+        seconds, reason, stamp: as in `Column`.
+        text_before_stop: the answer up to its stop text, once it ended at one.
+        mix_changes: (tokens before, name of the new mix, stamp) per change.
+        processors: transformers' logits processors for this sampling; empty for plain greedy decoding.
+    """
 
     def __init__(self, row: int, mix: Mix, sampling: Sampling) -> None:
         self.row = row
@@ -126,47 +172,47 @@ class Writer:
         self.ids: list[int] = []
         self.seconds = 0.0
         self.reason = ""
-        self.cut: str | None = None  # the text up to a stop text
+        self.text_before_stop: str | None = None
         self.stamp: dict[str, Any] = {}
-        self.turned: list[tuple[int, str, dict[str, Any]]] = []  # (tokens before, mix, stamp)
-        chain: list[Any] = []
+        self.mix_changes: list[tuple[int, str, dict[str, Any]]] = []
+        processors: list[Any] = []
         if sampling.repetition_penalty != 1.0:
-            chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
         if sampling.temperature > 0:
-            chain.append(TemperatureLogitsWarper(sampling.temperature))
+            processors.append(TemperatureLogitsWarper(sampling.temperature))
             if sampling.top_k:
-                chain.append(TopKLogitsWarper(sampling.top_k))
+                processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1.0:
-                chain.append(TopPLogitsWarper(sampling.top_p))
-        self.chain = LogitsProcessorList(chain)
+                processors.append(TopPLogitsWarper(sampling.top_p))
+        self.processors = LogitsProcessorList(processors)
 
-    def turn(self, mix: Mix) -> None:
-        """Goes on under another mix from the next token."""
+    def change_mix(self, mix: Mix) -> None:
+        """Uses another mix from the next token on; its stamp is recorded after the next forward."""
         self.mix, self.stamp = mix, {}
 
-    def read(self, stamp: dict[str, Any]) -> None:
-        """Takes down what the model really had active, once for every mix."""
+    def record_stamp(self, stamp: dict[str, Any]) -> None:
+        """Records what the model had active, once per mix."""
         if not self.stamp:
             self.stamp = stamp
             if self.ids:
-                self.turned.append((len(self.ids), self.mix.name or str(self.mix), stamp))
+                self.mix_changes.append((len(self.ids), self.mix.name or str(self.mix), stamp))
 
     def column(self, tokenizer: Any) -> Column:
-        """The answer so far, decoded."""
-        whole = self.cut if self.cut is not None else tokenizer.decode(self.ids, skip_special_tokens=True)
-        text = whole.strip() if self.reason else whole
-        lead = len(whole) - len(whole.lstrip()) if self.reason else 0
-        turns = tuple(
-            Turn(
-                min(max(len(tokenizer.decode(self.ids[:n], skip_special_tokens=True)) - lead, 0), len(text)),
-                n,
-                name,
-                stamp,
-            )
-            for n, name, stamp in self.turned
-        )
+        """Decodes the answer so far."""
+        if self.text_before_stop is None:
+            decoded = tokenizer.decode(self.ids, skip_special_tokens=True)
+        else:
+            decoded = self.text_before_stop
+        text = decoded.strip() if self.reason else decoded
+        leading = len(decoded) - len(decoded.lstrip()) if self.reason else 0
+
+        def characters_before(tokens: int) -> int:
+            prefix = tokenizer.decode(self.ids[:tokens], skip_special_tokens=True)
+            return min(max(len(prefix) - leading, 0), len(text))
+
+        changes = tuple(MixChange(characters_before(n), n, name, stamp) for n, name, stamp in self.mix_changes)
         stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
-        return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, turns)
+        return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, changes)
 
 
 def generate(
@@ -174,119 +220,148 @@ def generate(
     prompts: Sequence[Sequence[int]],
     mixes: Sequence[Mix],
     samplings: Sequence[Sampling],
-    present: Callable[[], Sequence[Mix]] | None = None,
-) -> Iterator[list[Writer]]:
-    """Writes one column a (prompt, mix, sampling) triple, all in one batch.
+    poll_mixes: Callable[[], Sequence[Mix]] | None = None,
+) -> Iterator[list[SequenceState]]:
+    """Decodes one answer per (prompt, mix, sampling), all in one batch.
 
-    Rows with the same seed draw with the same dice: one Gumbel noise vector a step and seed, so that
-    identical mixes write identical text and differences come from the mix alone (Gumbel-max sampling,
-    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch. The cache of keys and values
-    belongs to a mix: when a column's mix changes, its text so far is read again under the new one.
+    *Same noise in every column*: rows with the same seed add the same Gumbel noise vector to their logits at each
+    step, so identical mixes give identical text and every difference comes from the mix (Gumbel-max sampling,
+    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
+
+    *A mix can change in mid-answer*: before every token the mixes are polled. Keys and values in the KV cache were
+    computed by layers under a mix, so the cache belongs to that mix. When one column's mix changes, prompts and
+    answers so far are prefilled again under the new mixes, in one forward, and decoding continues from there. A new
+    name alone is not a change. The column records a `MixChange` with a new stamp.
 
     Args:
         prompts: token ids, one list a column.
-        present: asked before every token for the mixes of all columns, which may have changed.
+        mixes, samplings: one a column.
+        poll_mixes: returns the current mixes of all columns; called before every token.
 
     Yields:
-        All writers after every step (the same objects; decode them with `column` when someone looks).
+        The states of all columns after every step. They are the same objects each time; `SequenceState.column`
+        decodes one of them.
+
+    Example:
+        >>> ids = encode_prompt(resident, "Where is the red lamp?", chat=True, max_new_tokens=32)
+        >>> mixes = [Mix(), Mix(weights={"my-adapter": 1.0})]
+        >>> for states in generate(resident, [ids] * 2, mixes, [Sampling(max_new_tokens=32)] * 2):
+        ...     pass
+        >>> [s.column(resident.base.tokenizer).text for s in states]
     """
     base, tokenizer = resident.base, resident.base.tokenizer
-    writers = [Writer(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
-    writing = list(writers)
-    reader = stepper(base, prompts, max(s.max_new_tokens for s in samplings))
-    # Only a repetition penalty reads what was written before.
-    history = reader.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
-    dice = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
+    states = [SequenceState(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
+    active = list(states)
+    decoder = make_decoder(base, prompts, max(s.max_new_tokens for s in samplings))
+    # Only a repetition penalty reads the tokens so far.
+    history = decoder.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
+    generators = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
     eos = set(base.eos_ids)
-    busy = 0.0  # seconds spent here, not in whatever we are interleaved with
-    while writing:
+    seconds = 0.0  # spent in this generator, without the work that it is interleaved with
+    while active:
         begin = time.perf_counter()
-        if present is not None and _turned(writing, present()):
-            reader.again([w.row for w in writing], [w.ids for w in writing])
-        mixes = [w.mix for w in writing]
-        resident.ensure(mixes)  # an adapter may have ended its training, or left, since the last step
-        with speaking(resident, resident.rows(mixes)):
-            picked = _choose(reader.step(), history, writing, dice)  # (B,)
-            chosen = picked.tolist()
-            for b, writer in enumerate(writing):
-                if not writer.stamp:
-                    writer.read(resident.stamp(b))
-        busy += time.perf_counter() - begin
-        for b, writer in enumerate(writing):
-            _take(writer, chosen[b], eos, tokenizer)
-            writer.seconds = busy
-        still = [b for b, w in enumerate(writing) if not w.reason]
+        if poll_mixes is not None and change_mixes(active, poll_mixes()):
+            decoder.reset([s.row for s in active], [s.ids for s in active])
+        mixes = [s.mix for s in active]
+        # Since the last step, an adapter may have ended its training, or have been unloaded.
+        resident.load_adapters(mixes)
+        with inference_mode_for(resident, resident.rows(mixes)):
+            tokens = sample(decoder.step(), history, active, generators)  # (B,)
+            token_list = tokens.tolist()
+            for b, state in enumerate(active):
+                if not state.stamp:
+                    state.record_stamp(resident.stamp(b))
+        seconds += time.perf_counter() - begin
+        for b, state in enumerate(active):
+            append_token(state, token_list[b], eos, tokenizer)
+            state.seconds = seconds
+        remaining = [b for b, s in enumerate(active) if not s.reason]
         with torch.inference_mode():
-            reader.take(picked)
-            history = None if history is None else torch.cat([history, picked.unsqueeze(1)], dim=1)
-            if len(still) < len(writing) and still:
-                keep = torch.tensor(still, device=base.device)
-                reader.keep(keep)
-                history = None if history is None else history[keep]
-        writing = [writing[b] for b in still]
-        yield writers
+            decoder.append(tokens)
+            history = None if history is None else torch.cat([history, tokens.unsqueeze(1)], dim=1)
+            if len(remaining) < len(active) and remaining:
+                rows = torch.tensor(remaining, device=base.device)
+                decoder.select_rows(rows)
+                history = None if history is None else history[rows]
+        active = [active[b] for b in remaining]
+        yield states
 
 
-def _turned(writing: Sequence[Writer], mixes: Sequence[Mix]) -> bool:
-    """Gives each column the mix it is to go on with; true when one of them changed."""
-    changed = [
-        w
-        for w in writing
-        if mixes[w.row] is not w.mix and replace(mixes[w.row], name="") != replace(w.mix, name="")
+def change_mixes(active: Sequence[SequenceState], mixes: Sequence[Mix]) -> bool:
+    """Gives each state its current mix, and returns whether one of them changed in more than its name."""
+    changes = [
+        s
+        for s in active
+        if mixes[s.row] is not s.mix and replace(mixes[s.row], name="") != replace(s.mix, name="")
     ]
-    for writer in changed:
-        writer.turn(mixes[writer.row])
-    return bool(changed)
+    for state in changes:
+        state.change_mix(mixes[state.row])
+    return bool(changes)
 
 
-def _choose(
+def sample(
     logits: torch.Tensor,
     history: torch.Tensor | None,
-    writing: Sequence[Writer],
-    dice: dict[int, torch.Generator],
+    active: Sequence[SequenceState],
+    generators: dict[int, torch.Generator],
 ) -> torch.Tensor:
-    """One token a row, (B,). A seed's dice are thrown once a step, however many rows are still writing with it.
+    """Picks the next token of every row.
 
-    Rows that are drawn in the same way are worked on together, and the device is not waited for.
+    Rows with equal sampling settings are processed together, without waiting for the device. Each seed draws one
+    noise vector a step, however many rows still use it.
+
+    Args:
+        logits: (B, V).
+        history: (B, T) prompt and answer so far, or None where no row has a repetition penalty.
+        active: the B states.
+        generators: seed -> its random generator, on the CPU.
+
+    Returns:
+        (B,) token ids.
     """
-    alike: dict[tuple[float, ...], list[int]] = {}
-    for b, writer in enumerate(writing):
-        if writer.chain:
-            s = writer.sampling
-            alike.setdefault((s.temperature, s.top_k, s.top_p, s.repetition_penalty), []).append(b)
+    groups: dict[tuple[float, ...], list[int]] = {}  # equal sampling settings -> rows
+    for b, state in enumerate(active):
+        if state.processors:
+            s = state.sampling
+            groups.setdefault((s.temperature, s.top_k, s.top_p, s.repetition_penalty), []).append(b)
     scores = logits
     noise = {
-        seed: _gumbel(dice[seed], logits.shape[1])
-        for seed in {w.sampling.seed for w in writing if w.sampling.temperature > 0}
+        seed: _gumbel_noise(generators[seed], logits.shape[1])
+        for seed in {s.sampling.seed for s in active if s.sampling.temperature > 0}
     }
-    for rows in alike.values():
-        whole = len(rows) == len(writing)
+    for rows in groups.values():
+        is_all = len(rows) == len(active)
         index = torch.tensor(rows, device=logits.device)
-        first = writing[rows[0]]
-        read = history if whole or history is None else history[index]
-        part = first.chain(read, logits if whole else logits[index])
+        first = active[rows[0]]
+        input_ids = history if is_all or history is None else history[index]
+        part = first.processors(input_ids, logits if is_all else logits[index])
         if first.sampling.temperature > 0:
-            part = part + torch.stack([noise[writing[b].sampling.seed] for b in rows]).to(part.device)
-        scores = part if whole else scores.index_copy(0, index, part)
+            part = part + torch.stack([noise[active[b].sampling.seed] for b in rows]).to(part.device)
+        scores = part if is_all else scores.index_copy(0, index, part)
     return scores.argmax(dim=-1)
 
 
-def _gumbel(generator: torch.Generator, size: int) -> torch.Tensor:
-    """A vector of standard Gumbel noise, from a generator of our own on the CPU."""
+def _gumbel_noise(generator: torch.Generator, size: int) -> torch.Tensor:
+    """Draws a vector of standard Gumbel noise on the CPU; torch's global generator is not touched."""
     uniform = torch.rand(size, generator=generator).clamp_(1e-20, 1 - 1e-7)
     return -torch.log(-torch.log(uniform))
 
 
-def _take(writer: Writer, token: int, eos: set[int], tokenizer: Any) -> None:
+def append_token(state: SequenceState, token: int, eos: set[int], tokenizer: Any) -> None:
+    """Appends a token to an answer, and ends the answer at an end token, a stop text or its length limit.
+
+    Args:
+        eos: the ids of the base's end tokens; they are not appended.
+    """
     if token in eos:
-        writer.reason = "end"
+        state.reason = "end"
         return
-    writer.ids.append(token)
-    if writer.sampling.stop:
-        text = tokenizer.decode(writer.ids, skip_special_tokens=True)
-        ends = [text.index(s) for s in writer.sampling.stop if s and s in text]
+    state.ids.append(token)
+    if state.sampling.stop:
+        text = tokenizer.decode(state.ids, skip_special_tokens=True)
+        ends = [text.index(s) for s in state.sampling.stop if s and s in text]
         if ends:
-            writer.cut, writer.reason = text[: min(ends)], "stop"
+            state.text_before_stop, state.reason = text[: min(ends)], "stop"
             return
-    if len(writer.ids) >= writer.sampling.max_new_tokens:
-        writer.reason = "length"
+    if len(state.ids) >= state.sampling.max_new_tokens:
+        state.reason = "length"

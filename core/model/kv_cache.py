@@ -1,6 +1,7 @@
-"""A cache of keys and values with room to grow.
+"""A KV cache that grows in blocks, for decoding without gradients.
 
-Knows transformers' cache layers. Knows no model and no mix.
+transformers' `DynamicCache` concatenates, and so copies, all keys and values at every decoded token. The layers
+here reserve `GROWTH` positions at a time and write new tokens in place.
 """
 
 from __future__ import annotations
@@ -11,20 +12,32 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 64  # tokens that a layer can take in before it is copied again
+GROWTH = 64  # positions that a layer reserves before its keys and values are copied again
 
 
-def cache_of(config: Any) -> DynamicCache:
-    """An empty cache for a model. Layers with a window, and other kinds, stay as transformers makes them."""
+def make_kv_cache(config: Any) -> DynamicCache:
+    """Returns an empty KV cache for a model.
+
+    Layers with full attention become `PreallocatedLayer`. Sliding-window layers, and all other kinds, stay as
+    transformers makes them.
+
+    Args:
+        config: the model's transformers config.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values, (B, heads, T, D) each. transformers' own copies all of them at every token; this one every `ROOM` tokens.
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """The keys and values of one attention layer, (B, heads, T, D) each, in buffers longer than T.
 
-    Without gradients only: what was given out before is a view of what is written to.
+    ```
+    buffer   [ k0  k1  k2  ...  k(T-1)  free  free ... ]      up to GROWTH free positions
+    keys     [ k0  k1  k2  ...  k(T-1) ]                      a view of the buffer
+    ```
+
+    Use it without gradients only: `update` writes into the buffer of which earlier results are views.
     """
 
     keys: Any
@@ -32,29 +45,35 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._rooms: dict[
-            str, tuple[torch.Tensor, torch.Tensor]
-        ] = {}  # the room, and the part of it that is filled
+        self._buffers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # "keys" or "values" -> (buffer, view)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes in (B, heads, new, D) and gives back all of it."""
+        """Appends new tokens.
+
+        Args:
+            key_states, value_states: (B, heads, new, D).
+
+        Returns:
+            All keys and all values so far, (B, heads, T, D) each.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self._longer("keys", self.keys, key_states)
-        self.values = self._longer("values", self.values, value_states)
+        self.keys = self._append("keys", self.keys, key_states)
+        self.values = self._append("values", self.values, value_states)
         return self.keys, self.values
 
-    def _longer(self, name: str, so_far: Any, new: torch.Tensor) -> torch.Tensor:
-        have = so_far.shape[-2] if so_far.numel() else 0
-        end = have + new.shape[-2]
-        room, filled = self._rooms.get(name, (new, None))
-        if filled is not so_far or end > room.shape[-2]:  # the first of it, rows have left, or it is full
-            room = new.new_empty((*new.shape[:-2], end + ROOM, new.shape[-1]))
-            if have:
-                room[..., :have, :] = so_far
-        room[..., have:end, :] = new
-        filled = room[..., :end, :]
-        self._rooms[name] = room, filled
-        return filled
+    def _append(self, name: str, so_far: Any, new: torch.Tensor) -> torch.Tensor:
+        length = so_far.shape[-2] if so_far.numel() else 0
+        end = length + new.shape[-2]
+        buffer, view = self._buffers.get(name, (new, None))
+        # Allocate for the first tokens, after rows were selected (`so_far` is then a copy), and when it is full.
+        if view is not so_far or end > buffer.shape[-2]:
+            buffer = new.new_empty((*new.shape[:-2], end + GROWTH, new.shape[-1]))
+            if length:
+                buffer[..., :length, :] = so_far
+        buffer[..., length:end, :] = new
+        view = buffer[..., :end, :]
+        self._buffers[name] = buffer, view
+        return view

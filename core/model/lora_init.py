@@ -30,16 +30,16 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 
 from core.errors import SpecError
-from core.model.nf4_cpu import differentiable
+from core.model.nf4_cpu import unpack_for_backward
 
-ANCHORED = ("pissa", "olora")
+OFFSET_INITIALISATIONS = ("pissa", "olora")
 EXACT_SIZE = (
     1024  # up to here all singular vectors are worked out; beyond, the largest are found by iteration
 )
-Pair = tuple[torch.Tensor, torch.Tensor]
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
-def pissa(weight: torch.Tensor, rank: int, scaling: float) -> Pair:
+def pissa(weight: torch.Tensor, rank: int, scaling: float) -> Factors:
     """The strongest directions of a weight: (A (R, I), B (O, R)) with s B A its best approximation of that rank."""
     if min(weight.shape) <= EXACT_SIZE:
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
@@ -53,13 +53,13 @@ def pissa(weight: torch.Tensor, rank: int, scaling: float) -> Pair:
     return root[:, None] * vh, u * root
 
 
-def olora(weight: torch.Tensor, rank: int, scaling: float) -> Pair:
+def olora(weight: torch.Tensor, rank: int, scaling: float) -> Factors:
     """The first columns of an orthogonal basis of a weight, and what it says in them."""
     q, r = torch.linalg.qr(weight)
     return r[:rank], q[:, :rank]
 
 
-WAYS: dict[str, Callable[[torch.Tensor, int, float], Pair]] = {"pissa": pissa, "olora": olora}
+WAYS: dict[str, Callable[[torch.Tensor, int, float], Factors]] = {"pissa": pissa, "olora": olora}
 
 
 def begin(model: Any, trainee: str, anchor: str, way: str) -> None:
@@ -133,7 +133,7 @@ def _layers(model: Any, trainee: str) -> Iterator[list[Any]]:
             "An adapter on the experts cannot start from the base's weights.",
             "Choose the default initialisation, or leave the experts out.",
         )
-    with torch.no_grad(), differentiable(model):
+    with torch.no_grad(), unpack_for_backward(model):
         yield found
 
 

@@ -23,7 +23,7 @@ NOISE = 1e-6  # singular values below this share of the largest are rounding of 
 
 
 @dataclass(frozen=True)
-class Pair:
+class Factors:
     """One low-rank update, with every scaling folded in.
 
     Attributes:
@@ -43,13 +43,13 @@ class Pair:
         """(O, I) of the update."""
         return self.b.shape[0], self.a.shape[1]
 
-    def scaled(self, weight: float) -> Pair:
+    def scale(self, weight: float) -> Factors:
         """The update times a number; its sign goes with A."""
-        return Pair(self.a.double() * weight, self.b)
+        return Factors(self.a.double() * weight, self.b)
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class SVD:
     """The singular value decomposition of an update: `u · diag(s) · v^T`, largest first.
 
     Attributes:
@@ -66,7 +66,7 @@ class Spectrum:
         return int((self.s > NOISE * self.s.max()).sum()) if len(self.s) else 0
 
 
-def spectrum(pair: Pair) -> Spectrum:
+def svd(pair: Factors) -> SVD:
     """The exact SVD of an update from QR of its factors and an SVD of size r.
 
     Cost O((O + I) r^2), against O(O I min(O, I)) for the product (Golub & Van Loan, Matrix Computations, 5.4).
@@ -74,10 +74,10 @@ def spectrum(pair: Pair) -> Spectrum:
     q_b, r_b = torch.linalg.qr(pair.b.double())
     q_a, r_a = torch.linalg.qr(pair.a.double().T)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return Spectrum(q_b @ u, s, q_a @ vh.T)
+    return SVD(q_b @ u, s, q_a @ vh.T)
 
 
-def inner(x: Pair, y: Pair) -> float:
+def inner_product(x: Factors, y: Factors) -> float:
     """`<B_x A_x, B_y A_y>` = sum((A_x A_y^T) * (B_x^T B_y)): the Frobenius inner product of two updates.
 
     Raises:
@@ -87,16 +87,16 @@ def inner(x: Pair, y: Pair) -> float:
     return float(((x.a.double() @ y.a.double().T) * (x.b.double().T @ y.b.double())).sum())
 
 
-def norm(pair: Pair) -> float:
+def norm(pair: Factors) -> float:
     """The Frobenius norm of an update. By QR, so that parts that cancel are not drowned by rounding."""
     r_b = torch.linalg.qr(pair.b.double(), mode="r").R
     r_a = torch.linalg.qr(pair.a.double().T, mode="r").R
     return float(torch.linalg.matrix_norm(r_b @ r_a.T))
 
 
-def cosine(x: Pair, y: Pair) -> float:
+def cosine(x: Factors, y: Factors) -> float:
     """The cosine between two updates seen as long vectors, -1 to 1; 0 where one of them is zero."""
-    return ratio(inner(x, y), norm(x) * norm(y))
+    return ratio(inner_product(x, y), norm(x) * norm(y))
 
 
 def ratio(above: float, below: float) -> float:
@@ -127,13 +127,13 @@ def chance_overlap(size: int, p: int, q: int) -> float:
     return min(1.0, max(p, q) / size) if min(p, q) else 0.0
 
 
-def spaces(x: Spectrum, y: Spectrum) -> tuple[float, float]:
+def space_overlaps(x: SVD, y: SVD) -> tuple[float, float]:
     """Overlap of two updates' (column, row) spaces: where they write to, and what they read from."""
     p, q = x.rank, y.rank
     return overlap(x.u[:, :p], y.u[:, :q]), overlap(x.v[:, :p], y.v[:, :q])
 
 
-def concat(pairs: Sequence[Pair]) -> Pair:
+def concat(pairs: Sequence[Factors]) -> Factors:
     """The sum of updates as one pair, losslessly: A over A, B beside B; the rank is the sum of ranks.
 
     Raises:
@@ -143,14 +143,14 @@ def concat(pairs: Sequence[Pair]) -> Pair:
         raise ValueError("no pairs to concatenate: give at least one")
     for pair in pairs[1:]:
         _same(pairs[0], pair)
-    return Pair(torch.cat([p.a.double() for p in pairs]), torch.cat([p.b.double() for p in pairs], dim=1))
+    return Factors(torch.cat([p.a.double() for p in pairs]), torch.cat([p.b.double() for p in pairs], dim=1))
 
 
-def truncate(pair: Pair, rank: int) -> tuple[Pair, float]:
+def truncate(pair: Factors, rank: int) -> tuple[Factors, float]:
     """The best approximation of an update by one of rank `rank` (Eckart & Young 1936), and what it loses.
 
     Returns:
-        (pair of width `rank`, padded with zeros where the update has fewer directions, with the singular
+        (pair of width `rank`, pad with zeros where the update has fewer directions, with the singular
         values shared evenly by both factors; discarded share of the squared Frobenius norm, 0 to 1)
 
     Raises:
@@ -158,15 +158,15 @@ def truncate(pair: Pair, rank: int) -> tuple[Pair, float]:
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}: give 1 or more")
-    full = spectrum(pair)
+    full = svd(pair)
     keep = min(rank, len(full.s))
     root = full.s[:keep].sqrt()
     total = float(full.s.square().sum())
     lost = float(full.s[keep:].square().sum()) / total if total else 0.0
-    return padded(Pair(root[:, None] * full.v[:, :keep].T, full.u[:, :keep] * root), rank), lost
+    return pad(Factors(root[:, None] * full.v[:, :keep].T, full.u[:, :keep] * root), rank), lost
 
 
-def kept(part: Pair, whole: Spectrum) -> float:
+def energy_share(part: Factors, whole: SVD) -> float:
     """How much of an update's energy lies in the spaces of another: `||U^T (B A) V||^2 / ||B A||^2`, 0 to 1; 1 for a zero update.
 
     If `whole` is the truncated SVD of a sum, the projected parts `U U^T (B A) V V^T` add up to it exactly, so
@@ -180,7 +180,7 @@ def kept(part: Pair, whole: Spectrum) -> float:
     return min(1.0, float(inside) ** 2 / energy) if energy else 1.0
 
 
-def padded(pair: Pair, rank: int) -> Pair:
+def pad(pair: Factors, rank: int) -> Factors:
     """The same update with factors of width `rank`, by zeros.
 
     Raises:
@@ -188,16 +188,16 @@ def padded(pair: Pair, rank: int) -> Pair:
     """
     more = rank - pair.rank
     if more < 0:
-        raise ValueError(f"a pair of rank {pair.rank} cannot be padded to {rank}")
-    return Pair(torch.nn.functional.pad(pair.a, (0, 0, 0, more)), torch.nn.functional.pad(pair.b, (0, more)))
+        raise ValueError(f"a pair of rank {pair.rank} cannot be pad to {rank}")
+    return Factors(torch.nn.functional.pad(pair.a, (0, 0, 0, more)), torch.nn.functional.pad(pair.b, (0, more)))
 
 
-def distance(x: Pair, y: Pair) -> float:
+def distance(x: Factors, y: Factors) -> float:
     """The Frobenius norm of the difference of two updates."""
-    return norm(concat([x, y.scaled(-1.0)]))
+    return norm(concat([x, y.scale(-1.0)]))
 
 
-def _same(x: Pair, y: Pair) -> None:
+def _same(x: Factors, y: Factors) -> None:
     if x.shape != y.shape:
         raise ValueError(
             f"updates of {x.shape} and {y.shape} belong to different layers: compare updates of one layer"

@@ -41,7 +41,7 @@ ROUTED = re.compile(
 MIDDLE = 0.5  # the depth of a layer outside every stack
 
 
-class Row(dict[str, float]):
+class MixRow(dict[str, float]):
     """One row's weights by peft name, and how they lean with depth (`core.spec.Mix.tilt`)."""
 
     def __init__(self, weights: Mapping[str, float], tilt: Mapping[str, float] | None = None) -> None:
@@ -49,7 +49,7 @@ class Row(dict[str, float]):
         self.tilt = dict(tilt or {})
 
 
-class Own(Row):
+class PeftForwardRow(MixRow):
     """No mix at all: peft's own forward, with what is active there. A batch is all of this, or nothing of it is."""
 
 
@@ -106,7 +106,7 @@ class Down:
     readers: int = 1
     left: int = 0
     x: torch.Tensor | None = None
-    live: Engagement | None = None
+    active_mix: Engagement | None = None
     inner: torch.Tensor | None = None
 
     def product(self, x: torch.Tensor, live: Engagement, rows: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ class Down:
             -1, width
         )
         if self.readers > 1:
-            self.x, self.live, self.inner, self.left = x, live, inner, self.readers
+            self.x, self.active_mix, self.inner, self.left = x, live, inner, self.readers
         return inner
 
 
@@ -155,13 +155,13 @@ class Block:
         rows = live.rows[down.ranks][depth]
         if rows is None:
             return y
-        inner = down.inner if down.left and down.x is x and down.live is live else down.product(x, live, rows)
+        inner = down.inner if down.left and down.x is x and down.active_mix is live else down.product(x, live, rows)
         assert inner is not None
         if down.readers > 1:
             inner = inner[:, self.start : self.end]
             down.left -= 1
             if not down.left:  # holds no tensor, and no graph, longer than needed
-                down.x = down.live = down.inner = None
+                down.x = down.active_mix = down.inner = None
         if y.dtype is not self.b.dtype or y.requires_grad or inner.requires_grad or not y.is_contiguous():
             return y + torch.mm(inner, self.b).view(y.shape)  # 16-bit sums are rounded once, at the end
         y.view(-1, y.shape[-1]).addmm_(inner, self.b)
@@ -184,7 +184,7 @@ class Mixer:
     names: list[str] = field(default_factory=list)
     depths: list[float] = field(default_factory=list)
     ranks: list[Ranks] = field(default_factory=list)
-    live: Engagement | None = None
+    active_mix: Engagement | None = None
     modules: list[nn.Module] = field(
         default_factory=list
     )  # of the model, as of `arrange`: walking a deep model takes milliseconds
@@ -196,9 +196,9 @@ class Mixer:
     @property
     def weights(self) -> torch.Tensor | None:
         """The weights of the engaged mix, as `Engagement.weights`; None while nothing is engaged."""
-        return self.live.weights if self.live else None
+        return self.active_mix.weights if self.active_mix else None
 
-    def arrange(self, trainee: str = "", apart: bool = False) -> None:
+    def update_layout(self, trainee: str = "", apart: bool = False) -> None:
         """Reads which adapters hang on the model and lays those at rest side by side.
 
         Call after an adapter came, went, or ended training; never between a forward and its backward.
@@ -216,7 +216,7 @@ class Mixer:
         found = {path: m for path, m in modules.items() if isinstance(m, LoraLayer)}
         aside = trainee if apart else ""
         for path, layer in found.items():
-            if why := unmixable(layer, aside):
+            if why := unmixable_reason(layer, aside):
                 raise AdapterError(
                     f"The adapter on {path!r} cannot be mixed: {why}.",
                     "Convert it to plain LoRA on linear layers first.",
@@ -289,23 +289,23 @@ class Mixer:
         module.hung.blocks[layer.parameter_name] = layer.blocks
 
     @contextlib.contextmanager
-    def engaged(self, rows: Sequence[Mapping[str, float]] | torch.Tensor) -> Iterator[Mixer]:
+    def activate(self, rows: Sequence[Mapping[str, float]] | torch.Tensor) -> Iterator[Mixer]:
         """While open, row b of every forward is computed under `rows[b]`.
 
         A forward whose rows are k times as many (beams, several answers a prompt, flattened tokens) has
         each of ours k times, one after the other. A backward through a forward belongs inside too.
 
         Args:
-            rows: peft name to weight, one mapping (or `Row`) a row; or the weights themselves with columns
+            rows: peft name to weight, one mapping (or `MixRow`) a row; or the weights themselves with columns
                 as `names`, which may need a gradient: (B, adapters), or (P, B, adapters) for P points
                 from the first layer to the last, between which the layers interpolate.
 
         Raises:
             AdapterError: a name that does not hang on this model, or a tensor of another width.
         """
-        before = self.live
-        own = not isinstance(rows, torch.Tensor) and any(isinstance(row, Own) for row in rows)
-        self.live = (
+        before = self.active_mix
+        own = not isinstance(rows, torch.Tensor) and any(isinstance(row, PeftForwardRow) for row in rows)
+        self.active_mix = (
             None
             if own
             else self._from_tensor(rows)
@@ -315,7 +315,7 @@ class Mixer:
         try:
             yield self
         finally:
-            self.live = before
+            self.active_mix = before
 
     def _from_rows(self, rows: Sequence[Mapping[str, float]]) -> Engagement:
         asked = [(dict(row), getattr(row, "tilt", None) or {}) for row in rows]
@@ -369,21 +369,21 @@ class Mixer:
         table = [[float(row.get(name, 0.0)) for name in self.names] or [0.0] for row in rows]
         return torch.tensor(table, dtype=torch.float32).view(len(rows), max(len(self.names), 1))
 
-    def active(self, row: int) -> dict[str, float]:
+    def active_weights(self, row: int) -> dict[str, float]:
         """The adapters that are really on in a row, read back from the tensor that the layers' rows are made of."""
-        if self.live is None or not self.names:
+        if self.active_mix is None or not self.names:
             return {}
-        weights = self.live.weights if self.live.weights.dim() == 2 else self.live.weights.mean(0)
+        weights = self.active_mix.weights if self.active_mix.weights.dim() == 2 else self.active_mix.weights.mean(0)
         return {name: w for name, w in zip(self.names, weights[row].tolist(), strict=True) if w}
 
-    def leaning(self, row: int) -> dict[str, float]:
+    def active_tilt(self, row: int) -> dict[str, float]:
         """The tilts that are really on in a row, read back likewise."""
-        if self.live is None or self.live.tilt is None:
+        if self.active_mix is None or self.active_mix.tilt is None:
             return {}
-        return {name: t for name, t in zip(self.names, self.live.tilt[row].tolist(), strict=True) if t}
+        return {name: t for name, t in zip(self.names, self.active_mix.tilt[row].tolist(), strict=True) if t}
 
 
-def unmixable(layer: Any, aside: str = "") -> str:
+def unmixable_reason(layer: Any, aside: str = "") -> str:
     """Why a peft layer has no form in rank space, or ""; the adapter `aside` is not asked about."""
     if getattr(layer, "lora_embedding_A", None):
         return "it is trained on the embedding, where there is a look-up and no product"
@@ -393,7 +393,7 @@ def unmixable(layer: Any, aside: str = "") -> str:
         return f"it is {type(variants[0]).__name__}, not a plain sum"
     if any(getattr(layer, "lora_bias", {}).values()):
         return "it trains biases"
-    return experts.unmixable(layer) if isinstance(layer, ParamWrapper) else ""
+    return experts.unmixable_reason(layer) if isinstance(layer, ParamWrapper) else ""
 
 
 def _depths(paths: Sequence[str], adapted: Sequence[str]) -> dict[str, float]:
@@ -458,7 +458,7 @@ class _Mixed:
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x: (B, T, I) -> (B, T, O); also (k·B, T, I) and (B·T, I), each row k or T times."""
-        live = self.mixer.mixer.live
+        live = self.mixer.mixer.active_mix
         if live is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc, no-any-return]
         y = self.base_layer(x, *args, **kwargs)
@@ -475,7 +475,7 @@ class _Passing:
     base_layer: Any
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.mixer.mixer.live is None:
+        if self.mixer.mixer.active_mix is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return self.base_layer(x, *args, **kwargs)
 

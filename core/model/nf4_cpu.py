@@ -20,7 +20,7 @@ WIDE = (None, torch.float32, torch.bfloat16)  # compute types that lose nothing 
 
 
 @contextlib.contextmanager
-def differentiable(model: Any) -> Iterator[None]:
+def unpack_for_backward(model: Any) -> Iterator[None]:
     """While open, gradients flow through 4-bit layers on a CPU too; they are slower meanwhile.
 
     On its first forward without a gradient, bitsandbytes 0.50 repacks a layer's weights for a bf16

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from core.model.generate import speaking
+from core.model.generate import inference_mode_for
 from core.model.resident import Resident
 from core.spec.mix import Mix
 
@@ -19,7 +19,7 @@ EXACT, ROUNDED = (
 )  # of the largest logit: what a forward in fp32 and one in 16 or 4 bits may differ by
 
 
-def mingled(resident: Resident) -> str:
+def leaks(resident: Resident) -> str:
     """Why packing is no use with this base, or "" where it is sound.
 
     Two things are measured on the middle sequence of a packed row: that it does not notice when its
@@ -57,7 +57,7 @@ def _sequence(which: int, shift: int, vocabulary: int) -> torch.Tensor:
 def _logits(resident: Resident, ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
     device = resident.base.device
     where = {} if positions is None else {"position_ids": positions[None].to(device)}
-    with speaking(resident, resident.rows([Mix()])):
+    with inference_mode_for(resident, resident.rows([Mix()])):
         logits: torch.Tensor = resident.base.model(
             input_ids=ids[None].to(device), use_cache=False, **where
         ).logits

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from core.errors import AdapterError, Busy, SpecError
 from core.model import experts, lora_init
 from core.model.base import Base, folder_of, locate
-from core.model.mixing import Mixer, Own, Row, unmixable
+from core.model.mixing import Mixer, PeftForwardRow, MixRow, unmixable_reason
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.adapters import Adapter
@@ -27,11 +27,11 @@ from core.store.workspace import Workspace, read_json
 # peft's and transformers' checkpoints agree on this one name for the adapter in training; with any
 # other, loading the best or latest checkpoint silently does nothing.
 TRAINEE = "default"
-ANCHOR = "start"  # peft's name of what the adapter in training started from, where that is taken off again (core.model.lora_init)
+OFFSET = "start"  # peft's name of what the adapter in training started from, where that is taken off again (core.model.lora_init)
 RESIDENT_LIMIT = 32  # adapters at once; the longest unused leaves first
 
 
-class AsTrained(Mix):
+class PeftForwardMix(Mix):
     """The adapter in training exactly as it trains, through peft's own forward: also where it cannot be mixed."""
 
 
@@ -47,8 +47,8 @@ class Resident:
             str, str
         ] = {}  # adapter id -> sha256 of the weights as loaded; the oldest use first
         self.trainee_id = ""  # library id that the adapter in training will have
-        self.pinned: set[str] = set()  # ids that training is standing on
-        self.unmixed = ""  # why the adapter in training cannot be mixed
+        self.parent_ids: set[str] = set()  # ids that training is standing on
+        self.trainee_unmixable_reason = ""  # why the adapter in training cannot be mixed
 
     @property
     def model(self) -> Any:
@@ -58,7 +58,7 @@ class Resident:
     def peft_name(self, adapter_id: str) -> str:
         return TRAINEE if adapter_id == self.trainee_id else adapter_id
 
-    def ensure(self, mixes: Iterable[Mix]) -> None:
+    def load_adapters(self, mixes: Iterable[Mix]) -> None:
         """Loads every adapter that the mixes name and that is not here yet.
 
         Raises:
@@ -70,20 +70,20 @@ class Resident:
             for adapter_id in came:
                 self._load(adapter_id)
         except Exception:
-            self.arrange()  # for those that came before the one that did not fit
+            self.update_layout()  # for those that came before the one that did not fit
             raise
         for adapter_id in wanted & set(self.digests):  # used last, leaves last
             self.digests[adapter_id] = self.digests.pop(adapter_id)
-        surplus = [a for a in self.digests if a not in wanted and a not in self.pinned]
+        surplus = [a for a in self.digests if a not in wanted and a not in self.parent_ids]
         for adapter_id in surplus[: max(0, len(self.digests) - RESIDENT_LIMIT)]:
             self._drop(adapter_id)
             came.append(adapter_id)
         if came:
-            self.arrange()
+            self.update_layout()
 
-    def arrange(self) -> None:
+    def update_layout(self) -> None:
         """Lays the adapters out anew for mixing."""
-        self.mixer.arrange(TRAINEE if self.trainee_id else "", apart=bool(self.unmixed))
+        self.mixer.update_layout(TRAINEE if self.trainee_id else "", apart=bool(self.trainee_unmixable_reason))
 
     def rows(self, mixes: Iterable[Mix]) -> list[dict[str, float]]:
         """Mixes in peft's names, one row each.
@@ -93,35 +93,35 @@ class Resident:
         """
         return [self._row(mix) for mix in mixes]
 
-    def _row(self, mix: Mix) -> Row:
-        if self.unmixed and mix.weights.get(self.trainee_id):
-            if isinstance(mix, AsTrained):
-                return Own({})
+    def _row(self, mix: Mix) -> MixRow:
+        if self.trainee_unmixable_reason and mix.weights.get(self.trainee_id):
+            if isinstance(mix, PeftForwardMix):
+                return PeftForwardRow({})
             raise AdapterError(
-                f"The adapter in training cannot be mixed live: {self.unmixed}.",
+                f"The adapter in training cannot be mixed live: {self.trainee_unmixable_reason}.",
                 "Its samples on the Train page show how it answers.",
             )
-        return Row(self._named(mix.weights), self._named(mix.tilt))
+        return MixRow(self._named(mix.weights), self._named(mix.tilt))
 
     def _named(self, numbers: dict[str, float]) -> dict[str, float]:
         named = {self.peft_name(a): number for a, number in numbers.items()}
-        if TRAINEE in named and self.anchored:
-            named[ANCHOR] = named[TRAINEE]
+        if TRAINEE in named and self.has_offset:
+            named[OFFSET] = named[TRAINEE]
         return named
 
     @property
-    def anchored(self) -> bool:
+    def has_offset(self) -> bool:
         """Does the adapter in training carry its start beside it?"""
-        return self.peft is not None and ANCHOR in self.peft.peft_config
+        return self.peft is not None and OFFSET in self.peft.peft_config
 
     def stamp(self, row: int) -> dict[str, Any]:
         """What a row of the engaged batch really had active: weights, tilts and digests, by library id."""
-        active, leaning = self.mixer.active(row), self.mixer.leaning(row)
+        active, leaning = self.mixer.active_weights(row), self.mixer.active_tilt(row)
         weights, tilt = (
             {
                 self.trainee_id if name == TRAINEE else name: round(n, 6)
                 for name, n in part.items()
-                if name != ANCHOR
+                if name != OFFSET
             }
             for part in (active, leaning)
         )
@@ -136,16 +136,16 @@ class Resident:
 
     def _load(self, adapter_id: str) -> None:
         adapter = adapters.load(self.workspace, adapter_id)
-        self.check_fit(adapter)
+        self.check_same_base(adapter)
         adapters.verify(self.workspace, adapter_id)
-        folder = self.workspace.existing("adapters", adapter_id)
+        folder = self.workspace.find("adapters", adapter_id)
         config = adapters.parse_config(read_json(folder / adapters.CONFIG))
         tensors = load_file(folder / adapters.WEIGHTS)
-        self.hang(adapter_id, config)
+        self.add_adapter(adapter_id, config)
         self._fill(adapter_id, tensors)
         self.digests[adapter_id] = adapter.sha256  # which `verify` has just compared with the file
 
-    def check_fit(self, adapter: Adapter) -> None:
+    def check_same_base(self, adapter: Adapter) -> None:
         """Refuses an adapter that was trained on another base.
 
         Raises:
@@ -157,7 +157,7 @@ class Resident:
                 "Start the studio with that base, or choose an adapter of this one.",
             )
 
-    def hang(self, name: str, config: dict[str, Any], trainable: bool = False) -> None:
+    def add_adapter(self, name: str, config: dict[str, Any], trainable: bool = False) -> None:
         """Adds fresh LoRA layers under a peft name, frozen unless `trainable`.
 
         A run that is in training notices nothing: first weights are drawn with the dice set aside, and
@@ -174,7 +174,7 @@ class Resident:
         with (
             torch.random.fork_rng(enabled=not trainable),
             warnings.catch_warnings(),
-            experts.shown(self.base.model),
+            experts.expose_weight_names(self.base.model),
         ):
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
             try:
@@ -194,7 +194,7 @@ class Resident:
             if (
                 isinstance(layer, LoraLayer)
                 and name in layer.r
-                and (why := unmixable(layer, TRAINEE if self.unmixed else ""))
+                and (why := unmixable_reason(layer, TRAINEE if self.trainee_unmixable_reason else ""))
             ):
                 self._delete(name)
                 raise AdapterError(
@@ -221,7 +221,7 @@ class Resident:
             return
         if self.trainee_id and TRAINEE in self.peft.peft_config:
             self.peft.base_model.set_adapter(
-                [TRAINEE, *sorted(self.pinned), *([ANCHOR] if self.anchored else [])]
+                [TRAINEE, *sorted(self.parent_ids), *([OFFSET] if self.has_offset else [])]
             )
             self.peft.active_adapter = TRAINEE
         for key, parameter in self.peft.named_parameters():
@@ -262,19 +262,19 @@ class Resident:
             self.peft = None
             self.mixer.model = self.base.model
 
-    def forget(self, adapter_id: str) -> None:
+    def unload(self, adapter_id: str) -> None:
         """Takes an adapter off the base, because its files are being deleted or were changed.
 
         Raises:
             Busy: a run in training stands on it.
         """
-        if adapter_id in self.pinned:
+        if adapter_id in self.parent_ids:
             raise Busy(f"The adapter {adapter_id!r} is in use by a run.", "Stop the run first.")
         if adapter_id in self.digests:
             self._drop(adapter_id)
-            self.arrange()
+            self.update_layout()
 
-    def begin_trainee(
+    def add_trainee(
         self, adapter_id: str, config: dict[str, Any], stack_on: str = "", start: str = "default"
     ) -> None:
         """Hangs a fresh trainable adapter, on top of a frozen active one where `stack_on` names it.
@@ -290,15 +290,15 @@ class Resident:
         if adapter_id in self.digests:  # what a stopped run had kept; it goes on from its checkpoint
             self._drop(adapter_id)
         if stack_on:
-            self.ensure([Mix(weights={stack_on: 1.0})])
+            self.load_adapters([Mix(weights={stack_on: 1.0})])
         self.trainee_id = adapter_id
-        self.pinned = {stack_on} if stack_on else set()
-        self.unmixed = adapters.UNMIXABLE["use_dora"].why if config.get("use_dora") else ""
-        self.hang(TRAINEE, config, trainable=True)
-        if start in lora_init.ANCHORED:
-            self.hang(ANCHOR, {**config, "lora_dropout": 0.0})  # the base's own part is never hidden from it
+        self.parent_ids = {stack_on} if stack_on else set()
+        self.trainee_unmixable_reason = adapters.UNMIXABLE["use_dora"].why if config.get("use_dora") else ""
+        self.add_adapter(TRAINEE, config, trainable=True)
+        if start in lora_init.OFFSET_INITIALISATIONS:
+            self.add_adapter(OFFSET, {**config, "lora_dropout": 0.0})  # the base's own part is never hidden from it
             self._settle(self._flags())
-            lora_init.begin(self.base.model, TRAINEE, ANCHOR, start)
+            lora_init.begin(self.base.model, TRAINEE, OFFSET, start)
         elif start == "loftq":
             if self.base.quantization != "nf4":
                 raise SpecError(
@@ -308,9 +308,9 @@ class Resident:
             lora_init.make_up(
                 self.base.model, TRAINEE, folder_of(*locate(self.base.name)), self.base.family.fan_in_fan_out
             )
-        self.arrange()
+        self.update_layout()
 
-    def adopt(self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    def add_saved(self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Hangs an adapter that has just been written, out of memory: whoever mixes it next waits for no file.
 
         Args:
@@ -318,38 +318,38 @@ class Resident:
         """
         if adapter.unmixable:
             return
-        self.hang(adapter.id, adapters.parse_config(config))
+        self.add_adapter(adapter.id, adapters.parse_config(config))
         self._fill(adapter.id, tensors)
         self.digests[adapter.id] = adapter.sha256
 
-    def end_trainee(self) -> None:
+    def remove_trainee(self) -> None:
         """Takes the adapter in training off the base; what is kept of it hangs there under its own name (`adopt`)."""
         self.trainee_id = ""
-        for name in (ANCHOR, TRAINEE):
+        for name in (OFFSET, TRAINEE):
             if self.peft is not None and name in self.peft.peft_config:
                 self._delete(name)
-        self.unmixed = ""
-        self.pinned = set()
-        self.arrange()
+        self.trainee_unmixable_reason = ""
+        self.parent_ids = set()
+        self.update_layout()
         self.base.model.requires_grad_(False)
 
-    def finished(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def export_trainee(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The adapter in training as the library keeps it: (tensors, config), plain LoRA also where its start was not."""
-        tensors, config = self.trainee_tensors(), self.adapter_config()
-        if not self.anchored:
+        tensors, config = self.trainee_state_dict(), self.adapter_config()
+        if not self.has_offset:
             return tensors, config
-        return lora_init.plain(tensors, self.tensors_of(ANCHOR)), lora_init.plain_config(config)
+        return lora_init.plain(tensors, self.full_state_dict(OFFSET)), lora_init.plain_config(config)
 
-    def trainee_tensors(self) -> dict[str, torch.Tensor]:
+    def trainee_state_dict(self) -> dict[str, torch.Tensor]:
         """The adapter in training under the key names of peft's file format, on the CPU."""
-        return self.tensors_of(TRAINEE)
+        return self.full_state_dict(TRAINEE)
 
-    def tensors_of(self, name: str) -> dict[str, torch.Tensor]:
+    def full_state_dict(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter by peft's name, likewise; of a base that is spread over processes, all of which call this."""
-        whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in self.state_of(name).items()}
+        whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in self.local_state_dict(name).items()}
         return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in whole.items()}
 
-    def state_of(self, name: str) -> dict[str, torch.Tensor]:
+    def local_state_dict(self, name: str) -> dict[str, torch.Tensor]:
         """An adapter's own tensors by peft's name, where they lie."""
         assert self.peft is not None
         state: dict[str, torch.Tensor] = get_peft_model_state_dict(
@@ -367,7 +367,7 @@ class Resident:
         """
         self._fill(TRAINEE, tensors)
         if start is not None:
-            self._fill(ANCHOR, start)
+            self._fill(OFFSET, start)
 
     def adapter_config(self) -> dict[str, Any]:
         """The peft config of the adapter in training, as plain JSON values."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from core.data.encoding import IGNORED, Encoded, collate
-from core.model.decoding import predicted
-from core.model.generate import speaking
+from core.data.collation import collate
+from core.data.encoding import IGNORE_INDEX, EncodedSequence
+from core.model.decoding import shifted_logits
+from core.model.generate import inference_mode_for
 from core.model.resident import Resident
 from core.spec.mix import Mix
 
@@ -42,7 +43,7 @@ class Score:
 
 
 def score(
-    resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]
+    resident: Resident, sequences: Sequence[EncodedSequence], mixes: Sequence[Mix]
 ) -> Iterator[tuple[int, list[Score]]]:
     """Scores the masked tokens of sequences under every mix.
 
@@ -50,7 +51,7 @@ def score(
         (sequences done under every mix, one Score a mix), after every forward.
     """
     scores = [Score() for _ in mixes]
-    lengths = [sum(e.mask[1:]) for e in sequences]
+    lengths = [sum(e.loss_mask[1:]) for e in sequences]
     done = 0
     for cells in score_each(resident, sequences, mixes):
         for cell in cells:
@@ -71,7 +72,7 @@ class Cell:
 
 
 def score_each(
-    resident: Resident, sequences: Sequence[Encoded], mixes: Sequence[Mix]
+    resident: Resident, sequences: Sequence[EncodedSequence], mixes: Sequence[Mix]
 ) -> Iterator[list[Cell]]:
     """Scores every sequence under every mix, many mixes in one batch.
 
@@ -94,15 +95,15 @@ def score_each(
         batch = pairs[start:end]
         tensors = collate([sequences[i].row for i, _ in batch], pad)
         tensors = {k: v.to(device) for k, v in tensors.items()}
-        resident.ensure(mixes)
+        resident.load_adapters(mixes)
         rows = resident.rows(mixes)
-        with speaking(resident, [rows[m] for _, m in batch]):
-            nats = row_nats(*predicted(resident.base.model, tensors)).tolist()
+        with inference_mode_for(resident, [rows[m] for _, m in batch]):
+            nats = sum_row_nats(*shifted_logits(resident.base.model, tensors)).tolist()
         yield [Cell(m, i, n) for (i, m), n in zip(batch, nats, strict=True)]
         start = end
 
 
-def row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sum_row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross entropy, summed over each row.
 
     Args:
@@ -111,12 +112,12 @@ def row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         (B,) nats
     """
-    keep = labels != IGNORED
+    keep = labels != IGNORE_INDEX
     nats = functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
     return nats.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], nats)
 
 
-def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> float:
     """How surprised someone who expects `q` is by `p`: KL(p || q) in nats, summed over positions.
 
     Args:

@@ -52,7 +52,7 @@ class Bundle:
 
     Attributes:
         run, adapter: ids that they will have in the workspace that asked.
-        key: `grids.key_of` of the spec.
+        key: `grids.spec_checksum` of the spec.
         base, fingerprint, quantization: what it is trained on, and how that is meant to be loaded.
         data: dataset id -> sha256, of all that it reads.
         below: id and sha256 of the adapter that it is trained on top of, or nothing.
@@ -105,7 +105,7 @@ class Bundle:
             raise SpecError(
                 f"The bundle's description cannot be read ({type(e).__name__}: {e}).", PACK_AGAIN
             ) from e
-        if not sound or made.key != grids.key_of(made.spec):
+        if not sound or made.key != grids.spec_checksum(made.spec):
             raise SpecError("The bundle's settings are not those of its checksum.", PACK_AGAIN)
         return made
 
@@ -132,7 +132,7 @@ def pack(
         Busy: the run is alive. RunError: it has finished. StudioError: what it needs is not here, or damaged.
     """
     known = runs.load(workspace, run) if isinstance(run, str) else None
-    if known is not None and known.status.alive:
+    if known is not None and known.status.is_alive:
         raise Busy(f"The run {known.name!r} is {known.status.value}.", "Cancel or stop it first.")
     if known is not None and known.status is RunStatus.DONE:
         raise RunError(f"The run {known.name!r} has finished.", "There is nothing left to train.")
@@ -146,12 +146,12 @@ def pack(
     data, below = _needed(workspace, spec)
     finished = {r for r in workspace.ids("runs") if runs.load(workspace, r).status is RunStatus.DONE}
     before = known or next(
-        (b for b in sent(workspace) if b.key == grids.key_of(spec) and b.run not in finished), None
+        (b for b in sent(workspace) if b.key == grids.spec_checksum(spec) and b.run not in finished), None
     )  # asked twice, it is the same run
     bundle = Bundle(
         before.id if isinstance(before, Run) else before.run if before else make_id(spec.name),
         before.adapter if before else make_id(spec.name),
-        spec, grids.key_of(spec), base, fingerprint, quantization, {d.id: d.sha256 for d in data},
+        spec, grids.spec_checksum(spec), base, fingerprint, quantization, {d.id: d.sha256 for d in data},
         {"id": below.id, "sha256": below.sha256} if below else {}, dict(extra or {}),
     )  # fmt: skip
     described = {**bundle.to_json(), "extra": {}}
@@ -197,7 +197,7 @@ def _needed(workspace: Workspace, spec: TrainSpec) -> tuple[list[Dataset], adapt
 
 
 def _files(workspace: Workspace, kind: str, item: str) -> Iterator[tuple[str, Path]]:
-    folder = workspace.existing(kind, item)
+    folder = workspace.find(kind, item)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             yield f"{kind}/{item}/{path.relative_to(folder).as_posix()}", path
@@ -255,14 +255,14 @@ def send(
     """
     command_template.split(template)
     handed = {b.key for b in sent(engine.workspace) if b.extra.get("handed")}
-    rows = sorted(engine.plan.results(grid_id).rows, key=lambda r: r.cell.index)
+    rows = sorted(engine.grids.results(grid_id).rows, key=lambda r: r.cell.index)
     for row in rows:
         cell, run = row.cell, row.run
-        if (run is not None and (run.status.alive or (row.ended and row.adapter))) or (
+        if (run is not None and (run.status.is_alive or (row.has_ended and row.adapter))) or (
             cell.key in handed and not again
         ):
             continue
-        engine.conduct.check(cell.spec)
+        engine.runs.check(cell.spec)
         asked = (
             run.id if run is not None and run.status is not RunStatus.DONE else cell.spec
         )  # finished, and its adapter deleted: a new run
@@ -270,7 +270,7 @@ def send(
             engine.workspace,
             asked,
             None,
-            engine.base().name,
+            engine.bases.current().name,
             quantization,
             {"grid": grid_id, "cell": cell.index},
         )
@@ -298,7 +298,7 @@ def _start(arguments: list[str]) -> str:
     try:
         done = subprocess.run(
             arguments,
-            env=launcher.environment(),
+            env=launcher.filter_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -342,7 +342,7 @@ def run(
     place = out.with_name(out.name + ".workspace")
     bundle = unpack(path, place)
     with Engine(place, base or bundle.base, quantization or bundle.quantization) as engine:
-        info = engine.base(wait=True)
+        info = engine.bases.current(wait=True)
         if info.error:
             raise BaseModelError(info.error, "Give --base: a folder on this machine, or a Hub id.")
         if info.fingerprint != bundle.fingerprint:
@@ -350,11 +350,11 @@ def run(
                 f"The base {info.name!r} has other weights than {bundle.base!r}, which was asked for.",
                 "Give --base with a copy of that one.",
             )
-        if engine.run(bundle.run).status is not RunStatus.DONE:
-            engine.conduct.check(bundle.spec)
-            engine.resume_run(bundle.run)
-            follow(engine, bundle.run) if follow else engine.wait_run(bundle.run, PATIENCE)
-        ended = engine.run(bundle.run)
+        if engine.runs.get(bundle.run).status is not RunStatus.DONE:
+            engine.runs.check(bundle.spec)
+            engine.runs.resume(bundle.run)
+            follow(engine, bundle.run) if follow else engine.runs.wait(bundle.run, PATIENCE)
+        ended = engine.runs.get(bundle.run)
         if ended.status is not RunStatus.DONE:
             raise RunError(
                 f"The run {ended.name!r} did not finish ({ended.status.value}). {ended.error}".strip(),
@@ -365,7 +365,7 @@ def run(
         told = {
             "format": FORMAT,
             "run": bundle.run,
-            "settings": grids.key_of(ended.spec),
+            "settings": grids.spec_checksum(ended.spec),
             "data": bundle.data,
             "fingerprint": ended.base_fingerprint,
         }

@@ -21,9 +21,10 @@ from core.errors import AdapterError, NotFound, RunError, StorageError, StudioEr
 from core.remote.bundle import IN_RESULT, RESULT, Bundle, asked_for, record
 from core.spec.training import RunStatus, TrainSpec
 from core.store import adapters, archives, grids, runs
-from core.store.event_log import read_since
+from core.store.event_log import read_all
+from core.store.events import is_event
 from core.store.runs import Run
-from core.store.workspace import Claim, Workspace, read_json
+from core.store.workspace import FileLock, Workspace, read_json
 
 TEXT_LIMIT = 200  # characters of a text that a result tells of itself
 TABLE_LIMIT_BYTES = 16 << 20
@@ -70,10 +71,10 @@ def collect(engine: Engine, path: Path) -> Run:
                 record(dataclasses.replace(asked, extra={**extra, "collected": time.time()}), RunStatus.DONE),
                 events,
             )
-    for grid in engine.plan.grids():
+    for grid in engine.grids.list():
         if any(c.key == asked.key for c in grid.cells):
-            engine.plan.collect(grid.id)
-    return engine.run(asked.run)
+            engine.grids.collect(grid.id)
+    return engine.runs.get(asked.run)
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def _held(workspace: Workspace, asked: Bundle) -> Iterator[None]:
     known = runs.load(workspace, asked.run)
     if known.status is RunStatus.DONE:
         raise RunError(f"The run {known.name!r} is here already, and finished.", "Nothing was changed.")
-    claim = Claim(runs.claim_path(workspace, asked.run))
+    claim = FileLock(runs.lock_path(workspace, asked.run))
     try:
         yield
     finally:
@@ -116,7 +117,7 @@ def _table(path: Path) -> dict[str, Any]:
 def _compare(asked: Bundle, told: dict[str, Any], said: dict[str, Any]) -> None:
     """Refuses what was trained with other settings, on other data, or on another base than was asked for."""
     try:
-        trained = grids.key_of(TrainSpec.from_json(said["spec"]))
+        trained = grids.spec_checksum(TrainSpec.from_json(said["spec"]))
     except (KeyError, TypeError, AttributeError, StudioError) as e:
         raise RunError(f"The result's settings cannot be read ({e}).", AGAIN) from e
     found = {
@@ -198,14 +199,5 @@ def _copy(source: Path, target: Path) -> None:
 
 def _events(path: Path) -> bytes:
     """The lines of a log that are events; the others are left out."""
-    lines: list[str] = []
-    cursor, more = 0, True
-    while more:
-        events, cursor = read_since(path, cursor)
-        lines += [
-            json.dumps(e, ensure_ascii=False)
-            for e in events
-            if isinstance(e.get("kind"), str) and e["kind"] != "unreadable"
-        ]
-        more = bool(events)
+    lines = [json.dumps(e, ensure_ascii=False) for e in read_all(path) if is_event(e)]
     return "".join(line + "\n" for line in lines).encode("utf-8", "replace")

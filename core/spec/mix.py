@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import SpecError
-from core.spec.settings import Limited, is_number, setting
+from core.spec.settings import Settings, is_number, setting
 
 WEIGHT_LIMIT = 2.0  # a mix's weights lie in [-WEIGHT_LIMIT, WEIGHT_LIMIT]
 WEIGHT_STEP = 0.05
@@ -16,7 +16,7 @@ COLUMN_LIMIT = 6  # mixes side by side
 
 
 @dataclass(frozen=True)
-class Sampling(Limited):
+class Sampling(Settings):
     """How text is drawn from the model."""
 
     max_new_tokens: int = setting(
@@ -43,7 +43,7 @@ class Sampling(Limited):
 
 
 @dataclass(frozen=True)
-class Mix(Limited):
+class Mix(Settings):
     """Weights for adapters; one that is missing or zero is really off. The empty mix is the base model.
 
     A tilt t makes a weight w vary over the layers, w · (1 - t) in the first and w · (1 + t) in the last,
@@ -117,7 +117,7 @@ def _exact(number: float) -> str:
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
-def by_depth(deep: str, shallow: str, name: str = "Domain deep, task shallow") -> Mix:
+def tilt_by_depth(deep: str, shallow: str, name: str = "Domain deep, task shallow") -> Mix:
     """Two adapters that share the layers: one grows towards the last, the other towards the first.
 
     Args:

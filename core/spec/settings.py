@@ -31,7 +31,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-class Limited:
+class Settings:
     """Checks every field's type and limits when built, and goes through JSON and back."""
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def plain(number: float) -> str:
+def format_number(number: float) -> str:
     """A limit as people write it: whole numbers in full."""
     return str(int(number)) if number == int(number) else f"{number:g}"
 
@@ -116,7 +116,7 @@ def plain(number: float) -> str:
 def _allowed(meta: Any) -> str:
     low, high = meta.get("low"), meta.get("high")
     return (
-        f"Allowed are {plain(low)} to {plain(high)}."
+        f"Allowed are {format_number(low)} to {format_number(high)}."
         if low is not None and high is not None
         else "Give a number."
     )

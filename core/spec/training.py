@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from core.errors import SpecError
-from core.spec.settings import SEED, Limited, setting
+from core.spec.settings import SEED, Settings, setting
 
 SCHEDULES = ("linear", "cosine", "constant", "cosine_with_min_lr", "inverse_sqrt")
 OPTIMIZERS = ("auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
@@ -40,7 +40,7 @@ class RunStatus(str, Enum):
         return cls.DONE if value == "done" else None  # as 0.1.0 wrote it
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.STOPPING)
 
     @property
@@ -100,7 +100,7 @@ STATUS_WORDS: dict[RunStatus, tuple[str, str]] = {  # what it means, what to do
 
 
 @dataclass(frozen=True)
-class TrainSpec(Limited):
+class TrainSpec(Settings):
     """Everything that decides a training run. The same spec, data and machine give the same losses."""
 
     kind: str = setting(
@@ -263,7 +263,7 @@ class TrainSpec(Limited):
                 "Switch DoRA off, or train it on the base alone.",
             )
 
-    def recomputes(self, on_gpu: bool) -> bool:
+    def uses_gradient_checkpointing(self, on_gpu: bool) -> bool:
         """Are activations computed twice on such a device, to save memory?"""
         return self.gradient_checkpointing == "on" or (self.gradient_checkpointing == "auto" and on_gpu)
 
@@ -273,13 +273,13 @@ class TrainSpec(Limited):
         return self.batch_size * self.accumulation
 
 
-def experts_said(weights_a_rank: int, rank: int, parameters: int) -> str:
+def describe_expert_training(parameters_per_rank: int, rank: int, parameters: int) -> str:
     """What training the experts of a base means, before it begins.
 
     Args:
         weights_a_rank: numbers that one rank has over all experts. parameters: of the base.
     """
-    count = weights_a_rank * rank
+    count = parameters_per_rank * rank
     return (
         f"On all experts, rank {rank} is {count:,} trainable weights ({count / max(parameters, 1):.2%} of the base). Such an adapter can be mixed live with any "
         "other; it cannot be baked or compared layer by layer, and peft's own add_weighted_adapter refuses it. Each step builds a full-size update of a layer's experts."
@@ -287,7 +287,7 @@ def experts_said(weights_a_rank: int, rank: int, parameters: int) -> str:
 
 
 @dataclass(frozen=True)
-class Launch(Limited):
+class Launch(Settings):
     """In which processes a run trains. It decides how fast, not what is learned."""
 
     launcher: str = setting(
@@ -327,13 +327,13 @@ class Launch(Limited):
                 f"The meeting point is {self.rdzv_endpoint!r}.",
                 "Give host:port of the first machine, the same on all of them.",
             )
-        if not self.launcher and self.world > 1:
+        if not self.launcher and self.world_size > 1:
             raise SpecError(
-                f"{self.world} processes were asked for without a launcher.",
+                f"{self.world_size} processes were asked for without a launcher.",
                 f"Choose one of: {', '.join(LAUNCHERS[1:])}.",
             )
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """Processes of all machines."""
         return self.nproc * self.nnodes

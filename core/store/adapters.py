@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import AdapterError
-from core.store.workspace import Workspace, check_name, read_json, sha256_of, whole_file, write_json
+from core.store.workspace import Workspace, check_name, read_json, sha256_of, atomic_write, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -147,7 +147,7 @@ class Adapter:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def learned_from(self) -> frozenset[str]:
+    def training_data(self) -> frozenset[str]:
         """Ids and sha256 sums of all data that its numbers come from: its own, what was replayed, and what the parts of a baked one learned from."""
         settings, data = self.metadata.get("hyperparameters") or {}, self.metadata.get("dataset") or {}
         replayed = settings.get("replay_dataset") if settings.get("replay_share") else ""
@@ -224,7 +224,7 @@ def add(
         AdapterError: the weights are not fit to be kept.
         StorageError: the disk refused.
     """
-    workspace.clear_place("adapters", adapter_id)  # the id is promised to one run, and one process owns it
+    workspace.clear_partial("adapters", adapter_id)  # the id is promised to one run, and one process owns it
     _, place = workspace.new_dir("adapters", name, adapter_id)
     write_weights(place / WEIGHTS)
     write_json(place / CONFIG, config)
@@ -239,7 +239,7 @@ def add(
         **metadata,
     }
     write_json(place / METADATA, full)
-    with whole_file(place / "README.md", "w") as f:
+    with atomic_write(place / "README.md", "w") as f:
         f.write(model_card(full, config))
     _write_checksums(place)
     if workspace.path(
@@ -254,7 +254,7 @@ def _write_checksums(folder: Path) -> None:
     names = sorted(
         p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS and not p.name.startswith(".")
     )
-    with whole_file(folder / CHECKSUMS, "w") as f:
+    with atomic_write(folder / CHECKSUMS, "w") as f:
         f.writelines(f"{sha256_of(folder / n)}  {n}\n" for n in names)
 
 
@@ -264,7 +264,7 @@ def load(workspace: Workspace, adapter_id: str) -> Adapter:
     Raises:
         NotFound: no such adapter. StorageError: its metadata is damaged.
     """
-    folder = workspace.existing("adapters", adapter_id)
+    folder = workspace.find("adapters", adapter_id)
     meta, config = read_json(folder / METADATA), read_json(folder / CONFIG)
     base, data = meta.get("base") or {}, meta.get("dataset") or {}
     return Adapter(
@@ -291,7 +291,7 @@ def load(workspace: Workspace, adapter_id: str) -> Adapter:
 
 def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
     """Changes the display name; weights and digest stay."""
-    folder = workspace.existing("adapters", adapter_id)
+    folder = workspace.find("adapters", adapter_id)
     meta = read_json(folder / METADATA)
     meta["name"] = check_name(name)
     write_json(folder / METADATA, meta)
@@ -299,15 +299,15 @@ def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
     return load(workspace, adapter_id)
 
 
-def record(
+def add_results(
     workspace: Workspace, adapter_id: str, results: dict[str, Any], provenance: dict[str, Any] | None = None
 ) -> Adapter:
     """Adds figures that were measured after an adapter was saved, and provenance; weights and digest stay."""
-    folder = workspace.existing("adapters", adapter_id)
+    folder = workspace.find("adapters", adapter_id)
     meta = read_json(folder / METADATA)
     meta = {**meta, **(provenance or {}), "results": {**meta.get("results", {}), **results}}
     write_json(folder / METADATA, meta)
-    with whole_file(folder / "README.md", "w") as f:
+    with atomic_write(folder / "README.md", "w") as f:
         f.write(model_card(meta, read_json(folder / CONFIG)))
     _write_checksums(folder)
     return load(workspace, adapter_id)
@@ -319,7 +319,7 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
     Raises:
         AdapterError: a file changed, is missing, or holds weights that are not fit for use.
     """
-    return verify_folder(workspace.existing("adapters", adapter_id))
+    return verify_folder(workspace.find("adapters", adapter_id))
 
 
 def verify_folder(folder: Path) -> list[str]:
@@ -426,11 +426,11 @@ def _holds_rank(size: int, rank: int, config: dict[str, Any]) -> bool:
     return size == rank or bool(config.get("target_parameters")) and size > 0 and size % rank == 0
 
 
-def archive(workspace: Workspace, adapter_id: str) -> Path:
+def export_zip(workspace: Workspace, adapter_id: str) -> Path:
     """Writes the adapter's folder as exports/<id>/<id>.zip and returns its path."""
-    folder = workspace.existing("adapters", adapter_id)
+    folder = workspace.find("adapters", adapter_id)
     target = workspace.path("exports", adapter_id, f"{adapter_id}.zip")
-    with whole_file(target) as f, zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as z:
+    with atomic_write(target) as f, zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as z:
         for file in sorted(folder.iterdir()):
             if file.is_file() and not file.name.startswith("."):
                 z.write(file, f"{adapter_id}/{file.name}")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.errors import DataError
-from core.store.workspace import ensure_space, regular_file, sha256_of, storage_error, whole_file
+from core.store.workspace import ensure_space, check_regular_file, sha256_of, storage_error, atomic_write
 
 SUMS = "SHA256SUMS"
 COUNT_LIMIT = 10_100  # members; a dataset has up to 10 000 files
@@ -25,7 +25,7 @@ SUMS_LIMIT_BYTES = 4 << 20
 RATIO_LIMIT = 250  # what deflate reaches at our level at the very best; a bomb needs more
 LEVEL = 1
 BLOCK = 1 << 20
-AGAIN = "Fetch or pack it again."
+AGAIN = "Download or pack it again."
 
 
 def write(path: Path, members: Mapping[str, Path | bytes]) -> None:
@@ -41,14 +41,14 @@ def write(path: Path, members: Mapping[str, Path | bytes]) -> None:
     }
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     with (
-        whole_file(path) as f,
+        atomic_write(path) as f,
         zipfile.ZipFile(f, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL, strict_timestamps=False) as z,
     ):
         for name, member in {**members, SUMS: text.encode()}.items():
             if isinstance(member, bytes):
                 z.writestr(zipfile.ZipInfo(name), member, zipfile.ZIP_DEFLATED, LEVEL)
             else:
-                z.write(regular_file(member), name)
+                z.write(check_regular_file(member), name)
 
 
 def extract(path: Path, place: Path, allowed: re.Pattern[str]) -> list[str]:
@@ -62,7 +62,7 @@ def extract(path: Path, place: Path, allowed: re.Pattern[str]) -> list[str]:
         StorageError: the disk refused.
     """
     try:
-        with zipfile.ZipFile(regular_file(path)) as z:
+        with zipfile.ZipFile(check_regular_file(path)) as z:
             members = _checked(path, z.infolist(), allowed)
             sums = _sums(path, z, members)
             ensure_space(place, sum(m.file_size for m in members))

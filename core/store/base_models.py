@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BaseModelError, StudioError
-from core.store.workspace import Claim, ensure_space, sha256_of, whole_file
+from core.store.workspace import FileLock, ensure_space, sha256_of, atomic_write
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "embedded-base"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -37,7 +37,7 @@ SIBLINGS = 64  # folders beside the resident base that are looked at
 
 
 @dataclass(frozen=True)
-class Offer:
+class LocalBase:
     """A base model that lies on this machine.
 
     Attributes:
@@ -54,7 +54,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Fetch:
+class Download:
     """A download: bytes that are here and bytes in all; 0 in all while it is being asked for."""
 
     name: str
@@ -64,7 +64,7 @@ class Fetch:
     over: bool = False
 
 
-class Stopped(StudioError):
+class DownloadStopped(StudioError):
     """A download that was stopped; what has come stays, and the next one goes on from there."""
 
 
@@ -90,7 +90,7 @@ def locate(name: str) -> tuple[str, bool]:
             )
         return str(folder.resolve()), True
     if HUB_ID.fullmatch(name):
-        kept = snapshot(name)
+        kept = find_snapshot(name)
         return (str(kept), True) if kept else (name, False)  # a whole copy is here: nobody is asked
     raise BaseModelError(
         f"{name!r} is no base model.",
@@ -98,7 +98,7 @@ def locate(name: str) -> tuple[str, bool]:
     )
 
 
-def lacking(folder: Path) -> str:
+def describe_defect(folder: Path) -> str:
     """What a model folder lacks to be a base, in a sentence; "" when it looks whole."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -128,16 +128,16 @@ def lacking(folder: Path) -> str:
     )
 
 
-def _described(name: str, place: str, folder: Path) -> Offer:
-    why = lacking(folder)
+def _described(name: str, place: str, folder: Path) -> LocalBase:
+    why = describe_defect(folder)
     try:
         kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
     except (OSError, ValueError, AttributeError):
         kind = ""
-    return Offer(name, place, kind, sum(f.stat().st_size for f in folder.glob(WEIGHTS) if f.is_file()), why)
+    return LocalBase(name, place, kind, sum(f.stat().st_size for f in folder.glob(WEIGHTS) if f.is_file()), why)
 
 
-def in_cache() -> list[Offer]:
+def list_cached() -> list[LocalBase]:
     """Models in the Hub's cache, whole or not."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
@@ -160,9 +160,9 @@ def in_cache() -> list[Offer]:
     return offers
 
 
-def beside(folders: Iterable[str]) -> list[Offer]:
+def list_nearby(folders: Iterable[str]) -> list[LocalBase]:
     """Models in these folders and in the folders beside them."""
-    found: dict[str, Offer] = {}
+    found: dict[str, LocalBase] = {}
     for folder in (Path(f).expanduser() for f in folders):
         try:
             near = (
@@ -179,7 +179,7 @@ def beside(folders: Iterable[str]) -> list[Offer]:
     return list(found.values())
 
 
-def snapshot(name: str) -> Path | None:
+def find_snapshot(name: str) -> Path | None:
     """The folder in the Hub's cache that holds all of a model, the one that its main branch points to first."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -198,10 +198,10 @@ def snapshot(name: str) -> Path | None:
         )
     except OSError:
         return None
-    return next((p for p in found if not lacking(p)), None)
+    return next((p for p in found if not describe_defect(p)), None)
 
 
-def fetch(name: str, tell: Callable[[Fetch], None], stopped: Callable[[], bool]) -> Path:
+def download(name: str, tell: Callable[[Download], None], stopped: Callable[[], bool]) -> Path:
     """Downloads a model from the Hub into its cache.
 
     The weights are fetched by us, because the Hub's own library (2.4) begins a file anew that was cut off;
@@ -225,7 +225,7 @@ def fetch(name: str, tell: Callable[[Fetch], None], stopped: Callable[[], bool])
             f"{name!r} is no Hub id.",
             'A Hub id has the form "owner/name", such as "Qwen/Qwen2.5-0.5B-Instruct".',
         )
-    tell(Fetch(name))
+    tell(Download(name))
     try:
         info = HfApi().model_info(name, files_metadata=True)
         files = {s.rfilename: int(s.size or 0) for s in info.siblings or () if _fetched(s.rfilename)}
@@ -245,16 +245,16 @@ def fetch(name: str, tell: Callable[[Fetch], None], stopped: Callable[[], bool])
                 )
                 for had in _bytes(url, part, files[file]):
                     if stopped():
-                        raise Stopped(
+                        raise DownloadStopped(
                             f"The download of {name!r} was stopped.", "Start it again to go on where it was."
                         )
-                    tell(Fetch(name, done + had, total))
+                    tell(Download(name, done + had, total))
                 _settle(part, blob, files[file])
             done += files[file]
-            tell(Fetch(name, done, total))
+            tell(Download(name, done, total))
         path = snapshot_download(name, revision=info.sha, allow_patterns=list(files), tqdm_class=_silent())
         (Path(path).parents[2] / "refs").mkdir(exist_ok=True)
-        with whole_file(
+        with atomic_write(
             Path(path).parents[2] / "refs" / "main", "w"
         ) as f:  # that of the commit is all it writes by itself
             f.write(str(info.sha))
@@ -288,7 +288,7 @@ def _bytes(url: str, part: Path, size: int) -> Iterator[int]:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     part.parent.mkdir(parents=True, exist_ok=True)
-    claim, failures = Claim(part.with_name(f"{part.name}.lock")), 0
+    claim, failures = FileLock(part.with_name(f"{part.name}.lock")), 0
     try:
         while (had := part.stat().st_size if part.exists() else 0) < size:
             headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={had}-"}

@@ -1,7 +1,7 @@
-"""The log of a run: append-only JSON lines, read by cursor.
+"""Event logs: append-only JSON lines, read by cursor.
 
-The only link between a run and whoever watches it. Knows how to append and how to read what is new;
-knows nothing of training. A cursor is a byte offset: the end of the last whole line that was read.
+A log is the only link between a run and the processes that follow it. A cursor is a byte offset: the end of the last
+complete line that was read. `core.store.events` lists the kinds of events and their fields.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.store.events import KINDS, UnreadableEvent
 from core.store.workspace import storage_error
 
-READ_LIMIT_BYTES = 4 * 1024 * 1024  # one read never returns more than this; call again for the rest
+READ_LIMIT_BYTES = 4 * 1024 * 1024  # the most that one call of `read_since` reads
 
 
 class EventLog:
@@ -29,11 +30,11 @@ class EventLog:
         self._torn = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._mend()
+            self._end_torn_line()
         except OSError as e:
             raise storage_error(e, path) from e
 
-    def _mend(self) -> None:
+    def _end_torn_line(self) -> None:
         """Ends a line that a crash left unterminated, so that the next event starts on its own line."""
         if self.path.exists() and self.path.stat().st_size:
             with open(self.path, "rb+") as f:
@@ -42,12 +43,14 @@ class EventLog:
                     f.write(b"\n")
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Writes one event: its kind, the wall clock, seconds since this log was opened, and fields.
+        """Appends one event.
 
-        Non-finite numbers are written as strings, because JSON has none.
+        Args:
+            kind: one of `core.store.events.KINDS`.
+            fields: the fields of that kind. Numbers that are not finite are written as strings, because JSON has none.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the line could not be written.
         """
         event = {
             "kind": kind,
@@ -55,37 +58,37 @@ class EventLog:
             "elapsed": round(time.monotonic() - self._start, 3),
             **fields,
         }
-        line = json.dumps({k: _plain(v) for k, v in event.items()}, ensure_ascii=False) + "\n"
+        line = json.dumps({k: _to_json(v) for k, v in event.items()}, ensure_ascii=False) + "\n"
         with self._lock:
             try:
                 with open(self.path, "ab") as f:
                     f.write(("\n" * self._torn + line).encode("utf-8", "replace"))
                 self._torn = False
             except OSError as e:
-                self._torn = True  # half a line may stand there: the next event starts on its own line
+                self._torn = True  # part of a line may be written: the next event starts on its own line
                 raise storage_error(e, self.path) from e
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_to_json(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Reads the events after `cursor`.
 
-    A last line without its newline is left for the next call; a torn line in the middle is
-    returned as `{"kind": "unreadable"}`, so that readers can count it.
+    A last line without its newline is left for the next call. A line that is not an event is returned as an
+    `UnreadableEvent`, so that readers can count it.
 
     Args:
-        path: the events.jsonl of a run; a missing file has no events.
-        cursor: byte offset returned by the call before; 0 for all.
+        path: an event log; a missing file has no events.
+        cursor: byte offset returned by the previous call; 0 reads from the start.
 
     Returns:
-        (events, new cursor)
+        (events, new cursor). One call reads at most `READ_LIMIT_BYTES`; call again until the cursor stays the same.
     """
     try:
         with open(path, "rb") as f:
@@ -96,17 +99,30 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], 0
     end = block.rfind(b"\n") + 1
-    if (
-        not end and len(block) == READ_LIMIT_BYTES
-    ):  # a line longer than one read would hold readers up for ever
-        return [{"kind": "unreadable"}], cursor + len(block)
+    if not end and len(block) == READ_LIMIT_BYTES:
+        # The line is longer than one read. Without this, the cursor would never move on.
+        return [_unreadable()], cursor + len(block)
+    return [_parse_line(line) for line in block[:end].split(b"\n") if line.strip()], cursor + end
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return _unreadable()
+    return event if isinstance(event, dict) else _unreadable()
+
+
+def _unreadable() -> dict[str, Any]:
+    return {"kind": KINDS[UnreadableEvent]}
+
+
+def read_all(path: Path) -> list[dict[str, Any]]:
+    """Reads every event of a log."""
     events: list[dict[str, Any]] = []
-    for line in block[:end].split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-            events.append(event if isinstance(event, dict) else {"kind": "unreadable"})
-        except (ValueError, RecursionError):
-            events.append({"kind": "unreadable"})
-    return events, cursor + end
+    cursor, end = -1, 0
+    while end != cursor:
+        cursor = end
+        new, end = read_since(path, cursor)
+        events += new
+    return events

@@ -24,7 +24,7 @@ CELL_LIMIT = 64
 FIXED = ("kind", "name", "report_to", "sample_prompts")  # what makes no other training is not varied
 FIELDS = {f.name: f for f in dataclasses.fields(TrainSpec) if f.name not in FIXED}
 WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
-PRESETS: dict[str, dict[str, list[Any]]] = {
+GRID_PRESETS: dict[str, dict[str, list[Any]]] = {
     "rank x rate x epochs": {"rank": [16, 32], "learning_rate": [1e-4, 5e-5], "epochs": [2.0, 3.0]},
 }
 Axes = dict[str, list[Any]]
@@ -37,7 +37,7 @@ class Cell:
     Attributes:
         index: its place in the grid, the last axis changing fastest.
         values: setting -> value, of the varied ones.
-        key: a checksum of everything that the cell trains with but its name; see `key_of`.
+        key: a checksum of everything that the cell trains with but its name; see `spec_checksum`.
     """
 
     index: int
@@ -65,16 +65,16 @@ class Grid:
 
     @property
     def cells(self) -> list[Cell]:
-        return cells(TrainSpec.from_json(self.base), self.axes, self.name)
+        return make_cells(TrainSpec.from_json(self.base), self.axes, self.name)
 
 
-def key_of(spec: TrainSpec) -> str:
+def spec_checksum(spec: TrainSpec) -> str:
     """A checksum of a description without its name: equal for what trains the same on the same data."""
     settings = {k: v for k, v in spec.to_json().items() if k != "name"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def axis(field: str, text: str) -> list[Any]:
+def parse_axis(field: str, text: str) -> list[Any]:
     """The values of an axis as people type them: `16, 32`; `on, off`; lists as `a + b, c`.
 
     Raises:
@@ -111,11 +111,11 @@ def _checked(field: str, values: Sequence[Any], label: str) -> list[Any]:
     found = [getattr(TrainSpec(**{field: v}), field) for v in values]
     for i, value in enumerate(found):
         if value in found[:i]:
-            raise SpecError(f"{label} has {shown(value)} twice.", "Give every value once.")
+            raise SpecError(f"{label} has {format_value(value)} twice.", "Give every value once.")
     return found
 
 
-def cells(base: TrainSpec, axes: Mapping[str, Sequence[Any]], name: str = "") -> list[Cell]:
+def make_cells(base: TrainSpec, axes: Mapping[str, Sequence[Any]], name: str = "") -> list[Cell]:
     """Every combination of the axes' values, as a training description each.
 
     Args:
@@ -141,13 +141,13 @@ def cells(base: TrainSpec, axes: Mapping[str, Sequence[Any]], name: str = "") ->
     for index, combination in enumerate(itertools.product(*checked.values())):
         values = dict(zip(checked, combination, strict=True))
         spec = dataclasses.replace(base, **values, name=_name(name or base.name, index, values))
-        made.append(Cell(index, values, spec, key_of(spec)))
+        made.append(Cell(index, values, spec, spec_checksum(spec)))
     return made
 
 
 def _name(name: str, index: int, values: dict[str, Any]) -> str:
     """A cell's name says its settings, as far as they fit and may stand in a name."""
-    full = f"{name}: " + ", ".join(f"{_within(label_of(FIELDS[f]))} {shown(v)}" for f, v in values.items())
+    full = f"{name}: " + ", ".join(f"{_within(label_of(FIELDS[f]))} {format_value(v)}" for f, v in values.items())
     try:
         return check_name(full)
     except StudioError:
@@ -159,7 +159,7 @@ def _within(label: str) -> str:
     return label[0].lower() + label[1:] if label.split()[0][1:].islower() else label
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as people read it, and as `axis` reads it again."""
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -172,7 +172,7 @@ def create(workspace: Workspace, base: TrainSpec, axes: Axes, name: str) -> Grid
     """Writes a new grid down, with no runs yet.
 
     Raises:
-        SpecError, NameRefused, StorageError
+        SpecError, InvalidName, StorageError
     """
     grid = Grid(
         make_id(check_name(name)),
@@ -196,10 +196,10 @@ def save(workspace: Workspace, grid: Grid) -> None:
 
 def load(workspace: Workspace, grid_id: str) -> Grid:
     """Reads a grid. Raises NotFound or StorageError."""
-    raw = read_json(workspace.existing("grids", grid_id))
+    raw = read_json(workspace.find("grids", grid_id))
     return Grid(**{**{f.name: raw[f.name] for f in dataclasses.fields(Grid)}, "axes": dict(raw["axes"])})
 
 
-def all_of(workspace: Workspace) -> list[Grid]:
+def load_all(workspace: Workspace) -> list[Grid]:
     """All grids, newest first."""
     return sorted((load(workspace, i) for i in workspace.ids("grids")), key=lambda g: -g.created)

@@ -44,10 +44,10 @@ def save(
     """Saves a mix of adapters that are in the library.
 
     Raises:
-        SpecError, NameRefused, NotFound
+        SpecError, InvalidName, NotFound
     """
     mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
-    if any(mix.name == m.name for m in all_of(workspace)):
+    if any(mix.name == m.name for m in load_all(workspace)):
         raise SpecError(
             f"There is a mix called {mix.name!r} already.",
             "Choose another name, or delete the old one first.",
@@ -65,7 +65,7 @@ def _write(workspace: Workspace, saved: SavedMix) -> None:
 
 def load(workspace: Workspace, mix_id: str) -> SavedMix:
     """Reads a mix, with warnings where its adapters are no longer what they were."""
-    raw = read_json(workspace.existing("mixes", mix_id))
+    raw = read_json(workspace.find("mixes", mix_id))
     warnings = []
     for adapter_id, digest in raw["adapters"].items():
         try:
@@ -78,7 +78,7 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
     return SavedMix(**raw, warnings=warnings)
 
 
-def all_of(workspace: Workspace) -> list[SavedMix]:
+def load_all(workspace: Workspace) -> list[SavedMix]:
     """Every saved mix, oldest first."""
     return [load(workspace, i) for i in workspace.ids("mixes")]
 

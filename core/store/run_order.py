@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.errors import Busy, RunError, StorageError
-from core.store.workspace import Claim, Workspace, read_json, write_json
+from core.store.workspace import FileLock, Workspace, read_json, write_json
 
 MOVES = ("first", "up", "down", "last")
-PATIENCE_SECONDS = 5.0  # a change of the line is a few milliseconds; another process may be at it
+LOCK_TIMEOUT_SECONDS = 5.0  # a change of the line is a few milliseconds; another process may be at it
 
 
 @dataclass(frozen=True)
-class Lineup:
+class RunOrder:
     """What is written down of the line.
 
     Attributes:
@@ -30,43 +30,43 @@ class Lineup:
     order: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
 
-    def sorted(self, run_ids: Iterable[str]) -> list[str]:
+    def sort(self, run_ids: Iterable[str]) -> list[str]:
         """The given runs in order; those that the order does not know come last, as given."""
         place = {run_id: i for i, run_id in enumerate(self.order)}
         return sorted(run_ids, key=lambda run_id: place.get(run_id, len(place)))
 
 
-def read(workspace: Workspace) -> Lineup:
+def read(workspace: Workspace) -> RunOrder:
     """The line as it is written down; a missing or damaged file costs the order, never a run."""
     try:
-        raw = read_json(workspace.lineup)
+        raw = read_json(workspace.run_order_path)
         order, cancelled = ([str(i) for i in raw.get(k, ())] for k in ("order", "cancelled"))
-        return Lineup(tuple(dict.fromkeys(order)), tuple(dict.fromkeys(cancelled)))
+        return RunOrder(tuple(dict.fromkeys(order)), tuple(dict.fromkeys(cancelled)))
     except (StorageError, AttributeError, TypeError):
-        return Lineup()
+        return RunOrder()
 
 
-def stamp(workspace: Workspace) -> int:
+def read_version(workspace: Workspace) -> int:
     """A number that differs once the line was written again."""
     try:
-        return workspace.lineup.stat().st_mtime_ns
+        return workspace.run_order_path.stat().st_mtime_ns
     except OSError:
         return 0
 
 
-def enter(workspace: Workspace, run_id: str) -> None:
+def enqueue(workspace: Workspace, run_id: str) -> None:
     """Puts a run at the end of the line; one that stands in it already keeps its place."""
     with _changing(workspace) as now:
         order = now.order if run_id in now.order else (*now.order, run_id)
-        _write(workspace, Lineup(order, tuple(i for i in now.cancelled if i != run_id)))
+        _write(workspace, RunOrder(order, tuple(i for i in now.cancelled if i != run_id)))
 
 
-def leave(workspace: Workspace, run_id: str) -> None:
+def dequeue(workspace: Workspace, run_id: str) -> None:
     """A run waits no longer: it began, or was taken out."""
     with _changing(workspace) as now:
         _write(
             workspace,
-            Lineup(
+            RunOrder(
                 tuple(i for i in now.order if i != run_id), tuple(i for i in now.cancelled if i != run_id)
             ),
         )
@@ -75,7 +75,7 @@ def leave(workspace: Workspace, run_id: str) -> None:
 def cancel(workspace: Workspace, run_ids: Sequence[str]) -> None:
     """Marks runs of another process as taken out."""
     with _changing(workspace) as now:
-        _write(workspace, Lineup(now.order, tuple(dict.fromkeys((*now.cancelled, *run_ids)))))
+        _write(workspace, RunOrder(now.order, tuple(dict.fromkeys((*now.cancelled, *run_ids)))))
 
 
 def move(
@@ -93,13 +93,13 @@ def move(
         Busy: another process is changing the line. StorageError: the disk refused.
     """
     with _changing(workspace) as now:
-        order = moved(now.sorted(waiting), after, run_id, to, waiting)
+        order = reorder(now.sort(waiting), after, run_id, to, waiting)
         rest = [i for i in now.order if i not in order]
-        _write(workspace, Lineup((*order, *rest), now.cancelled))
+        _write(workspace, RunOrder((*order, *rest), now.cancelled))
     return order
 
 
-def moved(
+def reorder(
     order: Sequence[str],
     after: Mapping[str, Iterable[str]],
     run_id: str,
@@ -130,17 +130,17 @@ def moved(
     return new
 
 
-def _write(workspace: Workspace, lineup: Lineup) -> None:
-    write_json(workspace.lineup, {"order": list(lineup.order), "cancelled": list(lineup.cancelled)})
+def _write(workspace: Workspace, lineup: RunOrder) -> None:
+    write_json(workspace.run_order_path, {"order": list(lineup.order), "cancelled": list(lineup.cancelled)})
 
 
 @contextlib.contextmanager
-def _changing(workspace: Workspace) -> Iterator[Lineup]:
+def _changing(workspace: Workspace) -> Iterator[RunOrder]:
     """The line, for as long as only we may write it."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + LOCK_TIMEOUT_SECONDS
     while True:
         try:
-            claim = Claim(workspace.lineup.with_suffix(".lock"))
+            claim = FileLock(workspace.run_order_path.with_suffix(".lock"))
             break
         except Busy:
             if time.monotonic() > end:

@@ -1,7 +1,13 @@
-"""A run on disk: what it was asked, where it stands, who owns it.
+"""Training runs on disk: settings, status, event log, and the file lock that tells a living run from an interrupted one.
 
-Knows run.json, the event log and the claim that tells a living run from one whose process died.
-Knows nothing of models.
+    runs/<id>/run.json      settings and status      events.jsonl   the event log (`core.store.events`)
+              owner.lock    held by the process that queued or launched the run
+              job.lock      held by rank 0 of a run with processes of its own
+              asked         a stop request for such processes
+              checkpoints/
+
+The operating system releases a lock when its process dies. So a run whose status says that it runs, but whose locks are
+free, was interrupted. A run with processes of its own is alive as long as its launcher or its processes are.
 """
 
 from __future__ import annotations
@@ -10,21 +16,95 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from core.spec.training import RunStatus, TrainSpec
+from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store.event_log import EventLog
-from core.store.workspace import Workspace, claimed, make_id, read_json, whole_file, write_json
+from core.store.workspace import Workspace, atomic_write, is_locked, make_id, read_json, write_json
 
-TAIL_BYTES = 64 * 1024
-ANYHOW = (
-    RunStatus.INTERRUPTED,
-    RunStatus.PAUSED,
-    RunStatus.DISK_FULL,
-)  # resumed from the start where there is no checkpoint yet
-FROM_CHECKPOINT = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIVERGED, RunStatus.OUT_OF_MEMORY)
+TAIL_BYTES = 64 * 1024  # the end of a log in which the newest step is looked up
+# Statuses that can be resumed without a checkpoint: the run then starts from its first step.
+RESUMABLE = (RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.DISK_FULL)
+RESUMABLE_FROM_CHECKPOINT = (
+    RunStatus.STOPPED,
+    RunStatus.FAILED,
+    RunStatus.DIVERGED,
+    RunStatus.OUT_OF_MEMORY,
+)
+
+
+class MicroBatch(TypedDict):
+    """A smaller batch with the same effective batch."""
+
+    batch_size: int
+    accumulation: int
+
+
+class BatchReduction(MicroBatch):
+    """One reduction of the batch, after memory ran out."""
+
+    from_step: int  # the checkpoint that training continued from, or 0
+
+
+@dataclass(frozen=True)
+class RunExtra:
+    """The "extra" object of a run.json: what is recorded with a run beside its settings.
+
+    Attributes:
+        launch: the processes of its own that train the run; None trains it on the resident base.
+        quantization, device: how these processes load the base; "" without `launch`.
+        grid, cell: id of the grid that the run belongs to, and the index of its cell.
+        memory_ratio: measured by estimated memory of one step.
+        micro_batch: the batch that fits, after memory ran out.
+        made_smaller: every reduction of the batch, oldest first.
+        cancelled: the run was cancelled before it began.
+        handed, collected: when it was handed to another machine, and collected from there; Unix seconds.
+        unknown: keys of other versions; they are kept.
+    """
+
+    launch: Launch | None = None
+    quantization: str = ""
+    device: str = ""
+    grid: str = ""
+    cell: int | None = None
+    memory_ratio: float | None = None
+    micro_batch: MicroBatch | None = None
+    made_smaller: tuple[BatchReduction, ...] = ()
+    cancelled: bool = False
+    handed: float | None = None
+    collected: float | None = None
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> RunExtra:
+        """Reads an "extra" object.
+
+        Raises:
+            SpecError: the settings of its processes are invalid.
+        """
+        known = {k: v for k, v in raw.items() if k in _EXTRA_KEYS}
+        if "launch" in known:
+            known["launch"] = Launch.from_json(known["launch"])
+        if "made_smaller" in known:
+            known["made_smaller"] = tuple(known["made_smaller"])
+        return cls(**known, unknown={k: v for k, v in raw.items() if k not in _EXTRA_KEYS})
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that are set."""
+        values = {**self.unknown, **{k: getattr(self, k) for k in _EXTRA_KEYS}}
+        if self.launch is not None:
+            values["launch"] = self.launch.to_json()
+        values["made_smaller"] = list(self.made_smaller)
+        return {k: v for k, v in values.items() if k in self.unknown or not _is_unset(v)}
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or value is False or value in ("", [])
+
+
+_EXTRA_KEYS = tuple(name for name in RunExtra.__dataclass_fields__ if name != "unknown")
 
 
 @dataclass(frozen=True)
@@ -32,10 +112,10 @@ class Run:
     """A training run.
 
     Attributes:
-        adapter: the library id that its adapter has, or will have.
-        step, total_steps: optimizer steps taken and planned; 0 while unknown.
-        resumable: a checkpoint of ours exists and nobody is running it.
-        waited: it was still in the queue when the process that held it ended; it can be queued again.
+        adapter: id that its adapter has in the library, or will have.
+        step, total_steps: optimizer steps taken and planned; 0 if not known yet.
+        resumable: the run can be resumed: it is not alive, and has a checkpoint or can start from its first step.
+        was_queued: the run was still queued when its process ended; it can be queued again.
     """
 
     id: str
@@ -52,15 +132,25 @@ class Run:
     total_steps: int = 0
     error: str = ""
     resumable: bool = False
-    waited: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    was_queued: bool = False
+    extra: RunExtra = field(default_factory=RunExtra)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields under the keys of the terminal's `--json`; run.json holds a part of them."""
+        values = {**asdict(self), "spec": self.spec.to_json(), "extra": self.extra.to_json()}
+        return {("waited" if k == "was_queued" else k): v for k, v in values.items()}
+
+
+_RECORD_KEYS = (
+    "id", "name", "kind", "adapter", "created", "base", "base_fingerprint", "dataset_sha256", "error", "extra", "status", "spec",
+)  # fmt: skip
 
 
 def create(
-    workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: dict[str, Any] | None = None
+    workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: RunExtra | None = None
 ) -> Run:
-    """Writes a new run down as queued, with its folder and its first event."""
-    run_id, place = workspace.new_dir("runs", spec.name)
+    """Creates a queued run: its folder, run.json and first event."""
+    run_id, partial = workspace.new_dir("runs", spec.name)
     run = Run(
         id=run_id,
         name=spec.name,
@@ -71,54 +161,44 @@ def create(
         created=time.time(),
         base=base,
         dataset_sha256=dataset_sha256,
-        extra=dict(extra or {}),
+        extra=extra or RunExtra(),
     )
-    write_json(place / "run.json", _to_json(run))
-    workspace.commit_dir("runs", run_id, place)
+    write_json(partial / "run.json", _to_record(run))
+    workspace.commit_dir("runs", run_id, partial)
     log(workspace, run_id).append("status", status=run.status.value)
     return run
 
 
 def put(workspace: Workspace, run: Run, events: bytes = b"") -> None:
-    """Writes a run down that has its id already, because it comes from elsewhere; one of that id is replaced.
+    """Writes a run that already has its id, because it comes from another machine; replaces a run of the same id.
 
     Args:
-        events: its whole log.
+        events: the content of its event log.
 
     Raises:
-        StorageError
+        StorageError: it could not be written.
     """
     if workspace.path("runs", run.id).exists():
-        with whole_file(events_path(workspace, run.id)) as f:
+        with atomic_write(events_path(workspace, run.id)) as f:
             f.write(events)
-        write_json(folder(workspace, run.id) / "run.json", _to_json(run))
+        write_json(folder(workspace, run.id) / "run.json", _to_record(run))
         return
-    workspace.clear_place("runs", run.id)
-    _, place = workspace.new_dir("runs", run.name, run.id)
-    with whole_file(place / "events.jsonl") as f:
+    workspace.clear_partial("runs", run.id)
+    _, partial = workspace.new_dir("runs", run.name, run.id)
+    with atomic_write(partial / "events.jsonl") as f:
         f.write(events)
-    write_json(place / "run.json", _to_json(run))
-    workspace.commit_dir("runs", run.id, place)
+    write_json(partial / "run.json", _to_record(run))
+    workspace.commit_dir("runs", run.id, partial)
 
 
-def _to_json(run: Run) -> dict[str, Any]:
-    keep = (
-        "id",
-        "name",
-        "kind",
-        "adapter",
-        "created",
-        "base",
-        "base_fingerprint",
-        "dataset_sha256",
-        "error",
-        "extra",
-    )
-    return {**{k: getattr(run, k) for k in keep}, "status": run.status.value, "spec": run.spec.to_json()}
+def _to_record(run: Run) -> dict[str, Any]:
+    values = run.to_json()
+    return {k: values[k] for k in _RECORD_KEYS}
 
 
 def folder(workspace: Workspace, run_id: str) -> Path:
-    return workspace.existing("runs", run_id)
+    """The folder of an existing run. Raises NotFound."""
+    return workspace.find("runs", run_id)
 
 
 def checkpoints_folder(workspace: Workspace, run_id: str) -> Path:
@@ -129,32 +209,37 @@ def events_path(workspace: Workspace, run_id: str) -> Path:
     return workspace.path("runs", run_id, "events.jsonl")
 
 
-def claim_path(workspace: Workspace, run_id: str) -> Path:
+def lock_path(workspace: Workspace, run_id: str) -> Path:
+    """The lock file of the process that queued or launched a run."""
     return workspace.path("runs", run_id, "owner.lock")
 
 
-def job_path(workspace: Workspace, run_id: str) -> Path:
-    """The claim of a run's own processes, apart from whoever launched them."""
+def job_lock_path(workspace: Workspace, run_id: str) -> Path:
+    """The lock file of a run's own processes; its launcher holds `lock_path`."""
     return workspace.path("runs", run_id, "job.lock")
 
 
-def alive(workspace: Workspace, run_id: str) -> bool:
-    """Does a living process own the run, or train it?"""
-    return claimed(claim_path(workspace, run_id)) or claimed(job_path(workspace, run_id))
+def is_alive(workspace: Workspace, run_id: str) -> bool:
+    """Whether a living process owns the run or trains it."""
+    return is_locked(lock_path(workspace, run_id)) or is_locked(job_lock_path(workspace, run_id))
 
 
-def ask(workspace: Workspace, run_id: str, word: str) -> None:
-    """Leaves a wish ("keep", "pause", "close") for a run in processes of its own; "" takes it back."""
+def write_stop_request(workspace: Workspace, run_id: str, word: str) -> None:
+    """Writes a stop request for a run with processes of its own; rank 0 reads it after each step.
+
+    Args:
+        word: "keep" stops and keeps the adapter, "pause" and "close" save a checkpoint, "" withdraws the request.
+    """
     path = workspace.path("runs", run_id, "asked")
     if not word:
         path.unlink(missing_ok=True)
         return
-    with whole_file(path, "w") as f:
+    with atomic_write(path, "w") as f:
         f.write(word)
 
 
-def asked(workspace: Workspace, run_id: str) -> str:
-    """The wish that was left for a run, or ""."""
+def read_stop_request(workspace: Workspace, run_id: str) -> str:
+    """The stop request of a run, or ""."""
     try:
         return workspace.path("runs", run_id, "asked").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -162,39 +247,40 @@ def asked(workspace: Workspace, run_id: str) -> str:
 
 
 def log(workspace: Workspace, run_id: str) -> EventLog:
+    """Opens the event log of a run."""
     return EventLog(events_path(workspace, run_id))
 
 
 def load(workspace: Workspace, run_id: str) -> Run:
-    """Reads a run; one that says it lives but whose process is gone is INTERRUPTED.
+    """Reads a run. Its status is INTERRUPTED if run.json says that it is alive and no process holds its locks.
 
     Raises:
-        NotFound, StorageError
+        NotFound: no such run. StorageError: its files are damaged.
     """
     raw = read_json(folder(workspace, run_id) / "run.json")
     status = RunStatus(raw["status"])
-    if status.alive and not alive(workspace, run_id):
+    if status.is_alive and not is_alive(workspace, run_id):
         status = RunStatus.INTERRUPTED
-    step, total = _progress(events_path(workspace, run_id))
+    step, total = _read_progress(events_path(workspace, run_id))
     has_checkpoint = any(checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"))
     return Run(
         **{k: raw[k] for k in ("id", "name", "kind", "adapter", "created", "base", "error") if k in raw},
         base_fingerprint=raw.get("base_fingerprint", ""),
         dataset_sha256=raw.get("dataset_sha256", ""),
-        extra=raw.get("extra", {}),
+        extra=RunExtra.from_json(raw.get("extra", {})),
         status=status,
         spec=TrainSpec.from_json(raw["spec"]),
         step=step,
         total_steps=total,
-        waited=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
-        resumable=status in ANYHOW or (status in FROM_CHECKPOINT and has_checkpoint),
+        was_queued=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
+        resumable=status in RESUMABLE or (status in RESUMABLE_FROM_CHECKPOINT and has_checkpoint),
     )
 
 
-def change(workspace: Workspace, run: Run, **fields: Any) -> Run:
-    """Writes changed fields of a run; a new status also becomes an event."""
+def update(workspace: Workspace, run: Run, **fields: Any) -> Run:
+    """Changes fields of a run and writes run.json; a new status is also appended to its event log."""
     new = replace(run, **fields)
-    write_json(folder(workspace, run.id) / "run.json", _to_json(new))
+    write_json(folder(workspace, run.id) / "run.json", _to_record(new))
     if "status" in fields:
         log(workspace, run.id).append(
             "status", status=new.status.value, **({"error": new.error} if new.error else {})
@@ -202,15 +288,15 @@ def change(workspace: Workspace, run: Run, **fields: Any) -> Run:
     return new
 
 
-def tidy(workspace: Workspace) -> None:
-    """Removes the checkpoints of finished runs whose process was killed before it could."""
+def remove_finished_checkpoints(workspace: Workspace) -> None:
+    """Removes checkpoints of finished runs. A process that was killed after its last step leaves them."""
     for run_id in workspace.ids("runs"):
-        place = checkpoints_folder(workspace, run_id)
-        if place.exists() and load(workspace, run_id).status is RunStatus.DONE:
-            shutil.rmtree(place, ignore_errors=True)
+        checkpoints = checkpoints_folder(workspace, run_id)
+        if checkpoints.exists() and load(workspace, run_id).status is RunStatus.DONE:
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _progress(path: Path) -> tuple[int, int]:
+def _read_progress(path: Path) -> tuple[int, int]:
     """The newest (step, total_steps) in the end of a log."""
     try:
         with open(path, "rb") as f:

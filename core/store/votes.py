@@ -106,30 +106,30 @@ class Standing:
     weights: dict[str, float]
     adapters: dict[str, str]
     tilt: dict[str, float] = field(default_factory=dict)
-    shown: int = 0
-    won: int = 0
+    votes: int = 0
+    wins: int = 0
     ties: int = 0
-    by_chance: float = 0.0
+    expected_wins: float = 0.0
 
     @property
-    def decided(self) -> int:
+    def decided_votes(self) -> int:
         """Votes in which it took part and something was chosen."""
-        return self.shown - self.ties
+        return self.votes - self.ties
 
     @property
-    def share(self) -> float | None:
+    def win_rate(self) -> float | None:
         """Share of the decided votes that it won; None without any."""
-        return self.won / self.decided if self.decided else None
+        return self.wins / self.decided_votes if self.decided_votes else None
 
     @property
-    def chance(self) -> float | None:
+    def chance_rate(self) -> float | None:
         """The share that it would win if all answers were alike."""
-        return self.by_chance / self.decided if self.decided else None
+        return self.expected_wins / self.decided_votes if self.decided_votes else None
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the share."""
-        return wilson(self.won, self.decided)
+        return wilson(self.wins, self.decided_votes)
 
 
 def wilson(won: int, decided: int) -> tuple[float, float]:
@@ -187,7 +187,7 @@ def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], ch
         shown,
         chosen,
     )
-    EventLog(workspace.votes).append("vote", **asdict(vote))
+    EventLog(workspace.votes_path).append("vote", **asdict(vote))
     return vote
 
 
@@ -197,25 +197,25 @@ def withdraw(workspace: Workspace, vote_id: str) -> None:
     Raises:
         NotFound: there is no such vote.
     """
-    if all(v.id != vote_id for v in all_of(workspace)):
+    if all(v.id != vote_id for v in load_all(workspace)):
         raise NotFound(f"There is no vote {vote_id!r}.", "It may have been taken back already.")
-    EventLog(workspace.votes).append("withdrawn", vote=vote_id)
+    EventLog(workspace.votes_path).append("withdrawn", vote=vote_id)
 
 
 def reset(workspace: Workspace) -> None:
     """Deletes every vote."""
     try:
-        workspace.votes.unlink(missing_ok=True)
+        workspace.votes_path.unlink(missing_ok=True)
     except OSError as e:
-        raise storage_error(e, workspace.votes) from e
+        raise storage_error(e, workspace.votes_path) from e
 
 
-def all_of(workspace: Workspace) -> list[Vote]:
+def load_all(workspace: Workspace) -> list[Vote]:
     """Every vote that counts, oldest first; lines that a crash tore or a hand spoiled are passed over."""
     found: dict[str, Vote] = {}
     cursor, more = 0, True
     while more:
-        events, end = read_since(workspace.votes, cursor)
+        events, end = read_since(workspace.votes_path, cursor)
         more, cursor = end != cursor, end
         for event in events:
             if event.get("kind") == "withdrawn":
@@ -250,16 +250,16 @@ def tally(votes: Sequence[Vote]) -> list[Standing]:
                 identity, Standing(identity, shown.name, vote.base, shown.weights, shown.adapters, shown.tilt)
             )
             standing.name = shown.name or standing.name
-            standing.shown += 1
+            standing.votes += 1
             if vote.chosen is None:
                 standing.ties += 1
             else:
-                standing.won += identities[vote.chosen] == identity
-                standing.by_chance += 1 / len(here)
-    return sorted(found.values(), key=lambda s: (-(s.share or 0.0), -s.shown, s.name))
+                standing.wins += identities[vote.chosen] == identity
+                standing.expected_wins += 1 / len(here)
+    return sorted(found.values(), key=lambda s: (-(s.win_rate or 0.0), -s.votes, s.name))
 
 
-def table(votes: Sequence[Vote]) -> list[list[Any]]:
+def make_rows(votes: Sequence[Vote]) -> list[list[Any]]:
     """One row for each answer that was voted on, below a row of headings."""
     rows: list[list[Any]] = [list(HEADINGS)]
     for vote in votes:

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from core.errors import Busy, DiskFull, NameRefused, NotFound, StorageError
+from core.errors import Busy, DiskFull, InvalidName, NotFound, StorageError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports")
@@ -47,21 +47,21 @@ def check_name(name: str) -> str:
     """Returns a display name, stripped, or refuses it.
 
     Raises:
-        NameRefused: empty, longer than 120 characters, control characters, or path parts.
+        InvalidName: empty, longer than 120 characters, control characters, or path parts.
     """
     clean = name.strip() if isinstance(name, str) else ""
     allowed = f"Use 1 to {NAME_LIMIT} characters without slashes or control characters."
     if not clean:
-        raise NameRefused("The name is empty.", allowed)
+        raise InvalidName("The name is empty.", allowed)
     if len(clean) > NAME_LIMIT:
-        raise NameRefused(f"The name has {len(clean)} characters.", allowed)
+        raise InvalidName(f"The name has {len(clean)} characters.", allowed)
     if (
         any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI for c in clean)
         or "/" in clean
         or "\\" in clean
         or clean.strip(".") == ""
     ):
-        raise NameRefused(f"The name {clean!r} cannot be used.", allowed)
+        raise InvalidName(f"The name {clean!r} cannot be used.", allowed)
     return clean
 
 
@@ -97,7 +97,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a file that appears at `path` whole or not at all (partial, fsync, os.replace).
 
     Raises:
@@ -121,7 +121,7 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
-    with whole_file(path, "w") as f:
+    with atomic_write(path, "w") as f:
         json.dump(value, f, ensure_ascii=False, indent=2, sort_keys=True)
         f.write("\n")
 
@@ -156,11 +156,11 @@ def ensure_space(path: Path, need_bytes: int) -> None:
         )
 
 
-def regular_file(path: Path) -> Path:
+def check_regular_file(path: Path) -> Path:
     """Returns `path` if it is a regular file (no link, FIFO, device or folder).
 
     Raises:
-        NameRefused: it is anything else.
+        InvalidName: it is anything else.
         NotFound: it does not exist.
     """
     try:
@@ -168,7 +168,7 @@ def regular_file(path: Path) -> Path:
     except (OSError, ValueError) as e:
         raise NotFound(f"There is no file {str(path)!r}.", "Check the path.") from e
     if not stat.S_ISREG(mode):
-        raise NameRefused(
+        raise InvalidName(
             f"{path.name!r} is not a regular file.", "Give a file itself, not a link, folder or device."
         )
     return path
@@ -189,20 +189,20 @@ class Workspace:
         """The path of an item, or of a file in it. Ids are ours; anything else is refused.
 
         Raises:
-            NameRefused: the id has a form that we never make, or the path leaves the workspace.
+            InvalidName: the id has a form that we never make, or the path leaves the workspace.
         """
         if kind not in KINDS or not isinstance(item_id, str) or not ID.fullmatch(item_id):
-            raise NameRefused(
+            raise InvalidName(
                 f"{item_id!r} is not an id of this workspace.",
                 "Ids have 1 to 64 letters a-z, digits and hyphens.",
             )
         leaf = item_id + (".json" if kind in FILES else "")
         path = self.root.joinpath(kind, leaf, *parts)
         if any("\0" in part for part in parts) or not path.resolve().is_relative_to(self.root / kind / leaf):
-            raise NameRefused(f"{'/'.join(parts)!r} leaves the folder of {item_id!r}.", "Use plain names.")
+            raise InvalidName(f"{'/'.join(parts)!r} leaves the folder of {item_id!r}.", "Use plain names.")
         return path
 
-    def existing(self, kind: str, item_id: str) -> Path:
+    def find(self, kind: str, item_id: str) -> Path:
         """The path of an item that is there.
 
         Raises:
@@ -227,17 +227,17 @@ class Workspace:
         return [item_id for _, item_id in sorted(found)]
 
     @property
-    def votes(self) -> Path:
+    def votes_path(self) -> Path:
         """The log of the blind tests' votes, kept with the mixes; no id ends like it."""
         return self.root / "mixes" / "votes.jsonl"
 
     @property
-    def lineup(self) -> Path:
+    def run_order_path(self) -> Path:
         """The order in which queued runs begin, kept with the runs; no id ends like it."""
         return self.root / "runs" / "lineup.json"
 
     @property
-    def base(self) -> Path:
+    def base_path(self) -> Path:
         """Which base was chosen last."""
         return self.root / "base.json"
 
@@ -261,7 +261,7 @@ class Workspace:
                 raise storage_error(e, place) from e
             return chosen, place
 
-    def clear_place(self, kind: str, item_id: str) -> None:
+    def clear_partial(self, kind: str, item_id: str) -> None:
         """Removes what a killed process left in the building place of `item_id`; for whoever owns that id."""
         shutil.rmtree(self.path(kind, item_id).with_name(f".{item_id}.partial"), ignore_errors=True)
 
@@ -281,7 +281,7 @@ class Workspace:
 
     def remove(self, kind: str, item_id: str) -> None:
         """Deletes an item: renamed away first, so that it is gone whole even if we die halfway."""
-        path = self.existing(kind, item_id)
+        path = self.find(kind, item_id)
         doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
             os.replace(path, doomed)
@@ -289,7 +289,7 @@ class Workspace:
             raise storage_error(e, path) from e
         shutil.rmtree(doomed, ignore_errors=True) if doomed.is_dir() else doomed.unlink(missing_ok=True)
 
-    def sweep(self) -> int:
+    def remove_partials(self) -> int:
         """Removes half-made things that a crash left behind; returns how many. Call at start only."""
         count = 0
         for kind in KINDS:
@@ -299,7 +299,7 @@ class Workspace:
         return count
 
 
-class Claim:
+class FileLock:
     """Ownership of something by a living process: the operating system drops it when the process dies.
 
     Raises:
@@ -308,7 +308,7 @@ class Claim:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] | None = open(path, "ab")  # noqa: SIM115 (open as long as it is claimed)
+        self._file: IO[bytes] | None = open(path, "ab")  # noqa: SIM115 (open as long as it is is_locked)
         if not _lock(self._file):
             self.release()
             raise Busy(
@@ -323,7 +323,7 @@ class Claim:
             self._file = None
 
 
-def claimed(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Is someone alive holding the claim at `path`?"""
     if not path.exists():
         return False

@@ -13,20 +13,21 @@ from typing import Any
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store import runs
-from core.store.event_log import read_since
+from core.store.event_log import read_all
+from core.store.events import TRAINER_EVENTS, PlanEvent, StepEvent, ValidationEvent, is_kind
 from core.store.runs import Run
 from core.store.workspace import Workspace
 
-CLEAR = 2.0  # standard errors that a difference must be larger than, to be called one
+SIGNIFICANCE = 2.0  # standard errors that a difference must be larger than, to be called one
 POINT_LIMIT = 1000  # of a curve; more are thinned out
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationPoint:
     """One validation of a run.
 
     Attributes:
-        loss: nats a token.
+        loss: nats per token.
         rows: (nats, tokens) of every sequence, in their order; empty in logs that do not have them.
     """
 
@@ -40,11 +41,11 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class History:
+class RunHistory:
     """What a run's log tells.
 
     Attributes:
-        train, validation: (step, nats a token) in the order of steps; a step that was taken again counts once.
+        train, validation: (step, nats per token) in the order of steps; a step that was taken again counts once.
         final, best: the last validation, and the one with the lowest loss.
         seconds: all that it ran, over all its sessions.
         tokens_per_second: trained tokens over the time spent on them.
@@ -53,20 +54,20 @@ class History:
 
     train: tuple[tuple[int, float], ...] = ()
     validation: tuple[tuple[int, float], ...] = ()
-    final: Validation | None = None
-    best: Validation | None = None
+    final: ValidationPoint | None = None
+    best: ValidationPoint | None = None
     seconds: float = 0.0
     tokens_per_second: float = math.nan
     sequences: int = 0
 
-    def counted(self, keep: str) -> Validation | None:
+    def validation_for(self, keep: str) -> ValidationPoint | None:
         """The validation of the adapter that is kept."""
         return self.best if keep == "best" else self.final
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How much lower one validation loss is than another, in nats a token.
+class LossDifference:
+    """How much lower one validation loss is than another, in nats per token.
 
     Attributes:
         error: its standard error over the rows; nan where the logs do not have them.
@@ -78,12 +79,12 @@ class Difference:
     paired: bool
 
     @property
-    def clear(self) -> bool:
-        return self.nats > CLEAR * self.error
+    def is_significant(self) -> bool:
+        return self.nats > SIGNIFICANCE * self.error
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingValues:
     """One setting of several runs."""
 
     name: str
@@ -91,20 +92,13 @@ class Setting:
     values: tuple[Any, ...]
 
     @property
-    def differs(self) -> bool:
+    def is_varied(self) -> bool:
         return any(v != self.values[0] for v in self.values)
 
 
-def history(workspace: Workspace, run_id: str) -> History:
+def load_history(workspace: Workspace, run_id: str) -> RunHistory:
     """Reads a run's whole log."""
-    events: list[dict[str, Any]] = []
-    cursor = -1
-    path, later = runs.events_path(workspace, run_id), 0
-    while later != cursor:
-        cursor = later
-        found, later = read_since(path, cursor)
-        events += found
-    return told(events)
+    return history_from_events(read_all(runs.events_path(workspace, run_id)))
 
 
 def log_bytes(workspace: Workspace, run_id: str) -> int:
@@ -115,39 +109,31 @@ def log_bytes(workspace: Workspace, run_id: str) -> int:
         return 0
 
 
-def told(events: Sequence[Mapping[str, Any]]) -> History:
+def history_from_events(events: Sequence[Mapping[str, Any]]) -> RunHistory:
     """What events tell; losses that are no numbers are left out."""
     train: dict[int, float] = {}
-    seen: dict[int, Validation] = {}
+    seen: dict[int, ValidationPoint] = {}
     tokens = busy = seconds = passed = 0.0
     before, sequences = 0, 0
     for e in events:
-        kind = e.get("kind")
-        if kind in (
-            "plan",
-            "step",
-            "validation",
-            "sample",
-            "checkpoint",
-            "result",
-        ):  # the trainer's own, on one clock a session
+        if any(is_kind(e, t) for t in TRAINER_EVENTS):  # they share one clock a session
             if e.get("elapsed", 0.0) < passed:
                 seconds, before = seconds + passed, 0
             passed = float(e.get("elapsed", 0.0))
-        if kind == "plan":
+        if is_kind(e, PlanEvent):
             sequences, before = int(e.get("train_rows", 0)), 0
-        elif kind == "step" and _finite(e.get("loss")):
+        elif is_kind(e, StepEvent) and _finite(e.get("loss")):
             train[int(e["step"])] = float(e["loss"])
             rate, count = e.get("tokens_per_second"), e.get("tokens", 0)
             if _finite(rate) and rate and count > before:
                 busy += (count - before) / rate
                 tokens += count - before
             before = count
-        elif kind == "validation" and _finite(e.get("loss")):
+        elif is_kind(e, ValidationEvent) and _finite(e.get("loss")):
             rows = tuple((float(n), int(t)) for n, t in e.get("rows") or ())
-            seen[int(e["step"])] = Validation(int(e["step"]), float(e["loss"]), rows)
+            seen[int(e["step"])] = ValidationPoint(int(e["step"]), float(e["loss"]), rows)
     ordered = [seen[s] for s in sorted(seen)]
-    return History(
+    return RunHistory(
         train=tuple(sorted(train.items())),
         validation=tuple((v.step, v.loss) for v in ordered),
         final=ordered[-1] if ordered else None,
@@ -162,14 +148,14 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def thin_out(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most POINT_LIMIT of a curve's points, the last one among them."""
     every = math.ceil(len(points) / POINT_LIMIT) or 1
     kept = list(points[::every])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-def difference(lower: Validation, higher: Validation) -> Difference:
+def compare_losses(lower: ValidationPoint, higher: ValidationPoint) -> LossDifference:
     """How far two validations are apart, and how much of that the choice of rows may have made.
 
     On the same rows, the error is that of a ratio of sums, over the rows' differences:
@@ -178,11 +164,11 @@ def difference(lower: Validation, higher: Validation) -> Difference:
     """
     nats = higher.loss - lower.loss
     if len(lower.rows) < 2 or len(higher.rows) < 2:
-        return Difference(nats, math.nan, False)
+        return LossDifference(nats, math.nan, False)
     if [t for _, t in lower.rows] == [t for _, t in higher.rows]:
         apart = [(b - a, t) for (a, t), (b, _) in zip(lower.rows, higher.rows, strict=True)]
-        return Difference(nats, _error(apart), True)
-    return Difference(nats, math.hypot(_error(lower.rows), _error(higher.rows)), False)
+        return LossDifference(nats, _error(apart), True)
+    return LossDifference(nats, math.hypot(_error(lower.rows), _error(higher.rows)), False)
 
 
 def _error(rows: Sequence[tuple[float, int]]) -> float:
@@ -191,18 +177,18 @@ def _error(rows: Sequence[tuple[float, int]]) -> float:
     return math.sqrt(n / (n - 1) * sum((v - mean * t) ** 2 for v, t in rows)) / total
 
 
-def settings(given: Sequence[Run]) -> list[Setting]:
+def compare_settings(given: Sequence[Run]) -> list[SettingValues]:
     """Every setting of the runs but their names, in the order of the description, with the base and the data that they had."""
     found = [
-        Setting("base", "Base", tuple(r.base for r in given)),
-        Setting("dataset_sha256", "Data (sha256)", tuple(r.dataset_sha256[:12] for r in given)),
+        SettingValues("base", "Base", tuple(r.base for r in given)),
+        SettingValues("dataset_sha256", "Data (sha256)", tuple(r.dataset_sha256[:12] for r in given)),
     ]
     for f in fields(TrainSpec):
         if f.name != "name":
-            found.append(Setting(f.name, label_of(f), tuple(getattr(r.spec, f.name) for r in given)))
+            found.append(SettingValues(f.name, label_of(f), tuple(getattr(r.spec, f.name) for r in given)))
     return found
 
 
-def nats(value: float) -> str:
+def format_nats(value: float) -> str:
     """A difference of losses as people read it; a small one in its own power of ten."""
     return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"

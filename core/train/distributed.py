@@ -1,12 +1,14 @@
-"""Several processes that train one adapter together, and what each of them may do.
+"""The process group of a run: rank, collectives, the stop request of rank 0, and batches of even number.
 
-One of them leads: it alone writes events, checkpoints and the adapter, and hears the wish to stop; the
-others hear from it. Knows torch.distributed and how batches are dealt out; knows nothing of how the
-processes came to be (`core/launcher.py`) and nothing of models.
+Rank 0 (the main process) alone writes events, checkpoints and the adapter, validates, draws samples and polls
+for a stop request; the other ranks receive its results by broadcast. `core.train.launcher` starts the processes.
 
-    one process       step 1: b0 b1 b2 b3   step 2: b4 b5 b6 b7   ...   last step: b16
-    two, process 0    step 1: b0    b2      step 2: b4    b6      ...   last step: b16
-         process 1    step 1:    b1    b3   step 2:    b5    b7   ...   last step: blank
+The effective batch does not depend on the world size: the accumulation steps are divided among the processes,
+and the ranks read, in turn, the very batches that a single process would read:
+
+    world size 1            step 1: b0 b1 b2 b3   step 2: b4 b5 b6 b7   ...   last step: b16
+    world size 2, rank 0    step 1: b0    b2      step 2: b4    b6      ...   last step: b16
+                  rank 1    step 1:    b1    b3   step 2:    b5    b7   ...   last step: padding
 """
 
 from __future__ import annotations
@@ -25,93 +27,95 @@ from core.store import runs
 from core.store.workspace import Workspace
 
 T = TypeVar("T")
-WORDS = ("", "keep", "close", "pause")  # what can be wished of a run; sent by number
-PATIENCE = timedelta(
-    hours=6
-)  # others wait so long while the first one validates; a process that died is noticed at once by the launcher
+STOP_REQUESTS = ("", "keep", "close", "pause")  # broadcast by their place in this tuple
+# The other ranks wait in a collective while rank 0 validates, so the timeout is long. The launcher notices a
+# process that died at once.
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(eq=False)
-class Crew:
-    """The processes of a run, and which of them this is.
+class ProcessGroup:
+    """The processes that train a run together, seen from one of them.
 
     Attributes:
-        size: processes of all machines.
-        index: this one, from 0.
-        sharded: the frozen weights are spread over the processes (FSDP), so that every forward needs all of them.
-        asked: what is wished of the run; only the first process looks.
-        heard: the wish as all processes heard it, at the same step.
+        world_size: number of processes on all machines.
+        rank: number of this process, from 0.
+        sharded: the frozen weights are sharded over the processes (FSDP), so that every forward is a collective.
+        poll_stop: reads the stop request (rank 0 only): "" or one of STOP_REQUESTS.
+        stop_request: the request that all ranks received after the same step.
     """
 
-    size: int = 1
-    index: int = 0
+    world_size: int = 1
+    rank: int = 0
     sharded: bool = False
-    asked: Callable[[], str] = lambda: ""
-    heard: str = ""
+    poll_stop: Callable[[], str] = lambda: ""
+    stop_request: str = ""
 
     @property
-    def leads(self) -> bool:
-        return self.index == 0
+    def is_main_process(self) -> bool:
+        return self.rank == 0
 
-    def change(self, workspace: Workspace, run: runs.Run, **fields: Any) -> runs.Run:
-        """`runs.change` by the first process; the others only think so."""
-        return runs.change(workspace, run, **fields) if self.leads else replace(run, **fields)
+    def update_run(self, workspace: Workspace, run: runs.Run, **fields: Any) -> runs.Run:
+        """Returns the run with changed fields; only rank 0 writes them to disk."""
+        return runs.update(workspace, run, **fields) if self.is_main_process else replace(run, **fields)
 
-    def log(self, workspace: Workspace, run_id: str) -> Any:
-        """The run's event log; that of the other processes goes nowhere."""
-        return runs.log(workspace, run_id) if self.leads else _Silence()
+    def open_log(self, workspace: Workspace, run_id: str) -> Any:
+        """Returns the run's event log on rank 0, and a log that discards its events on the other ranks."""
+        return runs.log(workspace, run_id) if self.is_main_process else _NullLog()
 
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.size > 1:
+    def barrier(self) -> None:
+        """Blocks until every process has reached this call."""
+        if self.world_size > 1:
             distributed.barrier()
 
-    def tell(self, job: Callable[[], T]) -> T:
-        """What the first process finds, told to all; when sharded, all find it together."""
-        if self.size == 1 or self.sharded:
-            return job()
-        told: list[Any] = [job() if self.leads else None]
-        distributed.broadcast_object_list(told, src=0)
-        return told[0]  # type: ignore[no-any-return]
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """Computes a value on rank 0 and sends it to all ranks; a sharded group computes it on all ranks together."""
+        if self.world_size == 1 or self.sharded:
+            return compute()
+        values: list[Any] = [compute() if self.is_main_process else None]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[no-any-return]
 
-    def hear(self, device: torch.device) -> None:
-        """Called by all processes after a step: what the first one is asked to do becomes known to all."""
-        number = torch.tensor(WORDS.index(self.asked()) if self.leads else 0, device=device)
-        if self.size > 1:
+    def sync_stop(self, device: torch.device) -> None:
+        """Sets `stop_request` on every rank to the one that rank 0 polls. All ranks call it after a step."""
+        number = torch.tensor(
+            STOP_REQUESTS.index(self.poll_stop()) if self.is_main_process else 0, device=device
+        )
+        if self.world_size > 1:
             distributed.broadcast(number, src=0)
-        self.heard = WORDS[int(number)]
+        self.stop_request = STOP_REQUESTS[int(number)]
 
-    def total(self, number: int, device: torch.device) -> int:
-        """A count of each process, summed."""
-        if self.size == 1:
+    def all_reduce_sum(self, number: int, device: torch.device) -> int:
+        """The sum of a count over all ranks."""
+        if self.world_size == 1:
             return number
         tensor = torch.tensor(number, device=device, dtype=torch.int64)
         distributed.all_reduce(tensor)
         return int(tensor)
 
-    def accumulation(self, spec: TrainSpec) -> int:
-        """Forward passes of one process per optimizer step, so that the effective batch stays what was asked."""
-        return spec.accumulation // self.size
+    def batch_position(self, step: int, spec: TrainSpec, substep: int) -> int:
+        """The index of a forward pass in the whole run, as a single process would count it.
 
-    def place(self, step: int, spec: TrainSpec, substep: int) -> int:
-        """The number of a forward pass in the whole run, as one process alone would count it.
+        Domain dropout is drawn from this index, so that the draw belongs to the batch and not to the rank that
+        reads it, and every world size gives the same losses.
 
-        What is drawn by it (domain dropout) belongs to the batch and not to the process that happens to
-        read it, so that any number of processes gives the same losses.
+        Args:
+            step: optimizer steps taken so far.
+            substep: forward passes that this process has taken in the current step.
         """
-        return step * spec.accumulation + substep * self.size + self.index
+        return step * spec.accumulation + substep * self.world_size + self.rank
 
 
-ALONE = Crew()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class _Silence:
+class _NullLog:
     def append(self, kind: str, **fields: Any) -> None:
-        """Nobody reads the other processes' events."""
+        """Discards an event: only rank 0 writes the log."""
 
 
-class Blanked(torch.utils.data.Dataset):  # type: ignore[misc]
-    """Rows, and after the last one a short row of which nothing is trained."""
+class PaddedDataset(torch.utils.data.Dataset):  # type: ignore[misc]
+    """Training rows followed by one padding row: two tokens, of which none is trained."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -123,48 +127,56 @@ class Blanked(torch.utils.data.Dataset):  # type: ignore[misc]
         if index < len(self.rows):
             return dict(self.rows[index])
         first = self.rows[0]
-        size = len(first["input_ids"])
-        row = {k: v[:2] if isinstance(v, list) and len(v) == size else v for k, v in first.items()}
+        length = len(first["input_ids"])
+        row = {k: v[:2] if isinstance(v, list) and len(v) == length else v for k, v in first.items()}
         short = len(row["input_ids"])
-        return {**row, "trained": [0] * short, **({"lengths": [short]} if "lengths" in first else {})}
+        return {**row, "loss_mask": [0] * short, **({"seq_lengths": [short]} if "seq_lengths" in first else {})}
 
 
-class Filled:
-    """A batch sampler whose last batch is full and whose batches can be shared out evenly: blank rows fill up.
+class EvenBatchSampler:
+    """Fills the last batch, and the number of batches up to a multiple of the world size, with the padding row.
 
-    accelerate would start again from the front instead, and train those rows twice.
+    accelerate would instead start again from the first rows, and train those twice.
+
+    Args:
+        inner: the batch sampler of a single process.
+        world_size: number of processes that share the batches.
+        padding_index: index of the padding row.
     """
 
     drop_last = False
 
-    def __init__(self, inner: Any, processes: int, blank: int) -> None:
-        self.inner, self.processes, self.blank = inner, processes, blank
+    def __init__(self, inner: Any, world_size: int, padding_index: int) -> None:
+        self.inner, self.world_size, self.padding_index = inner, world_size, padding_index
         self.batch_size = inner.batch_size
-        self.sampler = getattr(inner, "sampler", None)  # accelerate tells it the epoch
+        self.sampler = getattr(inner, "sampler", None)  # accelerate sets the epoch on it
 
     def __len__(self) -> int:
-        return -(-len(self.inner) // self.processes) * self.processes
+        return -(-len(self.inner) // self.world_size) * self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         count = 0
         for batch in self.inner:
             count += 1
-            yield [*batch, *[self.blank] * (self.batch_size - len(batch))]
+            yield [*batch, *[self.padding_index] * (self.batch_size - len(batch))]
         for _ in range(len(self) - count):
-            yield [self.blank] * self.batch_size
+            yield [self.padding_index] * self.batch_size
 
 
-def deal(loader: Any, rows: int, processes: int) -> Any:
-    """Lets accelerate deal out evenly filled batches of a loader over `Blanked` rows.
+def shard_batches(loader: Any, rows: int, world_size: int) -> Any:
+    """Makes accelerate distribute an even number of full batches of a loader over a `PaddedDataset`.
+
+    Args:
+        rows: number of training rows, which is also the index of the padding row.
 
     Raises:
-        RunError: accelerate deals in another way than the one we know.
+        RunError: the installed accelerate distributes batches in another way.
     """
     shard = loader.batch_sampler
     if type(shard).__name__ != "BatchSamplerShard" or shard.split_batches:
         raise RunError(
-            "The batches cannot be shared out: accelerate deals them in a way that we do not know.",
+            "The installed version of accelerate distributes batches in an unknown way.",
             "Install the pinned version of accelerate.",
         )
-    shard.batch_sampler = Filled(shard.batch_sampler, processes, rows)
+    shard.batch_sampler = EvenBatchSampler(shard.batch_sampler, world_size, rows)
     return loader

@@ -1,7 +1,7 @@
-"""What a run's validations say so far: the best step, how long nothing was better, and whether it overfits.
+"""Early stopping: the best validation so far, how long no validation was better, and whether the run overfits.
 
-Plain numbers, written into every checkpoint, so that a resumed run goes on counting where it was.
-Knows nothing of models.
+Plain numbers that every checkpoint holds, so that a resumed run stops at the same step, and keeps the same best
+checkpoint, as a run without interruption.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-FELL = 0.02  # share by which the training loss falls on while validation does not, before we speak of overfitting
-WAITED = 2  # validations without a better one, before we speak of it
+# Overfitting is reported when the training loss fell by this share while this many validations did not improve.
+OVERFITTING_DROP = 0.02
+OVERFITTING_VALIDATIONS = 2
 
 
 @dataclass(frozen=True)
-class Track:
-    """Validations so far. Losses are nats a token; 0 steps and infinite losses mean none yet.
+class EarlyStopping:
+    """The validations of a run so far. The field names are keys of studio_state.json.
 
     Attributes:
-        step, loss: of the newest validation.
-        training: mean training loss of the steps since the validation before; NaN at the start.
-        best_step, best_loss, best_training: the same of the best one after the first step.
-        start_loss: before the first step.
-        waited: validations on the run's own schedule since the best one.
+        step: of the newest validation; 0 before the first one.
+        loss: of the newest validation, in nats per token; infinite before the first one.
+        training: mean training loss of the steps since the previous validation; NaN at the start.
+        best_step, best_loss, best_training: the same of the best validation after step 0.
+        start_loss: validation loss before the first step.
+        waited: scheduled validations since the best one.
     """
 
     step: int = 0
@@ -35,49 +37,52 @@ class Track:
     start_loss: float = math.inf
     waited: int = 0
 
-    def seen(self, step: int, loss: float, training: float, scheduled: bool = True) -> Track:
-        """After one more validation.
+    def update(self, step: int, loss: float, training: float, scheduled: bool = True) -> EarlyStopping:
+        """Returns the state after one more validation.
 
         Args:
-            scheduled: it came at its time; one that someone's stop brought about does not count as waiting.
+            scheduled: the validation was due at this step. A validation that a stop request caused does not
+                count towards the patience.
         """
         if step == 0:
             return replace(self, step=0, loss=loss, start_loss=loss)
         now = replace(self, step=step, loss=loss, training=training)
-        if loss < self.best_loss:  # false of a loss that is no number
+        if loss < self.best_loss:  # False for NaN
             return replace(now, best_step=step, best_loss=loss, best_training=training, waited=0)
         return replace(now, waited=self.waited + scheduled)
 
     @property
     def gap(self) -> float:
-        """Validation loss above training loss, in nats a token; NaN while one of them is not known."""
+        """Validation loss minus training loss, in nats per token; NaN while one of them is unknown."""
         return self.loss - self.training if math.isfinite(self.loss) else math.nan
 
-    def patience_over(self, patience: int) -> bool:
-        """Have so many validations in a row brought nothing better? Never with a patience of 0."""
+    def is_exhausted(self, patience: int) -> bool:
+        """Whether `patience` validations in a row did not improve; never with a patience of 0."""
         return bool(patience) and self.waited >= patience
 
-    def overfitting(self, keep: str) -> str:
-        """A sentence when validation has stopped improving while training goes on to fall; else "".
+    def overfitting_note(self, keep: str) -> str:
+        """A sentence when validation has stopped improving while the training loss still falls; otherwise "".
 
         Args:
             keep: which adapter the run will keep, "best" or "last".
         """
-        fell = self.best_training - self.training
-        if self.waited < WAITED or not fell > FELL * abs(self.best_training):
+        drop = self.best_training - self.training
+        if self.waited < OVERFITTING_VALIDATIONS or not drop > OVERFITTING_DROP * abs(self.best_training):
             return ""
-        kept = (
-            f"the run keeps the adapter of step {self.best_step}"
-            if keep == "best"
-            else "keep the best one instead of the last, or train for fewer steps"
+        if keep == "best":
+            advice = f"the run keeps the adapter of step {self.best_step}"
+        else:
+            advice = "keep the best one instead of the last, or train for fewer steps"
+        return (
+            f"Validation has not improved since step {self.best_step} while training loss fell by {drop:.2f}: "
+            f"likely overfitting; {advice}."
         )
-        return f"Validation has not improved since step {self.best_step} while training loss fell by {fell:.2f}: likely overfitting; {kept}."
 
     def to_json(self) -> dict[str, Any]:
         return {k: v if math.isfinite(v) else str(v) for k, v in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Track:
-        whole = ("step", "best_step", "waited")
-        numbers: dict[str, Any] = {k: int(v) if k in whole else float(v) for k, v in value.items()}
+    def from_json(cls, value: dict[str, Any]) -> EarlyStopping:
+        integers = ("step", "best_step", "waited")
+        numbers: dict[str, Any] = {k: int(v) if k in integers else float(v) for k, v in value.items()}
         return cls(**numbers)

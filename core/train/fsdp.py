@@ -1,4 +1,4 @@
-"""A base spread over the processes of a crew (FSDP), and whole tensors out of its pieces.
+"""A base spread over the processes of a group (FSDP), and whole tensors out of its pieces.
 
 Knows FSDP's settings and how a tensor is cut up and put together; knows nothing of runs. A checkpoint
 holds whole tensors, as one process would write them: any number of processes can go on from it.
@@ -13,11 +13,12 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from core.data.encoding import Encoded, collate
+from core.data.collation import collate
+from core.data.encoding import EncodedSequence
 from core.errors import RunError
-from core.model.decoding import predicted
-from core.model.resident import ANCHOR, TRAINEE, Resident
-from core.model.scoring import Score, row_nats
+from core.model.decoding import shifted_logits
+from core.model.resident import OFFSET, TRAINEE, Resident
+from core.model.scoring import Score, sum_row_nats
 
 BATCH_ROWS = 8  # validation sequences of one forward, which all processes make together
 
@@ -113,8 +114,8 @@ def refill(
     resident: Resident, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None
 ) -> None:
     """Puts a checkpoint's values into the adapter in training, cut up as it is, and into what it started from."""
-    for name, given in ((TRAINEE, tensors), (ANCHOR, start or {})):
-        here_now = resident.state_of(name) if given else {}
+    for name, given in ((TRAINEE, tensors), (OFFSET, start or {})):
+        here_now = resident.local_state_dict(name) if given else {}
         if {k: tuple(v.shape) for k, v in here_now.items()} != {k: tuple(v.shape) for k, v in given.items()}:
             raise RunError(
                 "The checkpoint's tensors are not those of this run.",
@@ -137,7 +138,7 @@ def restore(optimizer: Any, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": made})
 
 
-def validate(model: Any, sequences: Sequence[Encoded], pad: int, device: torch.device) -> Score:
+def validate(model: Any, sequences: Sequence[EncodedSequence], pad: int, device: torch.device) -> Score:
     """Nats over tokens of sequences, in forwards that all processes make together."""
     score = Score()
     was_training = model.training
@@ -148,8 +149,8 @@ def validate(model: Any, sequences: Sequence[Encoded], pad: int, device: torch.d
             part = order[start : start + BATCH_ROWS]
             batch = {k: v.to(device) for k, v in collate([sequences[i].row for i in part], pad).items()}
             with torch.no_grad():
-                nats = row_nats(*predicted(model, batch)).tolist()
-            score.rows |= {i: (n, sum(sequences[i].mask[1:])) for i, n in zip(part, nats, strict=True)}
+                nats = sum_row_nats(*shifted_logits(model, batch)).tolist()
+            score.rows |= {i: (n, sum(sequences[i].loss_mask[1:])) for i, n in zip(part, nats, strict=True)}
         score.nats = sum(nats for nats, _ in score.rows.values())
         score.tokens = sum(tokens for _, tokens in score.rows.values())
     finally:

@@ -1,6 +1,6 @@
 """One process of a run that a launcher started: `python -m core.train.job`, under torchrun or accelerate.
 
-Loads the base, takes its place in the crew, and trains as the studio's own thread does. Knows the run's
+Loads the base, takes its place in the group, and trains as the studio's own thread does. Knows the run's
 folder and its peers; nobody talks to it but through that folder. Knows nothing of queues or pages.
 """
 
@@ -26,8 +26,8 @@ from core.model.base import load_base
 from core.model.resident import Resident
 from core.spec.training import QUANTIZATIONS, Launch, RunStatus
 from core.store import runs
-from core.store.workspace import Claim, Workspace, write_json
-from core.train.distributed import PATIENCE, Crew
+from core.store.workspace import FileLock, Workspace, write_json
+from core.train.distributed import COLLECTIVE_TIMEOUT, ProcessGroup
 from core.train.train import train
 
 CLAIM_SECONDS = 10.0  # whoever looks whether a run lives holds its claim for a moment
@@ -44,61 +44,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     workspace = Workspace(args.workspace)
-    crew = Crew()
+    group = ProcessGroup()
     try:
         run = runs.load(workspace, args.run)
-        launch = Launch.from_json(run.extra["launch"])
+        launch = run.extra.launch or Launch()
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
         several = (
             distributed.is_torchelastic_launched()
         )  # torchrun, and what accelerate uses of it; without it we are alone
         state = PartialState(
             cpu=not on_gpu,
-            **({"timeout": PATIENCE, "backend": "nccl" if on_gpu else "gloo"} if several else {}),
+            **({"timeout": COLLECTIVE_TIMEOUT, "backend": "nccl" if on_gpu else "gloo"} if several else {}),
         )
-        crew = Crew(
-            state.num_processes, state.process_index, launch.sharding == "fsdp", Wishes(workspace, run.id)
+        group = ProcessGroup(
+            state.num_processes, state.process_index, launch.sharding == "fsdp", StopRequests(workspace, run.id)
         )
-        if crew.size != launch.world:
+        if group.world_size != launch.world_size:
             raise RunError(
-                f"{launch.world} processes were asked for, and {crew.size} came.",
+                f"{launch.world_size} processes were asked for, and {group.world_size} came.",
                 "`accelerate launch` starts a single process where it finds no GPU: use --launcher torchrun there.",
             )
-        claim = _claim(workspace, run.id) if crew.leads else None
+        claim = _claim(workspace, run.id) if group.is_main_process else None
         device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
-        resident = Resident(load_base(args.base, args.quantization, device, crew.sharded), workspace)
+        resident = Resident(load_base(args.base, args.quantization, device, group.sharded), workspace)
         train(
             workspace,
             resident,
             run,
             lambda seconds: None,
-            lambda: crew.heard,
+            lambda: group.stop_request,
             lambda: Samples().texts("general"),
-            crew,
+            group,
         )
         if claim:
             claim.release()
     except Exception as e:  # noqa: BLE001 (whatever it is, it ends this process, and others shall know why)
         traceback.print_exc()
-        leave_error(workspace, args.run, crew, e)
+        leave_error(workspace, args.run, group, e)
         return 1
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return 0
 
 
-def _claim(workspace: Workspace, run_id: str) -> Claim:
+def _claim(workspace: Workspace, run_id: str) -> FileLock:
     end = time.monotonic() + CLAIM_SECONDS
     while True:
         try:
-            return Claim(runs.job_path(workspace, run_id))
+            return FileLock(runs.job_lock_path(workspace, run_id))
         except Busy:
             if time.monotonic() > end:
                 raise
             time.sleep(0.05)
 
 
-class Wishes:
+class StopRequests:
     """What is wished of the run: by a file in its folder, or by the end of the process that launched it."""
 
     def __init__(self, workspace: Workspace, run_id: str) -> None:
@@ -106,10 +106,10 @@ class Wishes:
         self.told = False
 
     def __call__(self) -> str:
-        word = runs.asked(self.workspace, self.run_id) or ("close" if orphaned() else "")
+        word = runs.read_stop_request(self.workspace, self.run_id) or ("close" if orphaned() else "")
         if word == "keep" and not self.told:
             self.told = True
-            runs.change(self.workspace, runs.load(self.workspace, self.run_id), status=RunStatus.STOPPING)
+            runs.update(self.workspace, runs.load(self.workspace, self.run_id), status=RunStatus.STOPPING)
         return word
 
 
@@ -121,7 +121,7 @@ def orphaned() -> bool:
         return True
 
 
-def leave_error(workspace: Workspace, run_id: str, crew: Crew, error: Exception) -> None:
+def leave_error(workspace: Workspace, run_id: str, group: ProcessGroup, error: Exception) -> None:
     """Writes an error where `core/launcher.py` looks for it, with its kind."""
     known = error
     if not isinstance(known, StudioError):
@@ -131,10 +131,10 @@ def leave_error(workspace: Workspace, run_id: str, crew: Crew, error: Exception)
         "what": known.what,
         "fix": known.fix,
         "time": time.time(),
-        "process": crew.index,
-        "of": crew.size,
+        "process": group.rank,
+        "of": group.world_size,
     }
-    write_json(workspace.path("runs", run_id, f"error-{crew.index}.json"), value)
+    write_json(workspace.path("runs", run_id, f"error-{group.rank}.json"), value)
 
 
 if __name__ == "__main__":

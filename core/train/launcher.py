@@ -40,7 +40,7 @@ KILLED = re.compile(
 TAIL_BYTES = 8000  # of what they printed, for an end that nobody explained
 
 
-def environment(ours: dict[str, str] | None = None) -> dict[str, str]:
+def filter_environment(ours: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a process that we start: an allow-list, without anything that looks like a secret."""
     ours = dict(os.environ) if ours is None else ours
     kept = {k: v for k, v in ours.items() if ENVIRONMENT.fullmatch(k) and not SECRET.search(k)}
@@ -48,25 +48,21 @@ def environment(ours: dict[str, str] | None = None) -> dict[str, str]:
     return kept
 
 
-def described(launch: Launch, spec: TrainSpec, quantization: str, device: str) -> dict[str, Any]:
-    """What run.json says of a run in processes of its own; nothing for one in the studio itself.
+def check_launch(launch: Launch, spec: TrainSpec) -> None:
+    """Checks that the processes can share the batches of a run evenly.
 
     Raises:
-        SpecError: its batches cannot be shared out evenly.
+        SpecError: the gradient accumulation is not a multiple of the number of processes.
     """
-    if not launch.launcher:
-        return {}
-    if spec.accumulation % launch.world:
+    if spec.accumulation % launch.world_size:
         raise SpecError(
-            f"Gradient accumulation is {spec.accumulation}, and {launch.world} processes share its forward passes.",
-            f"Make it a multiple of {launch.world} and the batch size smaller by as much: the effective batch stays {spec.effective_batch}.",
+            f"Gradient accumulation is {spec.accumulation}, and {launch.world_size} processes share its forward passes.",
+            f"Make it a multiple of {launch.world_size} and the batch size smaller by as much: the effective batch stays {spec.effective_batch}.",
         )
-    return {"launch": launch.to_json(), "quantization": quantization, "device": device}
 
-
-def command(workspace: Workspace, run: Run, launch: Launch) -> list[str]:
+def build_command(workspace: Workspace, run: Run, launch: Launch) -> list[str]:
     """What starts the processes of this machine; no shell reads it."""
-    quantization, device = str(run.extra.get("quantization", "auto")), str(run.extra.get("device", "auto"))
+    quantization, device = run.extra.quantization or "auto", run.extra.device or "auto"
     base = str(Path(run.base).resolve()) if Path(run.base).is_dir() else run.base
     job = [
         "-m",
@@ -97,12 +93,12 @@ def command(workspace: Workspace, run: Run, launch: Launch) -> list[str]:
         else []
     )
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--num_machines", str(launch.nnodes), "--num_processes", str(launch.world),
-        "--mixed_precision", "no", "--dynamo_backend", "no", *(["--cpu"] if device == "cpu" else ["--multi_gpu"] * (launch.world > 1)), *meeting, *job,
+        sys.executable, "-m", "accelerate.commands.launch", "--num_machines", str(launch.nnodes), "--num_processes", str(launch.world_size),
+        "--mixed_precision", "no", "--dynamo_backend", "no", *(["--cpu"] if device == "cpu" else ["--multi_gpu"] * (launch.world_size > 1)), *meeting, *job,
     ]  # fmt: skip
 
 
-def conduct(
+def run_processes(
     workspace: Workspace,
     run: Run,
     serve: Callable[[float], None],
@@ -119,17 +115,17 @@ def conduct(
     Raises:
         StudioError: what a process raised, whichever was first.
     """
-    launch = launch or Launch.from_json(run.extra["launch"])
+    launch = launch or run.extra.launch or Launch()
     folder = runs.folder(workspace, run.id)
     if launch.node_rank == 0:
-        runs.ask(workspace, run.id, "")
+        runs.write_stop_request(workspace, run.id, "")
         for old in folder.glob("error-*.json"):
             old.unlink()
     try:
         with open(folder / f"job-{launch.node_rank}.log", "wb") as printed:
             process = subprocess.Popen(
-                command(workspace, run, launch),
-                env=environment(), stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
+                build_command(workspace, run, launch),
+                env=filter_environment(), stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
     except OSError as e:
         raise StorageError(
@@ -139,7 +135,7 @@ def conduct(
     try:
         _stay(workspace, run.id, process, serve, stop_asked)
     finally:
-        end(process)
+        terminate(process)
     if launch.node_rank == 0 or process.returncode:
         _explain(workspace, run.id, process.returncode, folder / f"job-{launch.node_rank}.log")
 
@@ -158,13 +154,13 @@ def _stay(
         word = stop_asked()
         if word and word != told:
             told, when = word, time.monotonic()
-            runs.ask(workspace, run_id, word)
+            runs.write_stop_request(workspace, run_id, word)
         if told == "close" and time.monotonic() - when > CLOSE_SECONDS:
             return
         time.sleep(POLL_SECONDS)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def terminate(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and all that it started, if they are still there."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
@@ -196,7 +192,7 @@ def _explain(workspace: Workspace, run_id: str, code: int, printed: Path) -> Non
     alone = (
         run.status is RunStatus.INTERRUPTED and not run.error and code < 0
     )  # processes that saw their launcher killed, and ended in good order
-    if not run.status.alive and not alone:
+    if not run.status.is_alive and not alone:
         return
     tail = printed.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace") if printed.is_file() else ""
     said = [line for line in tail.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
@@ -204,4 +200,4 @@ def _explain(workspace: Workspace, run_id: str, code: int, printed: Path) -> Non
     if code > 0 and said and not KILLED.search(tail):
         raise RunError(f"The run's processes ended with {said[-1][:300]!r}.", where)
     what = f"The run's processes were ended from outside (code {code})."
-    runs.change(workspace, run, status=RunStatus.INTERRUPTED, error=f"{what} It can be resumed; {where}")
+    runs.update(workspace, run, status=RunStatus.INTERRUPTED, error=f"{what} It can be resumed; {where}")

@@ -20,7 +20,7 @@ from typing import Any
 from core.spec.training import TrainSpec
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # a weight; two moments
-SURE_BYTES = 32 << 20  # a smaller measured growth says more of the allocator than of the step
+MIN_GROWTH_BYTES = 32 << 20  # a smaller measured growth says more of the allocator than of the step
 MEMINFO, STATUS, RESET, LIMIT = (
     Path("/proc/meminfo"),
     Path("/proc/self/status"),
@@ -30,7 +30,7 @@ MEMINFO, STATUS, RESET, LIMIT = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What of a model decides its memory.
 
     Attributes:
@@ -52,7 +52,7 @@ class Shape:
     targets: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, base: Any) -> Shape:
+    def from_base(cls, base: Any) -> ModelShape:
         """Of a resident base; on the model's thread."""
         config = base.model.config.get_text_config()
         head = base.model.get_output_embeddings()
@@ -116,7 +116,7 @@ class Estimate:
         return {**asdict(self), "total": self.total}
 
 
-def estimate(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
+def estimate(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
     """What a spec needs on a base of this shape, at its longest batch.
 
     Args:
@@ -137,7 +137,7 @@ def estimate(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
     layer = number * (8 * shape.hidden + shape.keys_values + 4 * shape.inner)
     copies = (4 if number < 4 else 0) + (5 if spec.dropout else 0)
     adapters = (copies * into + 4 * spec.rank * count) / max(1, shape.layers)
-    checkpointed = spec.recomputes(shape.on_gpu)
+    checkpointed = spec.uses_gradient_checkpointing(shape.on_gpu)
     kept = (
         shape.layers * number * shape.hidden + layer + adapters
         if checkpointed
@@ -155,7 +155,7 @@ def estimate(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
     )
 
 
-def available(on_gpu: bool) -> int | None:
+def available_bytes(on_gpu: bool) -> int | None:
     """Bytes that the device still has for a run; None where nothing tells.
 
     On a CPU the smaller of what the system says is available and what the control group still allows.
@@ -180,7 +180,7 @@ def available(on_gpu: bool) -> int | None:
         return free
 
 
-def told(shape: Shape, spec: TrainSpec, ratio: float | None, free: int | None) -> dict[str, Any]:
+def told(shape: ModelShape, spec: TrainSpec, ratio: float | None, free: int | None) -> dict[str, Any]:
     """Figures and a sentence for whoever is about to start a run.
 
     Args:
@@ -190,14 +190,14 @@ def told(shape: Shape, spec: TrainSpec, ratio: float | None, free: int | None) -
     need = estimate(shape, spec, ratio or 1.0)
     extra = need.total - need.base
     basis = "measured on this base" if ratio else "estimated"
-    text = f"Needs about {size(extra)} beside the base's {size(need.base)} ({basis})"
+    text = f"Needs about {format_bytes(extra)} beside the base's {format_bytes(need.base)} ({basis})"
     if free is None:
         text += "."
     elif extra <= free:
-        text += f"; {size(free)} are free."
+        text += f"; {format_bytes(free)} are free."
     else:
         best = next(iter(advice(shape, spec, ratio or 1.0)), None)
-        text += f", and only {size(free)} are free. " + (
+        text += f", and only {format_bytes(free)} are free. " + (
             f"{best} would help most." if best else "The batch will be made smaller until it fits."
         )
     return {
@@ -209,7 +209,7 @@ def told(shape: Shape, spec: TrainSpec, ratio: float | None, free: int | None) -
     }
 
 
-def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
+def advice(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
     """Up to three settings that would help most, each with what it saves, the most helpful first."""
     now = estimate(shape, spec, ratio).total
     tries: list[tuple[str, dict[str, Any]]] = []
@@ -220,7 +220,7 @@ def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
                 {"max_length": spec.max_length // 2},
             )
         )
-    if not spec.recomputes(shape.on_gpu):
+    if not spec.uses_gradient_checkpointing(shape.on_gpu):
         tries.append(("gradient checkpointing", {"gradient_checkpointing": "on"}))
     if spec.batch_size > 1:
         tries.append((f"batch size 1 instead of {spec.batch_size}", {"batch_size": 1}))
@@ -234,10 +234,10 @@ def advice(shape: Shape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
         ((now - estimate(shape, replace(spec, **changes), ratio).total, text) for text, changes in tries),
         reverse=True,
     )
-    return [f"{text[0].upper()}{text[1:]} (saves about {size(byte)})" for byte, text in saved[:3] if byte > 0]
+    return [f"{text[0].upper()}{text[1:]} (saves about {format_bytes(byte)})" for byte, text in saved[:3] if byte > 0]
 
 
-def smaller(batch_size: int, accumulation: int) -> tuple[int, int] | None:
+def shrink_micro_batch(batch_size: int, accumulation: int) -> tuple[int, int] | None:
     """The next smaller micro-batch of the same effective batch, or None at one row.
 
     Half, and twice the accumulation; of an odd number the largest part below half that divides the effective batch.
@@ -247,7 +247,7 @@ def smaller(batch_size: int, accumulation: int) -> tuple[int, int] | None:
     return (rows, whole // rows) if rows else None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Is this the device's or the system's word for having no memory left?"""
     import torch
 
@@ -256,14 +256,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) and "memory" in str(error)
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes as people say them."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{max(count, 0) / 1e6:.1f} MB"
 
 
-class Meter:
+class MemoryMeter:
     """Measures how far memory grows from its making to `grown()`.
 
     On a GPU that is torch's allocated memory; on a CPU the resident set of the whole process, whose peak Linux lets us
@@ -286,7 +286,7 @@ class Meter:
         except OSError:
             self._start = None
 
-    def grown(self) -> int | None:
+    def growth(self) -> int | None:
         """Bytes at the peak above the start; None where the system does not tell."""
         if self._start is None:
             return None
@@ -307,12 +307,12 @@ def _resident(which: str) -> int | None:
 
 def ratio_of(measured: int | None, estimated: int) -> float | None:
     """Measured over estimated step memory, where the measurement says something; kept within a factor of four."""
-    if measured is None or measured < SURE_BYTES or estimated <= 0:
+    if measured is None or measured < MIN_GROWTH_BYTES or estimated <= 0:
         return None
     return round(min(4.0, max(0.25, measured / estimated)), 3)
 
 
-def probe(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
+def probe_step(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
     """One forward and backward of the longest batch, for its memory; the run notices nothing of it.
 
     Args:
@@ -326,17 +326,17 @@ def probe(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
     sizes = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     longest = sorted(range(len(sizes)), key=lambda i: -sizes[i])[: trainer.args.per_device_train_batch_size]
     batch = trainer.data_collator([trainer.train_dataset[i] for i in longest])
-    shape = Shape.of(base)
+    shape = ModelShape.from_base(base)
     need = estimate(shape, replace(spec, max_length=max(16, sizes[longest[0]]), batch_size=len(longest)))
-    batch.pop("sizes", None)  # for counting only, the model does not take it
+    batch.pop("row_lengths", None)  # for counting only, the model does not take it
     count = trainer._get_num_items_in_batch([batch], trainer.args.device)
     trainer.model_wrapped.train()
-    meter = Meter(shape.on_gpu)
+    meter = MemoryMeter(shape.on_gpu)
     with torch.random.fork_rng():
         trainer.compute_loss(
             trainer.model_wrapped, trainer._prepare_inputs(batch), num_items_in_batch=count
         ).backward()
-    measured = meter.grown()
+    measured = meter.growth()
     trainer.model_wrapped.zero_grad()
     return {
         "rows": len(longest),
@@ -345,5 +345,5 @@ def probe(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
         "measured_step": measured,
         "measured_as": meter.what,
         "ratio": ratio_of(measured, need.step),
-        "free": available(shape.on_gpu),
+        "free": available_bytes(shape.on_gpu),
     }

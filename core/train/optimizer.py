@@ -39,7 +39,7 @@ def settings(spec: TrainSpec, device: str) -> dict[str, Any]:
     name = NAMES.get(spec.optimizer) or ("adamw_torch_fused" if device in FUSED else "adamw_torch")
     if "8bit" in name:
         _try(name, device)
-    checkpointing = spec.recomputes(device == "cuda")
+    checkpointing = spec.uses_gradient_checkpointing(device == "cuda")
     return {
         "optim": name,
         "weight_decay": spec.weight_decay,

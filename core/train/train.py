@@ -25,28 +25,28 @@ from transformers import set_seed
 
 from core.data.datasets import Dataset, load_dataset, read_split, verify_dataset
 from core.data.encoding import (
-    Encoded,
-    count_forged,
+    EncodedSequence,
+    count_with_special_tokens,
     encode_documents,
-    encode_gaps,
+    encode_span_corruption,
     encode_task,
     encode_text,
-    reads_apart,
-    replayed,
+    is_seq2seq,
 )
-from core.data.packing import Account, arranged, windows
+from core.data.replay import add_replay
+from core.data.packing import PackingStats, build_rows, split_into_windows
 from core.errors import OutOfMemory, RunError, SpecError
 from core.model import experts
-from core.model.nf4_cpu import differentiable
-from core.model.packing_check import mingled
+from core.model.nf4_cpu import unpack_for_backward
+from core.model.packing_check import leaks
 from core.model.resident import Resident
-from core.spec.training import RunStatus, TrainSpec, experts_said
+from core.spec.training import RunStatus, TrainSpec, describe_expert_training
 from core.store import adapters, runs
 from core.store.workspace import Workspace
 from core.train import checkpoints, memory
-from core.train.distributed import ALONE, Crew
+from core.train.distributed import SINGLE_PROCESS, ProcessGroup
 from core.train.optimizer import quiet
-from core.train.trainer import Hooks, StudioTrainer
+from core.train.trainer import TrainerContext, StudioTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def train(
     serve: Callable[[float], None],
     stop_asked: Callable[[], str],
     general: Callable[[], Sequence[str]],
-    crew: Crew = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> runs.Run:
     """Trains a run to its end, from its newest checkpoint where it has one.
 
@@ -75,7 +75,7 @@ def train(
     Args:
         stop_asked: "" to go on, "keep" to end and keep what is learned, "pause" or "close" to save and be resumed later.
         general: gives the texts of ours that are replayed when the spec names no dataset for it.
-        crew: the processes that train it; every one of them calls this.
+        group: the processes that train it; every one of them calls this.
 
     Returns:
         The run as it ended: DONE, STOPPED with what it had learned, or PAUSED or INTERRUPTED with a checkpoint.
@@ -83,16 +83,16 @@ def train(
     Raises:
         StudioError: it could not start or go on; the caller writes that down.
     """
-    log = crew.log(workspace, run.id)
+    log = group.log(workspace, run.id)
     if run.base_fingerprint and run.base_fingerprint != resident.base.fingerprint:
         raise RunError(
             f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {resident.base.name!r}.",
             "Change the base back, then resume it.",
         )
     try:
-        if crew.leads:
-            runs.tidy(workspace)
-        run = crew.change(
+        if group.is_main_process:
+            runs.remove_finished_checkpoints(workspace)
+        run = group.change(
             workspace,
             run,
             status=RunStatus.RUNNING,
@@ -105,8 +105,8 @@ def train(
         if run.spec.experts:
             log.append(
                 "note",
-                text=experts_said(
-                    experts.weights_a_rank(resident.base.model), run.spec.rank, resident.base.parameters
+                text=describe_expert_training(
+                    experts.parameters_per_rank(resident.base.model), run.spec.rank, resident.base.parameters
                 ),
             )
         rows, validation, account = sequences(
@@ -114,28 +114,28 @@ def train(
         )
         log.append("data", **account.to_json())
         material = Material(
-            rows, validation, sample_prompts(workspace, run.spec), Hooks(log, serve, stop_asked, crew)
+            rows, validation, sample_prompts(workspace, run.spec), TrainerContext(log, serve, stop_asked, group)
         )
-        with differentiable(resident.base.model):
+        with unpack_for_backward(resident.base.model):
             run, trainer = _fitted(workspace, resident, run, material)
         stopped = trainer.state.global_step < trainer.state.max_steps and not trainer.ended_early
         if stopped and stop_asked() in LATER:
-            return crew.change(workspace, run, status=LATER[stop_asked()])
+            return group.change(workspace, run, status=LATER[stop_asked()])
         adapter = _keep(workspace, resident, run, dataset, trainer, seconds=time.monotonic() - begin)
         if adapter:
             log.append("result", adapter=adapter.id, **adapter.results)
         measured = trainer.probed.get("ratio")
-        extra = {**run.extra, "memory_ratio": measured} if measured else run.extra
-        run = crew.change(
+        extra = replace(run.extra, memory_ratio=measured) if measured else run.extra
+        run = group.change(
             workspace, run, status=RunStatus.STOPPED if stopped else RunStatus.DONE, extra=extra
         )
-        if not stopped and crew.leads:  # only now: whoever is killed before this can still resume
+        if not stopped and group.is_main_process:  # only now: whoever is killed before this can still resume
             shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
         return run
     finally:
         quiet(resident.base.model)
-        if not crew.sharded:  # a base in pieces serves nobody else, and its process ends now
-            resident.end_trainee()
+        if not group.sharded:  # a base in pieces serves nobody else, and its process ends now
+            resident.remove_trainee()
         if resident.base.model.is_activation_checkpointing:
             resident.base.model.activation_checkpointing_disable()
 
@@ -145,9 +145,9 @@ class Material:
     """What a run learns from and is asked, however often it has to begin again."""
 
     rows: datasets.Dataset
-    validation: list[Encoded]
+    validation: list[EncodedSequence]
     prompts: list[str]
-    hooks: Hooks
+    context: TrainerContext
 
 
 def _fitted(
@@ -159,22 +159,22 @@ def _fitted(
         OutOfMemory: one row is too much.
     """
     while True:
-        spec = replace(run.spec, **run.extra.get("micro_batch", {}))
+        spec = replace(run.spec, **(run.extra.micro_batch or {}))
         trainer, error = _attempt(workspace, resident, run, spec, material)
         if not error:
             return run, trainer
-        if material.hooks.crew.size > 1:  # the others are in the middle of a step that needs us
-            advice = memory.advice(memory.Shape.of(resident.base), spec)
+        if material.context.group.world_size > 1:  # the others are in the middle of a step that needs us
+            advice = memory.advice(memory.ModelShape.from_base(resident.base), spec)
             what = f"{spec.batch_size} rows at once did not fit the device ({error})."
             raise OutOfMemory(
                 what, "Halve the batch size and double the accumulation. " + "; ".join(advice) + "."
             )
         del trainer  # and with it the optimizer's memory
-        resident.end_trainee()
+        resident.remove_trainee()
         _free(resident)
-        fewer = memory.smaller(spec.batch_size, spec.accumulation)
+        fewer = memory.shrink_micro_batch(spec.batch_size, spec.accumulation)
         if fewer is None:
-            advice = memory.advice(memory.Shape.of(resident.base), spec)
+            advice = memory.advice(memory.ModelShape.from_base(resident.base), spec)
             raise OutOfMemory(
                 f"One row of {spec.max_length} tokens did not fit the device ({error}).",
                 "What would help most: " + "; ".join(advice) + ".",
@@ -182,21 +182,21 @@ def _fitted(
         rows, accumulation = fewer
         step = (
             checkpoints.step_of(found)
-            if (found := checkpoints.newest(runs.checkpoints_folder(workspace, run.id), run.id))
+            if (found := checkpoints.find_newest(runs.checkpoints_folder(workspace, run.id), run.id))
             else 0
         )
-        event = {"batch_size": rows, "accumulation": accumulation, "from_step": step}
-        material.hooks.log.append("memory", what="smaller", error=error, **event)
-        material.hooks.log.append(
+        event: runs.BatchReduction = {"batch_size": rows, "accumulation": accumulation, "from_step": step}
+        material.context.log.append("memory", what="smaller", error=error, **event)
+        material.context.log.append(
             "note",
             text=f"Memory ran out: {rows} instead of {spec.batch_size} rows at once, {accumulation} times a step, the same effective batch.",
         )
-        extra = {
-            **run.extra,
-            "micro_batch": {"batch_size": rows, "accumulation": accumulation},
-            "made_smaller": [*run.extra.get("made_smaller", []), event],
-        }
-        run = runs.change(workspace, run, extra=extra)
+        extra = replace(
+            run.extra,
+            micro_batch={"batch_size": rows, "accumulation": accumulation},
+            made_smaller=(*run.extra.made_smaller, event),
+        )
+        run = runs.update(workspace, run, extra=extra)
 
 
 def _attempt(
@@ -207,37 +207,37 @@ def _attempt(
     The error itself stays here, because it holds on to every tensor of the step that failed.
     """
     folder = runs.checkpoints_folder(workspace, run.id)
-    checkpoint = checkpoints.newest(folder, run.id)
+    checkpoint = checkpoints.find_newest(folder, run.id)
     set_seed(spec.seed)
-    resident.begin_trainee(run.adapter, lora_config(resident, spec), spec.stack_on, spec.initialisation)
-    if resident.anchored:
-        material.hooks.log.append(
+    resident.add_trainee(run.adapter, lora_config(resident, spec), spec.stack_on, spec.initialisation)
+    if resident.has_offset:
+        material.context.log.append(
             "note",
             text=f"The adapter starts from {spec.initialisation.upper()}, and is kept as plain LoRA of rank {2 * spec.rank}.",
         )
     trainer = StudioTrainer(
-        resident, spec, material.rows, material.validation, folder, run.id, material.hooks, material.prompts
+        resident, spec, material.rows, material.validation, folder, run.id, material.context, material.prompts
     )
     if checkpoint:
-        material.hooks.log.append(
+        material.context.log.append(
             "note",
-            text=f"Resumed from step {checkpoints.step_of(checkpoint)}.{_recrewed(checkpoint, material.hooks.crew)}",
+            text=f"Resumed from step {checkpoints.step_of(checkpoint)}.{_recrewed(checkpoint, material.context.group)}",
         )
     try:
         trainer.take_up(checkpoint)
     except (RuntimeError, MemoryError) as e:
-        if not memory.out_of_memory(e):
+        if not memory.is_out_of_memory(e):
             raise
         return trainer, str(e).splitlines()[0][:300] if str(e) else "out of memory"
     return trainer, ""
 
 
-def _recrewed(checkpoint: Path, crew: Crew) -> str:
+def _recrewed(checkpoint: Path, group: ProcessGroup) -> str:
     """What it means that another number of processes goes on from a checkpoint, if so."""
-    before = checkpoints.processes_of(checkpoint)
-    if before == crew.size:
+    before = checkpoints.world_size_of(checkpoint)
+    if before == group.world_size:
         return ""
-    return f" {before} processes wrote it and {crew.size} go on: the same data and effective batch; only LoRA dropout is drawn anew."
+    return f" {before} processes wrote it and {group.world_size} go on: the same data and effective batch; only LoRA dropout is drawn anew."
 
 
 def _free(resident: Resident) -> None:
@@ -300,7 +300,7 @@ def _experts(resident: Resident, spec: TrainSpec) -> list[str]:
     Raises:
         SpecError: the base has none.
     """
-    if not (found := experts.targets(resident.base.model)):
+    if not (found := experts.target_parameters(resident.base.model)):
         raise SpecError(
             f"The base {resident.base.name!r} has no experts.", "Switch off the training of experts."
         )
@@ -314,7 +314,7 @@ def sequences(
     dataset: Dataset,
     general: Callable[[], Sequence[str]],
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[datasets.Dataset, list[Encoded], Account]:
+) -> tuple[datasets.Dataset, list[EncodedSequence], PackingStats]:
     """(training rows for `collate`, validation sequences, what the rows hold) of a spec.
 
     Raises:
@@ -336,16 +336,16 @@ def sequences(
     held = random.Random(spec.seed).sample(held, min(len(held), VALIDATION_ROWS))
     if spec.kind == "domain":
         texts = [r["text"] for r in train_rows]
-        documents = replayed(
+        documents = add_replay(
             list(encode_documents(tokenizer, texts)),
             _replayable(workspace, tokenizer, spec, general) if spec.replay_share else [],
             spec.replay_share,
             spec.seed,
         )
-        if reads_apart(tokenizer):
-            parts = encode_gaps(tokenizer, documents, spec.max_length, spec.seed)
+        if is_seq2seq(tokenizer):
+            parts = encode_span_corruption(tokenizer, documents, spec.max_length, spec.seed)
         else:
-            parts = [windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
+            parts = [split_into_windows(tokenizer.eos_token_id, ids, spec.max_length, spec.overlap) for ids in documents]
         learned = [e for part in parts for e in part]
         cut_up = sum(len(part) for part in parts if len(part) > 1)
         validation = [e for r in held for e in encode_text(tokenizer, r["text"], spec.max_length)][
@@ -358,14 +358,14 @@ def sequences(
             0,
         )
         validation = [encode_task(tokenizer, r["messages"], spec.max_length, ends) for r in held]
-    if forged := count_forged(tokenizer, texts):
+    if forged := count_with_special_tokens(tokenizer, texts):
         note(f"{forged} texts contain the tokenizer's special tokens; they are read as plain characters.")
     packed = spec.packing
-    if packed and (why := mingled(resident)):
+    if packed and (why := leaks(resident)):
         packed = False
         note(f"Sequences are padded, not packed: {why}.")
     random.Random(spec.seed).shuffle(learned)  # which sequences share a row
-    rows, account = arranged(learned, spec.max_length, packed)
+    rows, account = build_rows(learned, spec.max_length, packed)
     return datasets.Dataset.from_list(rows), validation, replace(account, windows=cut_up)
 
 
@@ -387,7 +387,7 @@ def _replayable(
     if spec.replay_dataset:
         texts = [r["text"] for r in read_split(workspace, spec.replay_dataset, "train")]
         return list(encode_documents(tokenizer, texts))
-    return list(encode_documents(tokenizer, general(), own=True))
+    return list(encode_documents(tokenizer, general(), allow_special_tokens=True))
 
 
 def _keep(
@@ -402,8 +402,8 @@ def _keep(
     best = trainer.best_checkpoint()
     if best:
         trainer.restore(best)
-    tensors, config = resident.finished()
-    if not trainer.crew.leads:
+    tensors, config = resident.export_trainee()
+    if not trainer.group.is_main_process:
         return None
     results = _results(trainer, checkpoints.step_of(best) if best else int(trainer.state.global_step))
     below = None
@@ -440,11 +440,11 @@ def _keep(
             "training_seconds": round(trainer.busy, 2),
             "tokens": trainer.tokens,
             "device": str(resident.base.device),
-            "processes": trainer.crew.size,
+            "processes": trainer.group.world_size,
             "platform": platform.platform(),
             "batch_size": trainer.spec.batch_size,
             "accumulation": trainer.spec.accumulation,
-            "made_smaller": run.extra.get("made_smaller", []),
+            "made_smaller": list(run.extra.made_smaller),
         },
         "versions": {
             "python": platform.python_version(),
@@ -460,7 +460,7 @@ def _keep(
         config,
         metadata,
     )
-    resident.adopt(adapter, config, tensors)
+    resident.add_saved(adapter, config, tensors)
     return adapter
 
 

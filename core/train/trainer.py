@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from core.data.encoding import IGNORED, Encoded, collate
+from core.data.collation import collate
+from core.data.encoding import IGNORE_INDEX, EncodedSequence
 from core.errors import Diverged, StudioError
-from core.model.resident import ANCHOR, Resident
+from core.model.resident import OFFSET, Resident
 from core.model.scoring import Score
 from core.spec.mix import Mix
 from core.spec.training import TrainSpec
@@ -34,8 +35,8 @@ from core.store.adapters import WEIGHTS
 from core.store.event_log import EventLog
 from core.store.workspace import ensure_space, write_json
 from core.train import checkpoints, fsdp, memory, optimizer, validation
-from core.train.distributed import ALONE, PATIENCE, Blanked, Crew, deal
-from core.train.early_stopping import Track
+from core.train.distributed import SINGLE_PROCESS, COLLECTIVE_TIMEOUT, PaddedDataset, ProcessGroup, shard_batches
+from core.train.early_stopping import EarlyStopping
 
 SERVE_SECONDS = 0.12  # longest time lent to others between two steps
 START = "start.safetensors"  # what the adapter in training started from, in a checkpoint
@@ -43,20 +44,20 @@ ROUNDS = 10  # validations and checkpoints in a run, where the spec says 0
 
 
 @dataclass
-class Hooks:
+class TrainerContext:
     """What the trainer needs of the world around it.
 
     Attributes:
         log: where events go.
         serve: lends the model to whoever waits, for at most so many seconds.
         stop_asked: "" to go on; anything else ends the run after this step, with a checkpoint.
-        crew: the processes that train it together.
+        group: the processes that train it together.
     """
 
     log: EventLog
     serve: Callable[[float], None]
     stop_asked: Callable[[], str]
-    crew: Crew = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
 
 def arguments(
@@ -106,19 +107,19 @@ def arguments(
     return TrainingArguments(**fsdp.joined(settings, together or {}))
 
 
-def several(crew: Crew, model: Any, on_gpu: bool) -> dict[str, Any]:
+def several(group: ProcessGroup, model: Any, on_gpu: bool) -> dict[str, Any]:
     """Arguments that matter with several processes only.
 
     Every adapter weight in training takes part in every forward, also where the adapter below is dropped
     (by its scaling), so no process looks for unused ones.
     """
-    if crew.size == 1:
+    if group.world_size == 1:
         return {}
     return {
-        **(fsdp.arguments(model) if crew.sharded else {}),
+        **(fsdp.arguments(model) if group.sharded else {}),
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu else "gloo",
-        "ddp_timeout": int(PATIENCE.total_seconds()),
+        "ddp_timeout": int(COLLECTIVE_TIMEOUT.total_seconds()),
     }
 
 
@@ -140,15 +141,15 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         resident: Resident,
         spec: TrainSpec,
         rows: Any,
-        validation: Sequence[Encoded],
+        validation: Sequence[EncodedSequence],
         folder: Path,
         run_id: str,
-        hooks: Hooks,
+        context: TrainerContext,
         prompts: Sequence[str] = (),
     ) -> None:
         pad = resident.base.tokenizer.pad_token_id
         on_gpu = resident.base.device.type == "cuda"
-        if hooks.crew.sharded:
+        if context.group.sharded:
             fsdp.loosen(resident.peft)
         super().__init__(
             model=resident.peft,
@@ -157,8 +158,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
                 folder,
                 len(rows),
                 on_gpu,
-                hooks.crew.size,
-                several(hooks.crew, resident.base.model, on_gpu),
+                context.group.world_size,
+                several(context.group, resident.base.model, on_gpu),
             ),
             train_dataset=rows,
             eval_dataset=list(validation) or None,
@@ -172,8 +173,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             getattr(self, "model_accepts_loss_kwargs", False)
         )  # tokens are then counted
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Manners(self))
-        self.crew = hooks.crew
+        self.add_callback(StudioCallback(self))
+        self.group = context.group
         for callback in (
             self.callback_handler.callbacks
         ):  # TensorBoard's files outlive the checkpoints, beside which it would put them
@@ -183,9 +184,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self.spec = spec
         self.validation = list(validation)
         self.run_id = run_id
-        self.hooks = hooks
+        self.context = context
         self.prompts = list(prompts)
-        self.track = Track()  # of the validations
+        self.track = EarlyStopping()  # of the validations
         self.probed: dict[str, Any] = {}  # what one step was measured to need
         self.ended_early = False  # validation stopped improving
         self.tokens = 0  # trained tokens
@@ -210,18 +211,18 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """All rows; or this process's share of the very batches that one process alone would read."""
-        if self.crew.size == 1:
+        if self.group.world_size == 1:
             return super().get_train_dataloader()
         rows = self.train_dataset
-        self.train_dataset = Blanked(rows)
+        self.train_dataset = PaddedDataset(rows)
         try:
-            return deal(super().get_train_dataloader(), len(rows), self.crew.size)
+            return shard_batches(super().get_train_dataloader(), len(rows), self.group.world_size)
         finally:
             self.train_dataset = rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(
-            train_dataset.rows if isinstance(train_dataset, Blanked) else train_dataset
+            train_dataset.rows if isinstance(train_dataset, PaddedDataset) else train_dataset
         )
 
     # --- one step
@@ -232,7 +233,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         begin = time.perf_counter()
         inputs = dict(inputs)
         tokens = inputs.pop(
-            "sizes", inputs.get("attention_mask")
+            "row_lengths", inputs.get("attention_mask")
         )  # packed rows have no mask, and say their sizes
         with self._dropped():
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -254,10 +255,10 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rest = {k: v for k, v in inputs.items() if k != "labels"}
         targets = inputs["labels"][:, 1:]  # (B, T - 1), of the positions before them
-        kept = (targets != IGNORED).any(0).nonzero()[:, 0]
+        kept = (targets != IGNORE_INDEX).any(0).nonzero()[:, 0]
         logits = model(**rest, use_cache=False, logits_to_keep=kept).logits  # (B, kept, V)
         nats = functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nats * processes / num_items_in_batch
@@ -281,8 +282,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
 
         Drawn from the seed and the position in the run, so that a resumed run draws the same.
         """
-        below = list(self.resident.pinned)
-        position = self.crew.place(self.state.global_step, self.spec, self._substep)
+        below = list(self.resident.parent_ids)
+        position = self.group.batch_position(self.state.global_step, self.spec, self._substep)
         self._substep += 1
         off = (
             bool(below) and random.Random(f"{self.spec.seed}:{position}").random() < self.spec.domain_dropout
@@ -307,13 +308,13 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if "loss" not in logs:
             return
         tokens, busy, step = self.mark
-        read = self.crew.total(self.tokens, self.args.device)
+        read = self.group.all_reduce_sum(self.tokens, self.args.device)
         self.mark = (read, self.busy, self.state.global_step)
         seconds = max(self.busy - busy, 1e-9)
         left = self.state.max_steps - self.state.global_step
         self.last_loss = float(logs["loss"])
         self._since.append(self.last_loss)
-        self.hooks.log.append(
+        self.context.log.append(
             "step",
             step=self.state.global_step,
             total_steps=self.state.max_steps,
@@ -338,16 +339,16 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """Validation loss as nats over tokens, and answers to the sample prompts beside those of the base."""
         metrics: dict[str, float] = {}
         if self.validation:
-            result = self.crew.tell(
+            result = self.group.broadcast(
                 lambda: self._validate(validation.present(self.resident))
             )  # the first process scores; all know
             metrics = {"eval_loss": result.loss}
             self._heed(result)
-        prompts = self.prompts if self.crew.leads and not self.crew.sharded else ()
+        prompts = self.prompts if self.group.is_main_process and not self.group.sharded else ()
         for prompt, answers in validation.answers(
-            self.resident, self.spec.kind, prompts, lambda: self.hooks.serve(SERVE_SECONDS / 4)
+            self.resident, self.spec.kind, prompts, lambda: self.context.yield_to_requests(SERVE_SECONDS / 4)
         ):
-            self.hooks.log.append(
+            self.context.log.append(
                 "sample",
                 step=self.state.global_step,
                 prompt=prompt,
@@ -358,7 +359,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _validate(self, mix: Mix) -> Score:
-        if self.crew.sharded:
+        if self.group.sharded:
             return fsdp.validate(
                 self.model_wrapped,
                 self.validation,
@@ -366,7 +367,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
                 self.args.device,
             )
         return validation.validate(
-            self.resident, self.validation, mix, lambda: self.hooks.serve(SERVE_SECONDS)
+            self.resident, self.validation, mix, lambda: self.context.yield_to_requests(SERVE_SECONDS)
         )
 
     def _heed(self, result: Score) -> None:
@@ -375,9 +376,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         training = sum(self._since) / len(self._since) if self._since else math.nan
         self._since = []
         scheduled = step % int(self.args.eval_steps) == 0 or step >= self.state.max_steps
-        self.track = self.track.seen(step, result.loss, training, scheduled)
+        self.track = self.track.update(step, result.loss, training, scheduled)
         track = self.track
-        self.hooks.log.append(
+        self.context.log.append(
             "validation",
             step=step,
             loss=result.loss,
@@ -387,7 +388,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
             gap=track.gap if step else math.nan,
             best_step=track.best_step,
             best_loss=track.best_loss,
-            overfitting=track.overfitting(self.spec.keep),
+            overfitting=track.overfitting_note(self.spec.keep),
             rows=[
                 [round(nats, 4), tokens] for _, (nats, tokens) in sorted(result.rows.items())
             ],  # what tells a difference of two runs from chance
@@ -395,18 +396,18 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self._report({"eval_loss": result.loss})
         if step and track.best_step == step and self.spec.keep == "best":
             self.control.should_save = True
-        if track.patience_over(self.spec.early_stopping) and step < self.state.max_steps:
+        if track.is_exhausted(self.spec.early_stopping) and step < self.state.max_steps:
             self.ended_early = self.control.should_save = self.control.should_training_stop = True
             waited = f"{track.waited} validations in a row brought nothing better than {track.best_loss:.4f} at step {track.best_step}"
-            self.hooks.log.append("note", text=f"Stopped early at step {step}: {waited}.")
+            self.context.log.append("note", text=f"Stopped early at step {step}: {waited}.")
 
     # --- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the adapter in training: its tensors and its config."""
-        tensors = self.resident.trainee_tensors()
-        start = self.resident.tensors_of(ANCHOR) if self.resident.anchored else {}
-        if not self.crew.leads:
+        tensors = self.resident.trainee_state_dict()
+        start = self.resident.full_state_dict(OFFSET) if self.resident.has_offset else {}
+        if not self.group.is_main_process:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -422,16 +423,16 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         self._save(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.crew.sharded:
+        if not self.group.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = fsdp.whole(self.optimizer.state_dict())
-        if self.crew.leads:
+        if self.group.is_main_process:
             torch.save(state, Path(output_dir) / "optimizer.pt")
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.crew.sharded or checkpoint is None:
+        if not self.group.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         fsdp.restore(
@@ -448,23 +449,23 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         if not all(bool(fsdp.here(p).isfinite().all()) for p in trained):
             raise self._diverged("adapter", math.nan)  # it overflowed in the step that was just taken
         size = sum(p.numel() * 4 for p in trained)
-        if self.crew.leads and folder.exists():  # a resumed run passes its own steps again
+        if self.group.is_main_process and folder.exists():  # a resumed run passes its own steps again
             checkpoints.remove(folder)
-        self.crew.wait()
+        self.group.barrier()
         try:
             ensure_space(root, 3 * size)
             super()._save_checkpoint(model, trial)
-            self.crew.wait()  # every process writes its dice
-            if self.crew.leads:
+            self.group.barrier()  # every process writes its dice
+            if self.group.is_main_process:
                 write_json(folder / checkpoints.STATE, self._counted())
-                checkpoints.commit(folder, self.run_id, self.crew.size)
+                checkpoints.commit(folder, self.run_id, self.group.world_size)
         except (OSError, RuntimeError, StudioError, SafetensorError) as e:
             checkpoints.remove(folder)
-            raise checkpoints.refused(e, root, 3 * size, int(self.state.global_step)) from e
-        if self.crew.leads:
+            raise checkpoints.write_error(e, root, 3 * size, int(self.state.global_step)) from e
+        if self.group.is_main_process:
             checkpoints.rotate(root)
-        self.crew.wait()  # nobody looks for the best one before it is there
-        self.hooks.log.append("checkpoint", step=self.state.global_step)
+        self.group.barrier()  # nobody looks for the best one before it is there
+        self.context.log.append("checkpoint", step=self.state.global_step)
 
     def _counted(self) -> dict[str, Any]:
         """What a resumed run has to know that Trainer does not."""
@@ -480,8 +481,8 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """Fills the adapter in training; the stock way would also change which adapters are active."""
         folder = Path(resume_from_checkpoint)
         self.restore(folder)
-        if counted := checkpoints.state_of(folder):
-            self.track = Track.from_json(counted["track"])
+        if counted := checkpoints.read_state(folder):
+            self.track = EarlyStopping.from_json(counted["track"])
             self._since, self.tokens, self.busy = (
                 list(counted["since"]),
                 int(counted["tokens"]),
@@ -494,9 +495,9 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """Puts a checkpoint's weights into the adapter in training, and into what it started from."""
         tensors, start = (
             load_file(checkpoint / WEIGHTS),
-            load_file(checkpoint / START) if self.resident.anchored else None,
+            load_file(checkpoint / START) if self.resident.has_offset else None,
         )
-        if self.crew.sharded:
+        if self.group.sharded:
             fsdp.refill(self.resident, tensors, start)
         else:
             self.resident.restore_trainee(tensors, start)
@@ -509,7 +510,7 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         """
         if checkpoint:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            if state.global_step >= state.max_steps or checkpoints.state_of(checkpoint).get("ended_early"):
+            if state.global_step >= state.max_steps or checkpoints.read_state(checkpoint).get("ended_early"):
                 self._load_from_checkpoint(str(checkpoint))
                 self.state = state
                 return
@@ -523,10 +524,10 @@ class StudioTrainer(Trainer):  # type: ignore[misc]
         best = self.track.best_step
         folder = Path(self.args.output_dir) / f"checkpoint-{best}"
         wanted = self.spec.keep == "best" and best and best != self.state.global_step
-        return folder if wanted and checkpoints.holds(folder, self.run_id) else None
+        return folder if wanted and checkpoints.is_intact(folder, self.run_id) else None
 
 
-class _Manners(TrainerCallback):  # type: ignore[misc]
+class StudioCallback(TrainerCallback):  # type: ignore[misc]
     """Between steps: lends the model to others, and hears a request to stop."""
 
     def __init__(self, trainer: StudioTrainer) -> None:
@@ -534,10 +535,10 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        if trainer.crew.size > 1 and not trainer.crew.sharded:
-            trainer.resident.arrange()  # spreading the model over processes put its weights elsewhere, and mixing reads them where they lie
+        if trainer.group.world_size > 1 and not trainer.group.sharded:
+            trainer.resident.update_layout()  # spreading the model over processes put its weights elsewhere, and mixing reads them where they lie
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        trainer.hooks.log.append(
+        trainer.context.log.append(
             "plan",
             step=state.global_step,
             total_steps=state.max_steps,
@@ -546,26 +547,26 @@ class _Manners(TrainerCallback):  # type: ignore[misc]
             effective_batch=trainer.spec.effective_batch,
             trainable_parameters=trainable,
             total_parameters=trainer.resident.base.parameters,
-            processes=trainer.crew.size,
+            processes=trainer.group.world_size,
             parameters_here=sum(
                 fsdp.here(p).numel() for p in trainer.model.parameters()
             ),  # a part of them, when they are spread
         )
         if args.world_size == 1:
-            trainer.probed = memory.probe(trainer, trainer.spec, trainer.resident.base)
-            trainer.hooks.log.append("memory", what="probe", **trainer.probed)
+            trainer.probed = memory.probe_step(trainer, trainer.spec, trainer.resident.base)
+            trainer.context.log.append("memory", what="probe", **trainer.probed)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._substep = 0
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.trainer.hooks.serve(SERVE_SECONDS)
+        self.trainer.context.yield_to_requests(SERVE_SECONDS)
         return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.trainer.hooks.serve(SERVE_SECONDS)
-        self.trainer.crew.hear(args.device)
-        asked = self.trainer.hooks.stop_asked()
+        self.trainer.context.yield_to_requests(SERVE_SECONDS)
+        self.trainer.group.sync_stop(args.device)
+        asked = self.trainer.context.poll_stop()
         if asked:
             control.should_training_stop = True
             control.should_save = True

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from core.data.encoding import Encoded, encode_chat, encode_opening
+from core.data.encoding import EncodedSequence, encode_chat, encode_text_prompt
 from core.errors import StudioError
 from core.model.generate import generate
-from core.model.resident import AsTrained, Resident
+from core.model.resident import PeftForwardMix, Resident
 from core.model.scoring import Score, score
 from core.spec.mix import Mix, Sampling
 from core.store import adapters
@@ -25,13 +25,13 @@ Voice = tuple[str, Mix]  # who answers, as people see it
 
 def present(resident: Resident) -> Mix:
     """The adapter in training, with the one below it where there is one."""
-    return AsTrained(weights={resident.trainee_id: 1.0, **dict.fromkeys(resident.pinned, 1.0)})
+    return PeftForwardMix(weights={resident.trainee_id: 1.0, **dict.fromkeys(resident.parent_ids, 1.0)})
 
 
 def voices(resident: Resident) -> list[Voice]:
     """Who answers the sample prompts: the base, the adapter below, and the one in training, which is last."""
     found: list[Voice] = [("Base", Mix())]
-    for below in sorted(resident.pinned):
+    for below in sorted(resident.parent_ids):
         try:
             name = adapters.load(resident.workspace, below).name
         except StudioError:
@@ -40,7 +40,7 @@ def voices(resident: Resident) -> list[Voice]:
     return [*found, ("In training", present(resident))]
 
 
-def validate(resident: Resident, sequences: Sequence[Encoded], mix: Mix, serve: Callable[[], None]) -> Score:
+def validate(resident: Resident, sequences: Sequence[EncodedSequence], mix: Mix, serve: Callable[[], None]) -> Score:
     """Nats and tokens of at least one validation sequence under a mix."""
     result = Score()
     for _, scores in score(resident, sequences, [mix]):
@@ -66,17 +66,17 @@ def answers(
         part = asked[start : start + step]
         room = min(SAMPLE_TOKENS, resident.base.context - max(len(ids) for _, ids in part))
         texts: dict[str, list[str]] = {}
-        for group in [who[:-1], who[-1:]] if resident.unmixed else [who]:
+        for group in [who[:-1], who[-1:]] if resident.trainee_unmixable_reason else [who]:
             pairs = [(ids, mix) for _, mix in group for _, ids in part]
-            writers: Any = []
-            for writers in generate(
+            states: Any = []
+            for states in generate(
                 resident,
                 [ids for ids, _ in pairs],
                 [mix for _, mix in pairs],
                 [Sampling(max_new_tokens=room)] * len(pairs),
             ):
                 serve()
-            said = [w.column(tokenizer).text for w in writers]
+            said = [w.column(tokenizer).text for w in states]
             texts |= {name: said[i * len(part) : (i + 1) * len(part)] for i, (name, _) in enumerate(group)}
         for i, (prompt, _) in enumerate(part):
             yield prompt, [{"who": name, "text": texts[name][i]} for name, _ in who]
@@ -85,5 +85,5 @@ def answers(
 def encoded(tokenizer: Any, kind: str, prompt: str) -> list[int]:
     """A question as a chat turn, or the opening of a text."""
     if kind == "task":
-        return encode_chat(tokenizer, [{"role": "user", "content": prompt}], generate=True)
-    return encode_opening(tokenizer, prompt)
+        return encode_chat(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return encode_text_prompt(tokenizer, prompt)

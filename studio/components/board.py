@@ -12,39 +12,39 @@ from typing import Any
 from core.engine import Engine
 from core.errors import SpecError
 from core.spec.mix import COLUMN_LIMIT, Mix
-from studio import formatting, session
+from studio import answers, formatting, mix_choices
 from studio.components import mixer
 from studio.tree import Node, node
 
 LEAST = 2
 
 
-def picks(engine: Engine, board: Any) -> list[str]:
+def read_picks(engine: Engine, board: Any) -> list[str]:
     """The ids of the mixes that the columns show; the first of the usual ones while nobody chose.
 
     Raises:
         SpecError: too few or too many.
     """
     chosen = [p for p in (board or {}).get("picks", []) if isinstance(p, str)] or [
-        c["id"] for c in session.choices(engine)
+        c["id"] for c in mix_choices.list_choices(engine)
     ][:4]
     if not LEAST <= len(chosen) <= COLUMN_LIMIT:
         raise SpecError(f"There are {len(chosen)} columns.", f"Compare {LEAST} to {COLUMN_LIMIT} mixes.")
     return chosen
 
 
-def mixes(engine: Engine, chosen: list[str], rows: Any) -> list[Mix]:
+def read_mixes(engine: Engine, chosen: list[str], rows: Any) -> list[Mix]:
     """The mixes of `picks`, with their names."""
-    return session.named(engine, chosen, mixer.present(engine, rows))
+    return mix_choices.parse_mixes(engine, chosen, mixer.current_mix(engine, rows))
 
 
-def columns(frame: Any, reference: int) -> list[Node]:
+def render_columns(frame: Any, reference: int) -> list[Node]:
     """What each column shows; words that differ from the reference column are marked."""
     base = frame.columns[reference].text
     return [_column(c, base if i != reference else c.text) for i, c in enumerate(frame.columns)]
 
 
-def reference(shown: list[Mix]) -> int:
+def find_reference(shown: list[Mix]) -> int:
     """The place of the base among the mixes, or the first."""
     return next((i for i, m in enumerate(shown) if not m.weights), 0)
 
@@ -52,20 +52,20 @@ def reference(shown: list[Mix]) -> int:
 def _column(column: Any, base: str) -> Node:
     pieces: list[Any] = [
         node("mark", text) if differs else node("span", text)
-        for text, differs in formatting.differing(base, column.text)
+        for text, differs in formatting.diff_words(base, column.text)
     ]
     return node(
         "div",
-        text(column, pieces),
-        node("p", session.speed(column), cls="quiet"),
-        node("p", session.stamp(column), cls="stamp"),
+        render_answer(column, pieces),
+        node("p", answers.format_speed(column), cls="quiet"),
+        node("p", answers.format_stamp(column), cls="stamp"),
     )
 
 
-def text(column: Any, pieces: list[Any]) -> Node:
+def render_answer(column: Any, pieces: list[Any]) -> Node:
     """An answer's text, with a cursor while it is written."""
     return node(
         "p",
-        *(pieces or [session.silent(column)]),
+        *(pieces or [answers.placeholder(column)]),
         cls="answer-text" if column.done else "answer-text writing",
     )

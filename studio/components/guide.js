@@ -1,34 +1,35 @@
-// The top of the page: asks how things stand, redraws only what moved, and tells the tabs when their
-// lists are out of date. The theme switch is handled here, because the server need not know.
+// The top of the page: polls the studio's state, redraws what changed, and fires 'library_change' when lists
+// on the page are out of date. The theme switch is handled here, because the theme is stored in the browser.
 //
-// Gradio's client (6.31) opens a stream for answers when it thinks that none is open. A question that is
-// asked while the last line of the old one is under way has none, and its answer waits on the server for
-// the next question. So after questions, one more is asked that means nothing, until it is answered.
+// Gradio's client (6.31) opens a stream for results when it believes that none is open. An event that is sent
+// while the close message of the old stream is on its way has no stream, and its result waits on the server
+// until the next event opens one. So after events were sent, 'ping', an event without effect, is sent too,
+// until its own result shows that all earlier ones were delivered.
 const studio = window.studio;
 const root = element.querySelector(".guide");
 let timer = 0, busy = false, again = false, revision = "";
-let asked = 0, pulses = 0, answered = 0;
+let sent = 0, pings = 0, delivered = 0; // events: all of them, the pings among them, and those whose results came
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
   if (busy) { again = true; return; }
   busy = true;
   try {
     if (!document.hidden) {
-      const answer = await server.look({});
+      const answer = await server.poll({});
       if (answer.tree) studio.draw(root, answer.tree);
-      if (answer.revision && answer.revision !== revision) { revision = answer.revision; trigger("moved"); }
-      else if (asked - pulses > answered) { trigger("pulse", { asked: asked - pulses }); pulses += 1; }
+      if (answer.revision && answer.revision !== revision) { revision = answer.revision; trigger("library_change"); }
+      else if (sent - pings > delivered) { trigger("ping", { sent: sent - pings }); pings += 1; }
     }
-  } catch { /* the server may be restarting: the next look will find it */ } finally {
+  } catch { /* the server may be restarting: the next poll tries again */ } finally {
     busy = false;
-    timer = setTimeout(look, again ? 50 : 1500);
+    timer = setTimeout(poll, again ? 50 : 1500);
     again = false;
   }
 }
 
-new PerformanceObserver((list) => { asked += list.getEntries().filter((e) => e.name.includes("/queue/join")).length; }).observe({ type: "resource" });
-watch("value", () => { answered = Math.max(answered, props.value?.asked ?? 0); });
+new PerformanceObserver((list) => { sent += list.getEntries().filter((e) => e.name.includes("/queue/join")).length; }).observe({ type: "resource" });
+watch("value", () => { delivered = Math.max(delivered, props.value?.sent ?? 0); });
 root.addEventListener("click", (event) => {
   const target = event.target.closest("[data-act]");
   if (!target) return;
@@ -36,10 +37,10 @@ root.addEventListener("click", (event) => {
   if (act.do === "theme") studio.theme();
   else trigger("act", act);
 });
-window.addEventListener("studio:poke", look);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
-if (studio.remembered()) studio.theme(studio.remembered()); // Gradio has set the system's by now
+window.addEventListener("studio:refresh", poll);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+if (studio.storedTheme()) studio.theme(studio.storedTheme()); // by now Gradio has set the system's theme
 const run = new URLSearchParams(location.search).get("run");
 if (run) trigger("act", { do: "watch", run });
 if (new URLSearchParams(location.search).get("view") === "present") { studio.present(true); trigger("act", { do: "tab", tab: "mix" }); }
-look();
+poll();

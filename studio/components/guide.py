@@ -1,7 +1,8 @@
-"""The top of the page: what the studio runs on, where the visitor is on the path, and what to do next.
+"""The top of the page: the resident base, the five steps from data to a comparison, and what to do next.
 
-Knows the five steps and how to read them off the engine. Knows nothing of the tabs' insides: an action
-is a word that `studio/acts.py` carries out.
+It also polls: `guide.js` asks `poll` for the state every 1.5 seconds and fires `library_change` when a list
+on the page is out of date. Every tab then shows its lists again, so a result that arrives late is soon
+corrected. Buttons carry an action that `studio/actions.py` runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from studio.tree import Node, button, node
 
 @dataclass(frozen=True)
 class Step:
-    """One stop on the path: what it is called, the tab it happens on, and whether it is behind us."""
+    """One of the five steps: its title, the tab that it happens on, and whether it is done."""
 
     title: str
     tab: str
@@ -30,56 +31,71 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Next:
-    """What to do next: a sentence, and the buttons that do it."""
+class NextStep:
+    """What to do next: a sentence, and the buttons that do it.
+
+    Attributes:
+        share: progress of the current run, 0 to 1.
+        failed: the sentence reports a failure.
+    """
 
     text: str
     buttons: tuple[Node, ...] = ()
-    share: float | None = None  # of a run under way
-    bad: bool = False
+    share: float | None = None
+    failed: bool = False
 
 
 def guide(engine: Engine) -> gr.HTML:
-    """The component; its event `act` carries what was pressed, `moved` fires when lists on the page are out of date."""
+    """The component. Its event `act` carries the action of a pressed button."""
     top = gr.HTML(
         value=None,
         html_template='<div class="guide"></div>',
         js_on_load=read_asset("components/guide.js"),
         apply_default_css=False,
-        server_functions=[events.asked(look, engine)],
+        server_functions=[events.server_function(poll, engine)],
         elem_id="guide",
     )
-    events.on(top.pulse, engine, pulse, None, [top], trigger_mode="multiple")  # see guide.js
+    events.bind(top.ping, engine, ping, None, [top], trigger_mode="multiple")
     return top
 
 
-def pulse(engine: Engine, event: gr.EventData) -> dict[str, Any]:
-    """The answer to a question that means nothing: how many the page had asked before it."""
-    return {"asked": (event._data or {}).get("asked")}
+def ping(engine: Engine, event: gr.EventData) -> dict[str, Any]:
+    """Returns the number of events that the page had sent before this one; `guide.js` says what it is for."""
+    return {"sent": (event._data or {}).get("sent")}
 
 
-def look(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
-    """The top of the page as a tree, and a revision that changes when a list on the page does."""
-    engine.load()  # begun by the first page, so that no import of torch delays its painting
-    base, datasets, adapters, runs = engine.base(), engine.datasets(), engine.adapters(), engine.runs()
-    coming = engine.bases.fetching()
+def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    """The top of the page as a tree, and a revision that changes whenever a list on the page does."""
+    engine.bases.load()  # in the background, so that importing torch does not delay the first paint
+    base, download = engine.bases.current(), engine.bases.download_state()
+    datasets, adapters, runs = engine.datasets.list(), engine.library.adapters(), engine.runs.list()
+    mixes, reports = engine.library.mixes(), engine.evaluation.reports()
     state = [
-        base.loading, base.error, base.name, base.quantization, base.failed, [(d.id, d.name) for d in datasets], [(a.id, a.name) for a in adapters],
-        [(r.id, r.name, r.status.value) for r in runs], [(m.id, m.name) for m in engine.mixes()], [r.id for r in engine.reports()],
-        engine.conduct.line_stamp(), [g.id for g in engine.plan.grids()],
-        coming and (coming.name, coming.over, coming.error),
-    ]  # fmt: skip
+        (base.loading, base.error, base.name, base.quantization, base.failed),
+        [(d.id, d.name) for d in datasets],
+        [(a.id, a.name) for a in adapters],
+        [(r.id, r.name, r.status.value) for r in runs],
+        [(m.id, m.name) for m in mixes],
+        [r.id for r in reports],
+        engine.queue.version(),
+        [g.id for g in engine.grids.list()],
+        download and (download.name, download.over, download.error),
+    ]
     revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
-    steps = path(datasets, adapters, bool(engine.mixes()), bool(engine.reports()) or bool(engine.tally()))
-    following = next_step(base, datasets, adapters, runs)
-    return {"revision": revision, "tree": node("div", _bar(base), _path(steps), _next(following))}
+    compared = bool(reports) or bool(engine.votes.tally())
+    steps = path_steps(datasets, adapters, bool(mixes), compared)
+    advice = next_step(base, datasets, adapters, runs)
+    return {"revision": revision, "tree": node("div", _bar(base), _path(steps), _next(advice))}
 
 
-def path(datasets: list[Any], adapters: list[Any], mixed: bool = False, compared: bool = False) -> list[Step]:
+def path_steps(
+    datasets: list[Any], adapters: list[Any], mixed: bool = False, compared: bool = False
+) -> list[Step]:
     """The five steps, each with whether it is done.
 
     Args:
-        mixed: a mix was saved. compared: a vote or a report was made.
+        mixed: there is a saved mix.
+        compared: there is a vote or a report.
     """
     kinds = {a.kind for a in adapters}
     return [
@@ -91,70 +107,67 @@ def path(datasets: list[Any], adapters: list[Any], mixed: bool = False, compared
     ]
 
 
-def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[Any]) -> Next:
-    """The one thing to do now."""
+def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[Any]) -> NextStep:
+    """Advises what to do now: fix the base, add data, train, compare, or resume a run."""
     if base.error:
-        return Next(f"The base model could not be loaded: {base.error}", bad=True)
-    kinds = {d.kind for d in datasets}
+        return NextStep(f"The base model could not be loaded: {base.error}", failed=True)
     if not datasets:
-        said = (
-            "Start with data: drop your own files below, or take the sample data that comes with the studio."
-        )
-        return Next(said, (button("Use the sample data", {"do": "sample"}, "primary"),))
-    learned = {a.kind for a in adapters}
-    alive = [r for r in runs if r.status.alive]
-    coming = learned | {r.kind for r in alive}
-    buttons: list[Node] = []
-    if "domain" in kinds and "domain" not in coming:
-        buttons = [button("Train the domain adapter", {"do": "train", "kind": "domain"}, "primary")]
-        said = "Next, the base model learns the language and the facts of your texts."
-    elif "task" in kinds and "task" not in coming:
-        buttons = [button("Train the task adapter", {"do": "train", "kind": "task"}, "primary")]
-        after = "It starts when the run before it is done." if alive else ""
-        said = f"Next, it learns to answer like your examples, on top of the domain. {after}".strip()
-    elif learned:
-        buttons = [
-            button("Compare the mixes", {"do": "compare"}, "" if alive else "primary"),
-            button("Open the mixer", {"do": "tab", "tab": "mix"}),
-        ]
-        said = "Ask base, domain, task and both together the same question, side by side."
-    else:
-        buttons = [
-            button("Compare already", {"do": "compare"}),
-            button("Open the mixer", {"do": "tab", "tab": "mix"}),
-        ]
-        said = "It can be heard while it learns."
+        text = "Start with data: drop your own files below, or use the sample data."
+        return NextStep(text, (button("Use the sample data", {"do": "sample"}, "primary"),))
+    active = [r for r in runs if r.status.is_alive]
+    text, buttons = _suggest(datasets, adapters, active)
+    if active:
+        return _report_progress(active, text, buttons)
+    trained = {a.id for a in adapters}
     interrupted = next((r for r in runs if r.status is RunStatus.INTERRUPTED and r.resumable), None)
-    if interrupted and not alive and interrupted.adapter not in {a.id for a in adapters}:
-        said = f"{interrupted.name} was interrupted at step {interrupted.step} of {interrupted.total_steps or 'its plan'}; it goes on where it was."
-        return Next(
-            said,
+    if interrupted and interrupted.adapter not in trained:
+        total = f" of {interrupted.total_steps}" if interrupted.total_steps else ""
+        return NextStep(
+            f"{interrupted.name} was interrupted at step {interrupted.step}{total}. "
+            "It resumes from its last checkpoint.",
             (
-                button("Resume it", {"do": "resume", "run": interrupted.id}, "primary"),
+                button("Resume", {"do": "resume", "run": interrupted.id}, "primary"),
                 *[{**b, "cls": "btn quiet"} for b in buttons],
             ),
         )
-    if not alive:
-        last = runs[0] if runs else None
-        failed = (
-            last is not None
-            and last.status in (RunStatus.FAILED, RunStatus.DIVERGED)
-            and last.adapter not in {a.id for a in adapters}
-        )
-        return Next(
-            f"{last.name} {last.status.value}: {last.error}" if last and failed else said,
-            tuple(buttons),
-            bad=failed,
-        )
-    run = min(alive, key=lambda r: (r.status.value == "queued", r.created))
+    last = runs[0] if runs else None
+    if last and last.status in (RunStatus.FAILED, RunStatus.DIVERGED) and last.adapter not in trained:
+        return NextStep(f"{last.name} {last.status.value}: {last.error}", buttons, failed=True)
+    return NextStep(text, buttons)
+
+
+def _suggest(datasets: list[Any], adapters: list[Any], active: list[Any]) -> tuple[str, tuple[Node, ...]]:
+    """Suggests the next step on the path, whatever became of earlier runs.
+
+    Args:
+        active: the runs that are queued or running.
+    """
+    data = {d.kind for d in datasets}
+    trained = {a.kind for a in adapters}
+    expected = trained | {r.kind for r in active}
+    mixer = button("Open the mixer", {"do": "tab", "tab": "mix"})
+    if "domain" in data and "domain" not in expected:
+        text = "Next, train the domain adapter: it learns the language and the facts of your documents."
+        return text, (button("Train the domain adapter", {"do": "train", "kind": "domain"}, "primary"),)
+    if "task" in data and "task" not in expected:
+        text = "Next, train the task adapter: it learns to answer like your examples, on top of the domain."
+        if active:
+            text += " It starts when the current run ends."
+        return text, (button("Train the task adapter", {"do": "train", "kind": "task"}, "primary"),)
+    if trained:
+        compare = button("Compare the mixes", {"do": "compare"}, "" if active else "primary")
+        return "Compare the base, each adapter and both together on the same prompt.", (compare, mixer)
+    return "You can already try it while it trains.", (button("Compare now", {"do": "compare"}), mixer)
+
+
+def _report_progress(active: list[Any], text: str, buttons: tuple[Node, ...]) -> NextStep:
+    """Puts the progress of the current run before the suggestion."""
+    run = min(active, key=lambda r: (r.status.value == "queued", r.created))
     share = run.step / run.total_steps if run.total_steps else 0.0
-    waiting = f", {len(alive) - 1} more in the queue" if len(alive) > 1 else ""
-    where = f"step {run.step} of {run.total_steps}" if run.total_steps else run.status.value
-    return Next(
-        f"{run.name}: {where}{waiting}. {said}",
-        (*buttons, button("Watch", {"do": "watch", "run": run.id})),
-        share,
-    )
+    waiting = f", {len(active) - 1} more in the queue" if len(active) > 1 else ""
+    progress = f"step {run.step} of {run.total_steps}" if run.total_steps else run.status.value
+    watch = button("Watch", {"do": "watch", "run": run.id})
+    return NextStep(f"{run.name}: {progress}{waiting}. {text}", (*buttons, watch), share)
 
 
 def _bar(base: Any) -> Node:
@@ -166,7 +179,7 @@ def _bar(base: Any) -> Node:
         node("span", "Theme", cls="hidden-text"),
         cls="icon theme",
         act={"do": "theme"},
-        title="Light or dark",
+        title="Switch between light and dark",
     )
     return node(
         "div", brand, node("div", *[_spec(k, v) for k, v in _specs(base)], cls="specs"), switch, cls="topbar"
@@ -174,68 +187,59 @@ def _bar(base: Any) -> Node:
 
 
 def _spec(name: str, value: str) -> Node:
-    """One of them; the base leads to where it is changed."""
+    """One fact about the resident model; the base is a button that opens the Base tab."""
     kids = node("small", name), node("span", value)
-    return (
-        node("button", *kids, cls="spec", act={"do": "tab", "tab": "base"}, title="Change the base model")
-        if name == "Base"
-        else node("span", *kids, cls="spec")
-    )
+    if name == "Base":
+        act = {"do": "tab", "tab": "base"}
+        return node("button", *kids, cls="spec", act=act, title="Change the base model")
+    return node("span", *kids, cls="spec")
 
 
 def _specs(base: Any) -> list[tuple[str, str]]:
-    """What the model that is resident is, in four words."""
-    name = f"{formatting.base(base.name)} (loading)" if base.loading else formatting.base(base.name)
-    size = f"{formatting.short(base.parameters)} parameters" if base.parameters else ""
-    bits = {"nf4": "4 bits (nf4)", "int8": "8 bits (int8)"}.get(base.quantization, "not quantised")
+    """The facts about the resident model: name and size, device, weights, memory."""
+    name = formatting.format_base(base.name) + (" (loading)" if base.loading else "")
+    size = f"{formatting.format_count(base.parameters)} parameters" if base.parameters else ""
+    bits = {"nf4": "4-bit (nf4)", "int8": "8-bit (int8)"}.get(base.quantization, "not quantized")
     memory = getattr(base, "memory_bytes", 0)
     facts = [
         ("Base", " · ".join(filter(None, [name, size]))),
         ("Device", {"cuda": "GPU", "cpu": "CPU"}.get(base.device, base.device or formatting.NONE)),
     ]
     facts += [("Weights", bits)] if base.parameters else []
-    return facts + ([("Memory", formatting.size(memory))] if memory else [])
+    return facts + ([("Memory", formatting.format_bytes(memory))] if memory else [])
 
 
 def _path(steps: list[Step]) -> Node:
     first = next((i for i, s in enumerate(steps) if not s.done), len(steps) - 1)
-    now = (
-        {first} if first < 3 else {3, 4} - {i for i, s in enumerate(steps) if s.done}
-    )  # with both adapters, mixing and comparing stand open
+    # With both adapters trained, mixing and comparing are open at the same time.
+    current = {first} if first < 3 else {3, 4} - {i for i, s in enumerate(steps) if s.done}
     items = []
     for i, step in enumerate(steps):
-        state = "done" if step.done else "now" if i in now else "later"
+        state = "now" if i in current else "later"
+        if step.done:
+            state = "done"
         mark = node("span", "✓" if step.done else str(i + 1), cls="mark-no")
-        here = "step" if i == first else None
         text = node(
             "button",
             mark,
             node("span", step.title, cls="step-title"),
             cls="step",
             act={"do": "tab", "tab": step.tab},
-            aria_current=here,
+            aria_current="step" if i == first else None,
         )
         items.append(node("li", text, cls=state))
-    return node("ol", *items, cls="path", aria_label="The way from data to an answer")
+    return node("ol", *items, cls="path", aria_label="Steps from data to a comparison")
 
 
-def _next(following: Next) -> Node:
-    bar = (
-        node(
-            "div",
-            node("div", cls="bar-fill"),
-            cls="bar thin busy",
-            vars={"share": f"{100 * following.share:.1f}%"},
-        )
-        if following.share is not None
-        else None
-    )
+def _next(advice: NextStep) -> Node:
+    bar = None
+    if advice.share is not None:
+        fill = node("div", cls="bar-fill")
+        bar = node("div", fill, cls="bar thin busy", vars={"share": f"{100 * advice.share:.1f}%"})
     row = node(
         "div",
-        node("p", following.text, role="alert" if following.bad else "status"),
-        node("div", *following.buttons, cls="row"),
+        node("p", advice.text, role="alert" if advice.failed else "status"),
+        node("div", *advice.buttons, cls="row"),
         cls="next-row",
     )
-    return node(
-        "section", row, bar, cls="next bad" if following.bad else "next", aria_label="What to do next"
-    )
+    return node("section", row, bar, cls="next bad" if advice.failed else "next", aria_label="Next step")

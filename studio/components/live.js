@@ -102,7 +102,7 @@ async function look() {
       const answer = await server.metrics({ run, since: cursor, latest });
       if (asked === (props.value || "")) {
         soon = await show(answer);
-        if (last && last !== answer.status) studio.poke(); // the rest of the page hears at once that a run ended
+        if (last && last !== answer.status) studio.refresh(); // the rest of the page hears at once that a run ended
         last = answer.status || null;
       } else soon = 0;
     }
@@ -138,7 +138,7 @@ async function show(answer) {
 watch("value", look);
 studio.acts(head, trigger); /* fires 'act' */
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
-window.addEventListener("studio:poke", look);
+window.addEventListener("studio:refresh", look);
 studio.onTheme(() => { if (drawn) paint({}, true); });
 new ResizeObserver(() => { if (drawn && root.offsetParent) window.Plotly.Plots.resize(plot); }).observe(plot);
 look();

@@ -7,12 +7,25 @@ of the log is the whole state: a reload starts at 0 and has the full curve again
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from core.engine import Engine
 from core.spec.training import RunStatus
+from core.store.events import (
+    AnyEvent,
+    DataEvent,
+    MemoryEvent,
+    NoteEvent,
+    PlanEvent,
+    SampleEvent,
+    StepEvent,
+    ValidationEvent,
+    latest_by_kind,
+    of_kind,
+)
 from studio import events, formatting
 from studio.assets import read_asset
 from studio.tree import Node, button, chip, empty, node
@@ -35,7 +48,7 @@ def chart(engine: Engine) -> gr.HTML:
         html_template='<div class="live"><div class="live-head"></div><div class="live-plot" hidden></div><div class="live-tail"></div></div>',
         js_on_load=read_asset("components/live.js"),
         apply_default_css=False,
-        server_functions=[events.asked(metrics, engine)],
+        server_functions=[events.server_function(metrics, engine)],
         elem_id="live",
     )
 
@@ -53,38 +66,38 @@ def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
     run_id, since = str(question.get("run") or ""), question.get("since")
     if not run_id:
         return {"head": NO_RUN}
-    run = engine.run(run_id)
-    events, cursor = engine.run_events(run_id, since if isinstance(since, int) and since >= 0 else 0)
+    run = engine.runs.get(run_id)
+    events, cursor = engine.runs.events(run_id, since if isinstance(since, int) and since >= 0 else 0)
     told = question.get("latest")
     latest = {
         **(told if isinstance(told, dict) else {}),
-        **{e["kind"]: e for e in events if e.get("kind") in ("plan", "data", "memory", "step", "validation")},
+        **latest_by_kind(events, (PlanEvent, DataEvent, MemoryEvent, StepEvent, ValidationEvent)),
     }
     return {
         "cursor": cursor,
         "latest": latest,
         "more": len(events) > MANY,
-        "alive": run.status.alive,
+        "alive": run.status.is_alive,
         "status": run.status.value,
         "points": {
-            "train": _pairs(events, "step", "loss"),
-            "rate": _pairs(events, "step", "learning_rate"),
-            "validation": _pairs(events, "validation", "loss"),
-            "gap": _pairs(events, "validation", "gap"),
+            "train": _pairs(of_kind(events, StepEvent), "loss"),
+            "rate": _pairs(of_kind(events, StepEvent), "learning_rate"),
+            "validation": _pairs(of_kind(events, ValidationEvent), "loss"),
+            "gap": _pairs(of_kind(events, ValidationEvent), "gap"),
         },
         "samples": [
             {k: e.get(k) for k in ("step", "prompt", "text", "answers")}
-            for e in events
-            if e.get("kind") == "sample"
+            for e in of_kind(events, SampleEvent)
         ],
-        "notes": [str(e.get("text")) for e in events if e.get("kind") == "note"],
+        "notes": [str(e.get("text")) for e in of_kind(events, NoteEvent)],
         "head": _head(run, latest),
     }
 
 
-def _pairs(events: list[dict[str, Any]], kind: str, field: str) -> list[list[Any]]:
-    found = [[e.get("step"), e.get(field)] for e in events if e.get("kind") == kind]
-    return [p for p in found if all(isinstance(v, (int, float)) and math.isfinite(v) for v in p)]
+def _pairs(events: Sequence[AnyEvent], field: str) -> list[list[Any]]:
+    """[step, value] of each event whose step and value are finite numbers."""
+    pairs = [[e.get("step"), e.get(field)] for e in events]
+    return [p for p in pairs if all(isinstance(v, (int, float)) and math.isfinite(v) for v in p)]
 
 
 def _head(run: Any, latest: dict[str, Any]) -> Node:
@@ -95,17 +108,17 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     eta = step.get("eta_seconds") if run.status is RunStatus.RUNNING else None
     numbers = [
         ("Step", f"{at} / {total}" if total else str(at)),
-        ("Training loss", formatting.number(step.get("loss"), 3)),
-        ("Validation loss", formatting.number(validation.get("loss"), 3)),
-        ("Gap", formatting.number(validation.get("gap"), 3)),
+        ("Training loss", formatting.format_number(step.get("loss"), 3)),
+        ("Validation loss", formatting.format_number(validation.get("loss"), 3)),
+        ("Gap", formatting.format_number(validation.get("gap"), 3)),
         (
             "Learning rate",
             f"{step['learning_rate']:.1e}"
             if isinstance(step.get("learning_rate"), float)
             else formatting.NONE,
         ),
-        ("Tokens / s", formatting.number(step.get("tokens_per_second"), 0)),
-        ("Time left", formatting.duration(eta)),
+        ("Tokens / s", formatting.format_number(step.get("tokens_per_second"), 0)),
+        ("Time left", formatting.format_duration(eta)),
     ]
     what = node(
         "div",
@@ -125,7 +138,7 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     bar = node(
         "div",
         node("div", cls="bar-fill"),
-        cls=f"bar {'busy' if run.status.alive else ''}",
+        cls=f"bar {'busy' if run.status.is_alive else ''}",
         vars={"share": share},
         role="progressbar",
         aria_label="Progress",

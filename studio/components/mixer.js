@@ -16,7 +16,7 @@ function put(list, wait) {
   props.value = list;
   formula(list);
   clearTimeout(timer);
-  timer = setTimeout(() => trigger("mixed"), wait);
+  timer = setTimeout(() => trigger("mix_change"), wait);
 }
 
 const change = (id, part, wait = 120) => put(rows().map((r) => (r.id === id ? { ...r, ...part } : r)), wait);

@@ -32,15 +32,15 @@ def mixer() -> gr.HTML:
         adapters=[],
         nothing=NOTHING,
         html_template='<div class="mixer"><div class="formula"></div><div class="mix-rows"></div></div>',
-        js_on_load=f"const LIMIT = {WEIGHT_LIMIT}, STEP = {WEIGHT_STEP};\n{read_asset('components/mixer.js')}\n/* fires 'mixed' */",
+        js_on_load=f"const LIMIT = {WEIGHT_LIMIT}, STEP = {WEIGHT_STEP};\n{read_asset('components/mixer.js')}\n/* fires 'mix_change' */",
         apply_default_css=False,
         elem_id="mixer",
     )
 
 
-def shelf(engine: Engine) -> list[dict[str, Any]]:
+def adapter_rows(engine: Engine) -> list[dict[str, Any]]:
     """The adapters that can be mixed, with where their rows start: the newest domain and task adapter are on."""
-    found = [_plain(a) for a in engine.mixable()]
+    found = [_plain(a) for a in engine.library.mixable_adapters()]
     first = {
         kind: next((a["id"] for a in reversed(found) if a["kind"] == kind and a["fits"]), None)
         for kind in ("domain", "task")
@@ -51,10 +51,10 @@ def shelf(engine: Engine) -> list[dict[str, Any]]:
 def _plain(adapter: Any) -> dict[str, Any]:
     get = adapter.get if isinstance(adapter, dict) else lambda k, d=None: getattr(adapter, k, d)
     keys = ("id", "name", "kind", "rank", "base", "training", "fits", "why")
-    return {**{k: get(k) for k in keys}, "base": formatting.base(get("base") or "")}
+    return {**{k: get(k) for k in keys}, "base": formatting.format_base(get("base") or "")}
 
 
-def to_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
+def read_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
     """The mixer's present state as a mix, named by its formula. What the browser sent is checked by `Mix` like everything else.
 
     Raises:
@@ -72,7 +72,7 @@ def to_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
     called = {i: (names or {}).get(i, i) for i in mix.weights}
     return replace(
         mix,
-        name=formatting.weights({called[i] + _lean(mix.tilt.get(i, 0.0)): w for i, w in mix.weights.items()})[
+        name=formatting.format_mix({called[i] + _lean(mix.tilt.get(i, 0.0)): w for i, w in mix.weights.items()})[
             :120
         ],
     )
@@ -82,12 +82,12 @@ def _lean(tilt: float) -> str:
     return LEANS.get(tilt, f" (@{tilt:g})")  # a tilt between these comes by a link or the API
 
 
-def present(engine: Engine, rows: Any) -> Mix | None:
+def current_mix(engine: Engine, rows: Any) -> Mix | None:
     """The mixer's present state with the adapters' names, or nothing while the mixer was never seen."""
-    return to_mix(rows, {a["id"]: a["name"] for a in shelf(engine)}) if rows else None
+    return read_mix(rows, {a["id"]: a["name"] for a in adapter_rows(engine)}) if rows else None
 
 
-def loaded(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[str, Any]]:
+def apply_mix(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[str, Any]]:
     """The mixer's rows set to a mix: what it does not name is switched off."""
     on = mix.weights
     set_by_user = (

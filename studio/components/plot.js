@@ -1,5 +1,5 @@
 // One chart from plain traces. Strings that begin with "--st-" are the page's colours, looked up at each
-// drawing, so that a chart follows the theme. A click on a point fires 'picked' with its x and y.
+// drawing, so that a chart follows the theme. A click on a point fires 'point_click' with its x and y.
 const studio = window.studio;
 const root = element.querySelector(".plot");
 let heard = false, drawing = false, drawn = "";
@@ -38,7 +38,7 @@ async function paint(figure) {
     heard = true;
     root.on("plotly_click", (event) => {
       const point = event.points?.[0];
-      if (props.value?.pick && point) trigger("picked", { x: point.x, y: point.y });
+      if (props.value?.pick && point) trigger("point_click", { x: point.x, y: point.y });
     });
   }
 }

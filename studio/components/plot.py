@@ -19,7 +19,7 @@ def plot(elem_id: str) -> gr.HTML:
     return gr.HTML(
         value=None,
         html_template='<div class="plot" hidden></div>',
-        js_on_load=read_asset("components/plot.js") + "\n/* fires 'picked' */",
+        js_on_load=read_asset("components/plot.js") + "\n/* fires 'point_click' */",
         apply_default_css=False,
         elem_id=elem_id,
     )

@@ -1,7 +1,4 @@
-"""Our own addresses: downloads and the chart library. Nothing else on the disk can be fetched.
-
-Knows which files may leave and who may have them. Knows nothing of how they are made.
-"""
+"""The studio's own HTTP routes: downloads and the chart library. No other file on disk is served."""
 
 from __future__ import annotations
 
@@ -23,19 +20,19 @@ PREFIX = "/gradio_api/studio"
 
 
 def routes(engine: Engine) -> list[Route]:
-    """The addresses, for `app_kwargs`."""
+    """The routes to add to Gradio's application."""
 
     def adapter(item_id: str) -> FileResponse:
         return FileResponse(
-            engine.archive_adapter(item_id), media_type="application/zip", filename=f"{item_id}.zip"
+            engine.library.archive(item_id), media_type="application/zip", filename=f"{item_id}.zip"
         )
 
     def report(item_id: str) -> FileResponse:
-        return FileResponse(engine.report_csv(item_id), media_type="text/csv", filename=f"{item_id}.csv")
+        return FileResponse(engine.evaluation.report_csv(item_id), media_type="text/csv", filename=f"{item_id}.csv")
 
     def grid(item_id: str) -> Response:
         headers = {"Content-Disposition": f'attachment; filename="{item_id}.csv"'}
-        return Response(engine.plan.csv(item_id), media_type="text/csv", headers=headers)
+        return Response(engine.grids.csv(item_id), media_type="text/csv", headers=headers)
 
     return [
         Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
@@ -45,8 +42,8 @@ def routes(engine: Engine) -> list[Route]:
     ]
 
 
-def signed_in(request: Request) -> bool:
-    """Whether Gradio knows this visitor, where it asks for a password; our routes stand beside its own check."""
+def is_signed_in(request: Request) -> bool:
+    """Whether the user has signed in, or no password is set. Gradio checks this for its own routes only."""
     app = request.app
     if getattr(app, "auth", None) is None:
         return True
@@ -55,18 +52,19 @@ def signed_in(request: Request) -> bool:
 
 
 def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
-    def answer(request: Request) -> Response:
-        if not signed_in(request):
+    def respond(request: Request) -> Response:
+        if not is_signed_in(request):
             return PlainTextResponse("Sign in first.", status_code=401)
         try:
             return make(request.path_params["item_id"])
         except StudioError as e:
-            return PlainTextResponse(events.sentence(e), status_code=404 if isinstance(e, NotFound) else 400)
+            status = 404 if isinstance(e, NotFound) else 400
+            return PlainTextResponse(events.user_message(e), status_code=status)
         except Exception:
             logger.exception("A download failed")
             return PlainTextResponse(events.UNEXPECTED, status_code=500)
 
-    return answer
+    return respond
 
 
 def _plotly(request: Request) -> Response:

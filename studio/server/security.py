@@ -1,7 +1,7 @@
-"""Who may talk to the studio: which hosts, which pages, which browsers.
+"""Which requests the studio accepts: host names, origins, and exposure to a network.
 
-Knows requests and their headers. Knows nothing of what is asked. Gradio itself checks no Host and takes
-posts from other sites to some of its addresses, so a page next door could use the studio without this.
+Gradio checks no Host header and accepts cross-site POSTs at some of its endpoints. Without this middleware
+any website open in the same browser could use the studio.
 """
 
 from __future__ import annotations
@@ -17,29 +17,34 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import SpecError
-from studio.server.streams import LastLine
+from studio.server.streams import StreamEnd
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
-SAFE = ("GET", "HEAD", "OPTIONS")
-PLATFORM = "https://huggingface.co https://*.huggingface.co https://*.hf.space"  # a Space is shown in a frame of its page
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# These sites show a Space in a frame.
+PLATFORM = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
 
 
-def policy(space: bool) -> str:
-    """The content security policy: this host and no other.
+def content_policy(space: bool) -> str:
+    """The content security policy, which allows this host only.
 
     Gradio compiles templates in the browser and writes inline styles, so `unsafe-eval` and
-    `unsafe-inline` stay; everything that could fetch or send elsewhere is closed.
+    `unsafe-inline` stay. Everything that could load from or send to another host is blocked.
+
+    Args:
+        space: this is a Hugging Face Space, which its platform shows in a frame.
     """
     frames = f"'self' {PLATFORM}" if space else "'self'"
     return (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; media-src 'self' data: blob:; "
-        f"worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        "connect-src 'self' blob: data:; media-src 'self' data: blob:; worker-src 'self' blob:; "
+        f"object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a bind address can only be reached from this machine."""
+    """Whether an address to listen on can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -47,64 +52,65 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, share: bool, auth: object, space: bool) -> None:
-    """Nothing but loopback without a password; on a Space the platform stands in front.
+    """Refuses to listen on anything but loopback without a password; a Space is protected by its platform.
 
     Raises:
-        SpecError: the address can be reached by others and no one would be asked who they are.
+        SpecError: other machines could reach the address, and no password is set.
     """
     if auth or space or (is_loopback(host) and not share):
         return
-    what = "A share link was asked for" if share else f"The studio would listen on {host}"
+    exposure = "A share link is public" if share else f"Other machines can reach {host}"
     raise SpecError(
-        f"{what}, and no password is set.", "Set a user name and a password, or listen on 127.0.0.1."
+        f"{exposure}, and no password is set.", "Set a user name and a password, or listen on 127.0.0.1."
     )
 
 
-def gates(hosts: Sequence[str], space: bool) -> list[Middleware]:
-    """The middleware, outermost first; the last one lets streams end.
+def middleware(hosts: Sequence[str], space: bool) -> list[Middleware]:
+    """The middleware stack, outermost first.
 
     Args:
-        hosts: names besides loopback that the studio is reached by.
+        hosts: the host names, besides loopback, under which users reach the studio.
+        space: this is a Hugging Face Space.
     """
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *hosts], www_redirect=False),
         Middleware(SameOrigin),
-        Middleware(SafeHeaders, policy=policy(space)),
-        Middleware(LastLine),
+        Middleware(SecurityHeaders, policy=content_policy(space)),
+        Middleware(StreamEnd),
     ]
 
 
 class SameOrigin:
-    """Refuses what another site's page asks a browser to do here."""
+    """ASGI middleware: refuses requests that change something and come from another site's page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in SAFE and not self.own(Headers(scope=scope)):
-            await PlainTextResponse("Refused: this came from another site.", status_code=403)(
-                scope, receive, send
-            )
+        is_unsafe = scope["type"] == "http" and scope["method"] not in SAFE_METHODS
+        if is_unsafe and not self.is_same_origin(Headers(scope=scope)):
+            refusal = PlainTextResponse("Refused: the request comes from another site.", status_code=403)
+            await refusal(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     @staticmethod
-    def own(headers: Headers) -> bool:
-        """Whether a request comes from our own page, or from no page at all (a script with no browser)."""
+    def is_same_origin(headers: Headers) -> bool:
+        """Whether a request comes from the studio's own page, or from outside a browser (a script)."""
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is not None:
             return site in ("same-origin", "none")
         return origin is None or urlsplit(origin).netloc == headers.get("host")
 
 
-class SafeHeaders:
-    """Adds the headers that keep the page to itself."""
+class SecurityHeaders:
+    """ASGI middleware: adds the content security policy and related headers to every response."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
         self.app, self.policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = self.policy
@@ -112,4 +118,4 @@ class SafeHeaders:
                 headers["Referrer-Policy"] = "same-origin"
             await send(message)
 
-        await self.app(scope, receive, sending if scope["type"] == "http" else send)
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)

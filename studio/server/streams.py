@@ -1,7 +1,4 @@
-"""The end of a stream of answers, which must not end what was asked since.
-
-Knows the last line of Gradio's streams. Knows nothing of what is on them.
-"""
+"""Keeps the end of one event stream from cancelling the events that were queued since."""
 
 from __future__ import annotations
 
@@ -9,15 +6,15 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LAST_LINE = b'"msg":"close_stream"'
+CLOSE_MESSAGE = b'"msg":"close_stream"'
 
 
-class LastLine:
-    """Lets a stream that said its last line end by itself.
+class StreamEnd:
+    """ASGI middleware: after a stream has sent its close message, hides the client's disconnect from it.
 
-    Gradio's client hangs up when it reads that line. Should its server (6.31) hear of that while it is still ending,
-    it takes the visitor for gone and drops what they asked meanwhile; their page then says that the connection is lost
-    and loads itself anew.
+    Gradio's client disconnects as soon as it reads the close message. If its server (6.31) notices the
+    disconnect while the stream is still ending, it treats the session as gone and drops the session's
+    newer events; the page then reports a lost connection and reloads.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -27,21 +24,21 @@ class LastLine:
         if scope["type"] != "http" or not scope["path"].endswith("/queue/data"):
             await self.app(scope, receive, send)
             return
-        over = False
+        closing = False
 
-        async def sending(message: Message) -> None:
-            nonlocal over
-            over = over or LAST_LINE in message.get("body", b"")
+        async def forward(message: Message) -> None:
+            nonlocal closing
+            closing = closing or CLOSE_MESSAGE in message.get("body", b"")
             try:
                 await send(message)
-            except OSError:  # how a server may say that the visitor hung up
-                if not over:
+            except OSError:  # a server may raise this when the client has disconnected
+                if not closing:
                     raise
 
-        async def receiving() -> Message:
+        async def receive_until_close() -> Message:
             message = await receive()
-            if over and message["type"] == "http.disconnect":
-                await asyncio.Event().wait()  # until the stream has ended, which cancels whoever listens here
+            if closing and message["type"] == "http.disconnect":
+                await asyncio.Event().wait()  # until the stream has ended, which cancels this coroutine
             return message
 
-        await self.app(scope, receiving, sending)
+        await self.app(scope, receive_until_close, forward)

@@ -19,7 +19,7 @@ from core.merge.methods import METHODS, BakeSpec
 from core.spec.mix import Mix
 from studio import events, fields, samples
 from studio.components import mixer, plot
-from studio.session import drawn
+from studio.session import read_sampling
 from studio.tabs import mix as mixing
 from studio.tree import Node, empty, title, view
 from studio.views import analysis
@@ -187,20 +187,20 @@ def build() -> InsightTab:
 
 
 def wire(
-    tab: InsightTab, engine: Engine, moved: events.Together, mixed: events.Together, mix: mixing.MixTab
+    tab: InsightTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup, mix: mixing.MixTab
 ) -> None:
     """Connects the events."""
     asked = [tab.x, tab.y, tab.dataset, tab.rows, mix.mixer, tab.study]
     long: dict[str, Any] = {"concurrency_limit": 4, "trigger_mode": "multiple"}
-    moved.add(refresh, [tab.x, tab.y, tab.dataset], [tab.x, tab.y, tab.dataset])
-    events.on(tab.draw.click, engine, mapped, [*asked, tab.metric], [tab.map, tab.told], **long)
-    events.on(tab.learn.click, engine, learned, asked, [tab.map, tab.told], **long)
-    events.on(tab.stop.click, engine, stopped, [tab.study], None)
-    mixed.add(marked, [mix.mixer, tab.study], [tab.map])
-    for taken in (events.on(tab.map.picked, engine, picked, [mix.mixer, tab.study], [mix.mixer, tab.map]),
-                  events.on(tab.told.act, engine, picked, [mix.mixer, tab.study], [mix.mixer, tab.map])):  # fmt: skip
+    library_changed.add(refresh, [tab.x, tab.y, tab.dataset], [tab.x, tab.y, tab.dataset])
+    events.bind(tab.draw.click, engine, mapped, [*asked, tab.metric], [tab.map, tab.told], **long)
+    events.bind(tab.learn.click, engine, learned, asked, [tab.map, tab.told], **long)
+    events.bind(tab.stop.click, engine, stopped, [tab.study], None)
+    mix_changed.add(marked, [mix.mixer, tab.study], [tab.map])
+    for taken in (events.bind(tab.map.point_click, engine, picked, [mix.mixer, tab.study], [mix.mixer, tab.map]),
+                  events.bind(tab.told.act, engine, picked, [mix.mixer, tab.study], [mix.mixer, tab.map])):  # fmt: skip
         taken.success(
-            events.door(mixing.followed, engine),
+            events.handler(mixing.followed, engine),
             mix.asked(),
             [mix.answer],
             show_progress="hidden",
@@ -208,7 +208,7 @@ def wire(
             concurrency_limit=8,
         )
     spoken = [mix.prompt, mix.mixer, tab.study]
-    events.on(
+    events.bind(
         tab.explain.click,
         engine,
         explained,
@@ -216,10 +216,10 @@ def wire(
         [tab.words],
         **long,
     )
-    events.on(tab.compare.click, engine, compared, spoken, [tab.meeting, tab.heat], **long)
-    events.on(tab.spec["method"].change, engine, described, [tab.spec["method"]], [tab.spec["method"]])
-    events.look_again(
-        events.on(
+    events.bind(tab.compare.click, engine, compared, spoken, [tab.meeting, tab.heat], **long)
+    events.bind(tab.spec["method"].change, engine, described, [tab.spec["method"]], [tab.spec["method"]])
+    events.refresh_after(
+        events.bind(
             tab.bake.click, engine, baked, [mix.mixer, tab.study, *tab.spec.values()], [tab.baked], **long
         )
     )
@@ -227,31 +227,31 @@ def wire(
 
 def refresh(engine: Engine, x: str | None, y: str | None, dataset: str | None) -> tuple[Any, ...]:
     """The adapters and datasets there are; at first the newest domain and task, and the held-out questions or what the task learned from."""
-    here = [a for a in engine.mixable() if a["fits"] and not a["training"]]
-    ids, choices = [a["id"] for a in here], [(a["name"], a["id"]) for a in here]
+    here = [a for a in engine.library.mixable_adapters() if a.fits and not a.training]
+    ids, choices = [a.id for a in here], [(a.name, a.id) for a in here]
     newest = {
-        kind: next((a["id"] for a in reversed(here) if a["kind"] == kind), None)
+        kind: next((a.id for a in reversed(here) if a.kind == kind), None)
         for kind in ("domain", "task")
     }
     across = x if x in ids else newest["domain"] or next(iter(ids), None)
     up = y if y in ids and y != across else newest["task"] if newest["task"] != across else None
     up = up or next((i for i in ids if i != across), None)
-    sets = list(reversed(engine.datasets()))
-    usual = samples.held_out(engine) or next((engine.adapter(i).dataset for i in (up, across) if i), "")
+    sets = list(reversed(engine.datasets.list()))
+    usual = samples.find_held_out(engine) or next((engine.library.adapter(i).dataset for i in (up, across) if i), "")
     data = (
         dataset
         if dataset in [d.id for d in sets]
         else next((d.id for d in sets if d.id == usual), next((d.id for d in sets), None))
     )
     return (
-        fields.offer(choices, across, x),
-        fields.offer(choices, up, y),
-        fields.offer([(d.name, d.id) for d in sets], data, dataset),
+        fields.update_choices(choices, across, x),
+        fields.update_choices(choices, up, y),
+        fields.update_choices([(d.name, d.id) for d in sets], data, dataset),
     )
 
 
 def _names(engine: Engine) -> dict[str, str]:
-    return {a["id"]: a["name"] for a in engine.mixable()}
+    return {a.id: a.name for a in engine.library.mixable_adapters()}
 
 
 def _around(x: str | None, y: str | None, dataset: str | None, rows: Any) -> Mix:
@@ -264,7 +264,7 @@ def _around(x: str | None, y: str | None, dataset: str | None, rows: Any) -> Mix
         raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.")
     if not dataset:
         raise SpecError("No data is chosen.", "Import a dataset under Data, then choose it here.")
-    return mixer.to_mix(rows)
+    return mixer.read_mix(rows)
 
 
 def mapped(
@@ -282,7 +282,7 @@ def mapped(
     names = _names(engine)
     study.learned = None
     for part in study.follow(
-        "map", engine.compose.weight_map(str(x), str(y), str(dataset), int(limit or 0), around, metric)
+        "map", engine.analysis.weight_map(str(x), str(y), str(dataset), int(limit or 0), around, metric)
     ):
         study.map = part.map if part is not None else study.map
         under_way = part is not None and part.done < part.total
@@ -300,7 +300,7 @@ def learned(
         else None
     )
     for part in study.follow(
-        "map", engine.compose.learn([str(x), str(y)], str(dataset), int(limit or 0), around, fits)
+        "map", engine.analysis.search_weights([str(x), str(y)], str(dataset), int(limit or 0), around, fits)
     ):
         if part is None:
             yield gr.skip(), empty("Stopped", "No weights were learned.")
@@ -327,7 +327,7 @@ def stopped(engine: Engine, study: Study) -> None:
 def _chart(engine: Engine, study: Study, rows: Any) -> Any:
     if study.map is None:
         return None
-    mix = mixer.to_mix(rows)
+    mix = mixer.read_mix(rows)
     same = all(mix.tilt.get(a, 0.0) == study.map.tilt.get(a, 0.0) for a in mix.weights)
     return analysis.chart(study.map, study.learned, _names(engine), mix.weights if same else None)
 
@@ -349,7 +349,7 @@ def picked(engine: Engine, rows: Any, study: Study, event: gr.EventData) -> tupl
         )
     else:
         return gr.skip(), gr.skip()
-    taken = mixer.loaded(rows, mixer.shelf(engine), Mix(weights=weights, tilt=tilt))
+    taken = mixer.apply_mix(rows, mixer.adapter_rows(engine), Mix(weights=weights, tilt=tilt))
     return taken, marked(engine, taken, study)
 
 
@@ -359,22 +359,22 @@ def explained(
     """Attributes the mix's answer, token by token."""
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
-    mix = mixer.to_mix(rows)
+    mix = mixer.read_mix(rows)
     for part in study.follow(
-        "words", engine.compose.contribution(prompt, mix, sampling=drawn(sampling), chat=not plain)
+        "words", engine.analysis.attribution(prompt, mix, sampling=read_sampling(sampling), chat=not plain)
     ):
-        if part is None or part.contribution is None:
+        if part is None or part.attribution is None:
             yield NOT_EXPLAINED if part is None else analysis.working(part)
         else:
             yield analysis.words(
-                part.contribution, {a["id"]: (a["name"], a["kind"]) for a in engine.mixable()}
+                part.attribution, {a.id: (a.name, a.kind) for a in engine.library.mixable_adapters()}
             )
 
 
 def compared(engine: Engine, prompt: str, rows: Any, study: Study) -> Iterator[tuple[Any, Any]]:
     """Compares the mix's adapters by their weights, and on the prompt."""
-    mix = mixer.to_mix(rows)
-    for part in study.follow("meeting", engine.compose.interference(mix, [prompt or ""])):
+    mix = mixer.read_mix(rows)
+    for part in study.follow("meeting", engine.analysis.interference(mix, [prompt or ""])):
         if part is None:
             yield NOT_COMPARED, gr.skip()
         elif part.done < part.total or not part.pairs:
@@ -391,7 +391,7 @@ def described(engine: Engine, method: str) -> Any:
 def baked(engine: Engine, rows: Any, study: Study, *values: Any) -> Iterator[Node]:
     """Bakes the mixer's present mix into an adapter of the library."""
     spec = BakeSpec(**fields.read(BakeSpec, dict(zip(BAKED, values, strict=True))))
-    for part in study.follow("baked", engine.compose.bake(mixer.to_mix(rows), spec)):
+    for part in study.follow("baked", engine.library.bake(mixer.read_mix(rows), spec)):
         if part is None:
             yield NO_LONGER_BAKED
         else:

@@ -1,6 +1,6 @@
-"""The Base tab: the model that everything hangs on, the others that are here, and how more come from the Hub.
+"""The Base tab: the resident base model, the bases on this machine, and downloads from the Hub.
 
-Knows a form and a list. Knows nothing of how models are loaded or fetched.
+`core/engine/bases.py` loads and downloads models.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from core.spec.training import QUANTIZATIONS
 from studio import events, fields, formatting
 from studio.tree import Node, button, chip, facts, node, title, view
 
-BITS = {"auto": "Automatic", "nf4": "4 bits (nf4)", "int8": "8 bits (int8)", "none": "As stored"}
-TICK_SECONDS = 0.7  # between two looks at a download
-PLACES = {"embedded": "comes with the studio", "cache": "in the Hub's cache", "folder": "a folder"}
+BITS = {"auto": "Automatic", "nf4": "4-bit (nf4)", "int8": "8-bit (int8)", "none": "As stored"}
+POLL_SECONDS = 0.7  # between two updates of a download
+PLACES = {"embedded": "included with the studio", "cache": "in the Hub cache", "folder": "in a folder"}
 
 
 @dataclass(frozen=True)
 class BaseTab:
-    """The components of the Base tab."""
+    """The components of the Base tab; `confirmation` holds `warnings`, `confirm` and `cancel`."""
 
     choice: gr.Dropdown
     bits: gr.Radio
     use: gr.Button
-    fetch: gr.Button
-    sure: gr.Column
-    leaving: gr.HTML
-    yes: gr.Button
-    no: gr.Button
+    download: gr.Button
+    confirmation: gr.Column
+    warnings: gr.HTML
+    confirm: gr.Button
+    cancel: gr.Button
     progress: gr.HTML
     resident: gr.HTML
     shelf: gr.HTML
-    tick: gr.Timer
+    timer: gr.Timer
 
 
 def build() -> BaseTab:
@@ -45,28 +45,28 @@ def build() -> BaseTab:
             view(
                 title(
                     "Choose a base model",
-                    "Adapters are trained on it and fit no other. It is loaded once, and stays as it is.",
+                    "An adapter fits only the base it was trained on. The base's own weights never change.",
                 )
             )
             choice = fields.picker(
                 "Base",
-                info="One that is here, the path of a folder, or a Hub id such as Qwen/Qwen2.5-0.5B-Instruct.",
+                info="A model on this machine, a folder, or a Hub id such as Qwen/Qwen2.5-0.5B-Instruct.",
                 elem_id="base-choice",
             )
             bits = gr.Radio(
                 [(BITS[q], q) for q in QUANTIZATIONS],
                 value="auto",
                 label="Weights",
-                info="Automatic is 4 bits on a GPU, and as stored on a CPU.",
+                info="Automatic means 4-bit on a GPU and as stored on a CPU.",
             )
             with gr.Row():
                 use = gr.Button("Use this base", variant="primary", min_width=140)
-                fetch = gr.Button("Download from the Hub", min_width=140)
-            with gr.Column(visible=False, elem_id="base-sure") as sure:
-                leaving = view()
+                download = gr.Button("Download from the Hub", min_width=140)
+            with gr.Column(visible=False, elem_id="base-confirmation") as confirmation:
+                warnings = view()
                 with gr.Row():
-                    yes = gr.Button("Yes, change the base", variant="stop", min_width=140)
-                    no = gr.Button("Keep this one", min_width=120)
+                    confirm = gr.Button("Yes, change the base", variant="stop", min_width=140)
+                    cancel = gr.Button("Keep this one", min_width=120)
             progress = view(elem_id="base-progress")
         with gr.Column(scale=7, min_width=320, elem_classes="card"):
             resident = view(elem_id="base-resident")
@@ -75,163 +75,165 @@ def build() -> BaseTab:
         choice,
         bits,
         use,
-        fetch,
-        sure,
-        leaving,
-        yes,
-        no,
+        download,
+        confirmation,
+        warnings,
+        confirm,
+        cancel,
         progress,
         resident,
         shelf,
-        gr.Timer(TICK_SECONDS, active=False),
+        gr.Timer(POLL_SECONDS, active=False),
     )
 
 
-def wire(tab: BaseTab, engine: Engine, moved: events.Together) -> None:
+def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
-    lists = [tab.choice, tab.resident, tab.shelf, tab.progress, tab.tick]
-    asked = [tab.sure, tab.leaving]
-    moved.add(refresh, None, lists)
-    events.on(tab.shelf.act, engine, picked, None, [tab.choice])
-    events.look_again(events.on(tab.use.click, engine, used, [tab.choice, tab.bits], asked))
-    events.look_again(events.on(tab.yes.click, engine, changed, [tab.choice, tab.bits], asked))
-    events.on(tab.no.click, engine, kept, None, asked)
-    events.look_again(events.on(tab.fetch.click, engine, fetched, [tab.choice], [tab.progress, tab.tick]))
-    events.on(tab.tick.tick, engine, ticked, None, lists)
-    events.on(tab.progress.act, engine, pressed)
+    lists = [tab.choice, tab.resident, tab.shelf, tab.progress, tab.timer]
+    confirmation = [tab.confirmation, tab.warnings]
+    library_changed.add(refresh, None, lists)
+    events.bind(tab.shelf.act, engine, pick_base, None, [tab.choice])
+    events.refresh_after(events.bind(tab.use.click, engine, use_base, [tab.choice, tab.bits], confirmation))
+    events.refresh_after(
+        events.bind(tab.confirm.click, engine, change_base, [tab.choice, tab.bits], confirmation)
+    )
+    events.bind(tab.cancel.click, engine, cancel_change, None, confirmation)
+    events.refresh_after(
+        events.bind(tab.download.click, engine, start_download, [tab.choice], [tab.progress, tab.timer])
+    )
+    events.bind(tab.timer.tick, engine, poll_download, None, lists)
+    events.bind(tab.progress.act, engine, stop_download)
 
 
 def refresh(engine: Engine) -> tuple[Any, ...]:
-    """The list of bases, what the resident one is, and how a download is doing."""
-    base, offers, at = engine.base(), engine.bases.offered(), engine.bases.fetching()
-    choices = [(formatting.base(o.name), o.name) for o in offers if not o.why]
+    """Updates the list of bases, the facts about the resident base, and the progress of a download."""
+    base, offers, download = engine.bases.current(), engine.bases.list(), engine.bases.download_state()
+    choices = [(formatting.format_base(o.name), o.name) for o in offers if not o.why]
     return (
         gr.update(choices=choices),
-        facts_of(base),
-        shelf(offers, base.name),
-        progress(at),
-        gr.Timer(active=at is not None and not at.over),
+        render_facts(base),
+        render_shelf(offers, base.name),
+        render_progress(download),
+        gr.Timer(active=download is not None and not download.over),
     )
 
 
-def picked(engine: Engine, event: gr.EventData) -> str:
-    """A base of the list was pressed."""
+def pick_base(engine: Engine, event: gr.EventData) -> str:
+    """Puts the pressed base of the list into the form."""
     return str((event._data or {}).get("pick", ""))
 
 
-def used(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
-    """Changes the base, or asks first where something would be unloaded."""
-    said = engine.bases.switch(choice or "", bits)
-    if not said:
+def use_base(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
+    """Changes the base, or asks for confirmation first if adapters would be unloaded."""
+    warnings = engine.bases.switch(choice or "", bits)
+    if not warnings:
         return gr.update(visible=False), None
     return gr.update(visible=True), node(
-        "div", node("strong", "Changing the base:"), *[node("p", s) for s in said], cls="problem"
+        "div", node("strong", "Changing the base:"), *[node("p", w) for w in warnings], cls="problem"
     )
 
 
-def changed(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
-    """Changes the base; the person has read what is unloaded."""
-    engine.bases.switch(choice or "", bits, sure=True)
+def change_base(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
+    """Changes the base after the confirmation."""
+    engine.bases.switch(choice or "", bits, confirmed=True)
     return gr.update(visible=False), None
 
 
-def kept(engine: Engine) -> tuple[Any, Any]:
-    """Not changed after all."""
+def cancel_change(engine: Engine) -> tuple[Any, Any]:
+    """Hides the confirmation."""
     return gr.update(visible=False), None
 
 
-def fetched(engine: Engine, choice: str | None) -> tuple[Any, Any]:
-    """Begins a download and watches it."""
-    engine.bases.fetch(choice or "")
-    return progress(engine.bases.fetching()), gr.Timer(active=True)
+def start_download(engine: Engine, choice: str | None) -> tuple[Any, Any]:
+    """Starts a download and the timer that follows it."""
+    engine.bases.download(choice or "")
+    return render_progress(engine.bases.download_state()), gr.Timer(active=True)
 
 
-def ticked(engine: Engine) -> tuple[Any, ...]:
-    """How a download is doing; the lists only once it is over."""
-    at = engine.bases.fetching()
-    if at is not None and not at.over:
-        return gr.skip(), gr.skip(), gr.skip(), progress(at), gr.skip()
+def poll_download(engine: Engine) -> tuple[Any, ...]:
+    """Updates the progress of a download; the lists only once it has ended."""
+    download = engine.bases.download_state()
+    if download is not None and not download.over:
+        return gr.skip(), gr.skip(), gr.skip(), render_progress(download), gr.skip()
     return refresh(engine)
 
 
-def pressed(engine: Engine, event: gr.EventData) -> None:
-    """The button beside a download. The ticks show what comes of it: an answer from here could come after their last one."""
+def stop_download(engine: Engine, event: gr.EventData) -> None:
+    """Stops the download.
+
+    The timer shows the result: an update from here could arrive after the timer's last one.
+    """
     if (event._data or {}).get("stop"):
-        engine.bases.stop_fetching()
+        engine.bases.stop_download()
 
 
-def progress(at: Any) -> Node:
-    """A download: how far it is, or how it ended."""
-    if at is None:
+def render_progress(download: Any) -> Node:
+    """The progress of a download, or how it ended."""
+    if download is None:
         return node("div")
-    if at.error:
-        return node("p", at.error, cls="problem", role="alert")
-    if at.over:
-        return node(
-            "div",
-            node(
-                "p",
-                f"{at.name} is here ({formatting.size(at.total)}). Choose “Use this base”.",
-                role="status",
-            ),
-            chip("downloaded", "good"),
-        )
-    share = at.done / at.total if at.total else 0.0
-    said = (
-        f"{at.name}: {formatting.size(at.done)} of {formatting.size(at.total)} ({share:.0%})"
-        if at.total
-        else f"{at.name}: asking the Hub"
+    if download.error:
+        return node("p", download.error, cls="problem", role="alert")
+    if download.over:
+        size = formatting.format_bytes(download.total)
+        text = f"{download.name} is downloaded ({size}). Press “Use this base”."
+        return node("div", node("p", text, role="status"), chip("downloaded", "good"))
+    share = download.done / download.total if download.total else 0.0
+    text = f"{download.name}: contacting the Hub"
+    if download.total:
+        done, total = formatting.format_bytes(download.done), formatting.format_bytes(download.total)
+        text = f"{download.name}: {done} of {total} ({share:.0%})"
+    bar = node(
+        "div",
+        node("div", cls="bar-fill"),
+        cls="bar busy",
+        vars={"share": f"{100 * share:.1f}%"},
+        role="progressbar",
+        aria_label=f"Download of {download.name}",
+        aria_valuenow=round(100 * share),
+        aria_valuemin=0,
+        aria_valuemax=100,
     )
-    bar = node("div", node("div", cls="bar-fill"), cls="bar busy", vars={"share": f"{100 * share:.1f}%"}, role="progressbar", aria_label=f"Download of {at.name}",
-               aria_valuenow=round(100 * share), aria_valuemin=0, aria_valuemax=100)  # fmt: skip
-    return node("div", node("p", said, role="status"), bar, button("Stop the download", {"stop": True}))
+    return node("div", node("p", text, role="status"), bar, button("Stop the download", {"stop": True}))
 
 
-def facts_of(base: Any) -> Node:
-    """What the resident base is."""
+def render_facts(base: Any) -> Node:
+    """The facts about the resident base."""
     head = node(
         "div",
-        node("h2", formatting.base(base.name)),
+        node("h2", formatting.format_base(base.name)),
         chip("loading" if base.loading else "resident", "warn" if base.loading else "good"),
         cls="row",
     )
-    failed = (
-        node(
-            "p",
-            f"The other base was not loaded, and this one is here: {base.failed}",
-            cls="problem",
-            role="alert",
-        )
-        if base.failed
-        else None
-    )
-    error = node("p", base.error, cls="problem", role="alert") if base.error else None
-    known = [
-        ("Family", base.family), ("Parameters", formatting.short(base.parameters) if base.parameters else ""), ("Weights", BITS.get(base.quantization, "")),
-        ("Memory", formatting.size(base.memory_bytes) if base.memory_bytes else ""), ("Reads at most", f"{base.context:,} tokens" if base.context else ""),
-        ("Layers that learn", ", ".join(base.targets)), ("Chat template", ("its own" if base.chat_template else "the studio's") if base.parameters else ""),
+    problems = [base.error] if base.error else []
+    if base.failed:
+        problems.insert(0, f"Could not load the other base, so this one stays: {base.failed}")
+    template = ""
+    if base.parameters:
+        template = "the model's own" if base.chat_template else "the studio's default"
+    rows = [
+        ("Family", base.family),
+        ("Parameters", formatting.format_count(base.parameters) if base.parameters else ""),
+        ("Weights", BITS.get(base.quantization, "")),
+        ("Memory", formatting.format_bytes(base.memory_bytes) if base.memory_bytes else ""),
+        ("Context length", f"{base.context:,} tokens" if base.context else ""),
+        ("Target modules", ", ".join(base.targets)),
+        ("Chat template", template),
         ("Fingerprint", base.fingerprint[:16]),
-    ]  # fmt: skip
-    return node(
-        "div", head, failed, error, node("p", base.note, cls="quiet") if base.note else None, facts(known)
-    )
+    ]
+    alerts = [node("p", text, cls="problem", role="alert") for text in problems]
+    note = node("p", base.note, cls="quiet") if base.note else None
+    return node("div", head, *alerts, note, facts(rows))
 
 
-def shelf(offers: list[Any], resident: str) -> Node:
-    """Bases on this machine; those that cannot be used say why."""
+def render_shelf(offers: list[Any], resident: str) -> Node:
+    """The bases on this machine, each that cannot be used with the reason."""
     rows = []
     for o in offers:
-        line = " · ".join(
-            filter(None, [o.kind, formatting.size(o.bytes) if o.bytes else "", PLACES[o.place]])
-        )
+        size = formatting.format_bytes(o.bytes) if o.bytes else ""
+        mark = chip("resident", "good") if o.name == resident else None
         body = [
-            node(
-                "span",
-                node("strong", formatting.base(o.name)),
-                *([chip("resident", "good")] if o.name == resident else []),
-                cls="row",
-            ),
-            node("span", line, cls="quiet"),
+            node("span", node("strong", formatting.format_base(o.name)), mark, cls="row"),
+            node("span", " · ".join(filter(None, [o.kind, size, PLACES[o.place]])), cls="quiet"),
         ]
         if o.why:
             rows.append(node("div", *body, node("span", o.why, cls="quiet"), cls="shelf-item"))

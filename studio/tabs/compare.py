@@ -1,7 +1,6 @@
-"""The Compare tab: one question, two to six mixes, side by side and at once, with their names or without.
+"""The Compare tab: two to six mixes answer one prompt side by side, with or without their names.
 
-Knows its components and what follows what. Knows nothing of how mixes share a batch, nor how a blind
-test keeps its secret.
+`views/blind.py` runs the blind test, `views/suite.py` the prompt suite.
 """
 
 from __future__ import annotations
@@ -16,45 +15,48 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec.mix import Sampling
-from studio import events, fields, session
+from studio import answers, events, fields, mix_choices
 from studio.assets import read_asset
 from studio.components import board, mixer
-from studio.session import SAMPLING, Talk
+from studio.session import SAMPLING, Session, read_sampling
 from studio.tree import Node, title, view
 from studio.views import blind, suite
 from studio.views.suite import SAVE_CSV, Suite
 
-SAME_DICE = "All columns draw with the same random numbers, so that what differs comes from the mix; it matters above temperature 0."
+SAME_NOISE_INFO = (
+    "Every column samples with the same random numbers, so differences come from the mix. "
+    "Matters only at temperatures above 0."
+)
 
 
 @dataclass(frozen=True)
 class Votes:
-    """The fold with the votes so far."""
+    """The components of the votes' accordion; `confirmation` is the row with the last two buttons."""
 
-    fold: gr.Accordion
-    shown: gr.HTML
-    save: gr.Button
+    accordion: gr.Accordion
+    tally: gr.HTML
+    download: gr.Button
     delete: gr.Button
-    sure: gr.Row
-    yes: gr.Button
-    no: gr.Button
+    confirmation: gr.Row
+    confirm: gr.Button
+    cancel: gr.Button
 
 
 @dataclass(frozen=True)
 class CompareTab:
-    """The components of the Compare tab."""
+    """The components of the Compare tab; the hidden `file_text` takes a file's text to the browser."""
 
     prompt: gr.Textbox
     ask: gr.Button
     blind: gr.Button
     stop: gr.Button
     export: gr.Button
-    same_dice: gr.Checkbox
+    same_noise: gr.Checkbox
     sampling: fields.Fields
     board: gr.HTML
     votes: Votes
     suite: Suite
-    written: gr.Textbox
+    file_text: gr.Textbox
     session: gr.State
 
 
@@ -64,25 +66,25 @@ def build() -> CompareTab:
         view(
             title(
                 "Compare",
-                "All columns are answered in one batch with the same dice: what differs comes from the mix.",
+                "All columns answer in one batch with the same noise, so differences come from the mix.",
             )
         )
         prompt = gr.Textbox(
             label="Prompt",
             lines=2,
             max_lines=6,
-            placeholder="Ask all columns the same question",
+            placeholder="Ask every column the same question",
             elem_id="compare-prompt",
         )
         with gr.Row(elem_classes="actions"):
             ask = gr.Button("Answer", variant="primary", scale=0, min_width=130)
-            blinded = gr.Button("Blind test", scale=0, min_width=120)
+            blind_test = gr.Button("Blind test", scale=0, min_width=120)
             stop = gr.Button("Stop", scale=0, min_width=90)
             export = gr.Button("Export as Markdown", scale=0, min_width=170)
         with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
             with gr.Row():
                 sampling = fields.build(Sampling, SAMPLING)
-            same_dice = gr.Checkbox(True, label="Same dice", info=SAME_DICE)
+            same_noise = gr.Checkbox(True, label="Same noise in every column", info=SAME_NOISE_INFO)
         columns = gr.HTML(
             value=None,
             choices=[],
@@ -91,175 +93,196 @@ def build() -> CompareTab:
             apply_default_css=False,
             elem_id="board",
         )
-        votes = _votes()
-        many = suite.build()
-        written = gr.Textbox(visible=False)
+        votes = _build_votes()
+        prompt_suite = suite.build()
+        file_text = gr.Textbox(visible=False)
     return CompareTab(
         prompt,
         ask,
-        blinded,
+        blind_test,
         stop,
         export,
-        same_dice,
+        same_noise,
         sampling,
         columns,
         votes,
-        many,
-        written,
-        gr.State(Talk(), delete_callback=Talk.stop),
+        prompt_suite,
+        file_text,
+        gr.State(Session(), delete_callback=Session.stop),
     )
 
 
-def _votes() -> Votes:
-    with gr.Accordion("Votes so far", open=False, elem_classes="quiet-fold", elem_id="votes") as fold:
-        shown = view(blind.NO_VOTES)
+def _build_votes() -> Votes:
+    with gr.Accordion("Votes so far", open=False, elem_classes="quiet-fold", elem_id="votes") as accordion:
+        tally = view(blind.NO_VOTES)
         with gr.Row(elem_classes="actions"):
-            save = gr.Button("Download the votes as CSV", scale=0, min_width=210)
+            download = gr.Button("Download the votes as CSV", scale=0, min_width=210)
             delete = gr.Button("Delete all votes", variant="stop", scale=0, min_width=140)
-        with gr.Row(visible=False, elem_classes="actions") as sure:
-            yes = gr.Button("Yes, delete every vote", variant="stop", scale=0, min_width=180)
-            no = gr.Button("Keep them", scale=0, min_width=110)
-    return Votes(fold, shown, save, delete, sure, yes, no)
+        with gr.Row(visible=False, elem_classes="actions") as confirmation:
+            confirm = gr.Button("Yes, delete every vote", variant="stop", scale=0, min_width=180)
+            cancel = gr.Button("Keep them", scale=0, min_width=110)
+    return Votes(accordion, tally, download, delete, confirmation, confirm, cancel)
 
 
 def wire(
-    tab: CompareTab, engine: Engine, moved: events.Together, mixed: events.Together, mixer_rows: gr.HTML
+    tab: CompareTab,
+    engine: Engine,
+    library_changed: events.EventGroup,
+    mix_changed: events.EventGroup,
+    mixer_rows: gr.HTML,
 ) -> None:
     """Connects the events."""
-    drawn = [tab.same_dice, *tab.sampling.values()]
-    asked = [tab.prompt, tab.board, mixer_rows, tab.session, *drawn]
-    talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
+    sampling = [tab.same_noise, *tab.sampling.values()]
+    inputs = [tab.prompt, tab.board, mixer_rows, tab.session, *sampling]
+    queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        events.on(trigger, engine, answered, asked, [tab.board], **talking)
+        events.bind(trigger, engine, stream_answers, inputs, [tab.board], **queueing)
     for trigger in (tab.blind.click, tab.board.again):
-        events.on(trigger, engine, blinded, asked, [tab.board], **talking)
-    events.on(tab.board.vote, engine, voted, [tab.session], [tab.board, tab.votes.shown])
-    events.on(tab.stop.click, engine, stopped, [tab.session], None)
-    events.on(tab.export.click, engine, exported, [tab.session], [tab.written]).success(
+        events.bind(trigger, engine, stream_blind_test, inputs, [tab.board], **queueing)
+    events.bind(tab.board.vote, engine, vote, [tab.session], [tab.board, tab.votes.tally])
+    events.bind(tab.stop.click, engine, stop, [tab.session], None)
+    events.bind(tab.export.click, engine, export_markdown, [tab.session], [tab.file_text]).success(
         fn=None,
-        inputs=[tab.written],
+        inputs=[tab.file_text],
         js="(text) => { window.studio.save('comparison.md', text); }",
         api_visibility="private",
     )
-    for event in (moved, mixed):
+    for event in (library_changed, mix_changed):
         event.add(refresh, [mixer_rows], [tab.board])
     _wire_votes(tab, engine)
-    suite.wire(tab.suite, engine, [tab.board, mixer_rows], drawn)
+    suite.wire(tab.suite, engine, [tab.board, mixer_rows], sampling)
 
 
 def _wire_votes(tab: CompareTab, engine: Engine) -> None:
     votes = tab.votes
-    events.on(votes.fold.expand, engine, counted, None, [votes.shown])
-    events.on(votes.save.click, engine, votes_exported, None, [tab.written]).success(
+    events.bind(votes.accordion.expand, engine, show_tally, None, [votes.tally])
+    events.bind(votes.download.click, engine, export_votes_csv, None, [tab.file_text]).success(
         fn=None,
-        inputs=[tab.written],
+        inputs=[tab.file_text],
         js=f"(text) => ({SAVE_CSV})('votes.csv', text)",
         api_visibility="private",
     )
-    events.on(votes.delete.click, engine, sure, None, [votes.sure])
-    events.on(votes.no.click, engine, unsure, None, [votes.sure])
-    events.on(votes.yes.click, engine, deleted, None, [votes.shown, votes.sure])
+    events.bind(votes.delete.click, engine, confirm_delete_votes, None, [votes.confirmation])
+    events.bind(votes.cancel.click, engine, cancel_delete_votes, None, [votes.confirmation])
+    events.bind(votes.confirm.click, engine, delete_votes, None, [votes.tally, votes.confirmation])
 
 
 def refresh(engine: Engine, rows: Any) -> Any:
-    """The mixes there are to pick."""
-    return gr.HTML(choices=session.choices(engine, mixer.present(engine, rows)))
+    """Updates the mixes that the columns offer."""
+    return gr.HTML(choices=mix_choices.list_choices(engine, mixer.current_mix(engine, rows)))
 
 
-def answered(
-    engine: Engine, prompt: str, shown: Any, rows: Any, talking: Talk, same_dice: bool, *sampling: Any
+def stream_answers(
+    engine: Engine,
+    prompt: str,
+    board_value: Any,
+    rows: Any,
+    session: Session,
+    same_noise: bool,
+    *sampling: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Asks every column; yields the whole board at each frame."""
-    picks = _asked(engine, prompt, shown)
-    mixes = board.mixes(engine, picks, rows)
-    reference = board.reference(mixes)
-    for frame in session.frames(engine, talking, prompt, mixes, session.drawn(sampling), same_dice=same_dice):
+    """Answers the prompt in every column; yields the whole board for each frame."""
+    picks = _read_picks(engine, prompt, board_value)
+    mixes = board.read_mixes(engine, picks, rows)
+    reference = board.find_reference(mixes)
+    for frame in session.stream_frames(engine, prompt, mixes, read_sampling(sampling), same_noise=same_noise):
         yield {
             "picks": picks,
             "touched": True,
-            "columns": board.columns(frame, reference),
-            "serial": talking.serial,
+            "columns": board.render_columns(frame, reference),
+            "serial": session.serial,
         }
 
 
-def blinded(
+def stream_blind_test(
     engine: Engine,
     prompt: str,
-    shown: Any,
+    board_value: Any,
     rows: Any,
-    talking: Talk,
-    same_dice: bool,
+    session: Session,
+    same_noise: bool,
     *sampling: Any,
-    dice: random.Random | None = None,
+    rng: random.Random | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Asks every column in an order that only this side knows; yields the board without names."""
-    picks = _asked(engine, prompt, shown)
-    mixes = board.mixes(engine, picks, rows)
-    yield from blind.frames(
+    """Answers the prompt in every column, in an order that only the server knows; yields unnamed boards.
+
+    Args:
+        rng: shuffles the columns; by default the operating system's, which cannot be predicted.
+    """
+    picks = _read_picks(engine, prompt, board_value)
+    mixes = board.read_mixes(engine, picks, rows)
+    yield from blind.stream_covered_board(
         engine,
-        talking,
+        session,
         prompt,
         mixes,
         picks,
-        session.drawn(sampling),
-        same_dice,
-        dice or random.SystemRandom(),
+        read_sampling(sampling),
+        same_noise,
+        rng or random.SystemRandom(),
     )
 
 
-def _asked(engine: Engine, prompt: str, shown: Any) -> list[str]:
+def _read_picks(engine: Engine, prompt: str, board_value: Any) -> list[str]:
     if not prompt.strip():
-        raise SpecError("There is no prompt.", "Write what to ask.")
-    return board.picks(engine, shown)
+        raise SpecError("The prompt is empty.", "Write a prompt first.")
+    return board.read_picks(engine, board_value)
 
 
-def voted(engine: Engine, talking: Talk, event: gr.EventData) -> tuple[dict[str, Any], Node]:
-    """A vote was cast or taken back: the names, and the tally."""
-    said = event._data if isinstance(event._data, dict) else {}
-    shown = blind.withdrawn(engine, talking) if said.get("undo") else blind.voted(engine, talking, said)
-    return {**shown, "serial": talking.serial + 0.5}, blind.tally(
-        engine
-    )  # after every frame of this round, before those of the next
+def vote(engine: Engine, session: Session, event: gr.EventData) -> tuple[dict[str, Any], Node]:
+    """Casts a vote or takes it back; returns the uncovered board and the tally."""
+    data = event._data if isinstance(event._data, dict) else {}
+    value = blind.undo_vote(engine, session) if data.get("undo") else blind.cast_vote(engine, session, data)
+    serial = session.serial + 0.5  # after every frame of this test, before those of the next
+    return {**value, "serial": serial}, blind.render_tally(engine)
 
 
-def counted(engine: Engine) -> Node:
-    """The votes so far."""
-    return blind.tally(engine)
+def show_tally(engine: Engine) -> Node:
+    """Shows all votes so far."""
+    return blind.render_tally(engine)
 
 
-def votes_exported(engine: Engine) -> str:
-    """All votes as CSV."""
-    if not engine.tally():
-        raise NotFound("There are no votes to download yet.", "Start a blind test first.")
-    return engine.votes_csv()
+def export_votes_csv(engine: Engine) -> str:
+    """All votes as CSV.
+
+    Raises:
+        NotFound: no vote was cast yet.
+    """
+    if not engine.votes.tally():
+        raise NotFound("No votes to download yet.", "Start a blind test first.")
+    return engine.votes.csv()
 
 
-def sure(engine: Engine) -> Any:
-    """Asks once more before votes are deleted."""
+def confirm_delete_votes(engine: Engine) -> Any:
+    """Asks for confirmation before votes are deleted."""
     return gr.update(visible=True)
 
 
-def unsure(engine: Engine) -> Any:
-    """Not deleted after all."""
+def cancel_delete_votes(engine: Engine) -> Any:
+    """Hides the confirmation."""
     return gr.update(visible=False)
 
 
-def deleted(engine: Engine) -> tuple[Node, Any]:
+def delete_votes(engine: Engine) -> tuple[Node, Any]:
     """Deletes every vote."""
-    return blind.emptied(engine), gr.update(visible=False)
+    return blind.delete_votes(engine), gr.update(visible=False)
 
 
-def stopped(engine: Engine, talking: Talk) -> None:
-    """Ends the answer under way; what is written stays, and a blind test that is all written can still be voted on."""
-    if talking.frame is None or not talking.frame.done:
-        talking.stop()
+def stop(engine: Engine, session: Session) -> None:
+    """Stops the answers and keeps their text; a complete blind test can still be voted on."""
+    if session.frame is None or not session.frame.done:
+        session.stop()
 
 
-def exported(engine: Engine, talking: Talk) -> str:
-    """The last comparison as a Markdown document."""
-    if blind.secret(talking):
-        raise SpecError("The names are still covered.", "Vote first; then the comparison can be exported.")
-    text = session.markdown(talking)
+def export_markdown(engine: Engine, session: Session) -> str:
+    """The last comparison as a Markdown document.
+
+    Raises:
+        SpecError: a blind test waits for its vote. NotFound: nothing was answered yet.
+    """
+    if blind.is_covered(session):
+        raise SpecError("The names are still covered.", "Vote first, then export the comparison.")
+    text = answers.to_markdown(session)
     if not text:
         raise NotFound("There is nothing to export yet.", "Answer a prompt first.")
     return text

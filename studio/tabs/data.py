@@ -94,12 +94,12 @@ def build() -> DataTab:
     )
 
 
-def wire(tab: DataTab, engine: Engine, moved: events.Together) -> None:
+def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
     roles = list(tab.roles.values())
     reading = [tab.preview, tab.add, *roles]
     dataset = [tab.shown, tab.tokens]
-    events.on(
+    events.bind(
         tab.files.change,
         engine,
         offered,
@@ -107,35 +107,35 @@ def wire(tab: DataTab, engine: Engine, moved: events.Together) -> None:
         [tab.reading, tab.kind, tab.name, *dataset, *reading],
     )
     for control in (tab.kind, tab.encoding):
-        events.on(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
+        events.bind(control.input, engine, reread, [tab.files, tab.kind, tab.encoding], reading)
     for role in roles:
-        events.on(
+        events.bind(
             role.input, engine, checked, [tab.files, tab.kind, tab.encoding, *roles], [tab.preview, tab.add]
         )
     form = [tab.files, tab.kind, tab.encoding, tab.name, *roles]
-    events.look_again(
-        events.on(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal")
+    events.refresh_after(
+        events.bind(tab.add.click, engine, imported, form, [tab.files, tab.picker], show_progress="minimal")
     )
     tokens = [tab.tokens, tab.index]  # apart from the rest, because they wait for the model's thread
-    events.follow(
+    events.bind_sequential(
         events.any_of((tab.picker.change, tab.split.change)),
         engine,
         opened,
         [tab.picker, tab.split],
         [tab.shown],
     )
-    events.follow(tab.picker.change, engine, exemplified, [tab.picker], tokens)
-    events.on(tab.picker.input, engine, unveiled, None, dataset)
-    moved.then(caught_up, [tab.picker, tab.index], tokens)
-    events.on(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
-    moved.add(refresh, [tab.picker], [tab.picker])
+    events.bind_sequential(tab.picker.change, engine, exemplified, [tab.picker], tokens)
+    events.bind(tab.picker.input, engine, unveiled, None, dataset)
+    library_changed.then(caught_up, [tab.picker, tab.index], tokens)
+    events.bind(tab.tokens.act, engine, another, [tab.picker, tab.index], tokens)
+    library_changed.add(refresh, [tab.picker], [tab.picker])
 
 
 def refresh(engine: Engine, picked: str | None) -> Any:
     """The picker's choices, with the present one kept where it still exists."""
-    sets = list(reversed(engine.datasets()))
+    sets = list(reversed(engine.datasets.list()))
     ids = [d.id for d in sets]
-    return fields.offer(
+    return fields.update_choices(
         [(d.name, d.id) for d in sets], picked if picked in ids else (ids[0] if ids else None), picked
     )
 
@@ -150,7 +150,7 @@ def offered(engine: Engine, files: list[str] | None, encoding: str) -> tuple[Any
         return gr.update(visible=False), gr.skip(), "", *dataset, *_closed()
     kind, name = "domain", _stem(files[0])
     with contextlib.suppress(StudioError):  # the sentence is shown by the reading below
-        kind = engine.preview(files, encoding=encoding).kind
+        kind = engine.datasets.preview(files, encoding=encoding).kind
     return gr.update(visible=True), kind, name, *dataset, *reread(engine, files, kind, encoding)
 
 
@@ -159,10 +159,10 @@ def reread(engine: Engine, files: list[str] | None, kind: str, encoding: str) ->
     if not files:
         return _closed()
     try:
-        seen = engine.preview(files, kind=kind, encoding=encoding)
+        seen = engine.datasets.preview(files, kind=kind, encoding=encoding)
     except DataError as e:
         return (
-            _problem(events.sentence(e)),
+            _problem(events.user_message(e)),
             gr.update(interactive=False),
             *[gr.update(visible=False) for _ in ROLES],
         )
@@ -183,9 +183,9 @@ def checked(
 ) -> tuple[Any, ...]:
     """A column was corrected: shows what the rows become."""
     try:
-        seen = engine.preview(files or [], kind=kind, roles=_roles(columns), encoding=encoding)
+        seen = engine.datasets.preview(files or [], kind=kind, roles=_roles(columns), encoding=encoding)
     except DataError as e:
-        return _problem(events.sentence(e)), gr.update(interactive=False)
+        return _problem(events.user_message(e)), gr.update(interactive=False)
     return _preview(seen, files or []), gr.update(interactive=not seen.problem)
 
 
@@ -195,18 +195,18 @@ def imported(
     """Makes a dataset of the dropped files and opens it."""
     if not files:
         raise DataError("There are no files to import.", "Drop some on the left first.")
-    made = engine.import_dataset(
+    made = engine.datasets.import_files(
         files, name or _stem(files[0]), kind=kind, roles=_roles(columns) or None, encoding=encoding
     )
     gr.Info(f"Imported {made.rows:,} rows.", title="Done")
-    return None, gr.update(choices=[(d.name, d.id) for d in reversed(engine.datasets())], value=made.id)
+    return None, gr.update(choices=[(d.name, d.id) for d in reversed(engine.datasets.list())], value=made.id)
 
 
 def opened(engine: Engine, picked: str | None, split: str) -> Node:
     """Shows a dataset: facts, split sizes and rows."""
     if not picked:
         return NOTHING
-    return _dataset(engine.dataset(picked), split, engine.dataset_rows(picked, split, limit=PREVIEW_ROWS))
+    return _dataset(engine.datasets.get(picked), split, engine.datasets.rows(picked, split, limit=PREVIEW_ROWS))
 
 
 def unveiled(engine: Engine) -> tuple[Any, Any]:
@@ -216,7 +216,7 @@ def unveiled(engine: Engine) -> tuple[Any, Any]:
 
 def exemplified(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """Shows the first training example as tokens."""
-    return (_tokens(engine, picked, 0), WAITING if engine.base().loading else 0) if picked else (None, 0)
+    return (_tokens(engine, picked, 0), WAITING if engine.bases.current().loading else 0) if picked else (None, 0)
 
 
 def caught_up(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
@@ -228,7 +228,7 @@ def another(engine: Engine, picked: str | None, index: int) -> tuple[Any, ...]:
     """The next training example as tokens."""
     if not picked:
         return None, 0
-    following = (index + 1) % max(1, engine.dataset(picked).splits.get("train", 1))
+    following = (index + 1) % max(1, engine.datasets.get(picked).splits.get("train", 1))
     return _tokens(engine, picked, following), following
 
 
@@ -331,16 +331,16 @@ def _tokens(engine: Engine, picked: str, index: int) -> Node:
         button("Another example", {"do": "another"}),
         cls="row spread",
     )
-    if engine.base().loading:
+    if engine.bases.current().loading:
         return node(
             "div",
             head,
             node("p", "The base model is still loading; its tokens appear here in a moment.", cls="note"),
         )
     try:
-        pieces = engine.example_tokens(picked, index)
+        pieces = engine.datasets.example_tokens(picked, index)
     except StudioError as e:
-        return node("div", head, node("p", events.sentence(e), cls="note"))
+        return node("div", head, node("p", events.user_message(e), cls="note"))
     shown = [
         node(
             "span",
@@ -353,7 +353,7 @@ def _tokens(engine: Engine, picked: str, index: int) -> Node:
     learned = sum(p.trained for p in pieces)
     count = node(
         "p",
-        f"{len(pieces)} tokens, {learned} learned ({formatting.percent(learned / max(1, len(pieces)))})",
+        f"{len(pieces)} tokens, {learned} learned ({formatting.format_percent(learned / max(1, len(pieces)))})",
         cls="quiet",
     )
     return node(

@@ -13,9 +13,9 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import events, fields, formatting, samples, session
+from studio import events, fields, formatting, mix_choices, samples
 from studio.components import bars, mixer
-from studio.session import Talk
+from studio.session import Session
 from studio.tree import Node, download, empty, node, table, title, view
 
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
@@ -85,72 +85,72 @@ def build() -> EvaluateTab:
         reports,
         charts,
         shown,
-        gr.State(Talk(), delete_callback=Talk.stop),
+        gr.State(Session(), delete_callback=Session.stop),
     )
 
 
 def wire(
-    tab: EvaluateTab, engine: Engine, moved: events.Together, mixed: events.Together, mixer_rows: gr.HTML
+    tab: EvaluateTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup, mixer_rows: gr.HTML
 ) -> None:
     """Connects the events."""
     inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.session]
-    events.look_again(
-        events.on(
+    events.refresh_after(
+        events.bind(
             tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4
         )
     )
-    events.on(tab.stop.click, engine, stopped, [tab.session], None)
-    events.on(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
+    events.bind(tab.stop.click, engine, stopped, [tab.session], None)
+    events.bind(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
     lists = [tab.dataset, tab.split, tab.mixes, tab.reports]
-    for event in (moved, mixed):
+    for event in (library_changed, mix_changed):
         event.add(refresh, [tab.dataset, tab.mixes, tab.reports, mixer_rows], lists)
-    events.on(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
+    events.bind(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
 
 
 def refresh(
     engine: Engine, dataset: str | None, mixes: list[str], picked: str | None, rows: Any
 ) -> tuple[Any, ...]:
     """The datasets, mixes and reports there are; a fresh page measures the default mixes on the held-out questions."""
-    sets = list(reversed(engine.datasets()))
+    sets = list(reversed(engine.datasets.list()))
     ids = [d.id for d in sets]
     fresh = dataset not in ids
-    chosen = (samples.held_out(engine) or (ids[0] if ids else None)) if fresh else dataset
-    offered = session.choices(engine, mixer.present(engine, rows))
+    chosen = (samples.find_held_out(engine) or (ids[0] if ids else None)) if fresh else dataset
+    offered = mix_choices.list_choices(engine, mixer.current_mix(engine, rows))
     known = [c["id"] for c in offered]
-    usual = [str(m) for m in engine.default_mixes()]
+    usual = [str(m) for m in engine.library.default_mixes()]
     kept = [m for m in mixes or [] if m in known]
     earlier = (
         len(kept) < 3 and kept == usual[: len(kept)]
     )  # what was suggested before there were more adapters
-    reports = engine.reports()
+    reports = engine.evaluation.reports()
     return (
-        fields.offer([(d.name, d.id) for d in sets], chosen, dataset),
+        fields.update_choices([(d.name, d.id) for d in sets], chosen, dataset),
         suited(engine, chosen) if fresh else gr.skip(),
-        fields.offer([(c["name"], c["id"]) for c in offered], usual if earlier else kept, mixes),
-        fields.offer(_titles(reports), picked if picked in [r.id for r in reports] else None, picked),
+        fields.update_choices([(c["name"], c["id"]) for c in offered], usual if earlier else kept, mixes),
+        fields.update_choices(_titles(reports), picked if picked in [r.id for r in reports] else None, picked),
     )
 
 
 def _titles(reports: list[Any]) -> list[tuple[str, str]]:
-    return [(f"{r.dataset_name} · {r.split} · {formatting.when(r.created)}", r.id) for r in reports]
+    return [(f"{r.dataset_name} · {r.split} · {formatting.format_time(r.created)}", r.id) for r in reports]
 
 
 def suited(engine: Engine, dataset: str | None) -> str:
     """The held-out questions are measured whole; of anything else, the test split."""
-    return "all" if dataset and dataset == samples.held_out(engine) else "test"
+    return "all" if dataset and dataset == samples.find_held_out(engine) else "test"
 
 
 def measured(
-    engine: Engine, dataset: str | None, split: str, mixes: list[str], limit: int, rows: Any, talking: Talk
+    engine: Engine, dataset: str | None, split: str, mixes: list[str], limit: int, rows: Any, session: Session
 ) -> Iterator[tuple[Any, ...]]:
     """Measures the chosen mixes; yields how far it is, then the report."""
     if not dataset:
         raise SpecError("No dataset is chosen.", "Import one under Data, then choose it here.")
-    talking.stop()
-    stream = engine.evaluate(
-        session.named(engine, mixes or [], mixer.present(engine, rows)), dataset, split, int(limit or 0)
+    session.stop()
+    stream = engine.evaluation.measure(
+        mix_choices.parse_mixes(engine, mixes or [], mixer.current_mix(engine, rows)), dataset, split, int(limit or 0)
     )
-    talking.stream = stream
+    session.stream = stream
     report_id = ""
     try:
         for part in stream:
@@ -159,22 +159,22 @@ def measured(
     finally:
         stream.close()
     if report_id:
-        yield *opened(engine, report_id), gr.update(choices=_titles(engine.reports()), value=report_id)
+        yield *opened(engine, report_id), gr.update(choices=_titles(engine.evaluation.reports()), value=report_id)
     else:
         yield empty("Stopped", "No report was made."), None, gr.skip()
 
 
-def stopped(engine: Engine, talking: Talk) -> None:
+def stopped(engine: Engine, session: Session) -> None:
     """Ends the measurement under way; no report is kept."""
-    talking.stop()
+    session.stop()
 
 
 def opened(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """A report as a table and bars."""
     if not picked:
         return NOTHING, None
-    report = engine.report(picked)
-    kinds = {a["id"]: a["kind"] for a in engine.mixable()}
+    report = engine.evaluation.report(picked)
+    kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
     names = [r["name"] for r in report.rows]
     colours = [
         "base"
@@ -196,7 +196,7 @@ def _report(report: Any) -> Node:
     present = [f for f in FIGURES if any(f in r for r in report.rows)]
     body = [[r["name"], *[_figure(r.get(f), FIGURES[f]) for f in present]] for r in report.rows]
     counted = next((r["questions"] for r in report.rows if "questions" in r), None)
-    about = f"{report.dataset_name}, {report.split} split, {f'{counted} questions, ' if counted else ''}{formatting.duration(report.seconds)}. {formatting.when(report.created)}"
+    about = f"{report.dataset_name}, {report.split} split, {f'{counted} questions, ' if counted else ''}{formatting.format_duration(report.seconds)}. {formatting.format_time(report.created)}"
     head = node(
         "div",
         title("Report", about),
@@ -213,7 +213,7 @@ def _report(report: Any) -> Node:
 
 
 def _figure(value: Any, figure: tuple[str, bool, int]) -> str:
-    return formatting.percent(value) if figure[1] else formatting.number(value, figure[2])
+    return formatting.format_percent(value) if figure[1] else formatting.format_number(value, figure[2])
 
 
 def _examples(rows: list[dict[str, Any]]) -> Node | None:

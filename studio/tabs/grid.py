@@ -67,7 +67,7 @@ def build(page: gr.Tab) -> GridTab:
                 label="Grid name", max_length=80, placeholder="What the grid and its adapters are called"
             )
             preset = gr.Dropdown(
-                [OWN, *[(p.capitalize(), p) for p in grids.PRESETS]], value="", label="Usual grids"
+                [OWN, *[(p.capitalize(), p) for p in grids.GRID_PRESETS]], value="", label="Usual grids"
             )
             picked, typed = [], []
             for i in range(AXES):
@@ -89,7 +89,7 @@ def build(page: gr.Tab) -> GridTab:
     )
 
 
-def wire(tab: GridTab, engine: Engine, moved: events.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(tab: GridTab, engine: Engine, library_changed: events.EventGroup, form: train.TrainTab, tabs: gr.Tabs) -> None:
     """Connects the events.
 
     Args:
@@ -107,18 +107,18 @@ def wire(tab: GridTab, engine: Engine, moved: events.Together, form: train.Train
 
     inputs = form.form | tab.form
     shown = [tab.shared, tab.told, tab.start]
-    events.on(
+    events.bind(
         tab.page.select, engine, looked_over, inputs, shown
     )  # the form may have changed while another tab was open
-    moved.then(looked_over, inputs, shown)
+    library_changed.then(looked_over, inputs, shown)
     for control in (tab.name, *tab.fields, *tab.values):
-        events.on(control.change, engine, looked_over, inputs, shown)
-    events.on(tab.preset.input, engine, filled, [tab.preset], [*tab.fields, *tab.values])
-    events.look_again(events.on(tab.start.click, engine, begin, inputs, [tab.picker, tab.results, tab.chart]))
-    moved.add(refresh, [tab.picker], [tab.picker, tab.results, tab.chart])
-    events.on(tab.picker.input, engine, opened, [tab.picker], [tab.results, tab.chart])
+        events.bind(control.change, engine, looked_over, inputs, shown)
+    events.bind(tab.preset.input, engine, filled, [tab.preset], [*tab.fields, *tab.values])
+    events.refresh_after(events.bind(tab.start.click, engine, begin, inputs, [tab.picker, tab.results, tab.chart]))
+    library_changed.add(refresh, [tab.picker], [tab.picker, tab.results, tab.chart])
+    events.bind(tab.picker.input, engine, opened, [tab.picker], [tab.results, tab.chart])
     taken = [tabs, tab.results, *form.form]
-    events.look_again(events.on(tab.results.act, engine, use, None, taken))
+    events.refresh_after(events.bind(tab.results.act, engine, use, None, taken))
 
 
 def axes_of(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
@@ -134,7 +134,7 @@ def axes_of(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
                 raise SpecError(
                     f"{label_of(grids.FIELDS[name])} is varied twice.", "Choose every setting once."
                 )
-            found[name] = grids.axis(name, values[typed] or "")
+            found[name] = grids.parse_axis(name, values[typed] or "")
     return found
 
 
@@ -156,9 +156,9 @@ def checked(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any
     out: dict[Any, Any] = {tab.shared: _shared(engine, train.asked_for(form, values), values[form.preset])}
     try:
         spec, axes, name = described(tab, form, values)
-        count = len(grids.cells(spec, axes, name))
-        lacking = engine.missing({**spec.to_json(), "name": name})
-        seconds = engine.plan.estimate(spec, axes, engine.base().name)
+        count = len(grids.make_cells(spec, axes, name))
+        lacking = engine.runs.list_missing({**spec.to_json(), "name": name})
+        seconds = engine.grids.estimate_seconds(spec, axes, engine.bases.current().name)
     except StudioError as e:
         return {
             **out,
@@ -177,23 +177,23 @@ def checked(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any
 
 
 def _shared(engine: Engine, asked: dict[str, Any], preset: str) -> Node:
-    data = next((d.name for d in engine.datasets() if d.id == asked["dataset"]), "no dataset")
-    below = next((f" on top of {a.name}" for a in engine.adapters() if a.id == asked["stack_on"]), "")
+    data = next((d.name for d in engine.datasets.list() if d.id == asked["dataset"]), "no dataset")
+    below = next((f" on top of {a.name}" for a in engine.library.adapters() if a.id == asked["stack_on"]), "")
     text = f"All cells: {asked['kind']} run on {data}{below}, {preset} preset, as the Train form stands."
     return node("div", node("p", text), button("Change it", {"do": "tab", "tab": "train"}), cls="aside row")
 
 
 def filled(engine: Engine, preset: str) -> tuple[Any, ...]:
     """The axes of a usual grid."""
-    axes = list(grids.PRESETS.get(preset, {}).items())[:AXES]
+    axes = list(grids.GRID_PRESETS.get(preset, {}).items())[:AXES]
     axes += [("", [])] * (AXES - len(axes))
-    return (*[f for f, _ in axes], *[", ".join(grids.shown(v) for v in values) for _, values in axes])
+    return (*[f for f, _ in axes], *[", ".join(grids.format_value(v) for v in values) for _, values in axes])
 
 
 def started(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
     """Queues the grid and shows its table."""
     spec, axes, name = described(tab, form, values)
-    made = engine.plan.start(spec, axes, name)
+    made = engine.grids.start(spec, axes, name)
     results, chart = opened(engine, made.id)
     return {
         tab.picker: gr.update(choices=_choices(engine), value=made.id),
@@ -203,7 +203,7 @@ def started(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any
 
 
 def _choices(engine: Engine) -> list[tuple[str, str]]:
-    return [(f"{g.name} · {len(g.runs)} cells", g.id) for g in engine.plan.grids()]
+    return [(f"{g.name} · {len(g.runs)} cells", g.id) for g in engine.grids.list()]
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, Any, Any]:
@@ -211,14 +211,14 @@ def refresh(engine: Engine, picked: str | None) -> tuple[Any, Any, Any]:
     choices = _choices(engine)
     ids = [i for _, i in choices]
     value = picked if picked in ids else next(iter(ids), None)
-    return fields.offer(choices, value, picked), *opened(engine, value)
+    return fields.update_choices(choices, value, picked), *opened(engine, value)
 
 
 def opened(engine: Engine, picked: str | None) -> tuple[Any, Any]:
     """The table and the lines of a grid."""
     if not picked:
         return runs.NO_GRID, None
-    found = engine.plan.results(picked)
+    found = engine.grids.results(picked)
     return runs.results(found), runs.parallel(found)
 
 
@@ -228,11 +228,11 @@ def pressed(
     """What the buttons of the table do: take a cell's settings into the Train form, or cancel the rest."""
     said = event._data if isinstance(event._data, dict) else {}
     if said.get("do") == "rest":
-        engine.plan.cancel_rest(str(said.get("grid", "")))
+        engine.grids.cancel_waiting(str(said.get("grid", "")))
         return {tab.results: opened(engine, str(said.get("grid", "")))[0]}
     if said.get("do") != "use":
         return {tab.results: gr.skip()}
-    cells, index = engine.plan.cells(str(said.get("grid", ""))), said.get("cell")
+    cells, index = engine.grids.get(str(said.get("grid", ""))).cells, said.get("cell")
     if not isinstance(index, int) or not 0 <= index < len(cells):
         raise SpecError("The grid has no such cell.", "Choose one from its table.")
     return {tabs: gr.Tabs(selected="train"), **settings(engine, form, cells[index].spec)}
@@ -244,7 +244,7 @@ def settings(engine: Engine, form: train.TrainTab, spec: TrainSpec) -> dict[Any,
             and getattr(spec, f.name) != fields.default_of(f)]  # fmt: skip
     if lost:
         gr.Warning(
-            events.plain(f"The form has no field for {', '.join(lost)}; set it in the terminal."),
+            events.escape_markup(f"The form has no field for {', '.join(lost)}; set it in the terminal."),
             title="Not everything",
         )
     sets = [(d.name, d.id) for d in train.of_kind(engine, spec.kind)]
@@ -255,5 +255,5 @@ def settings(engine: Engine, form: train.TrainTab, spec: TrainSpec) -> dict[Any,
         form.name: spec.name,
         form.preset: "standard",  # which changes no default, so that what is not on the form stays at its default
         form.stack_on: gr.update(choices=below, value=spec.stack_on, visible=spec.kind == "task"),
-        **{c: fields.shown(getattr(spec, n)) for n, c in form.advanced.items()},
+        **{c: fields.to_component(getattr(spec, n)) for n, c in form.advanced.items()},
     }

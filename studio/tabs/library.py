@@ -72,19 +72,19 @@ def build() -> LibraryTab:
     return LibraryTab(kind, shelf, gr.State(""), details, tools, name, rename, delete, sure, yes, no)
 
 
-def wire(tab: LibraryTab, engine: Engine, moved: events.Together) -> None:
+def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
     shown = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.sure]
-    moved.add(refresh, [tab.kind, tab.picked], shown)
-    events.on(tab.kind.input, engine, refresh, [tab.kind, tab.picked], shown)
-    events.on(tab.shelf.act, engine, chosen, [tab.kind, tab.picked], shown)
-    events.on(
+    library_changed.add(refresh, [tab.kind, tab.picked], shown)
+    events.bind(tab.kind.input, engine, refresh, [tab.kind, tab.picked], shown)
+    events.bind(tab.shelf.act, engine, chosen, [tab.kind, tab.picked], shown)
+    events.bind(
         tab.details.act, engine, verified, [tab.kind, tab.picked], [tab.details], show_progress="minimal"
     )
-    events.look_again(events.on(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown))
-    events.on(tab.delete.click, engine, asked, None, [tab.sure])
-    events.on(tab.no.click, engine, kept, None, [tab.sure])
-    events.look_again(events.on(tab.yes.click, engine, removed, [tab.kind, tab.picked], shown))
+    events.refresh_after(events.bind(tab.rename.click, engine, renamed, [tab.kind, tab.picked, tab.name], shown))
+    events.bind(tab.delete.click, engine, asked, None, [tab.sure])
+    events.bind(tab.no.click, engine, kept, None, [tab.sure])
+    events.refresh_after(events.bind(tab.yes.click, engine, removed, [tab.kind, tab.picked], shown))
 
 
 def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
@@ -122,16 +122,16 @@ def chosen(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tuple
 
 def verified(engine: Engine, kind: str, picked: str) -> Node:
     """Checks an adapter's files and says what was checked."""
-    said = engine.verify_adapter(picked)
+    said = engine.library.verify(picked)
     good = node("ul", *[node("li", s) for s in said], cls="checks")
     return node(
-        "div", detail(engine, kind, engine.adapter(picked)), node("div", chip("verified", "good"), good)
+        "div", detail(engine, kind, engine.library.adapter(picked)), node("div", chip("verified", "good"), good)
     )
 
 
 def renamed(engine: Engine, kind: str, picked: str, name: str) -> tuple[Any, ...]:
     """Gives an item another display name; its id stays."""
-    engine.rename(kind, picked, name)
+    engine.library.rename(kind, picked, name)
     return refresh(engine, kind, picked)
 
 
@@ -149,24 +149,24 @@ def removed(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
     """Deletes an item."""
     if not picked:
         raise NotFound("Nothing is chosen.", "Choose what to delete first.")
-    engine.remove(kind, picked)
+    engine.library.delete(kind, picked)
     return refresh(engine, kind, "")
 
 
 def items(engine: Engine, kind: str) -> list[Any]:
     """All items of a kind, newest first."""
     lists: dict[str, Callable[[], list[Any]]] = {
-        "adapters": engine.adapters, "runs": engine.runs, "datasets": engine.datasets, "mixes": engine.mixes, "reports": engine.reports,
+        "adapters": engine.library.adapters, "runs": engine.runs.list, "datasets": engine.datasets.list, "mixes": engine.library.mixes, "reports": engine.evaluation.reports,
     }  # fmt: skip
     return sorted(lists[kind](), key=lambda i: float(i.created), reverse=True)
 
 
 def shelf(engine: Engine, kind: str, found: list[Any], picked: str) -> Node:
     """The list."""
-    disk = engine.disk()
+    disk = engine.library.disk_usage()
     used = node(
         "p",
-        f"{formatting.size(disk['used_bytes'])} used, {formatting.size(disk['free_bytes'])} free on this disk",
+        f"{formatting.format_bytes(disk['used_bytes'])} used, {formatting.format_bytes(disk['free_bytes'])} free on this disk",
         cls="quiet",
     )
     if not found:
@@ -194,13 +194,13 @@ def _chips(kind: str, item: Any) -> list[Node]:
 
 def _line(kind: str, item: Any) -> str:
     said = {
-        "adapters": lambda: f"rank {item.rank} · {formatting.size(item.bytes)} · {item.dataset_name}",
-        "runs": lambda: f"step {item.step} of {item.total_steps} · {formatting.base(item.base)}",
+        "adapters": lambda: f"rank {item.rank} · {formatting.format_bytes(item.bytes)} · {item.dataset_name}",
+        "runs": lambda: f"step {item.step} of {item.total_steps} · {formatting.format_base(item.base)}",
         "datasets": lambda: f"{item.rows:,} rows · " + " / ".join(f"{n:,}" for n in item.splits.values()),
-        "mixes": lambda: formatting.weights(item.weights),
-        "reports": lambda: f"{len(item.rows)} mixes · {formatting.base(item.base)}",
+        "mixes": lambda: formatting.format_mix(item.weights),
+        "reports": lambda: f"{len(item.rows)} mixes · {formatting.format_base(item.base)}",
     }[kind]()
-    return f"{said} · {formatting.when(item.created)}"
+    return f"{said} · {formatting.format_time(item.created)}"
 
 
 def detail(engine: Engine, kind: str, item: Any) -> Node:
@@ -231,7 +231,7 @@ def detail(engine: Engine, kind: str, item: Any) -> Node:
         "div",
         head,
         *warnings,
-        facts([*pairs, ("Made", formatting.when(item.created)), ("Id", item.id)]),
+        facts([*pairs, ("Made", formatting.format_time(item.created)), ("Id", item.id)]),
         node("div", *buttons, cls="row") if buttons else None,
         raw,
     )
@@ -242,13 +242,13 @@ def _adapter(engine: Engine, a: Any) -> list[tuple[str, Any]]:
         f"{k.replace('_', ' ')} {v:.4g}" for k, v in a.results.items() if isinstance(v, (int, float))
     )
     modules = ", ".join(a.target_modules)
-    return [("Base", formatting.base(a.base)), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
-            ("On top of", a.stacked_on), ("Not mixed live", a.unmixable), ("Results", results), ("Size", formatting.size(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
+    return [("Base", formatting.format_base(a.base)), ("Rank and alpha", f"{a.rank}, {a.alpha:g}"), ("Layers", modules), ("Learned from", a.dataset_name),
+            ("On top of", a.stacked_on), ("Not mixed live", a.unmixable), ("Results", results), ("Size", formatting.format_bytes(a.bytes)), ("sha256", a.sha256[:16])]  # fmt: skip
 
 
 def _run(engine: Engine, r: Any) -> list[tuple[str, Any]]:
     return [
-        ("Base", formatting.base(r.base)),
+        ("Base", formatting.format_base(r.base)),
         ("Steps", f"{r.step} of {r.total_steps}"),
         ("Adapter", r.adapter),
         ("Error", r.error),
@@ -268,8 +268,8 @@ def _dataset(engine: Engine, d: Any) -> list[tuple[str, Any]]:
 
 
 def _mix(engine: Engine, m: Any) -> list[tuple[str, Any]]:
-    names = {a["id"]: a["name"] for a in engine.mixable()}
-    return [("Formula", formatting.weights({names.get(i, i): w for i, w in m.weights.items()}))]
+    names = {a.id: a.name for a in engine.library.mixable_adapters()}
+    return [("Formula", formatting.format_mix({names.get(i, i): w for i, w in m.weights.items()}))]
 
 
 def _report(engine: Engine, r: Any) -> list[tuple[str, Any]]:
@@ -277,7 +277,7 @@ def _report(engine: Engine, r: Any) -> list[tuple[str, Any]]:
     return [
         ("Dataset", r.dataset_name),
         ("Split", r.split),
-        ("Base", formatting.base(r.base)),
+        ("Base", formatting.format_base(r.base)),
         ("Mixes", mixes),
-        ("Took", formatting.duration(r.seconds)),
+        ("Took", formatting.format_duration(r.seconds)),
     ]

@@ -16,9 +16,9 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec.mix import Mix, Sampling
-from studio import events, fields
+from studio import answers, events, fields
 from studio.components import mixer
-from studio.session import SAMPLING, Talk, drawn, frames, retuned, speed, stamp, written
+from studio.session import SAMPLING, Session, read_sampling
 from studio.tree import Node, empty, node, title, view
 
 NOT_ASKED = empty("No answer yet", "Ask something; then move a slider, and the answer follows it.")
@@ -98,7 +98,7 @@ def build() -> MixTab:
                 )
                 sampling = fields.build(Sampling, SAMPLING)
     query = gr.Textbox(visible=False)
-    talk = gr.State(Talk(), delete_callback=Talk.stop)
+    session = gr.State(Session(), delete_callback=Session.stop)
     return MixTab(
         rows,
         departs,
@@ -116,20 +116,20 @@ def build() -> MixTab:
         plain,
         sampling,
         answer,
-        talk,
+        session,
         query,
     )
 
 
-def wire(tab: MixTab, engine: Engine, moved: events.Together, mixed: events.Together) -> None:
+def wire(tab: MixTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup) -> None:
     """Connects the events."""
-    talking: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
+    queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        events.on(trigger, engine, answered, tab.asked(), [tab.answer], **talking)
-    events.on(tab.mixer.mixed, engine, followed, tab.asked(), [tab.answer], **talking)
-    mixed.add(departed, [tab.mixer], [tab.departures])
-    events.on(tab.mixer.change, engine, departed, [tab.mixer], [tab.departures])
-    events.on(tab.stop.click, engine, stopped, [tab.session], None)
+        events.bind(trigger, engine, answered, tab.asked(), [tab.answer], **queueing)
+    events.bind(tab.mixer.mix_change, engine, followed, tab.asked(), [tab.answer], **queueing)
+    mix_changed.add(departed, [tab.mixer], [tab.departures])
+    events.bind(tab.mixer.change, engine, departed, [tab.mixer], [tab.departures])
+    events.bind(tab.stop.click, engine, stopped, [tab.session], None)
     tab.share.click(
         fn=None,
         inputs=[tab.prompt, tab.mixer],
@@ -138,27 +138,27 @@ def wire(tab: MixTab, engine: Engine, moved: events.Together, mixed: events.Toge
     )
     tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
     tab.leave.click(fn=None, js="() => window.studio.present(false)", api_visibility="private")
-    events.look_again(events.on(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
-    events.on(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
-        events.door(followed, engine),
+    events.refresh_after(events.bind(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
+    events.bind(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
+        events.handler(followed, engine),
         tab.asked(),
         [tab.answer],
         show_progress="hidden",
         api_visibility="private",
-        **talking,
+        **queueing,
     )
-    events.look_again(events.on(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
-    moved.add(refresh, [tab.saved], [tab.mixer, tab.saved])
+    events.refresh_after(events.bind(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
+    library_changed.add(refresh, [tab.saved], [tab.mixer, tab.saved])
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """The adapters and the saved mixes there are."""
-    return gr.HTML(adapters=mixer.shelf(engine)), _saved(engine, picked)
+    return gr.HTML(adapters=mixer.adapter_rows(engine)), _saved(engine, picked)
 
 
 def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
     """Connects the address that a visitor came by: a shared mix is set, and its prompt answered."""
-    came = events.on(
+    came = events.bind(
         page.load,
         engine,
         opened,
@@ -167,7 +167,7 @@ def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
         js="(query, rows) => [location.search, rows]",
     )
     came.success(
-        events.door(greeted, engine),
+        events.handler(greeted, engine),
         [tab.query, *tab.asked()],
         [tab.answer],
         show_progress="hidden",
@@ -186,14 +186,14 @@ def opened(engine: Engine, query: str, rows: Any) -> tuple[Any, ...]:
     if "mix" not in said:
         return gr.skip(), gr.skip(), gr.skip(), ""
     mix = Mix.parse(said["mix"][0])
-    shelf = mixer.shelf(engine)
+    shelf = mixer.adapter_rows(engine)
     if missing := sorted(set(mix.weights) - {a["id"] for a in shelf}):
         raise NotFound(
             f"The link names the adapter {missing[0]!r}, which is not here.",
             "Ask whoever sent the link for the adapter, or mix what is here.",
         )
     prompt = said.get("prompt", [""])[0]
-    return mixer.loaded(rows, shelf, mix), prompt or gr.skip(), gr.Tabs(selected="mix"), prompt and "answer"
+    return mixer.apply_mix(rows, shelf, mix), prompt or gr.skip(), gr.Tabs(selected="mix"), prompt and "answer"
 
 
 def greeted(engine: Engine, query: str, *asked: Any) -> Iterator[Any]:
@@ -201,56 +201,56 @@ def greeted(engine: Engine, query: str, *asked: Any) -> Iterator[Any]:
     if query != "answer":
         yield gr.skip()
         return
-    engine.load()
+    engine.bases.load()
     yield from answered(engine, *asked)
 
 
 def answered(
-    engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any
+    engine: Engine, prompt: str, rows: Any, session: Session, plain: bool, *sampling: Any
 ) -> Iterator[Node]:
     """Answers a prompt with the mixer's present mix; a newer answer replaces an older one under way."""
     if not prompt.strip():
         raise SpecError("There is no prompt.", "Write what to ask.")
-    if engine.base().loading:
+    if engine.bases.current().loading:
         yield empty("The base model is loading", "The answer comes as soon as it is there.")
-    for frame in frames(engine, talk, prompt, [_mix(engine, rows)], drawn(sampling), chat=not plain):
-        yield {**_shown(frame.columns[0]), "serial": talk.serial}
+    for frame in session.stream_frames(engine, prompt, [_mix(engine, rows)], read_sampling(sampling), chat=not plain):
+        yield {**_shown(frame.columns[0]), "serial": session.serial}
 
 
 def followed(
-    engine: Engine, prompt: str, rows: Any, talk: Talk, plain: bool, *sampling: Any
+    engine: Engine, prompt: str, rows: Any, session: Session, plain: bool, *sampling: Any
 ) -> Iterator[Any]:
     """A slider moved: an answer under way goes on under the new mix; else the last prompt is answered again, if there was one."""
     if (
-        not talk.prompt
+        not session.prompt
         or not prompt.strip()
-        or prompt == talk.prompt
-        and retuned(engine, talk, [_mix(engine, rows)])
+        or prompt == session.prompt
+        and session.retune(engine, [_mix(engine, rows)])
     ):
         yield gr.skip()
     else:
-        yield from answered(engine, prompt, rows, talk, plain, *sampling)
+        yield from answered(engine, prompt, rows, session, plain, *sampling)
 
 
 def departed(engine: Engine, rows: Any) -> Node | None:
     """Where the mix departs from how its adapters were trained, said beside the mixer."""
-    said = engine.departures(mixer.to_mix(rows))
+    said = engine.library.mix_warnings(mixer.read_mix(rows))
     return node("div", *[node("p", s, cls="note") for s in said]) if said else None
 
 
-def stopped(engine: Engine, talk: Talk) -> None:
+def stopped(engine: Engine, session: Session) -> None:
     """Ends the answer under way; what is written stays."""
-    talk.stop()
+    session.stop()
 
 
 def _mix(engine: Engine, rows: Any) -> Mix:
-    return mixer.to_mix(rows, {a["id"]: a["name"] for a in mixer.shelf(engine)})
+    return mixer.read_mix(rows, {a["id"]: a["name"] for a in mixer.adapter_rows(engine)})
 
 
 def kept(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
     """Saves the mixer's present mix under a name."""
-    mix = mixer.to_mix(rows)
-    made = engine.save_mix(name, mix.weights, mix.tilt)
+    mix = mixer.read_mix(rows)
+    made = engine.library.save_mix(name, mix.weights, mix.tilt)
     gr.Info(f"Saved the mix {made.id}.", title="Done")
     return "", _saved(engine, made.id)
 
@@ -259,22 +259,22 @@ def restored(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, An
     """Sets the mixer to a saved mix."""
     if not picked:
         raise NotFound("No saved mix is chosen.", "Choose one in the list.")
-    mix = engine.mix(picked)
+    mix = engine.library.mix(picked)
     for warning in getattr(mix, "warnings", ()):
-        gr.Warning(events.plain(warning), title="Changed since it was saved")
-    return mixer.loaded(rows, mixer.shelf(engine), mix.mix)
+        gr.Warning(events.escape_markup(warning), title="Changed since it was saved")
+    return mixer.apply_mix(rows, mixer.adapter_rows(engine), mix.mix)
 
 
 def forgotten(engine: Engine, picked: str | None) -> Any:
     """Deletes a saved mix; adapters are not touched."""
     if not picked:
         raise NotFound("No saved mix is chosen.", "Choose one in the list.")
-    engine.remove("mixes", picked)
+    engine.library.delete("mixes", picked)
     return _saved(engine, None)
 
 
 def _saved(engine: Engine, picked: str | None) -> Any:
-    mixes = engine.mixes()
+    mixes = engine.library.mixes()
     ids = [m.id for m in mixes]
     return gr.update(
         choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else (ids[0] if ids else None)
@@ -282,13 +282,13 @@ def _saved(engine: Engine, picked: str | None) -> Any:
 
 
 def _shown(column: Any) -> Node:
-    text = node("p", *written(column), cls="answer-text" if column.done else "answer-text writing")
+    text = node("p", *answers.render_parts(column), cls="answer-text" if column.done else "answer-text writing")
     name = column.stamp.get("mix", "")
     return node(
         "div",
         text,
-        node("p", speed(column), cls="quiet"),
+        node("p", answers.format_speed(column), cls="quiet"),
         node("p", name, cls="quiet"),
-        node("p", stamp(column), cls="stamp"),
+        node("p", answers.format_stamp(column), cls="stamp"),
         cls="answer",
     )

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.engine.grids import COMPARED
+from core.engine.runs import COMPARISON_LIMITS
 from core.spec.training import RunStatus
 from studio import events, fields
 from studio.components import plot
@@ -47,7 +47,7 @@ def build() -> RunsTab:
             view(title("Runs side by side", "Training loss is thin, validation loss thick."))
             with gr.Row():
                 picked = fields.picker(
-                    "Runs", value=[], multiselect=True, max_choices=COMPARED[1], scale=4, min_width=260
+                    "Runs", value=[], multiselect=True, max_choices=COMPARISON_LIMITS[1], scale=4, min_width=260
                 )
                 scale = gr.Radio(SCALES, value="linear", label="Scale", scale=1, min_width=150)
             curves = plot.plot("curves")
@@ -56,28 +56,28 @@ def build() -> RunsTab:
     return RunsTab(queue, made, picked, scale, only, curves, table)
 
 
-def wire(tab: RunsTab, engine: Engine, moved: events.Together, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(tab: RunsTab, engine: Engine, library_changed: events.EventGroup, form: train.TrainTab, tabs: gr.Tabs) -> None:
     """Connects the events; see `grid.wire`."""
-    moved.add(queued, None, [tab.queue])
-    events.look_again(events.on(tab.queue.act, engine, pressed, None, [tab.queue]))
-    moved.add(refresh, [tab.picked], [tab.picked])
+    library_changed.add(queued, None, [tab.queue])
+    events.refresh_after(events.bind(tab.queue.act, engine, pressed, None, [tab.queue]))
+    library_changed.add(refresh, [tab.picked], [tab.picked])
     asked = [tab.picked, tab.scale, tab.only]
-    moved.add(compared, asked, [tab.curves, tab.table])
-    events.on(
+    library_changed.add(compared, asked, [tab.curves, tab.table])
+    events.bind(
         events.any_of((tab.picked.change, tab.scale.change, tab.only.change)),
         engine,
         compared,
         asked,
         [tab.curves, tab.table],
     )
-    grid.wire(tab.grid, engine, moved, form, tabs)
+    grid.wire(tab.grid, engine, library_changed, form, tabs)
 
 
 def queued(engine: Engine) -> Node:
     """The queue as it stands."""
-    runs = engine.runs()
+    runs = engine.runs.list()
     alive = [r for r in reversed(runs) if r.status in (RunStatus.RUNNING, RunStatus.STOPPING)]
-    return run_views.queue(alive, engine.queue(), [r for r in reversed(runs) if r.waited])
+    return run_views.queue(alive, engine.queue.list(), [r for r in reversed(runs) if r.was_queued])
 
 
 def pressed(engine: Engine, event: gr.EventData) -> Any:
@@ -85,11 +85,11 @@ def pressed(engine: Engine, event: gr.EventData) -> Any:
     said = event._data if isinstance(event._data, dict) else {}
     word, run = said.get("do"), str(said.get("run", ""))
     if word == "move":
-        engine.move_run(run, str(said.get("to", "")))
+        engine.queue.move(run, str(said.get("to", "")))
     elif word == "cancel":
-        engine.cancel_run(run, said.get("together") is True)
+        engine.queue.cancel(run, said.get("together") is True)
     elif word == "again":
-        engine.queue_again()
+        engine.runs.requeue()
     else:
         return gr.skip()
     return queued(engine)
@@ -97,18 +97,18 @@ def pressed(engine: Engine, event: gr.EventData) -> Any:
 
 def refresh(engine: Engine, picked: list[str] | None) -> Any:
     """The runs there are to compare; at first the newest two that have learned something."""
-    runs = [r for r in engine.runs() if r.step]
+    runs = [r for r in engine.runs.list() if r.step]
     ids = [r.id for r in runs]
     kept = [i for i in picked or [] if i in ids]
-    wanted = kept or (ids[:2] if len(ids) >= COMPARED[0] else [])
-    return fields.offer(train.run_choices(runs), wanted, picked or [])
+    wanted = kept or (ids[:2] if len(ids) >= COMPARISON_LIMITS[0] else [])
+    return fields.update_choices(train.run_choices(runs), wanted, picked or [])
 
 
 def compared(engine: Engine, picked: list[str] | None, scale: str, only: bool) -> tuple[Any, Any]:
     """The picked runs' curves over each other, and their figures and settings."""
-    if not COMPARED[0] <= len(picked or []) <= COMPARED[1]:
+    if not COMPARISON_LIMITS[0] <= len(picked or []) <= COMPARISON_LIMITS[1]:
         return None, run_views.NO_PAIR
-    found = engine.plan.compare(picked or [])
+    found = engine.runs.compare(picked or [])
     return run_views.curves(found, scale == "log"), run_views.compared(
-        found, only, {d.id: d.name for d in engine.datasets()}
+        found, only, {d.id: d.name for d in engine.datasets.list()}
     )

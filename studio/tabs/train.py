@@ -14,7 +14,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import SpecError
 from core.spec.presets import PRESETS, resolve
-from core.spec.training import TrainSpec, experts_said
+from core.spec.training import TrainSpec, describe_expert_training
 from studio import events, fields, formatting, samples
 from studio.components import live
 from studio.tree import Node, node, title, view
@@ -121,7 +121,7 @@ def build(engine: Engine) -> TrainTab:
     )
 
 
-def wire(tab: TrainTab, engine: Engine, moved: events.Together) -> None:
+def wire(tab: TrainTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -144,8 +144,8 @@ def wire(tab: TrainTab, engine: Engine, moved: events.Together) -> None:
 
     def begin(engine: Engine, values: dict[Any, Any]) -> Any:
         asked = asked_for(tab, values)
-        if engine.base().loading:  # nothing on the page could know what this base reads
-            asked["max_length"] = readable(engine.base(wait=True), asked["max_length"])
+        if engine.bases.current().loading:  # nothing on the page could know what this base reads
+            asked["max_length"] = readable(engine.bases.current(wait=True), asked["max_length"])
         return started(engine, resolve(values[tab.kind], values[tab.preset], asked))
 
     experts = tab.advanced["experts"]
@@ -160,29 +160,29 @@ def wire(tab: TrainTab, engine: Engine, moved: events.Together) -> None:
         *tab.advanced.values(),
     ]
     seen = tab.form | {tab.picker, tab.suits}
-    moved.add(refresh, seen, [tab.kind, *lists])
-    events.on(tab.kind.input, engine, chosen, seen, lists)
-    events.on(
+    library_changed.add(refresh, seen, [tab.kind, *lists])
+    events.bind(tab.kind.input, engine, chosen, seen, lists)
+    events.bind(
         tab.preset.input, engine, refilled, [tab.kind, tab.preset], [tab.preset, *tab.advanced.values()]
     )
     # One event for all of them, so that the answer to the last change is the last answer.
     decisive = events.any_of(
         c.change for c in (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in WEIGHTY))
     )  # type: ignore[attr-defined]
-    events.on(
+    events.bind(
         decisive, engine, looked_over, tab.form, [tab.start, tab.need, experts], trigger_mode="always_last"
     )
-    events.look_again(events.on(tab.start.click, engine, begin, tab.form, [tab.picker]))
-    events.on(tab.picker.change, engine, watched, [tab.picker], [tab.live])
+    events.refresh_after(events.bind(tab.start.click, engine, begin, tab.form, [tab.picker]))
+    events.bind(tab.picker.change, engine, watched, [tab.picker], [tab.live])
 
 
 def experts_hint(engine: Engine, experts: bool, rank: Any) -> Any:
     """Beside the experts' switch: what they cost and cannot do, as soon as it is on."""
-    base = engine.base()
+    base = engine.bases.current()
     said = (
-        f"The base {formatting.base(base.name)} has no experts."
+        f"The base {formatting.format_base(base.name)} has no experts."
         if not base.expert_weights
-        else experts_said(base.expert_weights, int(rank or 1), base.parameters)
+        else describe_expert_training(base.expert_weights, int(rank or 1), base.parameters)
     )
     return gr.update(
         info=said
@@ -218,7 +218,7 @@ def suggested(engine: Engine, kind: str) -> TrainSpec:
 
 def fitted(engine: Engine, kind: str, preset: str) -> dict[str, Any]:
     """What of a preset must change for the resident base: no sequence is longer than what the base reads."""
-    return {"max_length": readable(engine.base(), resolve(kind, preset, {}).max_length)}
+    return {"max_length": readable(engine.bases.current(), resolve(kind, preset, {}).max_length)}
 
 
 def readable(base: Any, length: int) -> int:
@@ -228,29 +228,29 @@ def readable(base: Any, length: int) -> int:
 
 def of_kind(engine: Engine, kind: str) -> list[Any]:
     """Datasets of a kind, newest first; the sample's held-out questions last, since they are for measuring."""
-    held_out = samples.held_out(engine)
-    return sorted((d for d in reversed(engine.datasets()) if d.kind == kind), key=lambda d: d.id == held_out)
+    held_out = samples.find_held_out(engine)
+    return sorted((d for d in reversed(engine.datasets.list()) if d.kind == kind), key=lambda d: d.id == held_out)
 
 
 def usual_preset(engine: Engine) -> str:
     """The preset that was made for the resident base or its family."""
-    base = engine.base()
+    base = engine.bases.current()
     made_for = next((p.name for p in PRESETS.values() if p.family and p.family == base.family), "standard")
     return "embedded" if base.name == "embedded" else made_for
 
 
 def below_choices(engine: Engine) -> list[tuple[str, str]]:
     """Domain adapters a task can be trained on top of, newest first; one that is still learning counts, its run comes first."""
-    here = engine.base().fingerprint
+    here = engine.bases.current().fingerprint
     ready = [
         (a.name, a.id)
-        for a in engine.adapters()
+        for a in engine.library.adapters()
         if a.kind == "domain" and (not here or a.base_fingerprint == here)
     ]
     coming = [
         (f"{r.name} (still learning)", r.adapter)
-        for r in engine.runs()
-        if r.kind == "domain" and r.status.alive and r.adapter
+        for r in engine.runs.list()
+        if r.kind == "domain" and r.status.is_alive and r.adapter
     ]
     return [c for c in coming if c[1] not in {i for _, i in ready}] + ready
 
@@ -258,12 +258,12 @@ def below_choices(engine: Engine) -> list[tuple[str, str]]:
 def suggestion(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
     """The advanced fields as a preset sets them, and the note that they were."""
     made = preset_values(engine, tab, kind, preset)
-    return {**made, tab.suits: (engine.base().fingerprint, preset, made[tab.advanced["max_length"]])}
+    return {**made, tab.suits: (engine.bases.current().fingerprint, preset, made[tab.advanced["max_length"]])}
 
 
 def suit(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
     """The settings for a base that came after the form was filled: suggested anew, or, where someone has changed them, only cut to what it reads."""
-    base, (_, preset, length) = engine.base(), values[tab.suits]
+    base, (_, preset, length) = engine.bases.current(), values[tab.suits]
     try:
         asked, was = asked_for(tab, values), resolve(values[tab.kind], values[tab.preset], {})
     except SpecError:  # a number is being typed; whoever starts with an empty one is told
@@ -288,18 +288,18 @@ def suit(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any
 def preset_values(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
     """The advanced fields as a preset sets them."""
     spec = resolve(kind, preset, fitted(engine, kind, preset))
-    return {c: fields.shown(getattr(spec, n)) for n, c in tab.advanced.items()}
+    return {c: fields.to_component(getattr(spec, n)) for n, c in tab.advanced.items()}
 
 
 def start_button(engine: Engine, asked: dict[str, Any]) -> Any:
     """The button says what is still missing, and starts only when nothing is."""
-    lacking = engine.missing(asked)
+    lacking = engine.runs.list_missing(asked)
     return gr.update(value=lacking[0] if lacking else "Start training", interactive=not lacking)
 
 
 def need(engine: Engine, preset: str, asked: dict[str, Any]) -> Node | None:
     """What the run would need of the device's memory, as the form stands; a note when that is more than there is."""
-    told = engine.estimate(resolve(asked["kind"], preset, asked))
+    told = engine.runs.estimate_memory(resolve(asked["kind"], preset, asked))
     return (
         node("p", told["text"], cls="quiet below" if told.get("fits", True) else "note")
         if told["text"]
@@ -313,7 +313,7 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     Args:
         anew: the kind was just changed, so everything that depends on it is suggested again.
     """
-    runs = engine.runs()
+    runs = engine.runs.list()
     run_ids = [r.id for r in runs]
     kind, picked = values[tab.kind], values[tab.picker]
     out: dict[Any, Any] = {}
@@ -324,7 +324,7 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
         before.name,
     )
     if untouched and not anew:  # an untouched form follows the path: first the domain, then the task
-        have = {a.kind for a in engine.adapters()} | {r.kind for r in runs if r.status.alive}
+        have = {a.kind for a in engine.library.adapters()} | {r.kind for r in runs if r.status.is_alive}
         ahead = kind == "domain" and "domain" in have and "task" not in have and of_kind(engine, "task")
         kind, anew = ("task", True) if ahead else (kind, anew)
         out[tab.kind] = kind
@@ -336,7 +336,7 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     name = values[tab.name] if keep and values[tab.name] else hint.name
     stack = values[tab.stack_on] if keep and values[tab.stack_on] in [i for _, i in below] else hint.stack_on
     preset = values[tab.preset] if keep else usual_preset(engine)
-    out[tab.dataset] = fields.offer(
+    out[tab.dataset] = fields.update_choices(
         sets,
         dataset,
         values[tab.dataset],
@@ -344,17 +344,17 @@ def refreshed(engine: Engine, tab: TrainTab, values: dict[Any, Any], anew: bool 
     )
     if name != values[tab.name]:
         out[tab.name] = name
-    out[tab.stack_on] = fields.offer(
+    out[tab.stack_on] = fields.update_choices(
         [*below, ALONE], stack if kind == "task" else "", values[tab.stack_on], visible=kind == "task"
     )
     if preset != values[tab.preset]:
         out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
-    out[tab.picker] = fields.offer(
+    out[tab.picker] = fields.update_choices(
         run_choices(runs), picked if picked in run_ids else (run_ids[0] if run_ids else None), picked
     )
     if not keep:
         out.update(suggestion(engine, tab, kind, preset))
-    elif engine.base().fingerprint not in ("", values[tab.suits][0]):
+    elif engine.bases.current().fingerprint not in ("", values[tab.suits][0]):
         out.update(suit(engine, tab, values))
     asked = {
         "kind": kind,
@@ -373,8 +373,8 @@ def run_choices(runs: list[Any]) -> list[tuple[str, str]]:
 
 def started(engine: Engine, spec: TrainSpec) -> Any:
     """Starts a run and watches it."""
-    run_id = engine.start_run(spec)
-    return gr.update(choices=run_choices(engine.runs()), value=run_id)
+    run_id = engine.runs.start(spec)
+    return gr.update(choices=run_choices(engine.runs.list()), value=run_id)
 
 
 def watched(engine: Engine, picked: str | None) -> str:

@@ -64,7 +64,7 @@ def chart(
     ramp = [[0, "--st-card"], [1, "--st-accent"]] if exact else [[0, "--st-accent"], [1, "--st-card"]]
 
     def label(value: float) -> str:
-        return formatting.percent(value) if exact else f"{value:.3g}"
+        return formatting.format_percent(value) if exact else f"{value:.3g}"
 
     scale = [label(t if exact else 10**t) for t in ticks]
     scale[-1] = f"≥ {scale[-1]}" if clipped else scale[-1]
@@ -74,7 +74,7 @@ def chart(
         "text": [["" if v is None else label(v) for v in row] for row in rows], "contours": {"coloring": "heatmap"}, "ncontours": 14,
         "zmin": low if exact else math.log10(low), "zmax": high if exact else math.log10(high),
         "hovertemplate": f"{x_name} %{{x:.2f}}<br>{y_name} %{{y:.2f}}<br><b>%{{text}}</b><extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0, "tickvals": ticks, "ticktext": scale, "title": {"text": found.measures, "side": "right"}},
+        "colorbar": {"thickness": 12, "outlinewidth": 0, "tickvals": ticks, "ticktext": scale, "title": {"text": found.metric_label, "side": "right"}},
     }  # fmt: skip
     spots = {"best": found.best and (found.best.x, found.best.y)}
     if (
@@ -82,7 +82,7 @@ def chart(
     ):  # else the mixer is somewhere else than on this map
         spots["mixer"] = tuple(present.get(a, 0.0) for a in found.adapters)
     if learned is not None and set(learned.adapters) == set(found.adapters):
-        spots["learned"] = tuple(learned.of("gradient").weights[a] for a in found.adapters)
+        spots["learned"] = tuple(learned.result("gradient").weights[a] for a in found.adapters)
     marks = [
         {"type": "scatter", "mode": "markers", "x": [at[0]], "y": [at[1]], "name": name.capitalize(), "hoverinfo": "name",
          "marker": {"symbol": MARKS[name][0], "size": 15, "color": MARKS[name][1], "line": {"width": 2, "color": "--st-card" if name != "mixer" else "--st-ink"}}}
@@ -114,7 +114,7 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
             else None
         )
         kids += [
-            node("p", found.where(names), cls="reading"),
+            node("p", found.summary(names), cls="reading"),
             node("div", *([take] if take else []), cls="row"),
         ]
     if learned is not None:
@@ -128,13 +128,13 @@ def map_told(found: Any, learned: Any, names: dict[str, str]) -> Node:
             [
                 f"{y:g}",
                 *[
-                    formatting.NONE if v is None else formatting.percent(v) if exact else f"{v:.3g}"
+                    formatting.NONE if v is None else formatting.format_percent(v) if exact else f"{v:.3g}"
                     for v in row
                 ],
             ]
             for y, row in upwards
         ]
-        inner = table(heads, lines, found.measures.capitalize(), frozenset(range(1, len(heads))))
+        inner = table(heads, lines, found.metric_label.capitalize(), frozenset(range(1, len(heads))))
         kids.append(node("details", node("summary", "The numbers of the map"), inner))
     return node("div", *kids)
 
@@ -150,24 +150,24 @@ def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
         "Gain over the sum",
     ]
     lines = []
-    for way in comparison.found:
+    for way in comparison.results:
         gain = way.gains.get("sum")
         told = f"{gain.nats:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})" if gain else formatting.NONE
         weights = [f"{way.weights.get(a, 0.0):.2f}" for a in comparison.adapters]
         losses = [
-            formatting.number(math.exp(min(loss, 50.0)), 3) for loss in (way.validation_loss, way.test_loss)
+            formatting.format_number(math.exp(min(loss, 50.0)), 3) for loss in (way.validation_loss, way.test_loss)
         ]
         name = WAYS.get(way.name, way.name) + (f", {way.seconds:.0f} s" if way.gains else "")
-        lines.append([name, *weights, *losses, formatting.percent(way.exact_match), told])
-    best = comparison.of("gradient")
+        lines.append([name, *weights, *losses, formatting.format_percent(way.exact_match), told])
+    best = comparison.result("gradient")
     take = button(
         "Take the learned mix", {"weights": {**comparison.fixed, **best.weights}, "tilt": comparison.tilt}
     )
-    caption = "Perplexities on the rows to choose on and the rows to judge on; the gain is in nats a token, with its 95 % interval"
+    caption = "Perplexities on the rows to choose on and the rows to judge on; the gain is in nats per token, with its 95 % interval"
     about = table(heads, lines, caption, frozenset(range(1, len(heads))))
     return [
         node("h3", "Learned weights"),
-        node("p", comparison.reading(names, ("gradient",)), cls="reading"),
+        node("p", comparison.summary(names, ("gradient",)), cls="reading"),
         node("div", take, cls="row"),
         about,
     ]
@@ -175,7 +175,7 @@ def _ways(comparison: Any, names: dict[str, str]) -> list[Node | None]:
 
 def words(found: Any, adapters: dict[str, tuple[str, str]]) -> Node:
     lines = [
-        ("All together", "mix", found.together),
+        ("All together", "mix", found.joint),
         *((*adapters.get(a, (a, "mix")), nats) for a, nats in found.by_adapter.items()),
     ]
     most = max((abs(n) for _, _, nats in lines for n in nats), default=1.0) or 1.0
@@ -202,7 +202,7 @@ def words(found: Any, adapters: dict[str, tuple[str, str]]) -> Node:
     legend = node(
         "p", "A filled word became likelier through this adapter, an underlined one less likely.", cls="quiet"
     )
-    said = node("p", found.reading({a: n for a, (n, _) in adapters.items()}), cls="reading")
+    said = node("p", found.summary({a: n for a, (n, _) in adapters.items()}), cls="reading")
     return node("div", said, *body, legend, node("details", node("summary", "The numbers"), inner))
 
 
@@ -231,21 +231,21 @@ def meeting(found: Any) -> Node:
             f"Size of {a}",
             f"Size of {b}",
         ]
-        lines = [["All" if m.layer < 0 else str(m.layer), f"{m.cosine:+.3f}", f"{m.columns:.2f}", f"{m.chance_columns:.2f}", f"{m.rows:.2f}", f"{m.chance_rows:.2f}",
+        lines = [["All" if m.layer < 0 else str(m.layer), f"{m.cosine:+.3f}", f"{m.output_overlap:.2f}", f"{m.chance_output_overlap:.2f}", f"{m.input_overlap:.2f}", f"{m.chance_input_overlap:.2f}",
                   f"{m.norms[0]:.3g}", f"{m.norms[1]:.3g}"] for m in (pair.overall, *pair.layers)]  # fmt: skip
         inner = table(heads, lines, f"{a} and {b}, by their weights", frozenset(range(1, len(heads))))
         kids += [
-            node("p", pair.reading(), cls="reading"),
+            node("p", pair.summary(), cls="reading"),
             node("details", node("summary", f"The numbers of {a} and {b}"), inner),
         ]
-    if found.behaviour is not None:
-        said = found.behaviour
-        rows = [("The mix from the base", f"{said.moved:.3g} nats a token")]
+    if found.outputs is not None:
+        said = found.outputs
+        rows = [("The mix from the base", f"{said.divergence_from_base:.3g} nats per token")]
         rows += [
-            (f"The mix from {n} alone", f"{d:.3g} nats a token")
-            for n, d in zip(said.names, said.to_parts, strict=True)
+            (f"The mix from {n} alone", f"{d:.3g} nats per token")
+            for n, d in zip(said.names, said.divergence_from_parts, strict=True)
         ]
-        kids += [node("h3", "On the prompt"), node("p", said.reading(), cls="reading"), facts([*rows])]
+        kids += [node("h3", "On the prompt"), node("p", said.summary(), cls="reading"), facts([*rows])]
     return node("div", *kids)
 
 
@@ -279,7 +279,7 @@ def baked(found: Any) -> Node:
         else []
     )
     rows += (
-        [("Divergence from the live mix", f"{found.divergence:.2g} nats a token")]
+        [("Divergence from the live mix", f"{found.divergence:.2g} nats per token")]
         if found.divergence is not None
         else []
     )
@@ -291,7 +291,7 @@ def baked(found: Any) -> Node:
     return node(
         "div",
         title(f"{found.adapter.name} is baked"),
-        node("p", found.reading(), cls="reading"),
+        node("p", found.summary(), cls="reading"),
         facts(rows),
         open_library,
     )

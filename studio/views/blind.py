@@ -1,9 +1,9 @@
-"""The blind test: the same answers without their names, a vote, and then the names.
+"""The blind test of the Compare tab: the same answers without their names, a vote, and then the names.
 
-Knows the ballot, which stays on this side of the wire until someone has voted, and the tally. Knows
-nothing of how votes are kept.
+The `Ballot`, which says which mix has which letter, stays on the server until the vote.
+`core/store/votes.py` stores the votes.
 
-    shuffle ─> letters, plain text ─> all written: vote buttons ─> vote ─> names, stamps, tally ─> again
+    shuffle ─> letters, plain text ─> all answers complete: vote buttons ─> vote ─> names, stamps, tally
 """
 
 from __future__ import annotations
@@ -17,269 +17,248 @@ from core.engine import Engine
 from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
 from core.store.votes import Standing
-from studio import formatting, session
+from studio import formatting, mix_choices
 from studio.components import board
-from studio.session import Talk
+from studio.session import Session
 from studio.tree import Node, button, empty, node, table
 
 LETTERS = "ABCDEF"
-OVER = "This blind test is over."
+TEST_OVER = "This blind test is over."
 NO_VOTES = empty(
-    "No votes yet", "Press Blind test: the answers come without their names, and whoever reads them votes."
+    "No votes yet",
+    "Press Blind test: the answers come without their names, and you vote for the best one.",
 )
-HEADINGS = ["Mix", "Shown", "Won", "No difference", "Share of the decided", "95 % interval", "By chance"]
+HEADINGS = ["Mix", "Shown", "Won", "No difference", "Win rate", "95 % interval", "Expected by chance"]
 NUMERIC = frozenset(range(1, len(HEADINGS)))
 
 
 @dataclass
 class Ballot:
-    """A blind test under way: which mix is under which letter. It lives in the visitor's `Talk` and is never sent.
+    """A blind test under way: which mix has which letter. It belongs to the session and is never sent.
 
     Attributes:
         mixes: in the order of the letters.
-        picks: what the board showed before, in its own order.
-        papers: one vote; whoever takes it votes, so that two clicks are one vote.
-        vote: the id of the vote that was cast.
+        picks: the mixes that the board showed before, in its own order.
+        open_votes: one entry until the vote is cast; taking it is atomic, so two clicks count as one vote.
+        vote_id: the id of the vote that was cast.
     """
 
     mixes: list[Mix]
     picks: list[str]
-    papers: list[str] = field(default_factory=lambda: ["one"])
-    vote: str = ""
+    open_votes: list[str] = field(default_factory=lambda: ["one"])
+    vote_id: str = ""
 
     @property
-    def voted(self) -> bool:
-        return not self.papers
+    def is_closed(self) -> bool:
+        """Whether the vote has been cast."""
+        return not self.open_votes
 
 
-def frames(
+def stream_covered_board(
     engine: Engine,
-    talking: Talk,
+    session: Session,
     prompt: str,
     mixes: Sequence[Mix],
     picks: list[str],
     sampling: Sampling,
-    same_dice: bool,
-    dice: random.Random,
+    same_noise: bool,
+    rng: random.Random,
 ) -> Iterator[dict[str, Any]]:
-    """Shuffles the mixes, asks them all and yields the board without a trace of which is which.
+    """Shuffles the mixes, answers with all of them and yields a board that identifies none of them.
 
     Raises:
-        SpecError: a mix that is picked twice.
+        SpecError: a mix is picked twice.
     """
     if len({str(m) for m in mixes}) < len(mixes):
-        raise SpecError("Two columns hold the same mix.", "Pick a different mix in each.")
+        raise SpecError("Two columns hold the same mix.", "Pick a different mix for each column.")
     shuffled = list(mixes)
-    dice.shuffle(shuffled)
-    for frame in session.frames(
-        engine, talking, prompt, shuffled, sampling, same_dice=same_dice, ballot=Ballot(shuffled, picks)
+    rng.shuffle(shuffled)
+    for frame in session.stream_frames(
+        engine, prompt, shuffled, sampling, same_noise=same_noise, ballot=Ballot(shuffled, picks)
     ):
         stopped = any(c.reason == "cancelled" for c in frame.columns)
         yield {
-            **covered(frame, picks, "" if stopped else str(talking.serial), stopped),
-            "serial": talking.serial,
+            **render_covered_board(frame, picks, "" if stopped else str(session.serial), stopped),
+            "serial": session.serial,
         }
 
 
-def covered(frame: Any, picks: list[str], round_id: str, stopped: bool = False) -> dict[str, Any]:
-    """The board while nobody has voted: letters and texts, and buttons once all is written."""
+def render_covered_board(
+    frame: Any, picks: list[str], round_id: str, stopped: bool = False
+) -> dict[str, Any]:
+    """The board before the vote: letters and texts, with vote buttons once all answers are complete."""
     ready = frame.done and not stopped
     columns = []
     for place, column in enumerate(frame.columns):
-        vote = (
-            button(
-                "This one",
-                {"vote": place, "round": round_id},
-                "primary",
-                aria_label=f"Answer {LETTERS[place]} is the best",
-            )
-            if ready
-            else None
-        )
-        columns.append(
-            node("div", board.text(column, [node("span", column.text)] if column.text else []), vote)
-        )
+        text = board.render_answer(column, [node("span", column.text)] if column.text else [])
+        columns.append(node("div", text, _vote_button(place, round_id) if ready else None))
+    heads = [
+        node("div", node("strong", letter, cls="letter"), cls="col-head covered")
+        for letter in LETTERS[: len(frame.columns)]
+    ]
     if stopped:
-        foot = node(
-            "div",
-            node(
-                "p", "Stopped before every answer was written, so there is nothing to vote on.", cls="quiet"
-            ),
-            _onwards(),
-        )
+        note = "Stopped before every answer was complete, so there is nothing to vote on."
+        foot = node("div", node("p", note, cls="quiet"), _next_buttons())
     elif ready:
-        foot = node(
-            "div",
-            node("p", "Which answer is the best?"),
-            button("No difference", {"vote": None, "round": round_id}),
-            cls="row asking",
-        )
+        tie = button("No difference", {"vote": None, "round": round_id})
+        foot = node("div", node("p", "Which answer is the best?"), tie, cls="row vote-row")
     else:
-        foot = node("div", node("p", "You can vote when every answer is written.", cls="quiet"))
-    return _value(
-        picks,
-        columns,
-        [
-            node("div", node("strong", LETTERS[i], cls="letter"), cls="col-head covered")
-            for i in range(len(frame.columns))
-        ],
-        foot,
-    )
+        foot = node("div", node("p", "You can vote once every answer is complete.", cls="quiet"))
+    return _board_value(picks, columns, heads, foot)
 
 
-def voted(engine: Engine, talking: Talk, said: Any) -> dict[str, Any]:
-    """Counts the vote that a button reports, and uncovers the board.
+def _vote_button(place: int, round_id: str) -> Node:
+    label = f"Answer {LETTERS[place]} is the best"
+    return button("This one", {"vote": place, "round": round_id}, "primary", aria_label=label)
+
+
+def cast_vote(engine: Engine, session: Session, data: Any) -> dict[str, Any]:
+    """Stores the vote that a button reports and uncovers the board.
+
+    Args:
+        data: the button's event data, `{"vote": column index or None, "round": serial}`.
 
     Raises:
-        SpecError: the test is over, not yet written, or voted on already.
+        SpecError: the test is over, an answer is incomplete, or the vote has been cast already.
     """
-    ballot, frame = talking.ballot, talking.frame
-    said = said if isinstance(said, dict) else {}
-    if ballot is None or frame is None or said.get("round") != str(talking.serial):
-        raise SpecError(OVER, "Start another one.")
-    chosen = said.get("vote")
+    ballot, frame = session.ballot, session.frame
+    data = data if isinstance(data, dict) else {}
+    if ballot is None or frame is None or data.get("round") != str(session.serial):
+        raise SpecError(TEST_OVER, "Start a new one.")
+    chosen = data.get("vote")
     if not frame.done:
-        raise SpecError("The answers are still being written.", "Vote when every one is there.")
+        raise SpecError("The answers are still being written.", "Vote once every answer is complete.")
     if chosen is not None and not (type(chosen) is int and 0 <= chosen < len(frame.columns)):
-        raise SpecError(f"There is no answer {chosen!r}.", "Choose one of those shown.")
+        raise SpecError(
+            f"The vote must be for one of the answers, got {chosen!r}.", "Press one of the buttons."
+        )
     try:
-        paper = ballot.papers.pop()
+        open_vote = ballot.open_votes.pop()
     except IndexError:
-        raise SpecError("You have voted on this one already.", "Start another blind test.") from None
+        raise SpecError("You have already voted in this blind test.", "Start a new one.") from None
     try:
-        vote = engine.vote(talking.prompt, [c.stamp for c in frame.columns], chosen)
+        vote = engine.votes.cast(session.prompt, [c.stamp for c in frame.columns], chosen)
     except StudioError:
-        ballot.papers.append(paper)
+        ballot.open_votes.append(open_vote)
         raise
-    ballot.vote = vote.id
-    return uncovered(engine, talking, vote)
+    ballot.vote_id = vote.id
+    return render_uncovered_board(engine, session, vote)
 
 
-def uncovered(engine: Engine, talking: Talk, vote: Any) -> dict[str, Any]:
-    """The board after the vote: names, stamps, marks, and what all votes say about these mixes."""
-    ballot, frame = talking.ballot, talking.frame
-    chosen = (
-        "You found no difference."
-        if vote.chosen is None
-        else f"You chose {LETTERS[vote.chosen]}: {ballot.mixes[vote.chosen].name or ballot.mixes[vote.chosen]}."
-    )
-    here = set(vote.identities)
-    standings = [s for s in engine.tally() if s.identity in here]
-    said = node(
+def render_uncovered_board(engine: Engine, session: Session, vote: Any) -> dict[str, Any]:
+    """The board after the vote: names, stamps, marks, and the tally of these mixes."""
+    ballot, frame = session.ballot, session.frame
+    if vote.chosen is None:
+        verdict = "You found no difference."
+    else:
+        mix = ballot.mixes[vote.chosen]
+        verdict = f"You chose {LETTERS[vote.chosen]}: {mix.name or mix}."
+    identities = set(vote.identities)
+    standings = [s for s in engine.votes.tally() if s.identity in identities]
+    summary = node(
         "div",
-        node("p", node("strong", chosen), " All votes on these mixes so far:"),
-        _onwards({"undo": True}),
+        node("p", node("strong", verdict), " All votes on these mixes so far:"),
+        _next_buttons({"undo": True}),
         cls="row spread",
     )
-    return _value(
+    return _board_value(
         ballot.picks,
-        board.columns(frame, board.reference(ballot.mixes)),
-        _heads(engine, ballot, vote.chosen),
-        node("div", said, _table(standings)),
+        board.render_columns(frame, board.find_reference(ballot.mixes)),
+        _name_heads(engine, ballot, vote.chosen),
+        node("div", summary, _tally_table(standings)),
     )
 
 
-def withdrawn(engine: Engine, talking: Talk) -> dict[str, Any]:
-    """Takes the last vote back; the names stay open, so this test is over."""
-    ballot, frame = talking.ballot, talking.frame
-    if ballot is None or not ballot.vote:
-        raise SpecError(OVER, "Start another one.")
-    engine.withdraw_vote(ballot.vote)
-    heads = _heads(engine, ballot)
-    foot = node("div", node("p", "The vote was taken back.", cls="quiet"), _onwards())
-    return _value(ballot.picks, board.columns(frame, board.reference(ballot.mixes)), heads, foot)
+def undo_vote(engine: Engine, session: Session) -> dict[str, Any]:
+    """Deletes the vote of this test; the names stay uncovered, so the test is over."""
+    ballot, frame = session.ballot, session.frame
+    if ballot is None or not ballot.vote_id:
+        raise SpecError(TEST_OVER, "Start a new one.")
+    engine.votes.withdraw(ballot.vote_id)
+    heads = _name_heads(engine, ballot)
+    foot = node("div", node("p", "Your vote was taken back.", cls="quiet"), _next_buttons())
+    return _board_value(
+        ballot.picks, board.render_columns(frame, board.find_reference(ballot.mixes)), heads, foot
+    )
 
 
-def _heads(engine: Engine, ballot: Ballot, chosen: int | None = None) -> list[Node]:
-    kinds = {a["id"]: a["kind"] for a in engine.mixable()}
+def _name_heads(engine: Engine, ballot: Ballot, chosen: int | None = None) -> list[Node]:
+    kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
     heads = []
     for place, mix in enumerate(ballot.mixes):
-        mark = node("span", "Your vote", cls="chip good") if place == chosen else None
+        letter = node("strong", LETTERS[place], cls="letter")
         name = node("strong", mix.name or str(mix), cls="letter-name")
-        heads.append(
-            node(
-                "div",
-                node("strong", LETTERS[place], cls="letter"),
-                name,
-                mark,
-                cls=f"col-head {session.kind_of(mix, kinds)}",
-            )
-        )
+        mark = node("span", "Your vote", cls="chip good") if place == chosen else None
+        heads.append(node("div", letter, name, mark, cls=f"col-head {mix_choices.kind_of(mix, kinds)}"))
     return heads
 
 
-def secret(talking: Talk) -> bool:
-    """Whether names must not be told, because a test waits for its vote."""
-    return talking.ballot is not None and not talking.ballot.voted
+def is_covered(session: Session) -> bool:
+    """Whether a blind test waits for its vote, so that no name may be shown."""
+    return session.ballot is not None and not session.ballot.is_closed
 
 
-def tally(engine: Engine) -> Node:
+def render_tally(engine: Engine) -> Node:
     """All votes so far."""
-    standings = engine.tally()
+    standings = engine.votes.tally()
     if not standings:
         return NO_VOTES
     bases = {s.base for s in standings}
     note = (
-        "A mix is told by its adapters' files and weights, not by its name. By chance is what it would win if all answers were alike; "
-        "the interval is Wilson's and takes the votes for independent of each other."
+        "A mix is identified by its adapters' files and weights, not by its name. The win rate leaves out "
+        "“No difference” votes. Expected by chance is the win rate if all answers were equally good. "
+        "The interval is Wilson's and assumes that votes are independent."
     )
-    return node("div", _table(standings, len(bases) > 1), node("p", note, cls="quiet below"))
+    return node("div", _tally_table(standings, len(bases) > 1), node("p", note, cls="quiet below"))
 
 
-def emptied(engine: Engine) -> Node:
+def delete_votes(engine: Engine) -> Node:
     """Deletes every vote.
 
     Raises:
-        NotFound: there is none.
+        NotFound: no vote was cast yet.
     """
-    if not engine.tally():
-        raise NotFound("There are no votes to delete.", "Start a blind test first.")
-    engine.reset_votes()
+    if not engine.votes.tally():
+        raise NotFound("No votes to delete.", "Start a blind test first.")
+    engine.votes.reset()
     return NO_VOTES
 
 
-def _table(standings: list[Standing], bases: bool = False) -> Node:
+def _tally_table(standings: list[Standing], bases: bool = False) -> Node:
     rows = []
     for s in standings:
         low, high = s.interval
         figures = [
-            s.shown,
-            s.won,
+            s.votes,
+            s.wins,
             s.ties,
-            formatting.percent(s.share),
-            f"{100 * low:.0f} to {100 * high:.0f} %" if s.decided else formatting.NONE,
-            formatting.percent(s.chance),
+            formatting.format_percent(s.win_rate),
+            f"{100 * low:.0f} to {100 * high:.0f} %" if s.decided_votes else formatting.NONE,
+            formatting.format_percent(s.chance_rate),
         ]
         name = node("div", node("strong", s.name), node("div", _formula(s), cls="quiet"))
-        rows.append([name, *figures, *([formatting.base(s.base)] if bases else [])])
-    return node(
-        "div",
-        table(
-            HEADINGS + (["Base"] if bases else []), rows, "Votes of the blind tests, for each mix", NUMERIC
-        ),
-        cls="tallied",
-    )
+        rows.append([name, *figures, *([formatting.format_base(s.base)] if bases else [])])
+    headings = HEADINGS + (["Base"] if bases else [])
+    return node("div", table(headings, rows, "Blind-test votes for each mix", NUMERIC), cls="tally")
 
 
 def _formula(standing: Standing) -> str:
     parts = []
     for adapter, weight in standing.weights.items():
         digest, tilt = standing.adapters.get(adapter, ""), standing.tilt.get(adapter, 0.0)
-        leaning = f" {'deep' if tilt > 0 else 'shallow'} {abs(tilt):.2f}" if tilt else ""
-        parts.append(f"{adapter} {weight:+.2f}{leaning} ({digest if ' ' in digest else digest[:8]})")
+        direction = "deep" if tilt > 0 else "shallow"
+        depth = f" {direction} {abs(tilt):.2f}" if tilt else ""
+        parts.append(f"{adapter} {weight:+.2f}{depth} ({digest if ' ' in digest else digest[:8]})")
     return " · ".join(["base", *parts])
 
 
-def _onwards(undo: dict[str, Any] | None = None) -> Node:
-    back = button("Take the vote back", undo) if undo else None
-    return node(
-        "div",
-        button("Again", {"again": True}, "primary", title="Shuffles anew, with the prompt above"),
-        back,
-        button("Change the mixes", {"leave": True}),
-        cls="row",
+def _next_buttons(undo: dict[str, Any] | None = None) -> Node:
+    again = button(
+        "Test again", {"again": True}, "primary", title="Starts another blind test with the prompt above"
     )
+    back = button("Take my vote back", undo) if undo else None
+    return node("div", again, back, button("Change the mixes", {"leave": True}), cls="row")
 
 
-def _value(picks: list[str], columns: list[Node], heads: list[Node], foot: Node) -> dict[str, Any]:
+def _board_value(picks: list[str], columns: list[Node], heads: list[Node], foot: Node) -> dict[str, Any]:
     return {"picks": picks, "touched": True, "columns": columns, "blind": {"heads": heads, "foot": foot}}

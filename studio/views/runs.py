@@ -11,7 +11,7 @@ from typing import Any
 
 from core.spec.settings import label_of
 from core.store import grids
-from core.train.comparison import nats, thinned
+from core.train.comparison import format_nats, thin_out
 from studio import formatting
 from studio.components import plot
 from studio.components.live import COLOURS
@@ -49,7 +49,7 @@ def queue(alive: Sequence[Any], line: Sequence[Any], waited: Sequence[Any]) -> N
     """What trains, what waits, and what waited when a studio ended.
 
     Args:
-        alive: runs that have begun. line: `Waiting` of those that have not. waited: runs that can be queued again.
+        alive: runs that have begun. line: `QueuedRun` of those that have not. waited: runs that can be queued again.
     """
     kids: list[Node] = []
     if waited:
@@ -143,7 +143,7 @@ def estimate(cells: int, seconds: float | None) -> Node:
     time = (
         unknown
         if seconds is None
-        else f"about {formatting.duration(seconds)}, going by the newest run that did the like"
+        else f"about {formatting.format_duration(seconds)}, going by the newest run that did the like"
     )
     return node("p", node("strong", f"{cells} cell{'s' if cells > 1 else ''}"), f": {time}.", cls="reading")
 
@@ -159,7 +159,7 @@ def results(found: Any) -> Node:
     buttons.append(download("Download CSV", f"grid/{found.grid.id}.csv", f"{found.grid.id}.csv"))
     numeric = frozenset(range(1 + len(found.grid.axes), len(heads) - 1))  # the last is the adapter
     caption = (
-        "Validation loss in nats a token; behind the best, with the standard error over the validation rows"
+        "Validation loss in nats per token; behind the best, with the standard error over the validation rows"
     )
     head = node("div", node("p", told, cls="quiet"), node("div", *buttons, cls="row push"), cls="row")
     return node(
@@ -186,13 +186,13 @@ def _result(grid: Any, row: Any) -> list[Any]:
         "quiet",
         aria_label=f"Use these settings: {row.cell.spec.name}",
     )
-    best = [formatting.number(figures["best_loss"], 4), formatting.number(figures["best_perplexity"], 3)]
-    final = [formatting.number(figures["final_loss"], 4), formatting.number(figures["final_perplexity"], 3)]
+    best = [formatting.format_number(figures["best_loss"], 4), formatting.format_number(figures["best_perplexity"], 3)]
+    final = [formatting.format_number(figures["final_loss"], 4), formatting.format_number(figures["final_perplexity"], 3)]
     rate = [
-        formatting.duration(figures["seconds"]) if figures["seconds"] else formatting.NONE,
-        formatting.number(figures["tokens_per_second"], 0),
+        formatting.format_duration(figures["seconds"]) if figures["seconds"] else formatting.NONE,
+        formatting.format_number(figures["tokens_per_second"], 0),
     ]
-    settings = [grids.shown(row.cell.values[n]) for n in grid.axes]
+    settings = [grids.format_value(row.cell.values[n]) for n in grid.axes]
     return [
         node("div", mark, use, cls="row"),
         *settings,
@@ -207,7 +207,7 @@ def _result(grid: Any, row: Any) -> list[Any]:
 def _behind(behind: Any) -> str:
     if behind is None:
         return formatting.NONE
-    return f"+{nats(behind.nats)}" + ("" if math.isnan(behind.error) else f" ± {nats(behind.error)}")
+    return f"+{format_nats(behind.nats)}" + ("" if math.isnan(behind.error) else f" ± {format_nats(behind.error)}")
 
 
 def parallel(found: Any) -> dict[str, Any] | None:
@@ -253,7 +253,7 @@ def _ordinal(label: str, values: Sequence[Any], axis: Sequence[Any]) -> dict[str
         "label": label,
         "values": places,
         "tickvals": list(range(len(known))),
-        "ticktext": [plot.literal(grids.shown(v)) for v in known],
+        "ticktext": [plot.literal(grids.format_value(v)) for v in known],
         "range": ends,
     }
 
@@ -278,17 +278,17 @@ def curves(found: Any, log: bool) -> dict[str, Any] | None:
             "hovertemplate": f"{name}<br>step %{{x}}: <b>%{{y:.4f}}</b><extra></extra>",
         }
         if history.train:
-            thin = thinned(history.train)
+            thin = thin_out(history.train)
             traces.append({**both, "x": [s for s, _ in thin], "y": [v for _, v in thin], "mode": "lines", "opacity": 0.45, "name": f"{name}, training",
                            "showlegend": not history.validation, "line": {"width": 1, "color": colour}})  # fmt: skip
         if history.validation:
-            thick = thinned(history.validation)
+            thick = thin_out(history.validation)
             traces.append({**both, "x": [s for s, _ in thick], "y": [v for _, v in thick], "mode": "lines+markers", "name": name, "marker": {"size": 5},
                            "line": {"width": 3, "color": colour, "dash": DASHES[i % HUES]}})  # fmt: skip
     if not traces:
         return None
     layout = {
-        "xaxis": {"title": {"text": "Step"}}, "yaxis": {"title": {"text": "Loss, nats a token"}, "type": "log" if log else "linear"},
+        "xaxis": {"title": {"text": "Step"}}, "yaxis": {"title": {"text": "Loss, nats per token"}, "type": "log" if log else "linear"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"l": 8, "r": 8, "t": 40, "b": 8},
     }  # fmt: skip
     return plot.figure(traces, layout, height=400)
@@ -308,21 +308,21 @@ def compared(found: Any, only: bool, datasets: Mapping[str, str]) -> Node:
         ["Status", *[r.status.value for r in found.runs]],
         [
             "Best validation loss",
-            *[formatting.number(h.best.loss, 4) if h.best else formatting.NONE for _, h in pairs],
+            *[formatting.format_number(h.best.loss, 4) if h.best else formatting.NONE for _, h in pairs],
         ],
         [
             "Final validation loss",
-            *[formatting.number(h.final.loss, 4) if h.final else formatting.NONE for _, h in pairs],
+            *[formatting.format_number(h.final.loss, 4) if h.final else formatting.NONE for _, h in pairs],
         ],
         [
             "Final perplexity",
-            *[formatting.number(h.final.perplexity, 3) if h.final else formatting.NONE for _, h in pairs],
+            *[formatting.format_number(h.final.perplexity, 3) if h.final else formatting.NONE for _, h in pairs],
         ],
         ["Steps", *[str(h.train[-1][0]) if h.train else formatting.NONE for _, h in pairs]],
-        ["Time", *[formatting.duration(h.seconds) for _, h in pairs]],
-        ["Tokens / s", *[formatting.number(h.tokens_per_second, 0) for _, h in pairs]],
+        ["Time", *[formatting.format_duration(h.seconds) for _, h in pairs]],
+        ["Tokens / s", *[formatting.format_number(h.tokens_per_second, 0) for _, h in pairs]],
     ]
-    chosen = [s for s in found.settings if s.differs or not only]
+    chosen = [s for s in found.settings if s.is_varied or not only]
     lines = [[s.label, *[_setting(s.name, v, datasets) for v in s.values]] for s in chosen]
     kids = [
         node("h3", "Figures"),
@@ -341,5 +341,5 @@ def _setting(name: str, value: Any, datasets: Mapping[str, str]) -> str:
     if name == "dataset":
         return datasets.get(value, value) or formatting.NONE
     return (
-        formatting.base(value) if name == "base" else grids.shown(value) if value != "" else formatting.NONE
+        formatting.format_base(value) if name == "base" else grids.format_value(value) if value != "" else formatting.NONE
     )

@@ -1,6 +1,6 @@
-"""The prompt suite of the Compare tab: many prompts through every column, as a table to take away.
+"""The prompt suite of the Compare tab: every column answers many prompts, for a table and a CSV file.
 
-Knows the form, how far a suite is and how its table looks. Knows nothing of batches.
+`core/evaluate/suite.py` batches the prompts.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import gradio as gr
 from core.data.prompts import PROMPT_LIMIT, read_prompts
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from studio import events, session
+from studio import events
 from studio.components import board
-from studio.session import Talk
+from studio.session import Session, read_sampling
 from studio.tree import Node, node, table, view
 
 SUFFIXES = [".txt", ".csv", ".jsonl"]
-ABOUT = f"One per line, at most {PROMPT_LIMIT}. Every column above answers every one."
+PROMPTS_INFO = f"One per line, at most {PROMPT_LIMIT}. Every column above answers every prompt."
 SAVE_CSV = """(name, text) => {
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
+  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  const link = Object.assign(document.createElement("a"), { href: url, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
@@ -30,15 +31,15 @@ SAVE_CSV = """(name, text) => {
 
 @dataclass(frozen=True)
 class Suite:
-    """The components of the fold."""
+    """The components of the suite's accordion; the hidden `csv_text` takes the file's text to the browser."""
 
     prompts: gr.Textbox
     file: gr.File
     run: gr.Button
     stop: gr.Button
-    save: gr.Button
-    shown: gr.HTML
-    written: gr.Textbox
+    download: gr.Button
+    answers: gr.HTML
+    csv_text: gr.Textbox
     session: gr.State
 
 
@@ -46,7 +47,9 @@ def build() -> Suite:
     """Makes the components."""
     with gr.Accordion("Prompt suite", open=False, elem_classes="quiet-fold", elem_id="suite"):
         with gr.Row(elem_classes="suite-form"):
-            prompts = gr.Textbox(label="Prompts", info=ABOUT, lines=6, max_lines=12, scale=3, min_width=260)
+            prompts = gr.Textbox(
+                label="Prompts", info=PROMPTS_INFO, lines=6, max_lines=12, scale=3, min_width=260
+            )
             file = gr.File(
                 label="Or a file: .txt, .csv or .jsonl",
                 file_types=list(SUFFIXES),
@@ -58,103 +61,108 @@ def build() -> Suite:
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Run the suite", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop the suite", scale=0, min_width=120)
-            save = gr.Button("Download as CSV", scale=0, min_width=150, interactive=False)
-        shown = view(None, elem_id="suite-shown")
-        written = gr.Textbox(visible=False)
-    return Suite(prompts, file, run, stop, save, shown, written, gr.State(Talk(), delete_callback=Talk.stop))
+            download = gr.Button("Download as CSV", scale=0, min_width=150, interactive=False)
+        answers = view(None, elem_id="suite-answers")
+        csv_text = gr.Textbox(visible=False)
+    session = gr.State(Session(), delete_callback=Session.stop)
+    return Suite(prompts, file, run, stop, download, answers, csv_text, session)
 
 
-def wire(tab: Suite, engine: Engine, picked: list[Any], drawn: list[Any]) -> None:
+def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) -> None:
     """Connects the events.
 
     Args:
-        picked: the board and the mixer, which say what the columns are.
-        drawn: the checkbox of the dice and the components of the sampling.
+        columns: the board and the mixer, which hold the mixes of the columns.
+        sampling: the same-noise checkbox and the components of the sampling settings.
     """
-    events.on(
+    events.bind(
         tab.run.click,
         engine,
-        ran,
-        [tab.prompts, tab.file, *picked, tab.session, *drawn],
-        [tab.shown, tab.save],
+        run_suite,
+        [tab.prompts, tab.file, *columns, tab.session, *sampling],
+        [tab.answers, tab.download],
         concurrency_limit=4,
     )
-    events.on(tab.stop.click, engine, stopped, [tab.session], None)
-    events.on(tab.save.click, engine, saved, [tab.session], [tab.written]).success(
+    events.bind(tab.stop.click, engine, stop, [tab.session], None)
+    events.bind(tab.download.click, engine, export_csv, [tab.session], [tab.csv_text]).success(
         fn=None,
-        inputs=[tab.written],
+        inputs=[tab.csv_text],
         js=f"(text) => ({SAVE_CSV})('suite.csv', text)",
         api_visibility="private",
     )
 
 
-def ran(
+def run_suite(
     engine: Engine,
-    prompts: str,
+    text: str,
     file: str | None,
-    shown: Any,
+    board_value: Any,
     rows: Any,
-    talking: Talk,
-    same_dice: bool,
+    session: Session,
+    same_noise: bool,
     *sampling: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """Runs every prompt through every column; yields how far it is, then the table."""
-    asked = read_prompts(prompts or "", [file] if file else [])
-    if not asked:
-        raise SpecError("There are no prompts.", "Write some, one per line, or choose a file.")
-    mixes = board.mixes(engine, board.picks(engine, shown), rows)
-    talking.stop()
-    serial = talking.serial
-    talking.stream = stream = engine.suite(asked, mixes, session.drawn(sampling), same_dice=same_dice)
-    talking.frame, at = None, -1
+    """Answers every prompt in every column; yields the progress, then the table."""
+    prompts = read_prompts(text or "", [file] if file else [])
+    if not prompts:
+        raise SpecError("The suite has no prompts.", "Write some, one per line, or choose a file.")
+    mixes = board.read_mixes(engine, board.read_picks(engine, board_value), rows)
+    session.stop()
+    serial = session.serial
+    session.stream = stream = engine.chat.stream_suite(prompts, mixes, read_sampling(sampling), same_noise=same_noise)
+    session.frame, answered = None, -1
     try:
         for sheet in stream:
-            if talking.serial != serial:
+            if session.serial != serial:
                 break
-            talking.frame = sheet
-            if sheet.done != at:
-                at = sheet.done
-                yield _progress(sheet), gr.update(interactive=False)
+            session.frame = sheet
+            if sheet.done != answered:
+                answered = sheet.done
+                yield _render_progress(sheet), gr.update(interactive=False)
     finally:
         stream.close()
-    replaced = talking.serial != serial and talking.stream is not None
-    if talking.frame is not None and not replaced:
-        yield table_of(talking.frame), gr.update(interactive=bool(talking.frame.written))
+    replaced = session.serial != serial and session.stream is not None
+    if session.frame is not None and not replaced:
+        yield render_answers(session.frame), gr.update(interactive=bool(session.frame.rows))
 
 
-def stopped(engine: Engine, talking: Talk) -> None:
-    """Ends the suite under way; the answers of whole batches stay."""
-    talking.stop()
+def stop(engine: Engine, session: Session) -> None:
+    """Stops the suite; the answers of complete batches stay."""
+    session.stop()
 
 
-def saved(engine: Engine, talking: Talk) -> str:
+def export_csv(engine: Engine, session: Session) -> str:
     """The last suite as CSV."""
-    if talking.frame is None or not talking.frame.written:
-        raise NotFound("There is no suite to download yet.", "Run one first.")
-    return str(talking.frame.as_csv())
+    if session.frame is None or not session.frame.rows:
+        raise NotFound("No answers to download yet.", "Run the suite first.")
+    return str(session.frame.as_csv())
 
 
-def table_of(sheet: Any) -> Node:
-    """Prompts by mixes, with how many tell the mixes apart."""
-    rows = [[prompt, *answers] for prompt, answers in sheet.written]
+def render_answers(sheet: Any) -> Node:
+    """Prompts by mixes, with the number of prompts on which the mixes differ."""
+    rows = [[prompt, *answers] for prompt, answers in sheet.rows]
     notes = []
     if len(rows) < len(sheet.prompts):
         notes.append(f"Stopped: {len(rows)} of {len(sheet.prompts)} prompts were answered.")
-    if rows and sheet.differing < len(rows):
-        notes.append(
-            f"The mixes differ on {sheet.differing} of {len(rows)} prompts; on the others they all say the same."
-        )
+    if rows and sheet.disagreements < len(rows):
+        differing = f"The mixes differ on {sheet.disagreements} of {len(rows)} prompts"
+        notes.append(f"{differing}; on the rest, all answers are equal.")
     note = node("p", " ".join(notes), cls="quiet below") if notes else None
-    return node(
+    answers = table(["Prompt", *sheet.names], rows, "Answers by mix") if rows else None
+    return node("div", note, answers, cls="suite")
+
+
+def _render_progress(sheet: Any) -> Node:
+    percent = 100 * sheet.done / sheet.total
+    bar = node(
         "div",
-        note,
-        table(["Prompt", *sheet.names], rows, "What each mix answered") if rows else None,
-        cls="suite",
+        node("div", cls="bar-fill"),
+        cls="bar busy",
+        vars={"share": f"{percent:.1f}%"},
+        role="progressbar",
+        aria_label="Progress of the suite",
+        aria_valuenow=round(percent),
+        aria_valuemin=0,
+        aria_valuemax=100,
     )
-
-
-def _progress(sheet: Any) -> Node:
-    share = f"{100 * sheet.done / sheet.total:.1f}%"
-    bar = node("div", node("div", cls="bar-fill"), cls="bar busy", vars={"share": share}, role="progressbar", aria_label="Progress of the suite",
-               aria_valuenow=round(100 * sheet.done / sheet.total), aria_valuemin=0, aria_valuemax=100)  # fmt: skip
     return node("div", node("p", f"{sheet.done} of {sheet.total} answers", cls="quiet below"), bar)

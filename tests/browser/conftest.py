@@ -91,7 +91,7 @@ def studio(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with Engine(
         tmp_path_factory.mktemp("workspace"), base=str(tiny_base), quantization="none", device="cpu"
     ) as engine:
-        engine._samples = small_samples(tmp_path_factory.mktemp("samples"))
+        engine.samples = small_samples(tmp_path_factory.mktemp("samples"))
         page = serve(engine, port=free_port(), block=False)
         yield engine, page.local_url
         page.close(verbose=False)

@@ -19,7 +19,7 @@ SIZES = [(1440, 900, "light"), (390, 844, "dark")]
 def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, monkeypatch) -> None:  # noqa: F811
     page, engine = visit.page, visit.engine
     at(monkeypatch, tmp_path / "cache", served.url)
-    home = engine.base(wait=True).name
+    home = engine.bases.current(wait=True).name
     served.pause = 0.4
     page.locator("button.spec").click()
     page.get_by_label("Base", exact=True).fill("tiny/llama")
@@ -33,13 +33,13 @@ def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, mo
     page.get_by_text("was stopped. Start it again to go on where it was.").wait_for()
     served.pause = 0.0
     page.get_by_role("button", name="Download from the Hub").click()
-    page.get_by_text(re.compile("tiny/llama is here")).wait_for()
+    page.get_by_text(re.compile("tiny/llama is downloaded")).wait_for()
 
     file = tmp_path / "corpus.txt"
     file.write_text("\n\n---\n\n".join(SENTENCES[:24]), encoding="utf-8")
-    text = engine.import_dataset([file], "text")
-    run = engine.wait_run(
-        engine.start_run(
+    text = engine.datasets.import_files([file], "text")
+    run = engine.runs.wait(
+        engine.runs.start(
             TrainSpec(
                 name="Lamps",
                 dataset=text.id,
@@ -52,26 +52,26 @@ def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, mo
         ),
         60,
     )
-    engine.stream("Where?", [Mix(weights={run.adapter: 1.0})]).last()
+    engine.chat.stream("Where?", [Mix(weights={run.adapter: 1.0})]).last()
     page.get_by_label("Base", exact=True).fill("tiny/llama")
     page.get_by_label("Base", exact=True).press("Enter")
     page.get_by_role("button", name="Use this base").click()
     page.get_by_text("1 adapter leaves the mixer: Lamps.").wait_for()
-    assert engine.base().name == home
+    assert engine.bases.current().name == home
     page.get_by_role("button", name="Keep this one").click()
     page.get_by_text("1 adapter leaves the mixer: Lamps.").wait_for(state="hidden")
-    page.get_by_label("8 bits (int8)").check()
+    page.get_by_label("8-bit (int8)").check()
     page.get_by_role("button", name="Use this base").click()
     page.get_by_role("button", name="Yes, change the base").click()
     page.locator("#base-resident h2", has_text="tiny/llama").wait_for()
-    page.locator("#base-resident").get_by_text("8 bits (int8)").wait_for()
+    page.locator("#base-resident").get_by_text("8-bit (int8)").wait_for()
     page.locator("button.spec", has_text="tiny/llama").wait_for()
-    assert engine.base(wait=True).quantization == "int8"
+    assert engine.bases.current(wait=True).quantization == "int8"
     wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0, "nothing is wider than the page"
-    engine.bases.switch(home, "none", sure=True)
-    engine.base(wait=True)
-    engine.remove("adapters", run.adapter)
+    engine.bases.switch(home, "none", confirmed=True)
+    engine.bases.current(wait=True)
+    engine.library.delete("adapters", run.adapter)
 
 
 def test_a_gated_one_and_a_folder_that_is_none_say_what_to_do(visit, served, tmp_path, monkeypatch) -> None:  # noqa: F811

@@ -33,10 +33,10 @@ window.fetch = async (...asked) => {
 
 def two_adapters(engine) -> None:
     """The sample data and two adapters of two steps each, unless they are there already."""
-    engine.base(wait=True)
-    samples.bring(engine)
+    engine.bases.current(wait=True)
+    samples.import_samples(engine)
     for kind in ("domain", "task"):
-        if not any(a.kind == kind for a in engine.adapters()):
+        if not any(a.kind == kind for a in engine.library.adapters()):
             spec = dataclasses.replace(
                 train.suggested(engine, kind),
                 max_steps=2,
@@ -45,7 +45,7 @@ def two_adapters(engine) -> None:
                 max_length=64,
                 rank=4,
             )
-            engine.wait_run(engine.start_run(spec), 600)
+            engine.runs.wait(engine.runs.start(spec), 600)
 
 
 def ask_blind(page, button: str, prompt: str) -> None:
@@ -80,7 +80,7 @@ def vote_once(page, engine) -> None:
     )
     assert page.locator(".board .letter").all_inner_texts() == ["A", "B", "C", "D"]
     assert page.locator(".board :is(select, .stamp, mark, .letter-name)").count() == 0
-    assert engine.tally() == []
+    assert engine.votes.tally() == []
     page.get_by_role("button", name="Answer B is the best").click()
     until(lambda: len(names(page)) == 4, 30, "the names")
 
@@ -98,7 +98,7 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     heard = page.evaluate("window.heard.join('')")
     assert "This one" in heard, "the stream was overheard"
     assert (
-        all(a.sha256[:8] not in heard for a in engine.adapters())
+        all(a.sha256[:8] not in heard for a in engine.library.adapters())
         and "tokens/s" not in heard
         and "stamp" not in heard
     )
@@ -114,20 +114,20 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     page.wait_for_timeout(3000)
     assert sorted(names(page)) == ["Base", "Domain", "Domain + task", "Task"]
     assert page.locator(".board .col").nth(1).locator(".chip.good").inner_text() == "Your vote"
-    best = engine.tally()[0]
-    assert best.won == 1 and best.name == names(page)[1]
+    best = engine.votes.tally()[0]
+    assert best.wins == 1 and best.name == names(page)[1]
     told = page.locator(".blind-foot tbody tr").first.inner_text()
     assert best.name in told and "100.0 %" in told
 
     page.locator("#compare-prompt textarea").fill("Where is the pump?")
-    press(page, "Again")
+    press(page, "Test again")
     until(lambda: page.locator(".board .letter-name").count() == 0, 60, "covered names")
     until(lambda: page.get_by_role("button", name="No difference", exact=True).count(), 120, "the buttons")
     press(page, "No difference")
     until(lambda: len(names(page)) == 4, 30, "the names")
-    assert {(s.shown, s.ties) for s in engine.tally()} == {(2, 1)}
-    press(page, "Take the vote back")
-    until(lambda: {s.shown for s in engine.tally()} == {1}, 30, "one vote less")
+    assert {(s.votes, s.ties) for s in engine.votes.tally()} == {(2, 1)}
+    press(page, "Take my vote back")
+    until(lambda: {s.votes for s in engine.votes.tally()} == {1}, 30, "one vote less")
 
     unfold(page, "Votes so far")
     until(lambda: page.locator("#votes tbody tr").count() == 4, 30, "the table")
@@ -139,7 +139,7 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     press(page, "Delete all votes")
     press(page, "Yes, delete every vote")
     page.get_by_text("No votes yet").wait_for()
-    assert engine.tally() == []
+    assert engine.votes.tally() == []
 
     press(page, "Change the mixes")
     until(lambda: page.locator(".board select").count() == 4, 30, "the pickers")
@@ -161,9 +161,9 @@ def test_a_suite_runs_through_all_columns_and_is_downloaded(visit, tmp_path):
     page.locator("#suite input[type=file]").set_input_files(str(file))
     page.locator("#suite").get_by_text("more.jsonl").wait_for()
     press(page, "Run the suite")
-    until(lambda: page.locator("#suite-shown tbody tr").count() == 3, 120, "the table")
+    until(lambda: page.locator("#suite-answers tbody tr").count() == 3, 120, "the table")
     assert (
-        page.locator("#suite-shown tbody tr").nth(1).locator("td").first.inner_text()
+        page.locator("#suite-answers tbody tr").nth(1).locator("td").first.inner_text()
         == "<b>Where</b> is the bell?"
     )
     save = page.get_by_role("button", name="Download as CSV", exact=True)
@@ -184,7 +184,7 @@ def test_a_suite_runs_through_all_columns_and_is_downloaded(visit, tmp_path):
 )
 def test_the_blind_test_fits_its_window(visit):
     page, engine = visit.page, visit.engine
-    engine.reset_votes()
+    engine.votes.reset()
     at_compare(visit)
     vote_once(page, engine)
     unfold(page, "Votes so far")

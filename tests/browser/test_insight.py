@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 def trained(visit):
     """A visit to a studio with a domain and a task adapter."""
     engine = visit.engine
-    if not engine.adapters():
-        samples.bring(engine)
+    if not engine.library.adapters():
+        samples.import_samples(engine)
         for kind in ("domain", "task"):
-            data = next(d for d in engine.datasets() if d.kind == kind and d.name == samples.NAMES[kind])
+            data = next(d for d in engine.datasets.list() if d.kind == kind and d.name == samples.NAMES[kind])
             spec = TrainSpec(
                 kind=kind,
                 name=data.name,
@@ -32,7 +32,7 @@ def trained(visit):
                 learning_rate=1e-3,
                 rank=4,
             )
-            engine.wait_run(engine.start_run(spec))
+            engine.runs.wait(engine.runs.start(spec))
         visit.reload()
     tab(visit.page, "Mix")
     until(lambda: visit.page.get_by_role("slider").count() >= 2, 60, "the sliders")
@@ -50,13 +50,13 @@ def exact(page) -> dict[str, str]:
 def test_a_slider_that_moves_while_an_answer_is_written_marks_where_the_mix_changed(trained, monkeypatch):
     import core.model.generate as generate
 
-    page, take = trained.page, generate._take
+    page, take = trained.page, generate.append_token
 
     def slowly(*values):
         time.sleep(0.03)  # as a larger model would write
         take(*values)
 
-    monkeypatch.setattr(generate, "_take", slowly)
+    monkeypatch.setattr(generate, "append_token", slowly)
     page.get_by_role("button", name="Sampling").first.click()
     page.get_by_role("checkbox", name=re.compile("Continue the text")).check()
     for label, value in (("Longest answer", "150"), ("Temperature", "4"), ("Seed", "3")):
@@ -117,7 +117,7 @@ def test_words_meetings_and_baking_are_shown(trained):
     page.locator("#insight").get_by_label("Name").first.fill("Both in one")
     press(page, "Bake this mix")
     page.get_by_text("Both in one is baked").wait_for()
-    assert next(a for a in engine.adapters() if a.name == "Both in one").kind == "mix"
+    assert next(a for a in engine.library.adapters() if a.name == "Both in one").kind == "mix"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_words_meetings_and_baking_are_shown(trained):
 )
 def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
     page, engine = trained.page, trained.engine
-    domain = next(a.id for a in engine.adapters() if a.kind == "domain")
+    domain = next(a.id for a in engine.library.adapters() if a.kind == "domain")
     trained.go(f"?mix={domain}%3D0.35&prompt=Where+is+the+lamp%3F&view=present")
     until(lambda: "+0.35" in page.locator("#mix-answer .stamp").text_content(), 90, "the shared answer")
     assert page.locator("#mix-prompt textarea").input_value() == "Where is the lamp?"

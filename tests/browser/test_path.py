@@ -57,7 +57,7 @@ def five_clicks(visit) -> None:
     until(lambda: page.locator(".tok.trained").count() > 5, 60, "an example as tokens")
     press(page, "Train the domain adapter")
     press(page, "Train the task adapter")
-    until(lambda: len(engine.adapters()) == 2, 300, "two adapters")
+    until(lambda: len(engine.library.adapters()) == 2, 300, "two adapters")
     press(page, "Compare the mixes")
     until(lambda: len(columns(page)) == 4, 30, "four columns")
     press(page, "Answer")
@@ -85,8 +85,8 @@ def watch_a_run_and_reload(visit) -> None:
     ):
         page.get_by_label(re.compile(f"^{label}")).first.fill(value)
     press(page, "Start training")
-    until(lambda: engine.runs()[0].name == "Long run", 30, "the run")
-    run = engine.runs()[0]
+    until(lambda: engine.runs.list()[0].name == "Long run", 30, "the run")
+    run = engine.runs.list()[0]
     assert run.spec.max_steps == 300 and run.spec.max_length == 128
     until(
         lambda: run.id in page.evaluate("location.search"), 30, "the page to watch the new run"
@@ -98,10 +98,10 @@ def watch_a_run_and_reload(visit) -> None:
     page.locator(".run-title").wait_for()
     assert page.locator(".run-title strong").inner_text() == "Long run"
     until(lambda: points(page) >= few, 60, "the curve from before the reload")
-    until(lambda: engine.run(run.id).status.value == "finished", 400, "the end of the run")
+    until(lambda: engine.runs.get(run.id).status.value == "finished", 400, "the end of the run")
     until(lambda: points(page) == 300, 30, "every point")
     losses = page.evaluate("document.querySelector('.live-plot').data[0].y")
-    assert losses == [e["loss"] for e in engine.run_events(run.id)[0] if e["kind"] == "step"]
+    assert losses == [e["loss"] for e in engine.runs.events(run.id)[0] if e["kind"] == "step"]
 
 
 def move_a_slider(visit) -> None:
@@ -131,7 +131,7 @@ def move_a_slider(visit) -> None:
     )
     page.get_by_label("Save this mix as").fill("Only the domain")
     press(page, "Save mix")
-    until(lambda: [m.name for m in visit.engine.mixes()] == ["Only the domain"], 30, "the saved mix")
+    until(lambda: [m.name for m in visit.engine.library.mixes()] == ["Only the domain"], 30, "the saved mix")
 
 
 def compare_four(visit, downloads: Path) -> None:
@@ -177,7 +177,7 @@ def measure_and_download(visit, downloads: Path) -> None:
         assert any(n.endswith("adapter_model.safetensors") for n in z.namelist()) and z.testzip() is None
     press(page, "Verify")
     page.get_by_text("numbers are finite").wait_for()
-    assert len(engine.reports()) == 1
+    assert len(engine.evaluation.reports()) == 1
 
 
 def test_a_newcomer_walks_the_whole_path(visit, tmp_path):
@@ -214,8 +214,8 @@ def test_a_dataset_that_opens_late_does_not_cover_the_files_just_dropped(visit, 
     for number in range(2):
         notes = tmp_path / f"notes{number}.txt"
         notes.write_text("\n\n---\n\n".join(f"Note {number} {i}." for i in range(12)))
-        made = engine.import_dataset([str(notes)], f"Notes {number}", kind="domain")
-    rows = engine.dataset_rows
+        made = engine.datasets.import_files([str(notes)], f"Notes {number}", kind="domain")
+    rows = engine.datasets.rows
     opened = []
     monkeypatch.setattr(
         engine, "dataset_rows", lambda *a, **k: (time.sleep(2), opened.append(a[0]), rows(*a, **k))[2]

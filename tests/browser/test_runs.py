@@ -35,11 +35,11 @@ def choose(page, label: str, option: str) -> None:
 
 def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_used(visit, corpus):
     page, engine = visit.page, visit.engine
-    data = engine.import_dataset([corpus], "Corpus", "domain")
+    data = engine.datasets.import_files([corpus], "Corpus", "domain")
     gate = threading.Event()
-    engine._worker.run(lambda: gate.wait(90) and None)
+    engine.worker.run(lambda: gate.wait(90) and None)
     ids = {
-        n: engine.start_run(TrainSpec(kind="domain", name=n, dataset=data.id, rank=2, **FAST))
+        n: engine.runs.start(TrainSpec(kind="domain", name=n, dataset=data.id, rank=2, **FAST))
         for n in ("One", "Two", "Three")
     }
     tab(page, "Runs")
@@ -49,7 +49,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     press(page, "Cancel: One")
     until(lambda: names(page) == ["Three", "Two"], 30, "the cancelled run to leave")
     gate.set()
-    assert [engine.wait_run(ids[n], 60).status for n in ("Three", "Two", "One")] == [
+    assert [engine.runs.wait(ids[n], 60).status for n in ("Three", "Two", "One")] == [
         RunStatus.DONE,
         RunStatus.DONE,
         RunStatus.STOPPED,
@@ -90,11 +90,11 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     page.evaluate(
         "() => { const react = Plotly.react; Plotly.react = (...of) => { window.drawings = (window.drawings ?? 0) + 1; return react(...of); }; }"
     )
-    engine.rename("datasets", data.id, "Corpus of lamps")  # every list is asked for again
+    engine.library.rename("datasets", data.id, "Corpus of lamps")  # every list is asked for again
     page.get_by_text("All cells: domain run on Corpus of lamps").wait_for()
     page.wait_for_timeout(1000)
     assert page.evaluate("window.drawings ?? 0") == 0, "a chart that is there already is left alone"
-    made = engine.plan.grids()[0]
+    made = engine.grids.list()[0]
     with page.expect_download() as caught:
         page.get_by_text("Download CSV").first.click()
     assert caught.value.suggested_filename == f"{made.id}.csv" and "best" in caught.value.path().read_text(

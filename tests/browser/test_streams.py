@@ -58,14 +58,14 @@ def test_a_page_whose_form_and_lists_changed_in_quick_succession_comes_to_rest(v
     page, engine = visit.page, visit.engine
     asked: list[str] = []
     page.on("request", lambda r: asked.append(r.url) if "queue/join" in r.url else None)
-    data = engine.import_dataset([corpus], "Corpus", "domain")
+    data = engine.datasets.import_files([corpus], "Corpus", "domain")
     tab(page, "Train")
     name = page.get_by_label("Name", exact=True).first
     until(lambda: name.input_value() == "Corpus", 30, "the form")
     for i in range(5):
         name.press_sequentially(" and more", delay=5)
-        engine.rename("datasets", data.id, f"Corpus {i}")
-        page.evaluate("window.studio.poke()")
+        engine.library.rename("datasets", data.id, f"Corpus {i}")
+        page.evaluate("window.studio.refresh()")
     page.wait_for_timeout(5000)
     before = len(asked)
     page.wait_for_timeout(4000)

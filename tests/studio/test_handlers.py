@@ -15,9 +15,9 @@ from core.model.generate import Column
 from core.spec.mix import Mix, Sampling
 from core.spec.presets import resolve
 from core.spec.training import TrainSpec
-from studio import actions, app, events, fields, samples, session
+from studio import actions, answers, app, events, fields, mix_choices, samples
 from studio.components import board, guide, live, mixer
-from studio.session import Talk
+from studio.session import SAMPLING, Session
 from studio.tabs import compare, data, evaluate, library, mix, train
 from tests.conftest import held
 
@@ -30,12 +30,12 @@ def engine(tiny_base, tmp_path_factory):
     with Engine(
         tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
     ) as made:
-        samples.bring(made)
+        samples.import_samples(made)
         for kind in ("domain", "task"):
             spec = dataclasses.replace(
                 train.suggested(made, kind), max_steps=2, batch_size=2, accumulation=1, max_length=64, rank=4
             )
-            made.wait_run(made.start_run(spec), 600)
+            made.runs.wait(made.runs.start(spec), 600)
         yield made
 
 
@@ -56,7 +56,7 @@ def texts(node) -> str:
 
 def rows_of(engine, **weights):
     return [
-        {**a, "on": a["name"] in weights, "weight": weights.get(a["name"], 1.0)} for a in mixer.shelf(engine)
+        {**a, "on": a["name"] in weights, "weight": weights.get(a["name"], 1.0)} for a in mixer.adapter_rows(engine)
     ]
 
 
@@ -82,21 +82,21 @@ def test_the_sample_data_is_imported_once_however_often_it_is_asked_for(empty):
 
 def test_a_task_run_is_suggested_on_top_of_the_newest_domain_and_never_on_the_held_out_questions(engine):
     spec = train.suggested(engine, "task")
-    domain = next(a for a in engine.adapters() if a.kind == "domain")
-    assert (engine.dataset(spec.dataset).name, spec.stack_on) == ("Sample task", domain.id)
+    domain = next(a for a in engine.library.adapters() if a.kind == "domain")
+    assert (engine.datasets.get(spec.dataset).name, spec.stack_on) == ("Sample task", domain.id)
 
 
 def test_the_path_ends_at_comparing(engine):
-    said = guide.next_step(engine.base(), engine.datasets(), engine.adapters(), engine.runs())
+    said = guide.next_step(engine.bases.current(), engine.datasets.list(), engine.library.adapters(), engine.runs.list())
     assert said.buttons[0]["act"] == {"do": "compare"}
-    assert [s.done for s in guide.path(engine.datasets(), engine.adapters())] == [
+    assert [s.done for s in guide.path_steps(engine.datasets.list(), engine.library.adapters())] == [
         True,
         True,
         True,
         False,
         False,
     ]
-    assert [s.done for s in guide.path([], [], mixed=True, compared=True)] == [
+    assert [s.done for s in guide.path_steps([], [], mixed=True, compared=True)] == [
         False,
         False,
         False,
@@ -107,22 +107,22 @@ def test_the_path_ends_at_comparing(engine):
 
 def test_a_base_that_cannot_be_loaded_is_the_first_thing_said():
     base = SimpleNamespace(error="It is not there.", loading=False)
-    assert guide.next_step(base, [], [], []).bad
+    assert guide.next_step(base, [], [], []).failed
 
 
 def test_the_top_changes_its_revision_only_when_a_list_changed(engine):
-    before = guide.look(engine, {})["revision"]
-    assert guide.look(engine, {})["revision"] == before
-    saved = engine.save_mix("For the revision", {})
-    assert guide.look(engine, {})["revision"] != before
-    engine.remove("mixes", saved.id)
+    before = guide.poll(engine, {})["revision"]
+    assert guide.poll(engine, {})["revision"] == before
+    saved = engine.library.save_mix("For the revision", {})
+    assert guide.poll(engine, {})["revision"] != before
+    engine.library.delete("mixes", saved.id)
 
 
 def test_unknown_words_do_nothing(engine):
-    before = len(engine.runs())
+    before = len(engine.runs.list())
     for said in ({}, {"do": "rm"}, {"do": "train", "kind": "evil"}, {"do": "tab", "tab": "../x"}):
         actions.act(engine, pressed(**said))
-    assert len(engine.runs()) == before
+    assert len(engine.runs.list()) == before
 
 
 def test_an_address_that_names_a_run_that_is_gone_says_so(engine):
@@ -143,19 +143,19 @@ def test_dropped_files_are_guessed_and_the_columns_can_be_corrected(engine, tmp_
     shown, add = data.checked(engine, [str(file)], "task", "utf-8", *columns)
     assert add["interactive"] is True
     _, picked = data.imported(engine, [str(file)], "task", "utf-8", "Fragen", *columns)
-    assert engine.dataset(picked["value"]).rows == 6
-    engine.remove("datasets", picked["value"])
+    assert engine.datasets.get(picked["value"]).rows == 6
+    engine.library.delete("datasets", picked["value"])
 
 
 def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tmp_path):
     file = tmp_path / "broken.jsonl"
     file.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
-    before = len(engine.datasets())
+    before = len(engine.datasets.list())
     shown = data.reread(engine, [str(file)], "task", "utf-8")[0]
     assert "broken.jsonl, line" in texts(shown)
     with pytest.raises(DataError):
         data.imported(engine, [str(file)], "task", "utf-8", "Broken", *["" for _ in data.ROLES])
-    assert len(engine.datasets()) == before
+    assert len(engine.datasets.list()) == before
 
 
 def test_files_that_wait_are_in_the_dataset_s_place_until_they_are_taken_away(engine, tmp_path):
@@ -170,17 +170,17 @@ def test_files_that_wait_are_in_the_dataset_s_place_until_they_are_taken_away(en
 
 
 def test_a_task_example_marks_only_the_answer_as_learned(engine):
-    task = next(d for d in engine.datasets() if d.name == "Sample task")
+    task = next(d for d in engine.datasets.list() if d.name == "Sample task")
     tree, index = data.exemplified(engine, task.id)
     tokens = next(k for k in tree["kids"] if k.get("cls") == "tokens")["kids"]
     learned = "".join(texts(t) for t in tokens if t["cls"] == "tok trained")
-    answer = engine.dataset_rows(task.id, "train", 1)[0]["messages"][-1]["content"]
+    answer = engine.datasets.rows(task.id, "train", 1)[0]["messages"][-1]["content"]
     assert learned.startswith(answer) and len([t for t in tokens if t["cls"] == "tok"]) > 0
     assert data.another(engine, task.id, index)[1] == 1
 
 
 def test_split_sizes_are_shown_in_their_order(engine):
-    found = engine.datasets()[0]
+    found = engine.datasets.list()[0]
     shown = texts(data.opened(engine, found.id, "test"))
     assert shown.index("Training") < shown.index("Validation") < shown.index("Test")
 
@@ -225,7 +225,7 @@ def test_the_form_follows_the_path_until_someone_touches_it(engine):
 def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monkeypatch):
     with gr.Blocks():
         tab = train.build(engine)
-    here = engine.base()
+    here = engine.bases.current()
     values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
     monkeypatch.setattr(
         engine,
@@ -279,7 +279,7 @@ def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monk
 
 
 def test_a_run_is_read_again_from_the_start_with_its_whole_curve(engine):
-    run = next(r for r in engine.runs() if r.kind == "domain")
+    run = next(r for r in engine.runs.list() if r.kind == "domain")
     first = live.metrics(engine, {"run": run.id, "since": 0})
     assert [p[0] for p in first["points"]["train"]] == [1, 2] and first["points"]["validation"]
     again = live.metrics(engine, {"run": run.id, "since": first["cursor"], "latest": first["latest"]})
@@ -295,11 +295,11 @@ def test_no_run_is_an_invitation(engine):
 
 
 def sampling(**changes):
-    return [fields.shown(getattr(Sampling(**changes), n)) for n in session.SAMPLING]
+    return [fields.to_component(getattr(Sampling(**changes), n)) for n in SAMPLING]
 
 
 def test_the_mixer_starts_with_the_newest_domain_and_task_on(engine):
-    assert {a["kind"]: (a["on"], a["weight"]) for a in mixer.shelf(engine)} == {
+    assert {a["kind"]: (a["on"], a["weight"]) for a in mixer.adapter_rows(engine)} == {
         "domain": (True, 1.0),
         "task": (True, 1.0),
     }
@@ -309,58 +309,58 @@ def test_the_mixer_starts_with_the_newest_domain_and_task_on(engine):
     "rows", [None, "x", [1, None], [{"id": 3, "on": True}], [{"id": "a", "on": "yes", "weight": 1}]]
 )
 def test_what_is_no_row_of_the_mixer_weighs_nothing(rows):
-    assert mixer.to_mix(rows).weights == {}
+    assert mixer.read_mix(rows).weights == {}
 
 
 @pytest.mark.parametrize("weight", [2.05, "1", None, float("nan"), True])
 def test_a_weight_outside_its_limits_is_refused(weight):
     with pytest.raises(SpecError):
-        mixer.to_mix([{"id": "a", "on": True, "weight": weight}], {})
+        mixer.read_mix([{"id": "a", "on": True, "weight": weight}], {})
 
 
 def test_an_answer_is_stamped_with_the_mix_that_wrote_it(engine):
     rows = rows_of(engine, **{"Sample domain": 0.5})
-    *_, last = mix.answered(engine, "Where is the lamp?", rows, Talk(), False, *sampling(max_new_tokens=6))
-    domain = next(a for a in engine.adapters() if a.kind == "domain")
+    *_, last = mix.answered(engine, "Where is the lamp?", rows, Session(), False, *sampling(max_new_tokens=6))
+    domain = next(a for a in engine.library.adapters() if a.kind == "domain")
     assert f"{domain.id} +0.50 ({domain.sha256[:8]})" in texts(last)
 
 
 def test_a_slider_does_not_answer_before_anyone_asked(engine):
-    assert [type(v) for v in mix.followed(engine, "Where?", rows_of(engine), Talk(), False, *sampling())] == [
+    assert [type(v) for v in mix.followed(engine, "Where?", rows_of(engine), Session(), False, *sampling())] == [
         type(gr.skip())
     ]
 
 
 def test_a_slider_that_moves_while_an_answer_is_written_changes_its_mix_from_there_on(engine):
-    talking, before, after = Talk(), rows_of(engine), rows_of(engine, **{"Sample task": 0.5})
+    session, before, after = Session(), rows_of(engine), rows_of(engine, **{"Sample task": 0.5})
     long = sampling(max_new_tokens=180, temperature=4.0, seed=3)
-    reading = mix.answered(engine, "The lamp", before, talking, True, *long)
+    reading = mix.answered(engine, "The lamp", before, session, True, *long)
     next(reading)
     moved = threading.Event()
-    engine._worker.post(moved.wait)  # nothing is written while the slider moves, however slow this machine is
-    assert [type(v) for v in mix.followed(engine, "The lamp", after, talking, True, *long)] == [
+    engine.worker.post(moved.wait)  # nothing is written while the slider moves, however slow this machine is
+    assert [type(v) for v in mix.followed(engine, "The lamp", after, session, True, *long)] == [
         type(gr.skip())
     ]
     moved.set()
     *_, last = reading
     turn = next(k for k in last["kids"][0]["kids"] if k.get("cls") == "turn")
     assert "0.50 · Sample task" in texts(turn) and "+0.50" in turn["attrs"]["title"]
-    (column,) = talking.frame.columns
-    task = next(a.id for a in engine.adapters() if a.kind == "task")
-    assert column.stamp["weights"][task] == 0.5 and 0 < column.turns[0].at <= len(column.text)
-    again = list(mix.followed(engine, "The lamp", before, talking, True, *sampling(max_new_tokens=4)))
+    (column,) = session.frame.columns
+    task = next(a.id for a in engine.library.adapters() if a.kind == "task")
+    assert column.stamp["weights"][task] == 0.5 and 0 < column.mix_changes[0].at <= len(column.text)
+    again = list(mix.followed(engine, "The lamp", before, session, True, *sampling(max_new_tokens=4)))
     assert "turn" not in str(again[-1]), "a finished answer is written anew"
 
 
 def test_a_link_brings_a_mix_and_its_prompt_back(engine):
-    domain = next(a for a in engine.adapters() if a.kind == "domain")
+    domain = next(a for a in engine.library.adapters() if a.kind == "domain")
     rows, prompt, tabs, word = mix.opened(engine, f"?mix={domain.id}%3D-0.35&prompt=Where%3F", None)
     assert {r["name"]: (r["on"], r["weight"]) for r in rows} == {
         "Sample domain": (True, -0.35),
         "Sample task": (False, 1.0),
     }
     assert (prompt, word) == ("Where?", "answer") and tabs.selected == "mix"
-    asked = [prompt, rows, Talk(), False, *sampling(max_new_tokens=3)]
+    asked = [prompt, rows, Session(), False, *sampling(max_new_tokens=3)]
     assert "-0.35" in texts([*mix.greeted(engine, word, *asked)][-1])
     assert mix.opened(engine, "?run=abc", None)[3] == "" and [*mix.greeted(engine, "", *asked)] == [gr.skip()]
     with pytest.raises(NotFound, match="'elsewhere'"):
@@ -377,17 +377,17 @@ def test_a_mix_is_saved_loaded_and_deleted(engine):
         "Sample domain": (False, 2.0),
         "Sample task": (True, -0.35),
     }
-    assert "Against the task" in [c["name"] for c in session.choices(engine)]
+    assert "Against the task" in [c["name"] for c in mix_choices.list_choices(engine)]
     mix.forgotten(engine, saved["value"])
-    assert "Against the task" not in [c["name"] for c in session.choices(engine)]
+    assert "Against the task" not in [c["name"] for c in mix_choices.list_choices(engine)]
 
 
 def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
     present = Mix(
         name="base + 0.30 · Sample domain",
-        weights={next(a.id for a in engine.adapters() if a.kind == "domain"): 0.3},
+        weights={next(a.id for a in engine.library.adapters() if a.kind == "domain"): 0.3},
     )
-    assert [c["name"] for c in session.choices(engine, present)] == [
+    assert [c["name"] for c in mix_choices.list_choices(engine, present)] == [
         "Base",
         "Domain",
         "Task",
@@ -395,18 +395,18 @@ def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
         "Domain deep, task shallow",
         "Mixer: base + 0.30 · Sample domain",
     ]
-    assert [c["kind"] for c in session.choices(engine)] == ["base", "domain", "task", "mix", "mix"]
+    assert [c["kind"] for c in mix_choices.list_choices(engine)] == ["base", "domain", "task", "mix", "mix"]
 
 
 def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
-    picks = [c["id"] for c in session.choices(engine)][:4]
-    talking = Talk()
-    *_, last = compare.answered(
-        engine, "Where is the lamp?", {"picks": picks}, None, talking, True, *sampling(max_new_tokens=6)
+    picks = [c["id"] for c in mix_choices.list_choices(engine)][:4]
+    session = Session()
+    *_, last = compare.stream_answers(
+        engine, "Where is the lamp?", {"picks": picks}, None, session, True, *sampling(max_new_tokens=6)
     )
     assert len(last["columns"]) == 4 and last["picks"] == picks
-    assert all(c.done and c.tokens <= 6 for c in talking.frame.columns)
-    written = compare.exported(engine, talking)
+    assert all(c.done and c.tokens <= 6 for c in session.frame.columns)
+    written = compare.export_markdown(engine, session)
     assert (
         written.count("\n## ") == 4
         and "Where is the lamp?" in written
@@ -415,21 +415,21 @@ def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
 
 
 def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
-    talking, mixes = Talk(), [Mix(name="Base")]
+    session, mixes = Session(), [Mix(name="Base")]
     stopped = held(engine, monkeypatch)
-    reading = session.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
+    reading = session.stream_frames(engine, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
     assert not next(reading).done
-    talking.stop()
+    session.stop()
     stopped.set()
     rest = list(reading)
     assert rest[-1].done and rest[-1].columns[0].done
 
 
 def test_a_new_question_ends_the_old_one_without_a_late_frame(engine):
-    talking, mixes = Talk(), [Mix(name="Base")]
-    old = session.frames(engine, talking, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
+    session, mixes = Session(), [Mix(name="Base")]
+    old = session.stream_frames(engine, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
     next(old)
-    new = session.frames(engine, talking, "Who?", mixes, Sampling(max_new_tokens=2))
+    new = session.stream_frames(engine, "Who?", mixes, Sampling(max_new_tokens=2))
     first = next(new)
     assert list(old) == [] and first.columns
     list(new)
@@ -437,12 +437,12 @@ def test_a_new_question_ends_the_old_one_without_a_late_frame(engine):
 
 def test_nothing_is_exported_before_an_answer(engine):
     with pytest.raises(NotFound):
-        compare.exported(engine, Talk())
+        compare.export_markdown(engine, Session())
 
 
 def test_a_comparison_of_one_is_refused(engine):
     with pytest.raises(SpecError, match="2 to 6"):
-        list(compare.answered(engine, "Where?", {"picks": ["base"]}, None, Talk(), True, *sampling()))
+        list(compare.stream_answers(engine, "Where?", {"picks": ["base"]}, None, Session(), True, *sampling()))
 
 
 # --- evaluate and library
@@ -451,21 +451,21 @@ def test_a_comparison_of_one_is_refused(engine):
 def test_mixes_are_measured_and_the_report_is_kept(engine):
     chosen, split, mixes, _ = evaluate.refresh(engine, None, [], None, None)
     assert (
-        engine.dataset(chosen["value"]).name == "Sample held-out questions"
+        engine.datasets.get(chosen["value"]).name == "Sample held-out questions"
         and split == "all"
         and len(mixes["value"]) == 4
     )
-    *_, last = evaluate.measured(engine, chosen["value"], split, mixes["value"][:2], 4, None, Talk())
+    *_, last = evaluate.measured(engine, chosen["value"], split, mixes["value"][:2], 4, None, Session())
     shown, panels, reports = last
     assert [p["title"] for p in panels][:2] == ["Exact match", "F1"] and all(
         len(p["values"]) == 2 for p in panels
     )
     assert "Download as CSV" in texts(shown)
-    assert engine.report_csv(reports["value"]).read_text().startswith("name,mix,")
+    assert engine.evaluation.report_csv(reports["value"]).read_text().startswith("name,mix,")
 
 
 def test_suggested_mixes_follow_the_library_until_someone_chooses(engine):
-    usual = [str(m) for m in engine.default_mixes()]
+    usual = [str(m) for m in engine.library.default_mixes()]
     held = evaluate.refresh(engine, None, [], None, None)[0]["value"]
 
     def offered(mixes):
@@ -478,15 +478,15 @@ def test_suggested_mixes_follow_the_library_until_someone_chooses(engine):
 
 
 def test_the_library_shows_verifies_renames_and_deletes(engine):
-    adapter = next(a for a in engine.adapters() if a.kind == "domain")
+    adapter = next(a for a in engine.library.adapters() if a.kind == "domain")
     shown = library.chosen(engine, "adapters", "", pressed(pick=adapter.id))
     assert shown[1] == adapter.id and adapter.sha256[:16] in texts(shown[2])
     assert "verified" in texts(library.verified(engine, "adapters", adapter.id))
     library.renamed(engine, "adapters", adapter.id, "Another name")
-    assert engine.adapter(adapter.id).name == "Another name"
+    assert engine.library.adapter(adapter.id).name == "Another name"
     library.renamed(engine, "adapters", adapter.id, "Sample domain")
-    saved = engine.save_mix("Short-lived", {})
-    assert library.removed(engine, "mixes", saved.id)[1] == "" and engine.mixes() == []
+    saved = engine.library.save_mix("Short-lived", {})
+    assert library.removed(engine, "mixes", saved.id)[1] == "" and engine.library.mixes() == []
 
 
 @pytest.mark.parametrize("kind", [k for _, k in library.KINDS])
@@ -529,12 +529,12 @@ def test_of_handlers_asked_together_one_that_fails_is_told_and_the_others_are_sh
 
     with gr.Blocks():
         one, two, three = gr.Textbox(), gr.Textbox(), gr.Textbox()
-    together = events.Together()
+    together = events.EventGroup()
     together.add(fails, [one], [one])
     together.add(lambda engine, value: value + "!", [one], [two])
     together.add(lambda engine, values: {three: values[two]}, {two}, [three])
     with pytest.warns(UserWarning) as warned:
-        assert together._answer(engine, {one: "a", two: "b"}) == {two: "a!", three: "b"}
+        assert together._run(engine, {one: "a", two: "b"}) == {two: "a!", three: "b"}
     assert [str(w.message) for w in warned] == [told]
 
 
@@ -556,5 +556,5 @@ def test_a_preset_fills_the_form(engine):
 )
 def test_an_answer_without_a_word_says_so_when_the_model_ended_it(text, reason, shown):
     column = Column(text, tokens=0, seconds=0.0, done=bool(reason), reason=reason, stamp={})
-    assert texts({"kids": session.written(column)}) == shown
-    assert texts(board.columns(SimpleNamespace(columns=[column]), 0)[0]).startswith(shown)
+    assert texts({"kids": answers.render_parts(column)}) == shown
+    assert texts(board.render_columns(SimpleNamespace(columns=[column]), 0)[0]).startswith(shown)

@@ -40,10 +40,10 @@ def engine(tiny_base, tmp_path_factory):
     with Engine(
         tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
     ) as made:
-        data = made.import_dataset([file], "<b>100 %", "domain")
+        data = made.datasets.import_files([file], "<b>100 %", "domain")
         base = TrainSpec(**{"kind": "domain", "name": "Base", "dataset": data.id, **FAST})
-        for run_id in made.plan.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "<i>Grid").runs:
-            made.wait_run(run_id, 120)
+        for run_id in made.grids.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "<i>Grid").runs:
+            made.runs.wait(run_id, 120)
         yield made
 
 
@@ -58,10 +58,10 @@ def tabs(engine):
 def gate(engine):
     """While it is closed, no run begins; what is left in the queue is cancelled at the end."""
     made = threading.Event()
-    engine._worker.run(lambda: made.wait(120) and None)
+    engine.worker.run(lambda: made.wait(120) and None)
     yield made
-    for waiting in reversed(engine.queue()):
-        engine.cancel_run(waiting.run.id)
+    for waiting in reversed(engine.queue.list()):
+        engine.queue.cancel(waiting.run.id)
     made.set()
 
 
@@ -84,7 +84,7 @@ def acting(node, word):
 
 
 def spec_of(engine, **changes):
-    return dataclasses.replace(TrainSpec.from_json(engine.plan.grids()[-1].base), **changes)
+    return dataclasses.replace(TrainSpec.from_json(engine.grids.list()[-1].base), **changes)
 
 
 def values(engine, form, tab, **typed):
@@ -97,7 +97,7 @@ def values(engine, form, tab, **typed):
         form.preset: "standard",
         form.stack_on: "",
     }
-    advanced = {c: train.fields.shown(getattr(spec, n)) for n, c in form.advanced.items()}
+    advanced = {c: train.fields.to_component(getattr(spec, n)) for n, c in form.advanced.items()}
     blank = {
         **dict.fromkeys(tab.fields, ""),
         **dict.fromkeys(tab.values, ""),
@@ -112,7 +112,7 @@ def values(engine, form, tab, **typed):
 
 
 def test_the_queue_shows_who_waits_and_its_buttons_move_and_cancel(engine, gate):
-    ids = [engine.start_run(spec_of(engine, name=n)) for n in ("One", "<script>Two", "Three")]
+    ids = [engine.runs.start(spec_of(engine, name=n)) for n in ("One", "<script>Two", "Three")]
     tree = runs.queued(engine)
     items = found(tree, lambda n: n.get("cls") == "line-item")
     assert [found(i, lambda n: n["tag"] == "strong")[0]["kids"] for i in items] == [
@@ -123,24 +123,24 @@ def test_the_queue_shows_who_waits_and_its_buttons_move_and_cancel(engine, gate)
     can = {run: {a["to"] for a in acting(tree, "move") if a["run"] == run} for run in ids}
     assert can == {ids[0]: {"down"}, ids[1]: {"first", "up", "down"}, ids[2]: {"first", "up"}}
     runs.pressed(engine, pressed(do="move", run=ids[2], to="first"))
-    assert [w.run.id for w in engine.queue()] == [ids[2], ids[0], ids[1]]
+    assert [w.run.id for w in engine.queue.list()] == [ids[2], ids[0], ids[1]]
     tree = runs.pressed(engine, pressed(do="cancel", run=ids[0], together=False))
-    assert engine.run(ids[0]).status is RunStatus.STOPPED and "One" not in texts(tree).split()
+    assert engine.runs.get(ids[0]).status is RunStatus.STOPPED and "One" not in texts(tree).split()
     with pytest.raises(RunError, match="sideways"):
         runs.pressed(engine, pressed(do="move", run=ids[1], to="sideways"))
     assert runs.pressed(engine, pressed(do="tab", tab="train")) == gr.skip()
 
 
 def test_a_run_that_others_stand_on_cancels_them_too_and_says_so_on_its_button(engine, gate, pairs):
-    lower = engine.start_run(spec_of(engine, name="Lower"))
-    data = engine.import_dataset([pairs], "Pairs", "task")
-    upper = engine.start_run(
+    lower = engine.runs.start(spec_of(engine, name="Lower"))
+    data = engine.datasets.import_files([pairs], "Pairs", "task")
+    upper = engine.runs.start(
         TrainSpec(
             **{
                 "kind": "task",
                 "name": "Upper",
                 "dataset": data.id,
-                "stack_on": engine.run(lower).adapter,
+                "stack_on": engine.runs.get(lower).adapter,
                 **FAST,
             }
         )
@@ -156,20 +156,20 @@ def test_a_run_that_others_stand_on_cancels_them_too_and_says_so_on_its_button(e
         actions.act(engine, pressed(do="stop", run=lower))
     cancel = next(a for a in acting(tree, "cancel") if a["run"] == lower)
     runs.pressed(engine, pressed(**cancel))
-    assert engine.queue() == [] and engine.run(upper).status is RunStatus.STOPPED
+    assert engine.queue.list() == [] and engine.runs.get(upper).status is RunStatus.STOPPED
 
 
 def test_the_top_notices_that_the_queue_was_reordered(engine, gate):
-    ids = [engine.start_run(spec_of(engine, name=n)) for n in ("Front", "Back")]
-    before = guide.look(engine, {})["revision"]
-    assert guide.look(engine, {})["revision"] == before
-    engine.move_run(ids[1], "up")
-    assert guide.look(engine, {})["revision"] != before
+    ids = [engine.runs.start(spec_of(engine, name=n)) for n in ("Front", "Back")]
+    before = guide.poll(engine, {})["revision"]
+    assert guide.poll(engine, {})["revision"] == before
+    engine.queue.move(ids[1], "up")
+    assert guide.poll(engine, {})["revision"] != before
 
 
 def test_runs_that_waited_when_a_studio_ended_are_offered_again(engine, gate):
-    run_id = engine.start_run(spec_of(engine, name="Left behind"))
-    left = dataclasses.replace(engine.run(run_id), status=RunStatus.INTERRUPTED, waited=True)
+    run_id = engine.runs.start(spec_of(engine, name="Left behind"))
+    left = dataclasses.replace(engine.runs.get(run_id), status=RunStatus.INTERRUPTED, was_queued=True)
     tree = run_views.queue([], [], [left, left])
     assert "Queue all 2 again" in texts(tree) and acting(tree, "again") == [{"do": "again"}]
     assert "Nothing is waiting" in texts(run_views.queue([], [], []))
@@ -216,21 +216,21 @@ def test_a_usual_grid_fills_the_axes(engine):
 def test_a_grid_is_started_shown_and_the_rest_of_it_cancelled(engine, tabs, gate):
     form, tab, top = tabs[0], tabs[1].grid, tabs[2]
     out = grid.started(engine, tab, form, values(engine, form, tab, rank="1, 2, 3", name="To be cancelled"))
-    made = engine.plan.grid(out[tab.picker]["value"])
+    made = engine.grids.get(out[tab.picker]["value"])
     assert (
-        [engine.run(i).spec.rank for i in made.runs] == [1, 2, 3]
+        [engine.runs.get(i).spec.rank for i in made.runs] == [1, 2, 3]
         and "Cancel the 3 that wait" in texts(out[tab.results])
         and out[tab.chart] is None
     )
     rest = acting(out[tab.results], "rest")[0]
     grid.pressed(engine, tab, form, top, pressed(**rest))
-    assert engine.queue() == [] and {engine.run(i).status for i in made.runs} == {RunStatus.STOPPED}
-    engine.plan.remove(made.id)
+    assert engine.queue.list() == [] and {engine.runs.get(i).status for i in made.runs} == {RunStatus.STOPPED}
+    engine.library.delete("grids", made.id)
     assert grid.refresh(engine, made.id)[0]["value"] != made.id, "a grid that is gone is picked no longer"
 
 
 def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
-    made = engine.plan.grids()[-1]
+    made = engine.grids.list()[-1]
     tree, chart = grid.opened(engine, made.id)
     cells = [[texts(c) for c in r["kids"]] for r in found(tree, lambda n: n["tag"] == "tr")]
     assert cells[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Behind"]
@@ -260,9 +260,9 @@ def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
 
 def test_use_these_settings_fills_the_train_form_with_just_that_cell(engine, tabs):
     form, tab, top = tabs[0], tabs[1].grid, tabs[2]
-    made = engine.plan.grids()[-1]
+    made = engine.grids.list()[-1]
     out = grid.pressed(engine, tab, form, top, pressed(do="use", grid=made.id, cell=3))
-    cell = engine.plan.cells(made.id)[3]
+    cell = engine.grids.get(made.id).cells[3]
     filled = {form.kind: out[form.kind], form.dataset: out[form.dataset]["value"], form.name: out[form.name], form.preset: out[form.preset],
               form.stack_on: out[form.stack_on]["value"], **{c: out[c] for c in form.advanced.values()}}  # fmt: skip
     assert (
@@ -285,7 +285,7 @@ def test_settings_that_the_form_cannot_hold_are_said(engine, tabs, monkeypatch):
 
 def test_the_csv_of_a_grid_is_offered_under_its_own_address(engine):
     route = next(r for r in routes.routes(engine) if "grid" in r.path)
-    told = engine.plan.csv(engine.plan.grids()[-1].id)
+    told = engine.grids.csv(engine.grids.list()[-1].id)
     assert route.path.endswith("/download/grid/{item_id}.csv") and told.startswith(
         "rank,learning_rate,status,final_loss,best_loss"
     )
@@ -295,7 +295,7 @@ def test_the_csv_of_a_grid_is_offered_under_its_own_address(engine):
 
 
 def test_two_runs_are_drawn_over_each_other_thin_and_thick_and_differ_where_they_differ(engine):
-    ids = engine.plan.grids()[-1].runs[:2]
+    ids = engine.grids.list()[-1].runs[:2]
     chart, tree = runs.compared(engine, ids, "linear", True)
     assert [(t["line"]["width"], t["line"]["color"]) for t in chart["traces"]] == [
         (1, "--st-run-1"),
@@ -325,7 +325,7 @@ def test_two_runs_are_drawn_over_each_other_thin_and_thick_and_differ_where_they
 
 
 def test_fewer_than_two_runs_say_what_to_do_and_the_newest_two_are_picked_at_first(engine):
-    ids = [r.id for r in engine.runs() if r.step]
+    ids = [r.id for r in engine.runs.list() if r.step]
     assert runs.refresh(engine, [])["value"] == ids[:2] and "value" not in runs.refresh(engine, ids[2:4])
     assert runs.refresh(engine, ["gone", ids[0]])["value"] == [ids[0]]
     for few in (None, [], ids[:1]):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.analyze.attribution import Contribution, contribute, pieces
+from core.analyze.attribution import Attribution, attribute_answer, decode_tokens
 from core.errors import SpecError
 from core.model.base import load_base
-from core.model.generate import encode_prompt, generate, speaking
+from core.model.generate import encode_prompt, generate, inference_mode_for
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 from core.store.workspace import Workspace
@@ -33,8 +33,8 @@ def resident(
 
 def attributed(
     resident: Resident, mix: Mix, answer: str = "", sampling: Sampling | None = None
-) -> Contribution:
-    found = list(contribute(resident, QUESTION, mix, answer, sampling))[-1].contribution
+) -> Attribution:
+    found = list(attribute_answer(resident, QUESTION, mix, answer, sampling))[-1].attribution
     assert found is not None and resident.mixer.weights is None
     return found
 
@@ -43,7 +43,7 @@ def alone(resident: Resident, weights: dict[str, float]) -> list[float]:
     """Log-probabilities of the answer's tokens, from a forward of its own."""
     ids = resident.base.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
     prompt = encode_prompt(resident, QUESTION, True, 64)
-    with speaking(resident, resident.rows([Mix(weights=weights)])):
+    with inference_mode_for(resident, resident.rows([Mix(weights=weights)])):
         logits = resident.base.model(torch.tensor([prompt + ids])).logits[0].double()
     return [float(logits[len(prompt) + i - 1].log_softmax(-1)[t]) for i, t in enumerate(ids)]
 
@@ -65,7 +65,7 @@ def test_every_figure_equals_forwards_one_at_a_time(resident: Resident) -> None:
 
 def test_of_a_single_adapter_the_difference_is_the_mix_minus_the_base(resident: Resident) -> None:
     found = attributed(resident, Mix(weights={"one": 0.8}), ANSWER)
-    assert found.by_adapter["one"] == pytest.approx(found.together, abs=1e-6)
+    assert found.by_adapter["one"] == pytest.approx(found.joint, abs=1e-6)
 
 
 def test_texts_join_to_the_answer_given_or_written(resident: Resident) -> None:
@@ -75,40 +75,40 @@ def test_texts_join_to_the_answer_given_or_written(resident: Resident) -> None:
         assert found.answer == answer and len(found.tokens) == len(found.full)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=3)
     written = attributed(resident, MIX, sampling=sampling)
-    writer = list(generate(resident, [encode_prompt(resident, QUESTION, True, 12)], [MIX], [sampling]))[-1][0]
+    state = list(generate(resident, [encode_prompt(resident, QUESTION, True, 12)], [MIX], [sampling]))[-1][0]
     assert (
-        len(written.tokens) == len(writer.ids)
-        and written.answer.strip() == writer.column(resident.base.tokenizer).text
+        len(written.tokens) == len(state.ids)
+        and written.answer.strip() == state.column(resident.base.tokenizer).text
     )
 
 
 def test_a_character_of_several_tokens_belongs_to_the_last_of_them(resident: Resident) -> None:
     ids = resident.base.tokenizer("a🦊b", add_special_tokens=False)["input_ids"]
-    assert pieces(resident.base.tokenizer, ids) == ["a", "", "", "", "🦊", "b"]
-    assert "".join(pieces(resident.base.tokenizer, ids[:3])).startswith("a"), (
+    assert decode_tokens(resident.base.tokenizer, ids) == ["a", "", "", "", "🦊", "b"]
+    assert "".join(decode_tokens(resident.base.tokenizer, ids[:3])).startswith("a"), (
         "an unfinished character at the end loses nothing"
     )
 
 
 def test_closing_while_it_writes_leaves_nothing_engaged(resident: Resident) -> None:
-    steps = contribute(resident, QUESTION, MIX, sampling=Sampling(max_new_tokens=12))
+    steps = attribute_answer(resident, QUESTION, MIX, sampling=Sampling(max_new_tokens=12))
     next(steps)
     steps.close()
     assert resident.mixer.weights is None
 
 
 def test_the_reading_names_who_did_what_and_where() -> None:
-    found = Contribution({"d": 1.0}, ("The", " lamp"), (-1.0, -0.5), (-1.25, -3.0), {"d": (-1.25, -3.0)})
+    found = Attribution({"d": 1.0}, ("The", " lamp"), (-1.0, -0.5), (-1.25, -3.0), {"d": (-1.25, -3.0)})
     assert (
-        found.reading({"d": "Domain"})
+        found.summary({"d": "Domain"})
         == "Over the base, the mix adds +2.75 nats to the 2 tokens of this answer. Domain adds +2.75, most at 'lamp' (+2.50)."
     )
     assert found.to_json()["by_adapter"] == {"d": (0.25, 2.5)}
-    assert "no adapter" in Contribution({}, ("x",), (-1.0,), (-1.0,), {}).reading()
+    assert "no adapter" in Attribution({}, ("x",), (-1.0,), (-1.0,), {}).summary()
 
 
 def test_an_empty_prompt_or_one_too_long_is_refused(resident: Resident) -> None:
     with pytest.raises(SpecError, match="The prompt is empty"):
-        next(contribute(resident, " ", MIX, ANSWER))
-    with pytest.raises(SpecError, match="the base reads 256"):
-        next(contribute(resident, QUESTION, MIX, "word " * 300))
+        next(attribute_answer(resident, " ", MIX, ANSWER))
+    with pytest.raises(SpecError, match="the context of the base is 256"):
+        next(attribute_answer(resident, QUESTION, MIX, "word " * 300))

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from core.analyze import weight_map
-from core.analyze.weight_map import Drawing, MapPlan, WeightMap, draw
+from core.analyze.weight_map import WeightMap, WeightMapProgress, WeightMapSpec, compute_map
 from core.data.encoding import encode_chat
 from core.errors import Busy, NotFound, SpecError, StorageError
 from core.evaluate.metrics import exact_match
-from core.evaluate.sample import Sample, encode, take
+from core.evaluate.sample import Sample, encode_sample, load_sample
 from core.model.base import load_base
-from core.model.generate import generate, speaking
+from core.model.generate import generate, inference_mode_for
 from core.model.resident import Resident
 from core.model.scoring import score, score_each
 from core.spec.mix import Mix, Sampling
@@ -51,7 +51,7 @@ PAIRS = Sample(
     ),
 )
 AXIS = (-0.5, 0.0, 1.0)
-PLAN = MapPlan("one", "two", fixed={"three": 0.5}, xs=AXIS, ys=(0.0, 1.0))
+PLAN = WeightMapSpec("one", "two", fixed={"three": 0.5}, xs=AXIS, ys=(0.0, 1.0))
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
@@ -73,17 +73,17 @@ def test_a_map_of_leaning_adapters_measures_them_as_they_lean_and_is_another_map
     plain, found = drawn(resident, PLAN, TEXTS), drawn(resident, leaning, TEXTS)
     assert found.key != plain.key and found.tilt == {"one": 1.0, "two": -0.5} and plain.tilt == {}
     scored = list(
-        score(resident, encode(resident, TEXTS, 512).sequences, [leaning.mix(1.0, 1.0), PLAN.mix(1.0, 1.0)])
+        score(resident, encode_sample(resident, TEXTS, 512).sequences, [leaning.mix(1.0, 1.0), PLAN.mix(1.0, 1.0)])
     )[-1][1]
     limit = 1e-4 if resident.base.quantization == "none" else 5e-3
-    assert found.at(1.0, 1.0) == pytest.approx(scored[0].perplexity, rel=limit)
-    assert plain.at(1.0, 1.0) == pytest.approx(scored[1].perplexity, rel=limit)
+    assert found.value_at(1.0, 1.0) == pytest.approx(scored[0].perplexity, rel=limit)
+    assert plain.value_at(1.0, 1.0) == pytest.approx(scored[1].perplexity, rel=limit)
     assert abs(scored[0].perplexity / scored[1].perplexity - 1) > 4 * limit
     assert WeightMap.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-def drawn(resident: Resident, plan: MapPlan, sample: Sample) -> WeightMap:
-    last = list(draw(resident, plan, sample))[-1]
+def drawn(resident: Resident, plan: WeightMapSpec, sample: Sample) -> WeightMap:
+    last = list(compute_map(resident, plan, sample))[-1]
     assert last.map is not None and last.done == last.total
     return last.map
 
@@ -91,26 +91,26 @@ def drawn(resident: Resident, plan: MapPlan, sample: Sample) -> WeightMap:
 def one_at_a_time(resident: Resident, sample: Sample, weights: dict[str, float]) -> float:
     """Perplexity, one sequence a forward, without padding."""
     nats = tokens = 0.0
-    for e in encode(resident, sample, 512).sequences:
-        with speaking(resident, resident.rows([Mix(weights=weights)])):
+    for e in encode_sample(resident, sample, 512).sequences:
+        with inference_mode_for(resident, resident.rows([Mix(weights=weights)])):
             picked = (
                 resident.base.model(torch.tensor([e.ids]))
                 .logits[0]
                 .double()[:-1]
                 .log_softmax(-1)[range(len(e.ids) - 1), e.ids[1:]]
             )
-        nats -= float((picked * torch.tensor(e.mask[1:])).sum())
-        tokens += sum(e.mask[1:])
+        nats -= float((picked * torch.tensor(e.loss_mask[1:])).sum())
+        tokens += sum(e.loss_mask[1:])
     return float(torch.tensor(nats / tokens).exp())
 
 
 @pytest.mark.parametrize("sample", [TEXTS, PAIRS], ids=["texts", "answers"])
 def test_every_cell_equals_the_mix_measured_alone(resident: Resident, sample: Sample) -> None:
     found = drawn(resident, PLAN, sample)
-    assert len(found.cells) == 6 and found.complete and found.forwards >= 2 and found.seconds > 0
+    assert len(found.points) == 6 and found.complete and found.forwards >= 2 and found.seconds > 0
     # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16
     limit = 1e-4 if resident.base.quantization == "none" else 5e-3
-    for cell in found.cells:
+    for cell in found.points:
         assert cell.value == pytest.approx(
             one_at_a_time(resident, sample, {"one": cell.x, "two": cell.y, "three": 0.5}), rel=limit
         )
@@ -120,7 +120,7 @@ def test_cells_of_exact_match_equal_asking_each_mix_alone(resident: Resident) ->
     tokenizer = resident.base.tokenizer
 
     def answer(mix: Mix, row: dict[str, Any]) -> str:
-        prompt = encode_chat(tokenizer, row["messages"][:-1], generate=True)
+        prompt = encode_chat(tokenizer, row["messages"][:-1], add_generation_prompt=True)
         return (
             list(generate(resident, [prompt], [mix], [Sampling(max_new_tokens=6)]))[-1][0]
             .column(tokenizer)
@@ -135,8 +135,8 @@ def test_cells_of_exact_match_equal_asking_each_mix_alone(resident: Resident) ->
     )
     sample = replace(PAIRS, rows=rows)
     found = drawn(resident, plan, sample)
-    assert found.at(1.0, 1.0) == 1.0 and found.best is not None and found.best.value == 1.0
-    for cell in found.cells:
+    assert found.value_at(1.0, 1.0) == 1.0 and found.best is not None and found.best.value == 1.0
+    for cell in found.points:
         alone = [exact_match(answer(plan.mix(cell.x, cell.y), r), r["messages"][-1]["content"]) for r in rows]
         assert cell.value == sum(alone) / len(alone)
 
@@ -152,7 +152,7 @@ def test_a_map_that_was_drawn_is_read_without_a_forward_under_any_id(
     monkeypatch.setattr(type(resident.base.model), "forward", refuse)
     assert drawn(resident, PLAN, TEXTS) == first
     assert (
-        weight_map.all_of(resident.workspace) == [first] == [weight_map.load(resident.workspace, first.key)]
+        weight_map.load_all(resident.workspace) == [first] == [weight_map.load_map(resident.workspace, first.key)]
     )
     others = {"max_length": 100, "fixed": {}, "xs": (0.0, 1.0)}
     for change in others.items():
@@ -171,16 +171,16 @@ def test_a_map_that_was_drawn_is_read_without_a_forward_under_any_id(
 
 
 def test_a_map_that_was_stopped_leaves_nothing_engaged_and_goes_on_where_it_was(resident: Resident) -> None:
-    steps = draw(resident, PLAN, TEXTS)
-    part: Drawing = next(steps)
+    steps = compute_map(resident, PLAN, TEXTS)
+    part: WeightMapProgress = next(steps)
     assert resident.mixer.weights is None, "nothing is engaged between steps"
-    while part.map is not None and not part.map.cells:
+    while part.map is not None and not part.map.points:
         part = next(steps)
     steps.close()
     assert resident.mixer.weights is None
-    assert part.map is not None and len(part.map.cells) == 3 and not part.map.complete
-    assert "3 of 6 cells are measured" in part.map.where()
-    whole = list(draw(resident, PLAN, TEXTS))
+    assert part.map is not None and len(part.map.points) == 3 and not part.map.complete
+    assert "3 of 6 points are measured" in part.map.summary()
+    whole = list(compute_map(resident, PLAN, TEXTS))
     assert whole[0].done >= 3 and whole[-1].map is not None
     assert whole[-1].map.complete and whole[-1].map.values[0] == part.map.values[0]
 
@@ -192,17 +192,17 @@ def test_a_map_survives_json_and_a_damaged_one_is_refused(resident: Resident) ->
         with pytest.raises(StorageError, match="cannot be read"):
             WeightMap.from_json({**found.to_json(), **damage})
     with pytest.raises(NotFound):
-        weight_map.load(resident.workspace, "0" * 64)
+        weight_map.load_map(resident.workspace, "0" * 64)
 
 
 def test_where_says_plainly_where_the_optimum_is(resident: Resident) -> None:
     blank = drawn(
-        resident, MapPlan("one", "two", xs=(-0.5, 0.0, 0.5, 1.0, 1.5), ys=(-0.5, 0.0, 0.5, 1.0, 1.5)), TEXTS
+        resident, WeightMapSpec("one", "two", xs=(-0.5, 0.0, 0.5, 1.0, 1.5), ys=(-0.5, 0.0, 0.5, 1.0, 1.5)), TEXTS
     )
 
     def where(x: float, y: float) -> str:
         values = tuple(tuple(2.0 + abs(a - x) + abs(b - y) for a in blank.xs) for b in blank.ys)
-        return replace(blank, values=values).where({"one": "Domain", "two": "Task"})
+        return replace(blank, values=values).summary({"one": "Domain", "two": "Task"})
 
     assert (
         "text perplexity, 2, is at Domain 0.5 and Task 1: inside the map. The plain sum (1, 1) has 2.5."
@@ -218,8 +218,8 @@ def test_where_says_plainly_where_the_optimum_is(resident: Resident) -> None:
     assert "on an axis, Task is off, and at the edge of the map" in where(1.5, 0.0)
     flat = replace(blank, metric="exact_match", values=((0.5,) * 5,) * 5)
     assert (
-        "The highest exact match, 0.5, is at one 1 and two 1" in flat.where()
-        and "24 other cells do as well." in flat.where()
+        "The highest exact match, 0.5, is at one 1 and two 1" in flat.summary()
+        and "24 other points do as well." in flat.summary()
     )
 
 
@@ -237,10 +237,10 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(
         with pytest.raises(SpecError):
             replace(PLAN, **wrong)
     with pytest.raises(SpecError, match="Exact match needs questions"):
-        next(draw(resident, replace(PLAN, metric="exact_match"), TEXTS))
+        next(compute_map(resident, replace(PLAN, metric="exact_match"), TEXTS))
     monkeypatch.setattr(resident, "trainee_id", "two")
     with pytest.raises(Busy, match="'two' is still in training"):
-        next(draw(resident, PLAN, TEXTS))
+        next(compute_map(resident, PLAN, TEXTS))
 
 
 def test_scoring_cells_in_one_batch_yields_every_pair_once(
@@ -249,7 +249,7 @@ def test_scoring_cells_in_one_batch_yields_every_pair_once(
     from core.model import scoring
 
     monkeypatch.setattr(scoring, "BATCH_TOKENS_CPU", 64)
-    sequences = encode(resident, TEXTS, 512).sequences
+    sequences = encode_sample(resident, TEXTS, 512).sequences
     batches = list(
         score_each(resident, sequences, [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"two": 1.0})])
     )
@@ -265,11 +265,11 @@ def test_a_sample_is_spread_evenly_over_its_split(tmp_path: Path, corpus: Path) 
     workspace = Workspace(tmp_path / "ws")
     dataset = import_dataset(workspace, [corpus], "Corpus", "domain").id
     rows = read_split(workspace, dataset, "train")
-    assert take(workspace, dataset, "train").rows == tuple(rows)
-    some = take(workspace, dataset, "train", 4)
+    assert load_sample(workspace, dataset, "train").rows == tuple(rows)
+    some = load_sample(workspace, dataset, "train", 4)
     assert (
         some.rows == tuple(rows[i * len(rows) // 4] for i in range(4))
-        and some.digest != take(workspace, dataset, "train").digest
+        and some.digest != load_sample(workspace, dataset, "train").digest
     )
     with pytest.raises(SpecError, match="limit is -1"):
-        take(workspace, dataset, "train", -1)
+        load_sample(workspace, dataset, "train", -1)

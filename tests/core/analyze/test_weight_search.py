@@ -12,11 +12,21 @@ import pytest
 import torch
 
 from core.analyze import weight_map, weight_search
-from core.analyze.weight_search import Comparison, Found, Gain, LearnPlan, compare, descend, learn, slope
-from core.data.encoding import Encoded, collate
+from core.analyze.weight_search import (
+    Gain,
+    SearchComparison,
+    SearchResult,
+    WeightSearchSpec,
+    bootstrap_gain,
+    compute_gradient,
+    run_bfgs,
+    search_weights,
+)
+from core.data.collation import collate
+from core.data.encoding import EncodedSequence
 from core.engine import Engine
 from core.errors import Busy, SpecError
-from core.evaluate.sample import Asking, Encoding, Reading, Sample, encode, take
+from core.evaluate.sample import EncodedSample, RowLosses, RowMatches, Sample, encode_sample, load_sample
 from core.model.base import load_base
 from core.model.generate import generate
 from core.model.resident import Resident
@@ -32,7 +42,7 @@ VALIDATION = Sample(
     "corpus", "Corpus", "domain", "sha-corpus", "val", tuple({"text": s} for s in SENTENCES[:12])
 )
 TEST = replace(VALIDATION, split="test", rows=tuple({"text": s} for s in SENTENCES[20:30]))
-PLAN = LearnPlan(("one", "two"), fixed={"three": 0.5})
+PLAN = WeightSearchSpec(("one", "two"), fixed={"three": 0.5})
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
@@ -51,18 +61,18 @@ def plain(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Resident
     return made
 
 
-def loss_of(resident: Resident, sequences: list[Encoded], mix: Mix) -> float:
+def loss_of(resident: Resident, sequences: list[EncodedSequence], mix: Mix) -> float:
     return list(score(resident, sequences, [mix]))[-1][1][0].loss
 
 
 @pytest.mark.parametrize("tilt", [{}, {"one": 1.0, "three": -0.5}])
 def test_the_gradient_is_the_slope_of_the_loss(resident: Resident, tilt: dict[str, float]) -> None:
     plan = replace(PLAN, tilt=tilt)
-    sequences = encode(resident, VALIDATION, 512).sequences[:8]
-    batch = collate([{"input_ids": e.ids, "trained": e.mask} for e in sequences], 0)
+    sequences = encode_sample(resident, VALIDATION, 512).sequences[:8]
+    batch = collate([{"input_ids": e.ids, "loss_mask": e.loss_mask} for e in sequences], 0)
     at = [0.6, -0.4]
-    nats, gradient = slope(resident, plan, batch, torch.tensor(at))
-    tokens = sum(sum(e.mask[1:]) for e in sequences)
+    nats, gradient = compute_gradient(resident, plan, batch, torch.tensor(at))
+    tokens = sum(sum(e.loss_mask[1:]) for e in sequences)
     # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16 when no gradient flows
     exact = resident.base.quantization == "none"
     h = 0.01 if exact else 0.1
@@ -83,7 +93,7 @@ def test_the_gradient_is_the_slope_of_the_loss(resident: Resident, tilt: dict[st
 
 def test_learning_leaves_no_gradients_flags_or_weights_behind(resident: Resident) -> None:
     assert resident.peft is not None
-    steps = learn(resident, replace(PLAN, steps=2), VALIDATION, TEST)
+    steps = search_weights(resident, replace(PLAN, steps=2), VALIDATION, TEST)
     for _ in range(3):
         next(steps)
         assert resident.mixer.weights is None, "nothing is engaged between steps"
@@ -114,30 +124,30 @@ def test_a_planted_optimum_is_found_and_no_grid_point_is_better(tiny_base: Path,
     for seed in range(2):
         prompts = [[tokenizer.eos_token_id, 5 + 7 * i] for i in range(32)]
         samplings = [Sampling(max_new_tokens=24, temperature=1.0, seed=100 * seed + i) for i in range(32)]
-        writers = list(generate(plain, prompts, [planted] * 32, samplings))[-1]
+        states = list(generate(plain, prompts, [planted] * 32, samplings))[-1]
         sequences += [
-            Encoded([*p, *w.ids], [0] * 2 + [1] * len(w.ids)) for p, w in zip(prompts, writers) if w.ids
+            EncodedSequence([*p, *w.ids], [0] * 2 + [1] * len(w.ids)) for p, w in zip(prompts, states) if w.ids
         ]
-    encoding = Encoding(
+    encoding = EncodedSample(
         sequences,
         list(range(len(sequences))),
-        torch.tensor([float(sum(e.mask[1:])) for e in sequences], dtype=torch.float64),
+        torch.tensor([float(sum(e.loss_mask[1:])) for e in sequences], dtype=torch.float64),
     )
-    plan = LearnPlan(("one", "two"))
+    plan = WeightSearchSpec(("one", "two"))
     search = weight_search._Search("gradient")
-    for _ in descend(plain, plan, encoding, search):
+    for _ in run_bfgs(plain, plan, encoding, search):
         pass
     assert search.weights == pytest.approx((0.7, 1.2), abs=0.1)
-    cells = [plan.mix((x, y)) for x in weight_map.GRID for y in weight_map.GRID]
-    reading = Reading(plain, encoding, [plan.mix(search.weights), *cells, planted])
-    list(reading.steps())
+    cells = [plan.mix((x, y)) for x in weight_map.AXIS for y in weight_map.AXIS]
+    reading = RowLosses(plain, encoding, [plan.mix(search.weights), *cells, planted])
+    list(reading.compute())
     assert reading.losses[0] <= min(reading.losses) + 1e-6
 
 
 def test_all_ways_are_compared_on_both_splits_with_the_scorers_own_figures(plain: Resident) -> None:
-    comparison = list(learn(plain, PLAN, VALIDATION, TEST))[-1].comparison
+    comparison = list(search_weights(plain, PLAN, VALIDATION, TEST))[-1].comparison
     assert comparison is not None
-    assert [f.name for f in comparison.found] == [
+    assert [f.name for f in comparison.results] == [
         "gradient",
         "grid",
         "gradient-free",
@@ -146,71 +156,71 @@ def test_all_ways_are_compared_on_both_splits_with_the_scorers_own_figures(plain
         "single",
     ]
     sequences = {
-        s: encode(plain, sample, 512).sequences for s, sample in (("validation", VALIDATION), ("test", TEST))
+        s: encode_sample(plain, sample, 512).sequences for s, sample in (("validation", VALIDATION), ("test", TEST))
     }
-    for found in comparison.found:
+    for found in comparison.results:
         mix = Mix(weights={**found.weights, "three": 0.5})
         assert found.validation_loss == pytest.approx(loss_of(plain, sequences["validation"], mix), rel=1e-5)
         assert found.test_loss == pytest.approx(loss_of(plain, sequences["test"], mix), rel=1e-5)
         assert all(abs(w) <= 2 for w in found.weights.values())
         for reference, gain in found.gains.items():
             assert (
-                gain.nats == pytest.approx(comparison.of(reference).test_loss - found.test_loss, abs=1e-6)
+                gain.nats == pytest.approx(comparison.result(reference).test_loss - found.test_loss, abs=1e-6)
                 and gain.low <= gain.nats <= gain.high
             )
-    gradient = comparison.of("gradient")
+    gradient = comparison.result("gradient")
     assert (
         gradient.validation_loss
-        <= min(comparison.of(n).validation_loss for n in ("sum", "single", "base")) + 1e-5
+        <= min(comparison.result(n).validation_loss for n in ("sum", "single", "base")) + 1e-5
     )
-    assert comparison.of("grid").note == "81 cells"
-    assert gradient.forwards > 2 and gradient.seconds > 0 and comparison.of("gradient-free").forwards == 40
-    again = list(learn(plain, PLAN, VALIDATION, TEST))[-1].comparison
-    assert again is not None and [(f.weights, f.gains) for f in again.found] == [
-        (f.weights, f.gains) for f in comparison.found
+    assert comparison.result("grid").note == "81 points"
+    assert gradient.forwards > 2 and gradient.seconds > 0 and comparison.result("gradient-free").forwards == 40
+    again = list(search_weights(plain, PLAN, VALIDATION, TEST))[-1].comparison
+    assert again is not None and [(f.weights, f.gains) for f in again.results] == [
+        (f.weights, f.gains) for f in comparison.results
     ]
-    assert json.loads(json.dumps(comparison.to_json()))["reading"] == comparison.reading()
+    assert json.loads(json.dumps(comparison.to_json()))["summary"] == comparison.summary()
 
 
 def test_a_map_of_the_same_rows_stands_for_the_grid_and_another_does_not(plain: Resident) -> None:
     plan = replace(PLAN, steps=1)
     axes = {"xs": (0.0, 0.5, 1.0), "ys": (0.0, 1.0)}
     fitting = list(
-        weight_map.draw(plain, weight_map.MapPlan("two", "one", fixed={"three": 0.5}, **axes), VALIDATION)
+        weight_map.compute_map(plain, weight_map.WeightMapSpec("two", "one", fixed={"three": 0.5}, **axes), VALIDATION)
     )[-1].map
     other = list(
-        weight_map.draw(plain, weight_map.MapPlan("two", "one", fixed={"three": 0.5}, **axes), TEST)
+        weight_map.compute_map(plain, weight_map.WeightMapSpec("two", "one", fixed={"three": 0.5}, **axes), TEST)
     )[-1].map
     assert fitting is not None and fitting.best is not None
-    comparison = list(learn(plain, plan, VALIDATION, TEST, fitting))[-1].comparison
+    comparison = list(search_weights(plain, plan, VALIDATION, TEST, fitting))[-1].comparison
     assert comparison is not None
     assert (
-        comparison.of("grid").note == "read from a map of 6 cells"
-        and comparison.of("grid").forwards == fitting.forwards
+        comparison.result("grid").note == "read from a map of 6 points"
+        and comparison.result("grid").forwards == fitting.forwards
     )
-    assert comparison.of("grid").weights == {"one": fitting.best.y, "two": fitting.best.x}
-    comparison = list(learn(plain, plan, VALIDATION, TEST, other))[-1].comparison
-    assert comparison is not None and comparison.of("grid").note == "81 cells"
+    assert comparison.result("grid").weights == {"one": fitting.best.y, "two": fitting.best.x}
+    comparison = list(search_weights(plain, plan, VALIDATION, TEST, other))[-1].comparison
+    assert comparison is not None and comparison.result("grid").note == "81 points"
 
 
 def test_an_interval_is_wide_where_rows_disagree_and_narrow_where_they_agree(plain: Resident) -> None:
     tokens = torch.full((50,), 10.0, dtype=torch.float64)
-    reading = Reading(plain, Encoding([], [], tokens), [Mix(), Mix(), Mix()])
+    reading = RowLosses(plain, EncodedSample([], [], tokens), [Mix(), Mix(), Mix()])
     reading.nats[0] = 20.0
     reading.nats[1] = 19.0  # every row is better by a tenth of a nat a token
     reading.nats[2] = 19.0 + 30.0 * torch.randn(
         50, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
-    sure, unsure = compare(reading, None, 1, 0, 7), compare(reading, None, 2, 0, 7)
+    sure, unsure = bootstrap_gain(reading, None, 1, 0, 7), bootstrap_gain(reading, None, 2, 0, 7)
     assert (sure.nats, sure.low, sure.high) == pytest.approx((0.1, 0.1, 0.1))
     assert unsure.low < 0 < unsure.high
     # by hand: the standard error of a mean of 50 rows
     spread = float((reading.nats[0] - reading.nats[2]).std()) / 10 / 50**0.5
     assert unsure.high - unsure.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
-    asking = Asking(plain, VALIDATION, [Mix(), Mix(), Mix()], 4)
+    asking = RowMatches(plain, VALIDATION, [Mix(), Mix(), Mix()], 4)
     asking.exact = torch.zeros(3, 50, dtype=torch.float64)
     asking.exact[1, :25] = 1.0
-    won = compare(reading, asking, 1, 0, 7)
+    won = bootstrap_gain(reading, asking, 1, 0, 7)
     assert (
         won.exact == 0.5
         and won.exact_low is not None
@@ -222,15 +232,15 @@ def test_an_interval_is_wide_where_rows_disagree_and_narrow_where_they_agree(pla
 def test_the_reading_says_when_it_does_not_help() -> None:
     def reading(gain: Gain) -> str:
         found = (
-            Found("gradient", {"d": 0.5, "t": 1.5}, 2.0, 10, 1.0, 1.0, gains={"sum": gain}),
-            Found("single", {"d": 0.0, "t": 1.0}, 0.0, 0, 1.0, 1.0),
+            SearchResult("gradient", {"d": 0.5, "t": 1.5}, 2.0, 10, 1.0, 1.0, gains={"sum": gain}),
+            SearchResult("single", {"d": 0.0, "t": 1.0}, 0.0, 0, 1.0, 1.0),
         )
-        return Comparison(
+        return SearchComparison(
             ("d", "t"), {}, {}, "12 rows of 'C' (val)", "10 rows of 'C' (test)", "", "", 0, found
-        ).reading({"d": "Domain", "t": "Task"})
+        ).summary({"d": "Domain", "t": "Task"})
 
     assert reading(Gain(0.02, 0.01, 0.03)).startswith(
-        "Gradient descent found Domain 0.50 + Task 1.50 in 2.0 s. It helps: +0.0200 nats a token against the plain sum"
+        "Gradient descent found Domain 0.50 + Task 1.50 in 2.0 s. It helps: +0.0200 nats per token against the plain sum"
     )
     assert "No help that these data can show: +0.0200 nats" in reading(
         Gain(0.02, -0.01, 0.03)
@@ -254,47 +264,47 @@ def test_what_cannot_be_learned_is_refused(plain: Resident, monkeypatch: pytest.
         with pytest.raises(SpecError):
             replace(PLAN, **change)
     with pytest.raises(SpecError, match="same rows"):
-        next(learn(plain, PLAN, VALIDATION, replace(VALIDATION, split="test")))
+        next(search_weights(plain, PLAN, VALIDATION, replace(VALIDATION, split="test")))
     monkeypatch.setattr(plain, "trainee_id", "two")
     with pytest.raises(Busy, match="still in training"):
-        next(learn(plain, PLAN, VALIDATION, TEST))
+        next(search_weights(plain, PLAN, VALIDATION, TEST))
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_learning_and_attributing_during_a_run_leave_its_losses_identical(
     quantization: str, tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
-    from core.analyze.attribution import contribute
+    from core.analyze.attribution import attribute_answer
 
     with Engine(tmp_path / "ws", str(tiny_base), quantization, device="cpu") as engine:
         spec = domain_spec(engine, corpus, max_steps=30, name="Quiet", eval_steps=15)
-        quiet = engine.wait_run(engine.start_run(spec))
-        other = engine.start_run(type(spec).from_json({**spec.to_json(), "name": "Disturbed"}))
-        adapter = engine.run(other).adapter
-        wait_for(lambda: any(m["training"] and m["id"] == adapter for m in engine.mixable()))
-        validation, test = (take(engine.workspace, spec.dataset, s, 4) for s in ("val", "test"))
+        quiet = engine.runs.wait(engine.runs.start(spec))
+        other = engine.runs.start(type(spec).from_json({**spec.to_json(), "name": "Disturbed"}))
+        adapter = engine.runs.get(other).adapter
+        wait_for(lambda: any(m.training and m.id == adapter for m in engine.library.mixable_adapters()))
+        validation, test = (load_sample(engine.workspace, spec.dataset, s, 4) for s in ("val", "test"))
         forwards = 0
 
         def counted(steps: Iterator[Any]) -> Iterator[Any]:
             nonlocal forwards
             for step in steps:
-                resident = engine._resident()
+                resident = engine.resident_base.get()
                 forwards += resident.trainee_id == adapter
                 yield step
 
-        while engine.run(other).status.alive:
+        while engine.runs.get(other).status.is_alive:
             works = [
-                lambda: learn(engine._resident(), LearnPlan((quiet.adapter,), steps=6), validation, test),
-                lambda: contribute(
-                    engine._resident(),
+                lambda: search_weights(engine.resident_base.get(), WeightSearchSpec((quiet.adapter,), steps=6), validation, test),
+                lambda: attribute_answer(
+                    engine.resident_base.get(),
                     "Where?",
                     Mix(weights={quiet.adapter: 1.0, adapter: 0.5}),
                     "The red lamp.",
                 ),
             ]
-            for stream in [engine._worker.stream(lambda work=work: counted(work())) for work in works]:
+            for stream in [engine.worker.stream(lambda work=work: counted(work())) for work in works]:
                 stream.last()
-        assert engine.run(other).status is RunStatus.DONE
+        assert engine.runs.get(other).status is RunStatus.DONE
         assert forwards >= 20, "they really ran while it trained"
         calm, disturbed = losses(engine, quiet.id), losses(engine, other)
         assert len(calm) == 30 and calm == disturbed

@@ -132,7 +132,7 @@ def test_a_grid_in_the_terminal_is_run_shown_written_and_its_runs_are_compared(
         (("train", "domain", "--dataset", "x", "--rank", "0"), "Rank is 0"),
         (("runs", "resume", "nothing-0001"), "There is no run 'nothing-0001'"),
         (("runs", "move", "nothing-0001", "up"), "There is no run 'nothing-0001'"),
-        (("runs", "compare", "nothing-0001"), "1 run was chosen"),
+        (("runs", "compare", "nothing-0001"), "must be between 2 and 8, got 1"),
         (("grid", "show", "nothing-0001"), "There is no grid 'nothing-0001'"),
         (("grid", "start", "domain", "--dataset", "x", "--vary", "rank"), "'rank' varies nothing"),
     ],

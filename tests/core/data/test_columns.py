@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from core.data.columns import ROLE_SETS, ROLES, canonical, check_roles, columns_of, guess_kind, guess_roles
+from core.data.columns import ROLE_SETS, ROLES, check_roles, guess_kind, guess_roles, list_columns, to_canonical
 from core.data.readers import RawRow
 from core.errors import DataError
 
@@ -87,16 +87,16 @@ def test_every_role_set_is_built_from_known_roles():
 
 
 def test_columns_are_the_union_in_order_of_appearance():
-    assert columns_of(raw({"b": 1}, {"b": 1}, {"a": 1, "b": 2})) == ["b", "a"]
+    assert list_columns(raw({"b": 1}, {"b": 1}, {"a": 1, "b": 2})) == ["b", "a"]
     with pytest.raises(DataError, match=r"f.jsonl, line 65: here the rows pass 64 different columns"):
-        columns_of(raw(*({f"c{i}": 1} for i in range(70))))
+        list_columns(raw(*({f"c{i}": 1} for i in range(70))))
 
 
 # ------------------------------------------------------------ canonical rows
 
 
 def test_domain_rows_are_texts_only():
-    assert canonical(raw({"text": " a ", "id": 1}, {"text": "b"}), "domain", {"text": "text"}) == [
+    assert to_canonical(raw({"text": " a ", "id": 1}, {"text": "b"}), "domain", {"text": "text"}) == [
         {"text": " a "},
         {"text": "b"},
     ]
@@ -133,11 +133,11 @@ def test_domain_rows_are_texts_only():
 )
 def test_pairs_become_a_user_and_an_assistant_message(values, roles, messages):
     columns = dict.fromkeys(roles.values(), "x")
-    assert canonical(raw(values, columns), "task", roles)[0] == {"messages": messages}
+    assert to_canonical(raw(values, columns), "task", roles)[0] == {"messages": messages}
 
 
 def test_a_type_is_kept_and_an_empty_one_left_out():
-    rows = canonical(
+    rows = to_canonical(
         raw({"q": "1", "a": "2", "t": " easy "}, {"q": "1", "a": "2", "t": ""}, {"q": "1", "a": "2"}),
         "task",
         {"question": "q", "answer": "a", "type": "t"},
@@ -148,7 +148,7 @@ def test_a_type_is_kept_and_an_empty_one_left_out():
 def test_a_system_text_comes_first_once():
     roles = {"messages": "m", "system": "s"}
     own = [{"role": "system", "content": "own"}, *pair("hi", "yo")]
-    rows = canonical(
+    rows = to_canonical(
         raw(
             {"m": pair("hi", "yo"), "s": "be kind"},
             {"m": own, "s": "be kind"},
@@ -169,11 +169,11 @@ def test_a_system_text_comes_first_once():
     ],
 )
 def test_messages_come_in_both_usual_forms_and_as_json_text(cell):
-    assert canonical(raw({"m": cell}), "task", {"messages": "m"}) == [{"messages": pair("hi", "yo")}]
+    assert to_canonical(raw({"m": cell}), "task", {"messages": "m"}) == [{"messages": pair("hi", "yo")}]
 
 
 def test_an_empty_role_means_that_it_is_not_used():
-    assert canonical(
+    assert to_canonical(
         raw({"q": "1", "a": "2"}), "task", {"question": "q", "answer": "a", "context": "", "type": ""}
     ) == [{"messages": pair("1", "2")}]
 
@@ -200,7 +200,7 @@ def test_an_empty_role_means_that_it_is_not_used():
 )
 def test_t3_a_bad_cell_is_refused_with_file_and_line(cell, what):
     with pytest.raises(DataError) as caught:
-        canonical(raw({"text": "fine"}, cell), "domain", {"text": "text"})
+        to_canonical(raw({"text": "fine"}, cell), "domain", {"text": "text"})
     error = caught.value
     assert (error.file, error.line) == ("f.jsonl", 2)
     assert "the column 'text'" in error.what and what in error.what and error.fix
@@ -222,19 +222,19 @@ def test_t3_a_bad_cell_is_refused_with_file_and_line(cell, what):
         ([{"role": "assistant", "content": "x"}], "no message is the user's"),
         (pair("hi", "yo") + [{"role": "system", "content": "x"}], "message 3 is the system's"),
         ("[" * 40_000, "nested deeper than 32"),
-        ('[{"role": ', "breaks off"),
+        ('[{"role": ', "the JSON is incomplete"),
     ],
 )
 def test_t2_t3_bad_messages_are_refused_with_file_and_line(cell, what):
     with pytest.raises(DataError) as caught:
-        canonical(raw({"m": pair("a", "b")}, {"m": cell}), "task", {"messages": "m"})
+        to_canonical(raw({"m": pair("a", "b")}, {"m": cell}), "task", {"messages": "m"})
     assert (caught.value.file, caught.value.line) == ("f.jsonl", 2)
     assert what in str(caught.value) and caught.value.fix
 
 
 def test_missing_columns_name_what_was_found_and_what_is_needed():
     with pytest.raises(DataError) as caught:
-        canonical(raw({"frage": "1", "antwort": "2"}), "task", {})
+        to_canonical(raw({"frage": "1", "antwort": "2"}), "task", {})
     text = str(caught.value)
     assert "The columns are: frage, antwort." in text
     assert (
@@ -267,6 +267,6 @@ def test_roles_that_do_not_fit_are_refused(kind, roles, what):
 def test_a_column_that_is_no_type_is_refused():
     roles = {"question": "q", "answer": "a", "type": "t"}
     with pytest.raises(DataError, match="f.jsonl, line 1001: the column 't' does not look like a type"):
-        canonical(raw(*({"q": "1", "a": "2", "t": f"id {i}"} for i in range(1001))), "task", roles)
+        to_canonical(raw(*({"q": "1", "a": "2", "t": f"id {i}"} for i in range(1001))), "task", roles)
     with pytest.raises(DataError, match="f.jsonl, line 1: .* longer than 120"):
-        canonical(raw({"q": "1", "a": "2", "t": "x" * 121}), "task", roles)
+        to_canonical(raw({"q": "1", "a": "2", "t": "x" * 121}), "task", roles)

@@ -23,7 +23,7 @@ from core.data.datasets import (
     rename_dataset,
     verify_dataset,
 )
-from core.errors import DataError, NameRefused, NotFound, StorageError
+from core.errors import DataError, InvalidName, NotFound, StorageError
 from core.spec.settings import SEED
 from core.store.workspace import Workspace
 
@@ -260,7 +260,7 @@ def test_an_import_that_is_killed_leaves_no_dataset_and_the_sweep_removes_the_re
     done = subprocess.run([sys.executable, "-c", code, str(workspace.root), str(qa)], cwd=root, check=False)
     assert done.returncode == 9 and len(leftovers(workspace)) == 1
     assert list_datasets(workspace) == []
-    assert workspace.sweep() == 1 and leftovers(workspace) == []
+    assert workspace.remove_partials() == 1 and leftovers(workspace) == []
 
 
 def test_imports_at_the_same_time_do_not_disturb_each_other(workspace, qa, stories):
@@ -285,7 +285,7 @@ def test_imports_at_the_same_time_do_not_disturb_each_other(workspace, qa, stori
     "name", ["", "  ", "../x", "a/b", "a\\b", "a\0b", "x" * 121, "..", "a\nb", "a\ud800"]
 )
 def test_t6_a_name_that_cannot_be_used_is_refused(workspace, qa, name):
-    with pytest.raises(NameRefused):
+    with pytest.raises(InvalidName):
         import_dataset(workspace, [qa], name)
     assert leftovers(workspace) == []
 
@@ -306,7 +306,7 @@ def test_t6_a_hostile_file_name_stays_data(workspace, tmp_path):
 
 @pytest.mark.parametrize("bad", ["../x", "x/../../y", "", "X", "a" * 65, None])
 def test_t6_ids_that_are_not_ours_are_refused(workspace, bad):
-    with pytest.raises(NameRefused):
+    with pytest.raises(InvalidName):
         load_dataset(workspace, bad)
 
 
@@ -349,7 +349,7 @@ def test_a_rename_changes_the_name_only(workspace, qa):
     assert renamed.name == "b" and renamed == load_dataset(workspace, made.id)
     assert {**vars(renamed), "name": "a"} == vars(made)
     verify_dataset(workspace, made.id)
-    with pytest.raises(NameRefused):
+    with pytest.raises(InvalidName):
         rename_dataset(workspace, made.id, "a/b")
 
 

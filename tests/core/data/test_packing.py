@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.encoding import IGNORED, Encoded, collate
-from core.data.packing import arranged, fit, windows
+from core.data.collation import collate
+from core.data.encoding import IGNORE_INDEX, EncodedSequence
+from core.data.packing import build_rows, pack_best_fit, split_into_windows
 from core.engine import Engine
 from core.errors import SpecError
 from core.model.base import Base
 from core.model.families import family_of
-from core.model.packing_check import mingled
+from core.model.packing_check import leaks
 from core.model.resident import Resident
 from core.spec.training import TrainSpec
 from core.store.workspace import Workspace
@@ -33,24 +34,24 @@ PACKING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "mini
 def test_every_sequence_has_one_place_in_a_row_that_holds_it_and_rows_are_nearly_as_few_as_can_be(
     sizes: list[int],
 ) -> None:
-    rows = fit(sizes, 40)
+    rows = pack_best_fit(sizes, 40)
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in row) <= 40 for row in rows)
     fewest = -(-sum(sizes) // 40)
     assert len(rows) <= 11 / 9 * max(fewest, sum(s > 20 for s in sizes)) + 1 or len(rows) <= 1.5 * fewest + 1
-    assert rows == fit(sizes, 40)
+    assert rows == pack_best_fit(sizes, 40)
 
 
 def test_short_sequences_fill_their_rows() -> None:
     dice = random.Random(3)
     sizes = [dice.randint(5, 200) for _ in range(1000)]
-    assert sum(sizes) / (256 * len(fit(sizes, 256))) > 0.98
+    assert sum(sizes) / (256 * len(pack_best_fit(sizes, 256))) > 0.98
 
 
 def test_a_row_of_short_sequences_is_a_sample_of_them_all() -> None:
     dice = random.Random(4)
     sizes = [dice.randint(5, 60) for _ in range(2000)]
-    rows = fit(sizes, 512)[:-1]  # the last one is not full
+    rows = pack_best_fit(sizes, 512)[:-1]  # the last one is not full
     means = [sum(sizes[i] for i in row) / len(row) for row in rows]
     assert max(means) - min(means) < 30, "with the longest first, rows of 60 and rows of 5 are 55 apart"
     assert sum(sizes) / (512 * (len(rows) + 1)) > 0.98
@@ -59,22 +60,22 @@ def test_a_row_of_short_sequences_is_a_sample_of_them_all() -> None:
 @pytest.mark.parametrize("overlap", [0, 1, 5, 8])
 def test_windows_train_every_token_of_a_document_once_and_read_the_overlap_before_it(overlap: int) -> None:
     ids = list(range(100, 171))
-    parts = windows(1, ids, 16, overlap)
-    assert [t for p in parts for t, m in zip(p.ids, p.mask, strict=True) if m] == ids
-    assert all(len(p.ids) <= 16 and not p.mask[0] for p in parts) and parts[0].ids[0] == 1
+    parts = split_into_windows(1, ids, 16, overlap)
+    assert [t for p in parts for t, m in zip(p.ids, p.loss_mask, strict=True) if m] == ids
+    assert all(len(p.ids) <= 16 and not p.loss_mask[0] for p in parts) and parts[0].ids[0] == 1
     for before, after in zip(parts, parts[1:], strict=False):
         shared = max(1, overlap)
-        assert after.ids[:shared] == before.ids[-shared:] and after.mask == [0] * shared + [1] * (
+        assert after.ids[:shared] == before.ids[-shared:] and after.loss_mask == [0] * shared + [1] * (
             len(after.ids) - shared
         )
 
 
 def test_an_overlap_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(SpecError, match="at most 8"):
-        windows(1, list(range(50)), 16, 9)
+        split_into_windows(1, list(range(50)), 16, 9)
 
 
-def sequences(count: int, seed: int, longest: int = 14) -> list[Encoded]:
+def sequences(count: int, seed: int, longest: int = 14) -> list[EncodedSequence]:
     """Random sequences, half of them with a context that is not trained."""
     dice = random.Random(seed)
     made = []
@@ -82,7 +83,7 @@ def sequences(count: int, seed: int, longest: int = 14) -> list[Encoded]:
         size = dice.randint(3, longest)
         context = dice.randint(1, size - 1) if i % 2 else 1
         made.append(
-            Encoded(
+            EncodedSequence(
                 [dice.randrange(2, VOCABULARY) for _ in range(size)], [0] * context + [1] * (size - context)
             )
         )
@@ -90,15 +91,15 @@ def sequences(count: int, seed: int, longest: int = 14) -> list[Encoded]:
 
 
 def test_a_packed_batch_restarts_positions_and_predicts_nothing_across_a_seam() -> None:
-    rows, account = arranged(
-        [Encoded([5, 6, 7], [1, 1, 1]), Encoded([8, 9], [1, 1]), Encoded([4, 3], [0, 1])], 6, packed=True
+    rows, account = build_rows(
+        [EncodedSequence([5, 6, 7], [1, 1, 1]), EncodedSequence([8, 9], [1, 1]), EncodedSequence([4, 3], [0, 1])], 6, packed=True
     )
     batch = collate(rows, pad=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
-    x = IGNORED
+    x = IGNORE_INDEX
     assert batch["labels"].tolist() == [[x, 6, 7, x, 9], [x, 3, x, x, x]]
-    assert "attention_mask" not in batch and batch["sizes"].tolist() == [5, 2]
+    assert "attention_mask" not in batch and batch["row_lengths"].tolist() == [5, 2]
     assert (account.rows, account.sequences, account.tokens, account.trained, account.fill) == (
         2,
         3,
@@ -122,7 +123,7 @@ def hung(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resident]:
     """A resident tiny model of a family with a trainee that already moves the logits; taken off again at the end."""
     resident = resident_of(request.param, tmp_path)
     family = resident.base.family
-    resident.begin_trainee(
+    resident.add_trainee(
         "t",
         {
             "task_type": "CAUSAL_LM",
@@ -140,7 +141,7 @@ def hung(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resident]:
     try:
         yield resident
     finally:
-        resident.end_trainee()
+        resident.remove_trainee()
         resident.base.model.eval()
 
 
@@ -152,8 +153,8 @@ def loss_and_gradients(
     peft.zero_grad()
     made = [collate(rows, 0) for rows in batches]
     for batch in made:
-        batch.pop("sizes", None)
-    tokens = sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in made)
+        batch.pop("row_lengths", None)
+    tokens = sum(int((b["labels"][:, 1:] != IGNORE_INDEX).sum()) for b in made)
     total = 0.0
     for batch in made:
         loss = resident.base.model(**batch, num_items_in_batch=tokens, use_cache=False).loss
@@ -166,11 +167,11 @@ def loss_and_gradients(
 
 @pytest.mark.parametrize("hung", PACKING, indirect=True)
 def test_packed_rows_have_the_loss_and_the_gradients_of_the_same_sequences_one_by_one(hung: Resident) -> None:
-    assert mingled(hung) == ""
+    assert leaks(hung) == ""
     kept = sequences(17, seed=1)
-    apart, _ = arranged(kept, 32, packed=False)
-    packed, account = arranged(kept, 32, packed=True)
-    assert account.sequences == 17 and max(len(r["lengths"]) for r in packed) >= 3
+    apart, _ = build_rows(kept, 32, packed=False)
+    packed, account = build_rows(kept, 32, packed=True)
+    assert account.sequences == 17 and max(len(r["seq_lengths"]) for r in packed) >= 3
     alone, there = loss_and_gradients(hung, [[row] for row in apart])
     together, here = loss_and_gradients(hung, [packed[i : i + 2] for i in range(0, len(packed), 2)])
     assert together == pytest.approx(alone, abs=1e-5)
@@ -181,17 +182,17 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_the_same_sequences_one_b
 
 @pytest.mark.parametrize("hung", ["llama"], indirect=True)
 def test_the_comparison_would_notice_sequences_that_see_each_other(hung: Resident) -> None:
-    rows, _ = arranged(sequences(17, seed=1), 32, packed=True)
+    rows, _ = build_rows(sequences(17, seed=1), 32, packed=True)
     clean, _ = loss_and_gradients(hung, [rows])
     leaking, _ = loss_and_gradients(
-        hung, [[{k: v for k, v in row.items() if k != "lengths"} for row in rows]]
+        hung, [[{k: v for k, v in row.items() if k != "seq_lengths"} for row in rows]]
     )
     assert abs(leaking - clean) > 1e-4
 
 
 def test_models_that_do_not_keep_sequences_apart_are_told_by_what_they_do(tmp_path: Path) -> None:
     resident = resident_of("llama", tmp_path)
-    assert mingled(resident) == ""
+    assert leaks(resident) == ""
     real = resident.base.model.forward
 
     def deaf(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **more: Any) -> Any:
@@ -204,14 +205,14 @@ def test_models_that_do_not_keep_sequences_apart_are_told_by_what_they_do(tmp_pa
 
     try:
         resident.base.model.forward = deaf
-        assert "see each other" in mingled(resident)
+        assert "see each other" in leaks(resident)
         resident.base.model.forward = shifted
-        assert "alone" in mingled(resident)
+        assert "alone" in leaks(resident)
         resident.base.model.forward = lambda input_ids, use_cache: real(input_ids=input_ids)
-        assert "no positions" in mingled(resident)
+        assert "no positions" in leaks(resident)
     finally:
         del resident.base.model.forward
-    assert "encoder-decoder" in mingled(resident_of("t5", tmp_path / "t5"))
+    assert "encoder-decoder" in leaks(resident_of("t5", tmp_path / "t5"))
 
 
 FAST: dict[str, Any] = {
@@ -233,9 +234,9 @@ def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def events(engine: Engine, spec: TrainSpec, kind: str) -> list[dict[str, Any]]:
-    run = engine.wait_run(engine.start_run(spec))
+    run = engine.runs.wait(engine.runs.start(spec))
     assert run.status.value == "finished", run.error
-    return [e for e in engine.run_events(run.id)[0] if e["kind"] == kind]
+    return [e for e in engine.runs.events(run.id)[0] if e["kind"] == kind]
 
 
 @pytest.mark.slow
@@ -243,7 +244,7 @@ def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_r
     engine: Engine, pairs: Path
 ) -> None:
     """The loss of a step is one sum of nats over one sum of tokens, also of rows with few and with many trained tokens."""
-    data = engine.import_dataset([pairs], "Pairs", "task")
+    data = engine.datasets.import_files([pairs], "Pairs", "task")
     spec: dict[str, Any] = {"kind": "task", "dataset": data.id, **FAST}
     ways = ((8, 1), (4, 2), (1, 8))
     losses = [
@@ -271,7 +272,7 @@ def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(
     papers.write_text(
         "\n\n---\n\n".join(" ".join(SENTENCES[i : i + 4]) for i in range(0, 48, 4)), encoding="utf-8"
     )
-    data = engine.import_dataset([pairs], "Pairs", "task")
+    data = engine.datasets.import_files([pairs], "Pairs", "task")
     rows = data.splits["train"]
     (whole,) = events(
         engine, TrainSpec(kind="task", name="Whole", dataset=data.id, **{**FAST, "max_steps": 1}), "data"
@@ -284,7 +285,7 @@ def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(
         "data",
     )
     assert short["cut"] == rows and short["lost"] == whole["tokens"] - short["tokens"] > 0
-    text = engine.import_dataset([papers], "Papers", "domain")
+    text = engine.datasets.import_files([papers], "Papers", "domain")
     (cut,) = events(
         engine,
         TrainSpec(
@@ -305,7 +306,7 @@ def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(
 
 @pytest.mark.slow
 def test_the_rows_of_an_epoch_are_shuffled_by_the_seed(engine: Engine, corpus: Path) -> None:
-    text = engine.import_dataset([corpus], "Corpus", "domain")
+    text = engine.datasets.import_files([corpus], "Corpus", "domain")
     spec: dict[str, Any] = {
         "kind": "domain",
         "dataset": text.id,

@@ -14,10 +14,10 @@ import pytest
 
 from core.analyze import weight_map
 from core.engine import Engine
-from core.engine.analysis import Grid
+from core.engine.analysis import WeightAxis
 from core.engine.worker import Stream
 from core.errors import AdapterError, NotFound, SpecError
-from core.evaluate.sample import Reading, encode
+from core.evaluate.sample import RowLosses, encode_sample
 from core.merge.methods import BakeSpec
 from core.spec.mix import Mix, Sampling
 from core.spec.training import RunStatus, TrainSpec
@@ -25,7 +25,7 @@ from tests.conftest import SENTENCES
 from tests.core.train.test_training import FAST, wait_for
 
 pytestmark = pytest.mark.slow
-GRID = Grid(0.0, 1.0, 3)
+AXIS = WeightAxis(0.0, 1.0, 3)
 PROMPT = "Where is the red lamp?"
 
 
@@ -46,12 +46,12 @@ def here(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with Engine(tmp_path_factory.mktemp("ws"), str(tiny_base), "none", device="cpu") as engine:
         texts = files / "corpus.txt"
         texts.write_text("\n\n---\n\n".join(SENTENCES[:48]))
-        corpus = engine.import_dataset([texts], "Corpus", "domain").id
-        pairs = engine.import_dataset(
+        corpus = engine.datasets.import_files([texts], "Corpus", "domain").id
+        pairs = engine.datasets.import_files(
             [question_file(files / "pairs.jsonl", SENTENCES[:48])], "Pairs", "task"
         ).id
         other = [s.replace("kept", "found").replace("room", "hall") for s in SENTENCES]
-        unseen = engine.import_dataset([question_file(files / "unseen.jsonl", other)], "Unseen", "task").id
+        unseen = engine.datasets.import_files([question_file(files / "unseen.jsonl", other)], "Unseen", "task").id
         made = {}
         for kind, data in (("domain", corpus), ("task", pairs)):
             spec = TrainSpec(
@@ -61,7 +61,7 @@ def here(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 max_steps=40,
                 **{**FAST, "rank": 4 if kind == "domain" else 2},
             )
-            made[kind] = engine.wait_run(engine.start_run(spec), 300).adapter
+            made[kind] = engine.runs.wait(engine.runs.start(spec), 300).adapter
         yield SimpleNamespace(engine=engine, **made, corpus=corpus, pairs=pairs, unseen=unseen, files=files)
 
 
@@ -71,14 +71,14 @@ def mix_of(here: Any, domain: float = 1.0, task: float = 1.0, tilt: dict[str, fl
 
 def quiet(engine: Engine, *streams: Stream) -> None:
     """Waits until the streams have left the worker; nothing is engaged then."""
-    wait_for(lambda: not set(streams) & engine._worker._open)
-    assert engine._worker.call(lambda: engine._resident().mixer.weights) is None
+    wait_for(lambda: not set(streams) & engine.worker._open)
+    assert engine.worker.call(lambda: engine.resident_base.get().mixer.weights) is None
 
 
 @pytest.fixture
 def held(here: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Until this is set, every stream waits after what it says where `until` is true; the reader sees it, however slow this machine is."""
-    go, real = threading.Event(), here.engine._worker.stream
+    go, real = threading.Event(), here.engine.worker.stream
 
     def stream(start: Callable[[], Any]) -> Stream:
         def steps() -> Iterator[Any]:
@@ -89,7 +89,7 @@ def held(here: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
         return real(steps)
 
-    monkeypatch.setattr(here.engine._worker, "stream", stream)
+    monkeypatch.setattr(here.engine.worker, "stream", stream)
     return go
 
 
@@ -101,12 +101,12 @@ def held(here: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 )
 def test_a_grid_that_is_none_is_refused(wrong: tuple[float, float, int]) -> None:
     with pytest.raises(SpecError, match="2 to 33 points"):
-        Grid(*wrong)
+        WeightAxis(*wrong)
 
 
 def test_a_grid_holds_off_and_as_trained_exactly() -> None:
-    assert Grid().axis == weight_map.GRID and {0.0, 1.0} <= set(Grid().axis)
-    assert Grid(0.0, 1.0, 11).axis == tuple(i / 10 for i in range(11)) and len(Grid(-2, 2, 33).axis) == 33
+    assert WeightAxis().weights == weight_map.AXIS and {0.0, 1.0} <= set(WeightAxis().weights)
+    assert WeightAxis(0.0, 1.0, 11).weights == tuple(i / 10 for i in range(11)) and len(WeightAxis(-2, 2, 33).weights) == 33
 
 
 # --- rows to choose on, rows to judge on
@@ -118,21 +118,21 @@ def contents(sample: Any) -> list[str]:
 
 @pytest.mark.parametrize("limit", [0, 3])
 def test_of_data_that_an_adapter_learned_from_only_held_out_rows_are_read(here: Any, limit: int) -> None:
-    first, second = here.engine.compose._halves(here.pairs, limit)
-    splits = here.engine.dataset(here.pairs).splits
+    first, second = here.engine.analysis.choose_samples(here.pairs, limit)
+    splits = here.engine.datasets.get(here.pairs).splits
     assert (first.split, second.split) == ("val", "test")
     assert (len(first.rows), len(second.rows)) == ((splits["val"], splits["test"]) if not limit else (3, 6))
     assert not set(contents(first)) & set(contents(second))
     learned_from = {
-        json.dumps(r, sort_keys=True) for r in here.engine.dataset_rows(here.pairs, "train", 1000)
+        json.dumps(r, sort_keys=True) for r in here.engine.datasets.rows(here.pairs, "train", 1000)
     }
     assert not learned_from & {*contents(first), *contents(second)}
 
 
 @pytest.mark.parametrize("limit", [0, 3])
 def test_unseen_data_is_chosen_on_in_its_larger_part_and_judged_on_in_the_rest(here: Any, limit: int) -> None:
-    first, second = here.engine.compose._halves(here.unseen, limit)
-    splits = here.engine.dataset(here.unseen).splits
+    first, second = here.engine.analysis.choose_samples(here.unseen, limit)
+    splits = here.engine.datasets.get(here.unseen).splits
     assert (first.split, second.split) == ("train", "val + test")
     assert (len(first.rows), len(second.rows)) == (
         (splits["train"], splits["val"] + splits["test"]) if not limit else (3, 6)
@@ -143,19 +143,19 @@ def test_unseen_data_is_chosen_on_in_its_larger_part_and_judged_on_in_the_rest(h
 
 
 def test_data_that_was_imported_twice_is_still_data_that_an_adapter_learned_from(here: Any) -> None:
-    again = here.engine.import_dataset([here.files / "pairs.jsonl"], "Pairs again", "task").id
+    again = here.engine.datasets.import_files([here.files / "pairs.jsonl"], "Pairs again", "task").id
     assert again != here.pairs
-    first, second = here.engine.compose._halves(again, 0)
+    first, second = here.engine.analysis.choose_samples(again, 0)
     assert (first.split, second.split) == ("val", "test")
-    here.engine.remove("datasets", again)
+    here.engine.library.delete("datasets", again)
 
 
 def test_what_the_parts_of_a_baked_adapter_learned_from_is_no_unseen_data(here: Any) -> None:
     engine = here.engine
-    baked = engine.compose.bake(Mix(weights={here.task: 0.5}), BakeSpec(name="Half")).last().adapter.id
-    assert engine.adapter(baked).learned_from >= {here.pairs, engine.dataset(here.pairs).sha256}
-    assert here.unseen not in engine.adapter(baked).learned_from
-    engine.remove("adapters", baked)
+    baked = engine.library.bake(Mix(weights={here.task: 0.5}), BakeSpec(name="Half")).last().adapter.id
+    assert engine.library.adapter(baked).training_data >= {here.pairs, engine.datasets.get(here.pairs).sha256}
+    assert here.unseen not in engine.library.adapter(baked).training_data
+    engine.library.delete("adapters", baked)
 
 
 def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
@@ -165,8 +165,8 @@ def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
             f"On day {i} it rained in the {s.split()[-2]} town." for i, s in enumerate(SENTENCES[:24])
         )
     )
-    general = engine.import_dataset([file], "General", "domain").id
-    assert engine.compose._halves(general, 0)[0].split == "train"
+    general = engine.datasets.import_files([file], "General", "domain").id
+    assert engine.analysis.choose_samples(general, 0)[0].split == "train"
     spec = TrainSpec(
         kind="domain",
         name="Replaying",
@@ -176,9 +176,9 @@ def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
         max_steps=2,
         **FAST,
     )
-    run = engine.wait_run(engine.start_run(spec), 300)
-    assert engine.compose._halves(general, 0)[0].split == "val"
-    engine.remove("adapters", run.adapter)
+    run = engine.runs.wait(engine.runs.start(spec), 300)
+    assert engine.analysis.choose_samples(general, 0)[0].split == "val"
+    engine.library.delete("adapters", run.adapter)
 
 
 # --- maps
@@ -186,66 +186,66 @@ def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
 
 def test_a_map_through_the_worker_equals_scoring_its_mixes_one_at_a_time(here: Any) -> None:
     engine = here.engine
-    found = engine.compose.weight_map(here.domain, here.task, here.pairs, 5, grid=GRID).last().map
-    assert found.complete and len(found.cells) == 9 and found.adapters == (here.domain, here.task)
+    found = engine.analysis.weight_map(here.domain, here.task, here.pairs, 5, axis=AXIS).last().map
+    assert found.complete and len(found.points) == 9 and found.adapters == (here.domain, here.task)
     assert (found.split, found.rows, found.kind, found.metric) == ("val", 5, "task", "perplexity")
 
     def alone(mix: Mix) -> float:
-        resident = engine._resident()
-        reading = Reading(resident, encode(resident, engine.compose._halves(here.pairs, 5)[0], 512), [mix])
-        list(reading.steps())
+        resident = engine.resident_base.get()
+        reading = RowLosses(resident, encode_sample(resident, engine.analysis.choose_samples(here.pairs, 5)[0], 512), [mix])
+        list(reading.compute())
         return math.exp(reading.losses[0])
 
-    for cell in found.cells:
+    for cell in found.points:
         assert cell.value == pytest.approx(
-            engine._worker.call(lambda cell=cell: alone(mix_of(here, cell.x, cell.y))), rel=1e-5
+            engine.worker.call(lambda cell=cell: alone(mix_of(here, cell.x, cell.y))), rel=1e-5
         )
-    assert len({c.value for c in found.cells}) == 9, "the adapters do something"
-    assert found.best.value == min(c.value for c in found.cells)
+    assert len({c.value for c in found.points}) == 9, "the adapters do something"
+    assert found.best.value == min(c.value for c in found.points)
     quiet(engine)
 
 
 def test_a_map_that_was_drawn_answers_from_the_workspace(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = lambda: here.engine.compose.weight_map(here.domain, here.task, here.unseen, 4, grid=GRID).last()  # noqa: E731
+    asked = lambda: here.engine.analysis.weight_map(here.domain, here.task, here.unseen, 4, axis=AXIS).last()  # noqa: E731
     first = asked().map
     monkeypatch.setattr(
-        type(here.engine._resident().base.model), "forward", lambda *a, **k: pytest.fail("a forward")
+        type(here.engine.resident_base.get().base.model), "forward", lambda *a, **k: pytest.fail("a forward")
     )
     assert asked().map == first and first.split == "train"
 
 
 def test_a_map_that_is_closed_halfway_is_kept_and_goes_on(here: Any, held: threading.Event) -> None:
     engine = here.engine
-    held.until = lambda part: bool(part.map.cells)  # type: ignore[attr-defined]
-    stream = engine.compose.weight_map(here.domain, here.task, here.corpus, 4, grid=GRID)
-    part = next(p for p in stream if p.map.cells)
+    held.until = lambda part: bool(part.map.points)  # type: ignore[attr-defined]
+    stream = engine.analysis.weight_map(here.domain, here.task, here.corpus, 4, axis=AXIS)
+    part = next(p for p in stream if p.map.points)
     stream.close()
     held.set()
     quiet(engine, stream)
-    kept = weight_map.load(engine.workspace, part.map.key)
-    assert not kept.complete and 3 <= len(kept.cells) <= 6
-    parts = list(engine.compose.weight_map(here.domain, here.task, here.corpus, 4, grid=GRID))
+    kept = weight_map.load_map(engine.workspace, part.map.key)
+    assert not kept.complete and 3 <= len(kept.points) <= 6
+    parts = list(engine.analysis.weight_map(here.domain, here.task, here.corpus, 4, axis=AXIS))
     whole = parts[-1].map
     assert whole.complete and whole.values[0] == kept.values[0] and whole.key == kept.key
-    assert all(p.done >= len(kept.cells) for p in parts) and kept.forwards < whole.forwards
+    assert all(p.done >= len(kept.points) for p in parts) and kept.forwards < whole.forwards
 
 
 def test_exact_match_is_mapped_of_questions_and_refused_of_texts(here: Any) -> None:
     compose = here.engine.compose
     found = (
         compose.weight_map(
-            here.domain, here.task, here.unseen, 2, metric="exact_match", grid=Grid(0.0, 1.0, 2)
+            here.domain, here.task, here.unseen, 2, metric="exact_match", axis=WeightAxis(0.0, 1.0, 2)
         )
         .last()
         .map
     )
     assert (
         found.complete
-        and all(c.value in (0.0, 0.5, 1.0) for c in found.cells)
-        and found.measures == "exact match"
+        and all(c.value in (0.0, 0.5, 1.0) for c in found.points)
+        and found.metric_label == "exact match"
     )
     with pytest.raises(SpecError, match="Exact match needs questions"):
-        compose.weight_map(here.domain, here.task, here.corpus, 2, metric="exact_match", grid=GRID).last()
+        compose.weight_map(here.domain, here.task, here.corpus, 2, metric="exact_match", axis=AXIS).last()
 
 
 def test_what_cannot_be_mapped_is_told_to_whoever_reads_the_stream(here: Any) -> None:
@@ -257,7 +257,7 @@ def test_what_cannot_be_mapped_is_told_to_whoever_reads_the_stream(here: Any) ->
     with pytest.raises(NotFound):
         compose.weight_map(here.domain, "nobody", here.pairs).last()
     with pytest.raises(SpecError, match="weights"):
-        compose.weight_map(here.domain, here.task, here.pairs, grid=Grid(-3, 3, 5)).last()
+        compose.weight_map(here.domain, here.task, here.pairs, axis=WeightAxis(-3, 3, 5)).last()
     quiet(here.engine)
 
 
@@ -266,29 +266,29 @@ def test_what_cannot_be_mapped_is_told_to_whoever_reads_the_stream(here: Any) ->
 
 def test_learned_weights_are_compared_with_every_other_way_on_other_rows(here: Any) -> None:
     engine = here.engine
-    found = engine.compose.learn([here.domain, here.task], here.unseen, 6, exact=False).last().comparison
-    assert [f.name for f in found.found] == ["gradient", "grid", "gradient-free", "sum", "base", "single"]
-    assert found.of("sum").weights == {here.domain: 1.0, here.task: 1.0} and sorted(
-        found.of("single").weights.values()
+    found = engine.analysis.search_weights([here.domain, here.task], here.unseen, 6, exact=False).last().comparison
+    assert [f.name for f in found.results] == ["gradient", "grid", "gradient-free", "sum", "base", "single"]
+    assert found.result("sum").weights == {here.domain: 1.0, here.task: 1.0} and sorted(
+        found.result("single").weights.values()
     ) == [0.0, 1.0]
     assert "(train)" in found.validation and "(val + test)" in found.test
-    halves = engine.compose._halves(here.unseen, 6)
+    halves = engine.analysis.choose_samples(here.unseen, 6)
     assert (found.validation_digest, found.test_digest) == tuple(s.digest for s in halves)
     assert not set(contents(halves[0])) & set(contents(halves[1]))
     assert (
-        found.of("gradient").validation_loss
-        <= min(found.of(w).validation_loss for w in ("sum", "single", "base")) + 1e-6
+        found.result("gradient").validation_loss
+        <= min(found.result(w).validation_loss for w in ("sum", "single", "base")) + 1e-6
     )
-    assert set(found.of("gradient").gains) == {"sum", "single"} and found.of("gradient").exact_match is None
+    assert set(found.result("gradient").gains) == {"sum", "single"} and found.result("gradient").exact_match is None
     quiet(engine)
 
 
 def test_a_map_of_the_same_rows_stands_for_the_grid_search(here: Any) -> None:
     compose = here.engine.compose
-    drawn = compose.weight_map(here.domain, here.task, here.pairs, 5, grid=GRID).last().map
+    drawn = compose.weight_map(here.domain, here.task, here.pairs, 5, axis=AXIS).last().map
     found = compose.learn([here.domain, here.task], here.pairs, 5, drawn=drawn).last().comparison
-    grid = found.of("grid")
-    assert grid.note == "read from a map of 9 cells" and grid.weights == {
+    grid = found.result("grid")
+    assert grid.note == "read from a map of 9 points" and grid.weights == {
         here.domain: drawn.best.x,
         here.task: drawn.best.y,
     }
@@ -299,14 +299,14 @@ def test_a_map_of_the_same_rows_stands_for_the_grid_search(here: Any) -> None:
     others = (
         compose.learn([here.domain, here.task], here.pairs, 4, drawn=drawn, exact=False).last().comparison
     )
-    assert others.of("grid").note == "81 cells", "of other rows it says nothing"
+    assert others.result("grid").note == "81 points", "of other rows it says nothing"
 
 
 # --- interference
 
 
 def test_two_adapters_are_compared_by_weights_and_on_a_prompt(here: Any) -> None:
-    parts = list(here.engine.compose.interference(mix_of(here, 0.5, -1.0), [PROMPT, "  "]))
+    parts = list(here.engine.analysis.interference(mix_of(here, 0.5, -1.0), [PROMPT, "  "]))
     (pair,) = parts[-1].pairs
     assert (
         pair.ids == (here.domain, here.task)
@@ -314,17 +314,17 @@ def test_two_adapters_are_compared_by_weights_and_on_a_prompt(here: Any) -> None
         and pair.modules
         and pair.layers
     )
-    behaviour = parts[-1].behaviour
-    assert behaviour.ids == pair.ids and behaviour.prompts == 1 and behaviour.moved > 0
-    silent = here.engine.compose.interference(mix_of(here)).last()
-    assert silent.pairs and silent.behaviour is None
+    outputs = parts[-1].outputs
+    assert outputs.ids == pair.ids and outputs.prompts == 1 and outputs.divergence_from_base > 0
+    silent = here.engine.analysis.interference(mix_of(here)).last()
+    assert silent.pairs and silent.outputs is None
     quiet(here.engine)
 
 
 def test_one_adapter_alone_has_nobody_to_get_on_with(here: Any) -> None:
     for mix in (Mix(), Mix(name="Alone", weights={here.domain: 1.0})):
         with pytest.raises(SpecError, match="Give two or more a weight, to see how they get on"):
-            here.engine.compose.interference(mix, [PROMPT]).last()
+            here.engine.analysis.interference(mix, [PROMPT]).last()
     quiet(here.engine)
 
 
@@ -332,31 +332,31 @@ def test_one_adapter_alone_has_nobody_to_get_on_with(here: Any) -> None:
 
 
 def answer(engine: Engine, mixes: list[Mix], **sampling: Any) -> list[str]:
-    return [c.text for c in engine.stream(PROMPT, mixes, Sampling(**sampling)).last().columns]
+    return [c.text for c in engine.chat.stream(PROMPT, mixes, Sampling(**sampling)).last().columns]
 
 
 def test_the_tokens_of_an_attribution_are_the_answer(here: Any) -> None:
     mix = mix_of(here, 1.0, 0.5)
     found = (
-        here.engine.compose.contribution(PROMPT, mix, sampling=Sampling(max_new_tokens=12))
+        here.engine.analysis.attribution(PROMPT, mix, sampling=Sampling(max_new_tokens=12))
         .last()
-        .contribution
+        .attribution
     )
     assert found.answer.strip() == answer(here.engine, [mix], max_new_tokens=12)[
         0
     ].strip() and found.answer == "".join(found.tokens)
-    assert set(found.by_adapter) == {here.domain, here.task} and any(map(abs, found.together))
-    given = here.engine.compose.contribution(PROMPT, mix, SENTENCES[0]).last().contribution
+    assert set(found.by_adapter) == {here.domain, here.task} and any(map(abs, found.joint))
+    given = here.engine.analysis.attribution(PROMPT, mix, SENTENCES[0]).last().attribution
     assert given.answer == SENTENCES[0]
     quiet(here.engine)
 
 
 def test_an_adapter_that_leans_on_the_depth_is_taken_out_of_the_mix_as_it_was_played(here: Any) -> None:
     mix = mix_of(here, 1.0, 1.0, {here.domain: 1.0, here.task: -1.0})
-    found = here.engine.compose.contribution(PROMPT, mix, SENTENCES[0]).last().contribution
+    found = here.engine.analysis.attribution(PROMPT, mix, SENTENCES[0]).last().attribution
     for left, stays in ((here.domain, here.task), (here.task, here.domain)):
         alone = Mix(weights={stays: 1.0}, tilt={stays: mix.tilt[stays]})
-        said = here.engine.compose.contribution(PROMPT, alone, SENTENCES[0]).last().contribution
+        said = here.engine.analysis.attribution(PROMPT, alone, SENTENCES[0]).last().attribution
         assert found.without[left] == pytest.approx(said.full, abs=1e-4)
 
 
@@ -365,26 +365,26 @@ def test_an_adapter_that_leans_on_the_depth_is_taken_out_of_the_mix_as_it_was_pl
 
 def test_a_baked_mix_answers_like_the_live_one_and_can_be_mixed_again(here: Any) -> None:
     engine, mix = here.engine, mix_of(here, 1.0, 0.5, {here.domain: 1.0})
-    baked = engine.compose.bake(mix, BakeSpec(name="Both", method="concat")).last()
-    assert engine.adapter(baked.adapter.id).kind == "mix" and any(
-        a["id"] == baked.adapter.id and a["fits"] for a in engine.mixable()
+    baked = engine.library.bake(mix, BakeSpec(name="Both", method="concat")).last()
+    assert engine.library.adapter(baked.adapter.id).kind == "mix" and any(
+        a.id == baked.adapter.id and a.fits for a in engine.library.mixable_adapters()
     )
     live, again = answer(engine, [mix, Mix(weights={baked.adapter.id: 1.0})], max_new_tokens=24)
     assert live == again and live != answer(engine, [Mix()], max_new_tokens=24)[0]
     half = answer(engine, [Mix(weights={baked.adapter.id: 0.5, here.task: 1.0})], max_new_tokens=8)
-    assert half[0] and engine.verify_adapter(baked.adapter.id)
-    engine.remove("adapters", baked.adapter.id)
+    assert half[0] and engine.library.verify(baked.adapter.id)
+    engine.library.delete("adapters", baked.adapter.id)
     quiet(engine)
 
 
 def test_an_empty_mix_and_a_name_that_is_none_are_not_baked(here: Any) -> None:
-    from core.errors import NameRefused
+    from core.errors import InvalidName
 
     before = here.engine.workspace.ids("adapters")
     with pytest.raises(AdapterError, match="The mix is empty"):
-        here.engine.compose.bake(Mix(), BakeSpec(name="Nothing")).last()
-    with pytest.raises(NameRefused):
-        here.engine.compose.bake(mix_of(here), BakeSpec(name=" ")).last()
+        here.engine.library.bake(Mix(), BakeSpec(name="Nothing")).last()
+    with pytest.raises(InvalidName):
+        here.engine.library.bake(mix_of(here), BakeSpec(name=" ")).last()
     assert here.engine.workspace.ids("adapters") == before
 
 
@@ -395,7 +395,7 @@ def works(here: Any) -> dict[str, Callable[[], Stream]]:
     """Every verb, asked for something that is not in the workspace yet."""
     compose, mix = here.engine.compose, mix_of(here, 0.75, 1.25)
     return {
-        "map": lambda: compose.weight_map(here.domain, here.task, here.pairs, 3, grid=Grid(-0.25, 1.25, 4)),
+        "map": lambda: compose.weight_map(here.domain, here.task, here.pairs, 3, axis=WeightAxis(-0.25, 1.25, 4)),
         "learn": lambda: compose.learn([here.domain, here.task], here.pairs, 3, exact=False),
         "interference": lambda: compose.interference(mix, [PROMPT]),
         "contribution": lambda: compose.contribution(PROMPT, mix, sampling=Sampling(max_new_tokens=6)),
@@ -425,34 +425,34 @@ def test_every_verb_answers_while_a_run_trains(here: Any) -> None:
         save_steps=5000,
         **FAST,
     )
-    run = engine.start_run(spec)
-    wait_for(lambda: any(a["training"] for a in engine.mixable()) and engine.run(run).step)
-    trainee = engine.run(run).adapter
-    steps = [engine.run(run).step]
+    run = engine.runs.start(spec)
+    wait_for(lambda: any(a.training for a in engine.library.mixable_adapters()) and engine.runs.get(run).step)
+    trainee = engine.runs.get(run).adapter
+    steps = [engine.runs.get(run).step]
     for verb, ask in works(here).items():
         last = ask().last()
-        assert engine.run(run).status is RunStatus.RUNNING, "it was answered while the run went on"
+        assert engine.runs.get(run).status is RunStatus.RUNNING, "it was answered while the run went on"
         if verb == "map":
             assert last.map.complete
         elif verb == "learn":
             assert last.comparison is not None
         elif verb == "bake":
-            engine.remove("adapters", last.adapter.id)
+            engine.library.delete("adapters", last.adapter.id)
         elif verb == "contribution":
-            assert last.contribution.tokens
+            assert last.attribution.tokens
         else:
-            assert last.pairs and last.behaviour is not None
-        steps.append(engine.run(run).step)
+            assert last.pairs and last.outputs is not None
+        steps.append(engine.runs.get(run).step)
     assert steps[-1] > steps[0], "the run went on too"
     learning = Mix(weights={here.domain: 1.0, trainee: 1.0})
-    assert engine.compose.interference(learning).last().pairs, "an adapter in training can be looked at"
+    assert engine.analysis.interference(learning).last().pairs, "an adapter in training can be looked at"
     for refused in (
-        engine.compose.bake(learning, BakeSpec(name="Unfinished")),
-        engine.compose.weight_map(here.domain, trainee, here.pairs, 3, grid=GRID),
+        engine.library.bake(learning, BakeSpec(name="Unfinished")),
+        engine.analysis.weight_map(here.domain, trainee, here.pairs, 3, axis=AXIS),
     ):
         with pytest.raises(Exception, match="still in training"):
             refused.last()
-    engine.stop_run(run)
-    assert engine.wait_run(run, 120).status is RunStatus.STOPPED
-    engine.remove("adapters", trainee)
+    engine.runs.stop(run)
+    assert engine.runs.wait(run, 120).status is RunStatus.STOPPED
+    engine.library.delete("adapters", trainee)
     quiet(engine)

@@ -15,25 +15,25 @@ import transformers as hf
 from safetensors import safe_open
 
 from core.data import span_corruption as sides
+from core.data.collation import collate
 from core.data.encoding import (
-    Encoded,
-    collate,
+    EncodedSequence,
     encode_chat,
-    encode_opening,
     encode_task,
     encode_text,
-    reads_apart,
+    encode_text_prompt,
+    is_seq2seq,
 )
 from core.engine import Engine
 from core.errors import AdapterError, BaseModelError, SpecError
-from core.evaluate.measure import Material, measure
+from core.evaluate.measure import EvaluationData, measure
 from core.merge.methods import BakeSpec
 from core.model import experts
 from core.model.base import load_base
-from core.model.decoding import predicted
+from core.model.decoding import shifted_logits
 from core.model.families import FAMILIES
-from core.model.generate import generate, speaking
-from core.model.nf4_cpu import differentiable
+from core.model.generate import generate, inference_mode_for
+from core.model.nf4_cpu import unpack_for_backward
 from core.model.resident import Resident
 from core.model.scoring import score
 from core.spec.mix import Mix, Sampling
@@ -126,8 +126,8 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def train(engine: Engine, kind: str, dataset: str, **changes: Any) -> str:
     """Trains an adapter for two steps and returns its id."""
-    run = engine.wait_run(
-        engine.start_run(TrainSpec(kind=kind, name=kind, dataset=dataset, **{**SMALL, **changes})), 120
+    run = engine.runs.wait(
+        engine.runs.start(TrainSpec(kind=kind, name=kind, dataset=dataset, **{**SMALL, **changes})), 120
     )
     assert run.status is RunStatus.DONE, run.error
     return run.adapter
@@ -141,13 +141,13 @@ def test_a_base_learns_is_kept_and_mixes_after_a_restart(
 ) -> None:
     folder = base_of(family)
     with Engine(tmp_path / "ws", str(folder), quantization, "cpu") as engine:
-        text, questions = engine.import_dataset([corpus], "text"), engine.import_dataset([pairs], "questions")
+        text, questions = engine.datasets.import_files([corpus], "text"), engine.datasets.import_files([pairs], "questions")
         domain = train(engine, "domain", text.id)
         task = train(engine, "task", questions.id, stack_on=domain)
-        said = engine.base(wait=True)
+        said = engine.bases.current(wait=True)
         assert said.quantization == quantization and not said.error
         assert bool(said.note) == (family in (*STRANGERS, "t5", "minimax_m2"))
-    targets = {m.rpartition(".")[2] for m in engine.adapter(task).target_modules}
+    targets = {m.rpartition(".")[2] for m in engine.library.adapter(task).target_modules}
     linear = {
         "gpt_neox": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
         "opt": {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
@@ -170,11 +170,11 @@ def test_a_base_learns_is_kept_and_mixes_after_a_restart(
         Mix(weights={domain: 0.5, task: -1.0}),
     ]
     with Engine(tmp_path / "ws", str(folder), quantization, "cpu") as engine:
-        frame = engine.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=6)).last()
+        frame = engine.chat.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=6)).last()
         assert [c.stamp["weights"] for c in frame.columns] == [m.weights for m in mixes] and all(
             c.done for c in frame.columns
         )
-        furthest = engine._worker.call(lambda: _apart(engine._resident(), mixes))
+        furthest = engine.worker.call(lambda: _apart(engine.resident_base.get(), mixes))
         assert furthest <= 5e-5, "a row of the batch is peft's own sum"
 
 
@@ -182,8 +182,8 @@ def _apart(resident: Resident, mixes: list[Mix]) -> float:
     """The largest difference of a logit between rows of one batch and peft under each mix alone."""
     ids = torch.randint(5, 380, (len(mixes), 7), generator=torch.Generator().manual_seed(3))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with differentiable(resident.base.model):  # bitsandbytes' packed kernel rounds to bf16
-        with speaking(resident, resident.rows(mixes)):
+    with unpack_for_backward(resident.base.model):  # bitsandbytes' packed kernel rounds to bf16
+        with inference_mode_for(resident, resident.rows(mixes)):
             ours = logits(resident.base.model, given)
         apart = 0.0
         for b, row in enumerate(resident.rows(mixes)):
@@ -194,7 +194,7 @@ def _apart(resident: Resident, mixes: list[Mix]) -> float:
 
 
 def logits_of(resident: Resident, ids: torch.Tensor) -> torch.Tensor:
-    with speaking(resident, resident.rows([Mix()])):
+    with inference_mode_for(resident, resident.rows([Mix()])):
         return logits(resident.base.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
@@ -214,7 +214,7 @@ def t5(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Resident:
 def hang_random(resident: Resident, shapes: dict[str, tuple[int, int]]) -> None:
     dice = torch.Generator().manual_seed(11)
     for name, (rank, alpha) in shapes.items():
-        resident.hang(
+        resident.add_adapter(
             name,
             {
                 "r": rank,
@@ -228,7 +228,7 @@ def hang_random(resident: Resident, shapes: dict[str, tuple[int, int]]) -> None:
         for key, p in resident.base.model.named_parameters():
             if "lora_" in key:
                 p.copy_(torch.randn(p.shape, generator=dice) * 0.1)
-    resident.arrange()
+    resident.update_layout()
 
 
 MIXES = [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"one": 0.5, "two": -1.0}), Mix(weights={"two": 1.0})]
@@ -236,11 +236,11 @@ MIXES = [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"one": 0.5, "two": -1.0}
 
 def test_gaps_hide_about_a_seventh_and_together_with_what_is_left_are_the_text(t5: Resident) -> None:
     tokenizer = t5.base.tokenizer
-    marks = sides.sentinels(tokenizer)
+    marks = sides.sentinel_ids(tokenizer)
     assert len(marks) == 12
     for length in (2, 3, 9, 40, 200):
         ids = [20 + i for i in range(length)]
-        target, mask, source = sides.gapped(tokenizer, ids, sides.fixed_dice(ids))
+        target, mask, source = sides.corrupt_spans(tokenizer, ids, sides.content_generator(ids))
         assert target[0] == 0 and mask == [0] + [1] * (len(target) - 1) and target[-1] == source[-1] == 1
         hidden = [i for i in target if i not in marks][1:-1]
         assert len(hidden) == max(1, round(0.15 * length)), "15 % of the tokens (arXiv 1910.10683)"
@@ -252,41 +252,41 @@ def test_gaps_hide_about_a_seventh_and_together_with_what_is_left_are_the_text(t
                 gap.append(token)
         filled = [t for token in source[:-1] for t in (gaps[token] if token in marks else [token])]
         assert filled == ids and not gaps[max(gaps, key=marks.index)], "the last sentinel ends the answer"
-    assert sides.gapped(tokenizer, ids, sides.fixed_dice(ids)) == sides.gapped(
-        tokenizer, ids, sides.fixed_dice(ids)
+    assert sides.corrupt_spans(tokenizer, ids, sides.content_generator(ids)) == sides.corrupt_spans(
+        tokenizer, ids, sides.content_generator(ids)
     ), "the same for the same text"
 
 
 def test_a_tokenizer_without_sentinels_reads_a_beginning_and_writes_the_rest(base_of: Any) -> None:
     tokenizer: Any = hf.AutoTokenizer.from_pretrained(base_of("llama"))
-    tokenizer.writes_from = 0
+    tokenizer.decoder_start_token_id = 0
     ids = list(range(20, 50))
-    target, _, source = sides.gapped(tokenizer, ids, sides.fixed_dice(ids))
+    target, _, source = sides.corrupt_spans(tokenizer, ids, sides.content_generator(ids))
     assert source[:-1] + target[1:-1] == ids and len(source) > 1 and len(target) > 2
     assert (
-        sides.opening(tokenizer, "The lamp")[-1] == 1 and sides.prefix(tokenizer, "The", " lamp")[0][0] == 0
+        sides.encode_text_prompt(tokenizer, "The lamp")[-1] == 1 and sides.encode_cloze(tokenizer, "The", " lamp")[0][0] == 0
     )
 
 
 def test_a_question_is_the_encoders_and_an_answer_the_decoders(t5: Resident) -> None:
     tokenizer = t5.base.tokenizer
-    assert reads_apart(tokenizer)
+    assert is_seq2seq(tokenizer)
     messages = [
         {"role": "user", "content": "Where is it?"},
         {"role": "assistant", "content": "In the cold room."},
     ]
     e = encode_task(tokenizer, messages, 64, t5.base.eos_ids)
     assert (
-        tokenizer.decode(e.source) == "Where is it?<|end|>"
+        tokenizer.decode(e.encoder_ids) == "Where is it?<|end|>"
         and tokenizer.decode(e.ids[1:]) == "In the cold room.<|end|>"
     )
-    assert e.ids[0] == t5.base.model.config.decoder_start_token_id and e.mask == [0] + [1] * (len(e.ids) - 1)
+    assert e.ids[0] == t5.base.model.config.decoder_start_token_id and e.loss_mask == [0] + [1] * (len(e.ids) - 1)
     cut = encode_task(tokenizer, messages, 5, t5.base.eos_ids)
-    assert cut.source == e.source[-5:] and len(cut.ids) == 5
+    assert cut.encoder_ids == e.encoder_ids[-5:] and len(cut.ids) == 5
     forged = encode_task(
         tokenizer, [{"role": "user", "content": "a <extra_id_0> b<|end|>"}, messages[1]], 64, []
     )
-    assert not set(sides.sentinels(tokenizer)) & set(forged.source) and forged.source.count(1) == 1, (
+    assert not set(sides.sentinel_ids(tokenizer)) & set(forged.encoder_ids) and forged.encoder_ids.count(1) == 1, (
         "a text cannot forge a gap or an end"
     )
 
@@ -300,7 +300,7 @@ def test_a_batch_gives_the_loss_that_the_model_makes_of_its_labels_itself(t5: Re
         ours = model(**batch).loss
         theirs = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss
         assert torch.allclose(ours, theirs, atol=1e-6)
-        logits_, labels = predicted(model, batch)
+        logits_, labels = shifted_logits(model, batch)
         assert torch.allclose(
             torch.nn.functional.cross_entropy(logits_.flatten(0, 1), labels.flatten(), ignore_index=-100),
             ours,
@@ -316,9 +316,9 @@ def test_every_column_of_an_encoder_decoder_writes_what_transformers_own_generat
         for q in ("Where is the old red lamp of the room?", "Hi", "What is it?", "And?")
     ]
     for sampling in (Sampling(max_new_tokens=12), Sampling(max_new_tokens=12, repetition_penalty=1.4)):
-        writers = list(generate(t5, prompts, MIXES, [sampling] * 4))[-1]
-        for prompt, mix, writer in zip(prompts, MIXES, writers, strict=True):
-            with speaking(t5, t5.rows([mix])):
+        states = list(generate(t5, prompts, MIXES, [sampling] * 4))[-1]
+        for prompt, mix, state in zip(prompts, MIXES, states, strict=True):
+            with inference_mode_for(t5, t5.rows([mix])):
                 whole = t5.base.model.generate(
                     torch.tensor([prompt]),
                     max_new_tokens=12,
@@ -326,49 +326,49 @@ def test_every_column_of_an_encoder_decoder_writes_what_transformers_own_generat
                     repetition_penalty=sampling.repetition_penalty,
                 )
             assert (
-                writer.ids == [t for t in whole[0, 1:].tolist() if t != 1]
-                and writer.stamp["weights"] == mix.weights
+                state.ids == [t for t in whole[0, 1:].tolist() if t != 1]
+                and state.stamp["weights"] == mix.weights
             )
-    assert len({tuple(w.ids) for w in writers}) > 2
+    assert len({tuple(w.ids) for w in states}) > 2
 
 
 def test_a_decoder_whose_mix_is_changed_reads_its_prompt_again_under_the_new_one(t5: Resident) -> None:
     prompts = [
-        encode_opening(t5.base.tokenizer, "The red lamp"),
-        encode_opening(t5.base.tokenizer, "An old clock of the north room"),
+        encode_text_prompt(t5.base.tokenizer, "The red lamp"),
+        encode_text_prompt(t5.base.tokenizer, "An old clock of the north room"),
     ]
     desk = [MIXES[0], MIXES[1]]
     steps = generate(
         t5, prompts, list(desk), [Sampling(max_new_tokens=10), Sampling(max_new_tokens=14)], lambda: desk
     )
     for _ in range(3):
-        writers = next(steps)
-    before = list(writers[1].ids)
+        states = next(steps)
+    before = list(states[1].ids)
     desk[1] = MIXES[2]
-    *_, writers = steps
-    assert len(before) == 3 and writers[1].ids[:3] == before
+    *_, states = steps
+    assert len(before) == 3 and states[1].ids[:3] == before
     given = {
         "input_ids": torch.tensor([prompts[1]]),
-        "decoder_input_ids": torch.tensor([[0, *writers[1].ids[:-1]]]),
+        "decoder_input_ids": torch.tensor([[0, *states[1].ids[:-1]]]),
     }
-    with speaking(t5, t5.rows([MIXES[2]])):
+    with inference_mode_for(t5, t5.rows([MIXES[2]])):
         expected = t5.base.model(**given, use_cache=False).logits[0].argmax(-1).tolist()
-    assert writers[1].ids[3:] == expected[3:], "every later token is the new mix's, of the whole prompt"
-    assert [turn.tokens for turn in writers[1].column(t5.base.tokenizer).turns] == [3] and not writers[
+    assert states[1].ids[3:] == expected[3:], "every later token is the new mix's, of the whole prompt"
+    assert [turn.tokens for turn in states[1].column(t5.base.tokenizer).mix_changes] == [3] and not states[
         0
-    ].column(t5.base.tokenizer).turns
+    ].column(t5.base.tokenizer).mix_changes
 
 
 def test_many_mixes_score_like_pefts_one_by_one_and_a_loss_is_nats_over_tokens(t5: Resident) -> None:
     sequences = [e for s in SENTENCES[:5] for e in encode_text(t5.base.tokenizer, s, 64)]
     *_, (done, scores) = score(t5, sequences, MIXES)
-    assert done == len(sequences) and scores[0].tokens == sum(sum(e.mask) for e in sequences)
+    assert done == len(sequences) and scores[0].tokens == sum(sum(e.loss_mask) for e in sequences)
     for mix, found in zip(MIXES, scores, strict=True):
         nats = 0.0
         for e in sequences:
             batch = collate([e.row], 0)
             with by_peft(t5.mixer, t5.rows([mix])[0]):
-                nats += float(t5.base.model(**batch).loss) * sum(e.mask)
+                nats += float(t5.base.model(**batch).loss) * sum(e.loss_mask)
         assert found.nats == pytest.approx(nats, rel=1e-4)
 
 
@@ -377,7 +377,7 @@ def test_an_encoder_decoder_is_measured_like_any_base(t5: Resident) -> None:
         {"messages": [{"role": "user", "content": f"Where is it, {i}?"}, {"role": "assistant", "content": s}]}
         for i, s in enumerate(SENTENCES[:4])
     ]
-    material = Material(
+    material = EvaluationData(
         questions={"": rows},
         texts={"": SENTENCES[:4]},
         cloze=[("The red lamp is kept in the", " north room.")],
@@ -396,33 +396,33 @@ def test_mixes_on_other_architectures_are_explained_compared_learned_and_baked(
 ) -> None:
     with Engine(tmp_path, str(base_of(family)), "none", "cpu") as engine:
         text, questions = (
-            engine.import_dataset([corpus], "text").id,
-            engine.import_dataset([pairs], "questions").id,
+            engine.datasets.import_files([corpus], "text").id,
+            engine.datasets.import_files([pairs], "questions").id,
         )
         domain = train(engine, "domain", text)
         task = train(engine, "task", questions, stack_on=domain)
         mix = Mix(weights={domain: 1.0, task: 0.5})
         told = (
-            engine.compose.contribution("Where is the red lamp?", mix, answer="In the north room.")
+            engine.analysis.attribution("Where is the red lamp?", mix, answer="In the north room.")
             .last()
-            .contribution
+            .attribution
         )
-        assert set(told.without) == {domain, task} and max(abs(n) for n in told.together) > 1e-3
+        assert set(told.without) == {domain, task} and max(abs(n) for n in told.joint) > 1e-3
         alone = (
-            engine.compose.contribution(
+            engine.analysis.attribution(
                 "Where is the red lamp?", Mix(weights={domain: 1.0}), answer="In the north room."
             )
             .last()
-            .contribution
+            .attribution
         )
         assert alone.full == pytest.approx(told.without[task], abs=1e-4) and alone.base == pytest.approx(
             told.base, abs=1e-4
         )
-        met = engine.compose.interference(mix, ["Where is the red lamp?"]).last()
+        met = engine.analysis.interference(mix, ["Where is the red lamp?"]).last()
         assert {m.module.rpartition(".")[2] for m in met.pairs[0].modules} == set(
             FAMILIES[family].targets
-        ) and met.behaviour.moved > 0
-        found = engine.compose.learn([domain, task], questions, limit=8).last().comparison.found
+        ) and met.outputs.divergence_from_base > 0
+        found = engine.analysis.search_weights([domain, task], questions, limit=8).last().comparison.results
         assert (
             found[0].name == "gradient"
             and found[0].validation_loss
@@ -430,7 +430,7 @@ def test_mixes_on_other_architectures_are_explained_compared_learned_and_baked(
         )
         spec = {"concat": 8, "svd": 4}
         for method, rank in spec.items():
-            baked = engine.compose.bake(mix, BakeSpec(name=method, method=method)).last()
+            baked = engine.library.bake(mix, BakeSpec(name=method, method=method)).last()
             assert baked.rank == rank and (method == "svd" or baked.changed < 1e-9)
             assert method == "svd" or baked.logit_difference < 1e-4, "concatenation loses nothing"
 
@@ -443,8 +443,8 @@ def test_experts_in_four_bits_take_an_eighth_and_compute_what_their_numbers_say(
         load_base(str(base_of("minimax_m2")), "none", "cpu"),
         load_base(str(base_of("minimax_m2")), "nf4", "cpu"),
     )
-    paths = experts.of(full.model)
-    assert len(paths) == 4 and paths == experts.of(packed.model) and full.parameters == packed.parameters
+    paths = experts.weight_shapes(full.model)
+    assert len(paths) == 4 and paths == experts.weight_shapes(packed.model) and full.parameters == packed.parameters
     numbers = sum(p.numel() for k, p in full.model.named_parameters() if k in paths)
     held = sum(
         p.numel() * p.element_size() for k, p in packed.model.named_parameters() if "parametrizations" in k
@@ -468,7 +468,7 @@ def test_experts_in_four_bits_take_an_eighth_and_compute_what_their_numbers_say(
                     bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
                 )
         ids = torch.randint(5, 380, (2, 9), generator=torch.Generator().manual_seed(1))
-        with differentiable(packed.model):
+        with unpack_for_backward(packed.model):
             assert (full.model(ids).logits - packed.model(ids).logits).abs().max() < 1e-4
 
 
@@ -478,17 +478,17 @@ def test_adapters_on_experts_come_on_request_with_their_size_said_and_mix_live(
     quantization: str, base_of: Any, corpus: Path, pairs: Path, tmp_path: Path
 ) -> None:
     with Engine(tmp_path / "ws", str(base_of("minimax_m2")), quantization, "cpu") as engine:
-        text, questions = engine.import_dataset([corpus], "text"), engine.import_dataset([pairs], "questions")
+        text, questions = engine.datasets.import_files([corpus], "text"), engine.datasets.import_files([pairs], "questions")
         domain = train(engine, "domain", text.id, experts=True)
         task = train(engine, "task", questions.id, experts=True, stack_on=domain)
         said = next(
             e["text"]
-            for r in engine.runs()
+            for r in engine.runs.list()
             if r.adapter == domain
-            for e in engine.run_events(r.id)[0]
+            for e in engine.runs.events(r.id)[0]
             if e["kind"] == "note"
         )
-        a_rank = engine.base().expert_weights
+        a_rank = engine.bases.current().expert_weights
         assert (
             a_rank == 2 * 4 * ((256 + 64) + (64 + 128))
             and f"{4 * a_rank:,} trainable weights" in said
@@ -508,13 +508,13 @@ def test_adapters_on_experts_come_on_request_with_their_size_said_and_mix_live(
         Mix(weights={domain: 0.5, task: -1.0}),
     ]
     with Engine(tmp_path / "ws", str(base_of("minimax_m2")), quantization, "cpu") as engine:
-        frame = engine.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=4)).last()
+        frame = engine.chat.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=4)).last()
         assert [c.stamp["weights"] for c in frame.columns] == [m.weights for m in mixes]
-        assert engine._worker.call(lambda: _apart(engine._resident(), mixes)) <= 5e-5
-        packed = engine._worker.call(
+        assert engine.worker.call(lambda: _apart(engine.resident_base.get(), mixes)) <= 5e-5
+        packed = engine.worker.call(
             lambda: [
                 len(p)
-                for k, m in engine._resident().base.model.named_modules()
+                for k, m in engine.resident_base.get().base.model.named_modules()
                 if k.endswith("parametrizations")
                 for p in m.values()
             ]
@@ -523,7 +523,7 @@ def test_adapters_on_experts_come_on_request_with_their_size_said_and_mix_live(
             "nothing of peft's stays on packed weights"
         )
         with pytest.raises(AdapterError, match="Mix it live"):
-            engine.compose.interference(mixes[3], ["The lamp"]).last()
+            engine.analysis.interference(mixes[3], ["The lamp"]).last()
 
 
 def test_experts_are_asked_for_without_dropout_and_only_of_a_base_that_has_some(
@@ -532,9 +532,9 @@ def test_experts_are_asked_for_without_dropout_and_only_of_a_base_that_has_some(
     with pytest.raises(SpecError, match="Set LoRA dropout to 0"):
         TrainSpec(experts=True)
     with Engine(tmp_path / "ws", str(base_of("llama")), "none", "cpu") as engine:
-        text = engine.import_dataset([corpus], "text")
-        run = engine.wait_run(
-            engine.start_run(TrainSpec(name="x", dataset=text.id, **SMALL, experts=True)), 60
+        text = engine.datasets.import_files([corpus], "text")
+        run = engine.runs.wait(
+            engine.runs.start(TrainSpec(name="x", dataset=text.id, **SMALL, experts=True)), 60
         )
         assert run.status is RunStatus.FAILED and "has no experts. Switch off" in run.error
 
@@ -561,17 +561,17 @@ def test_a_published_fp8_checkpoint_is_refused_with_the_way_around_it(base_of: A
 @pytest.mark.slow
 def test_eight_bits_learn_and_mix_like_pefts(base_of: Any, corpus: Path, tmp_path: Path) -> None:
     with Engine(tmp_path / "ws", str(base_of("llama")), "int8", "cpu") as engine:
-        text = engine.import_dataset([corpus], "text")
+        text = engine.datasets.import_files([corpus], "text")
         one = train(engine, "domain", text.id)
         two = train(engine, "domain", text.id, seed=2)
         mixes = [Mix(), Mix(weights={one: 1.0}), Mix(weights={two: 1.0}), Mix(weights={one: 0.5, two: -1.0})]
-        frame = engine.stream("Where?", mixes, Sampling(max_new_tokens=4)).last()
+        frame = engine.chat.stream("Where?", mixes, Sampling(max_new_tokens=4)).last()
         assert [c.stamp["weights"] for c in frame.columns] == [
             m.weights for m in mixes
-        ] and engine.base().quantization == "int8"
-        assert engine._worker.call(lambda: _apart(engine._resident(), mixes)) <= 5e-5
-        kinds = engine._worker.call(
-            lambda: {type(m).__name__ for m in engine._resident().base.model.modules()}
+        ] and engine.bases.current().quantization == "int8"
+        assert engine.worker.call(lambda: _apart(engine.resident_base.get(), mixes)) <= 5e-5
+        kinds = engine.worker.call(
+            lambda: {type(m).__name__ for m in engine.resident_base.get().base.model.modules()}
         )
         assert "Linear8bitLt" in kinds
 
@@ -597,7 +597,7 @@ def test_a_folder_of_sections_becomes_a_mistral_adapter_by_its_preset(
 ) -> None:
     preset = PRESETS["mistral-7b-qlora"]
     with Engine(tmp_path / "ws", str(base_of("mistral")), preset.quantization, "cpu") as engine:
-        data = engine.import_dataset([sections(tmp_path / "in", form)], "sections")
+        data = engine.datasets.import_files([sections(tmp_path / "in", form)], "sections")
         assert data.kind == "domain" and data.rows == (24 if form == "markdown" else 48)
         spec = resolve(
             "domain", preset.name, {"name": "x", "dataset": data.id, "max_length": 256}
@@ -613,11 +613,11 @@ def test_a_folder_of_sections_becomes_a_mistral_adapter_by_its_preset(
         ) == (16, 32, 0.05, 2e-4, 4, 4, 3.0)
         assert (
             resolve("domain", preset.name, {}).max_length == 512
-            and engine.base(wait=True).quantization == "nf4"
+            and engine.bases.current(wait=True).quantization == "nf4"
         )
-        run = engine.wait_run(engine.start_run(spec), 120)
+        run = engine.runs.wait(engine.runs.start(spec), 120)
         assert run.status is RunStatus.DONE, run.error
-        assert set(engine.adapter(run.adapter).target_modules) == {
+        assert set(engine.library.adapter(run.adapter).target_modules) == {
             "q_proj",
             "k_proj",
             "v_proj",
@@ -638,7 +638,7 @@ def test_turns_of_a_dialogue_become_a_dialogpt_adapter_by_its_preset(base_of: An
     ]
     (tmp_path / "turns.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with Engine(tmp_path / "ws", str(base_of("gpt2")), "none", "cpu") as engine:
-        data = engine.import_dataset([tmp_path / "turns.jsonl"], "turns")
+        data = engine.datasets.import_files([tmp_path / "turns.jsonl"], "turns")
         spec = resolve("task", "dialogpt", {"name": "x", "dataset": data.id})
         assert (
             spec.rank,
@@ -649,10 +649,10 @@ def test_turns_of_a_dialogue_become_a_dialogpt_adapter_by_its_preset(base_of: An
             spec.epochs,
             spec.max_length,
         ) == (16, 32, 0.1, 2e-4, 4, 3.0, 256)
-        run = engine.wait_run(engine.start_run(spec), 120)
+        run = engine.runs.wait(engine.runs.start(spec), 120)
         assert run.status is RunStatus.DONE, run.error
         assert usual_preset(engine) == "dialogpt"
-        pieces = engine.example_tokens(data.id, 0, 256)
+        pieces = engine.datasets.example_tokens(data.id, 0, 256)
         text, trained = "".join(p.text for p in pieces), "".join(p.text for p in pieces if p.trained)
         assert text.count("<|end|>") == 4 and trained.endswith("<|end|>") and trained.count("<|end|>") == 2, (
             "turns joined by eos; every answer is learned, with its eos"
@@ -662,7 +662,7 @@ def test_turns_of_a_dialogue_become_a_dialogpt_adapter_by_its_preset(base_of: An
 def test_gpt2_pads_with_eos_and_masks_by_attention(base_of: Any) -> None:
     tokenizer = load_base(str(base_of("gpt2")), "none", "cpu").tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    long, short = Encoded([5, 1, 6, 1], [0, 1, 1, 1]), Encoded([7, 1], [0, 1])
+    long, short = EncodedSequence([5, 1, 6, 1], [0, 1, 1, 1]), EncodedSequence([7, 1], [0, 1])
     batch = collate([long.row, short.row], tokenizer.pad_token_id)
     assert batch["labels"].tolist() == [[-100, 1, 6, 1], [-100, 1, -100, -100]] and batch[
         "attention_mask"

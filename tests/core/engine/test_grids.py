@@ -18,7 +18,7 @@ from core.errors import NotFound, SpecError
 from core.spec.training import RunStatus, TrainSpec
 from core.store import grids
 from core.train import comparison
-from core.train.comparison import Validation, difference, told
+from core.train.comparison import ValidationPoint, compare_losses, history_from_events
 
 BASE = TrainSpec(name="Base", dataset="d")
 FAST: dict[str, Any] = {
@@ -41,20 +41,20 @@ def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def base(engine: Engine, corpus: Path) -> TrainSpec:
-    data = next(iter(engine.datasets()), None) or engine.import_dataset([corpus], "Corpus", "domain")
+    data = next(iter(engine.datasets.list()), None) or engine.datasets.import_files([corpus], "Corpus", "domain")
     return TrainSpec(**{"kind": "domain", "name": "Base", "dataset": data.id, **FAST})
 
 
 def finished(engine: Engine, grid: grids.Grid) -> None:
     for run_id in grid.runs:
-        assert engine.wait_run(run_id, 120).status is RunStatus.DONE
+        assert engine.runs.wait(run_id, 120).status is RunStatus.DONE
 
 
 # --- cells
 
 
 def test_the_preset_is_eight_cells_of_rank_rate_and_epochs() -> None:
-    cells = grids.cells(BASE, grids.PRESETS["rank x rate x epochs"])
+    cells = grids.make_cells(BASE, grids.GRID_PRESETS["rank x rate x epochs"])
     assert [(c.spec.rank, c.spec.learning_rate, c.spec.epochs) for c in cells] == [
         (r, lr, e) for r in (16, 32) for lr in (1e-4, 5e-5) for e in (2, 3)
     ]
@@ -75,8 +75,8 @@ def test_the_preset_is_eight_cells_of_rank_rate_and_epochs() -> None:
 def test_typed_values_become_the_settings_own_type_and_read_back(
     field: str, text: str, values: list[Any]
 ) -> None:
-    assert grids.axis(field, text) == values
-    assert grids.axis(field, ", ".join(grids.shown(v) for v in values)) == values
+    assert grids.parse_axis(field, text) == values
+    assert grids.parse_axis(field, ", ".join(grids.format_value(v) for v in values)) == values
 
 
 @pytest.mark.parametrize("field, text, said", [
@@ -87,30 +87,30 @@ def test_typed_values_become_the_settings_own_type_and_read_back(
 ])  # fmt: skip
 def test_values_that_cannot_be_are_refused_with_the_limits(field: str, text: str, said: str) -> None:
     with pytest.raises(SpecError) as told:
-        grids.axis(field, text)
+        grids.parse_axis(field, text)
     assert said in str(told.value)
 
 
 def test_a_grid_of_more_than_64_cells_is_refused_before_anything_is_made() -> None:
     axes: dict[str, list[Any]] = {"rank": list(range(1, 10)), "seed": list(range(8))}
     with pytest.raises(SpecError, match=r"72 cells.*at most 64"):
-        grids.cells(BASE, axes)
-    assert len(grids.cells(BASE, {**axes, "rank": list(range(1, 9))})) == 64
+        grids.make_cells(BASE, axes)
+    assert len(grids.make_cells(BASE, {**axes, "rank": list(range(1, 9))})) == 64
     with pytest.raises(SpecError, match="Nothing is varied"):
-        grids.cells(BASE, {})
+        grids.make_cells(BASE, {})
 
 
 def test_a_cells_name_never_breaks_the_rules_of_names() -> None:
     for field, values in (("dataset", ["x" * 60, "y" * 60]), ("target_modules", [("a/b",), ("c",)])):
-        for cell in grids.cells(dataclasses.replace(BASE, name="N" * 100), {field: values}):
+        for cell in grids.make_cells(dataclasses.replace(BASE, name="N" * 100), {field: values}):
             assert grids.check_name(cell.spec.name) and len(cell.spec.name) <= 120
 
 
 def test_the_key_knows_what_is_trained_and_not_what_it_is_called() -> None:
     assert (
-        grids.key_of(BASE)
-        == grids.key_of(dataclasses.replace(BASE, name="Other"))
-        != grids.key_of(dataclasses.replace(BASE, seed=1))
+        grids.spec_checksum(BASE)
+        == grids.spec_checksum(dataclasses.replace(BASE, name="Other"))
+        != grids.spec_checksum(dataclasses.replace(BASE, seed=1))
     )
 
 
@@ -120,17 +120,17 @@ def test_the_key_knows_what_is_trained_and_not_what_it_is_called() -> None:
 def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chance_is(
     engine: Engine, base: TrainSpec
 ) -> None:
-    grid = engine.plan.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "Ranks and rates")
+    grid = engine.grids.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "Ranks and rates")
     assert (
-        engine.plan.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "Ranks and rates").id
+        engine.grids.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "Ranks and rates").id
         == grid.id
     ), "a double click is one grid"
     assert (
-        list(engine.plan.grid(grid.id).axes) == ["rank", "learning_rate"]
-        and engine.plan.grid(grid.id) == grid
+        list(engine.grids.get(grid.id).axes) == ["rank", "learning_rate"]
+        and engine.grids.get(grid.id) == grid
     )
     finished(engine, grid)
-    results = engine.plan.results(grid.id)
+    results = engine.grids.results(grid.id)
     losses = [r.loss for r in results.rows]
     assert (
         losses == sorted(losses)
@@ -143,7 +143,7 @@ def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chan
             and row.run.extra == {"grid": grid.id, "cell": row.cell.index}
             and row.run.spec == row.cell.spec
         )
-        measured = [e["loss"] for e in engine.run_events(row.run.id)[0] if e["kind"] == "validation"]
+        measured = [e["loss"] for e in engine.runs.events(row.run.id)[0] if e["kind"] == "validation"]
         figures = row.figures()
         assert (figures["final_loss"], figures["best_loss"]) == (
             measured[-1],
@@ -151,7 +151,7 @@ def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chan
         ) and row.loss == min(measured)
         assert (
             figures["best_perplexity"] == pytest.approx(math.exp(min(measured)))
-            and engine.adapter(figures["adapter"]).rank == row.cell.values["rank"]
+            and engine.library.adapter(figures["adapter"]).rank == row.cell.values["rank"]
         )
         assert figures["seconds"] > 0 and figures["tokens_per_second"] > 0 and figures["steps"] == 3
     assert [r.cell.values["learning_rate"] for r in results.rows][:2] == [1e-2, 1e-2], (
@@ -161,7 +161,7 @@ def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chan
     assert (
         last.behind is not None
         and last.behind.paired
-        and last.behind.clear
+        and last.behind.is_significant
         and last.behind.nats == pytest.approx(last.loss - losses[0])
     )
     assert "standard error" in results.note and "another seed may order them differently" in results.note
@@ -170,10 +170,10 @@ def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chan
 def test_the_csv_has_every_cell_and_nothing_that_a_spreadsheet_executes(
     engine: Engine, base: TrainSpec
 ) -> None:
-    grid = engine.plan.define(
+    grid = engine.grids.define(
         base, {"target_modules": [("q_proj",), ("=HYPERLINK",)], "rank": [2]}, "Formulas"
     )
-    table = list(csv.DictReader(io.StringIO(engine.plan.csv(grid.id))))
+    table = list(csv.DictReader(io.StringIO(engine.grids.csv(grid.id))))
     assert (
         [r["target_modules"] for r in table] == ["q_proj", "'=HYPERLINK"]
         and {r["status"] for r in table} == {"not run"}
@@ -185,14 +185,14 @@ def test_the_rest_of_a_grid_can_be_cancelled_and_the_cell_that_trains_goes_on(
     engine: Engine, base: TrainSpec
 ) -> None:
     gate = threading.Event()
-    engine._worker.run(lambda: gate.wait(60) and None)
-    grid = engine.plan.start(base, {"rank": [1, 2, 3]}, "Half of it")
-    other = engine.start_run(dataclasses.replace(base, name="Not of the grid"))
-    engine.move_run(other, "first")
-    assert set(engine.plan.cancel_rest(grid.id)) == set(grid.runs)
+    engine.worker.run(lambda: gate.wait(60) and None)
+    grid = engine.grids.start(base, {"rank": [1, 2, 3]}, "Half of it")
+    other = engine.runs.start(dataclasses.replace(base, name="Not of the grid"))
+    engine.queue.move(other, "first")
+    assert set(engine.grids.cancel_waiting(grid.id)) == set(grid.runs)
     gate.set()
-    assert engine.wait_run(other).status is RunStatus.DONE
-    results = engine.plan.results(grid.id)
+    assert engine.runs.wait(other).status is RunStatus.DONE
+    results = engine.grids.results(grid.id)
     assert (
         results.counts == {"stopped": 3}
         and results.note == ""
@@ -202,45 +202,45 @@ def test_the_rest_of_a_grid_can_be_cancelled_and_the_cell_that_trains_goes_on(
 
 
 def test_a_grid_whose_description_is_at_fault_queues_nothing(engine: Engine, base: TrainSpec) -> None:
-    before = len(engine.runs()), len(engine.plan.grids())
+    before = len(engine.runs.list()), len(engine.grids.list())
     for axes in ({"dataset": ["nowhere"]}, {"rank": [0]}, {"kind": ["task"]}):
         with pytest.raises((SpecError, NotFound)):
-            engine.plan.start(base, axes, "Faulty")
-    assert (len(engine.runs()), len(engine.plan.grids())) == before
+            engine.grids.start(base, axes, "Faulty")
+    assert (len(engine.runs.list()), len(engine.grids.list())) == before
 
 
 def test_cells_that_were_trained_elsewhere_are_collected_by_the_checksum_of_their_settings(
     engine: Engine, base: TrainSpec
 ) -> None:
-    grid = engine.plan.define(base, {"seed": [1, 2, 3]}, "Elsewhere")
-    assert grid.runs == ["", "", ""] and engine.plan.collect(grid.id) == []
+    grid = engine.grids.define(base, {"seed": [1, 2, 3]}, "Elsewhere")
+    assert grid.runs == ["", "", ""] and engine.grids.collect(grid.id) == []
     cell = engine.plan.cells(grid.id)[1]
-    run = engine.wait_run(
-        engine.start_run(dataclasses.replace(cell.spec, name="Whatever it was called there"))
+    run = engine.runs.wait(
+        engine.runs.start(dataclasses.replace(cell.spec, name="Whatever it was called there"))
     )
-    assert engine.plan.collect(grid.id) == [1] and engine.plan.collect(grid.id) == []
-    assert engine.plan.grid(grid.id).runs == ["", run.id, ""]
-    results = engine.plan.results(grid.id)
+    assert engine.grids.collect(grid.id) == [1] and engine.grids.collect(grid.id) == []
+    assert engine.grids.get(grid.id).runs == ["", run.id, ""]
+    results = engine.grids.results(grid.id)
     assert (
         results.rows[0].cell.index == 1
         and results.rows[0].best
         and results.counts == {"finished": 1, "not run": 2}
     )
-    engine.remove("runs", run.id)
-    assert engine.plan.results(grid.id).counts == {"not run": 3}
+    engine.library.delete("runs", run.id)
+    assert engine.grids.results(grid.id).counts == {"not run": 3}
 
 
 def test_the_time_of_a_grid_is_told_from_the_newest_run_that_did_the_like(
     engine: Engine, base: TrainSpec
 ) -> None:
-    run = engine.wait_run(engine.start_run(dataclasses.replace(base, name="Measured", max_steps=4)))
-    seconds = engine.plan.history(run.id).seconds
-    assert seconds > 0 and engine.plan.estimate(base, {"max_steps": [2, 6]}, run.base) == pytest.approx(
+    run = engine.runs.wait(engine.runs.start(dataclasses.replace(base, name="Measured", max_steps=4)))
+    seconds = engine.runs.history(run.id).seconds
+    assert seconds > 0 and engine.grids.estimate_seconds(base, {"max_steps": [2, 6]}, run.base) == pytest.approx(
         2 * seconds
     )
     assert (
-        engine.plan.estimate(base, {"max_length": [64]}, run.base) is None
-        and engine.plan.estimate(base, {"rank": [2]}, "another base") is None
+        engine.grids.estimate_seconds(base, {"max_length": [64]}, run.base) is None
+        and engine.grids.estimate_seconds(base, {"rank": [2]}, "another base") is None
     )
 
 
@@ -252,28 +252,28 @@ def rows(*losses: float, tokens: int = 10) -> tuple[tuple[float, int], ...]:
 
 
 def test_a_difference_on_the_same_rows_is_judged_by_the_rows_differences() -> None:
-    a = Validation(1, 2.0, rows(1.0, 2.0, 3.0, 2.0))
-    b = Validation(1, 2.1, rows(1.1, 2.1, 3.1, 2.1))
-    found = difference(a, b)
+    a = ValidationPoint(1, 2.0, rows(1.0, 2.0, 3.0, 2.0))
+    b = ValidationPoint(1, 2.1, rows(1.1, 2.1, 3.1, 2.1))
+    found = compare_losses(a, b)
     assert (
         found.paired
         and found.nats == pytest.approx(0.1)
         and found.error == pytest.approx(0.0, abs=1e-12)
-        and found.clear
+        and found.is_significant
     )
-    c = Validation(
+    c = ValidationPoint(
         1, 2.1, rows(1.9, 2.0, 2.0, 2.5)
     )  # d = .9, 0, -1, .5: mean .1, sd .82, so that the error is .82 / 2
-    told_apart = difference(a, c)
-    assert told_apart.error == pytest.approx(0.8205 / 2, rel=1e-3) and not told_apart.clear
+    told_apart = compare_losses(a, c)
+    assert told_apart.error == pytest.approx(0.8205 / 2, rel=1e-3) and not told_apart.is_significant
 
 
 def test_a_difference_on_other_rows_takes_both_errors_and_without_rows_none_is_known() -> None:
-    a, b = Validation(1, 2.0, rows(1.0, 2.0, 3.0)), Validation(1, 2.1, rows(1.1, 2.1, 3.1, tokens=7))
-    found = difference(a, b)
+    a, b = ValidationPoint(1, 2.0, rows(1.0, 2.0, 3.0)), ValidationPoint(1, 2.1, rows(1.1, 2.1, 3.1, tokens=7))
+    found = compare_losses(a, b)
     assert not found.paired and found.error == pytest.approx(math.hypot(1 / math.sqrt(3), 1 / math.sqrt(3)))
-    bare = difference(Validation(1, 2.0), b)
-    assert math.isnan(bare.error) and not bare.clear
+    bare = compare_losses(ValidationPoint(1, 2.0), b)
+    assert math.isnan(bare.error) and not bare.is_significant
 
 
 def test_a_log_of_two_sessions_counts_a_step_once_and_adds_the_seconds() -> None:
@@ -288,7 +288,7 @@ def test_a_log_of_two_sessions_counts_a_step_once_and_adds_the_seconds() -> None
         {"kind": "validation", "step": 3, "loss": 2.0, "rows": [[20.0, 10]], "elapsed": 3.5},
         {"kind": "validation", "step": 4, "loss": 2.2, "elapsed": 3.9},
     ]
-    found = told(events)
+    found = history_from_events(events)
     assert (
         found.train == ((1, 3.0), (2, 2.5)) and found.seconds == pytest.approx(9.9) and found.sequences == 30
     )
@@ -301,30 +301,30 @@ def test_a_log_of_two_sessions_counts_a_step_once_and_adds_the_seconds() -> None
     assert (
         found.final is not None
         and found.final.step == 4
-        and found.counted("last") is found.final
-        and found.counted("best") is found.best
+        and found.validation_for("last") is found.final
+        and found.validation_for("best") is found.best
     )
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
     points = [(i, float(i)) for i in range(5001)]
-    kept = comparison.thinned(points)
+    kept = comparison.thin_out(points)
     assert (
         len(kept) <= comparison.POINT_LIMIT + 1
         and kept[0] == points[0]
         and kept[-1] == points[-1]
-        and comparison.thinned([]) == []
+        and comparison.thin_out([]) == []
     )
 
 
 def test_runs_are_compared_by_their_settings_and_what_differs_is_known(
     engine: Engine, base: TrainSpec
 ) -> None:
-    ids = [engine.start_run(dataclasses.replace(base, name=f"Alpha {a}", alpha=a)) for a in (8, 64)]
+    ids = [engine.runs.start(dataclasses.replace(base, name=f"Alpha {a}", alpha=a)) for a in (8, 64)]
     for run_id in ids:
-        engine.wait_run(run_id)
-    found = engine.plan.compare(ids)
-    assert [s.name for s in found.settings if s.differs] == ["alpha"] and next(
+        engine.runs.wait(run_id)
+    found = engine.runs.compare(ids)
+    assert [s.name for s in found.settings if s.is_varied] == ["alpha"] and next(
         s for s in found.settings if s.name == "alpha"
     ).values == (8, 64)
     assert [len(h.train) for h in found.histories] == [3, 3] and found.histories[0].validation[
@@ -332,4 +332,4 @@ def test_runs_are_compared_by_their_settings_and_what_differs_is_known(
     ] == found.histories[1].validation[0]
     for few in ([ids[0]], [ids[0], ids[0]], [f"r{i}" for i in range(9)]):
         with pytest.raises(SpecError, match="Choose 2 to 8"):
-            engine.plan.compare(few)
+            engine.runs.compare(few)

@@ -35,12 +35,12 @@ def test_the_mix_tab_warns_beside_the_mixer_and_the_train_tab_tells_what_was_cut
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
     text, questions = (
-        engine.import_dataset([corpus], "Corpus", "domain").id,
-        engine.import_dataset([pairs], "Pairs", "task").id,
+        engine.datasets.import_files([corpus], "Corpus", "domain").id,
+        engine.datasets.import_files([pairs], "Pairs", "task").id,
     )
-    below = engine.wait_run(engine.start_run(TrainSpec(name="Papers", dataset=text, **FAST)))
-    above = engine.wait_run(
-        engine.start_run(
+    below = engine.runs.wait(engine.runs.start(TrainSpec(name="Papers", dataset=text, **FAST)))
+    above = engine.runs.wait(
+        engine.runs.start(
             TrainSpec(
                 kind="task",
                 name="Asker",
@@ -56,11 +56,11 @@ def test_the_mix_tab_warns_beside_the_mixer_and_the_train_tab_tells_what_was_cut
         {"id": above.adapter, "on": True, "weight": 1.0},
     ]
     said = json.dumps(mix.departed(engine, rows))
-    assert "Asker was trained with Papers always on, and here it is off" in said
+    assert "Asker was trained with Papers always on, and in this mix it is off" in said
     assert mix.departed(engine, [{**r, "on": True} for r in rows]) is None
     assert mix.departed(engine, None) is None
     head = json.dumps(live.metrics(engine, {"run": above.id, "since": 0})["head"])
-    told = next(e for e in engine.run_events(above.id)[0] if e["kind"] == "data")
+    told = next(e for e in engine.runs.events(above.id)[0] if e["kind"] == "data")
     assert (
         f"{told['cut']} examples were too long and lost {told['lost']} tokens" in head
         and told["cut"] == told["sequences"] > 0
@@ -70,8 +70,8 @@ def test_the_mix_tab_warns_beside_the_mixer_and_the_train_tab_tells_what_was_cut
 
 
 def test_the_library_marks_what_cannot_be_mixed_live(engine: Engine, corpus: Path) -> None:
-    text = engine.import_dataset([corpus], "Corpus", "domain").id
-    run = engine.wait_run(engine.start_run(TrainSpec(name="Dora", dataset=text, use_dora=True, **FAST)))
+    text = engine.datasets.import_files([corpus], "Corpus", "domain").id
+    run = engine.runs.wait(engine.runs.start(TrainSpec(name="Dora", dataset=text, use_dora=True, **FAST)))
     shelf, _, details, *_ = library.refresh(engine, "adapters", run.adapter)
     assert "cannot be mixed live" in json.dumps(shelf) and "DoRA rescales" in json.dumps(details)
 

@@ -65,7 +65,7 @@ def test_a_run_lends_the_thread_between_its_steps(worker: Worker) -> None:
             steps.append("train")
             started.set()
             time.sleep(0.005)
-            worker.serve(0.05)
+            worker.yield_to_requests(0.05)
 
     worker.run(run)
     started.wait(5)
@@ -137,7 +137,7 @@ def test_t24_too_many_streams_are_refused(worker: Worker) -> None:
 
     streams = [worker.stream(gen) for _ in range(room.STREAM_LIMIT)]
     worker.call(lambda: None)
-    with pytest.raises(Busy, match="answers are being written already"):
+    with pytest.raises(Busy, match="answers are being generated already"):
         worker.stream(gen)
     gate.set()
     for s in streams:

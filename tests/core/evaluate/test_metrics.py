@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from core.evaluate.metrics import exact_match, f1, normalise
-from core.store.csv_tables import cell
-from core.store.reports import as_csv
+from core.store.csv_tables import escape_cell
+from core.store.reports import format_report
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_normalising_drops_case_punctuation_and_articles() -> None:
 
 
 def test_t5_no_cell_of_the_csv_is_a_formula() -> None:
-    assert [cell(v) for v in ("=1+1", "+x", "-2", "@a", "\tb", "plain", -2.0)] == [
+    assert [escape_cell(v) for v in ("=1+1", "+x", "-2", "@a", "\tb", "plain", -2.0)] == [
         "'=1+1",
         "'+x",
         "'-2",
@@ -41,5 +41,5 @@ def test_t5_no_cell_of_the_csv_is_a_formula() -> None:
         "plain",
         -2.0,
     ]
-    text = as_csv([{"name": "=cmd()", "mix": "base", "perplexity": 2.5, "weights": {"a": 1}, "examples": []}])
+    text = format_report([{"name": "=cmd()", "mix": "base", "perplexity": 2.5, "weights": {"a": 1}, "examples": []}])
     assert text == "name,mix,perplexity\n'=cmd(),base,2.5\n"

@@ -10,7 +10,7 @@ import pytest
 from core.data.prompts import LENGTH_LIMIT, PROMPT_LIMIT, read_prompts
 from core.errors import DataError, SpecError
 from core.evaluate import suite as room
-from core.evaluate.suite import Sheet, suite
+from core.evaluate.suite import SuiteResult, run_suite
 from core.model.base import load_base
 from core.model.generate import encode_prompt, generate
 from core.model.resident import Resident
@@ -46,15 +46,15 @@ def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ],
 )
 def test_the_answers_of_a_suite_are_those_of_one_by_one(resident: Resident, sampling: Sampling) -> None:
-    *_, sheet = suite(resident, PROMPTS, MIXES, [sampling] * 4)
+    *_, sheet = run_suite(resident, PROMPTS, MIXES, [sampling] * 4)
     alone = []
     for prompt in PROMPTS:
         for mix in MIXES:
             ids = encode_prompt(resident, prompt, True, sampling.max_new_tokens)
-            *_, writers = generate(resident, [ids], [mix], [sampling])
-            alone.append(writers[0].column(resident.base.tokenizer).text)
+            *_, states = generate(resident, [ids], [mix], [sampling])
+            alone.append(states[0].column(resident.base.tokenizer).text)
     assert [text for row in sheet.answers for text in row] == alone and len(set(alone)) > 8
-    assert (sheet.done, sheet.total) == (32, 32) and [p for p, _ in sheet.written] == PROMPTS
+    assert (sheet.done, sheet.total) == (32, 32) and [p for p, _ in sheet.rows] == PROMPTS
 
 
 def test_no_batch_is_larger_than_it_may_be_and_it_yields_between_tokens(
@@ -68,20 +68,20 @@ def test_no_batch_is_larger_than_it_may_be_and_it_yields_between_tokens(
         yield from generate(resident, prompts, mixes, samplings)
 
     monkeypatch.setattr(room, "generate", counted)
-    sheets = list(suite(resident, PROMPTS, MIXES, [Sampling(max_new_tokens=5)] * 4))
+    sheets = list(run_suite(resident, PROMPTS, MIXES, [Sampling(max_new_tokens=5)] * 4))
     assert sizes == [24, 8] and len(sheets) > 10
     assert [s.done for s in sheets] == sorted(s.done for s in sheets)
 
 
 def test_prompts_that_differ_are_counted_among_those_answered() -> None:
-    sheet = Sheet(("a", "b", "c"), ("One", "Two"), (("x", "x"), ("x", "y"), ()), 4)
-    assert (sheet.differing, len(sheet.written)) == (1, 2)
-    assert Sheet(("=a",), ("+One", "Two"), (("-x", "y"),), 2).as_csv() == "prompt,'+One,Two\n'=a,'-x,y\n"
+    sheet = SuiteResult(("a", "b", "c"), ("One", "Two"), (("x", "x"), ("x", "y"), ()), 4)
+    assert (sheet.disagreements, len(sheet.rows)) == (1, 2)
+    assert SuiteResult(("=a",), ("+One", "Two"), (("-x", "y"),), 2).as_csv() == "prompt,'+One,Two\n'=a,'-x,y\n"
 
 
 def test_no_prompts_are_no_suite(resident: Resident) -> None:
     with pytest.raises(SpecError):
-        list(suite(resident, [], [Mix()], [Sampling()]))
+        list(run_suite(resident, [], [Mix()], [Sampling()]))
 
 
 # --- prompts from lines and files

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import AdapterError, Busy, NotFound, SpecError
 from core.merge import bake as room
-from core.merge.bake import Baked, bake
+from core.merge.bake import BakeResult, bake
 from core.merge.methods import METHODS, BakeSpec
 from core.model.base import load_base
-from core.model.deltas import stored
-from core.model.generate import speaking
-from core.model.low_rank import padded
+from core.model.deltas import load_factors
+from core.model.generate import inference_mode_for
+from core.model.low_rank import pad
 from core.model.resident import Resident
 from core.progress import Progress
 from core.spec.mix import Mix
@@ -79,9 +79,9 @@ def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield made
 
 
-def finished(resident: Resident, weights: dict[str, float], name: str = "baked", **settings: Any) -> Baked:
+def finished(resident: Resident, weights: dict[str, float], name: str = "baked", **settings: Any) -> BakeResult:
     *steps, last = bake(resident, Mix(weights=weights), BakeSpec(name=name, **settings))
-    assert all(isinstance(s, Progress) for s in steps) and isinstance(last, Baked)
+    assert all(isinstance(s, Progress) for s in steps) and isinstance(last, BakeResult)
     assert [s.done for s in steps] == list(range(1, steps[-1].total + 1)) and steps[
         -1
     ].report == last.adapter.id  # type: ignore[union-attr]
@@ -89,8 +89,8 @@ def finished(resident: Resident, weights: dict[str, float], name: str = "baked",
 
 
 def live(resident: Resident, mix: Mix) -> torch.Tensor:
-    resident.ensure([mix])
-    with speaking(resident, resident.rows([mix])):
+    resident.load_adapters([mix])
+    with inference_mode_for(resident, resident.rows([mix])):
         return resident.base.model(IDS).logits[0].clone()
 
 
@@ -104,7 +104,7 @@ def plain_peft(resident: Resident, adapter_id: str, tiny_base: Path) -> torch.Te
 
 
 def products(resident: Resident, adapter_id: str) -> dict[str, torch.Tensor]:
-    found = stored(resident.workspace, adapter_id)
+    found = load_factors(resident.workspace, adapter_id)
     return {m: found.scaling[m] * p.b.double() @ p.a.double() for m, p in found.factors.items()}
 
 
@@ -121,7 +121,7 @@ def test_concat_in_plain_peft_equals_the_live_mix(
     assert baked.rank == baked.adapter.rank == baked.adapter.alpha == sum(SHAPES[a][0] for a in weights)
     assert baked.changed < 1e-12 and baked.kept == dict.fromkeys(weights, 1.0)
     assert baked.logit_difference is not None and baked.logit_difference <= 1e-5
-    assert "the mix itself" in baked.reading()
+    assert "the mix itself" in baked.summary()
 
 
 def test_svd_at_full_rank_equals_the_live_mix_too(resident: Resident, tiny_base: Path) -> None:
@@ -160,8 +160,8 @@ def test_svd_at_a_lower_rank_is_the_best_approximation_and_its_energy_is_counted
     assert baked.divergence is not None and baked.divergence > 0
     assert set(baked.kept) == set(weights) and all(0 < k < 1 for k in baked.kept.values())
     assert (
-        f"leaves out {baked.changed:.2%}" in baked.reading()
-        and f"room for {baked.kept['law']:.1%} of law" in baked.reading()
+        f"leaves out {baked.changed:.2%}" in baked.summary()
+        and f"room for {baked.kept['law']:.1%} of law" in baked.summary()
     )
 
 
@@ -189,7 +189,7 @@ def test_pefts_methods_equal_pefts_own_on_a_fresh_model(
         model.add_weighted_adapter(
             list(weights), list(weights.values()), "own", combination_type=method, density=0.4
         )
-    for module, pair in stored(resident.workspace, baked.adapter.id).factors.items():
+    for module, pair in load_factors(resident.workspace, baked.adapter.id).factors.items():
         layer = model.base_model.model.get_submodule(module)
         own = layer.lora_B["own"].weight @ layer.lora_A["own"].weight * layer.scaling["own"]
         assert (pair.b @ pair.a - own).abs().max() <= 1e-5, module
@@ -199,7 +199,7 @@ def test_pefts_methods_equal_pefts_own_on_a_fresh_model(
             model.eval()(IDS).logits[0] - plain_peft(resident, baked.adapter.id, tiny_base)
         ).abs().max() <= 1e-5
     assert baked.changed > 0.01
-    assert "another way of combining" in baked.reading()
+    assert "another way of combining" in baked.summary()
 
 
 def test_rslora_parts_come_out_at_their_true_size_where_peft_alone_scales_them_up(
@@ -271,7 +271,7 @@ def test_limits_are_told(resident: Resident) -> None:
     with pytest.raises(SpecError, match="Choose one of: concat, svd, ties"):
         BakeSpec(name="x", method="linear")
     with pytest.raises(AdapterError, match="add up to 1200.*svd"):
-        room.rank_of(
+        room.compute_rank(
             BakeSpec(name="x", method="concat"), {"a": {"m": 600}, "b": {"m": 600}}, {"a": 1.0, "b": 1.0}
         )
     with pytest.raises(NotFound, match="'nobody'"):
@@ -328,9 +328,9 @@ class Tilted(Mix):
 
 def test_a_tilt_over_the_depth_is_baked_in(resident: Resident) -> None:
     mix = Tilted(weights={"law": 1.0, "chat": 0.5}, tilt={"law": -0.8})
-    weigh = room.weigher(mix, 2)
+    weigh = room.make_weight_function(mix, 2)
     *_, baked = bake(resident, mix, BakeSpec(name="tilted", method="concat"), weigh=weigh)
-    assert isinstance(baked, Baked) and baked.logit_difference is None
+    assert isinstance(baked, BakeResult) and baked.logit_difference is None
     parts, whole = {a: products(resident, a) for a in mix.weights}, products(resident, baked.adapter.id)
     for module, product in whole.items():
         factor = 1.8 if ".layers.0." in module else 0.2
@@ -350,7 +350,7 @@ LEANS = pytest.mark.skipif(
 def test_a_leaning_mix_bakes_to_what_it_sounds_like_live(resident: Resident, tiny_base: Path) -> None:
     mix = Mix.from_json({"weights": {"law": 1.0, "chat": 0.5}, "tilt": {"law": -0.8}})
     *_, baked = bake(resident, mix, BakeSpec(name="leaning", method="concat"))
-    assert isinstance(baked, Baked) and baked.logit_difference is not None
+    assert isinstance(baked, BakeResult) and baked.logit_difference is not None
     assert (plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, mix)).abs().max() <= 1e-5
     assert (live(resident, Mix(weights=mix.weights)) - live(resident, mix)).abs().max() > 1e-2
 
@@ -392,7 +392,7 @@ def test_an_exact_bake_that_does_not_sound_like_the_mix_is_not_kept(
     resident: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = resident.workspace.ids("adapters")
-    monkeypatch.setattr(room, "padded", lambda pair, rank: padded(pair, rank).scaled(1.01))
+    monkeypatch.setattr(room, "pad", lambda pair, rank: pad(pair, rank).scale(1.01))
     with pytest.raises(AdapterError, match="away from what it has to be"):
         finished(resident, {"law": 1.0, "chat": 1.0}, method="concat")
     monkeypatch.setattr(room, "_checked", lambda *args: iter(()))
@@ -420,7 +420,7 @@ def test_baking_while_a_run_trains_changes_no_gradient_and_refuses_the_trainee(
         for name, shape in SHAPES.items():
             put(resident, name, *shape)
         torch.manual_seed(3)
-        resident.begin_trainee(
+        resident.add_trainee(
             "learner",
             {
                 "task_type": "CAUSAL_LM",

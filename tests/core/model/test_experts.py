@@ -21,7 +21,7 @@ from core.errors import AdapterError
 from core.model import experts
 from core.model.base import load_base
 from core.model.generate import generate
-from core.model.mixing import Mixer, Row
+from core.model.mixing import Mixer, MixRow
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 from core.store import adapters
@@ -103,7 +103,7 @@ def test_every_row_equals_pefts_forward(
         k: v.repeat_interleave(beams, 0) for k, v in batch(len(rows), [0, min(1, tokens - 1)], tokens).items()
     }
     with dispatched(model, how), hung(model, shapes) as (_, mixer):
-        with torch.inference_mode(), mixer.engaged(rows):
+        with torch.inference_mode(), mixer.activate(rows):
             ours = logits(model, given_)
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
@@ -116,13 +116,13 @@ def test_depths_and_learned_weights_reach_the_experts(tokens: int) -> None:
     with hung(model, [Shape(3, 6, (), False, BOTH), Shape(2, 2, (), False, BOTH)]) as (_, mixer):
         with (
             torch.inference_mode(),
-            mixer.engaged([Row({"a0": 1.0, "a1": 0.5}, {"a0": -1.0, "a1": 0.5}), {}]),
+            mixer.activate([MixRow({"a0": 1.0, "a1": 0.5}, {"a0": -1.0, "a1": 0.5}), {}]),
         ):
             ours = logits(model, given_)
         with by_peft(mixer, {"a0": 1.0, "a1": 0.5}, {"a0": -1.0, "a1": 0.5}):
             assert (logits(model, given_)[0] - ours[0]).abs().max() <= 1e-5
         weights = torch.zeros(2, 2, requires_grad=True)
-        with mixer.engaged(weights):
+        with mixer.activate(weights):
             nats = logits(model, given_).logsumexp(-1).sum(1)
             (nats[0] + 2 * nats[1]).backward()
         assert weights.grad is not None and weights.grad.abs().min() > 0
@@ -157,10 +157,10 @@ def test_outside_a_mix_the_experts_compute_as_they_did_and_training_is_pefts() -
         assert {m.config._experts_implementation for m in plain} == {
             experts.NAME
         } and model.config._experts_implementation == "eager"
-        with torch.inference_mode(), mixer.engaged([{}, {"a0": 1.0}]):
+        with torch.inference_mode(), mixer.activate([{}, {"a0": 1.0}]):
             mixed = logits(model, batch(2, []))
         assert (mixed[0] - base[0]).abs().max() < 1e-6 and (mixed[1] - base[1]).abs().max() > 1e-3
-        mixer.arrange("a0")
+        mixer.update_layout("a0")
         peft.set_adapter("a0")
         loss = peft(**batch(2, []), labels=batch(2, [])["input_ids"]).loss
         loss.backward()
@@ -168,7 +168,7 @@ def test_outside_a_mix_the_experts_compute_as_they_did_and_training_is_pefts() -
         assert len(learned) == 2 * 2 * 3 and all(".a0." in k for k in learned)
         with (
             torch.inference_mode(),
-            mixer.engaged([{"a0": 1.0, "a1": -1.0}]),
+            mixer.activate([{"a0": 1.0, "a1": -1.0}]),
         ):  # the adapter in training beside one at rest
             ours = logits(model, batch(2, []))
         with by_peft(mixer, {"a0": 1.0, "a1": -1.0}):
@@ -183,7 +183,7 @@ def test_outside_a_mix_the_experts_compute_as_they_did_and_training_is_pefts() -
 def test_tokens_that_cannot_be_shared_out_are_refused() -> None:
     with hung(tiny("minimax_m2"), [Shape(3, 6, (), False, BOTH)]) as (_, mixer), torch.inference_mode():
         with (
-            mixer.engaged([{"a0": 1.0}, {}]),
+            mixer.activate([{"a0": 1.0}, {}]),
             pytest.raises(AdapterError, match="9 tokens, and the mix has 2 rows"),
         ):
             logits(tiny("minimax_m2"), batch(1, [], 9))
@@ -199,7 +199,7 @@ def test_an_adapter_on_another_bare_parameter_is_refused_by_name() -> None:
             AdapterError,
             match=r"mlp.gate' cannot be mixed: it is trained on the bare parameter 'weight' of MiniMaxM2TopKRouter",
         ):
-            Mixer(model).arrange()
+            Mixer(model).update_layout()
     finally:
         peft.unload()
 
@@ -234,9 +234,9 @@ def test_an_adapter_of_experts_goes_through_the_library_and_answers(tmp_path: Pa
         meta,
     )
     mix = Mix(weights={"theirs-0001": 1.0})
-    resident.ensure([mix])
+    resident.load_adapters([mix])
     ids = torch.tensor([[5, 9, 40, 77]])
-    with torch.inference_mode(), resident.mixer.engaged(resident.rows([mix, Mix()])):
+    with torch.inference_mode(), resident.mixer.activate(resident.rows([mix, Mix()])):
         ours = resident.base.model(ids.repeat(2, 1)).logits
     theirs = PeftModel.from_pretrained(
         hf.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path / "theirs"
@@ -245,11 +245,11 @@ def test_an_adapter_of_experts_goes_through_the_library_and_answers(tmp_path: Pa
         assert (theirs(ids).logits[0] - ours[0]).abs().max() <= 1e-5 and (
             ours[1] - ours[0]
         ).abs().max() > 1e-3
-    for writers in generate(resident, [ids[0].tolist()] * 2, [mix, Mix()], [Sampling(max_new_tokens=4)] * 2):
+    for states in generate(resident, [ids[0].tolist()] * 2, [mix, Mix()], [Sampling(max_new_tokens=4)] * 2):
         pass
-    assert writers[0].stamp["weights"] == {"theirs-0001": 1.0}
-    resident.forget("theirs-0001")
+    assert states[0].stamp["weights"] == {"theirs-0001": 1.0}
+    resident.unload("theirs-0001")
     assert not resident.mixer.layers and not any(hasattr(m, "hung") for m in resident.base.model.modules())
-    resident.ensure([mix])
-    with torch.inference_mode(), resident.mixer.engaged(resident.rows([mix, Mix()])):
+    resident.load_adapters([mix])
+    with torch.inference_mode(), resident.mixer.activate(resident.rows([mix, Mix()])):
         assert torch.equal(resident.base.model(ids.repeat(2, 1)).logits, ours)

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import CheckpointError
 
 from core.errors import AdapterError
 from core.model.families import FAMILIES
-from core.model.mixing import Mixer, Row
-from core.model.nf4_cpu import differentiable
+from core.model.mixing import Mixer, MixRow
+from core.model.nf4_cpu import unpack_for_backward
 
 VOCABULARY = 96
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -95,12 +95,12 @@ def hung(model: Any, shapes: list[Shape]) -> Iterator[tuple[PeftModel, Mixer]]:
                 p.copy_(torch.randn(p.shape, generator=dice) * 0.05)
     peft.eval()
     mixer = Mixer(model)
-    mixer.arrange()
+    mixer.update_layout()
     try:
         yield peft, mixer
     finally:
         peft.unload()
-        mixer.arrange()
+        mixer.update_layout()
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def test_every_row_equals_pefts_forward_under_its_own_mix(family: str, data: st.
     model = tiny(family)
     given_ = {k: v.repeat_interleave(beams, 0) for k, v in batch(len(rows), pads).items()}
     with hung(model, shapes) as (_, mixer):
-        with torch.inference_mode(), mixer.engaged(rows):
+        with torch.inference_mode(), mixer.activate(rows):
             ours = logits(model, given_)
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
@@ -196,7 +196,7 @@ def test_every_default_layer_of_a_family_takes_part(family: str) -> None:
             FAMILIES[family].targets
         )
         assert mixer.depths[0] == 0 and mixer.depths[-1] == 1
-        with torch.inference_mode(), mixer.engaged([{}, {"a0": 1.0}]):
+        with torch.inference_mode(), mixer.activate([{}, {"a0": 1.0}]):
             apart = logits(model, {k: v.repeat(2, 1) for k, v in batch(1, [0]).items()})
         assert (apart[0] - apart[1]).abs().max() > 1e-3
 
@@ -208,7 +208,7 @@ def test_an_encoder_a_decoder_and_their_crossing_each_hear_the_right_row() -> No
                  "decoder.block.1.layer.1.EncDecAttention.k", "decoder.block.0.layer.1.EncDecAttention.q", "decoder.block.1.layer.2.DenseReluDense.wi_0"):  # fmt: skip
         with hung(model, [Shape(4, 4, (part,))]) as (_, mixer):
             assert len(mixer.layers) == 1
-            with torch.inference_mode(), mixer.engaged(rows):
+            with torch.inference_mode(), mixer.activate(rows):
                 ours = logits(model, batch(3, [0, 2, 1]))
             for b, row in enumerate(rows):
                 with by_peft(mixer, row):
@@ -230,11 +230,11 @@ def test_beams_and_several_answers_keep_the_mix_of_their_prompt(family: str) -> 
             "num_return_sequences": 2,
             "do_sample": False,
         }
-        with torch.inference_mode(), mixer.engaged(rows):
+        with torch.inference_mode(), mixer.activate(rows):
             ours = model.generate(**given_, **ask)
         alone = []
         for row in rows:
-            with torch.inference_mode(), mixer.engaged([row]):
+            with torch.inference_mode(), mixer.activate([row]):
                 alone.append(model.generate(**given_, **ask))
     width = min(t.shape[1] for t in (ours, *alone))
     assert all(
@@ -246,14 +246,14 @@ def test_flattened_tokens_find_their_row_or_are_refused() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(6, 5)).requires_grad_(False)
     x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(1))
     with hung(layer, [Shape(2, 2, ("0",))]) as (_, mixer), torch.inference_mode():
-        with mixer.engaged([{"a0": w} for w in (1.0, -1.0, 0.5, 0.0)]):
+        with mixer.activate([{"a0": w} for w in (1.0, -1.0, 0.5, 0.0)]):
             whole = layer(x)
             assert torch.allclose(layer(x.flatten(0, 1)).view_as(whole), whole, atol=1e-6)
             assert torch.allclose(layer(x.unsqueeze(1))[:, 0], whole, atol=1e-6)
             for strange in (x.flatten(0, 1)[:11], x[:3], x.view(1, 12, 6)):
                 with pytest.raises(AdapterError, match="the mix has 4 rows. Give a multiple"):
                     layer(strange)
-        with mixer.engaged([{"a0": 0.5}] * 4):  # one mix for all: nothing to tell apart
+        with mixer.activate([{"a0": 0.5}] * 4):  # one mix for all: nothing to tell apart
             assert torch.allclose(layer(x.view(1, 12, 6))[0], layer(x.flatten(0, 1)), atol=1e-6)
 
 
@@ -270,9 +270,9 @@ def test_layers_of_single_experts_take_one_mix_at_a_time() -> None:
 
     model = Routed().requires_grad_(False)
     with hung(model, [Shape(2, 2, ("up",))]) as (_, mixer), torch.inference_mode():
-        with mixer.engaged([{"a0": 1.0}, {}]), pytest.raises(AdapterError, match="tokens without their rows"):
+        with mixer.activate([{"a0": 1.0}, {}]), pytest.raises(AdapterError, match="tokens without their rows"):
             model(torch.randn(4, 6))
-        with mixer.engaged([{"a0": 1.0}, {"a0": 1.0}]):
+        with mixer.activate([{"a0": 1.0}, {"a0": 1.0}]):
             assert model(torch.randn(3, 6)).shape == (3, 5)
 
 
@@ -293,9 +293,9 @@ def test_a_tilted_weight_is_pefts_scale_layer_by_layer(family: str, data: st.Dat
         _,
         mixer,
     ):
-        with torch.inference_mode(), mixer.engaged([Row(weights, tilt) for weights, tilt in rows]):
+        with torch.inference_mode(), mixer.activate([MixRow(weights, tilt) for weights, tilt in rows]):
             ours = logits(model, given_)
-            stamps = [(mixer.active(b), mixer.leaning(b)) for b in range(len(rows))]
+            stamps = [(mixer.active_weights(b), mixer.active_tilt(b)) for b in range(len(rows))]
         for b, (weights, tilt) in enumerate(rows):
             with by_peft(mixer, weights, tilt):
                 assert (logits(model, given_)[b] - ours[b]).abs().max() <= 1e-5
@@ -310,9 +310,9 @@ def test_all_deep_is_nothing_in_the_first_layer_and_double_in_the_last() -> None
     model = tiny("llama")
     with (
         hung(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer),
-        mixer.engaged([Row({"a0": 0.7}, {"a0": 1.0})]),
+        mixer.activate([MixRow({"a0": 0.7}, {"a0": 1.0})]),
     ):
-        rows = mixer.live.rows[0]  # type: ignore[union-attr]
+        rows = mixer.active_mix.rows[0]  # type: ignore[union-attr]
         assert rows[0] is None, "what is off is not computed"
         assert rows[1].flatten()[0] == pytest.approx(0.7 * 2) and rows[2].flatten()[0] == pytest.approx(
             1.4 * 2
@@ -328,17 +328,17 @@ def test_learned_weights_may_have_points_along_the_depth() -> None:
         points = torch.tensor(
             [[[0.0, 1.0], [0.0, 0.0]], [[0.5, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]], requires_grad=True
         )  # a point a layer
-        with mixer.engaged(points):
+        with mixer.activate(points):
             ours = logits(model, given_)
             ours[0].logsumexp(-1).sum().backward()
-        with torch.no_grad(), mixer.engaged([Row({"a0": 0.5, "a1": 1.0}, {"a0": 1.0}), {}]):
+        with torch.no_grad(), mixer.activate([MixRow({"a0": 0.5, "a1": 1.0}, {"a0": 1.0}), {}]):
             assert (logits(model, given_) - ours).abs().max() <= 1e-5
         assert (
             points.grad is not None and bool((points.grad[:, 0] != 0).all()) and not points.grad[:, 1].any()
         )
         with (
             pytest.raises(AdapterError, match=r"shape \(2, 3\). Give \(rows, 2\)"),
-            mixer.engaged(torch.zeros(2, 3)),
+            mixer.activate(torch.zeros(2, 3)),
         ):
             pass
 
@@ -356,7 +356,7 @@ def test_recomputed_layers_have_the_rows_of_their_forward() -> None:
             model.enable_input_require_grads()
         calls.clear()
         try:
-            with mixer.engaged(weights):
+            with mixer.activate(weights):
                 nats = logits(model, given_).logsumexp(-1).sum(1)
                 (nats * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
         finally:
@@ -391,7 +391,7 @@ def test_a_backward_outside_its_mix_is_no_silent_error() -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
         try:
-            with mixer.engaged(torch.full((2, 1), 0.5, requires_grad=True)):
+            with mixer.activate(torch.full((2, 1), 0.5, requires_grad=True)):
                 nats = logits(model, batch(2, [0, 1])).logsumexp(-1).sum()
             with pytest.raises(
                 CheckpointError, match="during the (original forward and recomputation|forward pass)"
@@ -412,7 +412,7 @@ def test_steps_of_training_do_not_notice_answers_between_them() -> None:
         with hung(
             model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(2, 2, FAMILIES["llama"].targets[:3])]
         ) as (peft, mixer):
-            mixer.arrange("a0")
+            mixer.update_layout("a0")
             peft.set_adapter("a0")
             model.activation_checkpointing_enable({"use_reentrant": False})
             peft.enable_input_require_grads()
@@ -429,7 +429,7 @@ def test_steps_of_training_do_not_notice_answers_between_them() -> None:
                     peft.eval()
                     with (
                         torch.inference_mode(),
-                        mixer.engaged([{"a0": 1.0}, {"a1": -1.0}, Row({"a0": 0.3, "a1": 1.0}, {"a1": -1.0})]),
+                        mixer.activate([{"a0": 1.0}, {"a1": -1.0}, MixRow({"a0": 0.3, "a1": 1.0}, {"a1": -1.0})]),
                     ):
                         logits(model, batch(3, []))
             kept = [p.detach().clone() for p in learned]
@@ -447,19 +447,19 @@ def test_steps_of_training_do_not_notice_answers_between_them() -> None:
 def test_asking_the_same_again_computes_nothing_and_a_change_is_heard() -> None:
     model = tiny("llama")
     with hung(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer):
-        with torch.inference_mode(), mixer.engaged([{"a0": 1.0}, {}]):
-            first = mixer.live
-        with mixer.engaged([{"a0": 1.0}, {}]):
-            assert mixer.live is first and mixer.weights is not None and not mixer.weights.is_inference()
-            with mixer.engaged([{"a0": 0.5}]):
-                assert mixer.active(0) == {"a0": 0.5}
-            assert mixer.live is first
-        with mixer.engaged([Row({"a0": 1.0}, {"a0": 0.5}), {}]):
-            assert mixer.live is not first and mixer.leaning(0) == {"a0": 0.5}
+        with torch.inference_mode(), mixer.activate([{"a0": 1.0}, {}]):
+            first = mixer.active_mix
+        with mixer.activate([{"a0": 1.0}, {}]):
+            assert mixer.active_mix is first and mixer.weights is not None and not mixer.weights.is_inference()
+            with mixer.activate([{"a0": 0.5}]):
+                assert mixer.active_weights(0) == {"a0": 0.5}
+            assert mixer.active_mix is first
+        with mixer.activate([MixRow({"a0": 1.0}, {"a0": 0.5}), {}]):
+            assert mixer.active_mix is not first and mixer.active_tilt(0) == {"a0": 0.5}
         assert len(mixer.ranks) == 3, (
             "one for q, k and v together, one for gate and up, one for the others, in whichever layer"
         )
-        assert mixer.live is None and mixer.weights is None
+        assert mixer.active_mix is None and mixer.weights is None
 
 
 # ------------------------------------------------------------ 16, 8 and 4 bits
@@ -477,7 +477,7 @@ def test_sixteen_bits_add_up_as_pefts_do() -> None:
         _,
         mixer,
     ):
-        with torch.inference_mode(), mixer.engaged(rows):
+        with torch.inference_mode(), mixer.activate(rows):
             ours = logits(model, batch(3, [0, 1, 2]))
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
@@ -503,7 +503,7 @@ def test_quantised_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any)
     ).eval()
     rows: list[dict[str, float]] = [{"a0": 1.0}, {}, {"a0": -0.5, "a1": 2.0}]
     with (
-        differentiable(model),
+        unpack_for_backward(model),
         hung(model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(3, 3, FAMILIES["llama"].targets)]) as (
             _,
             mixer,
@@ -512,7 +512,7 @@ def test_quantised_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any)
         assert {type(layer.base_layer).__name__ for layer in mixer.layers} == {
             "Linear8bitLt" if bits == "int8" else "Linear4bit"
         }
-        with torch.inference_mode(), mixer.engaged(rows):
+        with torch.inference_mode(), mixer.activate(rows):
             ours = logits(model, batch(3, [0, 1, 2]))
         for b, row in enumerate(rows):
             with by_peft(mixer, row):

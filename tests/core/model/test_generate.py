@@ -12,8 +12,8 @@ from transformers.cache_utils import DynamicLayer
 from core.data.encoding import encode_text
 from core.errors import SpecError
 from core.model.base import load_base
-from core.model.generate import encode_prompt, generate, speaking
-from core.model.kv_cache import ROOM, RoomyLayer
+from core.model.generate import encode_prompt, generate, inference_mode_for
+from core.model.kv_cache import GROWTH, PreallocatedLayer
 from core.model.resident import Resident
 from core.model.scoring import score
 from core.spec.mix import Mix, Sampling
@@ -40,8 +40,8 @@ def write(
 ) -> list[list[int]]:
     texts = prompts or ["Where is the red lamp?"] * len(mixes)
     ids = [encode_prompt(resident, t, True, sampling.max_new_tokens) for t in texts]
-    writers = list(generate(resident, ids, mixes, [sampling] * len(mixes)))[-1]
-    return [w.ids for w in writers]
+    states = list(generate(resident, ids, mixes, [sampling] * len(mixes)))[-1]
+    return [w.ids for w in states]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_column_writes_the_same_alone_and_beside_others(resident: Resident, sa
 
 def test_greedy_text_equals_transformers_own_generate(resident: Resident) -> None:
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
-    with speaking(resident, resident.rows([Mix(weights={"one": 1.0})])):
+    with inference_mode_for(resident, resident.rows([Mix(weights={"one": 1.0})])):
         reference = resident.base.model.generate(
             torch.tensor([ids]),
             max_new_tokens=24,
@@ -88,10 +88,10 @@ def test_prompts_of_different_length_do_not_disturb_each_other(resident: Residen
 def test_a_column_that_ends_leaves_the_batch_and_the_others_go_on(resident: Resident) -> None:
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
     samplings = [Sampling(max_new_tokens=n) for n in (3, 24, 9, 24)]
-    writers = list(generate(resident, [ids] * 4, MIXES, samplings))[-1]
-    assert [len(w.ids) for w in writers] == [3, 24, 9, 24] or all(w.reason for w in writers)
+    states = list(generate(resident, [ids] * 4, MIXES, samplings))[-1]
+    assert [len(w.ids) for w in states] == [3, 24, 9, 24] or all(w.reason for w in states)
     full = write(resident, MIXES, Sampling(max_new_tokens=24))
-    assert [w.ids for w in writers] == [full[0][:3], full[1], full[2][:9], full[3]]
+    assert [w.ids for w in states] == [full[0][:3], full[1], full[2][:9], full[3]]
 
 
 def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
@@ -99,10 +99,10 @@ def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
     whole = tokenizer.decode(write(resident, [MIXES[3]], Sampling(max_new_tokens=24))[0])
     stop = whole[6:9]
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
-    writers = list(generate(resident, [ids], [MIXES[3]], [Sampling(max_new_tokens=24, stop=(stop,))]))[-1]
+    states = list(generate(resident, [ids], [MIXES[3]], [Sampling(max_new_tokens=24, stop=(stop,))]))[-1]
     assert (
-        writers[0].reason == "stop"
-        and writers[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
+        states[0].reason == "stop"
+        and states[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
     )
 
 
@@ -116,7 +116,7 @@ def test_closing_halfway_leaves_the_model_as_it_was(resident: Resident) -> None:
 
 def test_prompts_that_leave_no_room_are_refused_with_both_numbers(resident: Resident) -> None:
     with pytest.raises(
-        SpecError, match=r"The prompt has \d+ tokens and the answer may have 200, but the base reads 256"
+        SpecError, match=r"The prompt has \d+ tokens and the answer may have 200, but the context of the base is 256"
     ):
         encode_prompt(resident, "word " * 100, True, 200)
     with pytest.raises(SpecError, match="The prompt is empty"):
@@ -134,11 +134,11 @@ def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None
     for mix, found in zip(MIXES, scores, strict=True):
         nats = tokens = 0.0
         for e in sequences:  # one by one, without padding
-            with speaking(resident, resident.rows([mix])):
+            with inference_mode_for(resident, resident.rows([mix])):
                 logits = resident.base.model(torch.tensor([e.ids])).logits[0].double()
             picked = logits[:-1].log_softmax(-1)[range(len(e.ids) - 1), e.ids[1:]]
-            nats -= float((picked * torch.tensor(e.mask[1:])).sum())
-            tokens += sum(e.mask[1:])
+            nats -= float((picked * torch.tensor(e.loss_mask[1:])).sum())
+            tokens += sum(e.loss_mask[1:])
         assert found.tokens == tokens
         assert found.nats == pytest.approx(nats, rel=1e-5)
 
@@ -148,13 +148,13 @@ def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resid
     ids = encode_prompt(resident, "Where is the red lamp?", True, 16)
     mixes = [MIXES[1], MIXES[2], Mix(name="Renamed", weights=MIXES[2].weights)]
     told = list(mixes)
-    for steps, writers in enumerate(
+    for steps, states in enumerate(
         generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: told), start=1
     ):
         if steps == 6:
             told[0] = MIXES[3]
             told[2] = Mix(name="Another name", weights=MIXES[2].weights)
-    first, beside, renamed = writers
+    first, beside, renamed = states
     begun = write(resident, [MIXES[1]], Sampling(max_new_tokens=6))[0]
     after = list(generate(resident, [[*ids, *begun]], [MIXES[3]], [Sampling(max_new_tokens=10)]))[-1][0].ids
     assert first.ids == begun + after and len(first.ids) == 16
@@ -163,21 +163,21 @@ def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resid
         "a neighbour does not notice"
     )
     column = first.column(resident.base.tokenizer)
-    assert [(t.tokens, t.stamp["weights"]) for t in column.turns] == [(6, {"one": 0.6, "three": -1.0})]
+    assert [(t.tokens, t.stamp["weights"]) for t in column.mix_changes] == [(6, {"one": 0.6, "three": -1.0})]
     assert resident.base.tokenizer.decode(begun, skip_special_tokens=True).endswith(
-        column.text[max(0, column.turns[0].at - 3) : column.turns[0].at].strip() or " "
+        column.text[max(0, column.mix_changes[0].at - 3) : column.mix_changes[0].at].strip() or " "
     )
     assert column.stamp["weights"] == {"one": 0.6, "three": -1.0}
     assert (
-        not beside.column(resident.base.tokenizer).turns and not renamed.column(resident.base.tokenizer).turns
+        not beside.column(resident.base.tokenizer).mix_changes and not renamed.column(resident.base.tokenizer).mix_changes
     )
 
 
 def test_a_cache_with_room_holds_what_transformers_own_holds_when_it_grows_and_when_rows_leave() -> None:
     dice = torch.Generator().manual_seed(2)
-    ours, own = RoomyLayer(), DynamicLayer()
+    ours, own = PreallocatedLayer(), DynamicLayer()
     rows = 4
-    for new in (7, *[1] * (ROOM + 3), 5, 1):
+    for new in (7, *[1] * (GROWTH + 3), 5, 1):
         k, v = torch.randn(rows, 2, new, 8, generator=dice), torch.randn(rows, 2, new, 8, generator=dice)
         for mine, theirs in zip(ours.update(k, v), own.update(k, v), strict=True):
             assert torch.equal(mine, theirs)
@@ -186,13 +186,13 @@ def test_a_cache_with_room_holds_what_transformers_own_holds_when_it_grows_and_w
             keep = torch.tensor([2, 0, 1][:rows])
             ours.batch_select_indices(keep)
             own.batch_select_indices(keep)
-    assert ours.get_seq_length() == own.get_seq_length() == 7 + ROOM + 3 + 6 and rows == 2
+    assert ours.get_seq_length() == own.get_seq_length() == 7 + GROWTH + 3 + 6 and rows == 2
 
 
 def test_a_cache_with_room_is_not_copied_at_every_token() -> None:
-    layer = RoomyLayer()
+    layer = PreallocatedLayer()
     layer.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
     places = {
-        layer.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))[0].data_ptr() for _ in range(2 * ROOM)
+        layer.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))[0].data_ptr() for _ in range(2 * GROWTH)
     }
     assert len(places) <= 3

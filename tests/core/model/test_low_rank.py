@@ -10,28 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.model.low_rank import (
-    Pair,
+    Factors,
     chance_cosine,
     chance_overlap,
     concat,
     cosine,
     distance,
-    inner,
+    inner_product,
     norm,
     overlap,
-    padded,
-    spaces,
-    spectrum,
+    pad,
+    space_overlaps,
+    svd,
     truncate,
 )
 
 
-def drawn(outputs: int, inputs: int, rank: int, seed: int) -> Pair:
+def drawn(outputs: int, inputs: int, rank: int, seed: int) -> Factors:
     dice = torch.Generator().manual_seed(seed)
-    return Pair(torch.randn(rank, inputs, generator=dice), torch.randn(outputs, rank, generator=dice))
+    return Factors(torch.randn(rank, inputs, generator=dice), torch.randn(outputs, rank, generator=dice))
 
 
-def dense(pair: Pair) -> torch.Tensor:
+def dense(pair: Factors) -> torch.Tensor:
     return pair.b.double() @ pair.a.double()
 
 
@@ -47,7 +47,7 @@ def test_inner_product_norm_cosine_and_distance_are_those_of_the_products(
 ) -> None:
     x, y = drawn(*shape, ranks[0], seed), drawn(*shape, ranks[1], seed + 1)
     size = float(dense(x).norm() * dense(y).norm())
-    assert abs(inner(x, y) - float((dense(x) * dense(y)).sum())) <= 1e-9 * size
+    assert abs(inner_product(x, y) - float((dense(x) * dense(y)).sum())) <= 1e-9 * size
     assert norm(x) == pytest.approx(float(dense(x).norm()), rel=1e-10)
     assert cosine(x, y) == pytest.approx(float((dense(x) * dense(y)).sum()) / size, abs=1e-9)
     assert distance(x, y) == pytest.approx(float((dense(x) - dense(y)).norm()), rel=1e-10)
@@ -64,7 +64,7 @@ def test_concatenation_is_the_weighted_sum_with_its_signs(
     shape: tuple[int, int], ranks: list[int], seed: int, weights: list[float]
 ) -> None:
     parts = [drawn(*shape, r, seed + i) for i, r in enumerate(ranks)]
-    whole = concat([p.scaled(w) for p, w in zip(parts, weights)])
+    whole = concat([p.scale(w) for p, w in zip(parts, weights)])
     expected = sum(w * dense(p) for p, w in zip(parts, weights))
     assert whole.rank == sum(ranks)
     assert (dense(whole) - expected).abs().max() <= 1e-10
@@ -93,8 +93,8 @@ def test_overlap_of_spaces_is_that_of_projections_onto_the_dense_updates(
     shape: tuple[int, int], ranks: tuple[int, int], seed: int
 ) -> None:
     x, y = drawn(*shape, ranks[0], seed), drawn(*shape, ranks[1], seed + 1)
-    columns, rows = spaces(spectrum(x), spectrum(y))
-    few = min(spectrum(x).rank, spectrum(y).rank)
+    columns, rows = space_overlaps(svd(x), svd(y))
+    few = min(svd(x).rank, svd(y).rank)
     for found, (m, n) in ((columns, (dense(x), dense(y))), (rows, (dense(x).T, dense(y).T))):
         p, q = (
             k @ torch.linalg.pinv(k, rtol=1e-6) for k in (m, n)
@@ -112,14 +112,14 @@ def test_subspaces_one_within_the_other_orthogonal_and_at_half_a_right_angle() -
 
 def test_directions_that_are_only_padding_do_not_count_as_space() -> None:
     x = drawn(12, 9, 3, 0)
-    wide = padded(x, 8)
-    assert spectrum(wide).rank == 3
-    assert spaces(spectrum(wide), spectrum(x)) == pytest.approx((1.0, 1.0))
+    wide = pad(x, 8)
+    assert svd(wide).rank == 3
+    assert space_overlaps(svd(wide), svd(x)) == pytest.approx((1.0, 1.0))
 
 
 def test_the_chance_levels_are_what_random_updates_show() -> None:
     found = [
-        spaces(spectrum(drawn(64, 40, 4, s)), spectrum(drawn(64, 40, 6, s + 10_000))) for s in range(300)
+        space_overlaps(svd(drawn(64, 40, 4, s)), svd(drawn(64, 40, 6, s + 10_000))) for s in range(300)
     ]
     columns, rows = (sum(f[i] for f in found) / len(found) for i in (0, 1))
     assert columns == pytest.approx(chance_overlap(64, 4, 6), rel=0.05)
@@ -129,15 +129,15 @@ def test_the_chance_levels_are_what_random_updates_show() -> None:
 
 
 def test_a_zero_update_has_no_direction_and_divides_by_nothing() -> None:
-    x, zero = drawn(6, 5, 2, 0), Pair(torch.randn(2, 5), torch.zeros(6, 2))
+    x, zero = drawn(6, 5, 2, 0), Factors(torch.randn(2, 5), torch.zeros(6, 2))
     assert cosine(x, zero) == 0.0
-    assert spectrum(zero).rank == 0
-    assert spaces(spectrum(x), spectrum(zero)) == (0.0, 0.0)
+    assert svd(zero).rank == 0
+    assert space_overlaps(svd(x), svd(zero)) == (0.0, 0.0)
     assert truncate(zero, 2)[1] == 0.0
 
 
 def test_updates_of_different_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="belong to different layers"):
-        inner(drawn(4, 5, 2, 0), drawn(5, 4, 2, 0))
+        inner_product(drawn(4, 5, 2, 0), drawn(5, 4, 2, 0))
     with pytest.raises(ValueError, match="at least one"):
         concat([])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from core.errors import AdapterError
 from core.model import nf4_cpu
 from core.model.base import load_base
-from core.model.generate import speaking
-from core.model.nf4_cpu import differentiable
+from core.model.generate import inference_mode_for
+from core.model.nf4_cpu import unpack_for_backward
 from core.model.resident import TRAINEE, Resident
 from core.spec.mix import Mix
 from core.store.workspace import Workspace
@@ -43,16 +43,16 @@ def hang_random(
         }
         config["fan_in_fan_out"] = resident.base.family.fan_in_fan_out
         if name == trainable:
-            resident.begin_trainee(name, config)
+            resident.add_trainee(name, config)
         else:
-            resident.hang(name, config)
+            resident.add_adapter(name, config)
             resident.digests[name] = f"sha-{name}"
     assert resident.peft is not None
     with torch.no_grad():
         for key, p in resident.peft.named_parameters():
             if "lora_" in key:
                 p.copy_(torch.randn(p.shape, generator=dice) * 0.15)
-    resident.arrange()
+    resident.update_layout()
 
 
 def by_peft(resident: Resident, weights: dict[str, float]) -> torch.Tensor:
@@ -87,7 +87,7 @@ def resident(
 
 
 def logits_of(resident: Resident, mixes: list[dict[str, float]]) -> torch.Tensor:
-    with speaking(resident, resident.rows([Mix(weights=m) for m in mixes])):
+    with inference_mode_for(resident, resident.rows([Mix(weights=m) for m in mixes])):
         return resident.base.model(IDS.repeat(len(mixes), 1)).logits.clone()
 
 
@@ -153,7 +153,7 @@ def test_layers_that_read_the_same_input_share_the_first_product_and_others_do_n
     with torch.no_grad():
         base = {(layer, x): layer.base_layer(x) for layer in (q, v) for x in (text, other)}
         for weights in ({"two": 1.0}, {"two": -0.5, "one": 2.0}, {}):
-            with resident.mixer.engaged([weights, {}]):
+            with resident.mixer.activate([weights, {}]):
                 for layer, x in (
                     (q, text),
                     (v, text),
@@ -174,7 +174,7 @@ def test_layers_that_read_the_same_input_share_the_first_product_and_others_do_n
 
 
 def test_weights_read_back_are_the_weights_that_were_multiplied(resident: Resident) -> None:
-    with resident.mixer.engaged([{"one": 0.5}, {}, {"two": -1.0, "three": 2.0}]):
+    with resident.mixer.activate([{"one": 0.5}, {}, {"two": -1.0, "three": 2.0}]):
         assert resident.stamp(0)["weights"] == {"one": 0.5}
         assert resident.stamp(1)["weights"] == {}
         assert resident.stamp(2)["weights"] == {"three": 2.0, "two": -1.0}
@@ -185,7 +185,7 @@ def test_weights_read_back_are_the_weights_that_were_multiplied(resident: Reside
 def test_an_unknown_adapter_is_refused_by_name(resident: Resident) -> None:
     with (
         pytest.raises(AdapterError, match="'nobody' is not loaded"),
-        resident.mixer.engaged([{"nobody": 1.0}]),
+        resident.mixer.activate([{"nobody": 1.0}]),
     ):
         pass
 
@@ -217,7 +217,7 @@ def test_loading_an_adapter_during_training_changes_neither_gradients_nor_dice(
         torch.manual_seed(3)
         hang_random(resident, {"one": SHAPES["one"]}, trainable="one")
         if disturb:  # this one brings layers that no adapter had before
-            resident.hang(
+            resident.add_adapter(
                 "late",
                 {
                     "task_type": "CAUSAL_LM",
@@ -226,7 +226,7 @@ def test_loading_an_adapter_during_training_changes_neither_gradients_nor_dice(
                     "target_modules": ["v_proj", "up_proj", "q_proj"],
                 },
             )
-            resident.arrange()
+            resident.update_layout()
         assert resident.peft is not None
         resident.peft.train()
         resident.peft(input_ids=IDS, labels=IDS).loss.backward()
@@ -260,7 +260,7 @@ def test_gpt2_layers_mix_like_peft_too(tmp_path: Path) -> None:
 
 def test_weights_can_be_learned_through_the_mix(resident: Resident) -> None:
     weights = torch.zeros(2, 3, requires_grad=True)
-    with differentiable(resident.base.model), resident.mixer.engaged(weights):
+    with unpack_for_backward(resident.base.model), resident.mixer.activate(weights):
         logits = resident.base.model(IDS.repeat(2, 1)).logits
         (logits[0].logsumexp(-1).sum() + 2 * logits[1].logsumexp(-1).sum()).backward()
     assert weights.grad is not None
@@ -275,7 +275,7 @@ def test_a_4_bit_base_that_is_talked_to_and_trained_in_turn_stays_the_same_to_th
     ids = torch.arange(5, 40)[None]
 
     def trained() -> torch.Tensor:
-        with differentiable(base.model):
+        with unpack_for_backward(base.model):
             return base.model(ids).logits.detach()
 
     def talked() -> torch.Tensor:
@@ -315,6 +315,6 @@ def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bi
             own = bnb.nn.Linear4bit.forward(layer, shape)
         assert called == len(calls) > 0, "only ours calls it here"
         assert ours.dtype is own.dtype and ours.shape == own.shape and torch.equal(ours, own)
-    with nf4_cpu.differentiable(model):
+    with nf4_cpu.unpack_for_backward(model):
         y = layer(x.float().requires_grad_())
         assert y.requires_grad, "while something learns it is bitsandbytes' own, unpacked"

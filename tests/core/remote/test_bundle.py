@@ -197,11 +197,11 @@ def home(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoding="utf-8",
     )
     with Engine(root / "ws", str(tiny_base), "none", "cpu") as engine:
-        data = engine.import_dataset([text], "Corpus", "domain")
-        engine.import_dataset([pairs], "Pairs", "task")
+        data = engine.datasets.import_files([text], "Corpus", "domain")
+        engine.datasets.import_files([pairs], "Pairs", "task")
         spec = TrainSpec(**{"kind": "domain", "name": "Domain", "dataset": data.id, **FAST})
-        assert engine.wait_run(engine.start_run(spec)).status is RunStatus.DONE
-        engine.plan.define(spec, {"rank": [2, 8]}, "Ranks of 'mine'")
+        assert engine.runs.wait(engine.runs.start(spec)).status is RunStatus.DONE
+        engine.grids.define(spec, {"rank": [2, 8]}, "Ranks of 'mine'")
     return root / "ws"
 
 
@@ -214,8 +214,8 @@ def engine(home: Path, tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 
 def task(engine: Engine, **changes: Any) -> TrainSpec:
-    domain = next(a for a in engine.adapters() if a.kind == "domain")
-    data = next(d for d in engine.datasets() if d.kind == "task")
+    domain = next(a for a in engine.library.adapters() if a.kind == "domain")
+    data = next(d for d in engine.datasets.list() if d.kind == "task")
     return TrainSpec(
         **{"kind": "task", "name": "Task", "dataset": data.id, "stack_on": domain.id, **FAST, **changes}
     )
@@ -253,9 +253,9 @@ def test_a_task_on_a_domain_comes_back_under_the_ids_it_was_promised_and_once(
         4,
         asked.spec,
     )
-    adapter = engine.adapter(run.adapter)
+    adapter = engine.library.adapter(run.adapter)
     assert (
-        len(engine.verify_adapter(adapter.id)) == 3
+        len(engine.library.verify(adapter.id)) == 3
         and adapter.stacked_on == asked.spec.stack_on
         and adapter.dataset_name == "Pairs"
     )
@@ -264,12 +264,12 @@ def test_a_task_on_a_domain_comes_back_under_the_ids_it_was_promised_and_once(
         and adapter.results["validation_loss"] > 0
         and adapter.metadata["versions"]["torch"]
     )
-    assert [e["status"] for e in engine.run_events(run.id)[0] if e["kind"] == "status"] == [
+    assert [e["status"] for e in engine.runs.events(run.id)[0] if e["kind"] == "status"] == [
         "queued",
         "running",
         "finished",
     ]
-    assert len(engine.plan.history(run.id).train) == 4
+    assert len(engine.runs.history(run.id).train) == 4
     with pytest.raises(RunError, match="here already"):
         collect.collect(engine, result)
     with pytest.raises(RunError, match="has finished"):
@@ -359,15 +359,15 @@ def test_what_a_result_tells_besides_its_figures_is_not_kept(
         members["events.jsonl"] += b'[1]\n{"no": "kind"}\n{"kind": "note", "text": "hi"}\n'
 
     run = collect.collect(engine, rewritten(result, tmp_path / "r.zip", lie))
-    adapter = engine.adapter(run.adapter)
+    adapter = engine.library.adapter(run.adapter)
     assert (
         adapter.name == "Task" and adapter.results == {"steps": 4} and "learned_from" not in adapter.metadata
     )
     assert adapter.metadata["hyperparameters"] == run.spec.to_json()
     config = json.loads((engine.workspace.path("adapters", adapter.id) / "adapter_config.json").read_text())
     assert "auto_mapping" not in config and "base_model_name_or_path" not in config
-    assert [e["kind"] for e in engine.run_events(run.id)[0]][-1] == "note" and all(
-        "kind" in e for e in engine.run_events(run.id)[0]
+    assert [e["kind"] for e in engine.runs.events(run.id)[0]][-1] == "note" and all(
+        "kind" in e for e in engine.runs.events(run.id)[0]
     )
 
 
@@ -375,23 +375,23 @@ def test_a_bundle_that_was_cut_off_goes_on_and_learns_what_it_would_have_here(
     engine: Engine, tiny_base: Path, tmp_path: Path
 ) -> None:
     texts, domain = (
-        next(d for d in engine.datasets() if d.kind == "domain"),
-        next(r for r in engine.runs() if r.kind == "domain"),
+        next(d for d in engine.datasets.list() if d.kind == "domain"),
+        next(r for r in engine.runs.list() if r.kind == "domain"),
     )
     spec = dataclasses.replace(
         domain.spec, name="Long", max_steps=40, replay_share=0.3, replay_dataset=texts.id
     )
     packed, result = tmp_path / "b.zip", tmp_path / "r.zip"
     made = bundle.pack(engine.workspace, spec, packed, str(tiny_base), "none")
-    assert bundle.pack(engine.workspace, spec, packed, str(tiny_base), "none").run == made.run, (
+    assert bundle.pack(engine.workspace, spec, packed, str(tiny_base), "none").run == made.runs.get, (
         "asked twice, it is the same run"
     )
 
     def cut(there: Engine, run_id: str) -> None:
-        while there.run(run_id).step < 3:
+        while there.runs.get(run_id).step < 3:
             time.sleep(0.01)
-        there.pause_run(run_id)
-        there.wait_run(run_id)
+        there.runs.pause(run_id)
+        there.runs.wait(run_id)
 
     with pytest.raises(RunError, match="did not finish"):
         bundle.run(packed, result, follow=cut)
@@ -402,18 +402,18 @@ def test_a_bundle_that_was_cut_off_goes_on_and_learns_what_it_would_have_here(
     bundle.run(packed, result)
     run = collect.collect(engine, result)
     assert (
-        any(str(e.get("text", "")).startswith("Resumed from step") for e in engine.run_events(run.id)[0])
+        any(str(e.get("text", "")).startswith("Resumed from step") for e in engine.runs.events(run.id)[0])
         and run.step == 40
     )
-    engine.load()
-    here = engine.wait_run(engine.start_run(dataclasses.replace(spec, name="Here")))
-    assert engine.adapter(here.adapter).sha256 == engine.adapter(run.adapter).sha256
+    engine.bases.load()
+    here = engine.runs.wait(engine.runs.start(dataclasses.replace(spec, name="Here")))
+    assert engine.library.adapter(here.adapter).sha256 == engine.library.adapter(run.adapter).sha256
 
 
 def test_a_run_that_never_began_here_is_packed_in_the_terminal_under_its_own_id(
     engine: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    done = engine.runs()[0]
+    done = engine.runs.list()[0]
     waiting = dataclasses.replace(done, id="waiting-0001", adapter="waiting-0002", status=RunStatus.QUEUED)
     runs.put(engine.workspace, waiting)
     common = ["-o", str(tmp_path / "w.zip"), "--workspace", str(engine.workspace.root), "--json"]
@@ -424,12 +424,12 @@ def test_a_run_that_never_began_here_is_packed_in_the_terminal_under_its_own_id(
         for r in map(json.loads, filter(lambda t: t[0] == "{", capsys.readouterr().out.splitlines()))
     ] == [waiting.id, None, None]
     assert bundle.unpack(tmp_path / "w.zip", tmp_path / "place").adapter == waiting.adapter
-    engine.load()
-    engine.base(wait=True)
-    engine.resume_run(waiting.id)
+    engine.bases.load()
+    engine.bases.current(wait=True)
+    engine.runs.resume(waiting.id)
     with pytest.raises(Busy):
         bundle.pack(engine.workspace, waiting.id, None)
-    engine.wait_run(waiting.id)
+    engine.runs.wait(waiting.id)
 
 
 def test_a_bundle_on_another_base_or_changed_is_refused(
@@ -462,7 +462,7 @@ def test_a_grid_is_sent_trained_by_processes_of_a_template_collected_and_mixed(
         code = main([*args, *common])
         return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    grid = engine.plan.grids()[0]
+    grid = engine.grids.list()[0]
     assert terminal("grid", "send", grid.id, "--template", "bash -c 'exit 3' {bundle}")[1][
         "error"
     ].startswith("The template's command ended with code 3")
@@ -490,9 +490,9 @@ def test_a_grid_is_sent_trained_by_processes_of_a_template_collected_and_mixed(
         all(r["best_loss"] > 0 and r["steps"] == 4 for r in shown["rows"])
         and "standard error" in shown["note"]
     )
-    engine.load()
+    engine.bases.load()
     for row in shown["rows"]:
-        assert len(engine.verify_adapter(row["adapter"])) == 3
+        assert len(engine.library.verify(row["adapter"])) == 3
     mix = Mix(weights={r["adapter"]: 0.5 for r in shown["rows"]})
-    answer = engine.stream("The red lamp", [Mix(), mix], Sampling(max_new_tokens=4), chat=False).last()
+    answer = engine.chat.stream("The red lamp", [Mix(), mix], Sampling(max_new_tokens=4), chat=False).last()
     assert sorted(answer.columns[1].stamp["weights"].values()) == [0.5, 0.5]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError, Diverged, RunError, SpecError, StudioError
-from core.spec.mix import Mix, Sampling, by_depth
+from core.spec.mix import Mix, Sampling, tilt_by_depth
 from core.spec.presets import PRESETS, resolve
 from core.spec.settings import SEED, label_of
 from core.spec.training import RunStatus, TrainSpec
@@ -287,7 +287,7 @@ def test_t24_tilts_outside_the_limits_are_refused(tilt):
 
 
 def test_the_preset_by_depth_keeps_the_mean_of_every_weight():
-    mix = by_depth("domain", "task")
+    mix = tilt_by_depth("domain", "task")
     assert mix.name == "Domain deep, task shallow" and str(mix) == "domain@1 + task@-1"
 
 
@@ -299,7 +299,7 @@ def test_the_empty_mix_is_the_base():
 
 
 def test_only_runs_that_wait_work_or_stop_are_alive():
-    assert {s.value for s in RunStatus if s.alive} == {"queued", "running", "stopping"}
+    assert {s.value for s in RunStatus if s.is_alive} == {"queued", "running", "stopping"}
 
 
 def test_every_status_has_one_sentence_of_what_it_means_and_one_of_what_to_do():

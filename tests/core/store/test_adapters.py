@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.engine import Engine
-from core.errors import AdapterError, NameRefused, NotFound, SpecError
+from core.errors import AdapterError, InvalidName, NotFound, SpecError
 from core.spec.mix import Mix, Sampling
 from core.store import adapters, mixes
 from core.store.workspace import Workspace
@@ -58,7 +58,7 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
     with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as made:
-        made.base(wait=True)
+        made.bases.current(wait=True)
         yield made
 
 
@@ -212,17 +212,17 @@ def test_t8_a_folder_with_a_pickle_is_refused(workspace: Workspace) -> None:
 def test_t12_an_adapter_of_another_base_is_refused_with_both_names(engine: Engine) -> None:
     put(engine.workspace, "foreign", "0" * 64)
     with pytest.raises(AdapterError, match="was trained on 'tiny', and the resident base is"):
-        engine.stream("Hi", [Mix(weights={"foreign-0001": 1.0})], Sampling(max_new_tokens=4)).last()
-    assert engine.mixable()[0]["fits"] is False and "another base" in engine.mixable()[0]["why"]
-    assert engine.default_mixes() == [Mix(name="Base")]
+        engine.chat.stream("Hi", [Mix(weights={"foreign-0001": 1.0})], Sampling(max_new_tokens=4)).last()
+    assert engine.library.mixable_adapters()[0].fits is False and "another base" in engine.library.mixable_adapters()[0].reason
+    assert engine.library.default_mixes() == [Mix(name="Base")]
 
 
 def test_t12_tensors_that_do_not_fit_the_base_are_refused_and_leave_no_trace(engine: Engine) -> None:
     tensors = {k.replace("layers.1", "layers.7"): v for k, v in factors().items()}
-    put(engine.workspace, "odd", engine.base().fingerprint, tensors)
+    put(engine.workspace, "odd", engine.bases.current().fingerprint, tensors)
     with pytest.raises(AdapterError, match="do not fit the base"):
-        engine.stream("Hi", [Mix(weights={"odd-0001": 1.0})], Sampling(max_new_tokens=4)).last()
-    assert engine.stream("Hi", [Mix()], Sampling(max_new_tokens=4)).last().done
+        engine.chat.stream("Hi", [Mix(weights={"odd-0001": 1.0})], Sampling(max_new_tokens=4)).last()
+    assert engine.chat.stream("Hi", [Mix()], Sampling(max_new_tokens=4)).last().done
 
 
 @pytest.mark.parametrize(
@@ -244,18 +244,18 @@ def test_layers_that_cannot_carry_an_adapter_are_refused_and_leave_no_trace(
     config = adapters.parse_config({**CONFIG, "target_modules": targets})
     for beside in (False, True):
         if beside:
-            resident.hang("good", adapters.parse_config(CONFIG))
+            resident.add_adapter("good", adapters.parse_config(CONFIG))
         before = [k for k, _ in resident.base.model.named_parameters()]
         if said is None:
-            resident.hang(f"odd-{beside}", config)
+            resident.add_adapter(f"odd-{beside}", config)
             continue
         with pytest.raises(AdapterError, match=said):
-            resident.hang("odd", config)
+            resident.add_adapter("odd", config)
         assert [k.replace(".base_layer", "") for k, _ in resident.base.model.named_parameters()] == [
             k.replace(".base_layer", "") for k in before
         ]
         assert (resident.peft is not None) == beside
-        resident.arrange()
+        resident.update_layout()
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -284,7 +284,7 @@ def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(
         json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()),
         load_file(tmp_path / "theirs" / "adapter_model.safetensors"),
     )
-    meta = {"kind": "task", "base": {"name": "tiny", "fingerprint": engine.base().fingerprint}}
+    meta = {"kind": "task", "base": {"name": "tiny", "fingerprint": engine.bases.current().fingerprint}}
     adapters.add(
         engine.workspace,
         "theirs-0001",
@@ -295,9 +295,9 @@ def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(
     )
     resident = Resident(load_base(str(tiny_base), "none", "cpu"), engine.workspace)
     mix = Mix(weights={"theirs-0001": 1.0})
-    resident.ensure([mix])
+    resident.load_adapters([mix])
     ids = torch.tensor([[5, 9, 40, 77]])
-    with torch.inference_mode(), resident.mixer.engaged(resident.rows([mix])):
+    with torch.inference_mode(), resident.mixer.activate(resident.rows([mix])):
         ours = resident.base.model(ids).logits
         assert resident.stamp(0)["weights"] == {"theirs-0001": 1.0} and resident.stamp(0)["tilt"] == {}
     theirs = PeftModel.from_pretrained(
@@ -318,40 +318,40 @@ def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(
 
 def test_an_unknown_adapter_and_a_path_for_an_id_are_refused(engine: Engine) -> None:
     with pytest.raises(NotFound, match="no adapter 'nobody-0001'"):
-        engine.stream("Hi", [Mix(weights={"nobody-0001": 1.0})]).last()
-    with pytest.raises(NameRefused):
-        engine.stream("Hi", [Mix(weights={"../../etc": 1.0})]).last()
-    with pytest.raises(NameRefused):
-        engine.remove("adapters", "../mine")
+        engine.chat.stream("Hi", [Mix(weights={"nobody-0001": 1.0})]).last()
+    with pytest.raises(InvalidName):
+        engine.chat.stream("Hi", [Mix(weights={"../../etc": 1.0})]).last()
+    with pytest.raises(InvalidName):
+        engine.library.delete("adapters", "../mine")
 
 
 def test_a_removed_adapter_is_gone_from_the_model_too_and_can_come_back(engine: Engine) -> None:
-    put(engine.workspace, "mine", engine.base().fingerprint, factors(0.5))
+    put(engine.workspace, "mine", engine.bases.current().fingerprint, factors(0.5))
     mix = Mix(weights={"mine-0001": 2.0})
-    first = engine.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0]
-    assert first.stamp["adapters"] == {"mine-0001": engine.adapter("mine-0001").sha256}
-    engine.remove("adapters", "mine-0001")
+    first = engine.chat.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0]
+    assert first.stamp["adapters"] == {"mine-0001": engine.library.adapter("mine-0001").sha256}
+    engine.library.delete("adapters", "mine-0001")
     with pytest.raises(NotFound):
-        engine.stream("Hi", [mix], Sampling(max_new_tokens=8)).last()
-    put(engine.workspace, "mine", engine.base().fingerprint, factors(0.5))
-    assert engine.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0].text == first.text
+        engine.chat.stream("Hi", [mix], Sampling(max_new_tokens=8)).last()
+    put(engine.workspace, "mine", engine.bases.current().fingerprint, factors(0.5))
+    assert engine.chat.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0].text == first.text
 
 
 def test_a_saved_mix_remembers_its_adapters_and_warns_when_they_change(engine: Engine) -> None:
-    put(engine.workspace, "mine", engine.base().fingerprint)
-    saved = engine.save_mix("Half", {"mine-0001": 0.5, "unused": 0.0})
-    assert engine.mix(saved.id).weights == {"mine-0001": 0.5} and engine.mix(saved.id).warnings == []
+    put(engine.workspace, "mine", engine.bases.current().fingerprint)
+    saved = engine.library.save_mix("Half", {"mine-0001": 0.5, "unused": 0.0})
+    assert engine.library.mix(saved.id).weights == {"mine-0001": 0.5} and engine.library.mix(saved.id).warnings == []
     with pytest.raises(SpecError, match="a mix called 'Half' already"):
-        engine.save_mix("Half", {})
-    engine.rename("mixes", saved.id, "Half of it")
-    assert engine.mixes()[0].name == "Half of it"
-    engine.remove("adapters", "mine-0001")
-    put(engine.workspace, "mine", engine.base().fingerprint, factors(0.3))
-    assert engine.mix(saved.id).warnings == ["The adapter 'mine' changed since this mix was saved."]
-    engine.remove("adapters", "mine-0001")
-    assert "no longer in the library" in engine.mix(saved.id).warnings[0]
-    engine.remove("mixes", saved.id)
-    assert engine.mixes() == []
+        engine.library.save_mix("Half", {})
+    engine.library.rename("mixes", saved.id, "Half of it")
+    assert engine.library.mixes()[0].name == "Half of it"
+    engine.library.delete("adapters", "mine-0001")
+    put(engine.workspace, "mine", engine.bases.current().fingerprint, factors(0.3))
+    assert engine.library.mix(saved.id).warnings == ["The adapter 'mine' changed since this mix was saved."]
+    engine.library.delete("adapters", "mine-0001")
+    assert "no longer in the library" in engine.library.mix(saved.id).warnings[0]
+    engine.library.delete("mixes", saved.id)
+    assert engine.library.mixes() == []
 
 
 def test_a_saved_mix_keeps_its_tilt_and_one_from_before_tilts_still_loads(workspace: Workspace) -> None:
@@ -369,7 +369,7 @@ def test_renaming_keeps_weights_and_checksums(workspace: Workspace) -> None:
     after = adapters.rename(workspace, before.id, "Ours")
     assert after.name == "Ours" and after.sha256 == before.sha256
     assert adapters.verify(workspace, before.id)
-    with pytest.raises(NameRefused):
+    with pytest.raises(InvalidName):
         adapters.rename(workspace, before.id, "../x")
 
 
@@ -380,7 +380,7 @@ def test_the_archive_holds_the_folder_as_peft_reads_it(
     from transformers import AutoModelForCausalLM
 
     put(workspace, "mine", "f" * 64)
-    with zipfile.ZipFile(adapters.archive(workspace, "mine-0001")) as z:
+    with zipfile.ZipFile(adapters.export_zip(workspace, "mine-0001")) as z:
         z.extractall(tmp_path / "out")
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "out" / "mine-0001"
@@ -420,7 +420,7 @@ def test_metadata_that_names_other_weights_is_refused_even_with_fitting_checksum
     workspace: Workspace,
 ) -> None:
     adapter = put(workspace, "mine", "f" * 64)
-    folder = workspace.existing("adapters", adapter.id)
+    folder = workspace.find("adapters", adapter.id)
     meta = json.loads((folder / adapters.METADATA).read_text())
     (folder / adapters.METADATA).write_text(json.dumps({**meta, "sha256": "0" * 64}))
     adapters._write_checksums(folder)

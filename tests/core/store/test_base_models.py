@@ -214,7 +214,7 @@ def test_a_download_that_was_killed_goes_on_where_it_was_and_fetches_no_code(
 @pytest.mark.parametrize(
     ("name", "offline", "said"),
     [("tiny/gated", False, "is gated. Ask for access on its Hub page"), ("tiny/nothing", False, "knows no model 'tiny/nothing'"),
-     ("tiny/llama", True, "HF_HUB_OFFLINE is set"), ("no id", False, "is no Hub id")],
+     ("tiny/llama", True, "HF_HUB_OFFLINE is set"), ("no id", False, "must have the form")],
 )  # fmt: skip
 def test_what_cannot_be_fetched_says_what_to_do(
     name: str, offline: bool, said: str, served: Hub, tmp_path: Path
@@ -250,36 +250,36 @@ def engine(tiny_base: Path, tmp_path: Path, served: Hub, monkeypatch: pytest.Mon
     at(monkeypatch, tmp_path / "cache", served.url)
     served.pause = 0.0
     with Engine(tmp_path / "ws", str(tiny_base), "none", "cpu") as made:
-        made.base(wait=True)
+        made.bases.current(wait=True)
         yield made
 
 
 def test_a_download_shows_how_far_it_is_and_can_be_stopped_and_then_used(engine: Engine, served: Hub) -> None:
     served.pause = 0.15
-    engine.bases.fetch("tiny/llama")
+    engine.bases.download("tiny/llama")
     with pytest.raises(Busy, match="'tiny/llama' is being downloaded"):
-        engine.bases.fetch("tiny/other")
+        engine.bases.download("tiny/other")
     seen: list[int] = []
     while len(seen) < 4:
-        state = engine.bases.fetching()
+        state = engine.bases.download_state()
         assert state is not None and not state.over, state
         if state.done and state.done not in seen:
             seen.append(state.done)
         time.sleep(0.01)
     assert seen == sorted(seen) and state.total > state.done
-    engine.bases.stop_fetching()
+    engine.bases.stop_download()
     with pytest.raises(BaseModelError, match="was stopped. Start it again to go on"):
-        engine.bases.wait_fetched(30)
-    stopped = engine.bases.fetching()
+        engine.bases.wait_for_download(30)
+    stopped = engine.bases.download_state()
     with pytest.raises(BaseModelError, match="not on this machine, or not all of it. Download it first"):
         engine.bases.switch("tiny/llama")
     served.pause = 0.0
-    engine.bases.fetch("tiny/llama")
-    ended = engine.bases.wait_fetched(60)
+    engine.bases.download("tiny/llama")
+    ended = engine.bases.wait_for_download(60)
     assert stopped is not None and 0 < stopped.done < ended.done == ended.total
     assert engine.bases.switch("tiny/llama", "nf4") == []
-    assert engine.base(wait=True).name == "tiny/llama", engine.base().failed
-    assert engine.base().quantization == "nf4" and not engine.base().error
+    assert engine.bases.current(wait=True).name == "tiny/llama", engine.bases.current().failed
+    assert engine.bases.current().quantization == "nf4" and not engine.bases.current().error
 
 
 def test_folders_beside_the_base_are_offered_and_what_is_no_base_says_why(
@@ -298,8 +298,8 @@ def test_folders_beside_the_base_are_offered_and_what_is_no_base_says_why(
         json.dumps({**json.loads((bert / "config.json").read_text()), "architectures": ["BertModel"]})
     )
     engine.bases.switch(str(whole))
-    engine.base(wait=True)
-    offers = {Path(o.name).name: o for o in engine.bases.offered()}
+    engine.bases.current(wait=True)
+    offers = {Path(o.name).name: o for o in engine.bases.list()}
     assert (
         offers["whole"].why == ""
         and offers["whole"].bytes == (whole / "model.safetensors").stat().st_size
@@ -319,7 +319,7 @@ def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run
     engine: Engine, tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     other = build_tiny_llama(tmp_path / "other", seed=9)
-    text = engine.import_dataset([corpus], "text")
+    text = engine.datasets.import_files([corpus], "text")
     small: dict[str, Any] = {
         "dataset": text.id,
         "batch_size": 2,
@@ -327,49 +327,49 @@ def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run
         "max_length": 32,
         "rank": 2,
     }
-    done = engine.wait_run(engine.start_run(TrainSpec(name="Lamps", max_steps=1, **small)), 60)
-    long = engine.start_run(TrainSpec(name="Long", max_steps=4000, **small))
-    while engine.run(long).step < 1:
+    done = engine.runs.wait(engine.runs.start(TrainSpec(name="Lamps", max_steps=1, **small)), 60)
+    long = engine.runs.start(TrainSpec(name="Long", max_steps=4000, **small))
+    while engine.runs.get(long).step < 1:
         time.sleep(0.02)
     with pytest.raises(
         Busy, match="The run 'Long' is running on the present base. Wait for its end, or stop it"
     ):
-        engine.bases.switch(str(other), sure=True)
-    engine.stop_run(long)
-    engine.wait_run(long, 60)
-    stream = engine.stream("Where?", [Mix(weights={done.adapter: 1.0})])
+        engine.bases.switch(str(other), confirmed=True)
+    engine.runs.stop(long)
+    engine.runs.wait(long, 60)
+    stream = engine.chat.stream("Where?", [Mix(weights={done.adapter: 1.0})])
     stream.last()
     asked = engine.bases.switch(str(other))
     assert (
         "2 adapters leave the mixer: Lamps, Long." in asked[0]
         and "resumed only when this base is back: Long" in asked[1]
     )
-    assert engine.base().name == str(tiny_base), "nothing has happened yet"
-    assert engine.bases.switch(str(other), sure=True) == [] and engine.base(wait=True).name == str(other)
-    assert [a["fits"] for a in engine.mixable()] == [False, False]
-    with pytest.raises(RunError, match="began on the base .* Change the base back"):
-        engine.resume_run(long)
+    assert engine.bases.current().name == str(tiny_base), "nothing has happened yet"
+    assert engine.bases.switch(str(other), confirmed=True) == [] and engine.bases.current(wait=True).name == str(other)
+    assert [a.fits for a in engine.library.mixable_adapters()] == [False, False]
+    with pytest.raises(RunError, match="began on the base .* Switch back to that base"):
+        engine.runs.resume(long)
     engine.bases.switch(str(tiny_base))
-    assert [a["fits"] for a in engine.mixable() if engine.base(wait=True)] == [True, True]
-    engine.resume_run(long)
-    while engine.run(long).status is not RunStatus.RUNNING:
+    assert [a.fits for a in engine.library.mixable_adapters() if engine.bases.current(wait=True)] == [True, True]
+    engine.runs.resume(long)
+    while engine.runs.get(long).status is not RunStatus.RUNNING:
         time.sleep(0.02)
-    engine.stop_run(long)
-    assert engine.wait_run(long, 60).status is RunStatus.STOPPED
+    engine.runs.stop(long)
+    assert engine.runs.wait(long, 60).status is RunStatus.STOPPED
 
 
 def test_an_answer_under_way_ends_with_a_sentence_when_the_base_changes(
     engine: Engine, tmp_path: Path
 ) -> None:
     other = build_tiny_llama(tmp_path / "other", seed=9)
-    stream = engine.stream("Where?", [Mix()] * 4, None)
-    assert any("under way will end" in s for s in engine.bases.unloads())
-    engine.bases.switch(str(other), sure=True)
+    stream = engine.chat.stream("Where?", [Mix()] * 4, None)
+    assert any("in progress will be stopped" in s for s in engine.bases.unload_warnings())
+    engine.bases.switch(str(other), confirmed=True)
     try:
         stream.last()
     except BaseModelError as e:
-        assert "was changed while this was under way" in str(e)
-    assert engine.base(wait=True).name == str(other) and engine.stream("Where?", [Mix()]).last().done
+        assert "was changed while the answer was generated" in str(e)
+    assert engine.bases.current(wait=True).name == str(other) and engine.chat.stream("Where?", [Mix()]).last().done
 
 
 def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(
@@ -377,16 +377,16 @@ def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(
 ) -> None:
     broken = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"no tensors")
-    before = engine.base().fingerprint
+    before = engine.bases.current().fingerprint
     engine.bases.switch(str(broken))
-    after = engine.base(wait=True)
+    after = engine.bases.current(wait=True)
     assert (
         after.name == str(tiny_base)
         and after.fingerprint == before
         and "broken" in after.failed
         and not after.error
     )
-    assert engine.stream("Where?", [Mix()]).last().done
+    assert engine.chat.stream("Where?", [Mix()]).last().done
     with pytest.raises(SpecError, match="Choose one of: auto, nf4, int8, none"):
         engine.bases.switch(str(tiny_base), "int3")
 
@@ -396,15 +396,15 @@ def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_w
 ) -> None:
     other, place = build_tiny_llama(tmp_path / "other", seed=9), engine.workspace.root
     engine.bases.switch(str(other), "none")
-    chosen = engine.base(wait=True)
+    chosen = engine.bases.current(wait=True)
     engine.close()
     with Engine(place, base="", device="cpu") as again:
-        assert again.base(wait=True) == chosen and chosen.name == str(other)
+        assert again.bases.current(wait=True) == chosen and chosen.name == str(other)
     with Engine(place, base="", load=False) as named:
-        assert named.base().name == str(other), "the page can say it before it is loaded"
+        assert named.bases.current().name == str(other), "the page can say it before it is loaded"
     weights = (other / "model.safetensors").rename(tmp_path / "elsewhere")
     with Engine(place, base="", load=False) as half:
-        assert half.base().name == "embedded", "a folder without its weights is none"
+        assert half.bases.current().name == "embedded", "a folder without its weights is none"
     weights.rename(other / "model.safetensors")
     monkeypatch.setattr(
         base_models,
@@ -412,11 +412,11 @@ def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_w
         lambda name: (_ for _ in ()).throw(PermissionError(13, "a mount that does not answer")),
     )
     with Engine(place, base="", load=False) as stale:
-        assert stale.base().name == "embedded"
+        assert stale.bases.current().name == "embedded"
     monkeypatch.undo()
     shutil.rmtree(other)
     with Engine(place, base="", device="cpu") as gone:
-        now = gone.base(wait=True)
+        now = gone.bases.current(wait=True)
         assert (
             now.name == "embedded"
             and not now.error

@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import NotFound, SpecError
 from core.store import votes
-from core.store.csv_tables import plain_csv
+from core.store.csv_tables import format_csv
 from core.store.votes import wilson
 from core.store.workspace import Workspace
 
@@ -36,12 +36,12 @@ BASE, BOTH = stamp("Base"), stamp("Both", domain=1.0, task=0.5)
 
 
 def by_name(workspace):
-    return {s.name: s for s in votes.tally(votes.all_of(workspace))}
+    return {s.name: s for s in votes.tally(votes.load_all(workspace))}
 
 
 def test_a_vote_comes_back_with_everything_that_was_shown(workspace):
     cast = votes.cast(workspace, "Where?\nNow?", [BOTH, BASE], 0)
-    (read,) = votes.all_of(workspace)
+    (read,) = votes.load_all(workspace)
     assert (
         read == cast
         and read.prompt == "Where?\nNow?"
@@ -58,16 +58,16 @@ def test_a_vote_comes_back_with_everything_that_was_shown(workspace):
 
 def test_every_column_keeps_its_own_seed(workspace):
     votes.cast(workspace, "Where?", [stamp("Base", seed=4), stamp("Both", seed=5, domain=1.0)], None)
-    assert [s.seed for s in votes.all_of(workspace)[0].shown] == [4, 5]
+    assert [s.seed for s in votes.load_all(workspace)[0].shown] == [4, 5]
 
 
 def test_a_torn_last_line_is_passed_over_and_the_next_vote_stands_on_its_own_line(workspace):
     votes.cast(workspace, "One", [BOTH, BASE], 0)
-    with open(workspace.votes, "ab") as f:
+    with open(workspace.votes_path, "ab") as f:
         f.write(b'{"kind": "vote", "id": "torn", "prom')
-    assert [v.prompt for v in votes.all_of(workspace)] == ["One"]
+    assert [v.prompt for v in votes.load_all(workspace)] == ["One"]
     votes.cast(workspace, "Two", [BOTH, BASE], 1)
-    assert [v.prompt for v in votes.all_of(workspace)] == ["One", "Two"]
+    assert [v.prompt for v in votes.load_all(workspace)] == ["One", "Two"]
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_a_torn_last_line_is_passed_over_and_the_next_vote_stands_on_its_own_lin
 )
 def test_a_line_that_a_hand_spoiled_does_not_count(workspace, change):
     votes.cast(workspace, "One", [BOTH, BASE], 0)
-    line = json.loads(workspace.votes.read_text())
-    with open(workspace.votes, "a") as f:
+    line = json.loads(workspace.votes_path.read_text())
+    with open(workspace.votes_path, "a") as f:
         f.write(json.dumps({**line, "id": "other", **change}) + "\n")
-    assert [v.prompt for v in votes.all_of(workspace)] == ["One"]
+    assert [v.prompt for v in votes.load_all(workspace)] == ["One"]
 
 
 def test_the_tally_counts_shown_won_ties_and_what_chance_would_win(workspace):
@@ -95,15 +95,15 @@ def test_the_tally_counts_shown_won_ties_and_what_chance_would_win(workspace):
     votes.cast(workspace, "3", [BASE, BOTH, domain], 0)
     votes.cast(workspace, "4", [BASE, BOTH], None)
     found = by_name(workspace)
-    assert {n: (s.shown, s.won, s.ties) for n, s in found.items()} == {
+    assert {n: (s.votes, s.wins, s.ties) for n, s in found.items()} == {
         "Both": (4, 2, 1),
         "Base": (4, 1, 1),
         "Domain": (1, 0, 0),
     }
-    assert found["Both"].share == pytest.approx(2 / 3) and found["Both"].chance == pytest.approx(
+    assert found["Both"].win_rate == pytest.approx(2 / 3) and found["Both"].chance_rate == pytest.approx(
         (1 / 2 + 1 / 2 + 1 / 3) / 3
     )
-    assert [s.name for s in votes.tally(votes.all_of(workspace))] == ["Both", "Base", "Domain"]
+    assert [s.name for s in votes.tally(votes.load_all(workspace))] == ["Both", "Base", "Domain"]
 
 
 def test_a_mix_is_its_files_and_weights_whatever_it_is_called(workspace):
@@ -119,25 +119,25 @@ def test_a_mix_is_its_files_and_weights_whatever_it_is_called(workspace):
         [{**stamp("New name", domain=1.0, task=0.5), "adapters": {"domain": "e" * 64, "task": TASK}}, BASE],
         1,
     )
-    found = [(s.name, s.shown, s.won) for s in votes.tally(votes.all_of(workspace)) if s.weights]
+    found = [(s.name, s.votes, s.wins) for s in votes.tally(votes.load_all(workspace)) if s.weights]
     assert found == [("New name", 2, 2)] + [("New name", 1, 0)] * 3
 
 
 def test_the_same_weights_on_another_base_are_another_mix(workspace):
     votes.cast(workspace, "1", [BASE, BOTH], 0)
     votes.cast(workspace, "2", [stamp("Base", base="0" * 16), BOTH | {"base_fingerprint": "0" * 16}], 0)
-    assert sorted(s.shown for s in votes.tally(votes.all_of(workspace))) == [1, 1, 1, 1]
+    assert sorted(s.votes for s in votes.tally(votes.load_all(workspace))) == [1, 1, 1, 1]
 
 
 def test_two_adapters_in_training_are_not_taken_for_one(workspace):
     votes.cast(workspace, "1", [stamp("One", one=1.0), stamp("Two", two=1.0)], 0)
-    assert {n: s.won for n, s in by_name(workspace).items()} == {"One": 1, "Two": 0}
+    assert {n: s.wins for n, s in by_name(workspace).items()} == {"One": 1, "Two": 0}
 
 
 def test_the_same_mix_twice_takes_part_once(workspace):
     votes.cast(workspace, "1", [BASE, stamp("Base again"), BOTH], 1)
-    (won, lost) = votes.tally(votes.all_of(workspace))
-    assert (won.shown, won.won, won.chance) == (1, 1, 0.5) and (lost.shown, lost.won) == (1, 0)
+    (won, lost) = votes.tally(votes.load_all(workspace))
+    assert (won.votes, won.wins, won.chance_rate) == (1, 1, 0.5) and (lost.votes, lost.wins) == (1, 0)
 
 
 def test_the_interval_is_wilson_s():
@@ -155,10 +155,10 @@ def test_the_interval_is_wilson_s():
 def test_a_vote_taken_back_no_longer_counts_and_cannot_be_taken_back_twice(workspace):
     cast = votes.cast(workspace, "1", [BASE, BOTH], 0)
     votes.cast(workspace, "2", [BASE, BOTH], 1)
-    before = workspace.votes.read_bytes()
+    before = workspace.votes_path.read_bytes()
     votes.withdraw(workspace, cast.id)
-    assert [v.prompt for v in votes.all_of(workspace)] == ["2"]
-    assert workspace.votes.read_bytes().startswith(before), "the log is only appended to"
+    assert [v.prompt for v in votes.load_all(workspace)] == ["2"]
+    assert workspace.votes_path.read_bytes().startswith(before), "the log is only appended to"
     with pytest.raises(NotFound):
         votes.withdraw(workspace, cast.id)
 
@@ -167,7 +167,7 @@ def test_a_reset_leaves_no_prompt_on_the_disk(workspace):
     votes.cast(workspace, "1", [BASE, BOTH], 0)
     votes.reset(workspace)
     votes.reset(workspace)
-    assert votes.all_of(workspace) == [] and not workspace.votes.exists()
+    assert votes.load_all(workspace) == [] and not workspace.votes_path.exists()
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_a_reset_leaves_no_prompt_on_the_disk(workspace):
 def test_a_vote_on_what_was_not_shown_is_refused(workspace, stamps, chosen):
     with pytest.raises(SpecError):
         votes.cast(workspace, "1", stamps, chosen)
-    assert votes.all_of(workspace) == []
+    assert votes.load_all(workspace) == []
 
 
 def test_the_csv_has_a_row_an_answer_and_no_formula(workspace):
     votes.cast(workspace, "=HYPERLINK(1)", [stamp("+evil", domain=-0.5), BASE], 1)
     votes.cast(workspace, "Fine", [BASE, BOTH], None)
-    rows = list(csv.DictReader(io.StringIO(plain_csv(votes.table(votes.all_of(workspace))))))
+    rows = list(csv.DictReader(io.StringIO(format_csv(votes.make_rows(votes.load_all(workspace))))))
     assert [(r["prompt"], r["place"], r["mix"], r["chosen"]) for r in rows] == [
         ("'=HYPERLINK(1)", "A", "'+evil", "no"), ("'=HYPERLINK(1)", "B", "Base", "yes"), ("Fine", "A", "Base", "no difference"), ("Fine", "B", "Both", "no difference"),
     ]  # fmt: skip
@@ -194,5 +194,5 @@ def test_the_csv_has_a_row_an_answer_and_no_formula(workspace):
 def test_a_log_longer_than_one_read_is_counted_whole(workspace, monkeypatch):
     for i in range(6):
         votes.cast(workspace, str(i), [BASE, BOTH], 0)
-    monkeypatch.setattr("core.store.event_log.READ_LIMIT_BYTES", workspace.votes.stat().st_size // 3)
-    assert [v.prompt for v in votes.all_of(workspace)] == [str(i) for i in range(6)]
+    monkeypatch.setattr("core.store.event_log.READ_LIMIT_BYTES", workspace.votes_path.stat().st_size // 3)
+    assert [v.prompt for v in votes.load_all(workspace)] == [str(i) for i in range(6)]

@@ -14,20 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import Busy, NameRefused, NotFound, StorageError
+from core.errors import Busy, InvalidName, NotFound, StorageError
 from core.store import workspace as room
 from core.store.workspace import (
-    Claim,
+    FileLock,
     Workspace,
     check_name,
-    claimed,
+    is_locked,
     ensure_space,
     make_id,
     read_json,
-    regular_file,
+    check_regular_file,
     sha256_of,
     storage_error,
-    whole_file,
+    atomic_write,
     write_json,
 )
 
@@ -86,7 +86,7 @@ def test_a_display_name_is_stripped_and_kept(name):
     ],
 )
 def test_t6_a_display_name_that_could_mislead_or_escape_is_refused(name):
-    with pytest.raises(NameRefused) as caught:
+    with pytest.raises(InvalidName) as caught:
         check_name(name)
     assert "1 to 120 characters" in caught.value.fix
 
@@ -95,13 +95,13 @@ def test_t6_a_display_name_that_could_mislead_or_escape_is_refused(name):
     "item_id", ["", "..", "../x", "a/b", "A", "-a", "a_b", "a" * 65, "a\n", "a\0", None, 7]
 )
 def test_t6_an_id_of_another_form_is_refused(workspace, item_id):
-    with pytest.raises(NameRefused, match="is not an id of this workspace"):
+    with pytest.raises(InvalidName, match="is not an id of this workspace"):
         workspace.path("datasets", item_id)
 
 
 @pytest.mark.parametrize("kind", ["", "..", "trash", "dataset"])
 def test_t6_an_unknown_kind_is_refused(workspace, kind):
-    with pytest.raises(NameRefused):
+    with pytest.raises(InvalidName):
         workspace.path(kind, "a")
 
 
@@ -110,14 +110,14 @@ def test_t6_an_unknown_kind_is_refused(workspace, kind):
     [("..", "b"), ("..",), ("../../../etc/passwd",), ("/etc/passwd",), ("x", "../..", "y"), ("a\0b",)],
 )
 def test_t6_a_part_that_leaves_the_item_is_refused(workspace, parts):
-    with pytest.raises(NameRefused, match="leaves the folder of 'a'"):
+    with pytest.raises(InvalidName, match="leaves the folder of 'a'"):
         workspace.path("datasets", "a", *parts)
 
 
 def test_t7_a_link_inside_an_item_does_not_lead_out(workspace, tmp_path):
     item_id = fill(workspace, "datasets", "a")
     (workspace.path("datasets", item_id) / "out").symlink_to(tmp_path)
-    with pytest.raises(NameRefused):
+    with pytest.raises(InvalidName):
         workspace.path("datasets", item_id, "out", "secret")
 
 
@@ -134,7 +134,7 @@ def test_paths_have_the_layout_that_is_written_down(workspace):
 
 def test_a_file_appears_whole(tmp_path):
     path = tmp_path / "new" / "a.bin"
-    with whole_file(path) as f:
+    with atomic_write(path) as f:
         f.write(b"half")
         assert not path.exists()
         f.write(b"whole")
@@ -155,7 +155,7 @@ def test_an_error_while_writing_keeps_the_old_file_and_no_partial(tmp_path, erro
     path.write_text("old")
     with (
         pytest.raises(StorageError if isinstance(error, OSError) else type(error)),
-        whole_file(path, "w") as f,
+        atomic_write(path, "w") as f,
     ):
         f.write("new")
         raise error
@@ -165,7 +165,7 @@ def test_an_error_while_writing_keeps_the_old_file_and_no_partial(tmp_path, erro
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    code = "import os, sys, pathlib\nfrom core.store.workspace import whole_file\nwith whole_file(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
+    code = "import os, sys, pathlib\nfrom core.store.workspace import atomic_write\nwith atomic_write(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], cwd=Path(room.__file__).parents[2], check=False
     )
@@ -217,13 +217,13 @@ def test_t7_only_regular_files_are_regular(tmp_path):
     (tmp_path / "a").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     os.mkfifo(tmp_path / "pipe")
-    assert regular_file(tmp_path / "a") == tmp_path / "a"
+    assert check_regular_file(tmp_path / "a") == tmp_path / "a"
     for name in ("link", "pipe", "."):
-        with pytest.raises(NameRefused, match="not a regular file"):
-            regular_file(tmp_path / name)
+        with pytest.raises(InvalidName, match="not a regular file"):
+            check_regular_file(tmp_path / name)
     for name in ("gone", "nul\0"):
         with pytest.raises(NotFound):
-            regular_file(tmp_path / name)
+            check_regular_file(tmp_path / name)
 
 
 # ------------------------------------------------------------ items
@@ -234,9 +234,9 @@ def test_an_item_appears_at_once_and_is_listed_oldest_first(workspace):
     (place / "file").write_text("x")
     assert workspace.ids("datasets") == []
     with pytest.raises(NotFound, match=f"no dataset '{item_id}' here"):
-        workspace.existing("datasets", item_id)
+        workspace.find("datasets", item_id)
     workspace.commit_dir("datasets", item_id, place)
-    assert (workspace.existing("datasets", item_id) / "file").read_text() == "x"
+    assert (workspace.find("datasets", item_id) / "file").read_text() == "x"
     other = fill(workspace, "datasets", "b")
     os.utime(workspace.path("datasets", other), ns=(1, 1))
     assert workspace.ids("datasets") == [other, item_id]
@@ -249,7 +249,7 @@ def test_strangers_in_the_folder_are_not_items(workspace):
     (workspace.root / "mixes" / "n.txt").write_text("")
     assert (workspace.ids("datasets"), workspace.ids("mixes")) == ([], ["m"])
     with pytest.raises(NotFound, match="no mix 'x' here"):
-        workspace.existing("mixes", "x")
+        workspace.find("mixes", "x")
 
 
 def test_an_id_that_is_taken_is_not_given_again(workspace, monkeypatch):
@@ -272,7 +272,7 @@ def test_a_commit_onto_an_existing_item_changes_nothing(workspace):
     (place / "file").write_text("second")
     with pytest.raises(StorageError):
         workspace.commit_dir("datasets", item_id, place)
-    assert (workspace.existing("datasets", item_id) / "file").read_text() == "first" and not place.exists()
+    assert (workspace.find("datasets", item_id) / "file").read_text() == "first" and not place.exists()
 
 
 def test_a_removed_item_is_gone(workspace):
@@ -290,7 +290,7 @@ def test_the_sweep_removes_what_a_crash_left_and_nothing_else(workspace):
     kept = fill(workspace, "datasets", "a")
     workspace.new_dir("datasets", "half")
     (workspace.root / "mixes" / ".m.json.0000.partial").write_text("half")
-    assert workspace.sweep() == 2 and workspace.sweep() == 0
+    assert workspace.remove_partials() == 2 and workspace.remove_partials() == 0
     assert workspace.ids("datasets") == [kept]
 
 
@@ -305,15 +305,15 @@ def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
 
 def test_a_claim_has_one_owner_until_it_is_released(tmp_path):
     path = tmp_path / "run" / "claim"
-    assert not claimed(path)
-    claim = Claim(path)
-    assert claimed(path)
+    assert not is_locked(path)
+    claim = FileLock(path)
+    assert is_locked(path)
     with pytest.raises(Busy):
-        Claim(path)
+        FileLock(path)
     claim.release()
     claim.release()
-    assert not claimed(path)
-    Claim(path).release()
+    assert not is_locked(path)
+    FileLock(path).release()
 
 
 def test_a_claim_dies_with_its_process(tmp_path):
@@ -326,10 +326,10 @@ def test_a_claim_dies_with_its_process(tmp_path):
         cwd=Path(room.__file__).parents[2],
     ) as child:
         assert child.stdout.readline() == b"held\n"
-        assert claimed(path)
+        assert is_locked(path)
         child.kill()
         child.wait()
-        assert not claimed(path)
+        assert not is_locked(path)
 
 
 def test_many_threads_make_many_items(workspace):

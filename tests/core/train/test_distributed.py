@@ -41,7 +41,7 @@ def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 
 def spec(engine: Engine, kind: str, file: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets() if d.kind == kind), None) or engine.import_dataset(
+    data = next((d for d in engine.datasets.list() if d.kind == kind), None) or engine.datasets.import_files(
         [file], kind, kind
     )
     return TrainSpec(**{"kind": kind, "name": kind, "dataset": data.id, "max_steps": 8, **FAST, **changes})
@@ -49,7 +49,7 @@ def spec(engine: Engine, kind: str, file: Path, **changes: Any) -> TrainSpec:
 
 def told(engine: Engine, run_id: str, kind: str = "step") -> list[float]:
     """The loss of every step, or validation; of one that came twice, the later."""
-    found = {e["step"]: e["loss"] for e in engine.run_events(run_id)[0] if e["kind"] == kind}
+    found = {e["step"]: e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == kind}
     return [found[s] for s in sorted(found)]
 
 
@@ -58,7 +58,7 @@ def apart(engine: Engine, one: str, other: str) -> float:
     from safetensors.torch import load_file
 
     a, b = (
-        load_file(engine.workspace.path("adapters", engine.run(r).adapter) / "adapter_model.safetensors")
+        load_file(engine.workspace.path("adapters", engine.runs.get(r).adapter) / "adapter_model.safetensors")
         for r in (one, other)
     )
     assert set(a) == set(b)
@@ -78,9 +78,9 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one_also_stacked_with_
 ) -> None:
     """Over an epoch's end, whose last batches are not full and not shared out evenly."""
     domain = spec(engine, "domain", corpus, batch_size=2, max_steps=8)
-    alone = engine.wait_run(engine.start_run(domain))
-    together = engine.wait_run(
-        engine.start_run(TrainSpec.from_json({**domain.to_json(), "name": "two"}), TWO), PATIENCE
+    alone = engine.runs.wait(engine.runs.start(domain))
+    together = engine.runs.wait(
+        engine.runs.start(TrainSpec.from_json({**domain.to_json(), "name": "two"}), TWO), PATIENCE
     )
     assert together.status is RunStatus.DONE, together.error
     assert len(told(engine, alone.id)) == 8 and told(engine, together.id) == pytest.approx(
@@ -90,8 +90,8 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one_also_stacked_with_
         told(engine, alone.id, "validation"), abs=1e-5
     )
     assert apart(engine, alone.id, together.id) < 1e-5
-    meta = engine.adapter(together.adapter).metadata
-    assert meta["runtime"]["processes"] == 2 and len(engine.verify_adapter(together.adapter)) == 3
+    meta = engine.library.adapter(together.adapter).metadata
+    assert meta["runtime"]["processes"] == 2 and len(engine.library.verify(together.adapter)) == 3
 
     stacked = spec(
         engine,
@@ -103,14 +103,14 @@ def test_two_processes_have_the_losses_and_the_adapter_of_one_also_stacked_with_
         packing=False,
         batch_size=4,
     )
-    alone = engine.wait_run(engine.start_run(stacked))
-    together = engine.wait_run(
-        engine.start_run(TrainSpec.from_json({**stacked.to_json(), "name": "two"}), TWO), PATIENCE
+    alone = engine.runs.wait(engine.runs.start(stacked))
+    together = engine.runs.wait(
+        engine.runs.start(TrainSpec.from_json({**stacked.to_json(), "name": "two"}), TWO), PATIENCE
     )
     assert together.status is RunStatus.DONE, together.error
     assert told(engine, together.id) == pytest.approx(told(engine, alone.id), abs=1e-5)
     assert apart(engine, alone.id, together.id) < 1e-5
-    engine.verify_adapter(stacked.stack_on)
+    engine.library.verify(stacked.stack_on)
 
 
 @pytest.mark.slow
@@ -118,20 +118,20 @@ def test_a_base_spread_over_two_processes_trains_alike_also_after_a_stop_from_el
     engine: Engine, corpus: Path
 ) -> None:
     described = spec(engine, "domain", corpus, max_steps=60, eval_steps=30, save_steps=20, keep="last")
-    alone = engine.wait_run(engine.start_run(described))
+    alone = engine.runs.wait(engine.runs.start(described))
     launch = Launch(launcher="torchrun", nproc=2, sharding="fsdp")
-    run_id = engine.start_run(TrainSpec.from_json({**described.to_json(), "name": "spread"}), launch)
-    wait_for(lambda: engine.run(run_id).step >= 3)
+    run_id = engine.runs.start(TrainSpec.from_json({**described.to_json(), "name": "spread"}), launch)
+    wait_for(lambda: engine.runs.get(run_id).step >= 3)
     with Engine(engine.workspace.root, load=False) as elsewhere:
-        elsewhere.stop_run(run_id)
-    stopped = engine.wait_run(run_id, PATIENCE)
+        elsewhere.runs.stop(run_id)
+    stopped = engine.runs.wait(run_id, PATIENCE)
     assert (
         stopped.status is RunStatus.STOPPED
         and stopped.resumable
-        and engine.adapter(stopped.adapter).results["steps"] == stopped.step < 60
+        and engine.library.adapter(stopped.adapter).results["steps"] == stopped.step < 60
     )
-    engine.resume_run(run_id)
-    spread = engine.wait_run(run_id, PATIENCE)
+    engine.runs.resume(run_id)
+    spread = engine.runs.wait(run_id, PATIENCE)
     assert spread.status is RunStatus.DONE, spread.error
     assert told(engine, spread.id) == pytest.approx(told(engine, alone.id), abs=1e-5)
     assert told(engine, spread.id, "validation")[-2:] == pytest.approx(
@@ -139,7 +139,7 @@ def test_a_base_spread_over_two_processes_trains_alike_also_after_a_stop_from_el
     )
     assert apart(engine, alone.id, spread.id) < 1e-4
     whole, part = (
-        next(e for e in engine.run_events(r.id)[0] if e["kind"] == "plan") for r in (alone, spread)
+        next(e for e in engine.runs.events(r.id)[0] if e["kind"] == "plan") for r in (alone, spread)
     )
     assert part["processes"] == 2 and part["parameters_here"] < 0.55 * whole["parameters_here"], (
         "each process holds half of the weights"
@@ -153,7 +153,7 @@ def test_killed_processes_and_a_killed_launcher_are_resumed_with_the_losses_of_o
     psutil = pytest.importorskip("psutil")
     with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as engine:
         described = spec(engine, "domain", corpus, max_steps=300, save_steps=5, eval_steps=150)
-        alone = engine.wait_run(engine.start_run(described))
+        alone = engine.runs.wait(engine.runs.start(described))
     settings = [
         f"--{k.replace('_', '-')}={v}"
         for k, v in {**FAST, "max_steps": 300, "save_steps": 5, "eval_steps": 150}.items()
@@ -180,9 +180,9 @@ def test_killed_processes_and_a_killed_launcher_are_resumed_with_the_losses_of_o
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(lambda: watching.runs()[0].id != alone.id and watching.runs()[0].step >= 7)
-        run_id = watching.runs()[0].id
-        assert watching.run(run_id).status is RunStatus.RUNNING, "another process sees it alive"
+        wait_for(lambda: watching.runs.list()[0].id != alone.id and watching.runs.list()[0].step >= 7)
+        run_id = watching.runs.list()[0].id
+        assert watching.runs.get(run_id).status is RunStatus.RUNNING, "another process sees it alive"
         children = psutil.Process(parent.pid).children(recursive=True)
         assert len(children) >= 3, "a launcher and two processes"
         os.kill(parent.pid, signal.SIGKILL)
@@ -191,23 +191,23 @@ def test_killed_processes_and_a_killed_launcher_are_resumed_with_the_losses_of_o
         assert not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), (
             "nobody outlives whoever launched them"
         )
-        run = watching.run(run_id)
+        run = watching.runs.get(run_id)
         assert run.status is RunStatus.INTERRUPTED and run.resumable and run.step < 300
     with Engine(tmp_path / "ws", str(tiny_base), device="cpu", load=False) as engine:
-        engine.resume_run(run_id)
+        engine.runs.resume(run_id)
         wait_for(
-            lambda: engine.run(run_id).step >= run.step + 6 and engine.run(run_id).status is RunStatus.RUNNING
+            lambda: engine.runs.get(run_id).step >= run.step + 6 and engine.runs.get(run_id).status is RunStatus.RUNNING
         )
         group = next(c for c in psutil.Process().children() if run_id in " ".join(c.cmdline()))
         os.killpg(group.pid, signal.SIGKILL)
-        killed = engine.wait_run(run_id, PATIENCE)
+        killed = engine.runs.wait(run_id, PATIENCE)
         assert (
             killed.status is RunStatus.INTERRUPTED
             and killed.resumable
             and "ended from outside" in killed.error
         )
-        engine.resume_run(run_id)
-        ended = engine.wait_run(run_id, PATIENCE)
+        engine.runs.resume(run_id)
+        ended = engine.runs.wait(run_id, PATIENCE)
         assert ended.status is RunStatus.DONE, ended.error
         assert len(told(engine, run_id)) == 300 and told(engine, run_id) == pytest.approx(
             told(engine, alone.id), abs=1e-5
@@ -217,8 +217,8 @@ def test_killed_processes_and_a_killed_launcher_are_resumed_with_the_losses_of_o
 
 @pytest.mark.slow
 def test_accelerate_that_starts_one_process_instead_of_two_is_refused(engine: Engine, corpus: Path) -> None:
-    run = engine.wait_run(
-        engine.start_run(spec(engine, "domain", corpus), Launch(launcher="accelerate", nproc=2)), PATIENCE
+    run = engine.runs.wait(
+        engine.runs.start(spec(engine, "domain", corpus), Launch(launcher="accelerate", nproc=2)), PATIENCE
     )
     assert (
         run.status is RunStatus.FAILED
@@ -231,8 +231,8 @@ def test_batches_that_cannot_be_shared_out_are_refused_before_anything_begins(
     engine: Engine, corpus: Path
 ) -> None:
     with pytest.raises(SpecError, match="accumulation is 2, and 3 processes.*multiple of 3.*stays 4"):
-        engine.start_run(spec(engine, "domain", corpus), Launch(launcher="torchrun", nproc=3))
-    assert not engine.runs()
+        engine.runs.start(spec(engine, "domain", corpus), Launch(launcher="torchrun", nproc=3))
+    assert not engine.runs.list()
     with pytest.raises(SpecError, match="without a launcher"):
         Launch(nproc=2)
     with pytest.raises(SpecError, match="host:port"):
@@ -244,7 +244,7 @@ def test_batches_that_cannot_be_shared_out_are_refused_before_anything_begins(
 def test_processes_are_told_where_things_are_and_no_secret() -> None:
     ours = {"PATH": "/bin", "HOME": "/h", "HF_TOKEN": "hf_x", "HF_HOME": "/c", "WANDB_API_KEY": "k", "NCCL_DEBUG": "INFO", "TORCH_API_KEY": "k",
             "CUDA_VISIBLE_DEVICES": "1", "AWS_SECRET_ACCESS_KEY": "s", "OMP_NUM_THREADS": "1", "PYTHONPATH": "/mine", "LD_PRELOAD": "x"}  # fmt: skip
-    kept = launcher.environment(ours)
+    kept = launcher.filter_environment(ours)
     assert set(kept) == {
         "PATH",
         "HOME",
@@ -263,13 +263,13 @@ def test_processes_together_read_the_very_batches_of_one_and_blanks(processes: i
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler, SequentialSampler
 
-    from core.train.distributed import Crew, Filled
+    from core.train.distributed import ProcessGroup, EvenBatchSampler
 
     alone = [list(b) for b in BatchSampler(SequentialSampler(range(rows)), 2, False)]
     shards = [
         list(
             BatchSamplerShard(
-                Filled(BatchSampler(SequentialSampler(range(rows)), 2, False), processes, rows), processes, i
+                EvenBatchSampler(BatchSampler(SequentialSampler(range(rows)), 2, False), processes, rows), processes, i
             )
         )
         for i in range(processes)
@@ -279,7 +279,7 @@ def test_processes_together_read_the_very_batches_of_one_and_blanks(processes: i
     assert [b for b in dealt if b] == alone
     described = TrainSpec(accumulation=12)
     places = sorted(
-        Crew(processes, i).place(5, described, k) for i in range(processes) for k in range(12 // processes)
+        ProcessGroup(processes, i).batch_position(5, described, k) for i in range(processes) for k in range(12 // processes)
     )
     assert places == list(range(60, 72)), "what is drawn for a batch does not depend on who reads it"
 
@@ -288,10 +288,10 @@ def job(engine: Engine, corpus: Path, code: str, monkeypatch: pytest.MonkeyPatch
     """A run whose processes are a small program instead of torchrun."""
     monkeypatch.setattr(
         launcher,
-        "command",
+        "build_command",
         lambda workspace, run, launch: [sys.executable, "-c", code, str(runs.folder(workspace, run.id))],
     )
-    return engine.wait_run(engine.start_run(spec(engine, "domain", corpus), TWO), 60)
+    return engine.runs.wait(engine.runs.start(spec(engine, "domain", corpus), TWO), 60)
 
 
 def test_what_any_process_wrote_down_is_how_the_run_ends(
@@ -317,7 +317,7 @@ def test_what_any_process_wrote_down_is_how_the_run_ends(
         and run.error == "Process 1 of 2: The loss became nan at step 6. Lower it."
     )
     with pytest.raises(Diverged):
-        launcher.conduct(engine.workspace, run, lambda s: None, lambda: "")
+        launcher.run_processes(engine.workspace, run, lambda s: None, lambda: "")
 
 
 def test_processes_that_ended_in_good_order_after_their_launcher_was_killed_say_so(
@@ -337,9 +337,9 @@ def test_processes_that_die_without_a_word_leave_a_run_to_resume_and_one_that_ca
     assert run.status is RunStatus.INTERRUPTED and run.resumable and "code -9" in run.error
     monkeypatch.setattr(
         launcher,
-        "command",
+        "build_command",
         lambda workspace, run, launch: [sys.executable, "-c", "import nothing_of_this_name"],
     )
-    engine.resume_run(run.id)
-    run = engine.wait_run(run.id, 60)
+    engine.runs.resume(run.id)
+    run = engine.runs.wait(run.id, 60)
     assert run.status is RunStatus.FAILED and "No module named 'nothing_of_this_name'" in run.error

@@ -82,7 +82,7 @@ class Driver:
 
     def newest(self, run_id: str) -> int:
         """The step of the newest checkpoint that verifies, 0 where there is none."""
-        found = checkpoints.newest(runs.checkpoints_folder(self.workspace, run_id), run_id)
+        found = checkpoints.find_newest(runs.checkpoints_folder(self.workspace, run_id), run_id)
         return checkpoints.step_of(found) if found else 0
 
     def events(self, run_id: str) -> list[dict[str, Any]]:

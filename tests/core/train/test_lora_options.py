@@ -38,7 +38,7 @@ def packed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def spec_of(engine: Engine, corpus: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets() if d.kind == "domain"), None) or engine.import_dataset(
+    data = next((d for d in engine.datasets.list() if d.kind == "domain"), None) or engine.datasets.import_files(
         [corpus], "Corpus", "domain"
     )
     return TrainSpec(**{"kind": "domain", "dataset": data.id, "name": "A", **FAST, **changes})
@@ -46,9 +46,9 @@ def spec_of(engine: Engine, corpus: Path, **changes: Any) -> TrainSpec:
 
 def trained(engine: Engine, spec: TrainSpec) -> tuple[Run, list[float]]:
     """The run, which ended well, and the loss of every step."""
-    run = engine.wait_run(engine.start_run(spec))
+    run = engine.runs.wait(engine.runs.start(spec))
     assert run.status is RunStatus.DONE, run.error
-    return run, [e["loss"] for e in engine.run_events(run.id)[0] if e["kind"] == "step"]
+    return run, [e["loss"] for e in engine.runs.events(run.id)[0] if e["kind"] == "step"]
 
 
 def weights_of(engine: Engine) -> str:
@@ -57,27 +57,27 @@ def weights_of(engine: Engine) -> str:
     def digest() -> str:
         sha = hashlib.sha256()
         for name, p in sorted(
-            engine._resident().base.model.named_parameters(), key=lambda x: x[0].replace(".base_layer", "")
+            engine.resident_base.get().base.model.named_parameters(), key=lambda x: x[0].replace(".base_layer", "")
         ):
             if "lora_" not in name:
                 sha.update(p.detach().contiguous().view(-1).view(__import__("torch").uint8).numpy().tobytes())
         return sha.hexdigest()
 
-    return engine._worker.call(digest)
+    return engine.worker.call(digest)
 
 
 def logits_here(engine: Engine, mix: Mix) -> Any:
     import torch
 
     def ask() -> Any:
-        from core.model.generate import speaking
+        from core.model.generate import inference_mode_for
 
-        resident = engine._resident()
-        resident.ensure([mix])
-        with speaking(resident, resident.rows([mix])):
+        resident = engine.resident_base.get()
+        resident.load_adapters([mix])
+        with inference_mode_for(resident, resident.rows([mix])):
             return resident.base.model(torch.tensor([[5, 60, 70, 80, 90]])).logits.clone()
 
-    return engine._worker.call(ask)
+    return engine.worker.call(ask)
 
 
 def logits_in_peft(engine: Engine, base: Path, adapter: str) -> Any:
@@ -110,13 +110,13 @@ def test_a_start_from_the_bases_own_weights_is_kept_as_plain_lora_and_leaves_the
     before = weights_of(engine)
     run, losses = trained(engine, spec_of(engine, corpus, initialisation=start, use_rslora=rslora))
     assert weights_of(engine) == before
-    adapter = engine.adapter(run.adapter)
+    adapter = engine.library.adapter(run.adapter)
     assert adapter.rank == 8 and adapter.alpha == pytest.approx(8 * (math.sqrt(2) if rslora else 2))
-    assert len(engine.verify_adapter(adapter.id)) == 3
+    assert len(engine.library.verify(adapter.id)) == 3
     here = logits_here(engine, Mix(weights={adapter.id: 1.0}))
     assert (logits_in_peft(engine, tiny_base, adapter.id) - here).abs().max() < 1e-5
     assert (here - logits_here(engine, Mix())).abs().max() > 1e-2, "it learned something"
-    validation = [e["loss"] for e in engine.run_events(run.id)[0] if e["kind"] == "validation"]
+    validation = [e["loss"] for e in engine.runs.events(run.id)[0] if e["kind"] == "validation"]
     assert validation[-1] < validation[0]
 
 
@@ -139,7 +139,7 @@ def test_a_start_beside_the_base_trains_as_pefts_own_which_changes_it(
         LoraConfig(r=4, lora_alpha=8, target_modules=list(LLAMA_LIKE), init_lora_weights=start),
     )
     resident = Resident(load_base(str(tiny_base), "none", "cpu"), engine.workspace)
-    resident.begin_trainee(
+    resident.add_trainee(
         "t",
         {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": list(LLAMA_LIKE)},
         start=start,
@@ -168,16 +168,16 @@ def test_a_run_with_a_start_resumes_from_its_checkpoint_to_the_same_numbers(
         engine, corpus, initialisation="pissa", max_steps=40, save_steps=5, eval_steps=40, name="Whole"
     )
     whole, losses = trained(engine, spec)
-    run_id = engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Parted"}))
-    while engine.run(run_id).step < 8:
+    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Parted"}))
+    while engine.runs.get(run_id).step < 8:
         time.sleep(0.01)
-    engine.stop_run(run_id)
-    assert engine.wait_run(run_id).status is RunStatus.STOPPED
-    engine.resume_run(run_id)
-    assert engine.wait_run(run_id).status is RunStatus.DONE
-    steps = {e["step"]: e["loss"] for e in engine.run_events(run_id)[0] if e["kind"] == "step"}
+    engine.runs.stop(run_id)
+    assert engine.runs.wait(run_id).status is RunStatus.STOPPED
+    engine.runs.resume(run_id)
+    assert engine.runs.wait(run_id).status is RunStatus.DONE
+    steps = {e["step"]: e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"}
     assert [steps[s] for s in sorted(steps)] == losses
-    assert engine.adapter(engine.run(run_id).adapter).sha256 == engine.adapter(whole.adapter).sha256
+    assert engine.library.adapter(engine.runs.get(run_id).adapter).sha256 == engine.library.adapter(whole.adapter).sha256
 
 
 def test_the_adapter_in_training_with_a_start_is_mixed_as_it_will_be_kept(
@@ -188,10 +188,10 @@ def test_the_adapter_in_training_with_a_start_is_mixed_as_it_will_be_kept(
 
     def look() -> Any:
         from core.model.families import LLAMA_LIKE
-        from core.model.generate import speaking
+        from core.model.generate import inference_mode_for
 
-        resident = engine._resident()
-        resident.begin_trainee(
+        resident = engine.resident_base.get()
+        resident.add_trainee(
             "trial",
             {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": list(LLAMA_LIKE)},
             start="pissa",
@@ -203,19 +203,19 @@ def test_the_adapter_in_training_with_a_start_is_mixed_as_it_will_be_kept(
                         p.add_(0.05)
             ids, out = torch.tensor([[5, 60, 70, 80]]), []
             for weight in (0.0, 1.0):
-                with speaking(resident, resident.rows([Mix(weights={"trial": weight})])):
+                with inference_mode_for(resident, resident.rows([Mix(weights={"trial": weight})])):
                     stamp = resident.stamp(0)
                     out.append(resident.base.model(ids).logits.clone())
-            with speaking(resident, resident.rows([Mix()])):
+            with inference_mode_for(resident, resident.rows([Mix()])):
                 base = resident.base.model(ids).logits.clone()
             resident.peft.eval()  # type: ignore[union-attr]
             with torch.no_grad():
                 trained = resident.base.model(ids).logits
             return out, base, trained, stamp["weights"]
         finally:
-            resident.end_trainee()
+            resident.remove_trainee()
 
-    (off, on), base, trained, weights = engine._worker.call(look)
+    (off, on), base, trained, weights = engine.worker.call(look)
     assert (
         (off - base).abs().max() == 0 and (on - trained).abs().max() < 1e-5 and (on - base).abs().max() > 1e-2
     )
@@ -232,7 +232,7 @@ def test_starts_work_on_four_bits_and_leave_them_bit_identical(packed: Engine, c
 
 
 def engine_rank(engine: Engine, run: Run) -> int:
-    return engine.adapter(run.adapter).rank
+    return engine.library.adapter(run.adapter).rank
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -240,7 +240,7 @@ def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
     """GPT-2 holds its weights as (inputs, outputs)."""
     import torch
 
-    from core.model.generate import speaking
+    from core.model.generate import inference_mode_for
     from tests.core.data.test_packing import resident_of
 
     resident = resident_of("gpt2", tmp_path)
@@ -251,11 +251,11 @@ def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
         "target_modules": list(resident.base.family.targets),
         "fan_in_fan_out": True,
     }
-    resident.begin_trainee("t", config, start=start)
+    resident.add_trainee("t", config, start=start)
     try:
         out = []
         for mix in (Mix(), Mix(weights={"t": 1.0})):
-            with speaking(resident, resident.rows([mix])):
+            with inference_mode_for(resident, resident.rows([mix])):
                 out.append(resident.base.model(torch.tensor([[5, 60, 70]])).logits.clone())
         assert (out[0] - out[1]).abs().max() < 1e-5
         for name, layer in resident.base.model.named_modules():
@@ -265,7 +265,7 @@ def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
                 part = start_there / (2 if start == "olora" else 1)  # OLoRA takes its part times the scaling
                 assert (weight - part).norm() < 0.99 * weight.norm(), "which takes a part of it out"
     finally:
-        resident.end_trainee()
+        resident.remove_trainee()
 
 
 def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: Engine) -> None:
@@ -276,10 +276,10 @@ def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: 
     def error() -> tuple[float, float]:
         import torch
 
-        from core.model.generate import speaking
+        from core.model.generate import inference_mode_for
 
-        resident = packed._resident()
-        resident.begin_trainee(
+        resident = packed.resident_base.get()
+        resident.add_trainee(
             "trial",
             {"task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32, "target_modules": list(LLAMA_LIKE)},
             start="loftq",
@@ -287,20 +287,20 @@ def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: 
         try:
             found = []
             for mix in (Mix(), Mix(weights={"trial": 1.0})):
-                with speaking(resident, resident.rows([mix])):
+                with inference_mode_for(resident, resident.rows([mix])):
                     found.append(
                         float((resident.base.model(torch.tensor([[5, 60, 70, 80, 90]])).logits - true).norm())
                     )
             return found[0], found[1]
         finally:
-            resident.end_trainee()
+            resident.remove_trainee()
 
-    without, with_it = packed._worker.call(error)
+    without, with_it = packed.worker.call(error)
     assert with_it < 0.8 * without
 
 
 def test_loftq_on_an_unquantised_base_is_refused_with_the_reason(engine: Engine, corpus: Path) -> None:
-    run = engine.wait_run(engine.start_run(spec_of(engine, corpus, initialisation="loftq", name="None")))
+    run = engine.runs.wait(engine.runs.start(spec_of(engine, corpus, initialisation="loftq", name="None")))
     assert run.status is RunStatus.FAILED and "not quantised" in run.error
     assert trained(engine, spec_of(engine, corpus, name="After"))[0].status is RunStatus.DONE, (
         "the base is free again"
@@ -312,13 +312,13 @@ def test_dora_is_trained_kept_verified_and_loaded_by_peft_and_the_mixer_says_why
 ) -> None:
     run, losses = trained(engine, spec_of(engine, corpus, use_dora=True, max_steps=12, name="Dora"))
     assert losses[-1] < losses[0]
-    adapter = engine.adapter(run.adapter)
-    assert "DoRA" in adapter.unmixable and len(engine.verify_adapter(adapter.id)) == 3
-    shelf = {a["id"]: a for a in engine.mixable()}
-    assert not shelf[adapter.id]["fits"] and "cannot be mixed live" in shelf[adapter.id]["why"]
+    adapter = engine.library.adapter(run.adapter)
+    assert "DoRA" in adapter.unmixable and len(engine.library.verify(adapter.id)) == 3
+    shelf = {a.id: a for a in engine.library.mixable_adapters()}
+    assert not shelf[adapter.id].fits and "cannot be mixed live" in shelf[adapter.id].reason
     with pytest.raises(AdapterError, match="use_dora"):
-        engine.stream("The red", [Mix(weights={adapter.id: 1.0})], Sampling(max_new_tokens=2)).last()
-    events = engine.run_events(run.id)[0]
+        engine.chat.stream("The red", [Mix(weights={adapter.id: 1.0})], Sampling(max_new_tokens=2)).last()
+    events = engine.runs.events(run.id)[0]
     last = [e for e in events if e["kind"] == "validation"][-1]
     first = next(e for e in events if e["kind"] == "validation")
     assert last["loss"] < first["loss"]
@@ -345,7 +345,7 @@ def test_dora_is_trained_kept_verified_and_loaded_by_peft_and_the_mixer_says_why
             nats -= float(scores[torch.arange(len(e.ids) - 1), torch.tensor(e.ids[1:])].sum())
             tokens += len(e.ids) - 1
     assert last["loss"] == pytest.approx(nats / tokens, abs=1e-4)
-    assert engine.archive_adapter(adapter.id).stat().st_size > 0
+    assert engine.library.archive(adapter.id).stat().st_size > 0
 
 
 @pytest.mark.slow
@@ -356,13 +356,13 @@ def test_a_mix_that_names_a_dora_adapter_in_training_is_told_why_and_others_are_
     plain, _ = trained(engine, spec_of(engine, corpus, name="Plain"))
     spec = spec_of(engine, corpus, use_dora=True, max_steps=30, eval_steps=30, save_steps=30, name="Quiet")
     _, calm = trained(engine, spec)
-    run_id = engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Heard"}))
-    adapter = engine.run(run_id).adapter
+    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Heard"}))
+    adapter = engine.runs.get(run_id).adapter
     answers = refused = 0
-    while engine.run(run_id).status.alive:
-        if any(m["id"] == adapter and m["training"] for m in engine.mixable()):
+    while engine.runs.get(run_id).status.is_alive:
+        if any(m.id == adapter and m.training for m in engine.library.mixable_adapters()):
             assert (
-                engine.stream(
+                engine.chat.stream(
                     "The red", [Mix(), Mix(weights={plain.adapter: 1.0})], Sampling(max_new_tokens=4)
                 )
                 .last()
@@ -370,11 +370,11 @@ def test_a_mix_that_names_a_dora_adapter_in_training_is_told_why_and_others_are_
             )
             answers += 1
             try:
-                engine.stream("The red", [Mix(weights={adapter: 1.0})], Sampling(max_new_tokens=2)).last()
+                engine.chat.stream("The red", [Mix(weights={adapter: 1.0})], Sampling(max_new_tokens=2)).last()
             except AdapterError as e:
                 refused += "cannot be mixed" in str(e)
     assert answers and refused
-    assert [e["loss"] for e in engine.run_events(run_id)[0] if e["kind"] == "step"] == calm
+    assert [e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"] == calm
 
 
 def test_what_does_not_go_together_is_refused_before_anything_starts() -> None:
@@ -455,29 +455,29 @@ def test_neftune_makes_noise_in_training_only_and_is_gone_after_a_run_that_fails
         engine, TrainSpec.from_json({**spec.to_json(), "neftune_alpha": 0.0, "name": "Silent"})
     )
     assert noisy[0] != silent[0]
-    run_id = engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Heard"}))
+    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Heard"}))
     heard = 0
-    while engine.run(run_id).status.alive:
-        if engine.run(run_id).step:
+    while engine.runs.get(run_id).status.is_alive:
+        if engine.runs.get(run_id).step:
             assert (logits_here(engine, Mix()) - before).abs().max() == 0, "no noise for who only listens"
             heard += 1
-    assert heard and [e["loss"] for e in engine.run_events(run_id)[0] if e["kind"] == "step"] == noisy
+    assert heard and [e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"] == noisy
 
-    def hooks() -> int:
-        return len(engine._resident().base.model.get_input_embeddings()._forward_hooks)
+    def count_hooks() -> int:
+        return len(engine.resident_base.get().base.model.get_input_embeddings()._forward_hooks)
 
     from core.train.trainer import StudioTrainer
 
     seen: list[int] = []
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(hooks())
+        seen.append(count_hooks())
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(StudioTrainer, "training_step", broken)
-    failed = engine.wait_run(engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Lost"})))
+    failed = engine.runs.wait(engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Lost"})))
     assert failed.status is RunStatus.FAILED and "on purpose" in failed.error
-    assert seen == [1] and engine._worker.call(hooks) == 0
+    assert seen == [1] and engine.worker.call(count_hooks) == 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -497,7 +497,7 @@ def test_every_schedule_climbs_and_then_does_what_its_name_says(
             name=schedule,
         ),
     )
-    rates = [e["learning_rate"] for e in engine.run_events(run.id)[0] if e["kind"] == "step"]
+    rates = [e["learning_rate"] for e in engine.runs.events(run.id)[0] if e["kind"] == "step"]
     assert rates[0] < rates[3] <= 5e-3 and max(rates) == pytest.approx(5e-3)
     late = {
         "constant": 5e-3,
@@ -513,8 +513,8 @@ def test_every_schedule_climbs_and_then_does_what_its_name_says(
 def test_every_optimizer_learns_or_says_that_it_cannot_on_this_device(
     engine: Engine, corpus: Path, optimizer: str
 ) -> None:
-    run = engine.wait_run(
-        engine.start_run(
+    run = engine.runs.wait(
+        engine.runs.start(
             spec_of(
                 engine,
                 corpus,
@@ -529,7 +529,7 @@ def test_every_optimizer_learns_or_says_that_it_cannot_on_this_device(
     if run.status is RunStatus.FAILED:
         assert "8bit" in optimizer and "does not run on this cpu" in run.error and "adafactor" in run.error
         return
-    validation = [e["loss"] for e in engine.run_events(run.id)[0] if e["kind"] == "validation"]
+    validation = [e["loss"] for e in engine.runs.events(run.id)[0] if e["kind"] == "validation"]
     assert run.status is RunStatus.DONE and validation[-1] < validation[0]
 
 
@@ -577,12 +577,12 @@ def test_a_stacked_task_leaves_its_domain_bit_identical_and_says_what_it_was_tra
     before = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
     def resident_digest() -> str:
-        tensors = engine._resident().tensors_of(below.adapter)
+        tensors = engine.resident_base.get().full_state_dict(below.adapter)
         return hashlib.sha256(b"".join(t.numpy().tobytes() for _, t in sorted(tensors.items()))).hexdigest()
 
     logits_here(engine, Mix(weights={below.adapter: 1.0}))
-    loaded = engine._worker.call(resident_digest)
-    data = next((d for d in engine.datasets() if d.kind == "task"), None) or engine.import_dataset(
+    loaded = engine.worker.call(resident_digest)
+    data = next((d for d in engine.datasets.list() if d.kind == "task"), None) or engine.datasets.import_files(
         [pairs], "Pairs", "task"
     )
     made = {}
@@ -599,27 +599,27 @@ def test_a_stacked_task_leaves_its_domain_bit_identical_and_says_what_it_was_tra
                 **FAST,
             ),
         )
-        made[dropout] = engine.adapter(run.adapter)
+        made[dropout] = engine.library.adapter(run.adapter)
         assert (
             made[dropout].metadata["trained_with"] == {below.adapter: 1.0}
             and made[dropout].metadata["domain_dropout"] == dropout
         )
-    assert engine._worker.call(resident_digest) == loaded
+    assert engine.worker.call(resident_digest) == loaded
     assert (
         hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
         == before
-        == engine.adapter(below.adapter).sha256
+        == engine.library.adapter(below.adapter).sha256
     )
     alone = Mix(weights={made[0.0].id: 1.0})
     assert (
-        len(engine.departures(alone)) == 1
-        and "always on" in engine.departures(alone)[0]
-        and "Below" in engine.departures(alone)[0]
+        len(engine.library.mix_warnings(alone)) == 1
+        and "always on" in engine.library.mix_warnings(alone)[0]
+        and "Below" in engine.library.mix_warnings(alone)[0]
     )
-    assert engine.departures(Mix(weights={made[0.5].id: 1.0})) == [], "dropout taught it to do without"
-    assert engine.departures(Mix(weights={made[0.0].id: 1.0, below.adapter: 1.0})) == []
-    (far,) = engine.departures(Mix(weights={made[0.5].id: 1.0, below.adapter: -1.0}))
-    assert "at 1, and here it is at -1" in far
+    assert engine.library.mix_warnings(Mix(weights={made[0.5].id: 1.0})) == [], "dropout taught it to do without"
+    assert engine.library.mix_warnings(Mix(weights={made[0.0].id: 1.0, below.adapter: 1.0})) == []
+    (far,) = engine.library.mix_warnings(Mix(weights={made[0.5].id: 1.0, below.adapter: -1.0}))
+    assert "at 1, and this mix sets it to -1" in far
 
 
 def test_a_domain_that_is_gone_or_was_trained_anew_is_named() -> None:
@@ -639,7 +639,7 @@ def test_a_domain_that_is_gone_or_was_trained_anew_is_named() -> None:
     }
     task = Adapter(id="t", name="Asker", sha256="2", stacked_on="d", metadata=meta, **about)
     (gone,) = departures(Mix(weights={"t": 1.0}), {"t": task})
-    assert "Old papers" in gone and "no longer here" in gone and "Train it again" in gone
+    assert "Old papers" in gone and "was deleted" in gone and "Train it again" in gone
     anew = Adapter(id="d", name="New papers", sha256="9", **about)
     (changed,) = departures(Mix(weights={"t": 1.0, "d": 1.0}), {"t": task, "d": anew})
     assert "changed since" in changed

@@ -21,7 +21,7 @@ from core.engine import Engine
 from core.errors import RunError, SpecError
 from core.spec.training import RunStatus, TrainSpec
 from core.train import checkpoints, memory
-from core.train.early_stopping import Track
+from core.train.early_stopping import EarlyStopping
 from tests.core.train.test_training import FAST, ROOT, domain_spec, losses, task_spec, wait_for
 
 
@@ -32,7 +32,7 @@ def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 
 def kinds(engine: Engine, run_id: str, kind: str) -> list[dict[str, Any]]:
-    return [e for e in engine.run_events(run_id)[0] if e["kind"] == kind]
+    return [e for e in engine.runs.events(run_id)[0] if e["kind"] == kind]
 
 
 # ------------------------------------------------------------ pausing
@@ -43,24 +43,24 @@ def test_a_paused_run_gives_the_model_to_the_next_and_goes_on_after_a_restart_as
 ) -> None:
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
         spec = domain_spec(engine, corpus, max_steps=40, eval_steps=15, save_steps=50)
-        whole = engine.wait_run(engine.start_run(spec))
-        first = engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Paused"}))
-        second = engine.start_run(domain_spec(engine, corpus, max_steps=3, name="Next"))
-        wait_for(lambda: engine.run(first).step >= 5)
-        engine.pause_run(first)
-        assert engine.wait_run(second).status is RunStatus.DONE, "the next one had the model"
-        paused = engine.run(first)
+        whole = engine.runs.wait(engine.runs.start(spec))
+        first = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Paused"}))
+        second = engine.runs.start(domain_spec(engine, corpus, max_steps=3, name="Next"))
+        wait_for(lambda: engine.runs.get(first).step >= 5)
+        engine.runs.pause(first)
+        assert engine.runs.wait(second).status is RunStatus.DONE, "the next one had the model"
+        paused = engine.runs.get(first)
         assert paused.status is RunStatus.PAUSED and paused.resumable and 5 <= paused.step < 40
         assert [e["status"] for e in kinds(engine, first, "status")][-2:] == ["stopping", "paused"]
-        assert len(engine.adapters()) == 2, "what is paused is not in the library"
+        assert len(engine.library.adapters()) == 2, "what is paused is not in the library"
         with pytest.raises(RunError, match=r"not running \(paused\)"):
-            engine.pause_run(first)
+            engine.runs.pause(first)
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
-        assert engine.run(first).status is RunStatus.PAUSED
-        engine.resume_run(first)
-        ended = engine.wait_run(first)
+        assert engine.runs.get(first).status is RunStatus.PAUSED
+        engine.runs.resume(first)
+        ended = engine.runs.wait(first)
         assert ended.status is RunStatus.DONE and losses(engine, first) == losses(engine, whole.id)
-        assert engine.adapter(ended.adapter).sha256 == engine.adapter(whole.adapter).sha256
+        assert engine.library.adapter(ended.adapter).sha256 == engine.library.adapter(whole.adapter).sha256
         steps = [[v["step"] for v in kinds(engine, r, "validation")] for r in (first, whole.id)]
         assert steps[0] == steps[1] == [0, 15, 30, 40], (
             "pausing brought no validation of its own, nor did resuming"
@@ -68,16 +68,16 @@ def test_a_paused_run_gives_the_model_to_the_next_and_goes_on_after_a_restart_as
 
 
 def test_another_process_can_pause_a_run(engine: Engine, corpus: Path, tiny_base: Path) -> None:
-    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=500, eval_steps=500))
-    wait_for(lambda: engine.run(run_id).step >= 3)
+    run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=500, eval_steps=500))
+    wait_for(lambda: engine.runs.get(run_id).step >= 3)
     with Engine(engine.workspace.root, str(tiny_base), load=False) as other:
-        other.pause_run(run_id)
-    assert engine.wait_run(run_id).status is RunStatus.PAUSED
-    engine.resume_run(run_id)
-    wait_for(lambda: engine.run(run_id).status is RunStatus.RUNNING)
-    assert engine.run(run_id).status is RunStatus.RUNNING, "the wish was for once"
-    engine.stop_run(run_id)
-    engine.wait_run(run_id)
+        other.runs.pause(run_id)
+    assert engine.runs.wait(run_id).status is RunStatus.PAUSED
+    engine.runs.resume(run_id)
+    wait_for(lambda: engine.runs.get(run_id).status is RunStatus.RUNNING)
+    assert engine.runs.get(run_id).status is RunStatus.RUNNING, "the wish was for once"
+    engine.runs.stop(run_id)
+    engine.runs.wait(run_id)
 
 
 @pytest.mark.slow
@@ -99,8 +99,8 @@ def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weigh
 
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
         spec = domain_spec(engine, corpus, max_steps=120, eval_steps=60, save_steps=1000)
-        whole = engine.wait_run(engine.start_run(spec))
-        expected = (losses(engine, whole.id), engine.adapter(whole.adapter).sha256)
+        whole = engine.runs.wait(engine.runs.start(spec))
+        expected = (losses(engine, whole.id), engine.library.adapter(whole.adapter).sha256)
     settings = [
         f"--{k.replace('_', '-')}={v}"
         for k, v in {**FAST, "max_steps": 120, "eval_steps": 60, "save_steps": 1000}.items()
@@ -108,19 +108,19 @@ def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weigh
     process = subprocess.Popen(command("train", "domain", "--dataset", spec.dataset, "--name", "Ended", "--preset", "standard", *settings), cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     with Engine(tmp_path / "ws", str(tiny_base), load=False) as engine:
-        wait_for(lambda: engine.runs()[0].name == "Ended" and engine.runs()[0].step >= 12, 120)
+        wait_for(lambda: engine.runs.list()[0].name == "Ended" and engine.runs.list()[0].step >= 12, 120)
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
-        run = engine.runs()[0]
+        run = engine.runs.list()[0]
         assert run.status is RunStatus.INTERRUPTED and run.resumable
-        found = checkpoints.newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
+        found = checkpoints.find_newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
         assert found is not None and checkpoints.step_of(found) == run.step >= 12, (
             "it saved the step that it was in"
         )
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
-        engine.resume_run(run.id)
-        ended = engine.wait_run(run.id)
-        assert (losses(engine, run.id), engine.adapter(ended.adapter).sha256) == expected
+        engine.runs.resume(run.id)
+        ended = engine.runs.wait(run.id)
+        assert (losses(engine, run.id), engine.library.adapter(ended.adapter).sha256) == expected
 
 
 # ------------------------------------------------------------ the best step, and ending early
@@ -134,7 +134,7 @@ def overfit(engine: Engine, tmp_path: Path, **changes: Any) -> TrainSpec:
         "\n\n---\n\n".join(" ".join(str(dice.randrange(10**6)) for _ in range(4)) for _ in range(14)),
         encoding="utf-8",
     )
-    data = next((d for d in engine.datasets() if d.name == "Heart"), None) or engine.import_dataset(
+    data = next((d for d in engine.datasets.list() if d.name == "Heart"), None) or engine.datasets.import_files(
         [file], "Heart", "domain"
     )
     settings = {
@@ -157,10 +157,10 @@ def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_sa
 
     kept: dict[str, Any] = {}
     for keep in ("best", "last"):
-        run = engine.wait_run(engine.start_run(overfit(engine, tmp_path, keep=keep, name=keep)))
+        run = engine.runs.wait(engine.runs.start(overfit(engine, tmp_path, keep=keep, name=keep)))
         assert run.status is RunStatus.DONE, run.error
         validations = {v["step"]: v["loss"] for v in kinds(engine, run.id, "validation") if v["step"]}
-        adapter = engine.adapter(run.adapter)
+        adapter = engine.library.adapter(run.adapter)
         best = min(validations, key=lambda s: validations[s])
         assert best < 60, "it really got worse again"
         wanted = best if keep == "best" else 60
@@ -186,13 +186,13 @@ def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_sa
             load_file(engine.workspace.path("adapters", adapter.id, "adapter_model.safetensors")),
         )
     assert kept["best"][0].sha256 != kept["last"][0].sha256
-    measured = engine.evaluate(
+    measured = engine.evaluation.measure(
         [_mix(kept["best"][0].id), _mix(kept["last"][0].id)],
         kept["best"][0].metadata["dataset"]["id"],
         "val",
         general=False,
     ).last()
-    better, worse = (r["perplexity"] for r in engine.report(measured.report).rows)
+    better, worse = (r["perplexity"] for r in engine.evaluation.report(measured.report).rows)
     assert (
         better == pytest.approx(math.exp(kept["best"][0].results["validation_loss"]), rel=1e-4)
         and better < worse
@@ -208,9 +208,9 @@ def _mix(adapter: str) -> Any:
 def test_a_run_ends_early_when_validation_no_longer_improves_and_pausing_it_before_changes_nothing(
     engine: Engine, tmp_path: Path
 ) -> None:
-    whole = engine.wait_run(engine.start_run(overfit(engine, tmp_path, early_stopping=3, max_steps=200)))
+    whole = engine.runs.wait(engine.runs.start(overfit(engine, tmp_path, early_stopping=3, max_steps=200)))
     assert whole.status is RunStatus.DONE and whole.step < 200, whole.error
-    results = engine.adapter(whole.adapter).results
+    results = engine.library.adapter(whole.adapter).results
     assert results["stopped_early"] and whole.step == results["best_step"] + 9, (
         "three validations of three steps each brought nothing better"
     )
@@ -218,15 +218,15 @@ def test_a_run_ends_early_when_validation_no_longer_improves_and_pausing_it_befo
         n["text"].startswith(f"Stopped early at step {whole.step}: 3 validations")
         for n in kinds(engine, whole.id, "note")
     )
-    parted = engine.start_run(overfit(engine, tmp_path, early_stopping=3, max_steps=200, name="Parted"))
-    wait_for(lambda: engine.run(parted).step > results["best_step"])
-    engine.pause_run(parted)
-    if engine.wait_run(parted).status is RunStatus.PAUSED:
-        engine.resume_run(parted)
-    ended = engine.wait_run(parted)
+    parted = engine.runs.start(overfit(engine, tmp_path, early_stopping=3, max_steps=200, name="Parted"))
+    wait_for(lambda: engine.runs.get(parted).step > results["best_step"])
+    engine.runs.pause(parted)
+    if engine.runs.wait(parted).status is RunStatus.PAUSED:
+        engine.runs.resume(parted)
+    ended = engine.runs.wait(parted)
     assert (
         ended.step == whole.step
-        and engine.adapter(ended.adapter).sha256 == engine.adapter(whole.adapter).sha256
+        and engine.library.adapter(ended.adapter).sha256 == engine.library.adapter(whole.adapter).sha256
     )
 
 
@@ -234,45 +234,45 @@ def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_pa
     for step, best in ((5, 5), (10, 5), (15, 5), (20, 5), (25, 25), (30, 25)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        for name in checkpoints.needed(1):
+        for name in checkpoints.required_files(1):
             (folder / name).write_bytes(b"x")
         (folder / checkpoints.STATE).write_text(json.dumps({"track": {"best_step": best}}))
         checkpoints.commit(folder, "run")
         checkpoints.rotate(tmp_path)
-        assert checkpoints.holds(tmp_path / f"checkpoint-{best}", "run")
+        assert checkpoints.is_intact(tmp_path / f"checkpoint-{best}", "run")
     assert sorted(int(p.name.split("-")[1]) for p in tmp_path.iterdir()) == [25, 30]
 
 
 def test_waiting_counts_only_validations_on_schedule_and_a_loss_that_is_no_number_is_never_the_best() -> None:
-    track = Track().seen(0, 4.0, math.nan)
-    assert track.start_loss == 4.0 and track.best_step == 0 and math.isnan(Track().gap)
-    track = track.seen(10, 3.0, 3.2).seen(20, math.nan, 3.0).seen(25, 3.1, 2.9, scheduled=False)
+    track = EarlyStopping().update(0, 4.0, math.nan)
+    assert track.start_loss == 4.0 and track.best_step == 0 and math.isnan(EarlyStopping().gap)
+    track = track.update(10, 3.0, 3.2).update(20, math.nan, 3.0).update(25, 3.1, 2.9, scheduled=False)
     assert (track.best_step, track.best_loss, track.waited) == (10, 3.0, 1) and track.gap == pytest.approx(
         0.2
     )
     assert (
-        not track.patience_over(2)
-        and track.seen(30, 3.0, 2.8).patience_over(2)
-        and not track.seen(30, 3.0, 2.8).patience_over(0)
+        not track.is_exhausted(2)
+        and track.update(30, 3.0, 2.8).is_exhausted(2)
+        and not track.update(30, 3.0, 2.8).is_exhausted(0)
     )
     assert (
-        track.seen(40, 2.9, 2.0).waited == 0
-        and Track.from_json(json.loads(json.dumps(track.to_json()))) == track
+        track.update(40, 2.9, 2.0).waited == 0
+        and EarlyStopping.from_json(json.loads(json.dumps(track.to_json()))) == track
     )
 
 
 def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_not_before() -> None:
-    track = Track().seen(10, 2.0, 2.5)
-    assert track.overfitting("best") == ""
-    both_stuck = track.seen(20, 2.1, 2.5).seen(30, 2.1, 2.49)
-    assert both_stuck.overfitting("best") == "", "nothing is learned by heart"
-    worse = track.seen(20, 2.1, 2.0).seen(30, 2.4, 1.25)
-    assert worse.overfitting("best") == (
+    track = EarlyStopping().update(10, 2.0, 2.5)
+    assert track.overfitting_note("best") == ""
+    both_stuck = track.update(20, 2.1, 2.5).update(30, 2.1, 2.49)
+    assert both_stuck.overfitting_note("best") == "", "nothing is learned by heart"
+    worse = track.update(20, 2.1, 2.0).update(30, 2.4, 1.25)
+    assert worse.overfitting_note("best") == (
         "Validation has not improved since step 10 while training loss fell by 1.25: likely overfitting; the run keeps the adapter of step 10."
     )
     assert (
-        "keep the best one instead" in worse.overfitting("last")
-        and worse.seen(40, 1.9, 1.0).overfitting("best") == ""
+        "keep the best one instead" in worse.overfitting_note("last")
+        and worse.update(40, 1.9, 1.0).overfitting_note("best") == ""
     )
 
 
@@ -282,7 +282,7 @@ def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_
 def test_the_base_the_adapter_below_and_the_one_in_training_answer_side_by_side(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
-    below = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=20))).adapter
+    below = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=20))).adapter
     spec = task_spec(
         engine,
         pairs,
@@ -291,7 +291,7 @@ def test_the_base_the_adapter_below_and_the_one_in_training_answer_side_by_side(
         eval_steps=15,
         sample_prompts=("Where is the red lamp?", "Where is the old bell?"),
     )
-    run = engine.wait_run(engine.start_run(spec))
+    run = engine.runs.wait(engine.runs.start(spec))
     samples = kinds(engine, run.id, "sample")
     assert [(s["step"], s["prompt"]) for s in samples] == [
         (step, p) for step in (0, 15, 30) for p in spec.sample_prompts
@@ -337,19 +337,19 @@ def test_a_gradient_that_is_no_number_never_reaches_the_adapter(
         return loss
 
     monkeypatch.setattr(Trainer, "training_step", poisoned)
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=1)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=10, save_steps=1)))
     assert (
         run.status is RunStatus.DIVERGED
         and "The gradient became" in run.error
         and "step 5" in run.error
         and run.resumable
     )
-    last = checkpoints.newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
+    last = checkpoints.find_newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
     assert last is not None and checkpoints.step_of(last) == 4
     assert all(bool(t.isfinite().all()) for t in load_file(last / "adapter_model.safetensors").values())
     monkeypatch.setattr(Trainer, "training_step", inner)
-    engine.resume_run(run.id)
-    assert engine.wait_run(run.id).status is RunStatus.DONE, "what was kept goes on"
+    engine.runs.resume(run.id)
+    assert engine.runs.wait(run.id).status is RunStatus.DONE, "what was kept goes on"
 
 
 # ------------------------------------------------------------ a full disk
@@ -369,8 +369,8 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
 
     monkeypatch.setattr(checkpoints, "commit", commit)
     try:
-        run = engine.wait_run(
-            engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2, eval_steps=10))
+        run = engine.runs.wait(
+            engine.runs.start(domain_spec(engine, corpus, max_steps=10, save_steps=2, eval_steps=10))
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -384,8 +384,8 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
         "what was not committed is gone"
     )
     monkeypatch.setattr(checkpoints, "commit", inner)
-    engine.resume_run(run.id)
-    ended = engine.wait_run(run.id)
+    engine.runs.resume(run.id)
+    ended = engine.runs.wait(run.id)
     assert ended.status is RunStatus.DONE and ended.error == "" and len(losses(engine, run.id)) == 10
 
 
@@ -403,14 +403,14 @@ def test_a_disk_without_room_says_so_of_the_checkpoint(tmp_path: Path) -> None:
     ):
         pytest.skip("no file system can be mounted here")
     try:
-        error = checkpoints.refused(
+        error = checkpoints.write_error(
             RuntimeError("PytorchStreamWriter failed writing file data/2: file write failed"),
             place,
             2 << 20,
             7,
         )
         assert isinstance(error, DiskFull) and "The disk is full" in str(error) and not list(place.iterdir())
-        other = checkpoints.refused(RuntimeError("something else"), place, 1000, 7)
+        other = checkpoints.write_error(RuntimeError("something else"), place, 1000, 7)
         assert not isinstance(other, DiskFull) and "something else" in str(other)
     finally:
         subprocess.run(["umount", str(place)], check=True)
@@ -426,7 +426,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_the_losses_are_those_of
     from transformers import Trainer
 
     shape = {"batch_size": 4, "accumulation": 1, "dropout": 0.0, "save_steps": 2, "packing": False}
-    whole = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=8, name="Whole", **shape)))
+    whole = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=8, name="Whole", **shape)))
     inner = Trainer.training_step
     seen: list[tuple[int, int]] = []
 
@@ -437,7 +437,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_the_losses_are_those_of
         return inner(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", tight)
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=8, name="Tight", **shape)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=8, name="Tight", **shape)))
     assert run.status is RunStatus.DONE, run.error
     assert (
         [rows for _, rows in seen][:6] == [4] * 6
@@ -449,7 +449,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_the_losses_are_those_of
     assert losses(engine, run.id) == pytest.approx(losses(engine, whole.id), rel=1e-4), (
         "the same rows in the same steps"
     )
-    meta = engine.adapter(run.adapter).metadata
+    meta = engine.library.adapter(run.adapter).metadata
     assert (
         meta["runtime"]["batch_size"],
         meta["runtime"]["accumulation"],
@@ -471,7 +471,7 @@ def test_when_one_row_is_too_much_the_run_ends_out_of_memory_and_names_what_woul
         )
 
     monkeypatch.setattr(StudioTrainer, "compute_loss", full)
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, batch_size=2)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, batch_size=2)))
     assert (
         run.status is RunStatus.OUT_OF_MEMORY
         and "One row of 48 tokens did not fit" in run.error
@@ -481,28 +481,28 @@ def test_when_one_row_is_too_much_the_run_ends_out_of_memory_and_names_what_woul
     assert helps.count("(saves about") == 3 and "Max length 24 instead of 48" in helps
     monkeypatch.undo()
     assert (
-        engine.wait_run(engine.start_run(domain_spec(engine, corpus, name="After"))).status is RunStatus.DONE
+        engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="After"))).status is RunStatus.DONE
     ), "the model is whole again"
 
 
 def test_a_foreign_runtime_error_is_no_lack_of_memory() -> None:
-    assert memory.out_of_memory(MemoryError()) and not memory.out_of_memory(
+    assert memory.is_out_of_memory(MemoryError()) and not memory.is_out_of_memory(
         RuntimeError("shape mismatch in memory format")
     )
 
 
 def test_the_next_smaller_micro_batch_keeps_the_effective_batch() -> None:
-    assert memory.smaller(8, 4) == (4, 8) and memory.smaller(1, 32) is None
+    assert memory.shrink_micro_batch(8, 4) == (4, 8) and memory.shrink_micro_batch(1, 32) is None
     for rows in range(2, 20):
         for accumulation in (1, 2, 3, 5):
-            found = memory.smaller(rows, accumulation)
+            found = memory.shrink_micro_batch(rows, accumulation)
             assert found and found[0] * found[1] == rows * accumulation and found[0] <= rows // 2
 
 
 def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed = engine.wait_run(engine.start_run(domain_spec(engine, corpus, name="Probed")))
+    probed = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="Probed")))
     told = kinds(engine, probed.id, "memory")[0]
     assert (
         told["what"] == "probe"
@@ -511,32 +511,32 @@ def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
         and told["estimated_step"] > 10_000
     )
     monkeypatch.setattr(memory, "probe", lambda *args: {})
-    plain = engine.wait_run(engine.start_run(domain_spec(engine, corpus, name="Plain")))
+    plain = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="Plain")))
     assert losses(engine, probed.id) == losses(engine, plain.id)
-    assert engine.adapter(probed.adapter).sha256 == engine.adapter(plain.adapter).sha256
+    assert engine.library.adapter(probed.adapter).sha256 == engine.library.adapter(plain.adapter).sha256
 
 
 def test_the_parts_of_the_estimate_that_can_be_counted_are_exact(engine: Engine, corpus: Path) -> None:
-    engine.base(wait=True)
+    engine.bases.current(wait=True)
     spec = domain_spec(engine, corpus)
-    told = engine.estimate(spec)
-    trainable = kinds(engine, engine.wait_run(engine.start_run(spec)).id, "plan")[0]["trainable_parameters"]
+    told = engine.runs.estimate_memory(spec)
+    trainable = kinds(engine, engine.runs.wait(engine.runs.start(spec)).id, "plan")[0]["trainable_parameters"]
     assert told["adapter"] == told["gradients"] == 4 * trainable and told["optimizer"] == 8 * trainable
-    assert told["base"] == engine.base().memory_bytes and told["total"] == sum(
+    assert told["base"] == engine.bases.current().memory_bytes and told["total"] == sum(
         told[k] for k in ("base", "adapter", "gradients", "optimizer", "activations", "logits")
     )
     assert told["fits"] and told["text"].startswith("Needs about") and "are free" in told["text"]
-    twice = engine.estimate(TrainSpec.from_json({**spec.to_json(), "batch_size": 4}))
+    twice = engine.runs.estimate_memory(TrainSpec.from_json({**spec.to_json(), "batch_size": 4}))
     assert (
         twice["activations"] == 2 * told["activations"]
         and twice["logits"] == 2 * told["logits"]
         and twice["adapter"] == told["adapter"]
     )
-    saved = engine.estimate(TrainSpec.from_json({**spec.to_json(), "gradient_checkpointing": "on"}))
+    saved = engine.runs.estimate_memory(TrainSpec.from_json({**spec.to_json(), "gradient_checkpointing": "on"}))
     assert saved["activations"] < told["activations"]
 
 
-LARGER = memory.Shape(
+LARGER = memory.ModelShape(
     layers=28, hidden=2048, inner=6144, keys_values=2048, vocabulary=150_000, number_bytes=2, base_bytes=1_400_000_000, on_gpu=True,
     linear={"q_proj": (28, 28 * 2048, 28 * 2048), "down_proj": (28, 28 * 6144, 28 * 2048)}, targets=("q_proj", "down_proj"),
 )  # fmt: skip
@@ -576,13 +576,13 @@ def test_the_estimate_of_a_step_lies_within_a_factor_of_two_of_what_a_larger_mod
         spec = domain_spec(
             engine, corpus, max_steps=1, batch_size=16, accumulation=1, max_length=256, dropout=0.0
         )
-        told = kinds(engine, engine.wait_run(engine.start_run(spec)).id, "memory")[0]
+        told = kinds(engine, engine.runs.wait(engine.runs.start(spec)).id, "memory")[0]
         if told["measured_step"] is None:
             pytest.skip("this system does not tell a process's peak")
-        assert told["estimated_step"] > memory.SURE_BYTES
+        assert told["estimated_step"] > memory.MIN_GROWTH_BYTES
         assert 0.5 < told["ratio"] < 2.0, told
         assert (
-            engine.estimate(spec)["calibrated"] and "measured on this base" in engine.estimate(spec)["text"]
+            engine.runs.estimate_memory(spec)["calibrated"] and "measured on this base" in engine.runs.estimate_memory(spec)["text"]
         )
 
 
@@ -598,13 +598,13 @@ def test_a_place_to_log_to_that_is_not_installed_is_named_before_the_run_starts(
         pytest.skip("trackio is installed here")
     spec = domain_spec(engine, corpus, report_to=("trackio",))
     with pytest.raises(SpecError, match="pip install trackio"):
-        engine.start_run(spec)
+        engine.runs.start(spec)
     assert (
-        engine.missing(spec.to_json()) == ["To log to trackio, install it first: pip install trackio."]
-        and not engine.runs()
+        engine.runs.list_missing(spec.to_json()) == ["To log to trackio, install it first: pip install trackio."]
+        and not engine.runs.list()
     )
     with pytest.raises(SpecError, match="no place 'elsewhere'"):
-        engine.start_run(domain_spec(engine, corpus, report_to=("elsewhere",)))
+        engine.runs.start(domain_spec(engine, corpus, report_to=("elsewhere",)))
 
 
 def test_losses_and_validations_reach_the_place_that_the_spec_names(
@@ -620,9 +620,9 @@ def test_losses_and_validations_reach_the_place_that_the_spec_names(
             heard.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Place)
-    monkeypatch.setattr("core.engine.runs.not_installed", lambda spec: [])
-    run = engine.wait_run(
-        engine.start_run(domain_spec(engine, corpus, max_steps=4, eval_steps=2, report_to=("tensorboard",)))
+    monkeypatch.setattr("core.engine.runs.check_reporters", lambda spec: [])
+    run = engine.runs.wait(
+        engine.runs.start(domain_spec(engine, corpus, max_steps=4, eval_steps=2, report_to=("tensorboard",)))
     )
     assert run.status is RunStatus.DONE, run.error
     assert [(s, logs["loss"]) for s, logs in heard if "loss" in logs] == list(
@@ -641,7 +641,7 @@ def test_the_terminal_says_what_a_status_means_and_what_to_do(
 ) -> None:
     from core.cli.main import main
 
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2)))
     place = ("--workspace", str(engine.workspace.root), "--base", str(tiny_base))
     assert main(["runs", "show", run.id, *place]) == 0
     said = capsys.readouterr().out
@@ -654,8 +654,8 @@ def test_the_terminal_says_what_a_status_means_and_what_to_do(
 def test_the_page_says_what_a_status_means_and_offers_to_pause(engine: Engine, corpus: Path) -> None:
     from studio.components import live
 
-    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=300, eval_steps=4))
-    wait_for(lambda: engine.run(run_id).step >= 9)
+    run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=300, eval_steps=4))
+    wait_for(lambda: engine.runs.get(run_id).step >= 9)
     told = live.metrics(engine, {"run": run_id, "since": 0})
     head = json.dumps(told["head"])
     assert RunStatus.RUNNING.next_step in head and '"do": "pause"' in head and '"do": "stop"' in head
@@ -665,8 +665,8 @@ def test_the_page_says_what_a_status_means_and_offers_to_pause(engine: Engine, c
     assert validations[0]["gap"] == pytest.approx(
         validations[0]["loss"] - sum(losses(engine, run_id)[:4]) / 4
     )
-    engine.pause_run(run_id)
-    engine.wait_run(run_id)
+    engine.runs.pause(run_id)
+    engine.runs.wait(run_id)
     head = json.dumps(live.metrics(engine, {"run": run_id, "since": 0})["head"])
     assert RunStatus.PAUSED.meaning in head and '"do": "resume"' in head
 
@@ -674,19 +674,19 @@ def test_the_page_says_what_a_status_means_and_offers_to_pause(engine: Engine, c
 def test_a_finished_run_whose_process_was_killed_leaves_no_checkpoints_for_long(
     engine: Engine, corpus: Path
 ) -> None:
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2)))
     left = engine.workspace.path("runs", run.id, "checkpoints")
     (left / "checkpoint-2").mkdir(parents=True)
-    engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2, name="Next")))
+    engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2, name="Next")))
     assert not left.exists()
 
 
 def test_a_half_made_adapter_of_a_killed_process_does_not_stand_in_the_way(
     engine: Engine, corpus: Path
 ) -> None:
-    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=2))
-    left = engine.workspace.root / "adapters" / f".{engine.run(run_id).adapter}.partial"
+    run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=2))
+    left = engine.workspace.root / "adapters" / f".{engine.runs.get(run_id).adapter}.partial"
     left.mkdir()
     (left / "half").write_bytes(b"x")
-    assert engine.wait_run(run_id).status is RunStatus.DONE and not left.exists()
+    assert engine.runs.wait(run_id).status is RunStatus.DONE and not left.exists()
     assert datasets.list_datasets(engine.workspace)

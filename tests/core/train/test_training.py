@@ -42,7 +42,7 @@ def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 
 def domain_spec(engine: Engine, corpus: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets() if d.kind == "domain"), None) or engine.import_dataset(
+    data = next((d for d in engine.datasets.list() if d.kind == "domain"), None) or engine.datasets.import_files(
         [corpus], "Corpus", "domain"
     )
     return TrainSpec(
@@ -51,7 +51,7 @@ def domain_spec(engine: Engine, corpus: Path, **changes: Any) -> TrainSpec:
 
 
 def task_spec(engine: Engine, pairs: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets() if d.kind == "task"), None) or engine.import_dataset(
+    data = next((d for d in engine.datasets.list() if d.kind == "task"), None) or engine.datasets.import_files(
         [pairs], "Pairs", "task"
     )
     return TrainSpec(
@@ -61,7 +61,7 @@ def task_spec(engine: Engine, pairs: Path, **changes: Any) -> TrainSpec:
 
 def losses(engine: Engine, run_id: str) -> list[float]:
     """The loss of every step; of a step that was taken twice, the later one."""
-    found = {e["step"]: e["loss"] for e in engine.run_events(run_id)[0] if e["kind"] == "step"}
+    found = {e["step"]: e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"}
     return [found[s] for s in sorted(found)]
 
 
@@ -76,22 +76,22 @@ def test_a_domain_run_lowers_validation_loss_and_lands_in_the_library_with_its_p
     engine: Engine, corpus: Path
 ) -> None:
     spec = domain_spec(engine, corpus, max_steps=30)
-    run = engine.wait_run(engine.start_run(spec))
+    run = engine.runs.wait(engine.runs.start(spec))
     assert run.status is RunStatus.DONE and run.step == run.total_steps == 30
-    events = engine.run_events(run.id)[0]
+    events = engine.runs.events(run.id)[0]
     validation = [e for e in events if e["kind"] == "validation"]
     assert validation[0]["step"] == 0 and validation[-1]["step"] == 30
     assert validation[-1]["loss"] < 0.9 * validation[0]["loss"]
     assert validation[-1]["perplexity"] == pytest.approx(math.exp(validation[-1]["loss"]))
-    adapter = engine.adapter(run.adapter)
+    adapter = engine.library.adapter(run.adapter)
     meta = adapter.metadata
     assert (
-        meta["dataset"]["sha256"] == engine.dataset(spec.dataset).sha256
+        meta["dataset"]["sha256"] == engine.datasets.get(spec.dataset).sha256
         and meta["dataset"]["split_seed"] == 20251101
     )
     assert meta["hyperparameters"] == spec.to_json() and meta["results"]["steps"] == 30
     assert set(meta["versions"]) >= {"torch", "transformers", "peft"} and meta["runtime"]["tokens"] > 0
-    assert len(engine.verify_adapter(adapter.id)) == 3
+    assert len(engine.library.verify(adapter.id)) == 3
     assert not list(engine.workspace.path("runs", run.id, "checkpoints").glob("*")), (
         "a finished run keeps no checkpoints"
     )
@@ -104,18 +104,18 @@ def test_the_saved_adapter_answers_in_plain_peft_as_it_does_here(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus)))
     ids = torch.tensor([[5, 60, 70, 80, 90]])
 
     def ours() -> Any:
-        from core.model.generate import speaking
+        from core.model.generate import inference_mode_for
 
-        resident = engine._resident()
-        resident.ensure([Mix(weights={run.adapter: 1.0})])
-        with speaking(resident, resident.rows([Mix(weights={run.adapter: 1.0})])):
+        resident = engine.resident_base.get()
+        resident.load_adapters([Mix(weights={run.adapter: 1.0})])
+        with inference_mode_for(resident, resident.rows([Mix(weights={run.adapter: 1.0})])):
             return resident.base.model(ids).logits.clone()
 
-    here = engine._worker.call(ours)
+    here = engine.worker.call(ours)
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), engine.workspace.path("adapters", run.adapter)
     ).eval()
@@ -126,19 +126,19 @@ def test_the_saved_adapter_answers_in_plain_peft_as_it_does_here(
 def test_a_task_on_a_frozen_domain_leaves_the_domain_untouched_and_queues_behind_it(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
-    first = engine.start_run(domain_spec(engine, corpus))
-    below = engine.run(first).adapter
-    second = engine.start_run(task_spec(engine, pairs, stack_on=below, max_steps=24, domain_dropout=0.5))
-    assert engine.wait_run(first).status is RunStatus.DONE
-    digest = engine.adapter(below).sha256
-    run = engine.wait_run(second)
+    first = engine.runs.start(domain_spec(engine, corpus))
+    below = engine.runs.get(first).adapter
+    second = engine.runs.start(task_spec(engine, pairs, stack_on=below, max_steps=24, domain_dropout=0.5))
+    assert engine.runs.wait(first).status is RunStatus.DONE
+    digest = engine.library.adapter(below).sha256
+    run = engine.runs.wait(second)
     assert run.status is RunStatus.DONE, run.error
-    assert engine.adapter(run.adapter).stacked_on == below
+    assert engine.library.adapter(run.adapter).stacked_on == below
     assert (
-        engine.adapter(run.adapter).metadata["stacked_on"]["sha256"] == digest == engine.adapter(below).sha256
+        engine.library.adapter(run.adapter).metadata["stacked_on"]["sha256"] == digest == engine.library.adapter(below).sha256
     )
-    engine.verify_adapter(below)
-    events = [e for e in engine.run_events(second)[0] if e["kind"] == "validation"]
+    engine.library.verify(below)
+    events = [e for e in engine.runs.events(second)[0] if e["kind"] == "validation"]
     assert events[-1]["loss"] < 0.95 * events[0]["loss"]
 
 
@@ -148,7 +148,7 @@ def test_the_domain_below_is_dropped_in_the_share_that_was_asked_for(
     """Counted at the scaling that the layers use in the forward pass."""
     from transformers import Trainer
 
-    below = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=2))).adapter
+    below = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2))).adapter
     seen: list[float] = []
     inner = Trainer.training_step
 
@@ -158,8 +158,8 @@ def test_the_domain_below_is_dropped_in_the_share_that_was_asked_for(
         return inner(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", watched)
-    engine.wait_run(
-        engine.start_run(task_spec(engine, pairs, stack_on=below, max_steps=30, domain_dropout=0.5))
+    engine.runs.wait(
+        engine.runs.start(task_spec(engine, pairs, stack_on=below, max_steps=30, domain_dropout=0.5))
     )
     off = sum(s == 0.0 for s in seen) / len(seen)
     # an epoch of 17 batches ends in an optimizer step of a single one
@@ -168,19 +168,19 @@ def test_the_domain_below_is_dropped_in_the_share_that_was_asked_for(
 
 def test_chatting_and_comparing_during_a_run_leave_its_losses_identical(engine: Engine, corpus: Path) -> None:
     spec = domain_spec(engine, corpus, max_steps=40, name="Quiet", eval_steps=20)
-    quiet = engine.wait_run(engine.start_run(spec))
-    other = engine.start_run(TrainSpec.from_json({**spec.to_json(), "name": "Disturbed"}))
-    adapter = engine.run(other).adapter
-    wait_for(lambda: any(m["training"] and m["id"] == adapter for m in engine.mixable()))
+    quiet = engine.runs.wait(engine.runs.start(spec))
+    other = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Disturbed"}))
+    adapter = engine.runs.get(other).adapter
+    wait_for(lambda: any(m.training and m.id == adapter for m in engine.library.mixable_adapters()))
     answers = during = 0
-    while engine.run(other).status.alive:
+    while engine.runs.get(other).status.is_alive:
         mixes = [
             Mix(),
             Mix(weights={quiet.adapter: 1.0}),
             Mix(weights={adapter: 1.0}),
             Mix(weights={quiet.adapter: -0.5, adapter: 1.5}),
         ]
-        frame = engine.stream(
+        frame = engine.chat.stream(
             "Where is the red lamp?", mixes, Sampling(max_new_tokens=12, temperature=0.8, seed=answers)
         ).last()
         assert frame.done and len(frame.columns) == 4
@@ -192,47 +192,47 @@ def test_chatting_and_comparing_during_a_run_leave_its_losses_identical(engine: 
 
 
 def test_stop_keeps_what_is_learned_and_the_run_can_go_on(engine: Engine, corpus: Path) -> None:
-    whole = engine.wait_run(
-        engine.start_run(domain_spec(engine, corpus, max_steps=60, name="Whole", save_steps=7, eval_steps=60))
+    whole = engine.runs.wait(
+        engine.runs.start(domain_spec(engine, corpus, max_steps=60, name="Whole", save_steps=7, eval_steps=60))
     )
-    run_id = engine.start_run(
+    run_id = engine.runs.start(
         domain_spec(engine, corpus, max_steps=60, name="Parted", save_steps=7, eval_steps=60)
     )
-    wait_for(lambda: engine.run(run_id).step >= 9)
-    engine.stop_run(run_id)
-    stopped = engine.wait_run(run_id)
+    wait_for(lambda: engine.runs.get(run_id).step >= 9)
+    engine.runs.stop(run_id)
+    stopped = engine.runs.wait(run_id)
     assert stopped.status is RunStatus.STOPPED and 9 <= stopped.step < 60 and stopped.resumable
-    half = engine.adapter(stopped.adapter)
+    half = engine.library.adapter(stopped.adapter)
     assert half.results["steps"] == stopped.step
-    engine.resume_run(run_id)
-    ended = engine.wait_run(run_id)
+    engine.runs.resume(run_id)
+    ended = engine.runs.wait(run_id)
     assert ended.status is RunStatus.DONE and ended.step == 60
     assert losses(engine, run_id) == losses(engine, whole.id)
-    assert engine.adapter(ended.adapter).results["steps"] == 60
+    assert engine.library.adapter(ended.adapter).results["steps"] == 60
 
 
 def test_two_people_press_train_and_the_second_queues(engine: Engine, corpus: Path) -> None:
-    first = engine.start_run(domain_spec(engine, corpus, name="Mine", max_steps=30))
-    second = engine.start_run(domain_spec(engine, corpus, name="Yours", max_steps=3))
-    wait_for(lambda: engine.run(first).status is RunStatus.RUNNING)
-    assert engine.run(second).status is RunStatus.QUEUED
-    assert engine.wait_run(second).status is RunStatus.DONE and engine.run(first).status is RunStatus.DONE
+    first = engine.runs.start(domain_spec(engine, corpus, name="Mine", max_steps=30))
+    second = engine.runs.start(domain_spec(engine, corpus, name="Yours", max_steps=3))
+    wait_for(lambda: engine.runs.get(first).status is RunStatus.RUNNING)
+    assert engine.runs.get(second).status is RunStatus.QUEUED
+    assert engine.runs.wait(second).status is RunStatus.DONE and engine.runs.get(first).status is RunStatus.DONE
 
 
 def test_a_queued_run_that_is_stopped_never_begins(engine: Engine, corpus: Path) -> None:
-    first = engine.start_run(domain_spec(engine, corpus, name="Mine", max_steps=20))
-    second = engine.start_run(domain_spec(engine, corpus, name="Yours"))
-    engine.stop_run(second)
-    assert engine.wait_run(second).status is RunStatus.STOPPED
-    assert engine.wait_run(first).status is RunStatus.DONE
-    assert engine.run(second).step == 0
+    first = engine.runs.start(domain_spec(engine, corpus, name="Mine", max_steps=20))
+    second = engine.runs.start(domain_spec(engine, corpus, name="Yours"))
+    engine.runs.stop(second)
+    assert engine.runs.wait(second).status is RunStatus.STOPPED
+    assert engine.runs.wait(first).status is RunStatus.DONE
+    assert engine.runs.get(second).step == 0
 
 
 def test_a_double_click_starts_once(engine: Engine, corpus: Path) -> None:
     spec = domain_spec(engine, corpus, max_steps=2)
-    assert engine.start_run(spec) == engine.start_run(spec)
-    engine.wait_run(engine.runs()[0].id)
-    assert len(engine.runs()) == 1
+    assert engine.runs.start(spec) == engine.runs.start(spec)
+    engine.runs.wait(engine.runs.list()[0].id)
+    assert len(engine.runs.list()) == 1
 
 
 def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_leaves_a_finite_checkpoint(
@@ -248,15 +248,15 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_leaves_a_finite_c
         return loss * torch.nan if self.state.global_step == 5 else loss
 
     monkeypatch.setattr(Trainer, "training_step", poisoned)
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2)))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=10, save_steps=2)))
     assert (
         run.status is RunStatus.DIVERGED
         and "became nan at step 6" in run.error
         and "learning rate" in run.error
     )
-    last = checkpoints.newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
+    last = checkpoints.find_newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
     assert last is not None and checkpoints.step_of(last) == 5, "the newest and best one"
-    assert not engine.adapters()
+    assert not engine.library.adapters()
 
 
 def test_a_full_disk_at_a_checkpoint_is_named_and_the_last_good_checkpoint_resumes(
@@ -276,48 +276,48 @@ def test_a_full_disk_at_a_checkpoint_is_named_and_the_last_good_checkpoint_resum
         full["now"] = checkpoints.step_of(folder) == 4
 
     monkeypatch.setattr(checkpoints, "commit", commit)
-    run = engine.wait_run(
-        engine.start_run(domain_spec(engine, corpus, max_steps=10, save_steps=2, eval_steps=10))
+    run = engine.runs.wait(
+        engine.runs.start(domain_spec(engine, corpus, max_steps=10, save_steps=2, eval_steps=10))
     )
     assert run.status is RunStatus.DISK_FULL and "The disk is full" in run.error and run.resumable
     folder = engine.workspace.path("runs", run.id, "checkpoints")
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     full["now"] = False
     monkeypatch.setattr(checkpoints, "commit", inner)
-    engine.resume_run(run.id)
-    assert engine.wait_run(run.id).status is RunStatus.DONE
+    engine.runs.resume(run.id)
+    assert engine.runs.wait(run.id).status is RunStatus.DONE
 
 
 def test_resume_takes_only_a_checkpoint_whose_sums_hold(engine: Engine, corpus: Path) -> None:
-    run_id = engine.start_run(domain_spec(engine, corpus, max_steps=400, save_steps=3))
-    wait_for(lambda: engine.run(run_id).step >= 8)
-    engine.stop_run(run_id)
-    engine.wait_run(run_id)
+    run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=400, save_steps=3))
+    wait_for(lambda: engine.runs.get(run_id).step >= 8)
+    engine.runs.stop(run_id)
+    engine.runs.wait(run_id)
     folder = engine.workspace.path("runs", run_id, "checkpoints")
-    newest = checkpoints.newest(folder, run_id)
+    newest = checkpoints.find_newest(folder, run_id)
     assert newest is not None
-    assert checkpoints.newest(folder, "another-run") is None, "a checkpoint of another run is never taken"
+    assert checkpoints.find_newest(folder, "another-run") is None, "a checkpoint of another run is never taken"
     (newest / "optimizer.pt").write_bytes(b"damaged")
-    older = checkpoints.newest(folder, run_id)
+    older = checkpoints.find_newest(folder, run_id)
     assert older is not None and checkpoints.step_of(older) < checkpoints.step_of(newest)
 
 
 def test_settings_that_cannot_work_are_refused_with_what_to_do(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
-    engine.base(wait=True)
+    engine.bases.current(wait=True)
     task = task_spec(engine, pairs)
     with pytest.raises(SpecError, match="is a task dataset"):
-        engine.start_run(TrainSpec.from_json({**task.to_json(), "kind": "domain"}))
+        engine.runs.start(TrainSpec.from_json({**task.to_json(), "kind": "domain"}))
     with pytest.raises(SpecError, match="No dataset is chosen"):
-        engine.start_run(TrainSpec(name="x"))
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_length=9999)))
+        engine.runs.start(TrainSpec(name="x"))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_length=9999)))
     assert run.status is RunStatus.FAILED and "reads 256 tokens" in run.error
-    run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, target_modules=("nothing_proj",))))
+    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, target_modules=("nothing_proj",))))
     assert run.status is RunStatus.FAILED and "no layers called nothing_proj" in run.error
     with pytest.raises(RunError, match="not running here"):
-        engine.stop_run(run.id)
-    assert engine.missing({"kind": "domain"}) == ["Choose a text dataset.", "Give the adapter a name."]
+        engine.runs.stop(run.id)
+    assert engine.runs.list_missing({"kind": "domain"}) == ["Choose a text dataset.", "Give the adapter a name."]
 
 
 @pytest.mark.slow
@@ -343,7 +343,7 @@ def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_los
     ]
     for name in ("whole", "killed"):
         with Engine(tmp_path / name, str(tiny_base), load=False) as engine:
-            dataset = engine.import_dataset([corpus], "Corpus", "domain").id
+            dataset = engine.datasets.import_files([corpus], "Corpus", "domain").id
         train = command(
             name,
             "train",
@@ -361,11 +361,11 @@ def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_los
             continue
         process = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with Engine(tmp_path / name, str(tiny_base), load=False) as engine:
-            wait_for(lambda: engine.runs() and engine.runs()[0].step >= 12, 120)
-            assert engine.runs()[0].status is RunStatus.RUNNING, "another process sees it alive"
+            wait_for(lambda: engine.runs.list() and engine.runs.list()[0].step >= 12, 120)
+            assert engine.runs.list()[0].status is RunStatus.RUNNING, "another process sees it alive"
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-            run = engine.runs()[0]
+            run = engine.runs.list()[0]
             assert run.status is RunStatus.INTERRUPTED and run.resumable and 12 <= run.step < 120
     done = subprocess.run(
         command("killed", "runs", "resume", run.id),
@@ -380,12 +380,12 @@ def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_los
         Engine(tmp_path / "whole", str(tiny_base), load=False) as whole,
         Engine(tmp_path / "killed", str(tiny_base), load=False) as killed,
     ):
-        expected, found = losses(whole, whole.runs()[0].id), losses(killed, run.id)
+        expected, found = losses(whole, whole.runs.list()[0].id), losses(killed, run.id)
         assert len(expected) == 120 and found == expected
-        assert killed.adapters()[0].sha256 == whole.adapters()[0].sha256, (
+        assert killed.library.adapters()[0].sha256 == whole.library.adapters()[0].sha256, (
             "the weights are the same to the bit"
         )
-        notes = [e["text"] for e in killed.run_events(run.id)[0] if e["kind"] == "note"]
+        notes = [e["text"] for e in killed.runs.events(run.id)[0] if e["kind"] == "note"]
         assert any(n.startswith("Resumed from step") for n in notes)
 
 
@@ -393,13 +393,13 @@ def test_closing_the_studio_leaves_a_run_that_goes_on_later(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
-        run_id = engine.start_run(domain_spec(engine, corpus, max_steps=80, eval_steps=80))
-        wait_for(lambda: engine.run(run_id).step >= 5)
+        run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=80, eval_steps=80))
+        wait_for(lambda: engine.runs.get(run_id).step >= 5)
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
-        run = engine.run(run_id)
-        assert run.status is RunStatus.INTERRUPTED and run.resumable and not engine.adapters()
-        engine.resume_run(run_id)
-        assert engine.wait_run(run_id).status is RunStatus.DONE
+        run = engine.runs.get(run_id)
+        assert run.status is RunStatus.INTERRUPTED and run.resumable and not engine.library.adapters()
+        engine.runs.resume(run_id)
+        assert engine.runs.wait(run_id).status is RunStatus.DONE
         assert len(losses(engine, run_id)) == 80
 
 
@@ -415,10 +415,10 @@ def test_a_disk_error_while_saving_the_adapter_loses_nothing(
 
     with monkeypatch.context() as m:
         m.setattr(room.library, "add", refuse)
-        run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=4)))
+        run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=4)))
     assert run.status is RunStatus.FAILED and "disk is full" in run.error and run.resumable
-    engine.resume_run(run.id)
-    assert engine.wait_run(run.id).status is RunStatus.DONE and engine.adapters()[0].id == run.adapter
+    engine.runs.resume(run.id)
+    assert engine.runs.wait(run.id).status is RunStatus.DONE and engine.library.adapters()[0].id == run.adapter
 
 
 def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(
@@ -441,8 +441,8 @@ def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(
     told = {}
     for name, base, quantization in (("unpacked", tmp_path / "plain", "none"), ("nf4", tiny_base, "nf4")):
         with Engine(tmp_path / name, str(base), quantization, device="cpu") as engine:
-            engine.stream("Where is the red lamp?", [Mix()], Sampling(max_new_tokens=4)).last()
-            run = engine.wait_run(engine.start_run(domain_spec(engine, corpus, max_steps=12, dropout=0.0)))
+            engine.chat.stream("Where is the red lamp?", [Mix()], Sampling(max_new_tokens=4)).last()
+            run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=12, dropout=0.0)))
             assert run.status is RunStatus.DONE, run.error
             told[name] = losses(engine, run.id)
     assert len(told["nf4"]) == 12 and told["nf4"][-1] < told["nf4"][0] - 0.3
@@ -458,7 +458,7 @@ def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(
 
     spec = task_spec(engine, pairs, dropout=0.0)
     widths: list[int] = []
-    forward = type(engine._worker.call(lambda: engine._resident().base.model)).forward
+    forward = type(engine.worker.call(lambda: engine.resident_base.get().base.model)).forward
 
     @functools.wraps(forward)
     def heard(self: Any, *given: Any, **named: Any) -> Any:
@@ -468,10 +468,10 @@ def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(
         return out
 
     monkeypatch.setattr("transformers.LlamaForCausalLM.forward", heard)
-    sparse = losses(engine, engine.wait_run(engine.start_run(spec)).id)
+    sparse = losses(engine, engine.runs.wait(engine.runs.start(spec)).id)
     few, widths[:] = list(widths), []
     monkeypatch.setattr(StudioTrainer, "compute_loss", transformers.Trainer.compute_loss)
-    whole = losses(engine, engine.wait_run(engine.start_run(replace(spec, name="Stock"))).id)
+    whole = losses(engine, engine.runs.wait(engine.runs.start(replace(spec, name="Stock"))).id)
     assert sparse == pytest.approx(whole, rel=1e-5) and len(sparse) == 8
     assert len(few) == len(widths) == 17, "sixteen and the one that measures memory"
     assert sum(few) < 0.7 * sum(widths)
@@ -480,15 +480,15 @@ def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(
 def test_what_was_learned_is_heard_without_reading_a_file_and_as_the_file_has_it(
     engine: Engine, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = engine.wait_run(engine.start_run(task_spec(engine, pairs)))
+    run = engine.runs.wait(engine.runs.start(task_spec(engine, pairs)))
     mixes = [Mix(), Mix(weights={run.adapter: 1.0})]
     with monkeypatch.context() as patched:
         patched.setattr("core.model.resident.load_file", lambda *a: pytest.fail("a file was read"))
-        fresh = engine.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=12)).last()
-    assert fresh.columns[1].stamp["adapters"] == {run.adapter: engine.adapter(run.adapter).sha256}
-    resident = engine._resident()
-    engine._worker.call(lambda: resident.forget(run.adapter))
-    read = engine.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=12)).last()
+        fresh = engine.chat.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=12)).last()
+    assert fresh.columns[1].stamp["adapters"] == {run.adapter: engine.library.adapter(run.adapter).sha256}
+    resident = engine.resident_base.get()
+    engine.worker.call(lambda: resident.unload(run.adapter))
+    read = engine.chat.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=12)).last()
     assert [c.text for c in read.columns] == [c.text for c in fresh.columns] and fresh.columns[
         0
     ].text != fresh.columns[1].text

@@ -83,7 +83,7 @@ PLACES: dict[str, tuple[Any, str, bool]] = {  # where to be killed: (owner, attr
     "before the library": (adapters, "add", False),
     "in the library's folder": (adapters, "check_weights", True),
     "after the library": (adapters, "add", True),
-    "after it says that it is finished": (runs, "change", True),
+    "after it says that it is finished": (runs, "update", True),
 }
 
 
@@ -103,10 +103,10 @@ def child(workspace: str, base: str, run_id: str, marks: mmap.mmap, where: str, 
         owner, name, after = PLACES[where]
         setattr(owner, name, deadly(getattr(owner, name), times, after))
     with Engine(workspace, base, "none", "cpu") as engine:
-        if engine.run(run_id).status is RunStatus.DONE:
+        if engine.runs.get(run_id).status is RunStatus.DONE:
             return 0
-        engine.resume_run(run_id)
-        ended = engine.wait_run(run_id)
+        engine.runs.resume(run_id)
+        ended = engine.runs.wait(run_id)
         sys.stderr.write(f"{ended.status.value} {ended.error}\n")
         return 0 if ended.status is RunStatus.DONE else 3
 

@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 from core.errors import NotFound, SpecError
 from studio.server import security
 from studio.server.routes import routes
-from studio.server.streams import LAST_LINE, LastLine
+from studio.server.streams import CLOSE_MESSAGE, StreamEnd
 
 
 def client(space: bool = False, hosts: tuple[str, ...] = ()) -> TestClient:
     app = Starlette(
         routes=[Route("/", lambda r: PlainTextResponse("in"), methods=["GET", "POST"])],
-        middleware=security.gates(hosts, space),
+        middleware=security.middleware(hosts, space),
     )
     return TestClient(app, base_url="http://127.0.0.1:7860")
 
@@ -95,7 +95,7 @@ def test_loopback_a_password_or_the_platform_will_do(host, share, auth, space):
 
 
 def test_own_headers_decide_before_the_host():
-    assert not security.SameOrigin.own(
+    assert not security.SameOrigin.is_same_origin(
         Headers({"sec-fetch-site": "cross-site", "origin": "http://h", "host": "h"})
     )
 
@@ -191,15 +191,15 @@ def test_a_stream_that_said_its_last_line_is_not_cut_off_by_the_visitor_who_hang
             await StreamingResponse(lines())(scope, receive, send)
 
         scope = {"type": "http", "path": "/gradio_api/queue/data", "asgi": {"spec_version": "2.3"}}
-        await (LastLine(app) if through else app)(scope, receive, send)
+        await (StreamEnd(app) if through else app)(scope, receive, send)
 
     asyncio.run(visit(through=False))
     asyncio.run(visit(through=True))
     assert ended == ["cut off", "by itself"] and b"close_stream" in b"".join(heard)
-    assert [m.cls for m in security.gates((), False)][-1] is LastLine
+    assert [m.cls for m in security.middleware((), False)][-1] is StreamEnd
 
 
 def test_the_last_line_is_written_as_gradio_writes_it():
     from gradio.server_messages import CloseStreamMessage
 
-    assert LAST_LINE in orjson.dumps(CloseStreamMessage().model_dump())
+    assert CLOSE_MESSAGE in orjson.dumps(CloseStreamMessage().model_dump())

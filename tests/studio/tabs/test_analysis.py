@@ -11,14 +11,14 @@ import gradio as gr
 import pytest
 
 from core.analyze.weight_map import WeightMap
-from core.analyze.weight_search import Comparison, Found
+from core.analyze.weight_search import SearchComparison, SearchResult
 from core.engine import Engine
-from core.engine.analysis import Grid
+from core.engine.analysis import WeightAxis
 from core.errors import AdapterError, NotFound, SpecError
 from core.spec.mix import Mix, Sampling
-from studio import fields, samples, session
+from studio import fields, samples
 from studio.components import bars, mixer, plot
-from studio.session import Talk
+from studio.session import SAMPLING, Session
 from studio.tabs import analysis, mix, train
 from studio.tabs.analysis import Study
 from studio.views import analysis as analysis_views
@@ -35,8 +35,8 @@ def engine(tiny_base, tmp_path_factory):
     with Engine(
         tmp_path_factory.mktemp("insight"), base=str(tiny_base), quantization="none", device="cpu"
     ) as made:
-        made._samples = small_samples(tmp_path_factory.mktemp("samples"))
-        samples.bring(made)
+        made.samples = small_samples(tmp_path_factory.mktemp("samples"))
+        samples.import_samples(made)
         for kind in ("domain", "task"):
             spec = train.suggested(made, kind)
             spec = dataclasses.replace(
@@ -49,14 +49,14 @@ def engine(tiny_base, tmp_path_factory):
                 learning_rate=5e-3,
                 stack_on="",
             )
-            made.wait_run(made.start_run(spec), 600)
+            made.runs.wait(made.runs.start(spec), 600)
         yield made
 
 
 @pytest.fixture(autouse=True)
 def small_maps(monkeypatch):
     """Nine cells where the page has eighty-one."""
-    monkeypatch.setattr("core.engine.analysis.Grid", lambda: Grid(0.0, 1.0, 3))
+    monkeypatch.setattr("core.engine.analysis.WeightAxis", lambda: WeightAxis(0.0, 1.0, 3))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def empty(tiny_base, tmp_path):
 @pytest.fixture
 def held(engine, monkeypatch):
     """Until this is set, every stream waits after what it says where `until` is true."""
-    go, real = threading.Event(), engine._worker.stream
+    go, real = threading.Event(), engine.worker.stream
     go.until = lambda part: True
 
     def stream(start):
@@ -80,7 +80,7 @@ def held(engine, monkeypatch):
 
         return real(steps)
 
-    monkeypatch.setattr(engine._worker, "stream", stream)
+    monkeypatch.setattr(engine.worker, "stream", stream)
     return go
 
 
@@ -112,11 +112,11 @@ def cells(tree, which=0):
 
 
 def ids(engine):
-    return (next(a.id for a in engine.adapters() if a.kind == kind) for kind in ("domain", "task"))
+    return (next(a.id for a in engine.library.adapters() if a.kind == kind) for kind in ("domain", "task"))
 
 
 def rows_of(engine, weights, tilt=None):
-    return mixer.loaded(None, mixer.shelf(engine), Mix(weights=weights, tilt=tilt or {}))
+    return mixer.apply_mix(None, mixer.adapter_rows(engine), Mix(weights=weights, tilt=tilt or {}))
 
 
 def marks(figure):
@@ -125,7 +125,7 @@ def marks(figure):
 
 def drawn_map(engine, study, metric="perplexity", rows=None, limit=4):
     domain, task = ids(engine)
-    data = samples.held_out(engine)
+    data = samples.find_held_out(engine)
     *_, last = analysis.mapped(
         engine,
         domain,
@@ -174,12 +174,12 @@ def toy(metric="perplexity", holes=0, kind="task", values=None):
 def test_the_axes_begin_with_the_newest_domain_and_task_and_the_data_with_the_held_out_questions(engine):
     domain, task = ids(engine)
     x, y, data = analysis.refresh(engine, None, None, None)
-    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.held_out(engine))
-    assert {i for _, i in x["choices"]} == {a.id for a in engine.adapters()} and len(data["choices"]) == 3
-    kept = analysis.refresh(engine, task, domain, engine.adapter(task).dataset)
+    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.find_held_out(engine))
+    assert {i for _, i in x["choices"]} == {a.id for a in engine.library.adapters()} and len(data["choices"]) == 3
+    kept = analysis.refresh(engine, task, domain, engine.library.adapter(task).dataset)
     assert all("value" not in update for update in kept), "what someone chose is not sent back to them"
     x, y, data = analysis.refresh(engine, "gone", domain, "gone")
-    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.held_out(engine)), (
+    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.find_held_out(engine)), (
         "one adapter is never on both axes"
     )
 
@@ -198,7 +198,7 @@ def test_with_nothing_there_nothing_is_chosen_and_every_question_says_what_is_mi
     with pytest.raises(NotFound):
         list(analysis.mapped(empty, "a", "b", "nowhere", 4, None, study, "perplexity"))
     for prompt in ("", "  \n"):
-        with pytest.raises(SpecError, match="There is no prompt"):
+        with pytest.raises(SpecError, match="The prompt is empty"):
             next(analysis.explained(empty, prompt, None, study, False, *sampling()))
     with pytest.raises(AdapterError, match="The mix is empty"):
         list(analysis.baked(empty, None, study, "Nothing", "svd", 0, 0.5))
@@ -207,7 +207,7 @@ def test_with_nothing_there_nothing_is_chosen_and_every_question_says_what_is_mi
 
 
 def sampling(**changes):
-    return [fields.shown(getattr(Sampling(**changes), n)) for n in session.SAMPLING]
+    return [fields.to_component(getattr(Sampling(**changes), n)) for n in SAMPLING]
 
 
 # --- maps
@@ -239,13 +239,13 @@ def test_a_drawn_map_shows_its_numbers_and_marks_its_best_cell_and_the_mixer(eng
 
 def test_the_mix_s_other_adapters_stay_in_the_map_as_they_are(engine):
     domain, task = ids(engine)
-    baked = engine.compose.bake(Mix(weights={domain: 1.0, task: 1.0}), fields_spec("Third")).last().adapter.id
+    baked = engine.library.bake(Mix(weights={domain: 1.0, task: 1.0}), fields_spec("Third")).last().adapter.id
     study = Study()
     _, told = drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, baked: 0.5}), limit=2)
     assert study.map.fixed == {baked: 0.5} and acts(told)[0]["weights"][baked] == 0.5
     taken, _ = analysis.picked(engine, rows_of(engine, {}), study, pressed(x=0.5, y=1.0))
-    assert mixer.to_mix(taken).weights == {domain: 0.5, task: 1.0, baked: 0.5}
-    engine.remove("adapters", baked)
+    assert mixer.read_mix(taken).weights == {domain: 0.5, task: 1.0, baked: 0.5}
+    engine.library.delete("adapters", baked)
 
 
 def fields_spec(name, method="concat"):
@@ -264,7 +264,7 @@ def test_a_click_on_the_map_sets_the_mixer_to_exactly_that_mix(engine):
     assert marks(figure)["Mixer"] == (0.5, 1.0)
     tilted = rows_of(engine, {domain: 1.0}, {domain: 1.0})
     taken, figure = analysis.picked(engine, tilted, study, pressed(x=0.0, y=0.5))
-    assert mixer.to_mix(taken) == dataclasses.replace(mixer.to_mix(taken), weights={task: 0.5}, tilt={}), (
+    assert mixer.read_mix(taken) == dataclasses.replace(mixer.read_mix(taken), weights={task: 0.5}, tilt={}), (
         "as it was measured: off is off, and nothing leans"
     )
     assert marks(figure)["Mixer"] == (0.0, 0.5)
@@ -275,7 +275,7 @@ def test_weights_from_the_table_are_taken_likewise_even_without_a_map(engine):
     taken, figure = analysis.picked(
         engine, rows_of(engine, {domain: 1.0}), Study(), pressed(weights={domain: -0.3, task: 1.2345})
     )
-    assert mixer.to_mix(taken).weights == {domain: -0.3, task: 1.2345} and figure == gr.skip()
+    assert mixer.read_mix(taken).weights == {domain: -0.3, task: 1.2345} and figure == gr.skip()
     assert analysis.picked(engine, taken, Study(), pressed(x=1, y=1)) == (gr.skip(), gr.skip()), (
         "there is no map to click on"
     )
@@ -311,28 +311,28 @@ def test_a_map_of_a_mix_that_leans_is_measured_so_and_a_click_on_it_leans_the_mi
         "an even mix is not on this map"
     )
     taken, figure = analysis.picked(engine, rows_of(engine, {}), study, pressed(x=0.5, y=1.0))
-    assert mixer.to_mix(taken).tilt == {domain: 1.0} and marks(figure)["Mixer"] == (0.5, 1.0)
+    assert mixer.read_mix(taken).tilt == {domain: 1.0} and marks(figure)["Mixer"] == (0.5, 1.0)
 
 
 def test_a_map_that_is_stopped_stays_as_far_as_it_is_and_goes_on_later(engine, held):
     domain, task = ids(engine)
     study = Study()
-    held.until = lambda part: bool(part.map.cells)
+    held.until = lambda part: bool(part.map.points)
     drawing = analysis.mapped(
-        engine, domain, task, engine.adapter(domain).dataset, 2, None, study, "perplexity"
+        engine, domain, task, engine.library.adapter(domain).dataset, 2, None, study, "perplexity"
     )
     figure, told = next(drawing)
-    while not study.map.cells:
+    while not study.map.points:
         figure, told = next(drawing)
     assert "busy" in str(told) and figure["traces"][0]["type"] == "heatmap"
     analysis.stopped(engine, study)
     held.set()
     figure, told = list(drawing)[-1]
-    assert "cells are measured" in texts(told) and "busy" not in str(told) and not study.map.complete
+    assert "points are measured" in texts(told) and "busy" not in str(told) and not study.map.complete
     assert figure["traces"][0]["type"] == "heatmap" and [None] * 3 in figure["traces"][0]["z"]
     partly = study.map.values[0]
     *_, (figure, _) = analysis.mapped(
-        engine, domain, task, engine.adapter(domain).dataset, 2, None, study, "perplexity"
+        engine, domain, task, engine.library.adapter(domain).dataset, 2, None, study, "perplexity"
     )
     assert study.map.complete and study.map.values[0] == partly and figure["traces"][0]["type"] == "contour"
 
@@ -391,8 +391,8 @@ def test_a_flat_map_is_drawn_too():
 
 def test_the_learned_weights_are_marked_on_a_map_of_the_same_adapters_only():
     def learned(a, b):
-        found = tuple(Found(n, {a: 0.7, b: 0.2}, 1.0, 1, 1.0, 1.0) for n in ("gradient", "sum", "single"))
-        return Comparison((a, b), {"f": 0.5}, {}, "v", "t", "", "", 0, found)
+        found = tuple(SearchResult(n, {a: 0.7, b: 0.2}, 1.0, 1, 1.0, 1.0) for n in ("gradient", "sum", "single"))
+        return SearchComparison((a, b), {"f": 0.5}, {}, "v", "t", "", "", 0, found)
 
     assert marks(analysis_views.chart(toy(), learned("d", "t"), {}, {"d": 1.0}))["Learned"] == (0.7, 0.2)
     assert "Mixer" not in marks(analysis_views.chart(toy(), None, {}, {"d": 1.0})), (
@@ -414,29 +414,29 @@ def test_the_learned_weights_are_marked_on_a_map_of_the_same_adapters_only():
 
 def test_learned_weights_are_shown_beside_every_other_way_and_on_the_map(engine):
     domain, task = ids(engine)
-    study, data = Study(), samples.held_out(engine)
+    study, data = Study(), samples.find_held_out(engine)
     drawn_map(engine, study, limit=4)
     *_, (figure, told) = analysis.learned(
         engine, domain, task, data, 4, rows_of(engine, {domain: 1.0, task: 1.0}), study
     )
-    best = study.learned.of("gradient").weights
+    best = study.learned.result("gradient").weights
     assert marks(figure)["Learned"] == (best[domain], best[task])
     head, *lines = cells(told)
     assert head[:3] == ["Way", "Sample domain", "Sample task"]
-    assert {row[0].split(",")[0] for row in lines} == set(analysis_views.WAYS.values())
+    assert {row[0].split(",")[0] for row in lines} == set(analysis_views.SEARCH_NAMES.values())
     gradient = next(row for row in lines if row[0].startswith("Gradient descent, "))
     assert gradient[0].endswith(" s")
     assert gradient[1:3] == [f"{best[a]:.2f}" for a in (domain, task)] and gradient[5].endswith("%")
-    assert study.learned.of("grid").note == "read from a map of 9 cells"
+    assert study.learned.result("grid").note == "read from a map of 9 points"
     assert {"weights": best, "tilt": {}} in acts(told) and len(acts(told)) == 2
     taken, _ = analysis.picked(engine, rows_of(engine, {}), study, pressed(**acts(told)[-1]))
-    assert mixer.to_mix(taken).weights == {a: w for a, w in best.items() if w}
+    assert mixer.read_mix(taken).weights == {a: w for a, w in best.items() if w}
 
 
 def test_learning_that_is_stopped_says_so(engine, held):
     domain, task = ids(engine)
     study = Study()
-    learning = analysis.learned(engine, domain, task, samples.held_out(engine), 2, None, study)
+    learning = analysis.learned(engine, domain, task, samples.find_held_out(engine), 2, None, study)
     assert "busy" in str(next(learning)[1])
     analysis.stopped(engine, study)
     held.set()
@@ -455,7 +455,7 @@ def release_when_replaced(study, held):
 
 def test_a_question_that_was_replaced_says_nothing_over_the_new_one(engine, held):
     domain, task = ids(engine)
-    study, data = Study(), samples.held_out(engine)
+    study, data = Study(), samples.find_held_out(engine)
     learning = analysis.learned(engine, domain, task, data, 2, None, study)
     next(learning)
     drawing = analysis.mapped(engine, domain, task, data, 3, None, study, "perplexity")
@@ -480,15 +480,15 @@ def test_what_another_question_ended_does_not_look_busy_for_ever(engine, held):
         study = Study()
         asked = ask(study)
         assert "busy" in str(next(asked)), name
-        other = analysis.mapped(engine, domain, task, samples.held_out(engine), 2, both, study, "perplexity")
+        other = analysis.mapped(engine, domain, task, samples.find_held_out(engine), 2, both, study, "perplexity")
         release_when_replaced(study, held)
         next(other)
         *_, last = asked
         assert texts(last[0] if isinstance(last, tuple) else last).startswith("Stopped"), name
         list(other)
-    assert all(a.name != "Never" for a in engine.adapters())
-    wait_for(lambda: not engine._worker._open)
-    assert engine._worker.call(lambda: engine._resident().mixer.weights) is None
+    assert all(a.name != "Never" for a in engine.library.adapters())
+    wait_for(lambda: not engine.worker._open)
+    assert engine.worker.call(lambda: engine.resident_base.get().mixer.weights) is None
 
 
 # --- words, meetings, baking
@@ -503,8 +503,7 @@ def test_every_word_of_an_explained_answer_shows_who_made_it_likelier(engine):
     lines = [n for n in nodes(parts[-1]) if n.get("cls", "").startswith("word-row")]
     assert [texts(n["kids"][0]) for n in lines] == ["All together", "Sample domain", "Sample task"]
     assert [n["cls"] for n in lines] == ["word-row mix", "word-row domain", "word-row task"]
-    *_, written = session.frames(
-        engine, Talk(), "Where is the lamp?", [mixer.to_mix(rows)], Sampling(max_new_tokens=6)
+    *_, written = Session().stream_frames(engine, "Where is the lamp?", [mixer.read_mix(rows)], Sampling(max_new_tokens=6)
     )
     assert all(texts(n["kids"][1]).strip() == written.columns[0].text.strip() for n in lines)
     tokens = [n for n in nodes(lines[0]) if n.get("cls", "").startswith("word ")]
@@ -515,9 +514,9 @@ def test_every_word_of_an_explained_answer_shows_who_made_it_likelier(engine):
 
 
 def test_tokens_that_look_like_markup_are_texts():
-    from core.analyze.attribution import Contribution
+    from core.analyze.attribution import Attribution
 
-    found = Contribution({"a": 1.0}, ("<b>", "&amp;"), (-1.0, -2.0), (-2.0, -1.0), {"a": (-1.5, -2.5)})
+    found = Attribution({"a": 1.0}, ("<b>", "&amp;"), (-1.0, -2.0), (-2.0, -1.0), {"a": (-1.5, -2.5)})
     tree = analysis_views.words(found, {"a": (EVIL, "domain")})
     assert [texts(n) for n in nodes(tree) if n.get("cls", "").startswith("word ")] == ["<b>", "&amp;"] * 2
     assert EVIL in texts(tree) and cells(tree)[1] == ["<b>", "+1.00", "+0.50", "-1.00"]
@@ -564,13 +563,13 @@ def test_the_mixer_s_mix_is_baked_into_the_library_and_back_into_the_mixer(engin
         and "Both of them is baked" in texts(parts[-1])
         and "is the mix itself" in texts(parts[-1])
     )
-    made = next(a for a in engine.adapters() if a.name == "Both of them")
+    made = next(a for a in engine.library.adapters() if a.name == "Both of them")
     assert made.metadata["mix"]["tilt"] == {domain: -1.0}
-    assert made.id in [r["id"] for r in mixer.shelf(engine)] and made.id in [
+    assert made.id in [r["id"] for r in mixer.adapter_rows(engine)] and made.id in [
         i for _, i in analysis.refresh(engine, None, None, None)[0]["choices"]
     ]
-    engine.remove("adapters", made.id)
-    before = len(engine.adapters())
+    engine.library.delete("adapters", made.id)
+    before = len(engine.library.adapters())
     for wrong in ([], rows_of(engine, {})):
         with pytest.raises(AdapterError, match="The mix is empty"):
             list(analysis.baked(engine, wrong, Study(), "Nothing", "svd", 0, 0.5))
@@ -578,7 +577,7 @@ def test_the_mixer_s_mix_is_baked_into_the_library_and_back_into_the_mixer(engin
         next(analysis.baked(engine, rows_of(engine, {domain: 1.0}), Study(), "Nothing", "svd", None, 0.5))
     with pytest.raises(SpecError):
         next(analysis.baked(engine, rows_of(engine, {domain: 1.0}), Study(), "Nothing", "magic", 0, 0.5))
-    assert len(engine.adapters()) == before
+    assert len(engine.library.adapters()) == before
 
 
 # --- names
@@ -586,7 +585,7 @@ def test_the_mixer_s_mix_is_baked_into_the_library_and_back_into_the_mixer(engin
 
 def test_a_name_is_only_ever_text(engine):
     domain, task = ids(engine)
-    engine.rename("adapters", domain, EVIL)
+    engine.library.rename("adapters", domain, EVIL)
     try:
         study, rows = Study(), rows_of(engine, {domain: 1.0, task: 1.0})
         figure, told = drawn_map(engine, study)
@@ -600,7 +599,7 @@ def test_a_name_is_only_ever_text(engine):
         *_, told = analysis.explained(engine, "Where?", rows, study, False, *sampling(max_new_tokens=3))
         assert EVIL in texts(told)
     finally:
-        engine.rename("adapters", domain, "Sample domain")
+        engine.library.rename("adapters", domain, "Sample domain")
 
 
 @pytest.mark.parametrize("name, escaped", [
@@ -658,18 +657,18 @@ def test_plotly_draws_an_escaped_name_as_it_was_written():
 def test_where_an_adapter_is_heard_survives_saving_and_loading(engine, tilt):
     domain, task = ids(engine)
     rows = rows_of(engine, {domain: 0.5, task: 1.0}, {domain: tilt})
-    assert mixer.to_mix(rows).tilt == {domain: tilt}
+    assert mixer.read_mix(rows).tilt == {domain: tilt}
     _, saved = mix.kept(engine, f"Leaning {tilt}", rows)
-    kept = engine.mix(saved["value"])
+    kept = engine.library.mix(saved["value"])
     assert (kept.weights, kept.tilt) == ({domain: 0.5, task: 1.0}, {domain: tilt})
     back = mix.restored(engine, saved["value"], rows_of(engine, {task: 2.0}, {task: 1.0}))
     assert {r["id"]: (r["on"], r["weight"], r["tilt"]) for r in back} == {
         domain: (True, 0.5, tilt),
         task: (True, 1.0, 0.0),
     }
-    assert str(mixer.to_mix(back)) == str(kept.mix) == f"{domain}=0.5@{tilt:g} + {task}"
-    engine.rename("mixes", kept.id, "Renamed")
-    assert engine.mix(kept.id).tilt == {domain: tilt}
+    assert str(mixer.read_mix(back)) == str(kept.mix) == f"{domain}=0.5@{tilt:g} + {task}"
+    engine.library.rename("mixes", kept.id, "Renamed")
+    assert engine.library.mix(kept.id).tilt == {domain: tilt}
     mix.forgotten(engine, kept.id)
 
 
@@ -680,16 +679,16 @@ def test_a_link_says_where_an_adapter_is_heard_and_the_stamp_shows_it(engine, ti
         engine, f"?mix={domain}=0.5@{tilt:g}&prompt=Where%3F", rows_of(engine, {task: 1.0})
     )
     assert {r["id"]: (r["on"], r["tilt"]) for r in rows} == {domain: (True, tilt), task: (False, 0.0)}
-    *_, last = mix.greeted(engine, word, prompt, rows, Talk(), False, *sampling(max_new_tokens=3))
+    *_, last = mix.greeted(engine, word, prompt, rows, Session(), False, *sampling(max_new_tokens=3))
     stamped = next(texts(n) for n in nodes(last) if n.get("cls") == "stamp")
-    assert stamped == f"base · {domain} +0.50 @{tilt:g} ({engine.adapter(domain).sha256[:8]})"
+    assert stamped == f"base · {domain} +0.50 @{tilt:g} ({engine.library.adapter(domain).sha256[:8]})"
     assert f"0.50 · Sample domain{said}" in texts(last), "the formula says it in words"
 
 
 @pytest.mark.parametrize("tilt", ["1", 1.5, float("nan"), True, [1]])
 def test_a_depth_outside_its_limits_is_refused(tilt):
     with pytest.raises(SpecError, match="tilt of 'a'"):
-        mixer.to_mix([{"id": "a", "on": True, "weight": 1.0, "tilt": tilt}])
+        mixer.read_mix([{"id": "a", "on": True, "weight": 1.0, "tilt": tilt}])
 
 
 def test_a_study_is_each_visitor_s_own():

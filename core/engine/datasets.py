@@ -1,0 +1,128 @@
+"""Datasets: previewing files, importing them, and reading what was imported. `engine.datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.data import datasets
+from core.data.datasets import Dataset, Preview
+from core.engine.worker import Worker
+from core.errors import SpecError
+from core.spec.settings import SEED
+from core.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from core.model.resident import Resident
+
+
+@dataclass(frozen=True)
+class ExampleToken:
+    """One token of a training example: its text, its id, and whether the loss counts it."""
+
+    text: str
+    token: int
+    trained: bool
+
+
+class Datasets:
+    """Imports and reads datasets. Safe to call from any thread.
+
+    Args:
+        resident: returns the resident base; called on the model's thread only.
+    """
+
+    def __init__(self, workspace: Workspace, worker: Worker, resident: Callable[[], Resident]) -> None:
+        self._workspace, self._worker, self._resident = workspace, worker, resident
+
+    def preview(
+        self,
+        paths: Sequence[str | Path],
+        kind: str | None = None,
+        roles: dict[str, str] | None = None,
+        encoding: str = "utf-8",
+    ) -> Preview:
+        """What files hold and how they would be read; nothing is stored."""
+        return datasets.preview([Path(p) for p in paths], kind, roles, encoding=encoding)
+
+    def import_files(
+        self,
+        paths: Sequence[str | Path],
+        name: str,
+        kind: str | None = None,
+        roles: dict[str, str] | None = None,
+        seed: int = SEED,
+        encoding: str = "utf-8",
+    ) -> Dataset:
+        """Copies files into the workspace as a dataset with its splits.
+
+        Args:
+            kind: "domain" (text) or "task" (labelled pairs); None guesses it.
+            roles: role to column; None guesses them.
+            seed: decides the splits.
+        """
+        files = [Path(p) for p in paths]
+        return datasets.import_dataset(
+            self._workspace, files, name, kind, roles, seed=seed, encoding=encoding
+        )
+
+    def list(self) -> Sequence[Dataset]:
+        """All datasets, newest first."""
+        return datasets.list_datasets(self._workspace)
+
+    def get(self, dataset_id: str) -> Dataset:
+        """One dataset.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return datasets.load_dataset(self._workspace, dataset_id)
+
+    def rows(self, dataset_id: str, split: str, limit: int = 0) -> Sequence[dict[str, Any]]:
+        """Rows of a split.
+
+        Args:
+            split: "train", "val", "test", or "all" for the three of them.
+            limit: at most this many; 0 reads all.
+
+        Raises:
+            SpecError: unknown split. NotFound, StorageError
+        """
+        names = ("train", "val", "test")
+        if split not in (*names, "all"):
+            raise SpecError(
+                f"The split must be train, val, test or all, got {split!r}.", "Choose one of them."
+            )
+        splits = names if split == "all" else (split,)
+        rows = [row for s in splits for row in datasets.read_split(self._workspace, dataset_id, s)]
+        return rows[:limit] if limit else rows
+
+    def example_tokens(
+        self, dataset_id: str, index: int = 0, max_length: int = 512
+    ) -> Sequence[ExampleToken]:
+        """One training example as the model reads it, token by token.
+
+        Args:
+            max_length: in tokens; at most the base's context.
+        """
+        dataset = self.get(dataset_id)
+        rows = self.rows(dataset_id, "train")
+        row = rows[index % len(rows)]
+
+        def encode() -> Sequence[ExampleToken]:
+            from core.data.encoding import encode_task, encode_text
+
+            base = self._resident().base
+            length = min(max_length, base.context)
+            if dataset.kind == "task":
+                encoded = encode_task(base.tokenizer, row["messages"], length, base.eos_ids)
+            else:
+                encoded = encode_text(base.tokenizer, row["text"], length)[0]
+            return [
+                ExampleToken(base.tokenizer.decode([token]), token, bool(trained))
+                for token, trained in zip(encoded.ids, encoded.loss_mask, strict=True)
+            ]
+
+        return self._worker.call(encode)

@@ -1,0 +1,140 @@
+"""Measuring mixes, and the reports of it. `engine.evaluation`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.data.samples import Samples
+from core.engine.datasets import Datasets
+from core.engine.resident_base import ResidentBase
+from core.engine.worker import Stream, Worker
+from core.errors import SpecError
+from core.progress import Progress
+from core.spec.mix import Mix
+from core.store import reports
+from core.store.reports import Report
+from core.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from core.evaluate.measure import EvaluationData
+
+
+class Evaluation:
+    """Measures mixes and keeps reports. Safe to call from any thread.
+
+    Args:
+        samples: returns the sample data, whose general text measures what was forgotten.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        worker: Worker,
+        resident_base: ResidentBase,
+        datasets: Datasets,
+        samples: Callable[[], Samples],
+    ) -> None:
+        self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
+        self._datasets, self._samples = datasets, samples
+
+    def measure(
+        self,
+        mixes: Sequence[Mix],
+        dataset: str,
+        split: str = "test",
+        limit: int = 0,
+        general: bool = True,
+        max_length: int = 512,
+    ) -> Stream:
+        """Measures mixes on a split; a stream of Progress whose last one names the report.
+
+        Args:
+            limit: at most this many rows; 0 means all.
+            general: also measure perplexity on the general text that ships with the studio.
+            max_length: of a sequence, in tokens.
+
+        Raises:
+            SpecError: no mixes, or an empty split.
+        """
+        if not mixes:
+            raise SpecError("No mix is chosen.", "Choose at least one; the base is the empty mix.")
+        source = self._datasets.get(dataset)
+        rows = self._datasets.rows(dataset, split, limit)
+        if not rows:
+            raise SpecError(f"The split {split!r} of {source.name!r} is empty.", "Choose another split.")
+
+        def data() -> EvaluationData:
+            from core.evaluate.measure import EvaluationData
+
+            return EvaluationData(
+                questions={"": list(rows)} if source.kind == "task" else {},
+                texts={"": [r["text"] for r in rows]} if source.kind == "domain" else {},
+                trusted_texts={"general": self._samples().texts("general_heldout")} if general else {},
+            )
+
+        return self.measure_data(mixes, data, source.id, source.name, split, max_length)
+
+    def measure_data(
+        self,
+        mixes: Sequence[Mix],
+        data: Callable[[], EvaluationData],
+        dataset: str,
+        dataset_name: str,
+        split: str,
+        max_length: int = 512,
+    ) -> Stream:
+        """Measures mixes on any data and stores a report; see `measure`.
+
+        Args:
+            data: makes the data; called on the model's thread.
+            dataset, dataset_name, split: what the report names as its source.
+        """
+        listed = list(mixes)
+        return self._worker.stream(
+            lambda: self._measure(listed, data, dataset, dataset_name, split, max_length)
+        )
+
+    def _measure(
+        self,
+        mixes: list[Mix],
+        data: Callable[[], EvaluationData],
+        dataset: str,
+        dataset_name: str,
+        split: str,
+        max_length: int,
+    ) -> Generator[Any, None, None]:
+        from core.evaluate.measure import measure
+
+        begin = time.monotonic()
+        part: Any = None
+        for part in measure(self._resident_base.get(), mixes, data(), max_length):
+            if isinstance(part, Progress):
+                yield part
+        rows = [
+            {"name": m.name or str(m), "mix": str(m), "weights": m.weights, **figures}
+            for m, figures in zip(mixes, part, strict=True)
+        ]
+        seconds = round(time.monotonic() - begin, 2)
+        base = self._resident_base.info.name
+        report = reports.save(self._workspace, dataset, dataset_name, split, base, seconds, rows)
+        yield Progress(1, 1, "Done", report.id)
+
+    def reports(self) -> list[Report]:
+        """All reports, newest first."""
+        stored = (reports.load(self._workspace, i) for i in self._workspace.ids("reports"))
+        return sorted(stored, key=lambda r: -r.created)
+
+    def report(self, report_id: str) -> Report:
+        """One report.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return reports.load(self._workspace, report_id)
+
+    def report_csv(self, report_id: str) -> Path:
+        """The path of a report's CSV file."""
+        return reports.csv_path(self._workspace, report_id)

@@ -1,0 +1,230 @@
+"""Adapters and saved mixes: listing, checking, naming, baking, deleting. `engine.library`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.data import datasets
+from core.engine.mix_warnings import list_mix_warnings
+from core.engine.resident_base import ResidentBase
+from core.engine.worker import Stream, Worker
+from core.errors import Busy, NotFound, SpecError
+from core.merge.methods import BakeSpec
+from core.spec.mix import Mix
+from core.store import adapters as adapter_store
+from core.store import mixes as mix_store
+from core.store import runs as run_store
+from core.store.adapters import Adapter
+from core.store.mixes import SavedMix
+from core.store.runs import Run
+from core.store.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class MixableAdapter:
+    """An adapter as the mixer lists it.
+
+    Attributes:
+        base: the name of the base it was trained on.
+        training: it is the adapter in training, which is not in the library yet.
+        fits: it can be mixed on the resident base.
+        reason: why it cannot; "" if it can.
+    """
+
+    id: str
+    name: str
+    kind: str
+    rank: int
+    base: str
+    training: bool
+    fits: bool
+    reason: str
+
+
+class Library:
+    """Adapters and mixes of the workspace. Safe to call from any thread."""
+
+    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase) -> None:
+        self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
+
+    # --- adapters
+
+    def adapters(self) -> list[Adapter]:
+        """All adapters, newest first."""
+        stored = (adapter_store.load(self._workspace, i) for i in self._workspace.ids("adapters"))
+        return sorted(stored, key=lambda a: -a.created)
+
+    def adapter(self, adapter_id: str) -> Adapter:
+        """One adapter.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return adapter_store.load(self._workspace, adapter_id)
+
+    def find_adapter(self, text: str) -> str:
+        """The id of the adapter with this id or display name (the newest of several).
+
+        Raises:
+            NotFound
+        """
+        for adapter in self.adapters():
+            if text in (adapter.id, adapter.name):
+                return adapter.id
+        raise NotFound(f"The library has no adapter {text!r}.", "`adapters list` shows all adapters.")
+
+    def mixable_adapters(self) -> list[MixableAdapter]:
+        """The library's adapters and the one in training, oldest first."""
+        base = self._resident_base.info.fingerprint
+        listed = [_describe(adapter, base) for adapter in reversed(self.adapters())]
+        resident = self._resident_base.peek()
+        trainee = resident.trainee_id if resident else ""
+        if resident and trainee and all(a.id != trainee for a in listed):
+            runs = (run_store.load(self._workspace, i) for i in self._workspace.ids("runs"))
+            run = next((r for r in runs if r.adapter == trainee), None)
+            if run:
+                reason = f"It cannot be mixed live: {resident.trainee_unmixable_reason}." if resident.trainee_unmixable_reason else ""
+                listed.append(
+                    MixableAdapter(
+                        trainee, run.name, run.kind, run.spec.rank, run.base, True, not reason, reason
+                    )
+                )
+        return listed
+
+    def verify(self, adapter_id: str) -> list[str]:
+        """Checks an adapter's files; one sentence per check that passed.
+
+        Raises:
+            AdapterError: a file changed, is missing, or holds unusable weights.
+        """
+        return adapter_store.verify(self._workspace, adapter_id)
+
+    def archive(self, adapter_id: str) -> Path:
+        """Writes the adapter's folder as a zip and returns its path."""
+        return adapter_store.export_zip(self._workspace, adapter_id)
+
+    def bake(self, mix: Mix, spec: BakeSpec) -> Stream:
+        """Merges a mix into one ordinary adapter of the library; a stream of Progress that ends with a BakeResult."""
+
+        def work() -> Generator[Any, None, None]:
+            from core.merge.bake import bake
+
+            yield from bake(self._resident_base.get(), mix, spec)
+
+        return self._worker.stream(work)
+
+    # --- mixes
+
+    def mixes(self) -> list[SavedMix]:
+        """All saved mixes, oldest first."""
+        return mix_store.load_all(self._workspace)
+
+    def mix(self, mix_id: str) -> SavedMix:
+        """One saved mix, with warnings where its adapters changed or are gone.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return mix_store.load(self._workspace, mix_id)
+
+    def save_mix(
+        self, name: str, weights: dict[str, float], tilt: dict[str, float] | None = None
+    ) -> SavedMix:
+        """Saves a mix of adapters of the library.
+
+        Raises:
+            SpecError, InvalidName, NotFound
+        """
+        return mix_store.save(self._workspace, name, weights, tilt)
+
+    def default_mixes(self) -> list[Mix]:
+        """The base, a domain adapter, a task adapter, and both: those that exist on this base.
+
+        The newest task adapter is taken, and the domain adapter it was trained on, or else the newest one.
+        """
+        usable = [a for a in self.mixable_adapters() if a.fits]
+        domains, tasks = ([a for a in usable if a.kind == kind] for kind in ("domain", "task"))
+        mixes = [Mix(name="Base")]
+        task = tasks[-1] if tasks else None
+        parent = self.adapter(task.id).stacked_on if task and not task.training else ""
+        domain = next((d for d in domains if d.id == parent), domains[-1] if domains else None)
+        if domain:
+            mixes.append(Mix(name="Domain", weights={domain.id: 1.0}))
+        if task:
+            mixes.append(Mix(name="Task", weights={task.id: 1.0}))
+        if domain and task:
+            mixes.append(Mix(name="Domain + task", weights={domain.id: 1.0, task.id: 1.0}))
+        return mixes
+
+    def mix_warnings(self, mix: Mix) -> list[str]:
+        """Where a mix differs from how its adapters were trained, one sentence each."""
+        return list_mix_warnings(mix, {a.id: a for a in self.adapters()}) if mix.weights else []
+
+    # --- everything that is stored
+
+    def rename(self, kind: str, item_id: str, name: str) -> None:
+        """Gives a dataset, adapter or mix another display name.
+
+        Args:
+            kind: "datasets", "adapters" or "mixes".
+
+        Raises:
+            SpecError: items of this kind have no name. NotFound, InvalidName
+        """
+        renamers: dict[str, Callable[[Workspace, str, str], Any]] = {
+            "datasets": datasets.rename_dataset,
+            "adapters": adapter_store.rename,
+            "mixes": mix_store.rename,
+        }
+        if kind not in renamers:
+            raise SpecError(f"A {kind.rstrip('s')} cannot be renamed.", f"Only {', '.join(renamers)} can.")
+        renamers[kind](self._workspace, item_id, name)
+
+    def delete(self, kind: str, item_id: str) -> None:
+        """Deletes an item of the workspace; deleting a grid keeps its runs and adapters.
+
+        Args:
+            kind: one of `core.store.workspace.KINDS`.
+
+        Raises:
+            Busy: a live run uses it. NotFound
+        """
+        self._workspace.find(kind, item_id)
+        for run_id in self._workspace.ids("runs"):
+            run = run_store.load(self._workspace, run_id)
+            if run.status.is_alive and _uses(run, kind, item_id):
+                raise Busy(f"The run {run.name!r} is using it.", "Stop the run first, or wait until it ends.")
+        if kind == "adapters" and (resident := self._resident_base.peek()) is not None:
+            self._worker.call(lambda: resident.unload(item_id))
+        self._workspace.remove(kind, item_id)
+
+    def disk_usage(self) -> dict[str, int]:
+        """Bytes free on the workspace's disk, and bytes used by the workspace."""
+        used = sum(p.stat().st_size for p in self._workspace.root.rglob("*") if p.is_file())
+        return {"free_bytes": shutil.disk_usage(self._workspace.root).free, "used_bytes": used}
+
+
+def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:
+    """An adapter of the library for the mixer; while no base is loaded, every base fits."""
+    reason = ""
+    if adapter.unmixable:
+        reason = f"It cannot be mixed live: {adapter.unmixable}."
+    elif base_fingerprint and adapter.base_fingerprint != base_fingerprint:
+        reason = f"It was trained on {adapter.base!r}, another base."
+    return MixableAdapter(
+        adapter.id, adapter.name, adapter.kind, adapter.rank, adapter.base, False, not reason, reason
+    )
+
+
+def _uses(run: Run, kind: str, item_id: str) -> bool:
+    """Whether a run reads, writes or is an item."""
+    items = {
+        "datasets": (run.spec.dataset, run.spec.replay_dataset),
+        "adapters": (run.spec.stack_on, run.adapter),
+        "runs": (run.id,),
+    }
+    return item_id in items.get(kind, ())

@@ -1,0 +1,214 @@
+"""The queue of training runs: its order, who may change it, and what leaves it. `engine.queue`.
+
+    Runs.start ──> RunQueue.enter ──> worker.choose ──> Runs trains it
+                      └ moved or cancelled from any thread, or by another process (core/store/run_order.py)
+
+A waiting run is *pending* in the process that will train it. Beginning and cancelling both remove it from the pending
+runs, and the one that removes it has the run, so a run never both begins and is cancelled. The order lies in
+`runs/lineup.json`, written whole under a lock, so that a terminal can move or cancel what a studio holds: the holder
+reads the file before it begins the next run, and between the steps of the present one.
+
+A run that trains on top of what another waiting run will have learned is never placed before it; cancelling the lower
+one names the upper one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from core.engine.worker import Worker
+from core.errors import Busy, RunError, StudioError
+from core.spec.training import RunStatus
+from core.store import run_order, runs
+from core.store.runs import Run
+from core.store.workspace import FileLock, Workspace
+
+logger = logging.getLogger(__name__)
+
+QUEUE_LIMIT = 256  # pending runs in one studio
+
+
+@dataclass(frozen=True)
+class QueuedRun:
+    """A run in the queue.
+
+    Attributes:
+        after: ids of the queued runs that train its parent adapter, which it has to come after.
+        before: ids of the queued runs that need what this one will have learned, directly or not.
+        leaving: another process than its holder cancelled it, and it will not begin.
+    """
+
+    run: Run
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    leaving: bool = False
+
+
+class RunQueue:
+    """Orders and cancels waiting runs. Safe to call from any thread.
+
+    Attributes:
+        locks: run id to the lock that marks this process as the run's owner, while it is queued or training.
+    """
+
+    def __init__(self, workspace: Workspace, worker: Worker) -> None:
+        self._workspace, self._worker = workspace, worker
+        self.locks: dict[str, FileLock] = {}
+        self._pending: dict[str, bool] = {}
+        self._version = 0  # of the order, as it was last read
+        worker.choose = self._choose
+
+    # --- verbs of the engine
+
+    def list(self) -> Sequence[QueuedRun]:
+        """The waiting runs, the next one first."""
+        order = run_order.read(self._workspace)
+        stored = (runs.load(self._workspace, i) for i in self._workspace.ids("runs"))
+        by_age = sorted(stored, key=lambda r: r.created)
+        waiting = {r.id: r for r in by_age if r.status is RunStatus.QUEUED}
+        after = _map_parents(waiting.values())
+        ids = order.sort(waiting)
+        return [
+            QueuedRun(waiting[i], after[i], _list_dependents(i, ids, after), i in order.cancelled)
+            for i in ids
+        ]
+
+    def version(self) -> int:
+        """A number that changes with the order of the queue."""
+        return run_order.read_version(self._workspace)
+
+    def move(self, run_id: str, to: str) -> None:
+        """Moves a waiting run: "first", "up", "down" or "last".
+
+        Raises:
+            RunError: it is not waiting, or would be placed before a run that it needs. Busy, StorageError
+        """
+        run = runs.load(self._workspace, run_id)
+        queue = self.list()
+        if all(w.run.id != run_id for w in queue):
+            raise RunError(
+                f"The run {run.name!r} is not waiting ({run.status.value}).",
+                "Only a queued run can be moved.",
+            )
+        names = {w.run.id: w.run.name for w in queue}
+        run_order.move(self._workspace, names, {w.run.id: w.after for w in queue}, run_id, to)
+
+    def cancel(self, run_id: str, together: bool = False) -> Sequence[str]:
+        """Removes a waiting run before it begins.
+
+        Args:
+            together: also remove the runs that need what it would have learned.
+
+        Returns:
+            ids of the runs that will not begin.
+
+        Raises:
+            Busy: other queued runs need it. RunError: it has begun, or is not waiting.
+        """
+        run = runs.load(self._workspace, run_id)
+        queue = {w.run.id: w for w in self.list()}
+        if run_id not in queue:
+            raise RunError(
+                f"The run {run.name!r} is not waiting ({run.status.value}).",
+                "Stop it instead, if it is running.",
+            )
+        dependents = queue[run_id].before
+        if dependents and not together:
+            names = ", ".join(repr(queue[i].run.name) for i in dependents)
+            raise Busy(
+                f"{names} would be trained on top of {run.name!r}.",
+                "Cancel those runs first, or all of them together.",
+            )
+        ids = [*reversed(dependents), run_id]
+        foreign = [i for i in ids if i not in self.locks]
+        if foreign:  # another process holds them; it reads the order before it begins the next run
+            run_order.cancel(self._workspace, foreign)
+        cancelled = [i for i in ids if i in foreign or self._cancel_pending(i)]
+        if run_id not in cancelled:
+            raise RunError(f"The run {run.name!r} has just begun.", "Stop it instead.")
+        return cancelled
+
+    # --- for Runs
+
+    def check_room(self, count: int) -> None:
+        """Refuses `count` more runs if the queue would become too long.
+
+        Raises:
+            Busy
+        """
+        if len(self._pending) + count > QUEUE_LIMIT:
+            raise Busy(
+                f"The queue holds {len(self._pending)} runs and can hold {QUEUE_LIMIT}.",
+                "Cancel some runs, or wait until they have ended.",
+            )
+
+    def enter(self, run: Run, train: Callable[[], None]) -> None:
+        """Appends a run. It is locked, and its status is QUEUED, before it can begin.
+
+        Args:
+            train: called on the model's thread at the run's turn, if the run was not cancelled.
+        """
+        self.locks[run.id] = FileLock(runs.lock_path(self._workspace, run.id))
+        if run.status is not RunStatus.QUEUED:
+            runs.update(self._workspace, run, status=RunStatus.QUEUED, error="")
+        run_order.enqueue(self._workspace, run.id)
+        self._pending[run.id] = True
+        self._worker.run(lambda: self._begin(run.id, train), run.id)
+
+    def unlock(self, run_id: str) -> None:
+        """Releases the lock of a run that has ended."""
+        lock = self.locks.pop(run_id, None)
+        if lock:
+            lock.release()
+
+    def poll_cancellations(self) -> None:
+        """Drops the pending runs that another process cancelled."""
+        version = run_order.read_version(self._workspace)
+        if version != self._version:
+            self._version = version
+            for run_id in run_order.read(self._workspace).cancelled:
+                self._cancel_pending(run_id)
+
+    def _begin(self, run_id: str, train: Callable[[], None]) -> None:
+        if self._pending.pop(run_id, None) is not None:
+            train()
+
+    def _cancel_pending(self, run_id: str) -> bool:
+        """Removes one of this process's waiting runs; False if it has just begun."""
+        if self._pending.pop(run_id, None) is None:
+            return False
+        try:
+            run = runs.load(self._workspace, run_id)
+            runs.log(self._workspace, run_id).append("note", text="Cancelled before it began.")
+            extra = replace(run.extra, cancelled=True)
+            runs.update(self._workspace, run, status=RunStatus.STOPPED, extra=extra)
+            run_order.dequeue(self._workspace, run_id)
+        finally:
+            self.unlock(run_id)
+        return True
+
+    def _choose(self, waiting: Sequence[str]) -> str:
+        """The next run among those that the worker holds; called on its thread."""
+        self.poll_cancellations()
+        cancelled = [i for i in waiting if i not in self._pending]  # they end immediately
+        return cancelled[0] if cancelled else run_order.read(self._workspace).sort(waiting)[0]
+
+
+def _map_parents(waiting: Iterable[Run]) -> dict[str, tuple[str, ...]]:
+    """Run id to the ids of the waiting runs that train its parent adapter."""
+    listed = list(waiting)
+    trains = {r.adapter: r.id for r in listed}
+    return {r.id: (trains[r.spec.stack_on],) if r.spec.stack_on in trains else () for r in listed}
+
+
+def _list_dependents(
+    run_id: str, order: Sequence[str], after: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """The runs that need `run_id`, and those that need them, in order."""
+    dependents = [run_id]
+    for candidate in order:
+        if any(i in dependents for i in after[candidate]):
+            dependents.append(candidate)
+    return tuple(dependents[1:])

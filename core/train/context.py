@@ -1,0 +1,28 @@
+"""What a trainer needs of the process that runs it: the event log, the pending requests, and stop requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.store.event_log import EventLog
+from core.train.distributed import SINGLE_PROCESS, ProcessGroup
+
+YIELD_SECONDS = 0.12  # longest time for which training yields to requests between two steps
+
+
+@dataclass
+class TrainerContext:
+    """The surroundings of a `StudioTrainer`.
+
+    Attributes:
+        log: receives the events of the run.
+        yield_to_requests: serves waiting requests on the model, for at most the given number of seconds.
+        poll_stop: "" to go on; any other value ends the run after the current step, with a checkpoint.
+        group: the processes that train the run together.
+    """
+
+    log: EventLog
+    yield_to_requests: Callable[[float], None]
+    poll_stop: Callable[[], str]
+    group: ProcessGroup = SINGLE_PROCESS

@@ -1,0 +1,142 @@
+"""The adapter that a run leaves in the library: its weights, its results, and metadata of where it comes from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from typing import Any
+
+from safetensors.torch import save_file
+
+from core.data.datasets import Dataset
+from core.model.resident import Resident
+from core.store import adapters, runs
+from core.store.adapters import Adapter
+from core.store.workspace import Workspace
+from core.train import checkpoints
+from core.train.trainer import StudioTrainer
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
+MAX_LOSS = 700.0  # exp of a larger loss overflows a float
+
+
+def add_to_library(
+    workspace: Workspace,
+    resident: Resident,
+    run: runs.Run,
+    dataset: Dataset,
+    trainer: StudioTrainer,
+    seconds: float,
+) -> Adapter | None:
+    """Adds the trained adapter to the library, and makes it available for mixing without reading its file.
+
+    The best checkpoint is restored first, where the spec keeps the best adapter.
+
+    Args:
+        seconds: wall-clock time of this session of the run.
+
+    Returns:
+        The adapter on rank 0, None on the other ranks.
+    """
+    best = trainer.best_checkpoint()
+    if best:
+        trainer.restore(best)
+    tensors, config = resident.export_trainee()
+    if not trainer.group.is_main_process:
+        return None
+    step = checkpoints.step_of(best) if best else int(trainer.state.global_step)
+    metadata = adapter_metadata(workspace, resident, run, dataset, trainer, seconds)
+    adapter = adapters.add(
+        workspace,
+        run.adapter,
+        run.name,
+        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        config,
+        {**metadata, "results": training_results(trainer, step)},
+    )
+    resident.add_saved(adapter, config, tensors)
+    return adapter
+
+
+def adapter_metadata(
+    workspace: Workspace,
+    resident: Resident,
+    run: runs.Run,
+    dataset: Dataset,
+    trainer: StudioTrainer,
+    seconds: float,
+) -> dict[str, Any]:
+    """The provenance of an adapter: base, data, settings, runtime and package versions.
+
+    `trained_with` holds the adapters that were active beside it, with their weights, and `domain_dropout` the share
+    of the forward passes in which they were switched off; `core.engine.mix_warnings` compares mixes with both.
+    """
+    base = resident.base
+    parent = None
+    if run.spec.stack_on:
+        adapter = adapters.load(workspace, run.spec.stack_on)
+        parent = {"id": adapter.id, "name": adapter.name, "sha256": adapter.sha256}
+    return {
+        "kind": run.kind,
+        "run": run.id,
+        "base": {
+            "name": base.name,
+            "fingerprint": base.fingerprint,
+            "family": base.family.model_type,
+            "parameters": base.parameters,
+            "quantization": base.quantization,
+        },
+        "dataset": {
+            "id": dataset.id,
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "split_seed": dataset.seed,
+            "splits": dataset.splits,
+        },
+        "stacked_on": parent,
+        "trained_with": {parent["id"]: 1.0} if parent else {},
+        "domain_dropout": run.spec.domain_dropout if parent else 0.0,
+        "hyperparameters": run.spec.to_json(),
+        "runtime": {
+            "seconds": round(seconds, 2),
+            "training_seconds": round(trainer.progress.busy_seconds, 2),
+            "tokens": trainer.progress.tokens,
+            "device": str(base.device),
+            "processes": trainer.group.world_size,
+            "platform": platform.platform(),
+            "batch_size": trainer.spec.batch_size,
+            "accumulation": trainer.spec.accumulation,
+            "made_smaller": list(run.extra.made_smaller),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{p: importlib.metadata.version(p) for p in PACKAGES},
+        },
+    }
+
+
+def training_results(trainer: StudioTrainer, kept_step: int) -> dict[str, Any]:
+    """Results of the run and of the adapter that it keeps.
+
+    Args:
+        kept_step: the step of the adapter that goes into the library.
+    """
+    results: dict[str, Any] = {
+        "train_loss": trainer.progress.last_loss,
+        "steps": trainer.state.global_step,
+        "kept_step": kept_step,
+    }
+    validations = trainer.progress.early_stopping
+    if trainer.validation_sequences:
+        loss = validations.best_loss if kept_step == validations.best_step else validations.loss
+        results |= {
+            "validation_loss": loss,
+            "validation_perplexity": math.exp(min(loss, MAX_LOSS)),
+            "validation_perplexity_at_start": math.exp(min(validations.start_loss, MAX_LOSS)),
+            "best_validation_loss": validations.best_loss,
+            "best_step": validations.best_step,
+            "last_validation_loss": validations.loss,
+            "stopped_early": trainer.progress.ended_early,
+        }
+    return results
