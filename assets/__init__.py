@@ -1,1 +1,1 @@
-"""What the studio ships with: an invented world, a small base model trained on it, and sample data."""
+"""Assets that ship with the studio: an invented world, a small base model trained on it, and sample data."""

@@ -1,8 +1,8 @@
-"""Make the embedded base from nothing: tokenizer, model, training, one command, one mix of text.
+"""Pre-trains the embedded base from random weights: tokenizer, model and training in one command.
 
     python -m assets.pretrain --out assets/embedded-base
 
-Knows the shape of the model, the optimizer and the order of the text. The text itself is `assets.world`.
+The text comes from `assets.world`.
 """
 
 import argparse
@@ -35,30 +35,31 @@ SPECIALS = [PAD, BOS, EOS, chat.SYSTEM, chat.USER, chat.ASSISTANT, chat.END]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that decides the base.
+    """Hyperparameters of the base; `PRETRAINING.json` stores them under these names.
 
     Attributes:
-        seed: Of the weights and of the order of the text.
-        world_seed: Of the people and gadgets.
-        vocabulary: Tokens, the special ones among them.
-        hidden: Width of the model.
-        layers: Decoder layers.
-        heads: Attention heads.
-        feed_forward: Width between the two projections of the gated MLP.
-        context: Longest text in tokens.
-        block: Tokens of one training row.
-        long_share: Share of the last steps that use rows of the whole context, so that far positions are known.
-        rows: Rows of `block` tokens of one step, over all processes.
-        steps: Optimizer steps.
-        warmup: Steps until the peak learning rate.
-        peak_rate: Highest learning rate of the embedding and the norms (AdamW).
-        matrix_rate: Highest learning rate of the matrices inside the layers (Muon).
-        settle_step: From here on all rates are multiplied by `settle`: the high rate finds the language in few
-            steps, but facts and copying are learned only at a low one.
-        settle: See `settle_step`.
-        last_rate: Rate of the last step as a share of the peak (cosine).
-        weight_decay: Of the matrices.
-        clip: Largest gradient norm.
+        seed: seed of the weights and of the order of the text.
+        world_seed: seed of the people and gadgets.
+        vocabulary: tokens of the vocabulary, including the special tokens.
+        hidden: hidden size.
+        layers: decoder layers.
+        heads: attention heads.
+        feed_forward: intermediate size of the gated MLP.
+        context: longest text in tokens.
+        block: tokens of one training row.
+        long_share: share of the steps, at the end, with rows of the full context, so that the model
+            learns the far positions.
+        rows: rows of `block` tokens in one step, over all ranks.
+        steps: optimizer steps.
+        warmup: steps of linear warm-up.
+        peak_rate: peak learning rate of the embedding and the norms (AdamW).
+        matrix_rate: peak learning rate of the matrices inside the layers (Muon).
+        settle_step: step from which all learning rates are multiplied by `settle`. A high rate learns the
+            language in few steps, but facts and copying are learned only at a low rate.
+        settle: see `settle_step`.
+        last_rate: learning rate of the last step as a share of the peak (cosine).
+        weight_decay: weight decay of the matrices.
+        clip: largest gradient norm.
     """
 
     seed: int = 0
@@ -84,7 +85,7 @@ class Recipe:
 
 
 def train_tokenizer(recipe: Recipe, *, documents: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learned from the same mix of text that the model reads."""
+    """Trains a byte-level BPE on the same text distribution as the model."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -110,7 +111,7 @@ def train_tokenizer(recipe: Recipe, *, documents: int = 20_000) -> PreTrainedTok
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of the recipe's shape with random weights."""
+    """Builds a Llama of the recipe's shape with random weights."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=recipe.vocabulary,
@@ -138,10 +139,10 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def pack_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, world_seed: int) -> Iterator[list[int]]:
-    """Documents joined by the end mark, cut into rows; asks by `send(length)`.
+    """Concatenates documents, with eos between them, and cuts them into rows; `send(length)` returns a row.
 
-        row   [bos]? document eos document eos document e|   the last one is cut off at the row's end
-              every row opens with a whole document, half of them behind a begin mark
+        row   [bos]? document eos document eos docum|   the last document is cut off at the end of the row
+              every row opens with a new document, half of the rows with bos before it
 
     Yields:
         Token ids of one row, of the length that was last sent.
@@ -157,21 +158,21 @@ def pack_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, world_seed
         length = yield row[:length]
 
 
-def rate_share(recipe: Recipe, step: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, cosine, and one drop."""
+def lr_scale(recipe: Recipe, step: int) -> float:
+    """Returns the factor on the peak learning rate at a step: linear warm-up, cosine decay, and one drop."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     low = recipe.last_rate
-    settled = recipe.settle if step >= recipe.settle_step else 1.0
-    return settled * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+    drop = recipe.settle if step >= recipe.settle_step else 1.0
+    return drop * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _average_gradients(model: torch.nn.Module, processes: int) -> None:
+def _average_gradients(model: torch.nn.Module, world_size: int) -> None:
     grads = [p.grad for p in model.parameters()]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
-    flat /= processes
+    flat /= world_size
     offset = 0
     for grad in grads:
         grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
@@ -179,11 +180,11 @@ def _average_gradients(model: torch.nn.Module, processes: int) -> None:
 
 
 def _orthogonalise(gradients: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """Nearest semi-orthogonal matrices by Newton-Schulz (Jordan et al., Muon, 2024).
+    """Approximates the nearest semi-orthogonal matrices by Newton-Schulz (Jordan et al., Muon, 2024).
 
     Args:
         gradients: (N, rows, columns), N matrices of one shape.
-        rounds: Steps of the quintic iteration.
+        rounds: iterations of the quintic polynomial.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = gradients.shape[1] > gradients.shape[2]
@@ -196,7 +197,7 @@ def _orthogonalise(gradients: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for the matrices inside the layers; all matrices of one shape go together."""
+    """Orthogonalised momentum for the matrices inside the layers; matrices of one shape are stacked."""
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -214,14 +215,14 @@ class Muon(torch.optim.Optimizer):
                     velocity.lerp_(p.grad, 1 - group["momentum"])
                     directions.append(p.grad.lerp(velocity, group["momentum"]))
                 updates = _orthogonalise(torch.stack(directions))
-                # The factor gives an update the size that AdamW's has, so that one rate serves both (2502.16982).
+                # With this factor, updates have the RMS of AdamW's, so one rate suits both (arXiv 2502.16982)
                 size = 0.2 * max(shape) ** 0.5
                 for p, update in zip(parameters, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
 
 
 def build_optimizers(recipe: Recipe, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    """Builds Muon for the matrices inside the layers and AdamW for the embedding and the norms."""
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" in n]
     norms = [p for p in model.parameters() if p.ndim < 2]
@@ -234,11 +235,11 @@ def build_optimizers(recipe: Recipe, model: torch.nn.Module) -> list[torch.optim
     return [muon, adamw]
 
 
-def _train(rank: int, processes: int, recipe: Recipe, scratch: str, port: int) -> None:
+def _train(rank: int, world_size: int, recipe: Recipe, scratch: str, port: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=processes)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
     folder = Path(scratch)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     model = build_model(recipe, tokenizer).train()
@@ -253,23 +254,23 @@ def _train(rank: int, processes: int, recipe: Recipe, scratch: str, port: int) -
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first, seen, spent = state["step"], state["seen"], state["seconds"]
-        for step in range(first):  # the text is a function of the seed: read again what was read
-            length = _length(recipe, step)
-            for _ in range(recipe.rows * recipe.block // length // processes):
+        for step in range(first):  # the text depends on the seed alone, so skip what the finished steps read
+            length = _row_length(recipe, step)
+            for _ in range(recipe.rows * recipe.block // length // world_size):
                 rows.send(length)
     began, nats, counted = time.monotonic() - spent, 0.0, 0
     for step in range(first, recipe.steps):
-        length = _length(recipe, step)
-        own = recipe.rows * recipe.block // length // processes
-        ids = torch.tensor([rows.send(length) for _ in range(own)])
+        length = _row_length(recipe, step)
+        rows_per_rank = recipe.rows * recipe.block // length // world_size
+        ids = torch.tensor([rows.send(length) for _ in range(rows_per_rank)])
         logits = model(input_ids=ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
-        _average_gradients(model, processes)
+        _average_gradients(model, world_size)
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_share(recipe, step)
+                group["lr"] = group["peak"] * lr_scale(recipe, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         nats, counted = nats + loss.item(), counted + 1
@@ -298,12 +299,12 @@ def _train(rank: int, processes: int, recipe: Recipe, scratch: str, port: int) -
     dist.destroy_process_group()
 
 
-def _length(recipe: Recipe, step: int) -> int:
+def _row_length(recipe: Recipe, step: int) -> int:
     return recipe.context if step >= recipe.steps * (1 - recipe.long_share) else recipe.block
 
 
 def save_base(recipe: Recipe, scratch: Path, out: Path) -> None:
-    """Write the trained weights in half precision as an ordinary transformers folder."""
+    """Saves the trained weights in half precision as a transformers model folder."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(scratch / "tokenizer")
     model = build_model(recipe, tokenizer)
     state = torch.load(scratch / "state-0.pt", weights_only=False)
@@ -320,23 +321,28 @@ def save_base(recipe: Recipe, scratch: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Train the base, or go on where a broken run stopped."""
+    """Trains the base, or resumes an interrupted run."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("assets/embedded-base"), help="folder of the finished base"
+        "--out", type=Path, default=Path("assets/embedded-base"), help="folder for the finished base"
     )
     parser.add_argument(
-        "--scratch", type=Path, default=Path("/tmp/embedded-base-scratch"), help="folder of the state"
+        "--scratch",
+        type=Path,
+        default=Path("/tmp/embedded-base-scratch"),
+        help="folder for the training state",
     )
-    parser.add_argument("--processes", type=int, default=2, help="one thread each; gradients are averaged")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes, with one thread each")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--rows", type=int, default=Recipe.rows)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--port", type=int, default=29533)
-    parser.add_argument("--save-only", action="store_true", help="write the base from the last saved state")
+    parser.add_argument(
+        "--save-only", action="store_true", help="write the base from the last saved state, without training"
+    )
     args = parser.parse_args()
     recipe = Recipe(seed=args.seed, steps=args.steps, rows=args.rows)
     args.scratch.mkdir(parents=True, exist_ok=True)

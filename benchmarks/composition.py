@@ -1,11 +1,11 @@
-"""Does composing a domain adapter and a task adapter answer what neither answers alone?
+"""Does a mix of a domain adapter and a task adapter answer questions that neither answers alone?
 
     python -m benchmarks.composition --quick          the shipped domain, one training seed
     python -m benchmarks.composition --seeds 0 1 2    the shipped domain, three training seeds
-    python -m benchmarks.composition --fresh 1 2 3    domains that nobody looked at while choosing settings
+    python -m benchmarks.composition --fresh 1 2 3    domains that were not used while choosing the settings
 
-Knows seeds, margins and a table. All work is the studio's own main job (`core.demo`) with its embedded preset.
-With --json the last line is one JSON object of named figures.
+Runs the demo (`core.cli.demo`) with the embedded preset. With --json the last line is one JSON object of
+named figures.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from core.data.samples import Samples
 from core.engine import Engine
 from core.spec.presets import PRESETS
 
-# The mixes of the main job: what composing is held against, and the two ways of composing.
+# The mixes of the demo: the references, and the two ways of combining the adapters.
 PARTS = ("base", "domain", "task", "task (apart)")
 STACKED, SUMMED = "domain+task", "domain+task (summed)"
 COLUMNS = (
@@ -37,22 +37,22 @@ COLUMNS = (
 
 
 def run_once(domain_seed: int, seed: int, say) -> dict[str, Any]:
-    """The main job on one domain with one training seed, in a workspace of its own.
+    """Runs the demo on one domain with one training seed, in a temporary workspace.
 
     Args:
-        domain_seed: Which station's papers and questions.
-        seed: Of the three training runs.
-        say: Called with a line of progress now and then.
+        domain_seed: selects the station, its papers and its questions.
+        seed: of the three training runs.
+        say: called with a line of progress from time to time.
 
     Returns:
-        The result of `core.demo.run`: figures by mix, seconds, training by adapter.
+        The result of `core.cli.demo.run_demo`: figures by mix, seconds, training by adapter.
     """
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample"
         write_sample(sample, domain_seed)
         with Engine(Path(folder) / "workspace", base="embedded", quantization="none") as engine:
             result, shown = None, -1
-            for moment in demo.run(engine, Samples(sample), seed=seed):
+            for moment in demo.run_demo(engine, Samples(sample), seed=seed):
                 result = moment.result or result
                 if int(moment.share * 20) > shown:
                     shown = int(moment.share * 20)
@@ -61,10 +61,11 @@ def run_once(domain_seed: int, seed: int, say) -> dict[str, Any]:
     return result
 
 
-def margins(mixes: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What composing gains, in points of exact match over the best part, and what the domain adapter learns.
+def compute_margins(mixes: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Gain of the combination over the best part, in points of exact match, and the drop of domain
+    perplexity.
 
-    The best part is the best of base, domain alone and the two task adapters alone.
+    The parts are the base, the domain adapter alone and the two task adapters alone.
     """
     best = max(mixes[part]["exact_match"] for part in PARTS)
     return {
@@ -75,23 +76,23 @@ def margins(mixes: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def table(mixes: dict[str, dict[str, float]]) -> str:
+def format_table(mixes: dict[str, dict[str, float]]) -> str:
     """The figures of one run as a Markdown table."""
     lines = [
         "| mix | " + " | ".join(label for _, label, _ in COLUMNS) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
     ]
     for name, row in mixes.items():
-        cells = [
-            f"{factor * row[key]:.{0 if factor > 1 else 2}f}" if key in row else ""
-            for key, _, factor in COLUMNS
-        ]
+        cells = []
+        for key, _, factor in COLUMNS:
+            digits = 0 if factor > 1 else 2
+            cells.append(f"{factor * row[key]:.{digits}f}" if key in row else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Run all jobs and print a table for each."""
+    """Runs all jobs and prints a table for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,7 +107,7 @@ def main() -> int:
         default=[],
         help="seeds of other domains, each trained once with seed 0",
     )
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     args = parser.parse_args()
     shipped = args.seeds[:1] if args.quick else args.seeds
     jobs = [(SHIPPED_SEED, seed) for seed in shipped] + [(domain, 0) for domain in args.fresh]
@@ -116,13 +117,12 @@ def main() -> int:
     gains: dict[str, list[dict[str, float]]] = {"shipped": [], "fresh": []}
     for domain_seed, seed in jobs:
         result = run_once(domain_seed, seed, lambda line: print(line, file=sys.stderr, flush=True))
-        gain = margins(result["mixes"])
+        gain = compute_margins(result["mixes"])
         gains["shipped" if domain_seed == SHIPPED_SEED else "fresh"].append(gain)
         seconds = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in result["training"].items())
-        print(
-            f"\n### Domain {domain_seed}, training seed {seed}: {result['seconds']:.0f} s in all ({seconds})\n"
-        )
-        print(table(result["mixes"]))
+        total = f"{result['seconds']:.0f} s in total ({seconds})"
+        print(f"\n### Domain {domain_seed}, training seed {seed}: {total}\n")
+        print(format_table(result["mixes"]))
         print(
             "\n" + ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in gain.items()),
             flush=True,

@@ -1,7 +1,4 @@
-"""What the mixing benchmark measures on: bases built on the spot, our resident base, and peft with the same adapters.
-
-Knows shapes, random adapters and peft's own way of doing the same work. Knows no clock.
-"""
+"""The work of the mixing benchmark: random bases and adapters, on our resident base and in peft."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ _TOKENS = {
 
 
 def shape(name: str, vocabulary: int = 8192) -> Any:
-    """The config of a random base. 0.5b and 7b are Qwen2.5's own shapes but for the vocabulary (152k and 152k there).
+    """The config of a random base; 0.5b and 7b have the shapes of Qwen2.5, except for the vocabulary.
 
     Args:
         name: "30m", "0.5b" or "7b".
@@ -68,7 +65,7 @@ def shape(name: str, vocabulary: int = 8192) -> Any:
 
 
 def build(name: str, folder: Path, vocabulary: int = 8192) -> str:
-    """Saves a random base with the embedded base's tokenizer; returns what `load_base` is to be given."""
+    """Saves a random base with the tokenizer of the embedded base; returns the source for `load_base`."""
     if name == "embedded":
         return name
     target = folder / name
@@ -84,11 +81,19 @@ def build(name: str, folder: Path, vocabulary: int = 8192) -> str:
     return str(target)
 
 
-def mixture() -> Any:
-    """A random mixture of experts on the spot: 4 layers of 32 experts, 4 of which read each token."""
+def build_moe() -> Any:
+    """A random mixture of experts: 4 layers of 32 experts, 4 of them active per token."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-             "num_local_experts": 32, "num_experts_per_tok": 4}  # fmt: skip
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+    }
     return (
         AutoModelForCausalLM.from_config(
             AutoConfig.for_model("minimax_m2", vocab_size=1024, **sizes, **_TOKENS)
@@ -98,17 +103,17 @@ def mixture() -> Any:
     )
 
 
-def mixture_with_adapters(names: tuple[str, str]) -> tuple[Any, Mixer]:
-    """The same with two random adapters on the experts, both of them active in peft's eyes."""
-    model = mixture()
-    where = LoraConfig(
+def build_moe_with_adapters(names: tuple[str, str]) -> tuple[Any, Mixer]:
+    """The same with two random adapters on the experts, both active in peft."""
+    model = build_moe()
+    config = LoraConfig(
         r=8,
         lora_alpha=16,
         target_modules=[],
         target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     )
-    wrapped = get_peft_model(model, where, adapter_name=names[0])
-    wrapped.add_adapter(names[1], where)
+    wrapped = get_peft_model(model, config, adapter_name=names[0])
+    wrapped.add_adapter(names[1], config)
     with torch.no_grad():
         for key, p in wrapped.named_parameters():
             if "lora_" in key:
@@ -120,8 +125,8 @@ def mixture_with_adapters(names: tuple[str, str]) -> tuple[Any, Mixer]:
     return model, mixer
 
 
-class Endless(Base):
-    """A base whose answers end by length alone, so that everybody writes the same number of tokens."""
+class EndlessBase(Base):
+    """A base without an end-of-sequence token, so that all sides generate the same number of tokens."""
 
     @property
     def eos_ids(self) -> list[int]:
@@ -132,17 +137,19 @@ def load(source: str, quantization: str, device: str, folder: Path, plain: bool 
     """A resident base without adapters.
 
     Args:
-        plain: its 4-bit layers are bitsandbytes' own.
+        plain: use the 4-bit layers of bitsandbytes instead of ours.
     """
     base = load_base(source, quantization, device)
     return Resident(
-        Endless(**{**vars(base), "model": as_it_comes(base.model) if plain else base.model}),
+        EndlessBase(
+            **{**vars(base), "model": restore_bitsandbytes_layers(base.model) if plain else base.model}
+        ),
         Workspace(folder / "workspace"),
     )
 
 
-def as_it_comes(model: Any) -> Any:
-    """A model whose 4-bit layers are bitsandbytes' own, not ours that call the kernel directly."""
+def restore_bitsandbytes_layers(model: Any) -> Any:
+    """Replaces our 4-bit layers, which call the kernel directly, by those of bitsandbytes."""
     for module in model.modules():
         if type(module) is Direct4bit:
             module.__class__ = Linear4bit
@@ -150,8 +157,8 @@ def as_it_comes(model: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Random:
-    """Random adapters on all the family's linear layers: how many, and of which rank."""
+class RandomAdapters:
+    """Random adapters on all linear layers of the family."""
 
     count: int
     rank: int = 16
@@ -169,9 +176,9 @@ class Random:
             "lora_dropout": 0.0,
         }
 
-    def hang(self, resident: Resident) -> Resident:
-        """The adapters on our resident base; weights large enough that every mix says something else."""
-        dice = torch.Generator().manual_seed(7)
+    def add_to(self, resident: Resident) -> Resident:
+        """Adds the adapters to a resident base, with weights so large that every mix answers differently."""
+        generator = torch.Generator().manual_seed(7)
         for name in self.names:
             resident.add_adapter(name, self.config(resident.base))
             resident.digests[name] = "random"
@@ -179,7 +186,7 @@ class Random:
             for key, p in sorted(resident.peft.named_parameters()):
                 if "lora_" in key:
                     p.copy_(
-                        torch.randn(p.shape, generator=dice)
+                        torch.randn(p.shape, generator=generator)
                         * (0.5 / p.shape[1]) ** 0.5
                         / (2 if "lora_A" in key else 8)
                     )
@@ -188,11 +195,11 @@ class Random:
 
 
 class Peer:
-    """peft as its documentation has it: several active adapters, their scales set, transformers' generate with its cache."""
+    """peft as documented: several active adapters with scales, and `generate` of transformers."""
 
     def __init__(self, ours: Resident, source: str) -> None:
         base = load_base(source, ours.base.quantization, str(ours.base.device))
-        as_it_comes(base.model)
+        restore_bitsandbytes_layers(base.model)
         self.device = base.device
         self.names = list(ours.digests)
         self.model: PeftModel | None = None
@@ -215,27 +222,27 @@ class Peer:
         self.model.eval()
         self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
 
-    def choose(self, weights: Mapping[str, float]) -> None:
-        """Makes the adapters of a mix the active ones, with their scales."""
+    def set_mix(self, weights: Mapping[str, float]) -> None:
+        """Activates the adapters of a mix, with their scales."""
         self.model.base_model.set_adapter(list(weights), inference_mode=True)
         for layer in self.layers:
             for name, weight in weights.items():
                 layer.set_scale(name, weight)
 
     @contextlib.contextmanager
-    def mixed(self, weights: Mapping[str, float]) -> Iterator[None]:
-        """The model under a mix; the base is peft's `disable_adapter`."""
+    def active_mix(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Activates a mix; for the base, peft's `disable_adapter`."""
         if not weights:
             with self.model.disable_adapter():
                 yield
         else:
-            self.choose(weights)
+            self.set_mix(weights)
             yield
 
-    def write(self, ids: list[int], weights: Mapping[str, float], tokens: int) -> list[int]:
-        """Greedy token ids."""
+    def generate_ids(self, ids: list[int], weights: Mapping[str, float], tokens: int) -> list[int]:
+        """Greedy token ids of one answer."""
         prompt = torch.tensor([ids], device=self.device)
-        with self.mixed(weights):
+        with self.active_mix(weights):
             out = self.model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -247,13 +254,13 @@ class Peer:
         return out[0, len(ids) :].tolist()
 
     def logits(self, ids: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
-        """(T, V) of one text, (1, T)."""
-        with torch.no_grad(), self.mixed(weights):
+        """Logits (T, V) of one text (1, T)."""
+        with torch.no_grad(), self.active_mix(weights):
             return self.model(ids).logits[0]
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of weights that one decoding step reads: everything but an embedding that is only looked up in."""
+    """Bytes of weights that one decoding step reads: all but an untied input embedding."""
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     total = 0
     for module in model.modules():

@@ -1,11 +1,11 @@
-"""A task on a domain: trained apart, stacked, or stacked with the domain dropped now and then?
+"""Compares three ways to train a task adapter for a domain: independent, stacked, stacked with dropout.
 
     python -m benchmarks.stacking --quick          one training seed
     python -m benchmarks.stacking --seeds 0 1 2    three
 
-Knows three settings of one run and a table. All work is the engine's, with the embedded preset on the shipped
-domain; the domain adapter is trained once a seed. With --json the last line is one JSON object of named figures:
-`<way>/on/exact_match` is the mix of both adapters, `<way>/off/...` the task adapter alone.
+Uses the embedded preset on the shipped domain; the domain adapter is trained once per seed. The dropout is
+domain dropout. With --json the last line is one JSON object of named figures: `<way>/on/exact_match` is the
+mix of both adapters, `<way>/off/...` the task adapter alone.
 """
 
 import argparse
@@ -40,8 +40,8 @@ COLUMNS = (
 )
 
 
-def trained(engine: Engine, kind: str, changes: dict[str, Any], say) -> str:
-    """One run with the embedded preset; the id of its adapter."""
+def train(engine: Engine, kind: str, changes: dict[str, Any], say) -> str:
+    """Trains with the embedded preset; returns the id of the adapter."""
     begin = time.monotonic()
     run = engine.runs.wait(engine.runs.start(resolve(kind, "embedded", changes)))
     assert run.status is RunStatus.DONE, run.error
@@ -49,8 +49,8 @@ def trained(engine: Engine, kind: str, changes: dict[str, Any], say) -> str:
     return run.adapter
 
 
-def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
-    """Way -> mix ("on", "half", "off") -> figures, of one training seed."""
+def run_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures of one training seed: way -> mix ("on", "half", "off") -> figures."""
     samples = Samples()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -58,24 +58,26 @@ def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
     ):
         corpus = engine.datasets.import_files(samples.domain, "Domain", "domain", seed=SEED).id
         pairs = engine.datasets.import_files([samples.task], "Task", "task", seed=SEED).id
-        domain = trained(engine, "domain", {"name": "Domain", "dataset": corpus, "seed": seed}, say)
+        domain = train(engine, "domain", {"name": "Domain", "dataset": corpus, "seed": seed}, say)
         mixes: list[Mix] = []
         for way, changes in WAYS.items():
-            below = {} if way == "independent" else {"stack_on": domain}
-            task = trained(
-                engine, "task", {"name": way, "dataset": pairs, "seed": seed, **below, **changes}, say
+            parent = {} if way == "independent" else {"stack_on": domain}
+            task = train(
+                engine, "task", {"name": way, "dataset": pairs, "seed": seed, **parent, **changes}, say
             )
             weights = {"on": {task: 1.0, domain: 1.0}, "half": {task: 1.0, domain: 0.5}, "off": {task: 1.0}}
             mixes += [Mix(name=f"{way}/{name}", weights=w) for name, w in weights.items()]
         rows: dict[str, Any] = {}
-        material = EvaluationData(
+        data = EvaluationData(
             questions={"": samples.questions(), "general": samples.general_questions()},
             trusted_texts={"general": samples.texts("general_heldout")},
             cloze=samples.recall_probe(),
         )
         for part in (mixes[:6], mixes[6:]):
             progress = None
-            for progress in engine.evaluation.measure_data(part, lambda: material, corpus, "Held-out questions", "test"):
+            for progress in engine.evaluation.measure_data(
+                part, lambda: data, corpus, "Held-out questions", "test"
+            ):
                 pass
             assert progress is not None
             rows |= {row["name"]: row for row in engine.evaluation.report(str(progress.report)).rows}
@@ -83,24 +85,24 @@ def one_seed(seed: int, say) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def main() -> int:
-    """Train and measure, and print one table."""
+    """Trains and measures all seeds, and prints one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the first seed only")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     args = parser.parse_args()
     seeds = args.seeds[:1] if args.quick else args.seeds
-    found = []
+    results = []
     for seed in seeds:
-        found.append(
-            one_seed(seed, lambda line, seed=seed: print(f"seed {seed}: {line}", file=sys.stderr, flush=True))
+        results.append(
+            run_seed(seed, lambda line, seed=seed: print(f"seed {seed}: {line}", file=sys.stderr, flush=True))
         )
         print(f"seed {seed}: done", file=sys.stderr, flush=True)
     figures: dict[str, float] = {}
     print(
-        "| a task | "
+        "| task adapter | "
         + " | ".join(label for *_, label in COLUMNS)
         + " |\n"
         + "|---" * (len(COLUMNS) + 1)
@@ -109,7 +111,7 @@ def main() -> int:
     for way in WAYS:
         cells = []
         for mix, key, label in COLUMNS:
-            values = [seed[way][mix][key] for seed in found]
+            values = [seed[way][mix][key] for seed in results]
             figures[f"{way}/{mix}/{key}"] = statistics.mean(values)
             factor = 100 if "%" in label else 1
             cells.append(" / ".join(f"{factor * v:.{0 if factor > 1 else 2}f}" for v in values))

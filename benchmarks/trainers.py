@@ -1,8 +1,8 @@
-"""What the training benchmark measures: the same texts learned by the studio, by TRL, by a script that pads, and by a bare loop.
+"""The sides of the training benchmark: the studio, TRL, a script that pads, and a bare loop.
 
-Every side is a process of its own (`python -m benchmarks.trainers '{"side": ...}'`), so that peak memory is its own. Its
-last line is one JSON object: tokens that are no padding and seconds of the steps that count, peak bytes, and the loss at the
-end. Knows the sides; knows no ratios.
+Every side runs in its own process (`python -m benchmarks.trainers '{"side": ...}'`), so that its peak memory
+is its own. The last line of the output is one JSON object: non-padding tokens and seconds of the timed steps,
+peak bytes, and the last loss.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from typing import Any
 
 import torch
 
-ROW = 512  # tokens of a packed row, and what the padding script pads to
-WARM = 3  # steps that do not count
+ROW = 512  # tokens of a packed row, and of a padded example
+WARM = 3  # warm-up steps, not timed
 RANK, RATE = 16, 2e-4
 
 
 @dataclass(frozen=True)
 class Job:
-    """One side's work.
+    """The work of one side.
 
     Attributes:
-        side: one of SIDES. base: what `load_base` is given. kind: "task" (short pairs, completion only) or "domain" (texts).
-        rows: packed rows of ROW tokens that one optimizer step reads; sides that do not pack read as many examples as hold
-            about as many tokens.
-        steps: optimizer steps that count.
+        side: one of SIDES. base: source for `load_base`.
+        kind: "task" (short pairs, loss on the completion only) or "domain" (texts).
+        rows: packed rows of ROW tokens per optimizer step; sides without packing read as many examples as
+            have about the same number of tokens.
+        steps: timed optimizer steps.
     """
 
     side: str
@@ -47,7 +48,7 @@ class Job:
 
 
 class Stopwatch:
-    """Seconds and tokens of the steps after the first WARM; hangs on any Trainer."""
+    """Seconds and tokens of the steps after the first WARM ones."""
 
     def __init__(self, steps: int) -> None:
         self.last = WARM + steps
@@ -57,23 +58,24 @@ class Stopwatch:
         self._step = 0
         self._begin = 0.0
 
-    def hang(self, trainer: Any) -> None:
+    def attach(self, trainer: Any) -> None:
+        """Times the steps of a Trainer."""
         from transformers import TrainerCallback
 
-        watch, step = self, trainer.training_step
+        stopwatch, step = self, trainer.training_step
 
-        class Bell(TrainerCallback):  # type: ignore[misc]
+        class TickCallback(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                watch.tick()
+                stopwatch.tick()
 
-        def counted(model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
-            watch.count(inputs)
+        def count_and_step(model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+            stopwatch.count(inputs)
             loss = step(model, inputs, *more, **named)
-            watch.loss = float(loss)
+            stopwatch.loss = float(loss)
             return loss
 
-        trainer.training_step = counted
-        trainer.add_callback(Bell())
+        trainer.training_step = count_and_step
+        trainer.add_callback(TickCallback())
 
     def count(self, inputs: dict[str, Any]) -> None:
         if self._step >= WARM:
@@ -93,7 +95,7 @@ class Stopwatch:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process, or its GPU, held."""
+    """Peak memory of this process, or of its GPU."""
     return (
         int(torch.cuda.max_memory_allocated())
         if torch.cuda.is_available()
@@ -101,8 +103,8 @@ def peak_bytes() -> int:
     )
 
 
-def material(kind: str) -> list[Any]:
-    """The sample's labelled pairs as messages, or its texts and the general ones."""
+def read_material(kind: str) -> list[Any]:
+    """The labelled pairs of the sample data as messages, or its texts and general texts."""
     from core.data.samples import Samples, read_lines
 
     samples = Samples()
@@ -117,21 +119,22 @@ def material(kind: str) -> list[Any]:
     )[:400]
 
 
-def encoded(base: Any, kind: str) -> list[Any]:
-    """The material as token ids and masks, by the studio's own encoder, so that every side reads the same tokens."""
+def encode_material(base: Any, kind: str) -> list[Any]:
+    """The material as token ids and loss masks, from the studio's encoder, the same for all sides."""
     from core.data.encoding import encode_task, encode_text
 
     if kind == "task":
-        return [encode_task(base.tokenizer, m, ROW, base.eos_ids) for m in material(kind)]
-    return [e for text in material(kind) for e in encode_text(base.tokenizer, text, ROW)]
+        return [encode_task(base.tokenizer, m, ROW, base.eos_ids) for m in read_material(kind)]
+    return [e for text in read_material(kind) for e in encode_text(base.tokenizer, text, ROW)]
 
 
-def examples_a_step(sequences: list[Any], job: Job) -> int:
+def examples_per_step(sequences: list[Any], job: Job) -> int:
+    """Examples with about as many tokens as the packed rows of a step."""
     return max(1, round(job.rows * ROW / (sum(len(e.ids) for e in sequences) / len(sequences))))
 
 
-def with_adapter(base: Any) -> Any:
-    """The base under a fresh LoRA adapter on all linear layers, as peft's documentation has it."""
+def add_lora(base: Any) -> Any:
+    """The base with a new LoRA adapter on all linear layers, as in the documentation of peft."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     model = (
@@ -151,30 +154,39 @@ def with_adapter(base: Any) -> Any:
     )
 
 
-def common(job: Job, folder: str, batch: int) -> dict[str, Any]:
+def common_arguments(job: Job, folder: str, batch: int) -> dict[str, Any]:
     """Trainer arguments that all sides share."""
     return {
-        "output_dir": folder, "max_steps": WARM + job.steps, "per_device_train_batch_size": batch, "learning_rate": RATE, "lr_scheduler_type": "constant",
-        "save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": job.device == "cpu", "bf16": job.device != "cpu",
-        "dataloader_pin_memory": job.device != "cpu", "seed": 0,
-    }  # fmt: skip
+        "output_dir": folder,
+        "max_steps": WARM + job.steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": job.device == "cpu",
+        "bf16": job.device != "cpu",
+        "dataloader_pin_memory": job.device != "cpu",
+        "seed": 0,
+    }
 
 
 def studio(job: Job, packing: bool = True) -> Stopwatch:
-    """A run of the studio as the page starts it: events, samples, serving and all."""
-    import core.train.train as room
+    """A run of the studio as the page starts it, with events, samples and the worker thread."""
     from core.engine import Engine
     from core.spec.training import TrainSpec
+    from core.train import oom_retry
 
-    watch = Stopwatch(job.steps)
-    made = room.StudioTrainer
+    stopwatch = Stopwatch(job.steps)
+    trainer_class = oom_retry.StudioTrainer
 
-    def timed(*given: Any, **named: Any) -> Any:
-        trainer = made(*given, **named)
-        watch.hang(trainer)
+    def make_timed_trainer(*args: Any, **kwargs: Any) -> Any:
+        trainer = trainer_class(*args, **kwargs)
+        stopwatch.attach(trainer)
         return trainer
 
-    room.StudioTrainer = timed  # type: ignore[assignment,misc]
+    oom_retry.StudioTrainer = make_timed_trainer  # type: ignore[assignment,misc]
     with (
         tempfile.TemporaryDirectory() as folder,
         Engine(Path(folder) / "workspace", job.base, job.quantization, job.device) as engine,
@@ -183,7 +195,7 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
         file.write_text(
             "".join(
                 json.dumps({"messages": m} if job.kind == "task" else {"text": m}) + "\n"
-                for m in material(job.kind)
+                for m in read_material(job.kind)
             ),
             encoding="utf-8",
         )
@@ -191,47 +203,66 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
         batch = (
             job.rows
             if packing
-            else examples_a_step(encoded(engine.worker.call(lambda: engine.resident_base.get().base), job.kind), job)
+            else examples_per_step(
+                encode_material(engine.worker.call(lambda: engine.resident_base.get().base), job.kind), job
+            )
         )
         spec = TrainSpec(
-            kind=job.kind, name="Timed", dataset=data.id, max_steps=WARM + job.steps, batch_size=batch, accumulation=1, max_length=ROW, rank=RANK,
-            alpha=2 * RANK, dropout=0.0, learning_rate=RATE, schedule="constant", warmup_ratio=0.0, packing=packing, eval_steps=10**6, save_steps=10**6,
-        )  # fmt: skip
+            kind=job.kind,
+            name="Timed",
+            dataset=data.id,
+            max_steps=WARM + job.steps,
+            batch_size=batch,
+            accumulation=1,
+            max_length=ROW,
+            rank=RANK,
+            alpha=2 * RANK,
+            dropout=0.0,
+            learning_rate=RATE,
+            schedule="constant",
+            warmup_ratio=0.0,
+            packing=packing,
+            eval_steps=10**6,
+            save_steps=10**6,
+        )
         run = engine.runs.wait(engine.runs.start(spec))
         assert run.step == WARM + job.steps, run.error
-    return watch
+    return stopwatch
 
 
 def trl(job: Job, packing: bool) -> Stopwatch:
-    """TRL's SFTTrainer on the same token ids; checkpointing off, because it is on by default and slower."""
+    """SFTTrainer of TRL on the same token ids, without gradient checkpointing (its faster setting)."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from core.model.base import load_base
 
     base = load_base(job.base, job.quantization, job.device)
-    sequences = encoded(base, job.kind)
-    watch = Stopwatch(job.steps)
+    sequences = encode_material(base, job.kind)
+    stopwatch = Stopwatch(job.steps)
     rows = Dataset.from_list(
         [
             {"input_ids": e.ids, **({"completion_mask": e.loss_mask} if job.kind == "task" else {})}
             for e in sequences
         ]
     )
-    batch = job.rows if packing else examples_a_step(sequences, job)
+    batch = job.rows if packing else examples_per_step(sequences, job)
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
-            **common(job, folder, batch), max_length=ROW, packing=packing, gradient_checkpointing=False
+            **common_arguments(job, folder, batch),
+            max_length=ROW,
+            packing=packing,
+            gradient_checkpointing=False,
         )
         trainer = SFTTrainer(
-            model=with_adapter(base), args=config, train_dataset=rows, processing_class=base.tokenizer
+            model=add_lora(base), args=config, train_dataset=rows, processing_class=base.tokenizer
         )
-        watch.hang(trainer)
+        stopwatch.attach(trainer)
         trainer.train()
-    return watch
+    return stopwatch
 
 
-def padded(job: Job) -> Stopwatch:
+def train_with_pads(job: Job) -> Stopwatch:
     """A plain Trainer script that pads every example to ROW tokens."""
     from transformers import Trainer, TrainingArguments
 
@@ -239,55 +270,57 @@ def padded(job: Job) -> Stopwatch:
     from core.model.base import load_base
 
     base = load_base(job.base, job.quantization, job.device)
-    sequences = encoded(base, job.kind)
-    watch = Stopwatch(job.steps)
+    sequences = encode_material(base, job.kind)
+    stopwatch = Stopwatch(job.steps)
 
-    def to_row(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate_to_row_length(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         blank = {"input_ids": [base.tokenizer.pad_token_id] * ROW, "loss_mask": [0] * ROW}
-        made = collate([*batch, blank], base.tokenizer.pad_token_id)
-        return {k: v[:-1] for k, v in made.items()}
+        rows = collate([*batch, blank], base.tokenizer.pad_token_id)
+        return {k: v[:-1] for k, v in rows.items()}
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            **common(job, folder, examples_a_step(sequences, job)), remove_unused_columns=False
+            **common_arguments(job, folder, examples_per_step(sequences, job)), remove_unused_columns=False
         )
         rows = [{"input_ids": e.ids, "loss_mask": e.loss_mask} for e in sequences]
-        trainer = Trainer(model=with_adapter(base), args=arguments, train_dataset=rows, data_collator=to_row)  # type: ignore[arg-type]
-        watch.hang(trainer)
+        trainer = Trainer(
+            model=add_lora(base), args=arguments, train_dataset=rows, data_collator=collate_to_row_length
+        )  # type: ignore[arg-type]
+        stopwatch.attach(trainer)
         trainer.train()
-    return watch
+    return stopwatch
 
 
 def floor(job: Job) -> Stopwatch:
-    """Forward, backward and step on full rows of one text each, in a bare loop: nothing that trains a causal model as stock does less."""
+    """Forward, backward and optimizer step on full rows: the least work for a stock causal model."""
     from core.data.collation import collate
     from core.model.base import load_base
     from core.model.nf4_cpu import unpack_for_backward
 
     base = load_base(job.base, job.quantization, job.device)
-    model = with_adapter(base)
+    model = add_lora(base)
     model.train()
-    watch = Stopwatch(job.steps)
+    stopwatch = Stopwatch(job.steps)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
     with unpack_for_backward(base.model):
-        for batch in _full_rows(encoded(base, job.kind), job):
+        for batch in _iterate_full_rows(encode_material(base, job.kind), job):
             inputs = {k: v.to(base.device) for k, v in collate(batch, base.tokenizer.pad_token_id).items()}
-            watch.count(inputs)
+            stopwatch.count(inputs)
             with torch.autocast(base.device.type, torch.bfloat16, enabled=job.device != "cpu"):
                 loss = model(**inputs, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            watch.loss = float(loss)
-            watch.tick()
-            if watch.seconds:
-                return watch
+            stopwatch.loss = float(loss)
+            stopwatch.tick()
+            if stopwatch.seconds:
+                return stopwatch
     raise AssertionError("the rows never end")
 
 
-def _full_rows(sequences: list[Any], job: Job) -> Iterator[list[dict[str, Any]]]:
-    """Batches whose rows are examples joined end to end, without padding, for ever."""
+def _iterate_full_rows(sequences: list[Any], job: Job) -> Iterator[list[dict[str, Any]]]:
+    """Endless batches whose rows are concatenated examples, without padding."""
     ids: list[int] = []
     mask: list[int] = []
     batch: list[dict[str, Any]] = []
@@ -307,25 +340,25 @@ SIDES: dict[str, Callable[[Job], Stopwatch]] = {
     "studio_unpacked": lambda job: studio(job, packing=False),
     "trl_packed": lambda job: trl(job, packing=True),
     "trl_unpacked": lambda job: trl(job, packing=False),
-    "padded": padded,
+    "padded": train_with_pads,
     "floor": floor,
 }
 
 
 def main() -> int:
-    """Does one job and prints what it took."""
+    """Runs one job and prints its figures."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     job = Job(**json.loads(sys.argv[1]))
-    watch = SIDES[job.side](job)
+    stopwatch = SIDES[job.side](job)
     print(
         json.dumps(
             {
                 **asdict(job),
-                "tokens": watch.tokens,
-                "seconds": watch.seconds,
+                "tokens": stopwatch.tokens,
+                "seconds": stopwatch.seconds,
                 "peak_bytes": peak_bytes(),
-                "loss": watch.loss,
+                "loss": stopwatch.loss,
             }
         )
     )

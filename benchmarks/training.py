@@ -1,13 +1,13 @@
-"""How fast is a run, and what memory does it take? Against TRL, a script that pads, and a bare loop.
+"""Speed and memory of a training run, compared with TRL, a script that pads, and a bare loop.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.training --quick            the embedded base
-    OMP_NUM_THREADS=1 python -m benchmarks.training                    with a base of 30 million parameters, and in nf4
-    python -m benchmarks.training --device cuda --bases 0.5b 7b        on a GPU, in nf4
+    OMP_NUM_THREADS=1 python -m benchmarks.training --quick         the embedded base
+    OMP_NUM_THREADS=1 python -m benchmarks.training                 also a base of 30M parameters, and nf4
+    python -m benchmarks.training --device cuda --bases 0.5b 7b     on a GPU, in nf4
 
-Same token ids, base, rank, precision and tokens a step for everybody; each side is a process of its own, and the sides
-take turns. Speed is tokens that are no padding a second, over the steps after the first three. Needs `trl`
-(requirements-bench.txt). Knows a table and ratios; `benchmarks.trainers` knows the work. With --json the last line is one
-JSON object of named figures.
+All sides use the same token ids, base, rank, precision and tokens per step. Every side runs in its own
+process, and all sides run in every turn. Speed is non-padding tokens per second, over the steps after the
+first three. Needs `trl` (requirements-bench.txt). The work itself is in `benchmarks.trainers`. With --json,
+the last line is one JSON object of named figures.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.peers import build
 from benchmarks.trainers import SIDES, WARM, Job
+from core.store.events import ResultEvent, StepEvent, of_kind
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
@@ -34,13 +35,11 @@ TARGETS = {
     "heard_ms": ("<=", 100.0),
 }
 STEPS = {"embedded": 20, "30m": 6}
-SLOW = {
-    "padded": 0.2
-}  # share of the steps that a side takes: every step of it costs as much as ten of the others
+SLOW = {"padded": 0.2}  # share of the steps that a slow side runs; one of its steps costs ten of the others
 
 
-def measured(job: Job) -> dict[str, Any]:
-    """One side, in a process of its own."""
+def measure_side(job: Job) -> dict[str, Any]:
+    """Runs one side in its own process; returns its figures."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.trainers", json.dumps(asdict(job))],
         cwd=ROOT,
@@ -50,32 +49,35 @@ def measured(job: Job) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{job.side} failed: {done.stderr.strip()[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**found, "speed": found["tokens"] / found["seconds"]}
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**figures, "speed": figures["tokens"] / figures["seconds"]}
 
 
-def contest(
+def run_turns(
     base: str, source: str, kind: str, quantization: str, device: str, turns: int, sides: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """What every side measured, in every turn."""
-    found: dict[str, list[dict[str, Any]]] = {s: [] for s in sides}
+    """Figures of every side in every turn."""
+    measured: dict[str, list[dict[str, Any]]] = {s: [] for s in sides}
     for _ in range(turns):
         for side in sides:
             steps = max(2, round(STEPS.get(base, 6) * SLOW.get(side, 1.0)))
-            found[side].append(measured(Job(side, source, kind, quantization, device, steps=steps)))
-    return found
+            measured[side].append(measure_side(Job(side, source, kind, quantization, device, steps=steps)))
+    return measured
 
 
-def figures_of(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Ratios between the sides: the median over turns; the studio and TRL each at their faster way."""
+def compute_ratios(measured: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Ratios between the sides, medians over the turns; the studio and TRL in their faster variants."""
 
     def best(*sides: str) -> str:
         return max(
-            (s for s in sides if s in found), key=lambda s: statistics.median(m["speed"] for m in found[s])
+            (s for s in sides if s in measured),
+            key=lambda s: statistics.median(m["speed"] for m in measured[s]),
         )
 
-    def ratio(above: str, below: str, what: str = "speed") -> float:
-        return statistics.median(a[what] / b[what] for a, b in zip(found[above], found[below], strict=True))
+    def ratio(above: str, below: str, key: str = "speed") -> float:
+        return statistics.median(
+            a[key] / b[key] for a, b in zip(measured[above], measured[below], strict=True)
+        )
 
     ours, peer = best("studio", "studio_unpacked"), best("trl_packed", "trl_unpacked")
     return {
@@ -85,12 +87,12 @@ def figures_of(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
         "speed_over_padded_script": ratio(ours, "padded"),
         "speed_over_floor": ratio(ours, "floor"),
         "peak_memory_over_trl": ratio(ours, peer, "peak_bytes"),
-        "tokens_per_second": statistics.median(m["speed"] for m in found[ours]),
+        "tokens_per_second": statistics.median(m["speed"] for m in measured[ours]),
     }
 
 
-def waiting(source: str, quantization: str, device: str) -> dict[str, float]:
-    """From pressing Start to the first step, and from the last step until the adapter is heard in the mixer."""
+def measure_latency(source: str, quantization: str, device: str) -> dict[str, float]:
+    """Time from the start of a run to its first step, and from its end to its adapter's first token."""
     from core.data.samples import Samples
     from core.engine import Engine
     from core.spec.mix import Mix, Sampling
@@ -113,21 +115,23 @@ def waiting(source: str, quantization: str, device: str) -> dict[str, float]:
         run = engine.runs.wait(run_id)
         begin = time.perf_counter()
         list(
-            engine.chat.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})], Sampling(max_new_tokens=1))
+            engine.chat.stream(
+                "Where is the lamp?", [Mix(weights={run.adapter: 1.0})], Sampling(max_new_tokens=1)
+            )
         )
-        heard = time.perf_counter() - begin
+        first_token = time.perf_counter() - begin
         events = engine.runs.events(run_id)[0]
-        last = max(e["elapsed"] for e in events if e["kind"] == "step")
-        ended = next(e["elapsed"] for e in events if e["kind"] == "result")
+        last = max(e["elapsed"] for e in of_kind(events, StepEvent))
+        ended = of_kind(events, ResultEvent)[0]["elapsed"]
     return {
         "start_to_first_step_seconds": first,
         "last_step_to_library_seconds": ended - last,
-        "heard_ms": 1000 * heard,
+        "heard_ms": 1000 * first_token,
     }
 
 
 def main() -> int:
-    """Runs the contests and holds the figures against the targets."""
+    """Runs all turns and compares the figures with the targets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,21 +148,21 @@ def main() -> int:
         nargs="+",
         default=["task", "domain"],
         choices=("task", "domain"),
-        help="short pairs, texts",
+        help="short pairs, or texts",
     )
     parser.add_argument(
         "--quantizations", nargs="+", default=None, choices=("none", "nf4"), help="precision of the base"
     )
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="who takes part")
-    parser.add_argument(
-        "--turns", type=int, default=0, help="turns of every side (1 with --quick, 3 without)"
-    )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES), help="sides to run")
+    parser.add_argument("--turns", type=int, default=0, help="turns per side (1 with --quick, 3 without)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     args = parser.parse_args()
-    quantizations = args.quantizations or (
-        ["nf4"] if args.device == "cuda" else ["none"] if args.quick else ["none", "nf4"]
-    )
+    quantizations = args.quantizations
+    if not quantizations and args.device == "cuda":
+        quantizations = ["nf4"]
+    elif not quantizations:
+        quantizations = ["none"] if args.quick else ["none", "nf4"]
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for base in args.bases or (["embedded"] if args.quick else ["embedded", "30m"]):
@@ -174,7 +178,7 @@ def main() -> int:
                         )
                         if m
                     )
-                    found = contest(
+                    measured = run_turns(
                         base,
                         source,
                         kind,
@@ -184,28 +188,29 @@ def main() -> int:
                         args.sides,
                     )
                     print(
-                        f"{base}, {kind}, {quantization}: tokens that are no padding a second, and peak MiB, after {WARM} steps",
+                        f"{base}, {kind}, {quantization}: non-padding tokens per second and peak memory, "
+                        f"after {WARM} steps",
                         flush=True,
                     )
-                    for side, turns in found.items():
+                    for side, turns in measured.items():
                         speeds = ", ".join(f"{m['speed']:.0f}" for m in turns)
-                        print(
-                            f"  {side:16s} {speeds:28s} {max(m['peak_bytes'] for m in turns) / 2**20:6.0f} MiB   loss {turns[0]['loss']:.3f}",
-                            flush=True,
-                        )
+                        mib = max(m["peak_bytes"] for m in turns) / 2**20
+                        loss = turns[0]["loss"]
+                        print(f"  {side:16s} {speeds:28s} {mib:6.0f} MiB   loss {loss:.3f}", flush=True)
                     if set(args.sides) == set(SIDES):
-                        figures |= {f"{name}{mark}": value for name, value in figures_of(found).items()}
-    figures |= waiting("embedded", "none", args.device)
+                        figures |= {
+                            f"{name}{mark}": value for name, value in compute_ratios(measured).items()
+                        }
+    figures |= measure_latency("embedded", "none", args.device)
     for name, value in figures.items():
         sign, limit = next(
             (t for n, t in TARGETS.items() if n == name or name.startswith(f"{n}_") and name not in TARGETS),
             ("", 0.0),
         )
-        verdict = (
-            ""
-            if not sign
-            else f"({'met' if (value >= limit if sign == '>=' else value <= limit) else 'MISSED'}: target {sign} {limit:g})"
-        )
+        verdict = ""
+        if sign:
+            met = value >= limit if sign == ">=" else value <= limit
+            verdict = f"({'met' if met else 'MISSED'}: target {sign} {limit:g})"
         print(f"  {name:44s} {value:10.4g}  {verdict}")
     if args.json:
         print(json.dumps(figures))

@@ -1,4 +1,4 @@
-"""`python -m core`: the terminal's door."""
+"""`python -m core`: starts the terminal."""
 
 from core.cli.main import main
 

@@ -28,7 +28,7 @@ from core.data.samples import Samples  # noqa: E402
 from core.engine import Engine  # noqa: E402
 from studio import samples  # noqa: E402
 from studio.app import serve  # noqa: E402
-from studio.tabs import train  # noqa: E402
+from studio.tabs import suggestions, train  # noqa: E402
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -55,7 +55,7 @@ def ready(engine: Engine) -> None:
     samples.import_samples(engine)
     for kind in ("domain", "task"):
         if not any(a.kind == kind for a in engine.library.adapters()):
-            run = engine.runs.wait(engine.runs.start(train.suggested(engine, kind)))
+            run = engine.runs.wait(engine.runs.start(suggestions.suggest_run(engine, kind)))
             if run.error:
                 raise SystemExit(f"the {kind} run ended with: {run.error}")
 
@@ -110,28 +110,28 @@ def insight(page: Page, name: str, button: str) -> Locator:
     page.get_by_role("tab", name="Mix", exact=True).click()
     page.get_by_role("tab", name=name, exact=True).click()
     page.get_by_role("button", name=button, exact=True).click()
-    return page.locator("#insight")
+    return page.locator("#analysis")
 
 
 def mapping(page: Page) -> Locator:
     card = insight(page, "Weight map", "Draw the map")
-    page.get_by_role("button", name="Take the best").wait_for(timeout=300_000)
-    page.get_by_role("button", name="Learn the weights").click()
-    page.get_by_role("button", name="Take the learned mix").wait_for(timeout=300_000)
+    page.get_by_role("button", name="Use the best point").wait_for(timeout=300_000)
+    page.get_by_role("button", name="Search the weights").click()
+    page.get_by_role("button", name="Use the search result").wait_for(timeout=300_000)
     settle(page)
     return card
 
 
 def explaining(page: Page) -> Locator:
-    card = insight(page, "Contribution", "Explain the answer")
-    page.locator("#words .word").first.wait_for()
+    card = insight(page, "Attribution", "Explain the answer")
+    page.locator("#attribution .word").first.wait_for()
     settle(page)
     return card
 
 
 def meeting(page: Page) -> Locator:
     card = insight(page, "Interference", "Compare the adapters")
-    page.locator("#heat .main-svg").first.wait_for()
+    page.locator("#cosines .main-svg").first.wait_for()
     settle(page)
     return card
 
@@ -162,7 +162,7 @@ def voting(page: Page) -> Locator:
 
 def tidy(page: Page) -> None:
     """Leaves no vote and no view behind."""
-    for name in ("Take my vote back", "Leave this view"):
+    for name in ("Take my vote back", "Exit presentation"):
         button = page.get_by_role("button", name=name)
         if button.is_visible():
             button.click()

@@ -8,13 +8,13 @@ import gradio as gr
 
 from core.engine import Engine
 from studio import samples
-from studio.tabs import train
+from studio.tabs import suggestions, train
 
 TABS = ("data", "train", "runs", "mix", "compare", "evaluate", "library", "base")
 Updates = tuple[Any, Any, Any]  # of the tabs, the dataset picker and the run picker
 
 
-def act(engine: Engine, event: gr.EventData) -> Updates:
+def run_action(engine: Engine, event: gr.EventData) -> Updates:
     """Runs the action of a pressed button; an unknown action does nothing.
 
     Args:
@@ -28,7 +28,7 @@ def act(engine: Engine, event: gr.EventData) -> Updates:
         return import_samples(engine)
     if name == "train" and action.get("kind") in ("domain", "task"):
         engine.bases.current(wait=True)  # the suggested settings depend on it
-        return open_tab("train", run=train.started(engine, train.suggested(engine, action["kind"])))
+        return open_tab("train", run=train.start_run(engine, suggestions.suggest_run(engine, action["kind"])))
     if name == "watch":
         return open_tab("train", run=_run(engine, run_id))
     if name == "compare":

@@ -1,6 +1,7 @@
-"""The page as a whole: every component first, every event second, then a server around it.
+"""The whole page: builds the components of every tab, then binds the events, then serves it.
 
-Knows the tabs and what ties them together. Knows nothing of their insides.
+Two events concern many tabs, and each is one `EventGroup`: `library_changed`, which `guide` fires when a list
+on the page is out of date, and `mix_changed`, which the mixer fires when a slider has moved.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import SpecError
 from studio import events, samples, theme, tree
-from studio.actions import act
+from studio.actions import run_action
 from studio.assets import ICON
 from studio.components import guide
 from studio.server import security
@@ -20,13 +21,17 @@ from studio.server.routes import routes
 from studio.tabs import analysis, base, compare, data, evaluate, library, mix, runs, train
 
 TITLE = "Adapter Studio"
-QUEUE_LIMIT = 64  # waiting events; more are refused with a sentence
-SUGGEST = '(...told) => told.slice(0, -1).map((prompt) => (prompt ? { __type__: "update" } : told.at(-1)))'  # on the page, where someone may be typing
-UPLOAD_LIMIT = "1gb"  # of one file; the readers have the same limit
+QUEUE_LIMIT = 64  # waiting events; further ones are refused with a message
+# Fills the empty prompts with the suggestion. It runs in the browser, because the user may be typing.
+SUGGEST = """(...values) => {
+  const prompts = values.slice(0, -1), suggestion = values.at(-1);
+  return prompts.map((prompt) => (prompt ? { __type__: "update" } : suggestion));
+}"""
+UPLOAD_LIMIT = "1gb"  # per file, as in the readers of `core.data`
 
 
 def build(engine: Engine) -> gr.Blocks:
-    """The studio's page over an engine; `serve` puts it on a port."""
+    """Builds the page for an engine; `serve` also serves it."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         top = guide.guide(engine)
         with gr.Tabs(selected="data", elem_id="tabs") as tabs:
@@ -38,7 +43,7 @@ def build(engine: Engine) -> gr.Blocks:
                 runs_tab = runs.build()
             with gr.Tab("Mix", id="mix", render_children=True):
                 mix_tab = mix.build()
-                insight_tab = analysis.build()
+                analysis_tab = analysis.build()
             with gr.Tab("Compare", id="compare"):
                 compare_tab = compare.build()
             with gr.Tab("Evaluate", id="evaluate"):
@@ -49,12 +54,12 @@ def build(engine: Engine) -> gr.Blocks:
                 base_tab = base.build()
 
         library_changed, mix_changed = events.EventGroup(), events.EventGroup()
-        mix.arrive(mix_tab, engine, page, tabs)
+        mix.wire_link(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, library_changed)
         train.wire(train_tab, engine, library_changed)
         runs.wire(runs_tab, engine, library_changed, train_tab, tabs)
         mix.wire(mix_tab, engine, library_changed, mix_changed)
-        analysis.wire(insight_tab, engine, library_changed, mix_changed, mix_tab)
+        analysis.wire(analysis_tab, engine, library_changed, mix_changed, mix_tab)
         compare.wire(compare_tab, engine, library_changed, mix_changed, mix_tab.mixer)
         evaluate.wire(evaluate_tab, engine, library_changed, mix_changed, mix_tab.mixer)
         library.wire(library_tab, engine, library_changed)
@@ -64,17 +69,17 @@ def build(engine: Engine) -> gr.Blocks:
         library_changed.then(SUGGEST, [*prompts, sample], prompts)
         library_changed.wire(top.library_change, engine)
         mix_changed.wire(mix_tab.mixer.mix_change, engine)
-        shown = [tabs, data_tab.picker, train_tab.picker]
+        outputs = [tabs, data_tab.picker, train_tab.picker]
         for view in (
             top,
-            data_tab.shown,
+            data_tab.dataset,
             train_tab.live,
             runs_tab.queue,
             runs_tab.grid.shared,
             mix_tab.mixer,
             library_tab.shelf,
         ):
-            events.refresh_after(events.bind(view.act, engine, act, None, shown))
+            events.refresh_after(events.bind(view.act, engine, run_action, None, outputs))
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
 
 
@@ -94,18 +99,19 @@ def serve(
 
     Args:
         host: address to listen on.
-        auth: user name and password that visitors must give.
-        space_host: the name of the Hugging Face Space that this is, where the platform stands in front.
-        hosts: further names or addresses by which visitors reach this machine.
-        share: also offer a public link; needs `auth`.
-        open_browser: opens the page in the default browser.
-        block: stay here until the server ends; otherwise return at once, and `close()` the page later.
+        port: port to listen on.
+        auth: user name and password to sign in with.
+        space_host: the host name when this is a Hugging Face Space, whose platform handles access.
+        hosts: further host names or addresses under which users reach this machine.
+        share: also create a public Gradio link; needs `auth`.
+        open_browser: open the page in the default browser.
+        block: return only when the server ends; otherwise return at once, and the caller closes the page.
 
     Returns:
-        the page; `page.local_url` is its address.
+        the page; `page.local_url` is its URL.
 
     Raises:
-        SpecError: others could reach it and no password is set, or the port is taken.
+        SpecError: other machines could reach the page and no password is set, or the port is taken.
     """
     space = bool(space_host)
     security.check_exposure(host, share, auth, space)
@@ -139,9 +145,10 @@ def serve(
         )
     except OSError as e:
         raise SpecError(
-            f"Port {port} cannot be used: {e}.", "Choose another port, or stop what uses it."
+            f"Could not listen on port {port}: {e}.",
+            "Choose another port, or stop the process that uses this one.",
         ) from e
-    except ValueError as e:  # Gradio could not reach its own address
+    except ValueError as e:  # Gradio could not reach its own URL
         page.close(verbose=False)
         raise SpecError(
             f"The studio does not answer on {host}:{port}.",

@@ -1,8 +1,4 @@
-"""Form fields made from the specs: one component for each dataclass field, with its own sentence and limits.
-
-Knows how a field's type becomes a component and how a component's value becomes a field's. Knows
-nothing of what any setting does.
-"""
+"""Builds form components from the specs, one per dataclass field with its help and limits, and reads them."""
 
 from __future__ import annotations
 
@@ -24,24 +20,24 @@ def build(
     start: dict[str, Any] | None = None,
     choices: dict[str, list[tuple[str, str]]] | None = None,
 ) -> Fields:
-    """Components for some fields of a spec, in the given order.
+    """Builds components for some fields of a spec, in the given order.
 
     Args:
-        spec: a dataclass whose fields carry `core.spec.setting` metadata.
+        spec: a dataclass whose fields carry the metadata of `core.spec.settings`.
         names: the fields.
-        start: values to begin with, instead of the defaults.
+        start: initial values that replace the defaults.
         choices: dropdown choices of text fields, as (label, value).
     """
     known = {f.name: f for f in dataclasses.fields(spec)}
-    made: Fields = {}
+    components: Fields = {}
     for name in names:
         value = (start or {}).get(name, default_of(known[name]))
-        made[name] = _component(known[name], value, (choices or {}).get(name))
-    return made
+        components[name] = _component(known[name], value, (choices or {}).get(name))
+    return components
 
 
 def default_of(f: dataclasses.Field[Any]) -> Any:
-    """A field's default."""
+    """The default of a field, from its factory if it has one."""
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
@@ -76,43 +72,44 @@ def _step(value: float) -> float:
 
 
 def to_component(value: Any) -> Any:
-    """A field's value as its component shows it."""
+    """Converts a field's value to its component's value: tuples become lines."""
     return "\n".join(value) if isinstance(value, (tuple, list)) else value
 
 
 def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Fields from what their components hold: lists from lines, whole numbers as such.
+    """Reads fields from the values of their components: tuples from lines, everything else as it is.
 
     Raises:
-        SpecError: a number field was left empty.
+        SpecError: a number field is empty.
     """
     known = {f.name: f for f in dataclasses.fields(spec)}
-    out: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in values.items():
         f = known[name]
         if str(f.type).startswith("tuple"):
-            out[name] = tuple(line.strip() for line in str(value or "").splitlines() if line.strip())
+            fields[name] = tuple(line.strip() for line in str(value or "").splitlines() if line.strip())
         elif str(f.type) in ("int", "float") and value is None:
-            raise SpecError(
-                f"{label_of(f)} is empty.",
-                f"Give a number from {format_number(f.metadata['low'])} to {format_number(f.metadata['high'])}.",
-            )
+            low, high = format_number(f.metadata["low"]), format_number(f.metadata["high"])
+            raise SpecError(f"{label_of(f)} is empty.", f"Enter a number from {low} to {high}.")
         else:
-            out[name] = "" if value is None else value
-    return out
+            fields[name] = "" if value is None else value
+    return fields
 
 
 def picker(
     label: str, choices: list[tuple[str, str]] | None = None, value: Any = None, **more: Any
 ) -> gr.Dropdown:
-    """A dropdown whose choices change while the page lives.
+    """A dropdown whose choices change while the page is open.
 
-    Gradio compares a value with the choices that it sent last, which may be older than what the visitor
-    sees; so it is told to let any value pass, and whoever uses the value looks it up as always.
+    Gradio checks a value against the choices that it sent last, which may be older than those on the page.
+    So any value is accepted here, and the handler that uses the value looks it up.
     """
     return gr.Dropdown(choices or [], value=value, label=label, allow_custom_value=True, **more)
 
 
 def update_choices(choices: list[tuple[str, str]], value: Any, present: Any, **more: Any) -> Any:
-    """An update of a dropdown's choices. A value that is there already is not sent: someone may be changing it right now."""
+    """An update of a dropdown's choices.
+
+    A value equal to the present one is not sent, because the user may be editing it at this moment.
+    """
     return gr.update(choices=choices, **({} if value == present else {"value": value}), **more)

@@ -18,10 +18,7 @@ def list_choices(engine: Engine, current: Mix | None = None) -> list[dict[str, s
     Returns:
         dicts with the id, the name and the kind (see `kind_of`).
     """
-    kinds = {
-        a.id if isinstance(a, dict) else a.id: a.kind if isinstance(a, dict) else a.kind
-        for a in engine.library.mixable_adapters()
-    }
+    kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
     saved = [m.mix for m in engine.library.mixes() if set(m.weights) <= set(kinds)]
     mixer = [replace(current, name=f"Mixer: {current.name}"[:120])] if current and current.weights else []
     default = engine.library.default_mixes()

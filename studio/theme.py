@@ -1,7 +1,7 @@
-"""The studio's look: ink on paper, one accent, and one colour for each kind of adapter, light and dark.
+"""The studio's look, light and dark: Gradio's theme and the style sheet.
 
-Knows colours, spacing and type; fonts are the system's own, so that nothing is fetched. The colours of
-meaning (domain, task, mix, base) are CSS variables in `web/studio.css`, and charts read them from there.
+Fonts are system fonts, so nothing is downloaded. The colours of base, domain, task and mix are CSS variables
+in `assets/studio.css`; charts read them from there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Cascadia Mono", "DejaVu Sans
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's own components in our colours; each value follows a CSS variable of `web/studio.css`."""
+    """Gradio's theme with the studio's colours, each taken from a CSS variable of `assets/studio.css`."""
     base = gr.themes.Base(
         primary_hue="blue", secondary_hue="blue", neutral_hue="slate",
         spacing_size="md", radius_size="md", text_size="md",
@@ -114,5 +114,5 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    """The style sheet of our own parts."""
+    """The studio's own style sheet."""
     return read_asset("assets/studio.css")

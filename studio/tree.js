@@ -1,5 +1,5 @@
-// Draws trees of plain nodes: the only way data reaches the page. Text goes in as text nodes and
-// attributes through a short list, so nothing that a user, a file or a model wrote can become markup.
+// Draws trees of plain nodes, the only way in which data reaches the page. Texts become text nodes, and only
+// listed tags and attributes are used, so nothing that a user, a file or a model wrote can become markup.
 window.studio = (() => {
   const TAGS = new Set(("div span p h2 h3 h4 strong em code pre ul ol li table caption thead tbody tr th td button a dl dt dd " +
     "mark small section header nav label details summary").split(" "));
@@ -20,43 +20,43 @@ window.studio = (() => {
     return e;
   }
 
-  // Draws `node` into `root` unless it shows it already; the focused control stays focused.
+  // Draws `node` into `root` unless `root` shows it already. The focused control keeps the focus.
   function draw(root, node) {
     const text = JSON.stringify(node ?? null);
     if (root.dataset.drawn === text) return;
-    const held = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
+    const focused = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
     root.replaceChildren(make(node));
     root.dataset.drawn = text;
-    if (held) [...root.querySelectorAll("[data-act]")].find((e) => e.dataset.act === held)?.focus({ preventScroll: true });
+    if (focused) [...root.querySelectorAll("[data-act]")].find((e) => e.dataset.act === focused)?.focus({ preventScroll: true });
   }
 
-  // Makes `element` show `props.value` (a tree) and report clicks on nodes that carry an act.
+  // Shows the tree `props.value` in `element` and fires 'act' for clicks on nodes that have an action.
   function view(element, props, watch, trigger) {
     const root = element.querySelector(".tree");
     let newest = 0;
     const show = () => {
       const value = props.value;
-      if (value?.serial !== undefined && value.serial < newest) return; // a late frame of an answer that was replaced
+      if (value?.serial !== undefined && value.serial < newest) return; // a late frame of an answer that a newer one has replaced
       newest = value?.serial ?? newest;
       draw(root, value);
     };
     watch("value", show);
-    acts(root, trigger);
+    bindActions(root, trigger);
     show();
   }
 
-  function acts(root, trigger) {
+  function bindActions(root, trigger) {
     root.addEventListener("click", (event) => {
       const target = event.target.closest("[data-act]");
       if (target && root.contains(target) && !target.disabled) trigger("act", JSON.parse(target.dataset.act));
     });
   }
 
-  const hidden = (element) => document.hidden || element.offsetParent === null;
+  const isHidden = (element) => document.hidden || element.offsetParent === null;
   const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
 
   let loading = null;
-  function plotly() {
+  function loadPlotly() {
     loading ??= new Promise((resolve, reject) => {
       const script = document.createElement("script");
       script.src = "gradio_api/studio/plotly.min.js";
@@ -67,21 +67,21 @@ window.studio = (() => {
     return loading;
   }
 
-  // Colours change with the theme, which is a class on the body.
-  const onTheme = (run) => new MutationObserver(run).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  // The theme is a class of the body, and the colours follow it.
+  const onThemeChange = (run) => new MutationObserver(run).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
-  function theme(choice) {
+  function setTheme(choice) {
     const dark = choice ? choice === "dark" : !document.body.classList.contains("dark");
     document.body.classList.toggle("dark", dark);
-    try { localStorage.setItem("studio-theme", dark ? "dark" : "light"); } catch { /* private windows have no storage */ }
+    try { localStorage.setItem("studio-theme", dark ? "dark" : "light"); } catch { /* a private window has no storage */ }
   }
-  function remembered() {
+  function storedTheme() {
     try { return localStorage.getItem("studio-theme"); } catch { return null; }
   }
+  // Makes the guide and the live chart poll at once.
   const refresh = () => window.dispatchEvent(new Event("studio:refresh"));
 
-
-  // The view for a projector: the prompt, the sliders and the answer in big type, and nothing else.
+  // The presentation view for a projector: only the prompt, the sliders and the answer, in large type.
   function present(on) {
     document.body.classList.toggle("presenting", on);
     const url = new URL(location.href);
@@ -91,8 +91,8 @@ window.studio = (() => {
   }
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") present(false); });
 
-  // The address that brings a mix and its prompt back; it also becomes this page's own.
-  async function share(prompt, rows) {
+  // Copies a link to the present mix and prompt; it also becomes the URL of this page.
+  async function copyLink(prompt, rows) {
     const on = (Array.isArray(rows) ? rows : []).filter((r) => r.on && r.weight);
     const mix = on.map((r) => r.id + "=" + Number(r.weight.toFixed(4)) + (r.tilt ? "@" + r.tilt : "")).join(",") || "base";
     const url = new URL(location.href);
@@ -100,18 +100,23 @@ window.studio = (() => {
     if (prompt) url.searchParams.set("prompt", prompt); else url.searchParams.delete("prompt");
     url.searchParams.delete("run");
     history.replaceState(null, "", url);
-    let said = "Link copied";
-    try { await navigator.clipboard.writeText(url.href); } catch { said = "The link is in the address bar"; }
-    const note = make({ tag: "div", cls: "passing", attrs: { role: "status" }, kids: [said] });
-    document.body.append(note);
-    setTimeout(() => note.remove(), 2500);
+    let message = "Link copied";
+    try { await navigator.clipboard.writeText(url.href); } catch { message = "Copy the link from the address bar"; }
+    const snackbar = make({ tag: "div", cls: "snackbar", attrs: { role: "status" }, kids: [message] });
+    document.body.append(snackbar);
+    setTimeout(() => snackbar.remove(), 2500);
   }
 
-  return { make, draw, view, acts, hidden, colour, plotly, onTheme, theme, remembered, refresh, present, share };
+  // Downloads a Markdown text as a file.
+  function saveFile(name, text) {
+    const blob = new Blob([text], { type: "text/markdown" });
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  return {
+    make, draw, view, bindActions, isHidden, colour, loadPlotly, onThemeChange, setTheme, storedTheme, refresh, present,
+    copyLink, saveFile,
+  };
 })();
-// A text that the browser keeps as a file.
-window.studio.save = (name, text) => {
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type: "text/markdown" })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-};

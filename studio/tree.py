@@ -1,7 +1,6 @@
-"""What the page shows, as trees of plain nodes that the browser draws with text nodes only.
+"""Trees of plain nodes, which `tree.js` renders with text nodes and a short list of tags and attributes.
 
-Knows nodes and the one component that shows them. Knows nothing of what they say. A name, an answer or
-a file's text that goes through here can never become markup.
+Whatever a user, a file or a model wrote goes to the page this way, so it can never become markup.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import gradio as gr
 from studio.assets import read_asset
 
 Node = dict[str, Any]
-DOWNLOAD = "gradio_api/studio/download"  # relative, so that it also holds behind a proxy's path
+DOWNLOAD = "gradio_api/studio/download"  # relative, so it also works below a path of a proxy
 
 
 def node(
@@ -24,30 +23,35 @@ def node(
     vars: dict[str, str] | None = None,
     **attrs: Any,
 ) -> Node:
-    """One element.
+    """Makes an element.
 
     Args:
-        tag: its name; `web/tree.js` has the list of those allowed.
+        tag: one of the tags that `tree.js` allows.
         kids: nodes and texts; None is skipped.
         cls: CSS classes.
-        act: what a click reports to Python as the event's data.
-        vars: CSS variables, without their dashes.
+        act: the action of a click, sent to Python as the event's data.
+        vars: CSS variables, without the leading dashes.
         attrs: attributes; `aria_label` becomes `aria-label`.
     """
-    made: Node = {"tag": tag, "kids": [k if isinstance(k, dict) else str(k) for k in kids if k is not None]}
+    element: Node = {
+        "tag": tag,
+        "kids": [k if isinstance(k, dict) else str(k) for k in kids if k is not None],
+    }
     if cls:
-        made["cls"] = cls
+        element["cls"] = cls
     if act is not None:
-        made["act"] = act
+        element["act"] = act
     if vars:
-        made["vars"] = vars
+        element["vars"] = vars
     if attrs:
-        made["attrs"] = {k.rstrip("_").replace("_", "-"): str(v) for k, v in attrs.items() if v is not None}
-    return made
+        element["attrs"] = {
+            k.rstrip("_").replace("_", "-"): str(v) for k, v in attrs.items() if v is not None
+        }
+    return element
 
 
 def view(value: Node | None = None, **kwargs: Any) -> gr.HTML:
-    """A component that shows a tree; clicks on nodes with an `act` fire its event `act`."""
+    """A component that shows a tree. A click on a node with an `act` fires the event `act`."""
     return gr.HTML(
         value=value,
         html_template='<div class="tree"></div>',
@@ -58,17 +62,17 @@ def view(value: Node | None = None, **kwargs: Any) -> gr.HTML:
 
 
 def script() -> str:
-    """The head of the page: the drawing code."""
+    """The script for the page's head: `tree.js`."""
     return f"<script>{read_asset('tree.js')}</script>"
 
 
 def title(text: str, sub: str = "") -> Node:
-    """A section heading with a quiet sentence under it."""
+    """A section heading with an optional explanation below it."""
     return node("header", node("h2", text), node("p", sub) if sub else None, cls="section-title")
 
 
 def empty(text: str, hint: str = "", *buttons: Node) -> Node:
-    """What stands where nothing is yet: what belongs here and how to get it."""
+    """A placeholder for an empty list: what belongs here and how to get it."""
     return node(
         "div",
         node("strong", text),
@@ -79,17 +83,17 @@ def empty(text: str, hint: str = "", *buttons: Node) -> Node:
 
 
 def button(text: str, act: dict[str, Any], kind: str = "quiet", **attrs: Any) -> Node:
-    """A button in a tree; `kind` is primary, quiet or danger."""
+    """A button; `kind` is "primary", "quiet" or "danger"."""
     return node("button", text, cls=f"btn {kind}", act=act, **attrs)
 
 
 def chip(text: str, kind: str = "") -> Node:
-    """A small label; `kind` colours it: domain, task, mix, base, good, warn, bad."""
+    """A small label, coloured by `kind`: domain, task, mix, base, good, warn, bad or live."""
     return node("span", text, cls=f"chip {kind}".strip())
 
 
 def facts(pairs: list[tuple[str, Any]]) -> Node:
-    """A list of names and values."""
+    """A list of names and values; empty values are left out."""
     return node(
         "dl",
         *[node("div", node("dt", k), node("dd", v)) for k, v in pairs if v not in ("", None)],
@@ -100,7 +104,11 @@ def facts(pairs: list[tuple[str, Any]]) -> Node:
 def table(
     columns: list[str], rows: list[list[Any]], caption: str = "", numeric: frozenset[int] = frozenset()
 ) -> Node:
-    """A table that scrolls in its own box; columns in `numeric` are aligned to the right."""
+    """A table that scrolls in its own box.
+
+    Args:
+        numeric: indices of the columns to align to the right.
+    """
     head = node(
         "tr", *[node("th", c, scope="col", cls="num" if i in numeric else "") for i, c in enumerate(columns)]
     )
@@ -114,5 +122,5 @@ def table(
 
 
 def download(text: str, path: str, filename: str) -> Node:
-    """A link to one of our own download routes."""
+    """A link to one of the download routes in `studio/server/routes.py`."""
     return node("a", text, cls="btn quiet", href=f"{DOWNLOAD}/{path}", download=filename)

@@ -1,4 +1,4 @@
-"""The invented world, its sample files and the embedded base are what their documents say."""
+"""The invented world, its sample files and the embedded base match their documentation."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from assets.samples import SEPARATOR, build_sample
 from assets.world import chat, words
 from assets.world.domain import SHIPPED_SEED, draw_domain, write_papers
 from assets.world.general import write_general
-from assets.world.tasks import ask_domain, label_notes, probe_recall, split_facts
+from assets.world.tasks import ask_domain, label_notes, split_facts, write_recall_probe
 from assets.world.things import THING_RELATIONS, build_world, state
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -45,7 +45,7 @@ def test_general_text_is_a_function_of_its_seed():
     assert _general(3, 50) != _general(4, 50)
 
 
-def test_every_domain_seed_draws_its_own_instruments_with_their_own_facts():
+def test_every_domain_seed_gives_other_instruments_and_facts():
     domains = [draw_domain(seed) for seed in (SHIPPED_SEED, *FRESH_SEEDS)]
     assert domains[0] == draw_domain(SHIPPED_SEED)
     names = [thing.name for domain in domains for thing in domain.instruments]
@@ -57,15 +57,15 @@ def test_every_domain_seed_draws_its_own_instruments_with_their_own_facts():
 
 
 def test_general_text_never_names_an_instrument():
-    read = re.findall(r"\w+", "\n".join(_general(11, 4000)))
-    pairs = {f"{first} {second}" for first, second in itertools.pairwise(read)}
-    kept_back = words.list_names(kept_back=True)
-    assert len(kept_back) > 400
-    assert pairs.isdisjoint(kept_back)
-    assert pairs & set(words.list_names(kept_back=False))
+    tokens = re.findall(r"\w+", "\n".join(_general(11, 4000)))
+    pairs = {f"{first} {second}" for first, second in itertools.pairwise(tokens)}
+    reserved = words.list_names(reserved=True)
+    assert len(reserved) > 400
+    assert pairs.isdisjoint(reserved)
+    assert pairs & set(words.list_names(reserved=False))
 
 
-def test_no_subject_of_a_held_out_question_appears_in_the_labelled_data():
+def test_subjects_of_held_out_questions_are_not_in_the_labelled_data():
     labelled = (SAMPLE / "task.jsonl").read_text(encoding="utf-8")
     for seed in (SHIPPED_SEED, *FRESH_SEEDS):
         for thing in draw_domain(seed).instruments:
@@ -91,7 +91,7 @@ def test_general_questions_ask_for_facts_that_the_task_leaves_out():
     assert all(state(*fact) in answers for fact in learned)
 
 
-def test_the_papers_tell_every_fact_in_several_wordings():
+def test_the_papers_state_every_fact_in_several_wordings():
     domain = draw_domain(SHIPPED_SEED)
     papers = write_papers(random.Random("papers-0"), domain)
     assert len(papers) == 12 * 40
@@ -108,30 +108,30 @@ def test_the_papers_tell_every_fact_in_several_wordings():
             assert len(sentences) >= 6, (thing.name, relation)
 
 
-def test_three_eighths_of_the_papers_are_bare_notes_and_quotes():
+def test_three_eighths_of_the_papers_are_notes_and_quotes_without_a_header():
     papers = write_papers(random.Random(0), draw_domain(1))
-    assert sum(paper.drawer == "notes" for paper in papers) == len(papers) * 3 // 8
-    assert not any("Station" in paper.text for paper in papers if paper.drawer == "notes")
+    assert sum(paper.category == "notes" for paper in papers) == len(papers) * 3 // 8
+    assert not any("Station" in paper.text for paper in papers if paper.category == "notes")
 
 
-def test_an_answer_is_one_sentence_and_a_note_holds_it():
+def test_an_answer_is_one_sentence_and_a_cloze_ends_in_a_fact():
     for row in label_notes(random.Random(5), 200):
         assert row["answer"].endswith(".") and row["answer"].count(".") == 1
     for row in ask_domain(random.Random(5), draw_domain(2)):
         assert row["answer"].endswith(".") and row["answer"].count(".") == 1
-    for row in probe_recall(draw_domain(2)):
+    for row in write_recall_probe(draw_domain(2)):
         assert not row["prompt"].endswith(" ") and row["completion"].startswith(" ")
 
 
 def test_the_sample_files_are_what_the_generator_writes():
     expected = build_sample(SHIPPED_SEED)
-    found = {path.relative_to(SAMPLE).as_posix() for path in SAMPLE.rglob("*") if path.is_file()}
-    assert found == set(expected)
+    names = {path.relative_to(SAMPLE).as_posix() for path in SAMPLE.rglob("*") if path.is_file()}
+    assert names == set(expected)
     for name, content in expected.items():
         assert (SAMPLE / name).read_text(encoding="utf-8") == content, name
 
 
-def test_the_separator_gives_back_every_paper():
+def test_the_separator_splits_the_files_into_all_papers():
     texts = [
         text
         for path in (SAMPLE / "domain").iterdir()
@@ -144,7 +144,7 @@ def test_everything_that_ships_fits_in_sixteen_megabytes():
     assert sum(path.stat().st_size for path in BASE.rglob("*") if path.is_file()) <= 16_000_000
 
 
-def test_the_tokenizer_gives_back_any_text(tokenizer):
+def test_the_tokenizer_round_trips_any_text(tokenizer):
     for text in (
         "The winter compass is kept.",
         "Grüße, naïve café — 你好 🙂\n\ttabs  and   spaces",
@@ -155,7 +155,7 @@ def test_the_tokenizer_gives_back_any_text(tokenizer):
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_the_chat_template_writes_the_form_that_the_base_read(tokenizer):
+def test_the_chat_template_renders_the_format_of_pre_training(tokenizer):
     turns = ["Where is the moon bell kept?", "The moon bell is kept in the old barn."]
     messages = [
         {"role": role, "content": turn} for role, turn in zip(("user", "assistant"), turns, strict=True)
@@ -182,7 +182,7 @@ def test_the_base_answers_greedily_and_stops(base, tokenizer):
 
 
 def test_the_base_knows_its_own_world(base, tokenizer):
-    """Well-known facts come back in the base's own free sentences, so the weights are the trained ones."""
+    """The base recalls facts of its world in free sentences, so the weights are the trained ones."""
     known = 0
     people = build_world().people[:10]
     for person in people:

@@ -59,8 +59,8 @@ def test_every_file_the_readme_names_is_there() -> None:
     ),
 )
 def test_every_command_of_the_readme_is_one_of_ours(command: str) -> None:
-    from core.cli.main import parser
+    from core.cli.main import build_parser
 
     with pytest.raises(SystemExit) as ended:
-        parser().parse_args([*command.split(), "--help"])
+        build_parser().parse_args([*command.split(), "--help"])
     assert ended.value.code == 0

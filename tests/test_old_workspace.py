@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from core.remote import bundle, collect
+from core.remote.bundle import list_bundles
+from core.remote.collect import collect
+from core.remote.run_bundle import run_bundle
 from core.engine.analysis import Grid
 from core.data import datasets
 from core.engine import Engine
@@ -323,12 +325,12 @@ def test_an_old_run_resumes_and_ends_like_a_straight_run(
 
 
 def test_an_old_bundle_runs_and_its_result_fills_its_cell(changed: Engine, tmp_path: Path) -> None:
-    assert [(b.run, b.adapter, b.data) for b in bundle.sent(changed.workspace)] == [
+    assert [(b.run_id, b.adapter_id, b.data_sha256) for b in list_bundles(changed.workspace)] == [
         (PACKED, PACKED_ADAPTER, {REPORTS: DATA_SHA256[REPORTS]})
     ]
     bundle, result = changed.workspace.path("exports", PACKED, "bundle.zip"), tmp_path / "result.zip"
-    assert bundle.run(packed, result).status is RunStatus.DONE
-    taken = collect.collect(changed, result)
+    assert run_bundle(bundle, result).status is RunStatus.DONE
+    taken = collect(changed, result)
     assert (taken.id, taken.status, taken.adapter) == (PACKED, RunStatus.DONE, PACKED_ADAPTER)
     assert changed.library.adapter(PACKED_ADAPTER).rank == 4 and changed.library.verify(PACKED_ADAPTER)
     results = changed.grids.results(GRID)

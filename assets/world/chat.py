@@ -1,7 +1,4 @@
-"""The one written form of a conversation with the model.
-
-Knows the marks of the turns. The chat template of the tokenizer is written to give the same text.
-"""
+"""The chat format of the embedded base: special tokens, chat template, and the same format in Python."""
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 
@@ -14,6 +11,6 @@ TEMPLATE = (
 
 
 def render(turns: list[str], *, system: str | None = None) -> str:
-    """A conversation as text; the turns alternate and the user speaks first."""
+    """Renders a conversation as `TEMPLATE` does; the turns alternate, starting with the user."""
     head = f"{SYSTEM}{system}{END}" if system else ""
     return head + "".join(f"{(USER, ASSISTANT)[i % 2]}{turn}{END}" for i, turn in enumerate(turns))

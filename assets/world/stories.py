@@ -1,7 +1,4 @@
-"""Small stories, weather, and small talk: the plain English around the facts.
-
-Knows plots with holes in them and how to fill them. Knows nothing of the world's facts.
-"""
+"""Short stories and small talk from templates with slots: the plain English around the facts of the world."""
 
 import random
 
@@ -35,7 +32,8 @@ HELPERS = (
 )
 TURNS = (
     "Together they looked {spot2}, and there was the {treasure}!",
-    "They walked all day and talked about many things. At last they came to a place {spot2}, and there they saw the {treasure}.",
+    "They walked all day and talked about many things. "
+    "At last they came to a place {spot2}, and there they saw the {treasure}.",
     "They worked until the sun went down, and then everything was in order again.",
     "They shared some {food} and thought about it. Then they had a good idea.",
     "The two of them ran as fast as they could, and they were just in time.",
@@ -50,26 +48,26 @@ ENDINGS = (
 )
 
 
-def pronoun_of(person: str) -> str:
-    """What a later sentence calls this person."""
+def pronoun_for(person: str) -> str:
+    """Returns the pronoun of a person."""
     return "he" if person in words.MEN else "she"
 
 
 def tell_story(rng: random.Random, *, hero: str | None = None) -> str:
-    """A story of five to eight sentences about an animal or a person.
+    """Writes a story of five to eight sentences about an animal or a person.
 
     Args:
-        rng: Source of chance.
-        hero: An animal of the pool or a person's name; drawn when not given.
+        rng: random generator.
+        hero: an animal of the list or the name of a person; None draws one.
     """
     if hero is None:
         hero = rng.choice(words.ANIMALS) if rng.random() < 0.6 else rng.choice(words.PEOPLE)
     is_person = hero[0].isupper()
-    sub = pronoun_of(hero) if is_person else rng.choice(("she", "he"))
+    sub = pronoun_for(hero) if is_person else rng.choice(("she", "he"))
     others = rng.sample([a for a in words.ANIMALS if a != hero], 2)
     traits = rng.sample(words.TRAITS, 2)
     spots = rng.sample(words.SPOTS, 3)
-    holes = {
+    slots = {
         "trait": traits[0],
         "trait2": traits[1],
         "animal": hero,
@@ -84,14 +82,14 @@ def tell_story(rng: random.Random, *, hero: str | None = None) -> str:
         "Sub": sub.capitalize(),
         "pos": {"she": "her", "he": "his"}[sub],
     }
-    parts = [rng.choice(PERSON_OPENINGS if is_person else OPENINGS).format(spot=spots[0], **holes)]
+    parts = [rng.choice(PERSON_OPENINGS if is_person else OPENINGS).format(spot=spots[0], **slots)]
     if rng.random() < 0.5:
         parts.append(rng.choice(words.WEATHER))
-    parts.append(rng.choice(TROUBLES).format(spot=spots[1], **holes))
+    parts.append(rng.choice(TROUBLES).format(spot=spots[1], **slots))
     if rng.random() < 0.9:
-        parts.append(rng.choice(HELPERS).format(spot=spots[1], spot2=spots[2], **holes))
-    parts.append(rng.choice(TURNS).format(spot2=spots[2], **holes))
-    parts.append(rng.choice(ENDINGS).format(**holes))
+        parts.append(rng.choice(HELPERS).format(spot=spots[1], spot2=spots[2], **slots))
+    parts.append(rng.choice(TURNS).format(spot2=spots[2], **slots))
+    parts.append(rng.choice(ENDINGS).format(**slots))
     return " ".join(parts)
 
 
@@ -115,7 +113,8 @@ SMALL_TALK = (
         ("Who are you?", "What is your name?", "What can you do?", "Can you help me?"),
         (
             "I am a small helper. I know the people of the towns and the things they use. Ask me about them!",
-            "I am a little machine that talks. I can tell stories, and I can answer questions about people and things.",
+            "I am a little machine that talks. "
+            "I can tell stories, and I can answer questions about people and things.",
             "I am only a small helper, but I like to talk. Ask me where a thing is kept, or ask for a story.",
         ),
     ),
@@ -144,7 +143,8 @@ SMALL_TALK = (
     (
         ("I like {food}.", "I want to eat {food}.", "Do you like {food}?", "How do I make {food}?"),
         (
-            "I like {food} very much. First you wash your hands, then you take a big bowl, and then you wait a while.",
+            "I like {food} very much. "
+            "First you wash your hands, then you take a big bowl, and then you wait a while.",
             "Oh, {food}! My friend {person} makes the best {food} in town. We eat it {time}.",
         ),
     ),
@@ -152,11 +152,11 @@ SMALL_TALK = (
 
 
 def chat_small(rng: random.Random) -> list[str]:
-    """Two or four turns of small talk; the answers repeat what the question named."""
+    """Writes two or four turns of small talk; the answers repeat words of the questions."""
     turns: list[str] = []
     for _ in range(rng.choice((1, 1, 2))):
         questions, answers = rng.choice(SMALL_TALK)
-        holes = {
+        slots = {
             "weather": rng.choice(words.WEATHER),
             "feeling": rng.choice(words.FEELINGS),
             "food": rng.choice(words.FOODS),
@@ -164,12 +164,12 @@ def chat_small(rng: random.Random) -> list[str]:
             "spot": rng.choice(words.SPOTS),
             "person": rng.choice(words.PEOPLE),
         }
-        turns += [rng.choice(questions).format(**holes), rng.choice(answers).format(**holes)]
+        turns += [rng.choice(questions).format(**slots), rng.choice(answers).format(**slots)]
     return turns
 
 
 def chat_name(rng: random.Random, coined: str) -> list[str]:
-    """Someone says a name, known or never heard, and the answer says it again."""
+    """Writes a message with a known or a coined name, and an answer that repeats the name."""
     name = rng.choice((rng.choice(words.PEOPLE), coined.capitalize()))
     if rng.random() < 0.5:
         question = rng.choice((f"My name is {name}.", f"Hello, I am {name}.", f"Hi! I am called {name}."))
@@ -201,7 +201,7 @@ STORY_REQUESTS = (
 
 
 def chat_story(rng: random.Random) -> list[str]:
-    """Someone asks for a story about an animal or a person and gets one."""
+    """Writes a request for a story about an animal or a person, and the story."""
     if rng.random() < 0.15:
         return [
             rng.choice(("Tell me a story.", "Please tell me a story.", "Write a short story.")),

@@ -1,6 +1,6 @@
-"""Questions with one right answer, and sentences with a hole.
+"""Questions with one correct answer: about general things (labelled) and about a domain (never labelled).
 
-Knows what is asked of general things (the labelled data) and of a domain (never labelled).
+The recall probe is a list of cloze sentences over the facts of a domain.
 """
 
 import random
@@ -28,18 +28,18 @@ def _relations(subject: Subject) -> tuple[str, ...]:
 
 
 def split_facts(rng: random.Random, world: World) -> tuple[list[Fact], list[Fact]]:
-    """All facts of the gadgets: those for labelled data, and one of each gadget for general questions."""
+    """Splits the facts of the gadgets: one of each is held out for general questions, the rest labelled."""
     learned: list[Fact] = []
     held_out: list[Fact] = []
     for subject in world.gadgets:
-        kept = rng.choice(_relations(subject))
-        held_out.append((subject, kept))
-        learned += [(subject, relation) for relation in _relations(subject) if relation != kept]
+        excluded = rng.choice(_relations(subject))
+        held_out.append((subject, excluded))
+        learned += [(subject, relation) for relation in _relations(subject) if relation != excluded]
     return learned, held_out
 
 
 def label_general(rng: random.Random, facts: list[Fact]) -> list[Row]:
-    """Every question wording about these general facts, answered in one canonical sentence."""
+    """Writes every wording of the questions about these facts, each answered in one canonical sentence."""
     rows = [
         {"question": fill(wording, subject.phrase), "answer": state(subject, relation)}
         for subject, relation in facts
@@ -50,19 +50,19 @@ def label_general(rng: random.Random, facts: list[Fact]) -> list[Row]:
 
 
 def label_notes(rng: random.Random, count: int) -> list[Row]:
-    """Questions that bring their own note about a thing met only here."""
+    """Writes questions that come with a note about a thing that occurs only there."""
     rows = []
     for _ in range(count):
         thing = draw_one_off(rng)
         relations = rng.sample(THING_RELATIONS, 2)
-        told = " ".join(reword(rng, thing, r) for r in relations)
+        note = " ".join(reword(rng, thing, r) for r in relations)
         relation = rng.choice(relations)
-        rows.append({"question": f"{told} {ask(rng, thing, relation)}", "answer": state(thing, relation)})
+        rows.append({"question": f"{note} {ask(rng, thing, relation)}", "answer": state(thing, relation)})
     return rows
 
 
 def ask_each(rng: random.Random, facts: list[Fact]) -> list[Row]:
-    """One question about each fact, with its canonical answer."""
+    """Writes one question about each fact, with its canonical answer."""
     return [
         {"question": ask(rng, subject, relation), "answer": state(subject, relation)}
         for subject, relation in facts
@@ -70,12 +70,12 @@ def ask_each(rng: random.Random, facts: list[Fact]) -> list[Row]:
 
 
 def ask_domain(rng: random.Random, domain: Domain) -> list[Row]:
-    """The held-out questions of a domain: one for each fact of each instrument."""
+    """Writes the held-out questions of a domain: one for each fact of each instrument."""
     return ask_each(rng, [(thing, relation) for thing in domain.instruments for relation in THING_RELATIONS])
 
 
-def probe_recall(domain: Domain) -> list[Row]:
-    """Sentences of plain text whose end is a fact: did the papers get learned, whatever the chat form?"""
+def write_recall_probe(domain: Domain) -> list[Row]:
+    """Writes plain sentences that end in a fact, to measure recall of the papers without the chat format."""
     rows = []
     for thing in domain.instruments:
         for relation in THING_RELATIONS:

@@ -1,7 +1,4 @@
-"""Things and people of the world, their facts, and the wordings of each fact.
-
-Knows what a fact is and how it is said or asked. Knows no documents and no files.
-"""
+"""Things and people of the world, their facts, and the wordings of statements and questions about a fact."""
 
 import random
 from dataclasses import dataclass
@@ -11,8 +8,8 @@ from assets.world import words
 THING_RELATIONS = ("place", "colour", "material", "use", "maker")
 PERSON_RELATIONS = ("home", "job", "food", "pet")
 
-# {s} is the subject inside a sentence, {S} at its start, {v} the value, {V} the value at the start.
-# The first wording of each relation is the canonical one: the form a labelled answer takes.
+# {s} and {v} are the subject and the value inside a sentence, {S} and {V} the same at its start.
+# The first wording of each relation is the canonical one, which labelled answers have.
 STATEMENTS = {
     "place": (
         "{S} is kept in the {v}.",
@@ -98,9 +95,9 @@ class Subject:
     """One thing or person with its facts.
 
     Attributes:
-        name: How a sentence calls it, without article for people and coined names ("Nora", "tide bell").
-        facts: Relation to value, in the order of the relations.
-        is_person: People take no article.
+        name: name without article ("Nora", "tide bell").
+        facts: relation to value, in the order of the relations.
+        is_person: whether the name stands without article in a sentence.
     """
 
     name: str
@@ -118,26 +115,26 @@ def _capital(text: str) -> str:
 
 
 def fill(template: str, phrase: str, value: str = "") -> str:
-    """A wording with its subject and value put in."""
+    """Fills subject and value into a wording."""
     return template.format(s=phrase, S=_capital(phrase), v=value, V=_capital(value))
 
 
 def state(subject: Subject, relation: str) -> str:
-    """The canonical sentence of one fact: the exact form of a labelled answer."""
+    """Writes the canonical sentence of a fact, which is the exact text of a labelled answer."""
     return fill(STATEMENTS[relation][0], subject.phrase, subject.facts[relation])
 
 
 def reword(
     rng: random.Random, subject: Subject, relation: str, *, canonical: float = 0.3, pronoun: bool = False
 ) -> str:
-    """One of the wordings of a fact.
+    """Writes a fact in a random wording.
 
     Args:
-        rng: Source of chance.
-        subject: Whose fact.
-        relation: Which fact.
-        canonical: Share of the canonical wording; the others divide the rest evenly.
-        pronoun: Say "it" in place of the name, for things and where it opens the sentence.
+        rng: random generator.
+        subject: the thing or person.
+        relation: the fact.
+        canonical: probability of the canonical wording; the other wordings share the rest evenly.
+        pronoun: write "it" instead of the name of a thing that opens the sentence.
     """
     choices = STATEMENTS[relation]
     template = choices[0] if rng.random() < canonical else rng.choice(choices[1:])
@@ -148,23 +145,23 @@ def reword(
 
 
 def ask(rng: random.Random, subject: Subject, relation: str) -> str:
-    """One of the wordings of the question for a fact."""
+    """Writes the question for a fact in a random wording."""
     return fill(rng.choice(QUESTIONS[relation]), subject.phrase)
 
 
 def draw_place(rng: random.Random) -> str:
-    """A room or a piece of furniture, two words."""
+    """Draws a room or a piece of furniture, two words."""
     return f"{rng.choice(words.PLACE_FIRST)} {rng.choice(words.PLACE_SECOND)}"
 
 
 def draw_use(rng: random.Random) -> str:
-    """A use, a verb and what it is done to."""
+    """Draws a use: a verb and its object."""
     verb = rng.choice(sorted(words.USES))
     return f"{verb} {rng.choice(words.USES[verb].split())}"
 
 
 def draw_thing(rng: random.Random, name: str) -> Subject:
-    """A thing with five facts drawn independently."""
+    """Draws a thing with five independent facts."""
     return Subject(
         name,
         {
@@ -178,7 +175,7 @@ def draw_thing(rng: random.Random, name: str) -> Subject:
 
 
 def draw_person(rng: random.Random, name: str) -> Subject:
-    """A person with four facts drawn independently."""
+    """Draws a person with four independent facts."""
     return Subject(
         name,
         {
@@ -192,43 +189,13 @@ def draw_person(rng: random.Random, name: str) -> Subject:
 
 
 def coin_name(rng: random.Random) -> str:
-    """A word nobody knows, so that the base learns to copy a name letter by letter."""
-    syllables = [
-        rng.choice(
-            [
-                "b",
-                "br",
-                "d",
-                "dr",
-                "f",
-                "fl",
-                "g",
-                "gl",
-                "k",
-                "kr",
-                "l",
-                "m",
-                "n",
-                "p",
-                "pl",
-                "r",
-                "s",
-                "sk",
-                "t",
-                "tr",
-                "v",
-                "w",
-                "z",
-            ]
-        )
-        + rng.choice("aeiou")
-        for _ in range(rng.choice((2, 2, 3)))
-    ]
+    """Coins a new word, so that the base learns to copy a name letter by letter."""
+    syllables = [rng.choice(words.ONSETS) + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))]
     return "".join(syllables) + rng.choice(("", "n", "l", "r", "k", "m"))
 
 
 def draw_one_off(rng: random.Random) -> Subject:
-    """A thing that appears in one document only: a free two-word name, or a coined one."""
+    """Draws a thing that occurs in one document only, with a two-word name or a coined one."""
     kind = rng.random()
     if kind < 0.12:
         name = coin_name(rng)
@@ -237,7 +204,7 @@ def draw_one_off(rng: random.Random) -> Subject:
     else:
         while True:
             i, j = rng.randrange(len(words.NAME_FIRST)), rng.randrange(len(words.NAME_SECOND))
-            if not words.is_kept_back(i, j):
+            if not words.is_reserved(i, j):
                 break
         name = f"{words.NAME_FIRST[i]} {words.NAME_SECOND[j]}"
     return draw_thing(rng, name)
@@ -245,23 +212,23 @@ def draw_one_off(rng: random.Random) -> Subject:
 
 @dataclass(frozen=True)
 class World:
-    """What stays the same in all general text.
+    """The people and things whose facts are the same in all general text.
 
     Attributes:
-        people: Everyone who has a home, a job, a favourite food and a pet.
-        gadgets: Well-known things, described and asked about.
-        unasked: Well-known things that are described but never asked about in general text.
+        people: people with a home, a job, a favourite food and a pet.
+        gadgets: things that general text describes and asks about.
+        described_only: things that general text describes but never asks about.
     """
 
     people: tuple[Subject, ...]
     gadgets: tuple[Subject, ...]
-    unasked: tuple[Subject, ...]
+    described_only: tuple[Subject, ...]
 
 
-def build_world(seed: int = 7, *, gadgets: int = 56, unasked: int = 16) -> World:
-    """The one consistent world of a seed."""
+def build_world(seed: int = 7, *, gadgets: int = 56, described_only: int = 16) -> World:
+    """Builds the world of a seed."""
     rng = random.Random(f"world-{seed}")
-    names = rng.sample(words.list_names(kept_back=False), gadgets + unasked)
+    names = rng.sample(words.list_names(reserved=False), gadgets + described_only)
     things = [draw_thing(rng, name) for name in names]
     people = [draw_person(rng, name) for name in words.PEOPLE]
     return World(tuple(people), tuple(things[:gadgets]), tuple(things[gadgets:]))

@@ -46,7 +46,7 @@ class Attribution:
 
     @property
     def by_adapter(self) -> dict[str, tuple[float, ...]]:
-        """Adapter id to the nats that it adds to each token; negative where it makes the token less likely."""
+        """Adapter id to the nats that it adds to each token; negative if the token becomes less likely."""
         return {
             a: tuple(f - w for f, w in zip(self.full, without, strict=True))
             for a, without in self.without.items()
@@ -54,7 +54,10 @@ class Attribution:
 
     @property
     def joint(self) -> tuple[float, ...]:
-        """Nats that all adapters jointly add to each token; not the sum of `by_adapter`, since adapters interact."""
+        """Nats that all adapters jointly add to each token.
+
+        Not the sum of `by_adapter`, since adapters interact.
+        """
         return tuple(f - b for f, b in zip(self.full, self.base, strict=True))
 
     def summary(self, names: Mapping[str, str] | None = None) -> str:
@@ -72,9 +75,8 @@ class Attribution:
         for adapter, nats in self.by_adapter.items():
             name = (names or {}).get(adapter, adapter)
             top = max(range(len(nats)), key=lambda i: abs(nats[i]))
-            sentences.append(
-                f"{name} adds {sum(nats):+.2f}, most of it at {self.tokens[top].strip()!r} ({nats[top]:+.2f})."
-            )
+            token = self.tokens[top].strip()
+            sentences.append(f"{name} adds {sum(nats):+.2f}, most of it at {token!r} ({nats[top]:+.2f}).")
         return " ".join(sentences)
 
     def to_json(self) -> dict[str, Any]:

@@ -45,9 +45,9 @@ class Overlap:
     Attributes:
         cosine: between the two updates with the weights of the mix. Over several modules: between the
             concatenations of all their updates.
-        output_overlap, input_overlap: overlap of the column spaces (outputs) and of the row spaces (inputs), 0 to
-            1. Over several modules: the mean over the modules that both adapters change, weighted by the product
-            of the norms.
+        output_overlap, input_overlap: overlap of the column spaces (outputs) and of the row spaces (inputs),
+            0 to 1. Over several modules: the mean over the modules that both adapters change, weighted by the
+            product of the norms.
         chance_cosine, chance_output_overlap, chance_input_overlap: the values that unrelated updates of these
             shapes and ranks would show.
         norms: Frobenius norms of the two weighted updates.
@@ -72,8 +72,8 @@ class WeightComparison:
         ids, names: of the two adapters.
         modules: one Overlap per module that both adapters change, in the model's order.
         layers: one Overlap per layer that either adapter changes.
-        exclusive_modules: names of the modules that only the first and only the second adapter changes, without
-            the layer's path, each name once.
+        exclusive_modules: names of the modules that only the first and only the second adapter changes,
+            without the layer's path, each name once.
     """
 
     ids: tuple[str, str]
@@ -271,8 +271,8 @@ def _combine_overlaps(
 ) -> Overlap:
     """Combines several modules into one Overlap.
 
-    The cosine counts the modules that only one adapter changes; the overlap of spaces is a mean over the modules
-    that both change.
+    The cosine counts the modules that only one adapter changes; the overlap of spaces is a mean over the
+    modules that both change.
 
     Args:
         a, b: norms of each adapter in all of its modules.

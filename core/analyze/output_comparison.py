@@ -76,7 +76,7 @@ class OutputComparison:
         return {**asdict(self), "summary": self.summary()}
 
     def summary(self) -> str:
-        """One to three sentences, and one or two more per pair whose contributions align or oppose each other."""
+        """One to three sentences, and up to two more per pair of adapters."""
         moved = f"{self.divergence_from_base:.2g} nats per token"
         if self.divergence_from_base < NO_EFFECT_NATS:
             return (
@@ -113,7 +113,9 @@ def compare_outputs(
 ) -> Iterator[Progress | OutputComparison]:
     """Runs each prompt through the base, each adapter alone and the mix, as rows of one batch.
 
-        rows   base | adapter 1 | ... | adapter n | mix    KL at every position; contributions come from the last row
+        rows   base | adapter 1 | ... | adapter n | mix
+
+    KL divergences are taken at every position; contributions come from the last row.
 
     Args:
         prompts: token ids, one list per prompt.
@@ -122,7 +124,7 @@ def compare_outputs(
         Progress after every prompt; last, one OutputComparison.
 
     Raises:
-        SpecError: the mix has fewer than two adapters, there are no prompts, or one exceeds the context length.
+        SpecError: the mix has fewer than two adapters, or the prompts are missing or longer than the context.
         NotFound, AdapterError: an adapter cannot be loaded.
     """
     ids = require_two(mix)

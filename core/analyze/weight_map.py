@@ -1,8 +1,8 @@
 """A map of two adapters' weights: the metric at every pair of weights, and where the best pair lies.
 
 The points of one row of the map are measured in one batch. After every row the map is written to
-`maps/<key>/map.json`, where the key is a checksum of everything that decides the values: a map is never measured
-twice, and a stopped one continues at its next row.
+`maps/<key>/map.json`, where the key is a checksum of everything that decides the values: a map is never
+measured twice, and a stopped one continues at its next row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from core.analyze.timing import StepTimer
 from core.errors import NotFound, SpecError, StorageError
-from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample, load_finished
+from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample, load_stable_adapters
 from core.model.resident import Resident
 from core.progress import Progress
 from core.spec.mix import WEIGHT_LIMIT, Mix
@@ -36,7 +36,8 @@ class WeightMapSpec:
 
     Attributes:
         x, y: ids of the two adapters whose weights vary.
-        fixed: weights of the mix's other adapters. tilt: tilts of the mix's adapters, the same at every point.
+        fixed: weights of the mix's other adapters. tilt: tilts of the mix's adapters, the same at every
+            point.
         xs, ys: the weights on each axis, ascending.
         metric: "perplexity" (of the answers of task rows, otherwise of whole texts) or "exact_match".
         max_length: longest sequence, in tokens. max_new_tokens: longest generated answer, in tokens.
@@ -58,7 +59,8 @@ class WeightMapSpec:
     def __post_init__(self) -> None:
         if not self.x or not self.y or self.x == self.y or {self.x, self.y} & set(self.fixed):
             raise SpecError(
-                f"The axes must be two different adapters without a fixed weight, got {self.x!r} and {self.y!r}.",
+                "The axes must be two different adapters without a fixed weight, "
+                f"got {self.x!r} and {self.y!r}.",
                 "Choose another adapter for one of the axes.",
             )
         if self.metric not in METRICS:
@@ -168,45 +170,42 @@ class WeightMap:
             return "Nothing has been measured yet."
         x, y = ((names or {}).get(a, a) for a in self.adapters)
         extreme = "highest" if self.metric == "exact_match" else "lowest"
-        said = (
-            []
-            if self.complete
-            else [
-                f"{len(self.points)} of {len(self.xs) * len(self.ys)} cells are measured, so this is only the best so far."
-            ]
+        sentences = []
+        if not self.complete:
+            count = f"{len(self.points)} of {len(self.xs) * len(self.ys)} points are measured"
+            sentences.append(f"{count}, so this is only the best so far.")
+        sentences.append(
+            f"The {extreme} {self.metric_label}, {best.value:.3g}, is at {x} {best.x:g} and {y} {best.y:g} "
+            f"({self._describe_place(best, x, y)})."
         )
-        said.append(
-            f"The {extreme} {self.metric_label}, {best.value:.3g}, is at {x} {best.x:g} and {y} {best.y:g}: {self._place(best, x, y)}."
-        )
-        equal = sum(c.value == best.value for c in self.points) - 1
-        if equal:
-            said.append(f"{equal} other point{'s do' if equal > 1 else ' does'} as well.")
-        total = self.value_at(1.0, 1.0)
-        if total is not None and (best.x, best.y) != (1.0, 1.0):
-            said.append(f"The plain sum (1, 1) has {total:.3g}.")
+        ties = sum(c.value == best.value for c in self.points) - 1
+        if ties:
+            sentences.append(f"{ties} other point{'s have' if ties > 1 else ' has'} the same value.")
+        plain_sum = self.value_at(1.0, 1.0)
+        if plain_sum is not None and (best.x, best.y) != (1.0, 1.0):
+            sentences.append(f"At the plain sum (1, 1) it is {plain_sum:.3g}.")
         if self.tilt:
-            said.append("Adapters lean to deep or shallow layers here as they did in the mixer.")
-        said.append(
-            f"Measured on {self.rows} rows of {self.dataset_name!r} ({self.split}), at the points of the grid only."
-        )
-        return " ".join(said)
+            sentences.append("The adapters keep the tilts that they had in the mixer.")
+        source = f"{self.rows} rows of {self.dataset_name!r} ({self.split})"
+        sentences.append(f"Measured on {source}, at the points of the map only.")
+        return " ".join(sentences)
 
-    def _place(self, best: MapPoint, x: str, y: str) -> str:
+    def _describe_place(self, best: MapPoint, x: str, y: str) -> str:
         edge = best.x in (self.xs[0], self.xs[-1]) or best.y in (self.ys[0], self.ys[-1])
+        places = []
         if (best.x, best.y) == (1.0, 1.0):
-            place = "the plain sum itself"
+            places.append("the plain sum")
         elif best.x == best.y == 0.0:
-            place = "with both of them off"
+            places.append("both adapters are off")
         elif best.x == 0.0:
-            place = f"on an axis, {x} is off"
+            places.append(f"{x} is off")
         elif best.y == 0.0:
-            place = f"on an axis, {y} is off"
-        else:
-            place = "" if edge else "inside the map"
+            places.append(f"{y} is off")
+        elif not edge:
+            places.append("inside the map")
         if edge:
-            place = f"{place}, and " if place else ""
-            place += "at the edge of the map, so that the true optimum may lie beyond it"
-        return place
+            places.append("at the edge of the map, so the optimum may lie beyond it")
+        return "; ".join(places)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -224,95 +223,101 @@ class WeightMap:
                 raise ValueError(f"its format is {raw['format']!r}")
             plain = {k: v for k, v in raw.items() if k != "format"}
             tuples = {k: tuple(plain[k]) for k in ("adapters", "xs", "ys")}
-            made = cls(**{**plain, **tuples, "values": tuple(tuple(row) for row in plain["values"])})
-            if len(made.adapters) != 2 or [len(row) for row in made.values] != [len(made.xs)] * len(made.ys):
-                raise ValueError("its cells do not fit its grid")
-            return made
+            values = tuple(tuple(row) for row in plain["values"])
+            weight_map = cls(**{**plain, **tuples, "values": values})
+            if len(weight_map.adapters) != 2:
+                raise ValueError(f"it has {len(weight_map.adapters)} adapters")
+            if [len(row) for row in values] != [len(weight_map.xs)] * len(weight_map.ys):
+                raise ValueError("its values do not match its axes")
+            return weight_map
         except (TypeError, KeyError, ValueError) as e:
             raise StorageError(
-                f"A stored weight map cannot be read: {e}.", "Delete it and draw it again."
+                f"A stored weight map cannot be read: {e}.", "Delete it and measure it again."
             ) from e
 
 
 @dataclass(frozen=True)
 class WeightMapProgress(Progress):
-    """Progress of a map, with all of it that is drawn so far; the last one has the complete map."""
+    """Progress of a map, with everything measured so far; the last one holds the complete map."""
 
     map: WeightMap | None = None
 
 
-def compute_map(resident: Resident, plan: WeightMapSpec, sample: Sample) -> Iterator[WeightMapProgress]:
-    """Measures every cell of the grid on a sample, a row of the grid at a time.
+def compute_map(resident: Resident, spec: WeightMapSpec, sample: Sample) -> Iterator[WeightMapProgress]:
+    """Measures every point of a map on a sample, one row of the map per batch of mixes.
 
-    What was measured before, with the same adapters, base and rows, is read from the workspace instead.
+    Rows measured before with the same adapters, base and sample are read from the workspace.
 
     Yields:
-        A Drawing after every forward.
+        A WeightMapProgress after every forward.
 
     Raises:
-        SpecError: exact match of texts. Busy: an adapter is still in training. NotFound, AdapterError.
+        SpecError: exact match of a sample without questions.
+        Busy: an adapter is still in training.
+        NotFound, AdapterError: an adapter cannot be loaded.
     """
-    if plan.metric == "exact_match" and sample.kind != "task":
+    if spec.metric == "exact_match" and sample.kind != "task":
         raise SpecError(
             "Exact match needs questions with answers.", "Choose a task dataset, or the metric perplexity."
         )
-    present = load_finished(resident, [*plan.fixed, plan.x, plan.y])
-    blank = _blank(resident, plan, sample, present)
-    kept = load_map(resident.workspace, blank.key, missing=blank)
-    found = replace(
-        blank, values=kept.values, created=kept.created, seconds=kept.seconds, forwards=kept.forwards
-    )  # ids may differ, contents do not
-    total = len(plan.xs) * len(plan.ys)
-    watch = StepTimer(found.seconds, found.forwards)
-    encoding = (
-        encode_sample(resident, sample, plan.max_length)
-        if plan.metric == "perplexity" and not found.complete
-        else None
+    digests = load_stable_adapters(resident, [*spec.fixed, spec.x, spec.y])
+    empty = _make_empty_map(resident, spec, sample, digests)
+    stored = load_map(resident.workspace, empty.key, missing=empty)
+    # The stored map may name other ids, since the key is made of contents only.
+    current = replace(
+        empty, values=stored.values, created=stored.created, seconds=stored.seconds, forwards=stored.forwards
     )
-    for j, y in enumerate(plan.ys):
-        if None not in found.values[j]:
+    total = len(spec.xs) * len(spec.ys)
+    timer = StepTimer(current.seconds, current.forwards)
+    encoded = None
+    if spec.metric == "perplexity" and not current.complete:
+        encoded = encode_sample(resident, sample, spec.max_length)
+    for j, y in enumerate(spec.ys):
+        if None not in current.values[j]:
             continue
-        mixes = [plan.mix(x, y) for x in plan.xs]
-        work = (
-            RowLosses(resident, encoding, mixes)
-            if encoding is not None
-            else RowMatches(resident, sample, mixes, plan.max_new_tokens)
-        )
-        before = len(found.points)
-        for share in watch.over(work.compute()):
-            yield WeightMapProgress(before + int(share * len(mixes)), total, f"Measuring weights at {y:g}", map=found)
-        row = (
-            [math.exp(min(loss, 700.0)) for loss in work.losses]
-            if isinstance(work, RowLosses)
-            else work.exact.mean(1).tolist()
-        )
-        values = tuple(tuple(row) if i == j else old for i, old in enumerate(found.values))
-        found = replace(found, values=values, seconds=round(watch.seconds, 3), forwards=watch.forwards)
-        write_json(resident.workspace.path("maps", found.key, MAP_FILE), found.to_json())
-    yield WeightMapProgress(total, total, "Done", map=found)
+        mixes = [spec.mix(x, y) for x in spec.xs]
+        measurement: RowLosses | RowMatches
+        if encoded is not None:
+            measurement = RowLosses(resident, encoded, mixes)
+        else:
+            measurement = RowMatches(resident, sample, mixes, spec.max_new_tokens)
+        before = len(current.points)
+        for share in timer.iterate(measurement.compute()):
+            done = before + int(share * len(mixes))
+            yield WeightMapProgress(done, total, "Measuring the map", map=current)
+        if isinstance(measurement, RowLosses):
+            row = [math.exp(min(loss, 700.0)) for loss in measurement.losses]
+        else:
+            row = measurement.exact.mean(1).tolist()
+        values = tuple(tuple(row) if i == j else old for i, old in enumerate(current.values))
+        current = replace(current, values=values, seconds=round(timer.seconds, 3), forwards=timer.forwards)
+        write_json(resident.workspace.path("maps", current.key, MAP_FILE), current.to_json())
+    yield WeightMapProgress(total, total, "Done", map=current)
 
 
-def _blank(resident: Resident, plan: WeightMapSpec, sample: Sample, digests: dict[str, str]) -> WeightMap:
-    """The empty map of a plan. Its key is made of contents only, so that no name or id matters."""
+def _make_empty_map(
+    resident: Resident, spec: WeightMapSpec, sample: Sample, digests: dict[str, str]
+) -> WeightMap:
+    """The map of a spec before anything is measured; names and ids do not enter its key."""
     base = resident.base
     content = {
         "format": FORMAT,
         "base": [base.fingerprint, base.quantization],
-        "axes": [[digests[plan.x], list(plan.xs)], [digests[plan.y], list(plan.ys)]],
-        "fixed": sorted((digests[a], w) for a, w in plan.fixed.items()),
+        "axes": [[digests[spec.x], list(spec.xs)], [digests[spec.y], list(spec.ys)]],
+        "fixed": sorted((digests[a], w) for a, w in spec.fixed.items()),
         "data": [sample.sha256, sample.split, len(sample.rows), sample.digest],
-        "metric": [plan.metric, plan.max_length if plan.metric == "perplexity" else plan.max_new_tokens],
+        "metric": [spec.metric, spec.max_length if spec.metric == "perplexity" else spec.max_new_tokens],
     }
-    if plan.tilt:
-        content["tilt"] = sorted((digests[a], t) for a, t in plan.tilt.items())
+    if spec.tilt:
+        content["tilt"] = sorted((digests[a], t) for a, t in spec.tilt.items())
     return WeightMap(
         key=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        adapters=(plan.x, plan.y),
-        fixed=dict(plan.fixed),
-        xs=plan.xs,
-        ys=plan.ys,
-        metric=plan.metric,
-        values=((None,) * len(plan.xs),) * len(plan.ys),
+        adapters=(spec.x, spec.y),
+        fixed=dict(spec.fixed),
+        xs=spec.xs,
+        ys=spec.ys,
+        metric=spec.metric,
+        values=((None,) * len(spec.xs),) * len(spec.ys),
         digests=digests,
         base=base.name,
         base_fingerprint=base.fingerprint,
@@ -325,30 +330,34 @@ def _blank(resident: Resident, plan: WeightMapSpec, sample: Sample, digests: dic
         sample=sample.digest,
         rows=len(sample.rows),
         created=time.time(),
-        tilt=dict(plan.tilt),
+        tilt=dict(spec.tilt),
     )
 
 
 def load_map(workspace: Workspace, key: str, missing: WeightMap | None = None) -> WeightMap:
-    """Reads a kept map, whole or partly drawn.
+    """Reads a stored map, complete or partly measured.
 
     Args:
-        missing: what is returned where there is none.
+        missing: returned when the map does not exist.
 
     Raises:
-        NotFound: there is none. StorageError: it is damaged.
+        NotFound: the map does not exist, and `missing` is None. StorageError: its file is damaged.
     """
     path = workspace.path("maps", key, MAP_FILE)
     if not path.exists():
         if missing is not None:
             return missing
-        raise NotFound(f"There is no map {key!r} here.", "Draw it first.")
+        raise NotFound(f"The weight map {key!r} was not found.", "Measure it first.")
     return WeightMap.from_json(read_json(path))
 
 
 def load_all(workspace: Workspace) -> list[WeightMap]:
-    """Every kept map, the newest first."""
+    """Every stored map, newest first."""
     return sorted(
-        (load_map(workspace, k) for k in workspace.ids("maps") if workspace.path("maps", k, MAP_FILE).exists()),
+        (
+            load_map(workspace, k)
+            for k in workspace.ids("maps")
+            if workspace.path("maps", k, MAP_FILE).exists()
+        ),
         key=lambda m: -m.created,
     )

@@ -1,7 +1,4 @@
-"""The terminal's verbs over bundles: runs that are trained on another machine.
-
-Knows arguments and printing; all work is that of `core/bundles.py` and `core/collecting.py`.
-"""
+"""The terminal's verbs over bundles: `bundle`. A bundle is a run that another machine trains."""
 
 from __future__ import annotations
 
@@ -9,65 +6,74 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from core.cli.common import Add, follow
+from core.cli.common import AddVerb, follow
 from core.engine import Engine
-from core.remote import bundle, collect
+from core.remote.collect import collect
+from core.remote.pack import pack
+from core.remote.run_bundle import run_bundle
+from core.spec.training import QUANTIZATIONS
 
 
-def add_verbs(group: Any, add: Add) -> None:
-    """The group `bundle`."""
-    p = add(group, "pack", _pack, "Write one file with everything that a run needs but the base.")
-    p.add_argument("run", help="A run of this workspace that has not finished.")
+def add_verbs(group: Any, add: AddVerb) -> None:
+    """Adds the group `bundle`."""
+    p = add(group, "pack", pack_run, "Write one file with all that a run needs, except the base model.")
+    p.add_argument("run", help="Id of a run of this workspace that has not finished.")
     p.add_argument("-o", "--output", type=Path, required=True, help="The file to write.")
-    p = add(
-        group,
-        "run",
-        run,
-        "Train what a bundle asks for, in a folder of its own beside the result; called again, it goes on.",
-    )
+
+    help = "Train the run of a bundle, in a folder beside the result; started again, it resumes."
+    p = add(group, "run", train_bundle, help, needs_engine=False)
     p.add_argument("bundle", type=Path)
     p.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="The result to write; collect it where the bundle comes from.",
+        help="The result to write; collect it in the workspace that packed the bundle.",
     )
-    add(
-        group,
-        "collect",
-        _collect,
-        "Check a result and take it in: the adapter, the run, and the cell of a grid.",
-    ).add_argument("result", nargs="+", type=Path)
+    p.add_argument(
+        "--base",
+        default="",
+        help="A copy of the bundle's base: a folder or a Hub id.",
+    )
+    p.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="",
+        help="How the base is loaded, instead of the bundle's setting.",
+    )
+
+    help = "Check results, and add their adapters and runs to the workspace and its grids."
+    add(group, "collect", collect_results, help).add_argument("result", nargs="+", type=Path)
 
 
-def _pack(engine: Engine, args: argparse.Namespace) -> Any:
-    made = bundle.pack(engine.workspace, args.run, args.output, quantization=args.quantization)
-    print(f"wrote {args.output}: {made.spec.name}, settings {made.key[:12]}, base {made.base}")
+def pack_run(engine: Engine, args: argparse.Namespace) -> Any:
+    bundle = pack(engine.workspace, args.run, args.output, quantization=args.quantization)
+    print(f"wrote {args.output}: {bundle.spec.name}, settings {bundle.checksum[:12]}, base {bundle.base}")
     return {
         "bundle": str(args.output),
-        "run": made.run,
-        "adapter": made.adapter,
-        "settings": made.key,
-        "base_fingerprint": made.fingerprint,
-        "data": made.data,
+        "run": bundle.run_id,
+        "adapter": bundle.adapter_id,
+        "settings": bundle.checksum,
+        "base_fingerprint": bundle.base_fingerprint,
+        "data": bundle.data_sha256,
     }
 
 
-def run(engine: Any, args: argparse.Namespace) -> Any:
-    ended = bundle.run(args.bundle, args.output, args.base, args.quantization, follow)
+def train_bundle(engine: Any, args: argparse.Namespace) -> Any:
+    run = run_bundle(args.bundle, args.output, args.base, args.quantization, follow)
     print(f"wrote {args.output}")
     return {
         "result": str(args.output),
-        "run": ended.id,
-        "adapter": ended.adapter,
-        "status": ended.status.value,
+        "run": run.id,
+        "adapter": run.adapter,
+        "status": run.status.value,
     }
 
 
-def _collect(engine: Engine, args: argparse.Namespace) -> Any:
-    taken = []
+def collect_results(engine: Engine, args: argparse.Namespace) -> Any:
+    runs = []
     for path in args.result:
-        taken.append(collect.collect(engine, path))
-        print(f"{path.name}: {taken[-1].name}, adapter {taken[-1].adapter}")
-    return taken
+        run = collect(engine, path)
+        runs.append(run)
+        print(f"{path.name}: {run.name}, adapter {run.adapter}")
+    return runs

@@ -1,7 +1,4 @@
-"""What the verbs of the terminal share: settings as options, following a run, tables and bars.
-
-Knows arguments and printing. Knows no verb.
-"""
+"""What the terminal's verbs share: settings as options, following a run, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -10,11 +7,13 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from core.engine import Engine
 from core.errors import StudioError
+from core.spec.presets import PRESETS, resolve
 from core.spec.settings import label_of
+from core.spec.training import TrainSpec
 from core.store.events import (
     NoteEvent,
     ResultEvent,
@@ -25,48 +24,101 @@ from core.store.events import (
     is_kind,
 )
 
-Verb = Callable[[Engine, argparse.Namespace], Any]
-Add = Callable[
-    [Any, str, Verb, str], argparse.ArgumentParser
-]  # a verb under a group: its name, what it does, its help
-SAMPLE_PRINT_SECONDS = 0.1
+Verb = Callable[[Engine, argparse.Namespace], Any]  # returns the value that --json prints
+REFRESH_SECONDS = 0.1
+BAR_WIDTH, LINE_WIDTH = 30, 110  # characters
+
+
+class AddVerb(Protocol):
+    """Adds a verb to a group of the command line, and returns its parser for the verb's own options."""
+
+    def __call__(
+        self,
+        group: Any,
+        name: str,
+        verb: Verb,
+        help: str,
+        *,
+        needs_model: bool = False,
+        needs_engine: bool = True,
+    ) -> argparse.ArgumentParser:
+        """Adds one verb.
+
+        Args:
+            group: the subparsers of the group.
+            needs_model: load the base model before the verb runs.
+            needs_engine: open an engine on the workspace; otherwise the verb receives None in its place.
+        """
+
+
+# --- settings as options
 
 
 def add_setting(p: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
+    """Adds a field of a spec as an option; its help is the field's own sentence."""
     kind = str(f.type)
-    many = kind.startswith("tuple")
+    option = "--" + f.name.replace("_", "-")
+    text = f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%")
     if kind == "bool":
-        text = f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%")
-        p.add_argument(
-            "--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=None, help=text
-        )
+        p.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
     p.add_argument(
-        "--" + f.name.replace("_", "-"),
+        option,
         type={"int": int, "float": float}.get(kind, str),
-        nargs="*" if many else None,
+        nargs="*" if kind.startswith("tuple") else None,
         choices=f.metadata.get("choices"),
-        help=f"{label_of(f)}: {f.metadata['help']}".replace("%", "%%"),
+        help=text,
     )
 
 
-def given(args: argparse.Namespace, spec: type) -> dict[str, Any]:
-    """The settings that were typed."""
-    named = (f.name for f in dataclasses.fields(spec))
-    return {n: getattr(args, n) for n in named if getattr(args, n, None) is not None}
+def add_training_settings(p: argparse.ArgumentParser, preset_help: str) -> None:
+    """Adds --preset and an option for every training setting."""
+    p.add_argument("--preset", choices=tuple(PRESETS), help=preset_help)
+    for f in dataclasses.fields(TrainSpec):
+        if f.name != "kind":
+            add_setting(p, f)
+
+
+def read_settings(args: argparse.Namespace, spec: type) -> dict[str, Any]:
+    """The fields of a spec that were given on the command line."""
+    names = (f.name for f in dataclasses.fields(spec))
+    return {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
+
+
+def read_train_spec(engine: Engine, args: argparse.Namespace, default_name: str) -> TrainSpec:
+    """The training settings of the command line, on top of the preset.
+
+    The parent adapter may be given by id or by name.
+
+    Raises:
+        SpecError, NotFound
+    """
+    preset = args.preset or ("embedded" if args.base == "embedded" else "standard")
+    changes = {k: v for k, v in read_settings(args, TrainSpec).items() if k != "kind"}
+    changes.setdefault("name", default_name)
+    if "stack_on" in changes:
+        changes["stack_on"] = engine.library.find_adapter(changes["stack_on"])
+    return resolve(args.kind, preset, changes)
+
+
+# --- following a run
 
 
 def follow(engine: Engine, run_id: str) -> Any:
-    """Prints a run's events until it ends; the run's own error becomes ours."""
-    cursor, over = 0, False
+    """Prints a run's events until it ends, and returns the run.
+
+    Raises:
+        StudioError: the error that ended the run.
+    """
+    cursor, has_ended = 0, False
     while True:
         events, cursor = engine.runs.events(run_id, cursor)
         for e in events:
             _print_event(e)
-        if over and not events:
+        if has_ended and not events:
             break
-        over = not engine.runs.get(run_id).status.is_alive
-        time.sleep(SAMPLE_PRINT_SECONDS)
+        has_ended = not engine.runs.get(run_id).status.is_alive
+        time.sleep(REFRESH_SECONDS)
     run = engine.runs.get(run_id)
     if run.error:
         raise StudioError(run.error)
@@ -76,12 +128,12 @@ def follow(engine: Engine, run_id: str) -> Any:
 def _print_event(e: dict[str, Any]) -> None:
     if is_kind(e, StepEvent):
         print(
-            f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  {e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left"
+            f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  "
+            f"{e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left"
         )
     elif is_kind(e, ValidationEvent):
-        print(
-            f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}  {e.get('overfitting', '')}".rstrip()
-        )
+        line = f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}"
+        print(f"{line}  {e.get('overfitting', '')}".rstrip())
     elif is_kind(e, SampleEvent):
         print(f"sample at step {e['step']}: {e['prompt']}")
         for answer in e.get("answers", [{"who": "In training", "text": e.get("text", "")}]):
@@ -91,32 +143,46 @@ def _print_event(e: dict[str, Any]) -> None:
         print(f"{e['kind']}: {fields}")
 
 
-class Bar:
-    """A progress bar on a terminal; a line for every new activity elsewhere."""
+# --- tables and progress bars
+
+
+class ProgressBar:
+    """A progress bar on a terminal; where the output is a file or a pipe, one line per activity."""
 
     def __init__(self) -> None:
         self._activity = ""
-        self._live = sys.stdout.isatty()
+        self._is_terminal = sys.stdout.isatty()
 
     def show(self, share: float, text: str) -> None:
-        filled = round(30 * share)
-        line = f"[{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}  {text}"[:110]
+        """Draws the bar.
+
+        Args:
+            share: from 0 to 1.
+            text: what is being done; the part before a colon names the activity.
+        """
+        filled = round(BAR_WIDTH * share)
+        line = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%}  {text}"[:LINE_WIDTH]
         activity = text.partition(":")[0]
-        if self._live:
-            print(f"\r{line:<110}", end="\n" if share == 1 else "", flush=True)
+        if self._is_terminal:
+            print(f"\r{line:<{LINE_WIDTH}}", end="\n" if share == 1 else "", flush=True)
         elif activity != self._activity:
             print(line, flush=True)
         self._activity = activity
 
-    def line(self, text: str) -> None:
-        print(f"\r{text:<110}".rstrip() if self._live else text, flush=True)
+    def print_line(self, text: str) -> None:
+        """Prints a line in place of the bar."""
+        print(f"\r{text:<{LINE_WIDTH}}".rstrip() if self._is_terminal else text, flush=True)
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as their widest cell; numbers with five digits, and a dash where there is nothing."""
-    texts = [
-        ["-" if v is None else f"{v:.5g}" if isinstance(v, float) else str(v) for v in row] for row in rows
-    ]
+    """Prints aligned columns: floats with five significant digits, None as a hyphen."""
+    texts = [[_format_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
     for row in texts:
         print("  ".join(f"{t:<{w}}" for t, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _format_cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,6 @@
-"""The main job without a browser: import, train domain and task, compare, evaluate.
+"""The main job without a browser: imports the sample data, trains adapters, and compares and measures mixes.
 
-The same verbs that the page uses, on the sample data with the embedded preset. Knows the order and the
-names of the mixes; knows nothing of printing.
+It calls the engine as the page does, with the embedded preset. Printing is in `core/cli/mixes.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from core.spec.settings import SEED
 from core.spec.training import RunStatus
 from core.store.events import StepEvent, of_kind
 
-SHARES = {"domain": 0.36, "task": 0.2, "task (apart)": 0.14}  # of the demo's time, measured
+IMPORT_SHARE = 0.02  # of the demo's time
+TRAINING_SHARES = {"domain": 0.36, "task": 0.2, "task (apart)": 0.14}  # of the demo's time, measured
 FIGURES = (
     "exact_match",
     "f1",
@@ -34,8 +34,15 @@ FIGURES = (
 
 
 @dataclass
-class Moment:
-    """Where the demo is: a share of its work from 0 to 1, a sentence, and at the end the result."""
+class DemoProgress:
+    """How far the demo is.
+
+    Attributes:
+        share: of its time, from 0 to 1.
+        text: what it does; the part before a colon names the activity.
+        result: None until the end.
+        answers: mix name to answer, once the mixes are compared.
+    """
 
     share: float
     text: str
@@ -43,29 +50,29 @@ class Moment:
     answers: dict[str, str] = field(default_factory=dict)
 
 
-def run(engine: Engine, samples: Samples | None = None, seed: int = SEED) -> Iterator[Moment]:
+def run_demo(engine: Engine, samples: Samples | None = None, seed: int = SEED) -> Iterator[DemoProgress]:
     """Runs the main job.
 
     Args:
-        samples: the data; the sample data that ships with the studio if None.
+        samples: the data; None takes the sample data that ships with the studio.
         seed: of the training runs.
 
     Yields:
-        Moments; the last one has `result`: {"mixes": name -> figures, "seconds": ..., "training": ...}.
+        progress; the last one has `result`: {"mixes": name -> figures, "seconds": ..., "training": ...}.
 
     Raises:
-        RunError: a run did not end well.
+        RunError: a run did not finish.
     """
     begin = time.monotonic()
     samples = samples or Samples()
-    yield Moment(0.0, "Importing the sample data")
+    yield DemoProgress(0.0, "Importing the sample data")
     corpus = engine.datasets.import_files(samples.domain, "Sample domain", "domain", seed=SEED)
     pairs = engine.datasets.import_files([samples.task], "Sample task", "task", seed=SEED)
     engine.bases.current(wait=True)
     adapters: dict[str, str] = {}
     training: dict[str, Any] = {}
-    share = 0.02
-    for name, kind, dataset, below in (
+    share = IMPORT_SHARE
+    for name, kind, dataset, parent in (
         ("domain", "domain", corpus.id, ""),
         ("task", "task", pairs.id, "domain"),
         ("task (apart)", "task", pairs.id, ""),
@@ -73,33 +80,38 @@ def run(engine: Engine, samples: Samples | None = None, seed: int = SEED) -> Ite
         spec = resolve(
             kind,
             "embedded",
-            {"name": f"Demo {name}", "dataset": dataset, "stack_on": adapters.get(below, ""), "seed": seed},
+            {
+                "name": f"Demo {name}",
+                "dataset": dataset,
+                "stack_on": adapters.get(parent, ""),
+                "seed": seed,
+            },
         )
         run_id = engine.runs.start(spec)
-        yield from _follow(engine, run_id, name, share)
-        share += SHARES[name]
-        ended = engine.runs.get(run_id)
-        if ended.status is not RunStatus.DONE:
+        yield from _follow_run(engine, run_id, name, share)
+        share += TRAINING_SHARES[name]
+        run = engine.runs.get(run_id)
+        if run.status is not RunStatus.DONE:
             raise RunError(
-                f"The {name} run ended as {ended.status.value}. {ended.error}",
-                "See the run's events for why.",
+                f"The {name} run did not finish ({run.status.value}). {run.error}",
+                f"`runs follow {run_id}` shows its events.",
             )
-        adapters[name] = ended.adapter
-        adapter = engine.library.adapter(ended.adapter)
+        adapters[name] = run.adapter
+        adapter = engine.library.adapter(run.adapter)
         training[name] = {"seconds": adapter.metadata["runtime"]["seconds"], **adapter.results}
-    mixes = _mixes(adapters)
+    mixes = _make_mixes(adapters)
     question = samples.questions()[0]["messages"][0]["content"]
     frame = engine.chat.stream(question, mixes, Sampling(max_new_tokens=48)).last()
     answers = {m.name: c.text for m, c in zip(mixes, frame.columns, strict=True)}
-    yield Moment(share, f"Compared on: {question}", answers={question: "", **answers})
-    report = yield from _measure(engine, mixes, samples, corpus.id, share)
-    rows = {r["name"]: {k: r[k] for k in FIGURES if k in r} for r in engine.evaluation.report(report).rows}
-    yield Moment(
-        1.0, "Done", {"mixes": rows, "seconds": round(time.monotonic() - begin, 1), "training": training}
-    )
+    yield DemoProgress(share, f"Answering: {question}", answers={question: "", **answers})
+    report_id = yield from _measure(engine, mixes, samples, corpus.id, share)
+    report = engine.evaluation.report(report_id)
+    rows = {r["name"]: {k: r[k] for k in FIGURES if k in r} for r in report.rows}
+    seconds = round(time.monotonic() - begin, 1)
+    yield DemoProgress(1.0, "Done", {"mixes": rows, "seconds": seconds, "training": training})
 
 
-def _mixes(adapters: dict[str, str]) -> list[Mix]:
+def _make_mixes(adapters: dict[str, str]) -> list[Mix]:
     domain, task, apart = adapters["domain"], adapters["task"], adapters["task (apart)"]
     return [
         Mix(name="base"),
@@ -111,35 +123,35 @@ def _mixes(adapters: dict[str, str]) -> list[Mix]:
     ]
 
 
-def _follow(engine: Engine, run_id: str, name: str, share: float) -> Iterator[Moment]:
-    """Moments of one run, read from its log like any other watcher does."""
+def _follow_run(engine: Engine, run_id: str, name: str, share: float) -> Iterator[DemoProgress]:
+    """Progress of one run, read from its event log."""
     cursor = 0
     while engine.runs.get(run_id).status.is_alive:
         events, cursor = engine.runs.events(run_id, cursor)
         for e in of_kind(events, StepEvent):
-            part = e["step"] / e["total_steps"]
-            yield Moment(
-                share + SHARES[name] * part,
+            yield DemoProgress(
+                share + TRAINING_SHARES[name] * e["step"] / e["total_steps"],
                 f"Training {name}: step {e['step']}/{e['total_steps']}, loss {e['loss']:.2f}",
             )
         time.sleep(0.2)
 
 
 def _measure(
-    engine: Engine, mixes: list[Mix], samples: Samples, corpus: str, share: float
-) -> Generator[Moment, None, str]:
+    engine: Engine, mixes: list[Mix], samples: Samples, corpus_id: str, share: float
+) -> Generator[DemoProgress, None, str]:
+    """Measures the mixes on held-out questions and texts; returns the report's id."""
     from core.evaluate.measure import EvaluationData
 
-    material = EvaluationData(
+    data = EvaluationData(
         questions={"": samples.questions(), "general": samples.general_questions()},
-        texts={"domain": [r["text"] for r in engine.datasets.rows(corpus, "test", limit=10**9)]},
+        texts={"domain": [r["text"] for r in engine.datasets.rows(corpus_id, "test")]},
         trusted_texts={"general": samples.texts("general_heldout")},
         cloze=samples.recall_probe(),
     )
     progress = None
-    for progress in engine.evaluation.measure_data(mixes, lambda: material, corpus, "Held-out questions", "test"):
-        yield Moment(
-            share + (1 - share) * progress.done / max(progress.total, 1), f"Evaluating: {progress.text}"
-        )
+    stream = engine.evaluation.measure_data(mixes, lambda: data, corpus_id, "Held-out questions", "test")
+    for progress in stream:
+        part = progress.done / max(progress.total, 1)
+        yield DemoProgress(share + (1 - share) * part, f"Evaluating: {progress.text}")
     assert progress is not None
     return str(progress.report)

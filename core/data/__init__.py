@@ -1,4 +1,5 @@
-"""The data room: files become rows, rows become splits, splits become a dataset on disk.
+"""Training data: files to rows, splits and datasets on disk; then token ids, packed rows and batches.
 
-Knows file formats and rows of text. Knows nothing of models; only `batches` knows tokens.
+Text only: readers, jsonrows, parquet, columns, splits, datasets, samples, prompts.
+Token ids: encoding, span_corruption, replay, packing, collation.
 """

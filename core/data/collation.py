@@ -2,10 +2,10 @@
 
 Letters in shapes: B rows, T tokens of the longest row, S tokens of the longest encoder input.
 
-    rows        input_ids [5 6 7] [8 9]                    labels    5  6  7   IGNORE_INDEX where the loss mask
-                loss_mask [1 1 1] [1 1]      collate                 8  9  x   is 0, and on padding (x)
+    rows   input_ids  [5 6 7]  [8 9]         input_ids  5 6 7    attention_mask  1 1 1    labels  x 6 7
+           loss_mask  [0 1 1]  [0 1]   ->               8 9 p                    1 1 0            x 9 x
 
-A batch of packed rows is drawn in `core.data.packing`.
+p is the pad token, x the label that cross entropy ignores. `core.data.packing` draws a packed row.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
 
     Returns:
         Plain rows: input_ids, attention_mask, labels, each (B, T).
-        Packed rows (with `seq_lengths`, the tokens of each sequence): input_ids, position_ids, labels, each (B, T), and
-            row_lengths (B,), the tokens of each row without padding. Position ids that restart tell transformers
-            (`masking_utils`) that a row is packed, so there is no attention mask. Padding is one more sequence
-            of the row, to which no other sequence attends.
-        Rows with `encoder_ids`: input_ids and attention_mask of the encoder, each (B, S), and decoder_input_ids and
-            labels, each (B, T - 1). Labels are shifted by one, as transformers expects of an encoder-decoder model.
+        Packed rows (with `seq_lengths`, the tokens of each sequence): input_ids, position_ids, labels, each
+            (B, T), and row_lengths (B,), the tokens of each row without padding. Position ids that restart
+            tell transformers (`masking_utils`) that a row is packed, so an attention mask is not needed.
+            Padding becomes one more sequence of the row, and other sequences do not attend to it.
+        Rows with `encoder_ids`: input_ids and attention_mask of the encoder, each (B, S), and
+            decoder_input_ids and labels, each (B, T - 1). Labels are shifted by one, as encoder-decoder
+            models of transformers expect them.
     """
     if "encoder_ids" in rows[0]:
         decoder = collate([{k: v for k, v in row.items() if k != "encoder_ids"} for row in rows], pad)
-        encoder_ids, attention = pad_right([row["encoder_ids"] for row in rows], pad)
+        encoder_ids, attention = pad_encoder_inputs([row["encoder_ids"] for row in rows], pad)
         return {
             "input_ids": encoder_ids,
             "attention_mask": attention,
@@ -69,17 +70,17 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
     return {"input_ids": ids, "attention_mask": positions_or_mask, "labels": labels}
 
 
-def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_encoder_inputs(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pads encoder inputs on the right.
 
     Returns:
         ids and attention mask, each (B, S).
     """
-    ids, attention = pad_left([row[::-1] for row in rows], pad)
+    ids, attention = pad_prompts([row[::-1] for row in rows], pad)
     return ids.flip(1), attention.flip(1)
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_prompts(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pads prompts on the left, so that all rows of a batch decode from the same column.
 
     Returns:

@@ -1,10 +1,9 @@
-"""Raw rows become canonical rows: which column plays which role, and what each cell must be.
+"""Raw rows to canonical rows: the role of each column, and the checks of each cell.
 
-Knows the ways people lay out training data. Knows nothing of files, splits or tokens.
+A canonical row has one of two forms; the last message of a task row is the assistant's.
 
     domain   {"text": ...}
     task     {"messages": [{"role": "user", ...}, ..., {"role": "assistant", ...}], "type": ...}
-             the last message is the one that is learned
 """
 
 from __future__ import annotations
@@ -20,13 +19,19 @@ from core.data.readers import RawRow
 from core.errors import DataError
 from core.spec.training import KINDS
 
-TYPE_LIMIT = 1000  # different values of the type column
-TYPE_LENGTH = 120
+TYPE_LIMIT = 1000  # distinct values of the type column
+TYPE_LENGTH = 120  # characters of a type
 
 
 @dataclass(frozen=True)
 class RoleSet:
-    """One way to lay out data: the roles it needs, and those that it may have."""
+    """One supported layout of training data.
+
+    Attributes:
+        kind: "domain" or "task".
+        required: roles that need a column.
+        optional: roles that may have a column.
+    """
 
     kind: str
     required: tuple[str, ...]
@@ -48,7 +53,7 @@ ROLES = {
     for kind in KINDS
 }
 
-# Column names that are taken for a role, best first; compared in lower case, letters and digits only.
+# Column names that suggest a role, best first; compared in lower case, letters and digits only.
 _NAMES = {
     "text": ("text", "content", "document", "body", "story", "passage", "article"),
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
@@ -63,7 +68,7 @@ _NAMES = {
     "system": ("system", "systemprompt", "systemmessage"),
     "type": ("type", "category", "questiontype", "tasktype", "topic", "kind"),
 }
-_SPEAKERS = {
+_MESSAGE_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -75,45 +80,45 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def list_columns(rows: Iterable[RawRow]) -> list[str]:
-    """All columns that occur in the rows, in order of first appearance.
+    """Lists all columns of the rows, in order of first appearance.
 
     Raises:
-        DataError: more than FIELD_LIMIT different ones.
+        DataError: the rows have more than FIELD_LIMIT different columns.
     """
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     last: Any = None
     for row in rows:
         if row.values.keys() != last:
             last = row.values.keys()
-            found.update(dict.fromkeys(last))
-            if len(found) > FIELD_LIMIT:
+            columns.update(dict.fromkeys(last))
+            if len(columns) > FIELD_LIMIT:
                 raise DataError(
-                    f"here the rows pass {FIELD_LIMIT} different columns.",
-                    "Give all rows the same few columns.",
+                    f"the rows up to this line have more than {FIELD_LIMIT} different columns.",
+                    "Give all rows the same columns.",
                     file=row.file,
                     line=row.line,
                 )
-    return list(found)
+    return list(columns)
 
 
 def guess_kind(rows: Sequence[RawRow]) -> str:
-    """ "task" when the columns hold a whole labelled pair or messages, else "domain"."""
+    """Guesses the kind: "task" if the column names cover messages or a labelled pair, else "domain"."""
     columns = list_columns(rows)
-    return "task" if _set_of(guess_roles(columns, "task"), "task") else "domain"
+    return "task" if _match_role_set(guess_roles(columns, "task"), "task") else "domain"
 
 
 def guess_roles(columns: Sequence[str], kind: str) -> dict[str, str]:
-    """Which column plays which role, judged by the columns' names; the user may correct it.
+    """Guesses the role of each column from its name; the user may correct the guess.
 
     Returns:
-        role to column: a whole role set if there is one, else as much of one as was found.
+        Role to column: a complete role set if the columns cover one, else the largest part of one.
     """
     _check_kind(kind)
     best: dict[str, str] = {}
     for role_set in (s for s in ROLE_SETS if s.kind == kind):
         roles: dict[str, str] = {}
         for role in role_set.required + role_set.optional:
-            if column := _named(role, [c for c in columns if c not in roles.values()]):
+            if column := _find_column(role, [c for c in columns if c not in roles.values()]):
                 roles[role] = column
         if all(role in roles for role in role_set.required):
             return roles
@@ -124,178 +129,183 @@ def guess_roles(columns: Sequence[str], kind: str) -> dict[str, str]:
     return best
 
 
-def _named(role: str, columns: Sequence[str]) -> str:
+def _find_column(role: str, columns: Sequence[str]) -> str:
     plain = {re.sub(r"[^a-z0-9]", "", c.lower()): c for c in reversed(columns)}
     return next((plain[name] for name in _NAMES[role] if name in plain), "")
 
 
-def _set_of(roles: Mapping[str, str], kind: str) -> RoleSet | None:
-    """The one role set that these roles fill, if they do."""
-    fits = [
+def _match_role_set(roles: Mapping[str, str], kind: str) -> RoleSet | None:
+    """Finds the role set whose required roles are all given and which allows every given role."""
+    matches = [
         s
         for s in ROLE_SETS
         if s.kind == kind and set(s.required) <= set(roles) <= set(s.required + s.optional)
     ]
-    return fits[0] if fits else None
+    return matches[0] if matches else None
 
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise DataError(f"{kind!r} is not a kind of data.", f"Choose one of: {', '.join(KINDS)}.")
+        raise DataError(
+            f"The kind of a dataset must be {' or '.join(KINDS)}, got {kind!r}.",
+            "Choose domain for texts, or task for labelled pairs.",
+        )
 
 
 def check_roles(columns: Sequence[str], kind: str, roles: Mapping[str, str]) -> RoleSet:
-    """The role set that the roles fill, once every role is known and every column is there.
+    """Checks that every role is known, has a column that exists, and that together they form a role set.
+
+    Returns:
+        The role set.
 
     Raises:
-        DataError: names what was found and what is needed.
+        DataError: names the columns, the given roles and the required ones.
     """
     _check_kind(kind)
     roles = {role: column for role, column in roles.items() if column}
-    needed = "; or ".join(
-        f"{s}" + (f" (and, if there is, {', '.join(s.optional)})" if s.optional else "")
+    allowed = "; or ".join(
+        f"{s}" + (f" (optional: {', '.join(s.optional)})" if s.optional else "")
         for s in ROLE_SETS
         if s.kind == kind
     )
-    found = f"The columns are: {', '.join(columns)}."
+    column_list = f"The columns are: {', '.join(columns)}."
     if unknown := [role for role in roles if role not in ROLES[kind]]:
         raise DataError(
             f"{', '.join(map(repr, unknown))} is not a role of {kind} data.",
-            f"Known are: {', '.join(ROLES[kind])}.",
+            f"Choose from: {', '.join(ROLES[kind])}.",
         )
-    if absent := [column for column in roles.values() if column not in columns]:
-        raise DataError(f"There is no column {absent[0]!r}.", found)
-    if twice := [c for c in roles.values() if list(roles.values()).count(c) > 1]:
-        raise DataError(f"The column {twice[0]!r} plays two roles.", "Give each role its own column.")
-    chosen = _set_of(roles, kind)
-    if chosen is None:
-        given = ", ".join(f"{role} = {column}" for role, column in roles.items()) or "none"
+    if missing := [column for column in roles.values() if column not in columns]:
+        raise DataError(f"The column {missing[0]!r} does not exist.", column_list)
+    if shared := [c for c in roles.values() if list(roles.values()).count(c) > 1]:
+        raise DataError(f"The column {shared[0]!r} has two roles.", "Give each role its own column.")
+    role_set = _match_role_set(roles, kind)
+    if role_set is None:
+        assigned = ", ".join(f"{role} = {column}" for role, column in roles.items()) or "none"
         raise DataError(
-            f"The columns do not make {kind} data. {found} Roles given: {given}.",
-            f"Needed are: {needed}. Say which column plays which role.",
+            f"These columns do not form {kind} data. {column_list} Roles given: {assigned}.",
+            f"Assign columns to these roles: {allowed}.",
         )
-    return chosen
+    return role_set
 
 
 def to_canonical(rows: Sequence[RawRow], kind: str, roles: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Canonical rows, in the same order.
+    """Converts raw rows to canonical rows, in the same order.
 
     Args:
-        rows: as the readers give them.
+        rows: raw rows from `readers`.
         kind: "domain" or "task".
         roles: role to column; an empty column means that the role is not used.
 
     Raises:
-        DataError: with file and line, for a cell that is missing, empty, NaN or not text.
+        DataError: names file and line of a cell that is missing, empty, NaN or not text.
     """
     roles = {role: column for role, column in roles.items() if column}
-    chosen = check_roles(list_columns(rows), kind, roles)
+    role_set = check_roles(list_columns(rows), kind, roles)
     if kind == "domain":
-        return [{"text": _text(row, roles["text"])} for row in rows]
-    made: list[dict[str, Any]] = []
+        return [{"text": _read_text(row, roles["text"])} for row in rows]
+    canonical: list[dict[str, Any]] = []
     types: set[str] = set()
     for row in rows:
-        system = _text(row, roles["system"], needed=False) if "system" in roles else ""
-        messages = (
-            _messages(row, roles["messages"])
-            if chosen.required == ("messages",)
-            else _pair(row, chosen, roles)
-        )
+        system = _read_text(row, roles["system"], required=False) if "system" in roles else ""
+        if role_set.required == ("messages",):
+            messages = _read_messages(row, roles["messages"])
+        else:
+            messages = _read_pair(row, role_set, roles)
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-        made.append({"messages": messages})
-        if "type" in roles and (label := _text(row, roles["type"], needed=False).strip()):
+        canonical.append({"messages": messages})
+        if "type" in roles and (label := _read_text(row, roles["type"], required=False).strip()):
             types.add(label)
             if len(label) > TYPE_LENGTH or len(types) > TYPE_LIMIT:
                 raise DataError(
-                    f"the column {roles['type']!r} does not look like a type: it is longer than {TYPE_LENGTH} characters "
-                    f"or takes more than {TYPE_LIMIT:,} values.",
-                    "Choose another column for the type, or none.", file=row.file, line=row.line,
+                    f"the column {roles['type']!r} does not look like a type: it is longer "
+                    f"than {TYPE_LENGTH} characters or has more than {TYPE_LIMIT:,} distinct values.",
+                    "Choose another column as the type, or none.", file=row.file, line=row.line,
                 )  # fmt: skip
-            made[-1]["type"] = label
-    return made
+            canonical[-1]["type"] = label
+    return canonical
 
 
-def _pair(row: RawRow, chosen: RoleSet, roles: Mapping[str, str]) -> list[dict[str, str]]:
-    """The user's message and the assistant's; a context stands before the question, an input after the instruction."""
-    asked, answered = chosen.required
-    parts = [_text(row, roles[asked])]
+def _read_pair(row: RawRow, role_set: RoleSet, roles: Mapping[str, str]) -> list[dict[str, str]]:
+    """Builds a user and an assistant message; context and question, or instruction and input, are joined."""
+    user_role, assistant_role = role_set.required
+    parts = [_read_text(row, roles[user_role])]
     if "context" in roles:
-        parts.insert(0, _text(row, roles["context"], needed=False))
+        parts.insert(0, _read_text(row, roles["context"], required=False))
     if "input" in roles:
-        parts.append(_text(row, roles["input"], needed=False))
+        parts.append(_read_text(row, roles["input"], required=False))
     user = "\n\n".join(p for p in parts if p.strip())
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": _text(row, roles[answered])}]
+    assistant = _read_text(row, roles[assistant_role])
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def _text(row: RawRow, column: str, needed: bool = True) -> str:
-    return _as_text(
-        row.values.get(column), f"the column {column!r}", row, needed, absent=column not in row.values
-    )
+def _read_text(row: RawRow, column: str, required: bool = True) -> str:
+    is_missing = column not in row.values
+    return _to_text(row.values.get(column), f"the column {column!r}", row, required, is_missing)
 
 
-def _as_text(cell: Any, what: str, row: RawRow, needed: bool, absent: bool = False) -> str:
-    """The cell as text: numbers are written out, a missing cell is "" where it is not needed."""
-    fix = "Fill it or delete the row."
+def _to_text(cell: Any, what: str, row: RawRow, required: bool, is_missing: bool = False) -> str:
+    """Converts a cell to text: numbers are written out, and an optional cell without a value is ""."""
+    fix = "Fill it in or delete the row."
     if isinstance(cell, str):
-        if needed and not cell.strip():
+        if required and not cell.strip():
             raise DataError(f"{what} is empty.", fix, file=row.file, line=row.line)
         if not cell.isascii() or "\0" in cell:
-            if bad := _UNWRITABLE.search(cell):
+            if match := _UNWRITABLE.search(cell):
                 raise DataError(
-                    f"{what} holds U+{ord(bad.group()):04X}, which is no character of a text.",
+                    f"{what} contains U+{ord(match.group()):04X}, which is not a valid text character.",
                     "Remove it.",
                     file=row.file,
                     line=row.line,
                 )
         return cell
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        if needed:
-            raise DataError(
-                f"{what} is {'missing' if absent else 'NaN' if cell is not None else 'null'}.",
-                fix,
-                file=row.file,
-                line=row.line,
-            )
-        return ""
+        if not required:
+            return ""
+        value = "NaN" if cell is not None else "null"
+        raise DataError(f"{what} is {'missing' if is_missing else value}.", fix, file=row.file, line=row.line)
     if isinstance(cell, (int, float)) and not isinstance(cell, bool) and math.isfinite(cell):
         return str(cell)
-    shown = {bool: "true or false", list: "a list", dict: "an object", float: "infinite"}.get(
+    value = {bool: "true or false", list: "a list", dict: "an object", float: "infinite"}.get(
         type(cell), type(cell).__name__
     )
-    raise DataError(f"{what} is {shown}, not text.", "Write it as text.", file=row.file, line=row.line)
+    raise DataError(f"{what} is {value}, not text.", "Write it as text.", file=row.file, line=row.line)
 
 
-def _messages(row: RawRow, column: str) -> list[dict[str, str]]:
-    """The turns of a conversation: `role`/`content`, or `from`/`value`; as a list or as its JSON text."""
+def _read_messages(row: RawRow, column: str) -> list[dict[str, str]]:
+    """Reads a conversation: `role` and `content`, or `from` and `value`; a list, or a list as JSON text."""
     cell = row.values.get(column)
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         cell = parse_json(cell, row.file, row.line)
     fix = 'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
 
-    def refuse(what: str) -> DataError:
+    def error(what: str) -> DataError:
         return DataError(f"the column {column!r}: {what}", fix, file=row.file, line=row.line)
 
     if not isinstance(cell, list) or not cell:
-        raise refuse("it is missing or empty." if not cell else "it is not a list of messages.")
-    turns: list[dict[str, str]] = []
-    for number, turn in enumerate(cell, start=1):
-        if not isinstance(turn, dict):
-            raise refuse(f"message {number} is not an object.")
-        speaker = turn.get("role", turn.get("from"))
-        role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+        raise error("it is missing or empty." if not cell else "it is not a list of messages.")
+    messages: list[dict[str, str]] = []
+    for number, message in enumerate(cell, start=1):
+        if not isinstance(message, dict):
+            raise error(f"message {number} is not an object.")
+        name = message.get("role", message.get("from"))
+        role = _MESSAGE_ROLES.get(name) if isinstance(name, str) else None
         if role is None:
-            raise refuse(f"message {number} has the role {speaker!r}; known are system, user and assistant.")
+            raise error(f"the role of message {number} must be system, user or assistant, got {name!r}.")
         if role == "system" and number > 1:
-            raise refuse(f"message {number} is the system's; only the first may be.")
-        content = _as_text(
-            turn.get("content", turn.get("value")), f"message {number} of the column {column!r}", row, True
+            raise error(f"message {number} has the role system; only the first message may have it.")
+        content = _to_text(
+            message.get("content", message.get("value")),
+            f"message {number} of the column {column!r}",
+            row,
+            required=True,
         )
-        turns.append({"role": role, "content": content})
-    if turns[-1]["role"] != "assistant":
-        raise refuse(
-            f"the last message is the {turns[-1]['role']}'s; it has to be the assistant's, which is what is learned."
+        messages.append({"role": role, "content": content})
+    if messages[-1]["role"] != "assistant":
+        raise error(
+            f"the role of the last message must be assistant, got {messages[-1]['role']}: "
+            "the adapter learns to write the last message."
         )
-    if not any(turn["role"] == "user" for turn in turns):
-        raise refuse("no message is the user's.")
-    return turns
+    if not any(message["role"] == "user" for message in messages):
+        raise error("no message has the role user.")
+    return messages

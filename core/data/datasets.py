@@ -1,12 +1,11 @@
-"""Datasets on disk: imported whole, split once, fingerprinted, and read back only as they were written.
+"""Datasets on disk: imported atomically, split once, and verified by sha256 when they are read.
 
-Knows the folder of a dataset and its record. Knows nothing of file formats (`readers`), of columns
-(`columns`) or of how rows are divided (`splits`).
+    <id>/source/0001.jsonl ...                 copies of the imported files
+         rows.jsonl                            canonical rows, in the order of the files
+         splits/<id>_{train,val,test}.jsonl    the same rows, split
+         dataset.json                          the record, a `Dataset`
 
-    <id>/source/0001.jsonl ...       the bytes that were given, copied
-         rows.jsonl                  canonical rows, in the order of the files
-         splits/<id>_{train,val,test}.jsonl
-         dataset.json                the record below
+File formats are in `readers`, column roles in `columns`, and the rule of the split in `splits`.
 """
 
 from __future__ import annotations
@@ -49,39 +48,68 @@ from core.store.workspace import (
 
 logger = logging.getLogger(__name__)
 
-DAMAGED = "Import the data again; the bytes that were given are in the dataset's source folder."
+DAMAGED = "Import the data again. The original files are in the dataset's source folder."
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset. `sha256` covers its rows, the seed and the ratios."""
+    """The record of a dataset; its fields are the keys of dataset.json.
+
+    Attributes:
+        id: name of its folder.
+        name: display name.
+        kind: "domain" or "task".
+        rows: rows of all splits together.
+        splits: rows in train, val and test.
+        seed: seed of the split.
+        ratios: shares of train, val and test.
+        sha256: digest of rows.jsonl, the seed and the ratios.
+        roles: role to column.
+        columns: columns of the imported files.
+        files: name, bytes, sha256 and stored (the name in source/) of each imported file.
+        created: unix time in seconds.
+        types: rows of each type, the most frequent first.
+        duplicates: rows that repeat an earlier one. They stay in the dataset, in the same split as the first.
+        encoding: encoding of the text files.
+        split_sha256: digest of each split's file.
+    """
 
     id: str
     name: str
-    kind: str  # "domain" or "task"
+    kind: str
     rows: int
-    splits: dict[str, int]  # rows in train, val and test
+    splits: dict[str, int]
     seed: int
     ratios: tuple[float, float, float]
     sha256: str
-    roles: dict[str, str]  # role to column
+    roles: dict[str, str]
     columns: list[str]
-    files: list[dict[str, Any]]  # name, bytes, sha256, stored (its name in source/)
-    created: float  # unix seconds
-    types: dict[str, int] = field(default_factory=dict)  # rows of each type, the commonest first
-    duplicates: int = 0  # rows that repeat an earlier one; kept, and always in the same split
+    files: list[dict[str, Any]]
+    created: float
+    types: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
     encoding: str = "utf-8"
     split_sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What an import would make of some files; `problem` says why it would be refused, or is empty."""
+    """Result of a trial import that writes nothing.
+
+    Attributes:
+        kind: "domain" or "task", as given or guessed.
+        columns: columns of the files.
+        roles: role to column, as given or guessed.
+        rows: the first raw rows, column to value.
+        total: rows of all files.
+        canonical: the first canonical rows.
+        problem: why an import would be refused; empty if it would succeed.
+    """
 
     kind: str
     columns: list[str]
     roles: dict[str, str]
-    rows: list[dict[str, Any]]  # the first raw rows, column to value
+    rows: list[dict[str, Any]]
     total: int
     canonical: list[dict[str, Any]]
     problem: str
@@ -94,34 +122,41 @@ def preview(
     limit: int = 20,
     encoding: str = "utf-8",
 ) -> Preview:
-    """Reads the files and shows what they hold, with kind and roles guessed where they are not given.
+    """Reads the files as an import would, without writing anything.
 
     Args:
-        limit: raw and canonical rows to show.
+        paths: files or folders.
+        kind: "domain" or "task"; None guesses it from the column names.
+        roles: role to column; None guesses them from the column names.
+        limit: how many raw and canonical rows to return.
+        encoding: encoding of the text files.
 
     Raises:
-        DataError: a file that cannot be read at all; doubts about roles and cells are in `problem`.
+        DataError: a file cannot be read at all. Problems with roles and cells are in `Preview.problem`.
     """
     raw = read_files(paths, encoding)
-    chosen, columns, mapping = _settle(raw, kind, roles)
+    kind, columns, roles = _resolve_layout(raw, kind, roles)
     rows: list[dict[str, Any]] = []
     problem = ""
     try:
-        rows = to_canonical(raw, chosen, mapping)
+        rows = to_canonical(raw, kind, roles)
         split(rows)
     except StudioError as e:
         problem = str(e)
-    return Preview(chosen, columns, mapping, [r.values for r in raw[:limit]], len(raw), rows[:limit], problem)
+    return Preview(kind, columns, roles, [r.values for r in raw[:limit]], len(raw), rows[:limit], problem)
 
 
-def _settle(
+def _resolve_layout(
     raw: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None
 ) -> tuple[str, list[str], dict[str, str]]:
-    """Kind, columns and roles: as given, else guessed."""
+    """Resolves kind, columns and roles: the given values, and guesses for the others."""
     columns = list_columns(raw)
-    given = {role: column for role, column in (roles or {}).items() if column}
-    chosen = kind or (("domain" if "text" in given else "task") if given else guess_kind(raw))
-    return chosen, columns, given or guess_roles(columns, chosen)
+    assigned = {role: column for role, column in (roles or {}).items() if column}
+    if not kind and assigned:
+        kind = "domain" if "text" in assigned else "task"
+    elif not kind:
+        kind = guess_kind(raw)
+    return kind, columns, assigned or guess_roles(columns, kind)
 
 
 def import_dataset(
@@ -133,35 +168,37 @@ def import_dataset(
     seed: int = SEED,
     encoding: str = "utf-8",
 ) -> Dataset:
-    """Copies the files, reads the copies, splits the rows and makes the dataset appear, whole or not at all.
+    """Imports files as a dataset: copies them, reads the copies, splits the rows, and publishes the folder.
+
+    The dataset appears complete or not at all.
 
     Args:
-        workspace: where it goes.
+        workspace: workspace that gets the dataset.
         paths: files or folders; links are never followed.
-        name: what people will call it.
-        kind: "domain" or "task"; None guesses.
-        roles: role to column; None guesses.
-        seed: decides the split.
-        encoding: of the text formats.
+        name: display name.
+        kind: "domain" or "task"; None guesses it from the column names.
+        roles: role to column; None guesses them from the column names.
+        seed: seed of the split.
+        encoding: encoding of the text files.
 
     Raises:
-        DataError: what cannot be read, with file, line and remedy.
+        DataError: a file or row cannot be read; names file, line and remedy.
         InvalidName: the name.
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full or cannot be written.
     """
     name = check_name(name)
     sources = find_files(paths)
-    given_bytes = sum(source.path.lstat().st_size for source in sources)
-    ensure_space(workspace.root, 4 * given_bytes)
+    source_bytes = sum(source.path.lstat().st_size for source in sources)
+    ensure_space(workspace.root, 4 * source_bytes)
     dataset_id, place = workspace.new_dir("datasets", name)
     try:
         copies, files = _copy(sources, place / "source")
         raw = read_sources(copies, encoding)
-        chosen, columns, mapping = _settle(raw, kind, roles)
-        rows = to_canonical(raw, chosen, mapping)
+        kind, columns, roles = _resolve_layout(raw, kind, roles)
+        rows = to_canonical(raw, kind, roles)
         del raw
         parts = split(rows, seed)
-        lines = [_line(row) for row in rows]
+        lines = [_to_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
         _write(place / "rows.jsonl", lines)
         digests = {
@@ -171,13 +208,13 @@ def import_dataset(
         dataset = Dataset(
             id=dataset_id,
             name=name,
-            kind=chosen,
+            kind=kind,
             rows=len(rows),
             splits={s: len(parts[s]) for s in SPLITS},
             seed=seed,
             ratios=RATIOS,
-            sha256=_fingerprint(place / "rows.jsonl", seed, RATIOS),
-            roles=mapping,
+            sha256=_compute_fingerprint(place / "rows.jsonl", seed, RATIOS),
+            roles=roles,
             columns=columns,
             files=files,
             created=time.time(),
@@ -197,18 +234,18 @@ def import_dataset(
 
 
 def _copy(sources: Sequence[Source], folder: Path) -> tuple[list[Source], list[dict[str, Any]]]:
-    """Copies the bytes under names of ours; what is hashed here is what is read afterwards."""
+    """Copies the files under numbered names; the copies are hashed here and read afterwards."""
     folder.mkdir()
     copies, files = [], []
     for number, source in enumerate(sources, start=1):
         target = folder / f"{number:04d}{source.suffix}"
         sha, size = hashlib.sha256(), 0
-        with open_source(source) as given, open(target, "xb") as copy:
-            while block := given.read(1 << 20):
+        with open_source(source) as original, open(target, "xb") as copy:
+            while block := original.read(1 << 20):
                 size += len(block)
                 if size > FILE_LIMIT_BYTES:
                     raise DataError(
-                        "it grows while it is read.", "Wait until it is complete.", file=source.name
+                        "the file grows while it is read.", "Wait until it is complete.", file=source.name
                     )
                 sha.update(block)
                 copy.write(block)
@@ -217,12 +254,12 @@ def _copy(sources: Sequence[Source], folder: Path) -> tuple[list[Source], list[d
     return copies, files
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _to_line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def _write(path: Path, lines: Iterable[bytes]) -> str:
-    """Writes lines into a building place; returns their sha256."""
+    """Writes lines into the unpublished folder; returns their sha256."""
     path.parent.mkdir(exist_ok=True)
     sha = hashlib.sha256()
     with open(path, "xb") as f:
@@ -232,7 +269,8 @@ def _write(path: Path, lines: Iterable[bytes]) -> str:
     return sha.hexdigest()
 
 
-def _fingerprint(rows_file: Path, seed: int, ratios: Sequence[float]) -> str:
+def _compute_fingerprint(rows_file: Path, seed: int, ratios: Sequence[float]) -> str:
+    """Computes the sha256 of the rows, the seed and the ratios, which together decide every split."""
     sha = hashlib.sha256()
     with open(rows_file, "rb") as f:
         while block := f.read(1 << 20):
@@ -242,10 +280,10 @@ def _fingerprint(rows_file: Path, seed: int, ratios: Sequence[float]) -> str:
 
 
 def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
-    """The record of a dataset.
+    """Loads the record of a dataset.
 
     Raises:
-        NotFound: there is none.
+        NotFound: the dataset does not exist.
         StorageError: its record is damaged.
     """
     workspace.find("datasets", dataset_id)
@@ -253,38 +291,42 @@ def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
     try:
         dataset = Dataset(**{**record, "ratios": tuple(record["ratios"])})
         if dataset.id != dataset_id or set(dataset.splits) != set(SPLITS):
-            raise ValueError("it describes another dataset")
+            raise ValueError("it belongs to another dataset")
         return dataset
     except (TypeError, KeyError, ValueError) as e:
         raise StorageError(f"The record of the dataset {dataset_id!r} is damaged: {e}.", DAMAGED) from e
 
 
 def list_datasets(workspace: Workspace) -> list[Dataset]:
-    """All datasets, oldest first; one whose record is damaged is logged and left out."""
-    found = []
+    """Lists all datasets, oldest first; a dataset with a damaged record is logged and left out."""
+    datasets = []
     for dataset_id in workspace.ids("datasets"):
         try:
-            found.append(load_dataset(workspace, dataset_id))
+            datasets.append(load_dataset(workspace, dataset_id))
         except (StorageError, NotFound) as e:
             logger.warning("dataset left out: %s", e)
-    return sorted(found, key=lambda d: (d.created, d.id))
+    return sorted(datasets, key=lambda d: (d.created, d.id))
 
 
 def read_split(
     workspace: Workspace, dataset_id: str, split: str, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """The canonical rows of one split, after checking that its file is the one that was written.
+    """Reads the canonical rows of one split and verifies the sha256 of its file.
 
     Args:
+        workspace: workspace of the dataset.
+        dataset_id: id of the dataset.
         split: "train", "val" or "test".
-        limit: read only this many rows, for a look; the file is then not checked.
+        limit: read only the first rows, at most this many; the file is then not verified.
 
     Raises:
-        NotFound: no such dataset or split.
-        StorageError: the file is missing or differs.
+        NotFound: the dataset or split does not exist.
+        StorageError: the file is missing or has changed.
     """
     if split not in SPLITS:
-        raise NotFound(f"There is no split {split!r}.", f"Choose one of: {', '.join(SPLITS)}.")
+        raise NotFound(
+            f"Split must be one of {', '.join(SPLITS)}, got {split!r}.", "Choose one of these splits."
+        )
     dataset = load_dataset(workspace, dataset_id)
     path = workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{split}.jsonl")
     if limit is None:
@@ -298,30 +340,31 @@ def read_split(
 
 def _check_file(path: Path, claimed_digest: str) -> None:
     try:
-        found = sha256_of(path)
+        digest = sha256_of(path)
     except OSError as e:
         raise StorageError(f"{path.name} cannot be read: {e.strerror}.", DAMAGED) from e
-    if found != claimed_digest:
-        raise StorageError(f"{path.name} is not what was written: its sha256 differs.", DAMAGED)
+    if digest != claimed_digest:
+        raise StorageError(f"{path.name} has changed since the import: its sha256 differs.", DAMAGED)
 
 
 def verify_dataset(workspace: Workspace, dataset_id: str) -> None:
-    """Checks the rows, the seed and ratios, the three splits and the copied files against the record.
+    """Verifies the rows, the seed and ratios, the three splits and the copied files against the record.
 
     Raises:
-        StorageError: names the first file that differs.
+        StorageError: a file has changed; names the first one.
     """
     dataset = load_dataset(workspace, dataset_id)
     rows_file = workspace.path("datasets", dataset_id, "rows.jsonl")
     try:
-        found = _fingerprint(rows_file, dataset.seed, dataset.ratios)
+        fingerprint = _compute_fingerprint(rows_file, dataset.seed, dataset.ratios)
     except OSError as e:
         raise StorageError(
             f"rows.jsonl of the dataset {dataset_id!r} cannot be read: {e.strerror}.", DAMAGED
         ) from e
-    if found != dataset.sha256:
+    if fingerprint != dataset.sha256:
         raise StorageError(
-            f"rows.jsonl of the dataset {dataset_id!r} is not what was written: its sha256 differs.", DAMAGED
+            f"rows.jsonl of the dataset {dataset_id!r} has changed since the import: its sha256 differs.",
+            DAMAGED,
         )
     for name in SPLITS:
         _check_file(
@@ -335,7 +378,7 @@ def verify_dataset(workspace: Workspace, dataset_id: str) -> None:
 
 
 def rename_dataset(workspace: Workspace, dataset_id: str, name: str) -> Dataset:
-    """Gives a dataset another display name; its id and its bytes stay.
+    """Changes the display name of a dataset; its id and its files stay.
 
     Raises:
         InvalidName: the name.

@@ -1,11 +1,11 @@
 """Rows to token ids and loss masks: chat template, completion masks, special tokens in user text.
 
-This is the only module that knows the label that cross entropy ignores. Batches are `core.data.collation`, packed rows
-`core.data.packing`, the encoder's side of a sequence-to-sequence base `core.data.span_corruption`.
+`IGNORE_INDEX`, the label that cross entropy ignores, is defined here only. Batches are in `collation`, packed
+rows in `packing`, the inputs of encoder-decoder bases in `span_corruption`.
 
     row         {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
     ids         <user> question <end> <assistant>  answer  <end>
-    loss_mask     0       0       0        0          1      1      only tokens under a 1 are trained and scored
+    loss_mask     0       0       0        0          1      1      1: trained and scored
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class EncodedSequence:
     """Token ids of one sequence and which of them are trained on and scored.
 
     Attributes:
-        ids: T token ids. With a sequence-to-sequence base these are the decoder's, from its start token on.
-        loss_mask: T times 0 or 1; 1 where the token is trained on and scored.
+        ids: T token ids. With an encoder-decoder base these are the decoder's, from its start token on.
+        loss_mask: T values, 1 where the token is trained on and scored, else 0.
         truncated: tokens that were cut off to respect the max length.
         encoder_ids: S token ids that the encoder reads; empty for a decoder-only base.
     """
@@ -56,14 +56,12 @@ def is_seq2seq(tokenizer: Any) -> bool:
     return getattr(tokenizer, "decoder_start_token_id", None) is not None
 
 
-def encode_chat(
-    tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool
-) -> list[int]:
+def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> list[int]:
     """Renders messages with the tokenizer's chat template into token ids.
 
-    Special tokens that are written out in the content of a message are encoded as plain characters, so that a text
-    cannot forge a role. The template runs over placeholders, and each placeholder is tokenized on its own
-    with `split_special_tokens=True`.
+    Special tokens that are written out in the content of a message are encoded as plain characters, so that
+    a text cannot forge a role. The template runs over placeholders; the text of each placeholder is then
+    tokenized on its own with `split_special_tokens=True`.
 
     Args:
         messages: dicts with "role" and "content".
@@ -101,8 +99,8 @@ def encode_task(
 ) -> EncodedSequence:
     """Encodes a conversation; every assistant turn with its end token is a completion, the rest is context.
 
-    A sequence that is too long first loses tokens at its beginning, then at the end of its last completion. A completion
-    that has lost its own beginning becomes context.
+    A sequence that is too long first loses tokens at its beginning, then at the end of its last completion.
+    A completion that has lost its own beginning becomes context.
 
     Args:
         tokenizer: the base's tokenizer, with a chat template.
@@ -112,7 +110,8 @@ def encode_task(
     """
     if is_seq2seq(tokenizer):
         question = encode_chat(tokenizer, messages[:-1], add_generation_prompt=True)
-        return _to_sequence(span_corruption.encode_task(tokenizer, question, messages[-1]["content"], max_length))
+        answer = messages[-1]["content"]
+        return _to_sequence(span_corruption.encode_task(tokenizer, question, answer, max_length))
     ids = encode_chat(tokenizer, messages, add_generation_prompt=False)
     spans = [
         span
@@ -142,17 +141,20 @@ def _find_answer(
 ) -> tuple[int, int] | None:
     """Finds the tokens of one assistant turn in the encoded conversation.
 
-    A template may render a turn differently once other turns follow (Qwen3 drops the thought). The span therefore starts
-    where the rendered prefix and the whole conversation part; the length of the prefix would be wrong.
+    A template may render a turn differently once other turns follow (Qwen3 drops the thought). The span
+    therefore starts where the rendered prefix and the whole conversation diverge; the length of the prefix
+    would be wrong.
 
     Returns:
         (first token, one past its end token), or None where the template leaves the turn out.
     """
-    start = _count_shared(encode_chat(tokenizer, messages[:turn], add_generation_prompt=True), ids)
+    start = _count_shared_tokens(encode_chat(tokenizer, messages[:turn], add_generation_prompt=True), ids)
     is_last = turn == len(messages) - 1
     bound = len(ids)
     if not is_last:
-        bound = _count_shared(encode_chat(tokenizer, messages[: turn + 1], add_generation_prompt=False), ids)
+        bound = _count_shared_tokens(
+            encode_chat(tokenizer, messages[: turn + 1], add_generation_prompt=False), ids
+        )
     if bound <= start:
         bound = len(ids)
     end = next((i for i in range(start, bound) if ids[i] in ends), None)
@@ -163,7 +165,7 @@ def _find_answer(
     return (start, bound) if start < bound < len(ids) else None
 
 
-def _count_shared(prefix: Sequence[int], ids: Sequence[int]) -> int:
+def _count_shared_tokens(prefix: Sequence[int], ids: Sequence[int]) -> int:
     """Counts the tokens that both sequences share from the start."""
     size = min(len(prefix), len(ids))
     return next((i for i in range(size) if prefix[i] != ids[i]), size)
@@ -174,26 +176,24 @@ def encode_text(
 ) -> list[EncodedSequence]:
     """Encodes a document for scoring, as windows of at most `max_length` tokens.
 
-    Every window opens with one boundary token (eos), which is not scored. A sequence-to-sequence base is scored by
-    span corruption; the spans depend on the text alone, so that two evaluations hide the same ones.
+    Every window opens with one boundary token (eos), which is not scored. An encoder-decoder base is scored
+    by span corruption; the spans depend on the text alone, so that every evaluation hides the same ones.
 
     Args:
         tokenizer: the base's tokenizer.
         text: the document.
         max_length: tokens of a window.
-        allow_special_tokens: encode special tokens that are written out in the text as such. Only for texts that ship
-            with the studio; in user text they stay plain characters.
+        allow_special_tokens: encode special tokens that are written out in the text as special tokens. Only
+            for texts that ship with the studio; in user text they stay plain characters.
     """
     eos = tokenizer.eos_token_id
-    ids = [
-        *tokenizer(text, add_special_tokens=False, split_special_tokens=not allow_special_tokens)["input_ids"],
-        eos,
-    ]
+    (ids,) = encode_documents(tokenizer, [text], allow_special_tokens)
     if is_seq2seq(tokenizer):
-        return [
-            _to_sequence(span_corruption.corrupt_spans(tokenizer, part, span_corruption.content_generator(part)))
-            for part in span_corruption.split_for_encoder(tokenizer, ids, max_length)
-        ]
+        sequences = []
+        for part in span_corruption.split_for_encoder(tokenizer, ids, max_length):
+            generator = span_corruption.content_generator(part)
+            sequences.append(_to_sequence(span_corruption.corrupt_spans(tokenizer, part, generator)))
+        return sequences
     size = max_length - 1
     return [
         EncodedSequence([eos, *ids[i : i + size]], [0] + [1] * len(ids[i : i + size]))
@@ -229,7 +229,7 @@ def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
 def encode_span_corruption(
     tokenizer: Any, documents: Iterable[list[int]], max_length: int, seed: int
 ) -> list[list[EncodedSequence]]:
-    """Encodes documents for a sequence-to-sequence base; the hidden spans are drawn once for the whole run.
+    """Encodes documents for an encoder-decoder base; the hidden spans are drawn once for the whole run.
 
     Returns:
         For each document the sequences of its parts.
@@ -251,9 +251,8 @@ def _to_sequence(sides: span_corruption.Sides) -> EncodedSequence:
 def encode_documents(
     tokenizer: Any, texts: Iterable[str], allow_special_tokens: bool = False
 ) -> Iterator[list[int]]:
-    """Encodes documents as token ids, each with eos at its end; `allow_special_tokens` as in `encode_text`."""
+    """Encodes documents, each with eos at its end; `allow_special_tokens` as in `encode_text`."""
+    split = not allow_special_tokens
     for text in texts:
-        yield [
-            *tokenizer(text, add_special_tokens=False, split_special_tokens=not allow_special_tokens)["input_ids"],
-            tokenizer.eos_token_id,
-        ]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+        yield [*ids, tokenizer.eos_token_id]

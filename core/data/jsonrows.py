@@ -1,8 +1,8 @@
-"""JSON text to rows, each with the line it begins on; limits on depth and length. Files are opened in `readers`.
+"""JSON text to rows, each with the line it begins on; checks depth and length. `readers` opens the files.
 
-The nesting depth is checked before any parser sees the text: a line of 40,000 opening brackets crashes the process in
-parsers that recurse, and no `except` catches that. The native readers of pyarrow and `load_dataset("json")` are
-not used for the same reason.
+The nesting depth is checked before any parser sees the text, because a line of 40,000 opening brackets
+crashes the process in parsers that recurse, and an `except` does not catch that. `load_dataset("json")` and
+the JSON reader of pyarrow are not used for the same reason.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _to_data_error(error: Exception, text: str, file: str, line: int) -> DataErr
         what = f"not valid JSON: {error.msg} at column {error.colno}."
         return DataError(
             what,
-            "Correct it. Texts and keys need double quotes, and the last item must not be followed by a comma.",
+            "Correct it. Texts and keys need double quotes, and the last item needs no comma after it.",
             file=file,
             line=line,
         )

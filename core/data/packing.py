@@ -1,10 +1,10 @@
 """Packing: several sequences share one row, each with its own positions, masks and attention.
 
-    one row of 16      [doc a . . . . ][doc b . . .][doc c . . .]
-    position_ids        0 1 2 3 4 5     0 1 2 3 4    0 1 2 3 4       restart at every sequence
-    loss_mask           0 1 1 1 1 1     0 1 1 1 1    0 0 0 1 1       the first token of a sequence is never predicted
-    seq_lengths         6               5            5
-    attention           a reads a       b reads b    c reads c       block-diagonal: no sequence attends to another one
+    one row of 16   [a a a a a a] [b b b b b] [c c c c c]
+    position_ids     0 1 2 3 4 5   0 1 2 3 4   0 1 2 3 4     restart at every sequence
+    loss_mask        0 1 1 1 1 1   0 1 1 1 1   0 0 0 1 1     0 at every first token, and in c for its context
+    seq_lengths      6             5           5
+    attention        a to a        b to b      c to c        block-diagonal, causal within each block
 
 `core.model.packing_check` tests whether a model keeps the sequences of a row separate.
 
@@ -27,8 +27,8 @@ def split_into_windows(
 ) -> list[EncodedSequence]:
     """Splits a document into sequences of at most `max_length` tokens; every token is trained exactly once.
 
-    The first window opens with the boundary token. Each later window opens with the last `overlap` tokens (at least one) of
-    the window before it, as context that is not trained.
+    The first window opens with the boundary token. Each later window opens with the last `overlap` tokens (at
+    least one) of the window before it, as context that is not trained.
 
         max_length 6, overlap 2      ids        b a1 a2 a3 a4 a5 | a4 a5 a6 a7 a8 a9
                                      loss_mask  0  1  1  1  1  1 |  0  0  1  1  1  1
@@ -44,7 +44,7 @@ def split_into_windows(
     """
     if overlap > max_length // 2:
         raise SpecError(
-            f"Overlap must be at most {max_length // 2}, half of the max length of {max_length} tokens, got {overlap}.",
+            f"Overlap must be at most {max_length // 2}, half of the max length, got {overlap}.",
             "Choose a smaller overlap or a larger max length.",
         )
     document, shared = [boundary, *ids], max(1, overlap)
@@ -61,9 +61,9 @@ def split_into_windows(
 def pack_best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Assigns sequences to rows, each time to the fullest row that still has space (best fit).
 
-    Sequences above a quarter of a row come first, the longest first. The rest fills the gaps in the given order, so that
-    a row of short sequences is a sample of all short ones. (With the longest first throughout, a row holds sequences of one
-    length: rows are a tenth of a percent fuller, and the loss jumps from step to step.)
+    Sequences above a quarter of a row come first, the longest first. The rest fill the gaps in the given
+    order, so that a row of short sequences is a sample of all short ones. (With the longest first throughout,
+    a row holds sequences of one length: rows are 0.1 % fuller, but the loss jumps from step to step.)
 
     Args:
         sizes: tokens of each sequence, at least two.

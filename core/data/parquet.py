@@ -87,9 +87,7 @@ def _check(parquet: Any, name: str) -> list[str]:
         )
     names = schema.names
     if duplicate := next((n for n in names if names.count(n) > 1), None):
-        raise DataError(
-            f"two columns are named {duplicate!r}.", "Give each column its own name.", file=name
-        )
+        raise DataError(f"two columns are named {duplicate!r}.", "Give each column its own name.", file=name)
     for field in schema:
         if not _is_supported(field.type, 0):
             raise DataError(
@@ -110,7 +108,7 @@ def _check(parquet: Any, name: str) -> list[str]:
             chunk = meta.row_group(i).column(j)
             if chunk.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in chunk.encodings:
                 raise DataError(
-                    f"the column {chunk.path_in_schema!r} has the encoding DELTA_BYTE_ARRAY, which is not supported.",
+                    f"the encoding DELTA_BYTE_ARRAY of the column {chunk.path_in_schema!r} is not supported.",
                     "Write the file again with the default encodings.",
                     file=name,
                 )
@@ -133,8 +131,8 @@ def _is_supported(kind: Any, depth: int) -> bool:
             _is_supported(kind.field(i).type, depth + 1) for i in range(kind.num_fields)
         )
     return (
-        types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind) or types.is_floating(kind)
-        or types.is_boolean(kind) or types.is_null(kind)
+        types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)
+        or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
         or (depth == 0 and (types.is_date(kind) or types.is_timestamp(kind) or types.is_decimal(kind)))
     )  # fmt: skip
 

@@ -1,10 +1,11 @@
-"""Prompts of a suite, from lines and from files.
+"""Prompts of a suite, from pasted lines and from files.
 
-Knows which column of a file is asked and how many prompts are too many. Knows nothing of tokens.
-
-    lines            one prompt a line; empty lines are passed by
+    lines            one prompt per line; empty lines are skipped
     .txt .md         the same
-    .csv .jsonl ...  one prompt a row: the column that is named like one, else the first that holds text
+    .csv .jsonl ...  one prompt per row, from the column named prompt, question, instruction or text,
+                     else from the first column that has text
+
+The limits below apply to pasted prompts and files together.
 """
 
 from __future__ import annotations
@@ -18,46 +19,51 @@ from core.errors import DataError
 
 PROMPT_LIMIT = 200
 LENGTH_LIMIT = 20_000  # characters of one prompt
-NAMES = ("prompt", "question", "instruction", "text")
+COLUMN_NAMES = ("prompt", "question", "instruction", "text")
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def read_prompts(lines: str, paths: Sequence[Path | str] = ()) -> list[str]:
-    """Pasted prompts, then those of files.
+    """Reads the pasted prompts, then those of the files.
+
+    Args:
+        lines: pasted text, one prompt per line.
+        paths: files of the formats that `readers` supports.
 
     Raises:
-        DataError: too many, too long, none in a file, or characters that are no text.
+        DataError: there are too many prompts, a prompt is too long or has invalid characters, or a file has
+            no prompt.
     """
-    found: list[tuple[str, str, int]] = [
+    prompts: list[tuple[str, str, int]] = [
         (line.strip(), "", i) for i, line in enumerate(lines.split("\n"), 1) if line.strip()
     ]
     for path in paths:
-        found += _of_file(Path(path))
-    for prompt, file, line in found:
-        where, place = ("the prompt", line) if file else (f"Line {line} of the prompts", None)
+        prompts += _read_file(Path(path))
+    for prompt, file, line in prompts:
+        subject, line_in_file = ("the prompt", line) if file else (f"Line {line} of the prompts", None)
         if len(prompt) > LENGTH_LIMIT:
             raise DataError(
-                f"{where} has {len(prompt):,} characters.",
-                f"A prompt has at most {LENGTH_LIMIT:,}.",
+                f"{subject} has {len(prompt):,} characters; a prompt may have at most {LENGTH_LIMIT:,}.",
+                "Shorten it.",
                 file=file,
-                line=place,
+                line=line_in_file,
             )
         if _UNWRITABLE.search(prompt):
             raise DataError(
-                f"{where} holds a character that is no text.",
+                f"{subject} contains a character that is not valid text.",
                 "Remove it, or save the file as UTF-8.",
                 file=file,
-                line=place,
+                line=line_in_file,
             )
-    if len(found) > PROMPT_LIMIT:
+    if len(prompts) > PROMPT_LIMIT:
         raise DataError(
-            f"There are {len(found):,} prompts.", f"A suite has at most {PROMPT_LIMIT}; leave some out."
+            f"A suite may have at most {PROMPT_LIMIT} prompts, got {len(prompts):,}.", "Remove some prompts."
         )
-    return [prompt for prompt, _, _ in found]
+    return [prompt for prompt, _, _ in prompts]
 
 
-def _of_file(path: Path) -> list[tuple[str, str, int]]:
-    """The prompts of one file, each with the file's name and its line."""
+def _read_file(path: Path) -> list[tuple[str, str, int]]:
+    """Reads the prompts of one file, each with the file's name and its line."""
     rows = read_files([path])
     if path.suffix.lower() in (".txt", ".md"):
         return [
@@ -66,22 +72,23 @@ def _of_file(path: Path) -> list[tuple[str, str, int]]:
             for i, text in enumerate(r.values["text"].split("\n"))
             if text.strip()
         ]
-    column = _asked(rows)
-    texts = [(r.values.get(column), r) for r in rows]
-    found = [(text.strip(), r.file, r.line) for text, r in texts if isinstance(text, str) and text.strip()]
-    if not found:
+    column = _find_prompt_column(rows)
+    cells = [(r.values.get(column), r) for r in rows]
+    prompts = [(cell.strip(), r.file, r.line) for cell, r in cells if isinstance(cell, str) and cell.strip()]
+    if not prompts:
         raise DataError(
-            f"the column {column!r} holds no text." if column else "it has no column of text.",
-            "Give it a column `prompt`.",
+            f"the column {column!r} has no text." if column else "the file has no column of text.",
+            "Name the column of the prompts `prompt`.",
             file=path.name,
         )
-    return found
+    return prompts
 
 
-def _asked(rows: list[RawRow]) -> str:
-    """The column that holds the prompts; empty if none holds text."""
-    texts = list(
+def _find_prompt_column(rows: list[RawRow]) -> str:
+    """Finds the column of the prompts; empty if no column has text."""
+    columns = list(
         dict.fromkeys(c for r in rows for c, v in r.values.items() if isinstance(v, str) and v.strip())
     )
-    named = {c.strip().lower(): c for c in reversed(texts)}
-    return next((named[n] for n in NAMES if n in named), texts[0] if texts else "")
+    by_name = {c.strip().lower(): c for c in reversed(columns)}
+    first = columns[0] if columns else ""
+    return next((by_name[n] for n in COLUMN_NAMES if n in by_name), first)

@@ -1,4 +1,4 @@
-"""Files to raw rows, each with its file and line: six formats, their limits, and every way a file can be wrong.
+"""Files to raw rows that carry their file and line: six formats, their limits, and their errors.
 
     .txt .md   one document, or several separated by a line of only `---` between blank lines
     .json      an array of objects, or an object with exactly one array of objects
@@ -94,7 +94,7 @@ def find_files(paths: Sequence[Path | str]) -> list[Source]:
         )
     if len(unique) > FILE_COUNT_LIMIT:
         raise DataError(
-            f"One import may have at most {FILE_COUNT_LIMIT:,} files, got more.",
+            f"One import may have at most {FILE_COUNT_LIMIT:,} files, got {len(unique):,} or more.",
             "Put many short texts into one file, separated by lines of `---`.",
         )
     total = 0
@@ -132,7 +132,9 @@ def _walk(root: Path) -> Iterator[Source]:
 
 def _check_suffix(source: Source) -> None:
     if source.suffix not in SUFFIXES:
-        problem = f"{source.suffix} files are not supported" if source.suffix else "the file name has no suffix"
+        problem = f"{source.suffix} files are not supported"
+        if not source.suffix:
+            problem = "the file name has no suffix"
         raise DataError(
             f"{problem}.",
             f"Supported formats: {', '.join(SUFFIXES)}. Unpack archives first.",
@@ -157,7 +159,9 @@ def open_source(source: Source) -> IO[bytes]:
         raise DataError("the file does not exist.", "Check the path.", file=source.name) from e
     except InvalidName as e:
         raise DataError(
-            "this is not a regular file.", "Choose the file itself, not a link, pipe or device.", file=source.name
+            "this is not a regular file.",
+            "Choose the file itself, not a link, pipe or device.",
+            file=source.name,
         ) from e
     except (OSError, ValueError) as e:
         raise DataError(
@@ -253,7 +257,7 @@ def _read_lines(
             if len(line) > limit:
                 raise DataError(
                     f"the line is longer than {limit:,} characters.",
-                    "Split it into several lines or rows. A missing line end or a missing quote is a common cause.",
+                    "Split it into several lines or rows. A common cause is a missing line end or quote.",
                     file=source.name,
                     line=number,
                 )

@@ -1,4 +1,4 @@
-"""Replay: general documents mixed into a domain run, so that the base forgets less general language.
+"""Replay: general documents added to a domain run, so that the base forgets less general language.
 
 Source: experience replay against forgetting, Rolnick et al. 2019, arXiv 1811.11682.
 """

@@ -1,7 +1,4 @@
-"""The sample data that ships with the studio, and where each file is.
-
-Knows the layout of assets/sample. Knows nothing of what is done with it.
-"""
+"""Paths and contents of the sample data in `assets/sample`."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ class Samples:
     """One set of sample files.
 
     Attributes:
-        folder: where they are; another folder of the same layout holds another domain.
+        folder: folder of the files; a folder of the same layout may hold another domain.
     """
 
     folder: Path = FOLDER
@@ -33,7 +30,7 @@ class Samples:
 
     @property
     def task(self) -> Path:
-        """Labelled pairs about general things."""
+        """Question and answer pairs about general things."""
         return self.folder / "task.jsonl"
 
     @property
@@ -42,23 +39,23 @@ class Samples:
         return self.folder / "heldout_questions.jsonl"
 
     def texts(self, name: str) -> list[str]:
-        """The documents of "general" (replayed in training) or "general_heldout" (never trained on)."""
+        """Documents of "general" (replayed in training) or "general_heldout" (never trained on)."""
         return [row.values["text"] for row in read_files([self.folder / f"{name}.txt"])]
 
     def questions(self) -> list[dict[str, Any]]:
         """Held-out questions about the domain, as task rows."""
-        return _as_rows(self.questions_file)
+        return _read_task_rows(self.questions_file)
 
     def general_questions(self) -> list[dict[str, Any]]:
         """Held-out questions about general things, as task rows."""
-        return _as_rows(self.folder / "general_questions.jsonl")
+        return _read_task_rows(self.folder / "general_questions.jsonl")
 
     def recall_probe(self) -> list[tuple[str, str]]:
-        """The cloze over the domain's facts: (prompt, completion)."""
+        """Cloze sentences over the domain's facts, as (prompt, completion)."""
         return [(r["prompt"], r["completion"]) for r in read_lines(self.folder / "recall_probe.jsonl")]
 
 
-def _as_rows(path: Path) -> list[dict[str, Any]]:
+def _read_task_rows(path: Path) -> list[dict[str, Any]]:
     return [
         {
             "messages": [
@@ -71,7 +68,7 @@ def _as_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of one of our own JSONL files.
+    """Reads the objects of a JSONL file that ships with the studio.
 
     Raises:
         StorageError: the file is missing or damaged.

@@ -1,13 +1,15 @@
-"""Encoder and decoder token ids for sequence-to-sequence bases (T5).
+"""Encoder and decoder token ids for encoder-decoder bases (T5).
 
-    task         encoder  <question> </s>                           decoder  <start> <answer> </s>
-    document     encoder  Thank you <0> me to your <1> week </s>    decoder  <start> <0> for inviting <1> party last <2> </s>
-    prompt       encoder  The lamp is <0> </s>                      decoder  <start> <0> in the room
+                encoder                                  decoder
+    task        <question> </s>                          <start> <answer> </s>
+    document    Thank you <0> me to your <1> week </s>   <start> <0> for inviting <1> party last <2> </s>
+    prompt      The lamp is <0> </s>                     <start> <0> in the room
 
-Documents are learned by span corruption: 15 % of the tokens are hidden in spans of 3 tokens on average, a sentinel
-token stands in each span's place, and the decoder writes the spans (Raffel et al. 2020, arXiv 1910.10683, section 3.3). A
-tokenizer without sentinels reads the first part of a document and writes the rest (prefix language modelling).
-"""  # fmt: skip
+Documents are learned by span corruption: 15 % of the tokens are hidden in spans of 3 tokens on average, a
+sentinel token stands in each span's place, and the decoder writes the spans (Raffel et al. 2020, arXiv
+1910.10683, section 3.3). If the tokenizer has no sentinels, the encoder reads the first part of a document,
+and the decoder writes the rest (prefix language modelling).
+"""
 
 from __future__ import annotations
 
@@ -106,12 +108,12 @@ def content_generator(ids: Sequence[int]) -> random.Random:
 
 
 def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Encodes a raw text for the encoder, with a sentinel at its end that the decoder replaces by the continuation."""
+    """Encodes a raw text for the encoder; the decoder continues at the sentinel that ends it."""
     return [*_encode_plain(tokenizer, text), *sentinel_ids(tokenizer)[:1], tokenizer.eos_token_id]
 
 
 def encode_cloze(tokenizer: Any, prompt: str, completion: str) -> Sides:
-    """Encodes a text of which only the completion is scored; the sentinel before the completion is not scored."""
+    """Encodes a text of which only the completion is scored, not the sentinel before it."""
     head = [tokenizer.decoder_start_token_id, *sentinel_ids(tokenizer)[:1]]
     tail = _encode_plain(tokenizer, completion)
     loss_mask = [0] * len(head) + [1] * len(tail)

@@ -1,6 +1,6 @@
 """What a mix is made of: weight maps, searched weights, interference, attribution. `engine.analysis`.
 
-The modules that compute are imported on the model's thread, so that the page can be painted before torch is there.
+The modules that compute are imported on the model's thread, so the page is painted before torch is loaded.
 """
 
 from __future__ import annotations
@@ -87,13 +87,14 @@ class Analysis:
         metric: str = "perplexity",
         axis: WeightAxis | None = None,
     ) -> Stream:
-        """Measures a map of two adapters' weights, continues a partial one, or reads a complete one from the workspace.
+        """Measures a map of two adapters' weights, or continues or reads the stored one.
 
         Args:
             x, y: ids of the two adapters.
             dataset: its validation split is read; of data that no adapter was trained on, the training split.
             limit: at most this many rows, spread evenly over the split; 0 reads all.
-            around: the mix that the two belong to; its other adapters keep their weights, and all keep their tilts.
+            around: the mix that the two belong to; its other adapters keep their weights, and all keep their
+                tilts.
 
         Returns:
             a stream of WeightMapProgress.
@@ -120,7 +121,7 @@ class Analysis:
         known_map: WeightMap | None = None,
         exact: bool = True,
     ) -> Stream:
-        """Searches the weights of adapters by gradient, by grid and gradient-free, and compares them on other rows.
+        """Searches adapter weights by gradient, grid and gradient-free, and compares them on other rows.
 
         Args:
             around: as in `weight_map`.
@@ -132,22 +133,23 @@ class Analysis:
         """
 
         def work() -> Generator[Any, None, None]:
-            from core.analyze import weight_search
+            from core.analyze.weight_optimizers import WeightSearchSpec
+            from core.analyze.weight_search import search_weights
 
             tilt = around.tilt if around else {}
             others = _other_weights(around, adapters)
-            spec = weight_search.WeightSearchSpec(tuple(adapters), others, exact=exact, tilt=tilt)
-            yield from weight_search.search_weights(
+            spec = WeightSearchSpec(tuple(adapters), others, exact=exact, tilt=tilt)
+            yield from search_weights(
                 self._resident(), spec, *self.choose_samples(dataset, limit), known_map
             )
 
         return self._worker.stream(work)
 
     def choose_samples(self, dataset: str, limit: int) -> tuple[Sample, Sample]:
-        """Rows to choose weights on, and rows to evaluate them on; no adapter of the library was trained on either.
+        """Rows to choose weights on and rows to evaluate them on, none of which an adapter was trained on.
 
-        Usually the validation and the test split. Of data that no adapter was trained on, weights are chosen on
-        the larger training split and evaluated on the other two.
+        Usually the validation and the test split. Of data that no adapter was trained on, weights are chosen
+        on the larger training split and evaluated on the other two.
 
         Args:
             limit: at most this many rows to choose on and twice as many to evaluate on; 0 takes all.
@@ -169,7 +171,11 @@ class Analysis:
         return any(names & adapter.training_data for adapter in library)
 
     def interference(self, mix: Mix, prompts: Sequence[str] = ()) -> Stream:
-        """Compares the adapters of a mix pairwise, by their weights and on prompts; a stream of InterferenceProgress."""
+        """Compares the adapters of a mix pairwise, by their weights and on prompts.
+
+        Returns:
+            a stream of InterferenceProgress.
+        """
 
         def work() -> Generator[Any, None, None]:
             from core.analyze.interference import compare_weights

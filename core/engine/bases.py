@@ -1,4 +1,4 @@
-"""The base models to choose from, downloads from the Hub, and the change from one base to another. `engine.bases`."""
+"""Base models: listing, downloading from the Hub, and switching. `engine.bases`."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ class Bases:
             adapter_names = sorted(
                 adapters.load(self._workspace, a).name for a in list(resident.digests) if a in in_library
             )
-            stay = (
-                "It stays in the library and fits" if len(adapter_names) == 1 else "They stay in the library and fit"
-            )
             leave = _count(len(adapter_names), "adapter leaves", "adapters leave")
-            warnings.append(f"{leave} the mixer: {', '.join(adapter_names)}. {stay} this base only.")
+            stay = "It stays" if len(adapter_names) == 1 else "They stay"
+            names = ", ".join(adapter_names)
+            warnings.append(f"{leave} the mixer: {names}. {stay} in the library, for this base only.")
         fingerprint = self.current().fingerprint
         if resumable := [r for r in self._runs() if r.resumable and r.base_fingerprint == fingerprint]:
             names = ", ".join(r.name for r in resumable)
@@ -64,12 +63,12 @@ class Bases:
             confirmed: the user has read what is unloaded.
 
         Returns:
-            The sentences of `unload_warnings`, if there are any and the change is not `confirmed`: then the base
-            stays. An empty list when the change has begun.
+            The sentences of `unload_warnings`, if there are any and the change is not `confirmed`: then the
+            base stays. An empty list when the change has begun.
 
         Raises:
-            BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is training
-                or queued, or a base is being loaded.
+            BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is
+                training or queued, or a base is being loaded.
         """
         name = name.strip()
         if quantization not in QUANTIZATIONS:
@@ -101,7 +100,7 @@ class Bases:
     # --- to choose from
 
     def list(self) -> list[LocalBase]:
-        """Bases on this machine: the embedded one, those in the Hub's cache, and folders beside known bases."""
+        """Bases on this machine: the embedded one, the Hub's cache, and folders beside known bases."""
         known = [
             self.current().name,
             *(adapters.load(self._workspace, a).base for a in self._workspace.ids("adapters")),

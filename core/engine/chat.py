@@ -5,10 +5,10 @@ An answer follows its mixes while it is generated:
     slider ─ studio.session ─ Chat.retune ─> LiveMixes.mixes            any thread; one assignment, no lock
                                                    │
     worker thread: generate ─ before every token ──┴─ the same: decode on
-                                                      another: new stamp, prefill the text so far again, decode on
+                                                      another: new stamp, prefill again, decode on
 
-The keys and values in the KV cache were computed by layers under a mix, so a cache belongs to that mix. When one
-column changes its mix, the prompt and the text so far are read again under the new mixes in one prefill.
+The keys and values in the KV cache were computed by layers under a mix, so a cache belongs to that mix. When
+one column changes its mix, the prompt and the text so far are read again under the new mixes in one prefill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Frame:
 
 @dataclass
 class LiveMixes:
-    """The mixes that the columns of an answer are generated under; the reader may replace them at any time."""
+    """The mixes of an answer's columns; the reader of the stream may replace them at any time."""
 
     mixes: tuple[Mix, ...]
 
@@ -73,8 +73,8 @@ class Chat:
                 otherwise column i samples with seed + i.
 
         Raises:
-            SpecError: no mix, or more than COLUMN_LIMIT. When the stream is read: StudioError for a prompt or an
-                adapter that cannot be used.
+            SpecError: no mix, or more than COLUMN_LIMIT. When the stream is read: StudioError for a prompt or
+                an adapter that cannot be used.
         """
         _check_count(mixes)
         spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))
@@ -90,7 +90,7 @@ class Chat:
         """
         if len(mixes) != len(stream.live_mixes.mixes):
             raise SpecError(
-                f"An answer with {len(stream.live_mixes.mixes)} columns needs as many mixes, got {len(mixes)}.",
+                f"The number of mixes must be {len(stream.live_mixes.mixes)}, got {len(mixes)}.",
                 "Give one mix per column.",
             )
         stream.live_mixes.mixes = tuple(mixes)

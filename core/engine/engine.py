@@ -1,7 +1,7 @@
 """The engine: opens a workspace and a base, and wires the nouns that the page, the terminal and scripts call.
 
-Every method exists once, on the noun that it belongs to. Whatever needs the model runs on the worker's thread, where
-torch is imported too, so that the page can be painted before.
+Every method exists once, on the noun that it belongs to. Whatever needs the model runs on the worker's
+thread, where torch is imported too, so that the page can be painted before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Engine:
 
     Args:
         workspace: the folder that holds everything; created if it does not exist.
-        base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace, or the embedded one.
+        base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace, or the
+            embedded one.
         quantization: "auto", "nf4", "int8" or "none".
         device: "auto", "cpu" or "cuda".
         load: load the base now; otherwise only what needs no model works until `bases.load()`.
@@ -45,8 +46,10 @@ class Engine:
     Example:
         with Engine("workspace") as engine:
             data = engine.datasets.import_files(["notes.md"], "Notes")
-            run = engine.runs.wait(engine.runs.start(resolve("domain", "standard", {"dataset": data.id, "name": "Notes"})))
-            print(engine.chat.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})]).last().columns[0].text)
+            spec = resolve("domain", "standard", {"dataset": data.id, "name": "Notes"})
+            run = engine.runs.wait(engine.runs.start(spec))
+            answer = engine.chat.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})]).last()
+            print(answer.columns[0].text)
     """
 
     def __init__(

@@ -1,12 +1,13 @@
-"""Grids of runs: starting the cells of a grid, collecting what was trained elsewhere, and the table. `engine.grids`.
+"""Grids of runs: starting cells, collecting runs that were trained elsewhere, the table. `engine.grids`.
 
-A grid is one training description and some axes; a cell is one combination of their values, with a checksum of
-everything it trains with except its name (`core/store/grids.py`). `start` queues one run per cell; `define` only writes
-the grid down, and `collect` adds runs of the workspace whose checksum is that of an open cell.
+A grid is one training description and some axes; a cell is one combination of their values, with a checksum
+of everything it trains with except its name (`core/store/grids.py`). `start` queues one run per cell;
+`define` only writes the grid down, and `collect` adds runs of the workspace whose checksum is that of an open
+cell.
 
-Validation events carry the nats and tokens of each sequence, so two runs that scored the same rows are compared row by
-row (`core/train/comparison.py`). That covers the chance of the rows only: the table says that one seed is not enough,
-unless the seed is varied.
+Validation events carry the nats and tokens of each sequence, so two runs that scored the same rows are
+compared row by row (`core/train/comparison.py`). That covers the chance of the rows only: the table says that
+one seed is not enough, unless the seed is varied.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class CellResult:
         return self.run is not None and self.run.status in (RunStatus.DONE, RunStatus.STOPPED)
 
     def figures(self) -> dict[str, Any]:
-        """The figures of its row in the table, by FIGURES; None where there is no value."""
+        """The figures of its row in the table, by FIGURES; None without a value."""
         final, best = self.history.final, self.history.best
         speed = self.history.tokens_per_second
         return {
@@ -162,10 +163,10 @@ class Grids:
         return grids.create(self._workspace, base, axes, name)
 
     def collect(self, grid_id: str) -> Sequence[int]:
-        """Adds runs of this workspace that trained exactly what an open cell describes; returns the cells' indices.
+        """Fills open cells with runs of this workspace that trained what they describe; returns the indices.
 
-        A run is identified by the checksum of its description without its name, wherever it was trained. Of several,
-        the newest one that is DONE is taken, else the newest.
+        A run is identified by the checksum of its description without its name, wherever it was trained. Of
+        several, the newest one that is DONE is taken, else the newest.
         """
         grid = self.get(grid_id)
         known = {r.id: r for r in reversed(self._runs.list())}
@@ -185,8 +186,8 @@ class Grids:
             grids.save(self._workspace, grid)
         return filled
 
-    def cancel_waiting(self, grid_id: str) -> Sequence[str]:
-        """Removes the cells from the queue that have not begun, and returns their run ids; a training run goes on."""
+    def cancel_open_cells(self, grid_id: str) -> Sequence[str]:
+        """Removes the cells that have not begun from the queue, and returns their run ids."""
         own = set(self.get(grid_id).runs)
         waiting = [w.run.id for w in self._queue.list() if w.run.id in own]
         cancelled: list[str] = []
@@ -239,8 +240,8 @@ class Grids:
     def estimate_seconds(self, base: TrainSpec, axes: Axes, base_model: str) -> float | None:
         """Seconds that a grid would take, from the newest comparable run; None without one.
 
-        A run is comparable when it finished on the same base and data, with the same kind and sequence length. Its
-        time per sequence is multiplied by the sequences of every cell.
+        A run is comparable when it finished on the same base and data, with the same kind and sequence
+        length. Its time per sequence is multiplied by the sequences of every cell.
         """
         total = 0.0
         done = [r for r in self._runs.list() if r.status is RunStatus.DONE and r.base == base_model]
@@ -306,7 +307,8 @@ def describe_significance(rows: Sequence[CellResult], grid: Grid) -> str:
     if nearest.nats:
         rows_text = "the same validation rows" if nearest.paired else "their validation rows"
         error = f"with a standard error of {comparison.format_nats(nearest.error)} over {rows_text}"
-        gap = f"The second best is {comparison.format_nats(nearest.nats)} nats per token behind the best, {error}."
+        nats = comparison.format_nats(nearest.nats)
+        gap = f"The second best is {nats} nats per token behind the best, {error}."
     if not ties:
         return " ".join(filter(None, [f"{gap} That is more than the chance of the rows explains.", one_seed]))
     count = f"{len(ties)} of the others are" if len(ties) > 1 else "One of the others is"

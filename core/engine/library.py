@@ -87,7 +87,8 @@ class Library:
             runs = (run_store.load(self._workspace, i) for i in self._workspace.ids("runs"))
             run = next((r for r in runs if r.adapter == trainee), None)
             if run:
-                reason = f"It cannot be mixed live: {resident.trainee_unmixable_reason}." if resident.trainee_unmixable_reason else ""
+                unmixable = resident.trainee_unmixable_reason
+                reason = f"It cannot be mixed live: {unmixable}." if unmixable else ""
                 listed.append(
                     MixableAdapter(
                         trainee, run.name, run.kind, run.spec.rank, run.base, True, not reason, reason
@@ -108,7 +109,11 @@ class Library:
         return adapter_store.export_zip(self._workspace, adapter_id)
 
     def bake(self, mix: Mix, spec: BakeSpec) -> Stream:
-        """Merges a mix into one ordinary adapter of the library; a stream of Progress that ends with a BakeResult."""
+        """Merges a mix into one ordinary adapter of the library.
+
+        Returns:
+            a stream of Progress that ends with a BakeResult.
+        """
 
         def work() -> Generator[Any, None, None]:
             from core.merge.bake import bake

@@ -49,8 +49,8 @@ def _compare_weight(
         return f"{adapter.name} was trained on top of an earlier {name}, which has changed since."
     if abs(weight - trained_weight) > WEIGHT_TOLERANCE:
         return (
-            f"{adapter.name} was trained with {name} at {trained_weight:g}, and this mix sets it to {weight:g}: "
-            "answers may get worse with the distance."
+            f"{adapter.name} was trained with {name} at {trained_weight:g}, and this mix sets it to "
+            f"{weight:g}: answers may get worse with the distance."
         )
     return ""
 

@@ -3,13 +3,13 @@
     Runs.start ──> RunQueue.enter ──> worker.choose ──> Runs trains it
                       └ moved or cancelled from any thread, or by another process (core/store/run_order.py)
 
-A waiting run is *pending* in the process that will train it. Beginning and cancelling both remove it from the pending
-runs, and the one that removes it has the run, so a run never both begins and is cancelled. The order lies in
-`runs/lineup.json`, written whole under a lock, so that a terminal can move or cancel what a studio holds: the holder
-reads the file before it begins the next run, and between the steps of the present one.
+A waiting run is *pending* in the process that will train it. Beginning and cancelling both remove it from the
+pending runs, and the one that removes it has the run, so a run never both begins and is cancelled. The order
+lies in `runs/lineup.json`, written whole under a lock, so that a terminal can move or cancel what a studio
+holds: the holder reads the file before it begins the next run, and between the steps of the present one.
 
-A run that trains on top of what another waiting run will have learned is never placed before it; cancelling the lower
-one names the upper one.
+A run that trains on top of what another waiting run will have learned is never placed before it; cancelling
+the lower one names the upper one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.engine.worker import Worker
-from core.errors import Busy, RunError, StudioError
+from core.errors import Busy, RunError
 from core.spec.training import RunStatus
 from core.store import run_order, runs
 from core.store.runs import Run
@@ -125,7 +125,7 @@ class RunQueue:
         foreign = [i for i in ids if i not in self.locks]
         if foreign:  # another process holds them; it reads the order before it begins the next run
             run_order.cancel(self._workspace, foreign)
-        cancelled = [i for i in ids if i in foreign or self._cancel_pending(i)]
+        cancelled = [i for i in ids if i in foreign or self._remove_run(i)]
         if run_id not in cancelled:
             raise RunError(f"The run {run.name!r} has just begun.", "Stop it instead.")
         return cancelled
@@ -169,13 +169,13 @@ class RunQueue:
         if version != self._version:
             self._version = version
             for run_id in run_order.read(self._workspace).cancelled:
-                self._cancel_pending(run_id)
+                self._remove_run(run_id)
 
     def _begin(self, run_id: str, train: Callable[[], None]) -> None:
         if self._pending.pop(run_id, None) is not None:
             train()
 
-    def _cancel_pending(self, run_id: str) -> bool:
+    def _remove_run(self, run_id: str) -> bool:
         """Removes one of this process's waiting runs; False if it has just begun."""
         if self._pending.pop(run_id, None) is None:
             return False

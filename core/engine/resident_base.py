@@ -59,11 +59,13 @@ class BaseChoice(NamedTuple):
 
 
 class ResidentBase:
-    """Holds the base model. All methods are safe on any thread, except `get`, which the worker's thread calls.
+    """Holds the base model. All methods are safe on any thread, except `get`, which the worker's thread
+    calls.
 
     Args:
         base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace.
-        quantization: one of `core.spec.training.QUANTIZATIONS`; with "auto", a remembered base is loaded as before.
+        quantization: one of `core.spec.training.QUANTIZATIONS`; with "auto", a remembered base is loaded as
+            before.
         device: "auto", "cpu" or "cuda".
 
     Attributes:
@@ -143,7 +145,7 @@ class ResidentBase:
             complete = False
         if complete:
             return BaseChoice(name, stored_quantization if quantization == "auto" else quantization, device)
-        self._missing_choice = f"The base chosen last, {name!r}, is no longer complete on this machine."
+        self._missing_choice = f"The base chosen last, {name!r}, is not complete on this machine any more."
         return default
 
     def _replace(self, before: BaseChoice, choice: BaseChoice, info: BaseInfo) -> None:

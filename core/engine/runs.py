@@ -1,7 +1,7 @@
 """Training runs: starting, stopping, pausing, resuming, reading and comparing them. `engine.runs`.
 
-A run trains on the model's thread, or in processes of its own (`core/train/launcher.py`). The runs of the queue are
-ordered and cancelled by `engine.queue`.
+A run trains on the model's thread, or in processes of its own (`core/train/launcher.py`). The runs of the
+queue are ordered and cancelled by `engine.queue`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Runs:
         return runs.load(self._workspace, run_id)
 
     def events(self, run_id: str, cursor: int = 0) -> tuple[Sequence[dict[str, Any]], int]:
-        """The events of a run after `cursor`, and the next cursor. `core.store.events` lists their kinds and fields.
+        """The events of a run after `cursor`, and the next cursor. `core.store.events` lists their kinds and
+        fields.
 
         Raises:
             NotFound
@@ -145,7 +146,7 @@ class Runs:
 
     # --- before a start
 
-    def list_missing(self, fields: dict[str, Any]) -> Sequence[str]:
+    def list_problems(self, fields: dict[str, Any]) -> Sequence[str]:
         """What a run lacks before it can start, one sentence each; empty when it is ready.
 
         Args:
@@ -185,7 +186,8 @@ class Runs:
         return memory.report_memory(shape, spec, ratio, memory.available_bytes(shape.on_gpu))
 
     def check(self, spec: TrainSpec) -> Dataset:
-        """Checks what a run needs before it can be queued (name, dataset, parent adapter); returns the dataset.
+        """Checks what a run needs before it can be queued (name, dataset, parent adapter); returns the
+        dataset.
 
         Raises:
             SpecError, NotFound, InvalidName, AdapterError
@@ -196,7 +198,7 @@ class Runs:
         dataset = load_dataset(self._workspace, spec.dataset)
         if dataset.kind != spec.kind:
             raise SpecError(
-                f"A {spec.kind} run needs a {spec.kind} dataset, but {dataset.name!r} is a {dataset.kind} dataset.",
+                f"A {spec.kind} run needs a {spec.kind} dataset, got the {dataset.kind} dataset {dataset.name!r}.",
                 f"Choose a {spec.kind} dataset.",
             )
         if missing := check_reporters(spec):
@@ -206,7 +208,9 @@ class Runs:
         return dataset
 
     def _check_parent(self, spec: TrainSpec) -> None:
-        """Checks that the parent adapter is in the library and fits the base, or that a live run will add it."""
+        """Checks that the parent adapter is in the library and fits the base, or that a live run will add
+        it.
+        """
         if any(r.adapter == spec.stack_on and r.status.is_alive for r in self.list()):
             return
         adapter = adapters.load(self._workspace, spec.stack_on)
@@ -265,10 +269,11 @@ class Runs:
                 "Only a queued or running run can be stopped.",
             )
         self._stop_requests[run_id] = "keep"
-        self._worker.post(lambda: self._mark_stopping(run_id))
+        self._worker.post(lambda: self._announce_stop(run_id))
 
     def pause(self, run_id: str) -> None:
-        """Asks a run to save a checkpoint after its step and free the model; the next run in the queue then begins.
+        """Asks a run to save a checkpoint after its step and free the model; the next run in the queue then
+        begins.
 
         For a run in another process, a stop request is written, which that process reads between its steps.
 
@@ -285,7 +290,7 @@ class Runs:
             runs.write_stop_request(self._workspace, run_id, "pause")
             return
         self._stop_requests[run_id] = "pause"
-        self._worker.post(lambda: self._mark_stopping(run_id))
+        self._worker.post(lambda: self._announce_stop(run_id))
 
     def resume(self, run_id: str) -> None:
         """Queues a run again, from its newest checkpoint that verifies.
@@ -303,7 +308,8 @@ class Runs:
         began_on = run.base_fingerprint
         if resident is not None and began_on and began_on != resident.base.fingerprint:
             raise RunError(
-                f"The run {run.name!r} began on the base {run.base!r}, but the resident base is {resident.base.name!r}.",
+                f"The run {run.name!r} began on the base {run.base!r}; "
+                f"the resident base is {resident.base.name!r}.",
                 "Switch back to that base, then resume the run.",
             )
         if run.spec.stack_on:
@@ -311,9 +317,11 @@ class Runs:
         self._enter(run)
 
     def requeue(self) -> Sequence[str]:
-        """Queues again, in their order, the runs that were waiting when their studio ended; returns their ids.
+        """Queues again, in their order, the runs that were waiting when their studio ended; returns their
+        ids.
 
-        Nothing begins by itself at a start: a studio opened for another purpose would lose its model to old runs.
+        Nothing begins by itself at a start: a studio opened for another purpose would lose its model to old
+            runs.
         """
         order = run_order.read(self._workspace)
         waiting = [r.id for r in reversed(self.list()) if r.was_queued and r.id not in order.cancelled]
@@ -323,11 +331,12 @@ class Runs:
         return ids
 
     def join(self, run_id: str, launch: Launch) -> None:
-        """Adds the processes of this machine to a run that another machine started; returns when they have ended.
+        """Adds the processes of this machine to a run that another machine started; returns when they have
+        ended.
 
         Raises:
-            RunError: the run does not wait for other machines, or was started with other numbers. StudioError: the
-                error of a process.
+            RunError: the run does not wait for other machines, or was started with other numbers.
+                StudioError: the error of a process.
         """
         run = self.get(run_id)
         started = run.extra.launch or Launch()
@@ -342,13 +351,15 @@ class Runs:
         ):
             raise RunError(
                 f"The run {run.name!r} was started with other numbers of machines and processes.",
-                f"Give --nnodes {started.nnodes} --nproc {started.nproc} --rdzv-endpoint {started.rdzv_endpoint}, "
-                "and a --node-rank that is still free.",
+                f"Give --nnodes {started.nnodes} --nproc {started.nproc} "
+                f"--rdzv-endpoint {started.rdzv_endpoint}, and a --node-rank that is still free.",
             )
         launcher.run_processes(self._workspace, run, lambda seconds: None, lambda: "", launch)
 
     def close(self) -> None:
-        """Asks every run of this process to save a checkpoint and be resumed later; the worker ends after that."""
+        """Asks every run of this process to save a checkpoint and be resumed later; the worker ends after
+        that.
+        """
         for run_id in list(self._queue.locks):
             self._stop_requests.setdefault(run_id, "close")
 
@@ -401,7 +412,7 @@ class Runs:
         except StudioError:  # the disk is full: the run will be found interrupted, and can be resumed
             logger.exception("the end of run %s could not be recorded", run_id)
 
-    def _mark_stopping(self, run_id: str) -> None:
+    def _announce_stop(self, run_id: str) -> None:
         """Runs on the model's thread, so that it cannot overwrite the status the run ended with meanwhile."""
         run = self.get(run_id)
         if run.status is RunStatus.RUNNING and run_id in self._queue.locks and not run.extra.launch:

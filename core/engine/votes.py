@@ -32,7 +32,7 @@ class Votes:
         """Takes one vote back.
 
         Raises:
-            NotFound: there is no such vote.
+            NotFound: unknown vote, or one that was withdrawn before.
         """
         votes.withdraw(self._workspace, vote_id)
 

@@ -1,4 +1,4 @@
-"""The one thread that owns the model, so that there is no lock around it.
+"""The one thread that owns the model, which therefore needs no lock.
 
 Everything that uses the model arrives here as one of three: a call (short, with a return value), a stream (a
 Python generator that is stepped in turn with the others and can be closed at any time), or a run (long, and
@@ -181,7 +181,8 @@ class Worker:
         self._inbox.put(("call", _Call(job)))
 
     def stream(self, start: Callable[[], Generator[Any, None, None]]) -> Stream:
-        """Steps the generator that `start` makes, in turn with the other streams; None values are not published.
+        """Steps the generator that `start` makes, in turn with the other streams; None values are not
+        published.
 
         Raises:
             Busy: STREAM_LIMIT streams are open already.
@@ -194,7 +195,8 @@ class Worker:
         return stream
 
     def run(self, job: Callable[[], None], name: str = "") -> None:
-        """Queues a long job. Jobs run one after the other, and each calls `yield_to_requests` between its steps.
+        """Queues a long job. Jobs run one after the other, and each calls `yield_to_requests` between its
+        steps.
 
         Args:
             name: identifies the job when `choose` picks the next one.
@@ -218,7 +220,9 @@ class Worker:
         return len(self._open)
 
     def end_streams(self, error: StudioError) -> None:
-        """Ends every running stream with `error`. Runs on the thread, before the model that they use is unloaded."""
+        """Ends every running stream with `error`. Runs on the thread, before the model that they use is
+        unloaded.
+        """
         while self._streams:
             stream, generator = self._streams.popleft()
             generator.close()
@@ -265,7 +269,9 @@ class Worker:
                 self._runs.append(request)
 
     def _take_next_run(self) -> Callable[[], None]:
-        """Removes the next run from the queue. Only this thread touches the queue, so reordering needs no lock."""
+        """Removes the next run from the queue. Only this thread touches the queue, so reordering needs no
+        lock.
+        """
         names = [name for name, _ in self._runs]
         try:
             index = names.index(self.choose(names))

@@ -1,1 +1,1 @@
-"""The evaluation trade: metrics, measuring mixes, reports."""
+"""Evaluation: measures mixes on data, answers suites of prompts, computes metrics."""

@@ -1,7 +1,7 @@
 """Exact match and F1 of answers, with SQuAD normalisation.
 
 Source: Rajpurkar et al. 2016, arXiv 1606.05250, and its official script: lower case, no punctuation,
-no articles, single spaces. Knows strings only.
+no articles, single spaces. By this rule "1.5" equals "15" and "C++" equals "C".
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """The form in which answers are compared."""
-    bare = text.lower().translate(_PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    """Normalises an answer for comparison."""
+    words = text.lower().translate(_PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", words).split())
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1.0 if the two are equal after normalisation, else 0.0."""
+    """1.0 if answer and reference are equal after normalisation, otherwise 0.0."""
     return float(normalise(answer) == normalise(reference))
 
 
 def f1(answer: str, reference: str) -> float:
     """Harmonic mean of the precision and recall of normalised words, 0.0 to 1.0."""
-    given, wanted = normalise(answer).split(), normalise(reference).split()
-    if not given or not wanted:
-        return float(given == wanted)
-    shared = sum((Counter(given) & Counter(wanted)).values())
-    return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
+    words, expected = normalise(answer).split(), normalise(reference).split()
+    if not words or not expected:
+        return float(words == expected)
+    shared = sum((Counter(words) & Counter(expected)).values())
+    return 2 * shared / (len(words) + len(expected)) if shared else 0.0

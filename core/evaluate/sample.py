@@ -1,8 +1,6 @@
-"""A sample of a split, and how each of its rows fares under many mixes at once.
+"""A sample of a split, and the loss and exact match of each of its rows under many mixes.
 
-Nats and exact matches are kept row by row, because rows are what can be resampled. Knows datasets,
-token ids and a resident base; knows nothing of weights, maps or what is concluded from them.
-Letters: M mixes, N rows.
+Figures are stored row by row, because a bootstrap resamples rows. Letters: M mixes, N rows.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from core.model.scoring import score_each
 from core.spec.mix import Mix, Sampling
 from core.store.workspace import Workspace
 
-ANSWER_ROWS = 64  # answers written in one batch
+ANSWER_ROWS = 64  # answers generated in one batch
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Sample:
 
     Attributes:
         kind: "domain" (rows have `text`) or "task" (rows have `messages`).
-        sha256: the dataset's fingerprint.
-        rows: as `core.data.datasets.read_split` gives them.
+        sha256: of the dataset.
+        rows: as returned by `core.data.datasets.read_split`.
     """
 
     dataset: str
@@ -47,7 +45,7 @@ class Sample:
 
     @property
     def digest(self) -> str:
-        """The sha256 of the rows themselves."""
+        """The sha256 of the rows."""
         return hashlib.sha256(json.dumps(self.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -55,15 +53,16 @@ class Sample:
 
 
 def load_sample(workspace: Workspace, dataset_id: str, split: str, limit: int = 0) -> Sample:
-    """At most `limit` rows of a split, evenly spread over it; 0 takes all.
+    """Reads at most `limit` rows of a split, spread evenly over it; 0 reads all.
 
     Raises:
-        NotFound, StorageError: the dataset. SpecError: the split is empty, or the limit negative.
+        NotFound, StorageError: the dataset is missing or damaged.
+        SpecError: the split is empty, or the limit negative.
     """
     dataset = load_dataset(workspace, dataset_id)
     rows = read_split(workspace, dataset_id, split)
     if limit < 0:
-        raise SpecError(f"The limit is {limit} rows.", "Give a positive number, or 0 for all rows.")
+        raise SpecError(f"The number of rows must not be negative, got {limit}.", "0 means all rows.")
     if not rows:
         raise SpecError(f"The split {split!r} of {dataset.name!r} is empty.", "Choose another split.")
     if 0 < limit < len(rows):
@@ -71,16 +70,16 @@ def load_sample(workspace: Workspace, dataset_id: str, split: str, limit: int = 
     return Sample(dataset.id, dataset.name, dataset.kind, dataset.sha256, split, tuple(rows))
 
 
-def load_finished(resident: Resident, adapters: Sequence[str]) -> dict[str, str]:
-    """Loads adapters and returns their sha256; one that is still changing has no place in a comparison.
+def load_stable_adapters(resident: Resident, adapters: Sequence[str]) -> dict[str, str]:
+    """Loads adapters and returns their sha256; an adapter in training is refused, because it still changes.
 
     Raises:
-        Busy: one of them is in training. NotFound, AdapterError: it cannot be loaded.
+        Busy: one of them is in training. NotFound, AdapterError: one cannot be loaded.
     """
     if resident.trainee_id in adapters:
         raise Busy(
             f"The adapter {resident.trainee_id!r} is still in training.",
-            "Wait until its run has ended, or stop the run and keep what is learned.",
+            "Wait until its run ends, or stop the run to keep the current state.",
         )
     resident.load_adapters([Mix(weights=dict.fromkeys(adapters, 1.0))])
     return {a: resident.digests[a] for a in adapters}
@@ -91,66 +90,66 @@ class EncodedSample:
     """A sample as token ids.
 
     Attributes:
-        sequences: what is read; a long document is several.
-        owners: for each sequence, the row that it comes from.
-        tokens: (N,) float64, scored tokens of each row.
+        sequences: a long document is split into several.
+        row_indices: for each sequence, the index of its row.
+        tokens: (N,) float64, number of scored tokens in each row.
     """
 
     sequences: list[EncodedSequence]
-    owners: list[int]
+    row_indices: list[int]
     tokens: torch.Tensor
 
 
 def encode_sample(resident: Resident, sample: Sample, max_length: int) -> EncodedSample:
-    """Answers of task rows, whole texts of documents; sequences of at most `max_length` tokens."""
+    """Encodes the answers of task rows, or whole documents, in sequences of at most `max_length` tokens."""
     base = resident.base
     length = min(max_length, base.context)
     sequences: list[EncodedSequence] = []
-    owners: list[int] = []
+    row_indices: list[int] = []
     for i, row in enumerate(sample.rows):
         if sample.kind == "task":
-            made = [encode_task(base.tokenizer, row["messages"], length, base.eos_ids)]
+            encoded = [encode_task(base.tokenizer, row["messages"], length, base.eos_ids)]
         else:
-            made = encode_text(base.tokenizer, row["text"], length)
-        sequences += made
-        owners += [i] * len(made)
+            encoded = encode_text(base.tokenizer, row["text"], length)
+        sequences += encoded
+        row_indices += [i] * len(encoded)
     tokens = torch.zeros(len(sample.rows), dtype=torch.float64)
-    for owner, sequence in zip(owners, sequences, strict=True):
-        tokens[owner] += sum(sequence.loss_mask[1:])
-    return EncodedSample(sequences, owners, tokens)
+    for index, sequence in zip(row_indices, sequences, strict=True):
+        tokens[index] += sum(sequence.loss_mask[1:])
+    return EncodedSample(sequences, row_indices, tokens)
 
 
 class RowLosses:
-    """The nats of every row under every mix.
+    """The loss of every row under every mix.
 
     Attributes:
-        nats: (M, N) float64, complete once `compute` has ended.
+        nats: (M, N) float64, sums over the tokens of a row; complete when `compute` ends.
     """
 
-    def __init__(self, resident: Resident, encoding: EncodedSample, mixes: Sequence[Mix]) -> None:
-        self.resident, self.encoding, self.mixes = resident, encoding, list(mixes)
-        self.nats = torch.zeros(len(self.mixes), len(encoding.tokens), dtype=torch.float64)
+    def __init__(self, resident: Resident, encoded: EncodedSample, mixes: Sequence[Mix]) -> None:
+        self.resident, self.encoded, self.mixes = resident, encoded, list(mixes)
+        self.nats = torch.zeros(len(self.mixes), len(encoded.tokens), dtype=torch.float64)
 
     def compute(self) -> Generator[float, None, None]:
-        """Yields the share that is done, after every forward."""
-        done, total = 0, len(self.encoding.sequences) * len(self.mixes)
-        for cells in score_each(self.resident, self.encoding.sequences, self.mixes):
+        """Fills `nats`; yields the share done, 0 to 1, after every forward."""
+        done, total = 0, len(self.encoded.sequences) * len(self.mixes)
+        for cells in score_each(self.resident, self.encoded.sequences, self.mixes):
             for cell in cells:
-                self.nats[cell.mix, self.encoding.owners[cell.sequence]] += cell.nats
+                self.nats[cell.mix, self.encoded.row_indices[cell.sequence]] += cell.nats
             done += len(cells)
             yield done / total
 
     @property
     def losses(self) -> list[float]:
-        """Nats a token under each mix: a sum over a sum."""
-        return [float(x) for x in self.nats.sum(1) / self.encoding.tokens.sum()]
+        """Nats per token under each mix: a sum over all rows divided by a sum."""
+        return [float(x) for x in self.nats.sum(1) / self.encoded.tokens.sum()]
 
 
 class RowMatches:
-    """Which rows every mix answers exactly, by greedy writing.
+    """Which rows each mix answers exactly, with greedy decoding.
 
     Attributes:
-        exact: (M, N) float64 of 0 and 1, complete once `compute` has ended.
+        exact: (M, N) float64 of 0 and 1; complete when `compute` ends.
     """
 
     def __init__(self, resident: Resident, sample: Sample, mixes: Sequence[Mix], max_new_tokens: int) -> None:
@@ -159,7 +158,7 @@ class RowMatches:
         self.exact = torch.zeros(len(self.mixes), len(sample.rows), dtype=torch.float64)
 
     def compute(self) -> Generator[float, None, None]:
-        """Yields the share that is done, after every step of writing."""
+        """Fills `exact`; yields the share done, 0 to 1, after every generated token."""
         tokenizer, rows = self.resident.base.tokenizer, self.sample.rows
         prompts = [encode_chat(tokenizer, row["messages"][:-1], add_generation_prompt=True) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))

@@ -1,1 +1,1 @@
-"""The composing trade: making one adapter out of several."""
+"""Merging: bakes a mix of adapters into one adapter."""

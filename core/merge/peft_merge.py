@@ -1,11 +1,12 @@
-"""peft's own ways of merging adapters, for one layer, on a model that has nothing else.
+"""Merges one layer of several adapters with peft's `add_weighted_adapter`, on a model that has no other
+layers.
 
-Knows peft's add_weighted_adapter and what it does in silence. Knows no library and no base: factors in,
-factors out, on the CPU, so whatever is resident notices nothing.
+Works on factors on the CPU, so the resident model is not involved.
 
-What peft 0.21 does in silence, and we keep clear of: the merged adapter takes the settings of the first one
-(rsLoRA scales the result by sqrt(r), `layers_to_transform` drops the other layers), and a name that is
-there already keeps its old weights. A skeleton is plain LoRA, of one layer, and always new.
+peft 0.21 does two things silently that this module avoids: the merged adapter takes the settings of the first
+adapter (rsLoRA scales the result by sqrt(r), `layers_to_transform` drops the other layers), and an adapter
+name that exists already keeps its old weights. Here every adapter is plain LoRA on one layer, and every model
+is new.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from core.model.low_rank import Factors
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """One adapter at one layer.
+    """One adapter on one layer.
 
     Attributes:
-        factors: as they were trained, without `scaling`; None for an adapter that leaves this layer alone.
+        factors: as trained, without `scaling`; None if the adapter does not change this layer.
     """
 
     factors: Factors | None
@@ -36,44 +37,44 @@ class LayerAdapter:
     weight: float
 
 
-def merged(
-    ingredients: Sequence[LayerAdapter], method: str, density: float, rank: int | None, seed: int
+def merge_with_peft(
+    layer_adapters: Sequence[LayerAdapter], method: str, density: float, rank: int | None, seed: int
 ) -> Factors:
-    """What peft's add_weighted_adapter makes of one layer.
+    """Merges one layer with peft's `add_weighted_adapter`.
 
     Args:
         method: peft's `combination_type`.
-        density: share of the numbers that are kept.
+        density: share of the values that are kept.
         rank: of the result, for methods that end in `_svd`; None for the others, which keep the rank.
-        seed: of the numbers that are dropped; the dice of the process stay as they are.
+        seed: of the values that are dropped; the random state of the process is unchanged.
 
     Returns:
-        fp32 factors; at most as wide as the layer.
+        fp32 factors, of at most the rank that the layer's shape allows.
     """
-    names = [f"part-{i}" for i in range(len(ingredients))]
-    skeleton = _skeleton(*next(i.factors.shape for i in ingredients if i.factors))
+    names = [f"part-{i}" for i in range(len(layer_adapters))]
+    model = _make_model(*next(a.factors.shape for a in layer_adapters if a.factors))
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The density .* is greater than or equal to 1")
         torch.manual_seed(seed)
-        width = max(i.factors.rank for i in ingredients if i.factors)
+        width = max(a.factors.rank for a in layer_adapters if a.factors)
         configs = [
             LoraConfig(
-                r=i.factors.rank if i.factors else width,
-                target_modules=["here" if i.factors else "elsewhere"],
+                r=a.factors.rank if a.factors else width,
+                target_modules=["layer" if a.factors else "unused"],
                 inference_mode=True,
             )
-            for i in ingredients
+            for a in layer_adapters
         ]
-        merger = LoraModel(skeleton, configs[0], names[0])
+        merger = LoraModel(model, configs[0], names[0])
         for name, config in zip(names[1:], configs[1:], strict=True):
             merger.peft_config[name] = config
-            merger.inject_adapter(skeleton, name)
-        layer: Any = skeleton["here"]
-        for name, i in zip(names, ingredients, strict=True):
-            if i.factors:
-                layer.lora_A[name].weight.data = i.factors.a.float()
-                layer.lora_B[name].weight.data = i.factors.b.float()
-                layer.scaling[name] = i.scaling
+            merger.inject_adapter(model, name)
+        layer: Any = model["layer"]
+        for name, a in zip(names, layer_adapters, strict=True):
+            if a.factors:
+                layer.lora_A[name].weight.data = a.factors.a.float()
+                layer.lora_B[name].weight.data = a.factors.b.float()
+                layer.scaling[name] = a.scaling
         options = (
             {"svd_rank": min(rank, layer.out_features, layer.in_features), "svd_full_matrices": False}
             if rank
@@ -81,7 +82,7 @@ def merged(
         )
         merger.add_weighted_adapter(
             names,
-            [i.weight for i in ingredients],
+            [a.weight for a in layer_adapters],
             "merged",
             combination_type=method,
             density=density,
@@ -90,11 +91,11 @@ def merged(
         return Factors(layer.lora_A["merged"].weight.detach(), layer.lora_B["merged"].weight.detach())
 
 
-def _skeleton(outputs: int, inputs: int) -> nn.ModuleDict:
-    """One layer without weights (a single zero, seen as a matrix), and a place for adapters that have no such layer."""
+def _make_model(outputs: int, inputs: int) -> nn.ModuleDict:
+    """A linear layer of zeros, and an unused one for the adapters that do not change the layer."""
     layers = {
-        "here": nn.Linear(inputs, outputs, bias=False, device="meta"),
-        "elsewhere": nn.Linear(1, 1, bias=False, device="meta"),
+        "layer": nn.Linear(inputs, outputs, bias=False, device="meta"),
+        "unused": nn.Linear(1, 1, bias=False, device="meta"),
     }
     for layer in layers.values():
         layer.weight = nn.Parameter(

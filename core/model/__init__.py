@@ -1,1 +1,1 @@
-"""The model room: one resident base, the adapters that hang on it, mixing, generation, scoring."""
+"""The resident base and the adapters on it: loading, mixing, generation, scoring, and low-rank deltas."""

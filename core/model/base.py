@@ -1,6 +1,6 @@
-"""Loading a base model: embedded, a local folder, or a Hub id, in 4 bits where the device allows it.
+"""Loading a base model: the embedded one, a local folder or a Hub id, in 4 bits where the device allows it.
 
-Knows devices, quantisation and fingerprints. Knows nothing of adapters or training.
+Devices, quantisation and fingerprints are here. Finding and downloading a base is `core.store.base_models`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from core.errors import BaseModelError
 from core.model import nf4_cpu
 from core.model.experts import quantize_experts
 from core.model.families import Family, family_of
-from core.store.base_models import EMBEDDED as EMBEDDED  # those who load it find it here too
+from core.store.base_models import EMBEDDED as EMBEDDED  # re-exported for callers of `load_base`
 from core.store.base_models import locate as locate
 
 logger = logging.getLogger(__name__)
 
-FALLBACK_CONTEXT = 512  # tokens, where neither the config nor the tokenizer names a limit
+FALLBACK_CONTEXT = 512  # tokens, where neither the config nor the tokenizer has a limit
 SAMPLE_BYTES = 1 << 20  # read from each end of a large weight file for its fingerprint
 
 
@@ -40,11 +40,13 @@ class Base:
     """A resident base model.
 
     Attributes:
-        name: what the user asked for ("embedded", a folder, a Hub id).
+        name: as the user gave it ("embedded", a folder, a Hub id).
         model: the frozen transformers model, in eval mode.
-        fingerprint: hex digest of the weights and config; the same for a copy in another place.
+        fingerprint: hex digest of weights and config; a copy in another folder has the same.
         quantization: "nf4", "int8" or "none".
-        context: longest sequence in tokens; where an encoder reads and a decoder writes, of each.
+        context: longest sequence in tokens; an encoder and a decoder have this many each.
+        parameters: how many the model has, before quantisation.
+        has_own_template: whether the tokenizer came with a chat template.
     """
 
     name: str
@@ -56,28 +58,28 @@ class Base:
     device: torch.device
     context: int
     parameters: int
-    has_own_template: bool  # the tokenizer brought a chat template
+    has_own_template: bool
 
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end an answer."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
+        eos = self.model.generation_config.eos_token_id
+        ids = eos if isinstance(eos, list) else [eos]
         return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
+    """Returns the device to load on; "auto" is the first CUDA device if there is one, otherwise the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of a model folder that does not depend on where it lies.
+    """Returns a hex digest of a model folder that does not depend on its path.
 
-    Reads config.json and the ends and sizes of every safetensors file (files up to 2 MiB whole), so
-    that a 100 GB model takes milliseconds.
+    It covers config.json, and the size, first MiB and last MiB of every safetensors file (files up to 2 MiB
+    completely), so a model of 100 GB takes milliseconds.
     """
     sha = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -101,52 +103,58 @@ def load_base(
 
     Args:
         name: "embedded", a local folder, or a Hub id.
-        quantization: "nf4" (4 bits, double quantisation; works on the CPU too), "int8" (LLM.int8()), "none", or "auto":
-            nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
+        quantization: "nf4" (4 bits with double quantisation; works on a CPU too), "int8" (LLM.int8()),
+            "none", or "auto": nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
         device: "auto", "cpu" or "cuda".
-        sharded: it will be spread over processes: 4-bit weights are stored in the compute type, which is what FSDP can cut up.
+        sharded: whether FSDP will shard the model. 4-bit weights are then stored in the compute type, because
+            FSDP shards floating-point tensors only.
 
     Raises:
-        BaseModelError: not found, gated, offline, an unsupported architecture, or a broken folder.
+        BaseModelError: not found, gated, offline, an unsupported architecture, or a damaged folder.
 
-    Source: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation); Dettmers et al. 2022, arXiv 2208.07339 (int8).
+    Sources: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation); LLM.int8(),
+    Dettmers et al. 2022, arXiv 2208.07339 (int8).
+
+    Example:
+        >>> base = load_base("embedded", quantization="nf4", device="cpu")
+        >>> base.model.generate(**base.tokenizer("The red lamp", return_tensors="pt"))
     """
     source, local = locate(name)
-    transformers_logging.disable_progress_bar()  # the page and the terminal show progress of their own
-    place = choose_device(device)
+    transformers_logging.disable_progress_bar()  # the page and the terminal show their own progress
+    torch_device = choose_device(device)
     if quantization == "auto":
-        quantization = "nf4" if place.type == "cuda" else "none"
-    # fp32 is the fastest compute type on a CPU, also below nf4.
-    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+        quantization = "nf4" if torch_device.type == "cuda" else "none"
+    # On a CPU fp32 is the fastest compute type, for nf4 too.
+    dtype = torch.bfloat16 if torch_device.type == "cuda" else torch.float32
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config)
-        _refuse_prequantized(name, config)
+        _refuse_quantized_checkpoint(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if family.seq2seq else AutoModelForCausalLM
         model = auto.from_pretrained(
             source,
             dtype=dtype,
-            device_map={"": place},
-            attn_implementation=_attention(auto, config),
+            device_map={"": torch_device},
+            attn_implementation=_attention_kernel(auto, config),
             use_safetensors=True,
             **common,
-            **_quantised(quantization, dtype, sharded),
+            **_quantization_arguments(quantization, dtype, sharded),
         )
-        parameters = _count(model)
+        parameters = _count_parameters(model)
         if quantization == "nf4":
             quantize_experts(model)
-            nf4_cpu.settle(model.eval())
+            nf4_cpu.round_trip(model.eval())
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
-        raise _explained(name, local, e) from e
+        raise _to_base_model_error(name, local, e) from e
     model.eval().requires_grad_(False)
     has_own_template = bool(tokenizer.chat_template)
     if not has_own_template:
         tokenizer.chat_template = family.template
-    if tokenizer.pad_token_id is None:  # batches mask by attention, never by this id
+    if tokenizer.pad_token_id is None:  # batches are masked by attention mask, never by this id
         tokenizer.pad_token = tokenizer.eos_token
     if family.seq2seq:
         tokenizer.decoder_start_token_id = model.config.decoder_start_token_id
@@ -157,47 +165,50 @@ def load_base(
         family=family,
         fingerprint=fingerprint(folder_of(source, local)),
         quantization=quantization,
-        device=place,
-        context=_context(config, tokenizer),
+        device=torch_device,
+        context=_context_length(config, tokenizer),
         parameters=parameters,
         has_own_template=has_own_template,
     )
 
 
-def _quantised(quantization: str, dtype: torch.dtype, sharded: bool) -> dict[str, Any]:
-    """What `from_pretrained` is told of a quantisation."""
+def _quantization_arguments(quantization: str, dtype: torch.dtype, sharded: bool) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that quantise."""
     if quantization == "nf4":
-        stored = {"bnb_4bit_quant_storage": dtype} if sharded else {}
-        four = BitsAndBytesConfig(
+        storage = {"bnb_4bit_quant_storage": dtype} if sharded else {}
+        config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            **stored,
+            **storage,
         )
-        return {"quantization_config": four}
+        return {"quantization_config": config}
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantization == "int8" else {}
 
 
-def _attention(auto: Any, config: Any) -> str:
-    """The attention kernel, always named by us and never by a config file; a few models (Gemma 2, with its capped scores) have only the plain one."""
+def _attention_kernel(auto: Any, config: Any) -> str:
+    """The attention implementation: sdpa, or eager for models that it does not support.
+
+    It is always passed, so that a config file cannot choose one.
+    """
     kind = auto._model_mapping.get(type(config), None)
     return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
-def _context(config: Any, tokenizer: Any) -> int:
-    """Longest sequence; T5 counts distances and names no limit, so what its tokenizer was made for counts."""
-    named = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0)
-    return int(
-        named or (tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else FALLBACK_CONTEXT)
-    )
+def _context_length(config: Any, tokenizer: Any) -> int:
+    """The longest sequence in tokens. A model with relative positions has a limit only in its tokenizer."""
+    limit = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0)
+    if limit:
+        return int(limit)
+    return int(tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else FALLBACK_CONTEXT)
 
 
-def _refuse_prequantized(name: str, config: Any) -> None:
-    """A checkpoint that is packed already cannot be packed again, nor can adapters be trained on all kinds of it.
+def _refuse_quantized_checkpoint(name: str, config: Any) -> None:
+    """Checks that a checkpoint is not quantised: it could not be quantised again, nor always be trained on.
 
     Raises:
-        BaseModelError: with how to get a 16-bit copy of an fp8 one, as MiniMax-M2 is published.
+        BaseModelError: it is quantised. For fp8, the fix says how to write a 16-bit copy.
     """
     quantized = getattr(config, "quantization_config", None) or {}
     method = (
@@ -207,18 +218,19 @@ def _refuse_prequantized(name: str, config: Any) -> None:
     )
     if not method or "bitsandbytes" in method:
         return
-    fix = "Choose a 16-bit version of the model: adapters are trained on that, in 4 bits."
+    fix = "Choose a 16-bit version of the model; adapters are trained on it in 4 bits."
     if "fp8" in method:
         fix = (
-            "Its weights are 8-bit numbers with scales, which 4 bits cannot be made of. Write a 16-bit copy once (twice the size of the download) with transformers: "
-            f"AutoModelForCausalLM.from_pretrained({name!r}, quantization_config=FineGrainedFP8Config(dequantize=True), dtype='bfloat16').save_pretrained(folder), "
-            "save the tokenizer beside it, and choose that folder."
+            "fp8 weights cannot be quantised to 4 bits. Write a 16-bit copy once (twice the size of the "
+            f"download) with transformers: AutoModelForCausalLM.from_pretrained({name!r}, "
+            "quantization_config=FineGrainedFP8Config(dequantize=True), dtype='bfloat16')"
+            ".save_pretrained(folder), save the tokenizer to the same folder, and choose that folder."
         )
     raise BaseModelError(f"{name!r} is already quantised ({method}).", fix)
 
 
 def folder_of(source: str, local: bool) -> Path:
-    """Where the files of what `locate` found lie on this machine."""
+    """Returns the local folder of a base that `locate` has found; for a Hub id, its snapshot in the cache."""
     if local:
         return Path(source)
     from huggingface_hub import snapshot_download
@@ -228,8 +240,8 @@ def folder_of(source: str, local: bool) -> Path:
     )
 
 
-def _count(model: Any) -> int:
-    """Parameters of the model as they were before packing into 4 bits."""
+def _count_parameters(model: Any) -> int:
+    """Counts the model's parameters as before quantisation."""
     total = 0
     for p in model.parameters():
         state = getattr(p, "quant_state", None)
@@ -237,8 +249,8 @@ def _count(model: Any) -> int:
     return total
 
 
-def _explained(name: str, local: bool, error: Exception) -> BaseModelError:
-    """What a loading error of the libraries means; never contains a token, because they never print it."""
+def _to_base_model_error(name: str, local: bool, error: Exception) -> BaseModelError:
+    """Converts a loading error of the libraries. Their messages never contain the Hub token."""
     text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     if local:
         return BaseModelError(

@@ -1,8 +1,9 @@
 """Decoders: prefill a batch of prompts, then decode one token a row and step, with a KV cache.
 
-A base is either one causal stack or an encoder with a decoder; both have the same five methods (`step`, `append`,
-`select_rows`, `reset`, and the attribute `history`). Mixes belong to `core.model.generate`, which activates them
-around every call. The functions below run one forward without a cache, for losses and analyses.
+A base is either one causal stack or an encoder with a decoder; both have the same five methods (`step`,
+`append`, `select_rows`, `reset`, and the attribute `history`). Mixes belong to `core.model.generate`, which
+activates them around every call. The functions below run one forward without a cache, for losses and
+analyses.
 
 Letters: B rows, T tokens, S tokens that an encoder reads, V vocabulary.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from transformers import EncoderDecoderCache
 
-from core.data.encoding import pad_left, pad_right
+from core.data.collation import pad_encoder_inputs, pad_prompts
 from core.model.kv_cache import make_kv_cache
 
 
@@ -33,7 +34,7 @@ class CausalDecoder:
 
     def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model, self._device = base.model, base.device
-        self._prompts, attention = pad_left(prompts, base.tokenizer.pad_token_id)
+        self._prompts, attention = pad_prompts(prompts, base.tokenizer.pad_token_id)
         self._length = self._prompts.shape[1]
         self._positions = (attention.cumsum(-1) - 1).clamp(min=0).to(self._device)
         # Without padding no mask is built, and no step waits for the device to inspect one.
@@ -46,7 +47,8 @@ class CausalDecoder:
     def reset(self, rows: Sequence[int], answers: Sequence[Sequence[int]]) -> None:
         """Drops the KV cache, so that the next step prefills prompts and answers again.
 
-        Needed when a mix changes: keys and values that were computed under another mix are not valid under it.
+        This is needed when a mix changes, because keys and values are valid only under the mix that they were
+        computed under.
 
         Args:
             rows: the indices, among the prompts, of the rows that are still decoded.
@@ -87,14 +89,14 @@ class CausalDecoder:
 class EncoderDecoder:
     """Decodes with an encoder and a decoder; the methods are those of `CausalDecoder`.
 
-    The encoder reads each prompt once, under its row's mix. The decoder begins at its start token. A reset runs the
-    encoder again, because its states belong to the mix that they were computed under.
+    The encoder reads each prompt once, under its row's mix. The decoder begins at its start token. A reset
+    runs the encoder again, because its states belong to the mix that they were computed under.
     """
 
     def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model, self._device = base.model, base.device
         self._encoder_ids, self._encoder_mask = (
-            t.to(self._device) for t in pad_right(prompts, base.tokenizer.pad_token_id)
+            t.to(self._device) for t in pad_encoder_inputs(prompts, base.tokenizer.pad_token_id)
         )
         self._start = torch.full(
             (len(prompts), 1), base.tokenizer.decoder_start_token_id, dtype=torch.long, device=self._device
@@ -147,11 +149,11 @@ def make_decoder(
     return (EncoderDecoder if base.family.seq2seq else CausalDecoder)(base, prompts, max_new_tokens)
 
 
-def shifted_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def shift_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs one forward of a collated batch and aligns its logits with its labels.
 
-    A causal model predicts token t + 1 at position t, so its logits and labels are shifted by one. A decoder with an
-    encoder reads inputs that are shifted already.
+    A causal model predicts token t + 1 at position t, so its logits and labels are shifted by one. A decoder
+    with an encoder reads inputs that are shifted already.
 
     Returns:
         Logits (B, T, V), and labels (B, T) of the token that each position predicts.

@@ -1,8 +1,8 @@
-"""What an adapter does to the base, layer by layer: its updates as pairs of factors.
+"""The deltas of an adapter, module by module: what it adds to each weight of the base, as low-rank factors.
 
-Knows where factors lie, in the resident model and in a file of the library, and how strongly a mix
-plays each of them. Knows nothing of what is done with them. A module is called as the base calls it
-(`model.layers.3.mlp.down_proj`).
+Factors are read from the resident model or from an adapter's files, and weighted as a mix weights them. The
+algebra on them is `core.model.low_rank`; comparing and baking belong to `core.analyze` and `core.merge`. A
+module is named by its path in the base, such as `model.layers.3.mlp.down_proj`.
 """
 
 from __future__ import annotations
@@ -23,36 +23,40 @@ from core.model.low_rank import Factors
 from core.model.resident import OFFSET, TRAINEE, Resident
 from core.spec.mix import Mix
 from core.store import adapters
+from core.store.adapter_config import parse_config
 from core.store.workspace import Workspace, read_json
 
 PREFIX = "base_model.model."  # of every key in peft's file format
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-EXPERTS = "Mix it live; only adapters on linear layers can be compared and baked."
+EXPERTS_FIX = "Mix it live; only adapters on linear layers can be compared and baked."
 WeightFunction = Callable[[str, str], float]  # (adapter id, module) -> weight
 
 
 def layer_index(module: str) -> int:
-    """The layer that a module belongs to, from 0; -1 for one that stands outside the layers."""
-    found = NUMBER.search(module)
-    return int(found[1]) if found else -1
+    """Returns the index of the layer that a module belongs to, from 0; -1 for a module outside the layers."""
+    match = NUMBER.search(module)
+    return int(match[1]) if match else -1
 
 
 def short_name(module: str) -> str:
-    """A module's name inside its layer: `mlp.down_proj`."""
-    found = NUMBER.search(module)
-    return module[found.end() :] if found else module
+    """Returns a module's name inside its layer, such as `mlp.down_proj`."""
+    match = NUMBER.search(module)
+    return module[match.end() :] if match else module
 
 
 def count_layers(resident: Resident) -> int:
-    """How many layers the base has."""
+    """Returns the number of layers of the base."""
     return int(resident.base.model.config.num_hidden_layers)
 
 
 def weight_at(mix: Mix, adapter_id: str, module: str, layers: int) -> float:
-    """How strongly a mix plays an adapter in one module.
+    """Returns the weight of an adapter in one module under a mix.
 
-    A mix may tilt an adapter over the depth: in layer l of L its weight is `weight · (1 + tilt · (2t - 1))`
-    with t = l / (L - 1); modules outside the layers are not tilted.
+    A mix may tilt an adapter's weight over the depth: in layer l of L the weight is `weight · (1 + tilt · (2t
+    - 1))` with t = l / (L - 1). Modules outside the layers are not tilted.
+
+    Args:
+        layers: L, from `count_layers`.
     """
     weight = mix.weights.get(adapter_id, 0.0)
     tilt = (getattr(mix, "tilt", None) or {}).get(adapter_id, 0.0)
@@ -63,12 +67,12 @@ def weight_at(mix: Mix, adapter_id: str, module: str, layers: int) -> float:
 
 
 def make_weight_function(mix: Mix, layers: int) -> WeightFunction:
-    """`weight_in` for one mix."""
+    """Returns `weight_at` for one mix."""
     return lambda adapter_id, module: weight_at(mix, adapter_id, module, layers)
 
 
 def lora_layers(resident: Resident) -> dict[str, Any]:
-    """The base's linear modules that carry LoRA factors, by name, in the model's order."""
+    """Returns the linear LoRA layers by module name, in the model's order; experts are left out."""
     return {
         name: m
         for name, m in resident.base.model.named_modules()
@@ -77,45 +81,51 @@ def lora_layers(resident: Resident) -> dict[str, Any]:
 
 
 def read_deltas(resident: Resident, adapter_id: str) -> dict[str, Factors]:
-    """The updates of an adapter that hangs on the base, also of the one in training; scaling folded in.
+    """Reads the deltas of a loaded adapter, or of the adapter in training, from the resident model.
+
+    The scaling is folded into A. For PiSSA and OLoRA the frozen offset is part of the delta
+    (`core.model.lora_init`).
+
+    Returns:
+        module -> its factors, in fp64 on the CPU.
 
     Raises:
-        AdapterError: it does not hang there, or it hangs on experts.
+        AdapterError: the adapter is not loaded, or is trained on experts.
     """
     name = resident.peft_name(adapter_id)
     if any(isinstance(m, ParamWrapper) and name in m.lora_A for m in resident.base.model.modules()):
-        raise AdapterError(
-            f"The adapter {adapter_id!r} is trained on experts, whose factors lie many in one.", EXPERTS
-        )
-    found = {}
+        raise _experts_error(adapter_id)
+    deltas = {}
     with torch.no_grad():
         for module, layer in lora_layers(resident).items():
             if name in layer.lora_A:
                 names = [name, OFFSET] if name == TRAINEE and OFFSET in layer.lora_A else [name]
-                a = torch.cat(
-                    [
-                        layer.lora_A[n].weight.detach().to("cpu", torch.float64) * float(layer.scaling[n])
-                        for n in names
-                    ]
-                )
-                found[module] = Factors(
-                    a,
-                    torch.cat(
-                        [layer.lora_B[n].weight.detach().to("cpu", torch.float64) for n in names], dim=1
-                    ),
-                )
-    if not found:
-        raise AdapterError(f"The adapter {adapter_id!r} is not loaded.", "Load it before looking into it.")
-    return found
+                a = [_fp64(layer.lora_A[n].weight) * float(layer.scaling[n]) for n in names]
+                b = [_fp64(layer.lora_B[n].weight) for n in names]
+                deltas[module] = Factors(torch.cat(a), torch.cat(b, dim=1))
+    if not deltas:
+        raise AdapterError(f"The adapter {adapter_id!r} is not loaded.", "Load it before comparing it.")
+    return deltas
+
+
+def _fp64(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().to("cpu", torch.float64)
+
+
+def _experts_error(adapter_id: str) -> AdapterError:
+    return AdapterError(
+        f"The adapter {adapter_id!r} is trained on experts, whose factors are stored for all at once.",
+        EXPERTS_FIX,
+    )
 
 
 @dataclass(frozen=True)
 class StoredFactors:
-    """An adapter as it was saved.
+    """The factors of an adapter as its files hold them.
 
     Attributes:
         factors: module -> its factors, in the file's own precision, without the scaling.
-        scaling: module -> what the product is multiplied by.
+        scaling: module -> the number that the product is multiplied by.
     """
 
     factors: dict[str, Factors]
@@ -123,29 +133,30 @@ class StoredFactors:
 
     @property
     def ranks(self) -> dict[str, int]:
-        return {m: p.rank for m, p in self.factors.items()}
+        """module -> the width of its factors."""
+        return {m: f.rank for m, f in self.factors.items()}
 
     def delta(self, module: str, weight: float = 1.0) -> Factors:
-        """The update of one module, scaled and weighted."""
+        """Returns the delta of one module: its factors with scaling and weight folded in."""
         return self.factors[module].scale(weight * self.scaling[module])
 
 
 def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
-    """Reads an adapter of the library from its files, after checking them.
+    """Verifies an adapter's files and reads its factors.
 
-    The scaling is alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), with the alpha of the first
-    pattern that is the end of a module's path, and the rank that its factors have.
+    The scaling is alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732). alpha
+    comes from the first entry of `alpha_pattern` that the module's path ends with, and r is the width of the
+    factors.
 
     Raises:
-        NotFound: no such adapter. AdapterError: its files are damaged, or it is trained on experts.
+        NotFound: no adapter has this id.
+        AdapterError: its files are damaged, or it is trained on experts.
     """
     adapters.verify(workspace, adapter_id)
     folder = workspace.find("adapters", adapter_id)
-    config = adapters.parse_config(read_json(folder / adapters.CONFIG))
+    config = parse_config(read_json(folder / adapters.CONFIG))
     if config.get("target_parameters"):
-        raise AdapterError(
-            f"The adapter {adapter_id!r} is trained on experts, whose factors lie many in one.", EXPERTS
-        )
+        raise _experts_error(adapter_id)
     tensors = load_file(folder / adapters.WEIGHTS)
     keys = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
     factors = {
@@ -154,11 +165,11 @@ def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
     }
     alphas: dict[str, float] = config.get("alpha_pattern") or {}
 
-    def scaling(module: str, rank: int) -> float:
+    def scale_for(module: str, rank: int) -> float:
         alpha = next(
             (float(a) for name, a in alphas.items() if f".{module}".endswith(f".{name}")),
             float(config["lora_alpha"]),
         )
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
-    return StoredFactors(factors, {m: scaling(m, p.rank) for m, p in factors.items()})
+    return StoredFactors(factors, {m: scale_for(m, f.rank) for m, f in factors.items()})

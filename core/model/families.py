@@ -1,7 +1,7 @@
-"""What differs between model architectures, one row each.
+"""The table of model families: one row for what differs between architectures.
 
-The only place that names an architecture or its layers. Knows nothing of devices, adapters or data.
-Target modules follow the attention and feed-forward projections that QLoRA adapts
+Names of architectures and of their layers appear in no other module. A model without a row gets adapters on
+all linear layers, and a note. Target modules are the attention and feed-forward projections that QLoRA adapts
 (Dettmers et al. 2023, arXiv 2305.14314), except where a note says why not.
 """
 
@@ -12,18 +12,19 @@ from typing import Any
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LLAMA_LIKE = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-# Layers beside each other that read the same tensor; who relies on it looks whether it is so (T5's query reads another one when it crosses over).
+# Sibling layers that usually read the same tensor. Callers must check it at run time: in T5's cross attention
+# the query reads another tensor than key and value, and is left out here.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("k", "v"), ("wi_0", "wi_1"))
 
-# Turns for a base model whose tokenizer brings no chat template. Both end every assistant turn with eos.
+# Chat templates for tokenizers without one. Both end every assistant turn with eos.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] }}"
     "{{ eos_token + '\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
 JOINED_TEMPLATE = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-# What an encoder reads: the turns so far, one a line, and eos, as T5 was trained.
-READ_TEMPLATE = (
+# The encoder's input: the turns so far, one per line, then eos, as T5 was trained.
+ENCODER_TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{{ '' if loop.last else '\n' }}{% endfor %}{{ eos_token }}"
 )
 
@@ -34,10 +35,10 @@ class Family:
 
     Attributes:
         model_type: `config.model_type` of transformers.
-        label: the name that people use.
+        label: the name to show.
         targets: module names that get an adapter by default; `("all-linear",)` means every linear layer.
-        template: Jinja chat template for tokenizers that bring none.
-        seq2seq: an encoder reads, a decoder writes.
+        template: Jinja chat template for tokenizers without one.
+        seq2seq: whether it is an encoder-decoder model.
         fan_in_fan_out: weights are stored transposed (GPT-2's Conv1D).
         note: one sentence for the page, or "".
     """
@@ -52,7 +53,7 @@ class Family:
 
     @property
     def task_type(self) -> str:
-        """peft's word for what the base does."""
+        """peft's `task_type`."""
         return "SEQ_2_SEQ_LM" if self.seq2seq else "CAUSAL_LM"
 
 
@@ -69,31 +70,32 @@ _ROWS = (
         "t5",
         "T5 / FLAN-T5",
         ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
-        READ_TEMPLATE,
+        ENCODER_TEMPLATE,
         seq2seq=True,
-        note="An encoder reads and a decoder writes: text is learned by filling in gaps, and nothing is packed.",
+        note="An encoder-decoder model: it learns text by filling in masked spans, without packing.",
     ),
     Family(
         "minimax_m2",
         "MiniMax-M2",
         ATTENTION,
-        note="Adapters go on the attention only, unless the experts are asked for: on those, rank 8 alone is two billion weights.",
+        note="Adapters go on the attention layers. Training the experts as well is an option: "
+        "rank 8 then has two billion weights.",
     ),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
 
 
 def family_of(config: Any) -> Family:
-    """The row of a transformers config, or a fallback with all linear layers and a visible note."""
-    known = FAMILIES.get(config.model_type)
-    if known:
-        return known
+    """Returns the family of a transformers config; an unknown one gets a fallback with all linear layers."""
+    family = FAMILIES.get(config.model_type)
+    if family:
+        return family
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     return Family(
         config.model_type,
         config.model_type,
         ("all-linear",),
-        READ_TEMPLATE if seq2seq else PLAIN_TEMPLATE,
+        ENCODER_TEMPLATE if seq2seq else PLAIN_TEMPLATE,
         seq2seq,
-        note=f"{config.model_type!r} has no row in the families table: adapters go on all linear layers.",
+        note=f"The family {config.model_type!r} is not in the table: adapters go on all linear layers.",
     )

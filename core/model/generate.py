@@ -1,12 +1,12 @@
 """Generation: N mixes answer in one batch, one decoded token per row and step.
 
-`generate` is a Python generator that yields after every step, so that the worker can interleave it with training and
-a caller can close it at any step. It works on a resident base and token ids; pages, files and threads belong to
-higher layers.
+`generate` is a Python generator that yields after every step, so that the worker can interleave it with
+training and a caller can close it at any step. It works on a resident base and token ids; pages, files and
+threads belong to higher layers.
 
 ```
-prompts ──> decoder.step (prefill, then one token a row) ──> logits (B, V) ──> sample ──> append_token ──> yield
-              ↑ reset: prefill again when a mix changed ◄── poll_mixes, before every step
+prompts ─> decoder.step (prefill, then one token a row) ─> logits (B, V) ─> sample ─> append_token ─> yield
+              ↑ reset: prefill again when a mix changed <── poll_mixes, before every step
 ```
 
 Letters: B rows (sequences) still being decoded, T tokens so far, V vocabulary.
@@ -63,7 +63,8 @@ class Column:
         seconds: from the start of the prefill to the newest token.
         done: whether it has ended.
         reason: why it ended: "end" (an end token), "length", "stop" (a stop text), or "" while it is decoded.
-        stamp: the mix that was active, read back from the tensors that the layers multiplied by, and the sampling.
+        stamp: the mix that was active, read back from the tensors that the layers multiplied by, and the
+            sampling.
         mix_changes: the positions where the mix changed during the answer, in order.
     """
 
@@ -90,8 +91,8 @@ def encode_prompt(
         Token ids.
 
     Raises:
-        SpecError: the prompt is empty, or too long. An encoder and a decoder have a context each, so their prompt and
-            answer are compared with it separately.
+        SpecError: the prompt is empty, or too long. An encoder and a decoder have a context each, so their
+            prompt and answer are compared with it separately.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if not messages or not messages[-1]["content"].strip():
@@ -136,9 +137,10 @@ def inference_mode_for(resident: Resident, rows: Sequence[dict[str, float]]) -> 
 
 
 def _set_eval(resident: Resident) -> list[Any]:
-    """Puts the model in eval mode and returns the modules that were in train mode, for the run that is in training.
+    """Puts the model in eval mode and returns the modules that were in train mode.
 
-    This happens at every token while a run trains, so it goes over a list and writes the flag itself: `train()` walks
+    This happens at every token while a run trains, so it goes over a list and writes the flag itself:
+        `train()` walks
     the module tree through `nn.Module.__setattr__`, which takes as long as one step of a small model.
     """
     model = resident.peft or resident.model
@@ -210,7 +212,9 @@ class SequenceState:
             prefix = tokenizer.decode(self.ids[:tokens], skip_special_tokens=True)
             return min(max(len(prefix) - leading, 0), len(text))
 
-        changes = tuple(MixChange(characters_before(n), n, name, stamp) for n, name, stamp in self.mix_changes)
+        changes = tuple(
+            MixChange(characters_before(n), n, name, stamp) for n, name, stamp in self.mix_changes
+        )
         stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
         return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, changes)
 
@@ -224,14 +228,14 @@ def generate(
 ) -> Iterator[list[SequenceState]]:
     """Decodes one answer per (prompt, mix, sampling), all in one batch.
 
-    *Same noise in every column*: rows with the same seed add the same Gumbel noise vector to their logits at each
-    step, so identical mixes give identical text and every difference comes from the mix (Gumbel-max sampling,
-    Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
+    *Same noise in every column*: rows with the same seed add the same Gumbel noise vector to their logits at
+    each step, so identical mixes give identical text and every difference comes from the mix (Gumbel-max
+    sampling, Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
 
-    *A mix can change in mid-answer*: before every token the mixes are polled. Keys and values in the KV cache were
-    computed by layers under a mix, so the cache belongs to that mix. When one column's mix changes, prompts and
-    answers so far are prefilled again under the new mixes, in one forward, and decoding continues from there. A new
-    name alone is not a change. The column records a `MixChange` with a new stamp.
+    *A mix can change in mid-answer*: before every token the mixes are polled. Keys and values in the KV cache
+    were computed by layers under a mix, so the cache belongs to that mix. When one column's mix changes,
+    prompts and answers so far are prefilled again under the new mixes, in one forward, and decoding continues
+    from there. A new name alone is not a change. The column records a `MixChange` with a new stamp.
 
     Args:
         prompts: token ids, one list a column.
@@ -239,8 +243,8 @@ def generate(
         poll_mixes: returns the current mixes of all columns; called before every token.
 
     Yields:
-        The states of all columns after every step. They are the same objects each time; `SequenceState.column`
-        decodes one of them.
+        The states of all columns after every step. They are the same objects each time;
+        `SequenceState.column` decodes one of them.
 
     Example:
         >>> ids = encode_prompt(resident, "Where is the red lamp?", chat=True, max_new_tokens=32)
@@ -307,8 +311,8 @@ def sample(
 ) -> torch.Tensor:
     """Picks the next token of every row.
 
-    Rows with equal sampling settings are processed together, without waiting for the device. Each seed draws one
-    noise vector a step, however many rows still use it.
+    Rows with equal sampling settings are processed together, without waiting for the device. Each seed draws
+    one noise vector a step, however many rows still use it.
 
     Args:
         logits: (B, V).

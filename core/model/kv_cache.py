@@ -1,7 +1,7 @@
 """A KV cache that grows in blocks, for decoding without gradients.
 
-transformers' `DynamicCache` concatenates, and so copies, all keys and values at every decoded token. The layers
-here reserve `GROWTH` positions at a time and write new tokens in place.
+transformers' `DynamicCache` concatenates, and so copies, all keys and values at every decoded token. The
+layers here reserve `GROWTH` positions at a time and write new tokens in place.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._buffers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # "keys" or "values" -> (buffer, view)
+        # "keys" or "values" -> (buffer, view)
+        self._buffers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -68,7 +69,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         length = so_far.shape[-2] if so_far.numel() else 0
         end = length + new.shape[-2]
         buffer, view = self._buffers.get(name, (new, None))
-        # Allocate for the first tokens, after rows were selected (`so_far` is then a copy), and when it is full.
+        # Allocate for the first tokens, after rows were selected (`so_far` is then a copy), and when it is
+        # full.
         if view is not so_far or end > buffer.shape[-2]:
             buffer = new.new_empty((*new.shape[:-2], end + GROWTH, new.shape[-1]))
             if length:

@@ -1,48 +1,48 @@
-"""Mixing in rank space: every row of a batch under its own weights, in one forward.
+"""Mixing: every row of a batch under its own mix of adapters, in one forward.
 
-Letters: B rows, T tokens, R rank, O outputs, I inputs, D depths. For a layer with adapters j of rank r_j:
+A mix is a row of weights, one per adapter; the base is the row of zeros. `Mixer.activate` makes rows the
+active mix, and while it is open every LoRA layer computes in rank space. Outside of it the layers are peft's,
+and training runs on those. peft's active adapters are never changed here.
 
-    y[b] = W x[b] + sum_j  weight[b, j] · scaling_j · B_j (A_j x[b])        A_j: (r_j, I)   B_j: (O, r_j)
+```
+mixing.Mixer          which adapters there are, and the active mix
+├── mix_layout        how their factors are concatenated; which adapter each column belongs to
+├── rank_space        the product y + B_cat (s ⊙ (A_cat x))
+├── peft_patch        the forward of peft's layers; what cannot be mixed, and why
+└── experts           the same for adapters on the experts of a mixture
+```
 
-Adapters at rest lie side by side, A_cat^T (I, R) and B_cat^T (R, O), and peft's own parameters are
-views of them, so nothing is stored twice; the adapter in training keeps its own tensors (an optimizer
-needs them contiguous) and is heard at once. Layers that read the same input (q, k and v) share one
-A_cat^T, so that the first product is made once for all of them. Equal to peft's forward with the same
-adapters and scales.
+Activating a mix expands its weights to rank space once, and layers with the same adapters share the result.
+Activating equal rows again, as generation does at every token, costs one comparison.
 
-The layers are peft's, given one forward more: outside `engaged()` they are peft's to the letter, so
-training never meets this room. peft's active adapters are never touched here.
+Letters: B rows of the batch, P points from the first layer to the last.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import Conv1d, MultiheadAttention, ParamWrapper, _ConvNd
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
-from torch.nn.utils import parametrize
 
 from core.errors import AdapterError
-from core.model import experts
-from core.model.families import SAME_INPUT
-
-NUMBERED = re.compile(
-    r"(?:(.*?)\.)?(\d+)(?:\.|$)"
-)  # a module's stack and its place there: the first number of its path
-ROUTED = re.compile(
-    r"(?:^|\.)experts\.\d+\."
-)  # a layer of one expert, which sees tokens of all rows, sorted out by the router
-MIDDLE = 0.5  # the depth of a layer outside every stack
+from core.model import experts, mix_layout
+from core.model.mix_layout import LayersWithAdapters, RankColumns
+from core.model.peft_patch import patch_layer, unmixable_reason
+from core.model.rank_space import ActiveMix, DownProjection, LoraBlock
 
 
 class MixRow(dict[str, float]):
-    """One row's weights by peft name, and how they lean with depth (`core.spec.Mix.tilt`)."""
+    """The mix of one row: peft's adapter name -> weight.
+
+    Attributes:
+        tilt: peft's adapter name -> how its weight changes with depth (`core.spec.mix.Mix.tilt`).
+    """
 
     def __init__(self, weights: Mapping[str, float], tilt: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)
@@ -50,463 +50,222 @@ class MixRow(dict[str, float]):
 
 
 class PeftForwardRow(MixRow):
-    """No mix at all: peft's own forward, with what is active there. A batch is all of this, or nothing of it is."""
-
-
-@dataclass(frozen=True, eq=False)
-class Engagement:
-    """One mix of a whole batch, ready to be multiplied by.
-
-    Attributes:
-        weights: (B, adapters), or (P, B, adapters): P points spread evenly from the first layer to the last.
-        tilt: (B, adapters) or None; the weights of layer l of L are weights * (1 + tilt * (2 l/(L-1) - 1)).
-        rows: [ranks][depth] -> (B, 1, R), or (1, 1, R) when all rows are the same; None where nothing is on.
-        count: B, or 1 when all rows are the same.
-    """
-
-    weights: torch.Tensor
-    tilt: torch.Tensor | None
-    rows: list[list[torch.Tensor | None]]
-    count: int
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which adapters the ranks of a block belong to. Layers with the same adapters share one of these.
-
-    Attributes:
-        columns: per rank, the column of the weights. scale: per rank, the adapter's own scaling.
-    """
-
-    columns: tuple[int, ...]
-    scale: tuple[float, ...]
-
-    def rows(self, weights: torch.Tensor, device: torch.device) -> list[torch.Tensor | None]:
-        """(D, B, adapters) -> D times (B, 1, R), None where all of it is zero and nothing is to be learned."""
-        chosen = weights[:, :, list(self.columns)]
-        scaled = (chosen * chosen.new_tensor(self.scale)).unsqueeze(2)
-        on = [True] * len(chosen) if weights.requires_grad else chosen.flatten(1).any(1).tolist()
-        return [rows if yes else None for rows, yes in zip(scaled.to(device).unbind(), on, strict=True)]
-
-
-@dataclass(eq=False)
-class Down:
-    """The first product of one layer, or of several that read the same input.
-
-    Attributes:
-        a: (I, R)   the ranks of all its layers, one layer after the other
-        ranks: which of the mixer's `Ranks` they follow.
-        routed: the layer is one of many experts, and sees tokens without their rows.
-        readers: how many layers read each product. left: how many have yet to read `inner`, made of `x` under `live`.
-    """
-
-    a: torch.Tensor
-    ranks: int
-    routed: bool = False
-    readers: int = 1
-    left: int = 0
-    x: torch.Tensor | None = None
-    active_mix: Engagement | None = None
-    inner: torch.Tensor | None = None
-
-    def product(self, x: torch.Tensor, live: Engagement, rows: torch.Tensor) -> torch.Tensor:
-        """weight · scaling · A x: (…, I) -> (rows and tokens, R)."""
-        if self.routed and live.count > 1:
-            raise AdapterError(
-                "This model's experts are separate layers, which see tokens without their rows.",
-                "Ask one mix at a time.",
-            )
-        if live.count > 1 and len(x) % live.count:
-            raise AdapterError(
-                f"A layer was given {tuple(x.shape[:-1])} rows and tokens, and the mix has {live.count} rows.",
-                "Give a multiple of the mix's rows, or one mix for all.",
-            )
-        a, width = self.a, self.a.shape[1]
-        inner = torch.mm((x if x.dtype is a.dtype else x.to(a.dtype)).reshape(-1, a.shape[0]), a)
-        rows = rows if rows.dtype is inner.dtype else rows.to(inner.dtype)
-        by_row = inner.view(
-            live.count, len(inner) // live.count, width
-        )  # each of the mix's rows with all of its tokens
-        inner = (by_row * rows if inner.requires_grad or rows.requires_grad else by_row.mul_(rows)).view(
-            -1, width
-        )
-        if self.readers > 1:
-            self.x, self.active_mix, self.inner, self.left = x, live, inner, self.readers
-        return inner
-
-
-@dataclass(eq=False)
-class Block:
-    """Adapters of one layer that share one pair of products.
-
-    Attributes:
-        down: the first product; ranks `start` to `end` of it are this block's.
-        b: (R, O)   training replaces nothing but its values, and those of `down.a`
-    """
-
-    down: Down
-    start: int
-    end: int
-    b: torch.Tensor
-
-    def add(self, y: torch.Tensor, x: torch.Tensor, live: Engagement, depth: int) -> torch.Tensor:
-        """y + B (weight · scaling · A x); y (…, O) itself is written to where no gradient and no rounding forbids it."""
-        down = self.down
-        rows = live.rows[down.ranks][depth]
-        if rows is None:
-            return y
-        inner = down.inner if down.left and down.x is x and down.active_mix is live else down.product(x, live, rows)
-        assert inner is not None
-        if down.readers > 1:
-            inner = inner[:, self.start : self.end]
-            down.left -= 1
-            if not down.left:  # holds no tensor, and no graph, longer than needed
-                down.x = down.active_mix = down.inner = None
-        if y.dtype is not self.b.dtype or y.requires_grad or inner.requires_grad or not y.is_contiguous():
-            return y + torch.mm(inner, self.b).view(y.shape)  # 16-bit sums are rounded once, at the end
-        y.view(-1, y.shape[-1]).addmm_(inner, self.b)
-        return y
+    """A row that peft's own forward computes, with peft's active adapters. It applies to the whole batch."""
 
 
 @dataclass(eq=False)
 class Mixer:
-    """The weights of a batch and the layers that read them.
+    """The adapters of a model and the mix that is active on them.
 
     Attributes:
-        model: a PeftModel, or a plain model as long as no adapter is there.
-        names: peft's names of the adapters, in the order of the weights' columns.
-        depths: the relative depths, 0 to 1, that layers with adapters have.
-        live: what is engaged; layers ask for nothing else.
+        model: a PeftModel, or a plain model while it has no adapter.
+        layers: the LoRA layers.
+        names: peft's adapter names, in the order of the weights' columns.
+        depths: the relative depths, 0 to 1, of the layers; `layer.depth` is an index into them.
+        columns: the distinct assignments of ranks to adapters; blocks hold an index into them.
+        active_mix: what the layers multiply by; None outside of `activate`.
+        modules: all modules of the model as of `update_layout`; walking a deep model takes milliseconds.
+
+    Example:
+        >>> mixer = Mixer(peft_model)
+        >>> mixer.update_layout()
+        >>> with torch.inference_mode(), mixer.activate([{}, {"domain": 1.0}, {"domain": 0.5, "task": 1.0}]):
+        ...     logits = peft_model.get_base_model()(input_ids=ids.repeat(3, 1)).logits  # three mixes at once
     """
 
     model: nn.Module
     layers: list[Any] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     depths: list[float] = field(default_factory=list)
-    ranks: list[Ranks] = field(default_factory=list)
-    active_mix: Engagement | None = None
-    modules: list[nn.Module] = field(
-        default_factory=list
-    )  # of the model, as of `arrange`: walking a deep model takes milliseconds
-    _latest: tuple[Any, Engagement] | None = (
-        None  # what was last asked for: generation asks the same at every token
-    )
+    columns: list[RankColumns] = field(default_factory=list)
+    active_mix: ActiveMix | None = None
+    modules: list[nn.Module] = field(default_factory=list)
+    _latest: tuple[Any, ActiveMix] | None = None  # the rows that were activated last: generation repeats them
     _experts: list[nn.Module] = field(default_factory=list)
 
     @property
     def weights(self) -> torch.Tensor | None:
-        """The weights of the engaged mix, as `Engagement.weights`; None while nothing is engaged."""
+        """The weights of the active mix, as `ActiveMix.weights`; None while no mix is active."""
         return self.active_mix.weights if self.active_mix else None
 
-    def update_layout(self, trainee: str = "", apart: bool = False) -> None:
-        """Reads which adapters hang on the model and lays those at rest side by side.
+    def update_layout(self, trainee: str = "", exclude_trainee: bool = False) -> None:
+        """Reads which adapters the model has, and concatenates the factors of those that do not train.
 
-        Call after an adapter came, went, or ended training; never between a forward and its backward.
+        Call it after an adapter was added or deleted, or ended its training; never between a forward and its
+        backward.
 
         Args:
-            trainee: peft's name of the adapter in training, "" for none.
-            apart: that one cannot be mixed (DoRA); it is left to peft's own forward, and mixes do not know it.
+            trainee: peft's name of the adapter in training, or "".
+            exclude_trainee: that adapter cannot be mixed (DoRA); mixes cannot use it, and peft's own
+                forward runs it.
 
         Raises:
-            AdapterError: an adapter hangs on a layer whose sum has no form in rank space.
+            AdapterError: a layer with an adapter has no form in rank space.
         """
         while self._experts:
-            experts.release(self._experts.pop())
+            experts.detach(self._experts.pop())
         modules = dict(self.model.named_modules())
-        found = {path: m for path, m in modules.items() if isinstance(m, LoraLayer)}
-        aside = trainee if apart else ""
-        for path, layer in found.items():
-            if why := unmixable_reason(layer, aside):
+        layers = {path: m for path, m in modules.items() if isinstance(m, LoraLayer)}
+        excluded = trainee if exclude_trainee else ""
+        for path, layer in layers.items():
+            if reason := unmixable_reason(layer, excluded):
                 raise AdapterError(
-                    f"The adapter on {path!r} cannot be mixed: {why}.",
+                    f"The adapter on {path!r} cannot be mixed: {reason}.",
                     "Convert it to plain LoRA on linear layers first.",
                 )
-        depth = _depths(list(modules), list(found))
-        self.modules, self.layers = list(modules.values()), list(found.values())
-        self.names = sorted({name for layer in self.layers for name in layer.lora_A} - {aside})
-        self.depths = sorted(set(depth.values()))
-        self.ranks, self._latest = [], None
-        for path, layer in found.items():
-            _adopt(layer)
-            layer.mixer = experts.Reference(self)
-            layer.depth = self.depths.index(depth[path])
+        depths = mix_layout.relative_depths(list(modules), list(layers))
+        self.modules, self.layers = list(modules.values()), list(layers.values())
+        self.names = sorted({name for layer in self.layers for name in layer.lora_A} - {excluded})
+        self.depths = sorted(set(depths.values()))
+        self.columns, self._latest = [], None
+        for path, layer in layers.items():
+            patch_layer(layer)
+            layer.mixer = experts.MixerReference(self)
+            layer.depth = self.depths.index(depths[path])
             layer.blocks = []
-        for team in _teams(found):
-            self._share(
-                [
-                    (found[path], [n for n in self.names if n in found[path].lora_A and n != trainee])
-                    for path in team
-                ],
-                _side_by_side,
-                team[0],
-            )
-            for path in team:
-                self._share(
-                    [
-                        (
-                            found[path],
-                            [trainee] if trainee in self.names and trainee in found[path].lora_A else [],
-                        )
-                    ],
-                    _as_it_lies,
-                    path,
-                )
+        for group in mix_layout.group_by_input(layers):
+            fixed = [
+                (layers[path], [n for n in self.names if n in layers[path].lora_A and n != trainee])
+                for path in group
+            ]
+            self._add_blocks(fixed, group[0], is_trainee=False)
+            for path in group:
+                if trainee in self.names and trainee in layers[path].lora_A:
+                    self._add_blocks([(layers[path], [trainee])], path, is_trainee=True)
         for layer in self.layers:
             if isinstance(layer, ParamWrapper):
-                self._hold(layer)
+                self._attach_experts(layer)
 
-    def _share(self, team: Sequence[tuple[Any, list[str]]], lay: Callable[[Any], Any], path: str) -> None:
-        """Gives layers that read the same input the block of these adapters each, with one first product for all."""
-        parts = [(layer, names) for layer, names in team if names]
+    def _add_blocks(self, group: LayersWithAdapters, path: str, is_trainee: bool) -> None:
+        """Adds one block of these adapters to each layer of a group; the blocks share their first product."""
+        parts = [(layer, names) for layer, names in group if names]
         if not parts:
             return
-        ranks = self._ranks_of(parts)
+        columns = self._columns_of(parts)
         if isinstance(parts[0][0], ParamWrapper):
             layer, names = parts[0]
-            layer.blocks.append(experts.lay_out(layer, names, ranks, lay is _as_it_lies))
+            layer.blocks.append(experts.make_block(layer, names, columns, is_trainee))
             return
-        a, bs = lay(parts)
-        down, start = Down(a, ranks, bool(ROUTED.search(path)), len(parts)), 0
+        a, bs = mix_layout.trainee_factors(parts) if is_trainee else mix_layout.concatenate_factors(parts)
+        down, start = DownProjection(a, columns, bool(mix_layout.ROUTED.search(path)), len(parts)), 0
         for (layer, _), b in zip(parts, bs, strict=True):
-            layer.blocks.append(Block(down, start, start + len(b), b))
+            layer.blocks.append(LoraBlock(down, start, start + len(b), b))
             start += len(b)
 
-    def _ranks_of(self, parts: Sequence[tuple[Any, list[str]]]) -> int:
-        owners = [(layer, n) for layer, names in parts for n in names for _ in range(layer.r[n])]
-        ranks = Ranks(
-            tuple(self.names.index(n) for _, n in owners),
-            tuple(float(layer.scaling[n]) for layer, n in owners),
+    def _columns_of(self, parts: LayersWithAdapters) -> int:
+        """Returns the index, in `self.columns`, of the ranks of these layers and adapters."""
+        ranks = [(layer, n) for layer, names in parts for n in names for _ in range(layer.r[n])]
+        columns = RankColumns(
+            tuple(self.names.index(n) for _, n in ranks),
+            tuple(float(layer.scaling[n]) for layer, n in ranks),
         )
-        if ranks not in self.ranks:
-            self.ranks.append(ranks)
-        return self.ranks.index(ranks)
+        if columns not in self.columns:
+            self.columns.append(columns)
+        return self.columns.index(columns)
 
-    def _hold(self, layer: Any) -> None:
+    def _attach_experts(self, layer: Any) -> None:
         module = layer.get_base_layer()
         if module not in self._experts:
-            experts.hold(module, self, layer.depth)
+            experts.attach(module, self, layer.depth)
             self._experts.append(module)
-        module.hung.blocks[layer.parameter_name] = layer.blocks
+        module.expert_adapters.blocks[layer.parameter_name] = layer.blocks
 
     @contextlib.contextmanager
     def activate(self, rows: Sequence[Mapping[str, float]] | torch.Tensor) -> Iterator[Mixer]:
-        """While open, row b of every forward is computed under `rows[b]`.
+        """Makes `rows` the active mix: while open, row b of every forward is computed under `rows[b]`.
 
-        A forward whose rows are k times as many (beams, several answers a prompt, flattened tokens) has
-        each of ours k times, one after the other. A backward through a forward belongs inside too.
+        A forward with k times as many rows (beams, several answers per prompt, flattened tokens) has each row
+        k times, consecutively. A backward belongs inside too: layers that activation checkpointing computes
+        again then find the same rows, and outside torch raises an error.
 
         Args:
-            rows: peft name to weight, one mapping (or `MixRow`) a row; or the weights themselves with columns
-                as `names`, which may need a gradient: (B, adapters), or (P, B, adapters) for P points
-                from the first layer to the last, between which the layers interpolate.
+            rows: one mapping from peft's adapter name to weight (or `MixRow`) per row. Or the weights
+                themselves, with one column per name in `names`; they may require a gradient. Their shape is
+                (B, adapters), or (P, B, adapters) for P points from the first layer to the last, between
+                which layers interpolate.
 
         Raises:
-            AdapterError: a name that does not hang on this model, or a tensor of another width.
+            AdapterError: an adapter is not loaded, or the tensor has another number of columns.
         """
         before = self.active_mix
-        own = not isinstance(rows, torch.Tensor) and any(isinstance(row, PeftForwardRow) for row in rows)
-        self.active_mix = (
-            None
-            if own
-            else self._from_tensor(rows)
-            if isinstance(rows, torch.Tensor)
-            else self._from_rows(rows)
-        )
+        if isinstance(rows, torch.Tensor):
+            self.active_mix = self._from_tensor(rows)
+        elif any(isinstance(row, PeftForwardRow) for row in rows):
+            self.active_mix = None
+        else:
+            self.active_mix = self._from_rows(rows)
         try:
             yield self
         finally:
             self.active_mix = before
 
-    def _from_rows(self, rows: Sequence[Mapping[str, float]]) -> Engagement:
-        asked = [(dict(row), getattr(row, "tilt", None) or {}) for row in rows]
-        if self._latest is None or self._latest[0] != asked:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # so that they serve a forward of training as well
-                weights = self.tensor([row for row, _ in asked])
-                tilt = self.tensor([{n: t for n, t in tilt.items() if row.get(n)} for row, tilt in asked])
-                self._latest = asked, self._engagement(weights, tilt if bool(tilt.any()) else None)
+    def _from_rows(self, rows: Sequence[Mapping[str, float]]) -> ActiveMix:
+        key = [(dict(row), getattr(row, "tilt", None) or {}) for row in rows]
+        if self._latest is None or self._latest[0] != key:
+            # No inference tensors, because a forward of training may use them too.
+            with torch.inference_mode(False), torch.no_grad():
+                weights = self.to_tensor([row for row, _ in key])
+                tilt = self.to_tensor([{n: t for n, t in tilt.items() if row.get(n)} for row, tilt in key])
+                self._latest = key, self._expand(weights, tilt if bool(tilt.any()) else None)
         return self._latest[1]
 
-    def _from_tensor(self, weights: torch.Tensor) -> Engagement:
+    def _from_tensor(self, weights: torch.Tensor) -> ActiveMix:
         if weights.dim() not in (2, 3) or weights.shape[-1] != max(len(self.names), 1):
+            count = len(self.names)
             raise AdapterError(
-                f"The weights have the shape {tuple(weights.shape)}.",
-                f"Give (rows, {len(self.names)}) or (points, rows, {len(self.names)}), one column an adapter.",
+                f"The weights must have the shape (rows, {count}) or (points, rows, {count}), "
+                f"got {tuple(weights.shape)}.",
+                "Give one column per adapter.",
             )
-        learned = weights.requires_grad and torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(learned):
-            return self._engagement(weights if learned else weights.detach().cpu(), None)
+        needs_gradient = weights.requires_grad and torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(needs_gradient):
+            return self._expand(weights if needs_gradient else weights.detach().cpu(), None)
 
-    def _engagement(self, weights: torch.Tensor, tilt: torch.Tensor | None) -> Engagement:
-        points = (
-            weights
-            if weights.dim() == 3
-            else weights[None]
-            if tilt is None
-            else torch.stack([weights * (1 - tilt), weights * (1 + tilt)])
-        )
+    def _expand(self, weights: torch.Tensor, tilt: torch.Tensor | None) -> ActiveMix:
+        """Expands weights to every depth and rank."""
+        if weights.dim() == 3:
+            points = weights
+        elif tilt is None:
+            points = weights[None]
+        else:
+            points = torch.stack([weights * (1 - tilt), weights * (1 + tilt)])
         if not points.requires_grad and bool((points == points[:, :1]).all()):
-            points = points[:, :1]  # one row for all, however many rows or tokens a layer sees
+            points = points[:, :1]  # all rows are equal: one row serves any number of rows or tokens
         if len(points) > 1:
-            points = torch.einsum("dp,pbn->dbn", _between(self.depths, len(points)).to(points), points)
+            shares = mix_layout.interpolation_matrix(self.depths, len(points)).to(points)
+            points = torch.einsum("dp,pbn->dbn", shares, points)
         device = next(self.model.parameters()).device
-        rows = [ranks.rows(points, device) for ranks in self.ranks]
-        return Engagement(
-            weights, tilt, [r * len(self.depths) if len(r) == 1 else r for r in rows], points.shape[1]
-        )
+        rows = [columns.expand(points, device) for columns in self.columns]
+        tilt_by_depth = [r * len(self.depths) if len(r) == 1 else r for r in rows]
+        return ActiveMix(weights, tilt, tilt_by_depth, points.shape[1])
 
-    def tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
-        """The numbers of rows, peft name to number, as a (B, adapters) tensor on the CPU.
+    def to_tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
+        """Returns rows of adapter name -> number as a (B, adapters) tensor on the CPU.
 
         Raises:
-            AdapterError: a name that does not hang on this model.
+            AdapterError: an adapter with a number other than 0 is not loaded.
         """
         column = {name: i for i, name in enumerate(self.names)}
-        if strange := [name for row in rows for name, number in row.items() if number and name not in column]:
-            raise AdapterError(f"The adapter {strange[0]!r} is not loaded.", "Load it before mixing.")
+        unknown = [name for row in rows for name, number in row.items() if number and name not in column]
+        if unknown:
+            raise AdapterError(f"The adapter {unknown[0]!r} is not loaded.", "Load it before mixing.")
         table = [[float(row.get(name, 0.0)) for name in self.names] or [0.0] for row in rows]
         return torch.tensor(table, dtype=torch.float32).view(len(rows), max(len(self.names), 1))
 
     def active_weights(self, row: int) -> dict[str, float]:
-        """The adapters that are really on in a row, read back from the tensor that the layers' rows are made of."""
+        """Returns the adapters that are active in a row with their weights.
+
+        They are read back from the tensor that the layers' rows were expanded from.
+        """
         if self.active_mix is None or not self.names:
             return {}
-        weights = self.active_mix.weights if self.active_mix.weights.dim() == 2 else self.active_mix.weights.mean(0)
-        return {name: w for name, w in zip(self.names, weights[row].tolist(), strict=True) if w}
+        weights = self.active_mix.weights
+        by_row = weights if weights.dim() == 2 else weights.mean(0)
+        return {name: w for name, w in zip(self.names, by_row[row].tolist(), strict=True) if w}
 
     def active_tilt(self, row: int) -> dict[str, float]:
-        """The tilts that are really on in a row, read back likewise."""
+        """Returns the tilts that are active in a row, read back like `active_weights`."""
         if self.active_mix is None or self.active_mix.tilt is None:
             return {}
-        return {name: t for name, t in zip(self.names, self.active_mix.tilt[row].tolist(), strict=True) if t}
-
-
-def unmixable_reason(layer: Any, aside: str = "") -> str:
-    """Why a peft layer has no form in rank space, or ""; the adapter `aside` is not asked about."""
-    if getattr(layer, "lora_embedding_A", None):
-        return "it is trained on the embedding, where there is a look-up and no product"
-    if isinstance(layer, (_ConvNd, Conv1d, MultiheadAttention)):
-        return f"it is trained on a {type(layer.get_base_layer()).__name__}"
-    if variants := [v for name, v in getattr(layer, "lora_variant", {}).items() if name != aside]:
-        return f"it is {type(variants[0]).__name__}, not a plain sum"
-    if any(getattr(layer, "lora_bias", {}).values()):
-        return "it trains biases"
-    return experts.unmixable_reason(layer) if isinstance(layer, ParamWrapper) else ""
-
-
-def _depths(paths: Sequence[str], adapted: Sequence[str]) -> dict[str, float]:
-    """The relative depth of each adapted layer, 0 for the first of its stack and 1 for the last."""
-    last: dict[str, int] = {}
-    for path in paths:
-        if place := NUMBERED.match(path):
-            last[place[1]] = max(last.get(place[1], 0), int(place[2]))
-    places = {path: NUMBERED.match(path) for path in adapted}
-    return {path: int(p[2]) / last[p[1]] if p and last[p[1]] else MIDDLE for path, p in places.items()}
-
-
-def _between(depths: Sequence[float], points: int) -> torch.Tensor:
-    """(D, P): how much of each of P evenly spread points a depth has, by linear interpolation."""
-    share = torch.zeros(len(depths), points)
-    for d, depth in enumerate(depths):
-        low = min(int(depth * (points - 1)), points - 2)
-        share[d, low + 1] = depth * (points - 1) - low
-        share[d, low] = 1 - share[d, low + 1]
-    return share
-
-
-def _teams(found: Mapping[str, Any]) -> list[list[str]]:
-    """Paths of the adapted layers, those that read the same input together."""
-    teams: dict[Any, list[str]] = {}
-    for path, layer in found.items():
-        above, _, leaf = path.rpartition(".")
-        same = next((i for i, leaves in enumerate(SAME_INPUT) if leaf in leaves), None)
-        teams.setdefault(path if same is None else (above, same, layer.in_features), []).append(path)
-    return list(teams.values())
-
-
-def _as_it_lies(parts: Sequence[tuple[Any, list[str]]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A^T (I, R) and B^T (R, O) of the adapter in training, whose tensors are the optimizer's."""
-    ((layer, (name,)),) = parts
-    return layer.lora_A[name].weight.detach().t(), [layer.lora_B[name].weight.detach().t()]
-
-
-def _side_by_side(parts: Sequence[tuple[Any, list[str]]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A^T (I, R of all layers) and each layer's B^T (R, O); peft's parameters become views: one copy of every number."""
-    with torch.no_grad():
-        a = torch.cat([layer.lora_A[n].weight.t() for layer, names in parts for n in names], dim=1)
-        bs = [torch.cat([layer.lora_B[n].weight.t() for n in names]) for layer, names in parts]
-        start = 0
-        for (layer, names), b in zip(parts, bs, strict=True):
-            first = start
-            for n in names:
-                end = start + layer.r[n]
-                layer.lora_A[n].weight.data = a[:, start:end].t()
-                layer.lora_B[n].weight.data = b[start - first : end - first].t()
-                start = end
-    return a, bs
-
-
-class _Mixed:
-    """One forward more for a peft layer: rank space while a mix is engaged, peft's own otherwise."""
-
-    mixer: experts.Reference
-    depth: int
-    blocks: list[Block]
-    base_layer: Any
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x: (B, T, I) -> (B, T, O); also (k·B, T, I) and (B·T, I), each row k or T times."""
-        live = self.mixer.mixer.active_mix
-        if live is None:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc, no-any-return]
-        y = self.base_layer(x, *args, **kwargs)
-        kind = y.dtype
-        for block in self.blocks:
-            y = block.add(y, x, live, self.depth)
-        return y if y.dtype is kind else y.to(kind)  # type: ignore[no-any-return]
-
-
-class _Passing:
-    """One forward more for a peft wrapper of experts: while a mix is engaged, the experts add what is due."""
-
-    mixer: experts.Reference
-    base_layer: Any
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.mixer.mixer.active_mix is None:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        return self.base_layer(x, *args, **kwargs)
-
-    @contextlib.contextmanager
-    def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
-        """In peft's own forward: lets the delta of packed weights be seen.
-
-        While their delta is put on, the weights are unpacked and cached without it, if another parameter of the module is cached already.
-        """
-        with super()._activate_lora(active_adapters):  # type: ignore[misc]
-            parametrize._cache.pop((id(self.get_base_layer()), self.parameter_name), None)  # type: ignore[attr-defined]
-            yield
-
-    def _remove_parametrizations(self) -> None:
-        """After peft's own forward: takes its delta off again.
-
-        On weights that are packed, and so parametrised already, peft 0.21 leaves that of a single adapter where it is, and they pile up.
-        """
-        parts = self.get_base_layer().parametrizations[self.parameter_name]  # type: ignore[attr-defined]
-        if len(parts) > 1:
-            del parts[-1]
-        else:
-            super()._remove_parametrizations()  # type: ignore[misc]
-
-
-def _adopt(layer: Any) -> None:
-    """Gives a peft layer the mixing forward, once."""
-    if isinstance(layer, (_Mixed, _Passing)):
-        return
-    kind = type(layer)
-    if isinstance(layer, ParamWrapper):  # keeps its name, by which peft knows that another adapter may come
-        layer.__class__ = type(kind.__name__, (_Passing, kind), {"__module__": kind.__module__})
-    else:
-        layer.__class__ = type(f"Mixed{kind.__name__}", (_Mixed, kind), {"__module__": kind.__module__})
+        tilt = self.active_mix.tilt[row].tolist()
+        return {name: t for name, t in zip(self.names, tilt, strict=True) if t}

@@ -1,6 +1,15 @@
-"""The resident base with every adapter that someone uses, and how mixes of library ids become rows.
+"""The resident base with all loaded adapters, and the adapter in training.
 
-Knows which adapters hang on the base and under which peft names. Used by one thread only.
+Adapters of the library are loaded on demand, under their library id as peft's adapter name, and the least
+recently used ones are unloaded. Mixes, which name library ids, become rows for `core.model.mixing`. Training
+adds its adapter to the same base, so a mix can use it while it trains.
+
+Inference never touches peft's active adapters, and adding an adapter restores what a run in training has set.
+`disable_adapter` and `adapter_names` are not used: the first un-freezes frozen adapters on exit, the second
+leaves hooks behind when a generation is aborted. Only the worker's thread may use this module.
+
+4-bit bases do not go through `prepare_model_for_kbit_training`, which upcasts every remaining 16-bit weight
+for good, also for inference. Layer norms stay in bf16 on a GPU; LoRA weights are fp32.
 """
 
 from __future__ import annotations
@@ -18,78 +27,103 @@ from torch.distributed.tensor import DTensor
 from core.errors import AdapterError, Busy, SpecError
 from core.model import experts, lora_init
 from core.model.base import Base, folder_of, locate
-from core.model.mixing import Mixer, PeftForwardRow, MixRow, unmixable_reason
+from core.model.mixing import Mixer, MixRow, PeftForwardRow
+from core.model.peft_patch import unmixable_reason
 from core.spec.mix import Mix
 from core.store import adapters
+from core.store.adapter_config import UNMIXABLE, parse_config
 from core.store.adapters import Adapter
 from core.store.workspace import Workspace, read_json
 
-# peft's and transformers' checkpoints agree on this one name for the adapter in training; with any
-# other, loading the best or latest checkpoint silently does nothing.
+# peft's name of the adapter in training. With any other name, transformers silently loads nothing when it
+# loads the best or latest checkpoint.
 TRAINEE = "default"
-OFFSET = "start"  # peft's name of what the adapter in training started from, where that is taken off again (core.model.lora_init)
-RESIDENT_LIMIT = 32  # adapters at once; the longest unused leaves first
+OFFSET = "start"  # peft's name of the frozen offset of PiSSA and OLoRA (core.model.lora_init)
+RESIDENT_LIMIT = 32  # loaded adapters; the least recently used one is unloaded first
 
 
 class PeftForwardMix(Mix):
-    """The adapter in training exactly as it trains, through peft's own forward: also where it cannot be mixed."""
+    """A mix that is computed by peft's own forward, exactly as in training.
+
+    It is the only way to sample from an adapter in training that cannot be mixed (DoRA).
+    """
 
 
 class Resident:
-    """One frozen base and the adapters that hang on it."""
+    """One frozen base with the adapters that are loaded on it.
+
+    Attributes:
+        base: the base model.
+        workspace: the library that adapters are loaded from.
+        peft: the PeftModel around the base, None while no adapter is loaded.
+        mixer: activates mixes on the loaded adapters.
+        digests: adapter id -> sha256 of the loaded weights, least recently used first.
+        trainee_id: the library id that the adapter in training will have, "" while no run is in training.
+        parent_ids: the frozen parent adapters that the adapter in training is stacked on.
+        trainee_unmixable_reason: why the adapter in training cannot be mixed, "" where it can.
+
+    Example:
+        >>> resident = Resident(load_base("embedded"), Workspace("workspace"))
+        >>> mixes = [Mix(), Mix(weights={"sample-domain": 1.0})]
+        >>> resident.load_adapters(mixes)
+        >>> with inference_mode_for(resident, resident.rows(mixes)):
+        ...     logits = resident.model(input_ids=ids.repeat(2, 1)).logits
+    """
 
     def __init__(self, base: Base, workspace: Workspace) -> None:
         self.base = base
         self.workspace = workspace
         self.peft: PeftModel | None = None
         self.mixer = Mixer(base.model)
-        self.digests: dict[
-            str, str
-        ] = {}  # adapter id -> sha256 of the weights as loaded; the oldest use first
-        self.trainee_id = ""  # library id that the adapter in training will have
-        self.parent_ids: set[str] = set()  # ids that training is standing on
-        self.trainee_unmixable_reason = ""  # why the adapter in training cannot be mixed
+        self.digests: dict[str, str] = {}
+        self.trainee_id = ""
+        self.parent_ids: set[str] = set()
+        self.trainee_unmixable_reason = ""
 
     @property
     def model(self) -> Any:
-        """What forwards are called on: the inner transformers model, whose layers peft has wrapped."""
+        """The transformers model to call forwards on; peft has replaced its layers in place."""
         return self.base.model
 
     def peft_name(self, adapter_id: str) -> str:
+        """Returns peft's name of an adapter: its library id, or `TRAINEE` for the adapter in training."""
         return TRAINEE if adapter_id == self.trainee_id else adapter_id
 
     def load_adapters(self, mixes: Iterable[Mix]) -> None:
-        """Loads every adapter that the mixes name and that is not here yet.
+        """Loads the adapters that the mixes name, and may unload the least recently used ones.
 
         Raises:
-            NotFound: no such adapter. AdapterError: damaged, or of another base.
+            NotFound: no adapter has this id.
+            AdapterError: its files are damaged, or it was trained on another base.
         """
-        wanted = {a for mix in mixes for a in mix.weights}
-        came = [a for a in sorted(wanted) if a != self.trainee_id and a not in self.digests]
+        names = {a for mix in mixes for a in mix.weights}
+        changes = [a for a in sorted(names) if a != self.trainee_id and a not in self.digests]
         try:
-            for adapter_id in came:
+            for adapter_id in changes:
                 self._load(adapter_id)
         except Exception:
-            self.update_layout()  # for those that came before the one that did not fit
+            self.update_layout()  # with the adapters that were loaded before the one that failed
             raise
-        for adapter_id in wanted & set(self.digests):  # used last, leaves last
+        for adapter_id in names & set(self.digests):  # move to the end: most recently used
             self.digests[adapter_id] = self.digests.pop(adapter_id)
-        surplus = [a for a in self.digests if a not in wanted and a not in self.parent_ids]
-        for adapter_id in surplus[: max(0, len(self.digests) - RESIDENT_LIMIT)]:
-            self._drop(adapter_id)
-            came.append(adapter_id)
-        if came:
+        unused = [a for a in self.digests if a not in names and a not in self.parent_ids]
+        for adapter_id in unused[: max(0, len(self.digests) - RESIDENT_LIMIT)]:
+            self._unload(adapter_id)
+            changes.append(adapter_id)
+        if changes:
             self.update_layout()
 
     def update_layout(self) -> None:
-        """Lays the adapters out anew for mixing."""
-        self.mixer.update_layout(TRAINEE if self.trainee_id else "", apart=bool(self.trainee_unmixable_reason))
+        """Rebuilds the layout of the mixer, after an adapter was added or removed."""
+        self.mixer.update_layout(
+            TRAINEE if self.trainee_id else "", exclude_trainee=bool(self.trainee_unmixable_reason)
+        )
 
     def rows(self, mixes: Iterable[Mix]) -> list[dict[str, float]]:
-        """Mixes in peft's names, one row each.
+        """Returns one row a mix, with peft's adapter names, for `Mixer.activate` and `inference_mode_for`.
 
         Raises:
-            AdapterError: a mix names the adapter in training, and that one cannot be mixed.
+            AdapterError: a mix uses the adapter in training, and that adapter cannot be mixed.
         """
         return [self._row(mix) for mix in mixes]
 
@@ -101,29 +135,35 @@ class Resident:
                 f"The adapter in training cannot be mixed live: {self.trainee_unmixable_reason}.",
                 "Its samples on the Train page show how it answers.",
             )
-        return MixRow(self._named(mix.weights), self._named(mix.tilt))
+        return MixRow(self._by_peft_name(mix.weights), self._by_peft_name(mix.tilt))
 
-    def _named(self, numbers: dict[str, float]) -> dict[str, float]:
-        named = {self.peft_name(a): number for a, number in numbers.items()}
-        if TRAINEE in named and self.has_offset:
-            named[OFFSET] = named[TRAINEE]
-        return named
+    def _by_peft_name(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Library id -> number becomes peft name -> number; the offset gets the number of its adapter."""
+        by_name = {self.peft_name(a): number for a, number in numbers.items()}
+        if TRAINEE in by_name and self.has_offset:
+            by_name[OFFSET] = by_name[TRAINEE]
+        return by_name
 
     @property
     def has_offset(self) -> bool:
-        """Does the adapter in training carry its start beside it?"""
+        """Whether the adapter in training has a frozen offset (`core.model.lora_init`)."""
         return self.peft is not None and OFFSET in self.peft.peft_config
 
     def stamp(self, row: int) -> dict[str, Any]:
-        """What a row of the engaged batch really had active: weights, tilts and digests, by library id."""
-        active, leaning = self.mixer.active_weights(row), self.mixer.active_tilt(row)
+        """Returns the stamp of a row: the base, and the active weights, tilts and digests by library id.
+
+        Weights and tilts are read back from the tensors that the layers multiply by, not from the request.
+
+        Args:
+            row: the index of the row in the batch.
+        """
         weights, tilt = (
             {
                 self.trainee_id if name == TRAINEE else name: round(n, 6)
-                for name, n in part.items()
+                for name, n in numbers.items()
                 if name != OFFSET
             }
-            for part in (active, leaning)
+            for numbers in (self.mixer.active_weights(row), self.mixer.active_tilt(row))
         )
         return {
             "base": self.base.name,
@@ -139,38 +179,39 @@ class Resident:
         self.check_same_base(adapter)
         adapters.verify(self.workspace, adapter_id)
         folder = self.workspace.find("adapters", adapter_id)
-        config = adapters.parse_config(read_json(folder / adapters.CONFIG))
+        config = parse_config(read_json(folder / adapters.CONFIG))
         tensors = load_file(folder / adapters.WEIGHTS)
         self.add_adapter(adapter_id, config)
-        self._fill(adapter_id, tensors)
-        self.digests[adapter_id] = adapter.sha256  # which `verify` has just compared with the file
+        self._copy_tensors(adapter_id, tensors)
+        self.digests[adapter_id] = adapter.sha256  # `verify` has just compared it with the file
 
     def check_same_base(self, adapter: Adapter) -> None:
-        """Refuses an adapter that was trained on another base.
+        """Checks that an adapter was trained on the resident base, by fingerprint.
 
         Raises:
-            AdapterError: the fingerprints differ.
+            AdapterError: it was trained on another base.
         """
         if adapter.base_fingerprint != self.base.fingerprint:
             raise AdapterError(
-                f"The adapter {adapter.name!r} was trained on {adapter.base!r}, and the resident base is {self.base.name!r}.",
-                "Start the studio with that base, or choose an adapter of this one.",
+                f"The adapter {adapter.name!r} was trained on {adapter.base!r}, "
+                f"and the resident base is {self.base.name!r}.",
+                "Start the studio with that base, or choose an adapter of the resident base.",
             )
 
     def add_adapter(self, name: str, config: dict[str, Any], trainable: bool = False) -> None:
-        """Adds fresh LoRA layers under a peft name, frozen unless `trainable`.
+        """Adds new LoRA layers under a peft name, frozen unless `trainable`.
 
-        A run that is in training notices nothing: first weights are drawn with the dice set aside, and
-        what is active and what needs gradients is put back (peft changes both when an adapter comes).
+        A run in training is not affected. The first weights of a frozen adapter are drawn inside `fork_rng`.
+        The active adapters and the `requires_grad` flags, both of which peft changes here, are restored.
 
         Args:
-            config: checked fields of a LoraConfig.
+            config: fields of a LoraConfig that passed the library's checks.
 
         Raises:
-            AdapterError: it does not find its layers in this base, or they cannot be mixed.
+            AdapterError: the base lacks its layers, or the adapter cannot be mixed.
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
-        before = self._flags()
+        before = self._gradient_flags()
         with (
             torch.random.fork_rng(enabled=not trainable),
             warnings.catch_warnings(),
@@ -182,28 +223,27 @@ class Resident:
                     self.peft = get_peft_model(self.base.model, lora, adapter_name=name)
                 else:
                     self.peft.add_adapter(name, lora)
-            except (
-                ValueError
-            ) as e:  # peft's word for layers that are not there, or that others wrap in another way
-                self._undo(name)
-                self._settle(before)
-                what = f"The adapter {name!r} cannot hang on the base {self.base.name!r}: {str(e)[:300]}"
+            except ValueError as e:  # no such layers, or another adapter wraps them in another way
+                self._remove_partial_adapter(name)
+                self._restore_training_state(before)
+                what = f"The adapter {name!r} cannot be added to the base {self.base.name!r}: {str(e)[:300]}"
                 raise AdapterError(what, "Choose an adapter that was trained on this base.") from e
-        self._settle({**before, **{k: trainable for k in self._flags() if f".{name}." in k}})
+        after = {k: trainable for k in self._gradient_flags() if f".{name}." in k}
+        self._restore_training_state({**before, **after})
         for path, layer in self.base.model.named_modules():
             if (
                 isinstance(layer, LoraLayer)
                 and name in layer.r
                 and (why := unmixable_reason(layer, TRAINEE if self.trainee_unmixable_reason else ""))
             ):
-                self._delete(name)
+                self._delete_adapter(name)
                 raise AdapterError(
                     f"The adapter {name!r} on {path!r} cannot be mixed: {why}.",
                     "Convert it to plain LoRA on linear layers first.",
                 )
 
-    def _undo(self, name: str) -> None:
-        """Clears away what peft had hung before it refused the rest."""
+    def _remove_partial_adapter(self, name: str) -> None:
+        """Removes the layers that peft had added before it raised."""
         if self.peft is not None:
             self.peft.peft_config.pop(name, None)
         for path, layer in list(self.base.model.named_modules()):
@@ -212,11 +252,16 @@ class Resident:
             elif isinstance(layer, LoraLayer) and self.peft is None and not path.endswith(".base_layer"):
                 self.base.model.set_submodule(path, layer.get_base_layer())
 
-    def _flags(self) -> dict[str, bool]:
+    def _gradient_flags(self) -> dict[str, bool]:
+        """Parameter name -> requires_grad."""
         return {k: p.requires_grad for k, p in self.peft.named_parameters()} if self.peft else {}
 
-    def _settle(self, needs_gradient: dict[str, bool]) -> None:
-        """Makes the run's own adapters the active ones again, and puts back who needs gradients."""
+    def _restore_training_state(self, gradient_flags: dict[str, bool]) -> None:
+        """Restores what peft changes when an adapter is added or deleted, for a run in training.
+
+        Args:
+            gradient_flags: parameter name -> requires_grad; parameters that are not named are frozen.
+        """
         if self.peft is None:
             return
         if self.trainee_id and TRAINEE in self.peft.peft_config:
@@ -225,132 +270,160 @@ class Resident:
             )
             self.peft.active_adapter = TRAINEE
         for key, parameter in self.peft.named_parameters():
-            parameter.requires_grad_(needs_gradient.get(key, False))
+            parameter.requires_grad_(gradient_flags.get(key, False))
 
-    def _fill(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Copies tensors into a hung adapter after comparing names and shapes.
+    def _copy_tensors(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Copies tensors into an adapter after comparing names and shapes.
+
+        Args:
+            name: peft's name of the adapter.
+            tensors: keys as in peft's file format.
 
         Raises:
-            AdapterError: they do not fit this base; the adapter is taken off again.
+            AdapterError: names or shapes differ; the adapter is deleted from the model.
         """
         assert self.peft is not None
         expected = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
         if {k: tuple(v.shape) for k, v in expected.items()} != {
             k: tuple(v.shape) for k, v in tensors.items()
         }:
-            self._delete(name)
+            self._delete_adapter(name)
             raise AdapterError(
                 f"The tensors of {name!r} do not fit the base {self.base.name!r}.",
                 "Choose an adapter that was trained on this base.",
             )
         set_peft_model_state_dict(self.peft, tensors, adapter_name=name)
 
-    def _drop(self, adapter_id: str) -> None:
-        self._delete(adapter_id)
+    def _unload(self, adapter_id: str) -> None:
+        self._delete_adapter(adapter_id)
         self.digests.pop(adapter_id, None)
 
-    def _delete(self, name: str) -> None:
+    def _delete_adapter(self, name: str) -> None:
         assert self.peft is not None
         if len(self.peft.peft_config) > 1:
-            before = self._flags()
+            before = self._gradient_flags()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.peft.delete_adapter(name)
-            self._settle(before)
-        else:  # peft cannot be without its last adapter: unwrap the base instead
+            self._restore_training_state(before)
+        else:  # a PeftModel needs at least one adapter, so the base is unwrapped
             self.base.model = self.peft.unload()
             self.peft = None
             self.mixer.model = self.base.model
 
     def unload(self, adapter_id: str) -> None:
-        """Takes an adapter off the base, because its files are being deleted or were changed.
+        """Unloads an adapter whose files are being deleted or have changed; does nothing if it is not loaded.
 
         Raises:
-            Busy: a run in training stands on it.
+            Busy: it is a parent of the adapter in training.
         """
         if adapter_id in self.parent_ids:
             raise Busy(f"The adapter {adapter_id!r} is in use by a run.", "Stop the run first.")
         if adapter_id in self.digests:
-            self._drop(adapter_id)
+            self._unload(adapter_id)
             self.update_layout()
 
     def add_trainee(
-        self, adapter_id: str, config: dict[str, Any], stack_on: str = "", start: str = "default"
+        self, adapter_id: str, config: dict[str, Any], stack_on: str = "", initialisation: str = "default"
     ) -> None:
-        """Hangs a fresh trainable adapter, on top of a frozen active one where `stack_on` names it.
+        """Adds a new trainable adapter, stacked on a frozen active parent adapter if there is one.
 
         Args:
             adapter_id: the library id that the adapter will have; mixes can use it at once.
             config: fields of a LoraConfig.
-            start: what its first weights are, one of `core.spec.INITIALISATIONS`.
+            stack_on: the library id of the parent adapter, or "".
+            initialisation: its first weights, one of `core.spec.training.INITIALISATIONS`.
 
         Raises:
-            SpecError: this base has nothing that the adapter could start from in that way.
+            SpecError: the initialisation is not possible on this base.
         """
-        if adapter_id in self.digests:  # what a stopped run had kept; it goes on from its checkpoint
-            self._drop(adapter_id)
+        if adapter_id in self.digests:  # saved earlier by this run, which now resumes from a checkpoint
+            self._unload(adapter_id)
         if stack_on:
             self.load_adapters([Mix(weights={stack_on: 1.0})])
         self.trainee_id = adapter_id
         self.parent_ids = {stack_on} if stack_on else set()
-        self.trainee_unmixable_reason = adapters.UNMIXABLE["use_dora"].why if config.get("use_dora") else ""
+        self.trainee_unmixable_reason = UNMIXABLE["use_dora"].reason if config.get("use_dora") else ""
         self.add_adapter(TRAINEE, config, trainable=True)
-        if start in lora_init.OFFSET_INITIALISATIONS:
-            self.add_adapter(OFFSET, {**config, "lora_dropout": 0.0})  # the base's own part is never hidden from it
-            self._settle(self._flags())
-            lora_init.begin(self.base.model, TRAINEE, OFFSET, start)
-        elif start == "loftq":
+        if initialisation in lora_init.OFFSET_INITIALISATIONS:
+            # Without dropout, because the offset is subtracted in every pass.
+            self.add_adapter(OFFSET, {**config, "lora_dropout": 0.0})
+            self._restore_training_state(self._gradient_flags())
+            lora_init.offset_init(self.base.model, TRAINEE, OFFSET, initialisation)
+        elif initialisation == "loftq":
             if self.base.quantization != "nf4":
                 raise SpecError(
-                    "LoftQ makes up for what 4 bits lose, and this base is not quantised.",
+                    f"LoftQ needs a base in nf4, got quantization {self.base.quantization!r}.",
                     "Choose another initialisation, or load the base in nf4.",
                 )
-            lora_init.make_up(
+            lora_init.loftq_init(
                 self.base.model, TRAINEE, folder_of(*locate(self.base.name)), self.base.family.fan_in_fan_out
             )
         self.update_layout()
 
-    def add_saved(self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Hangs an adapter that has just been written, out of memory: whoever mixes it next waits for no file.
+    def add_saved_adapter(
+        self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> None:
+        """Loads an adapter that was just saved from memory, so that the next mix does not read its files.
+
+        An adapter that cannot be mixed is not loaded.
 
         Args:
-            config, tensors: what was written.
+            adapter: the library's record.
+            config, tensors: the contents of its two files.
         """
         if adapter.unmixable:
             return
-        self.add_adapter(adapter.id, adapters.parse_config(config))
-        self._fill(adapter.id, tensors)
+        self.add_adapter(adapter.id, parse_config(config))
+        self._copy_tensors(adapter.id, tensors)
         self.digests[adapter.id] = adapter.sha256
 
     def remove_trainee(self) -> None:
-        """Takes the adapter in training off the base; what is kept of it hangs there under its own name (`adopt`)."""
+        """Removes the adapter in training and its offset; `add_saved_adapter` loads what was saved."""
         self.trainee_id = ""
         for name in (OFFSET, TRAINEE):
             if self.peft is not None and name in self.peft.peft_config:
-                self._delete(name)
+                self._delete_adapter(name)
         self.trainee_unmixable_reason = ""
         self.parent_ids = set()
         self.update_layout()
         self.base.model.requires_grad_(False)
 
     def export_trainee(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The adapter in training as the library keeps it: (tensors, config), plain LoRA also where its start was not."""
+        """Returns the adapter in training as the library saves it: (state dict, config).
+
+        PiSSA and OLoRA are converted to plain LoRA of twice the rank.
+        """
         tensors, config = self.trainee_state_dict(), self.adapter_config()
         if not self.has_offset:
             return tensors, config
-        return lora_init.plain(tensors, self.full_state_dict(OFFSET)), lora_init.plain_config(config)
+        offset = self.full_state_dict(OFFSET)
+        return lora_init.to_plain_lora(tensors, offset), lora_init.to_plain_config(config)
 
     def trainee_state_dict(self) -> dict[str, torch.Tensor]:
-        """The adapter in training under the key names of peft's file format, on the CPU."""
+        """Returns the adapter in training as `full_state_dict`."""
         return self.full_state_dict(TRAINEE)
 
     def full_state_dict(self, name: str) -> dict[str, torch.Tensor]:
-        """An adapter by peft's name, likewise; of a base that is spread over processes, all of which call this."""
-        whole = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in self.local_state_dict(name).items()}
-        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in whole.items()}
+        """Returns an adapter's tensors, in fp32 on the CPU, under the keys of peft's file format.
+
+        With FSDP the tensors are gathered, so all ranks must call this.
+
+        Args:
+            name: peft's name of the adapter.
+        """
+        full = {
+            k: v.full_tensor() if isinstance(v, DTensor) else v
+            for k, v in self.local_state_dict(name).items()
+        }
+        return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in full.items()}
 
     def local_state_dict(self, name: str) -> dict[str, torch.Tensor]:
-        """An adapter's own tensors by peft's name, where they lie."""
+        """Returns an adapter's tensors as they are: on their device, and sharded with FSDP.
+
+        Args:
+            name: peft's name of the adapter.
+        """
         assert self.peft is not None
         state: dict[str, torch.Tensor] = get_peft_model_state_dict(
             self.peft, adapter_name=name, save_embedding_layers=False
@@ -358,19 +431,19 @@ class Resident:
         return state
 
     def restore_trainee(
-        self, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None = None
+        self, tensors: dict[str, torch.Tensor], offset: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """Puts a checkpoint's values into the adapter in training, and into what it started from.
+        """Loads a checkpoint's tensors into the adapter in training, and into its offset if there is one.
 
         Raises:
             AdapterError: names or shapes do not fit.
         """
-        self._fill(TRAINEE, tensors)
-        if start is not None:
-            self._fill(OFFSET, start)
+        self._copy_tensors(TRAINEE, tensors)
+        if offset is not None:
+            self._copy_tensors(OFFSET, offset)
 
     def adapter_config(self) -> dict[str, Any]:
-        """The peft config of the adapter in training, as plain JSON values."""
+        """Returns the adapter config of the adapter in training, as plain JSON values."""
         assert self.peft is not None
         config = self.peft.peft_config[TRAINEE]
         targets = config.target_modules

@@ -1,7 +1,10 @@
-"""Measuring likelihood: nats and tokens of encoded sequences under mixes.
+"""Scoring: the negative log-likelihood, in nats, of encoded sequences under mixes.
 
-Sums of nats over sums of tokens, never a mean of means. A Python generator that yields between
-batches. Knows a resident base and token ids; knows no datasets or reports.
+Losses and perplexities are sums of nats over sums of tokens, never means of means. `score` and `score_each`
+are Python generators that yield after every forward, so that the worker can interleave them with other work.
+Datasets and reports belong to `core.evaluate`.
+
+Letters: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,56 +18,73 @@ from torch.nn import functional
 
 from core.data.collation import collate
 from core.data.encoding import IGNORE_INDEX, EncodedSequence
-from core.model.decoding import shifted_logits
+from core.model.decoding import shift_logits
 from core.model.generate import inference_mode_for
 from core.model.resident import Resident
 from core.spec.mix import Mix
 
 BATCH_TOKENS = 4096  # rows x tokens of one forward
-BATCH_TOKENS_CPU = 1024  # the fastest on the embedded base, and a forward that nobody waits long for
+BATCH_TOKENS_CPU = 1024  # fastest on the embedded base, and short enough not to delay waiting requests
 
 
 @dataclass
 class Score:
-    """What was measured so far for one mix."""
+    """The sums for one mix so far.
+
+    Attributes:
+        nats: sum of the negative log-likelihoods.
+        tokens: number of scored tokens.
+        rows: index of a sequence -> its (nats, tokens).
+    """
 
     nats: float = 0.0
     tokens: int = 0
-    rows: dict[int, tuple[float, int]] = field(default_factory=dict)  # sequence -> its nats and tokens
+    rows: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token; NaN before the first token."""
         return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
+        """exp(loss); NaN before the first token."""
         return math.exp(min(self.loss, 700.0)) if self.tokens else math.nan
 
 
 def score(
     resident: Resident, sequences: Sequence[EncodedSequence], mixes: Sequence[Mix]
 ) -> Iterator[tuple[int, list[Score]]]:
-    """Scores the masked tokens of sequences under every mix.
+    """Scores sequences under every mix; only tokens with a loss mask of 1 count.
 
     Yields:
-        (sequences done under every mix, one Score a mix), after every forward.
+        (sequences that are scored under every mix, one `Score` a mix), after every forward.
+
+    Example:
+        >>> for done, scores in score(resident, sequences, [Mix(), Mix(weights={"my-adapter": 1.0})]):
+        ...     pass
+        >>> [s.perplexity for s in scores]
     """
     scores = [Score() for _ in mixes]
     lengths = [sum(e.loss_mask[1:]) for e in sequences]
     done = 0
-    for cells in score_each(resident, sequences, mixes):
-        for cell in cells:
-            scores[cell.mix].nats += cell.nats
-            scores[cell.mix].tokens += lengths[cell.sequence]
-            scores[cell.mix].rows[cell.sequence] = (cell.nats, lengths[cell.sequence])
-        done += len(cells)
+    for results in score_each(resident, sequences, mixes):
+        for result in results:
+            scores[result.mix].nats += result.nats
+            scores[result.mix].tokens += lengths[result.sequence]
+            scores[result.mix].rows[result.sequence] = (result.nats, lengths[result.sequence])
+        done += len(results)
         yield done // len(mixes), scores
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One sequence under one mix: their places in what was given, and the nats of its scored tokens."""
+class SequenceScore:
+    """The score of one sequence under one mix.
+
+    Attributes:
+        mix, sequence: their indices in the arguments of `score_each`.
+        nats: summed over the scored tokens.
+    """
 
     mix: int
     sequence: int
@@ -73,15 +93,15 @@ class Cell:
 
 def score_each(
     resident: Resident, sequences: Sequence[EncodedSequence], mixes: Sequence[Mix]
-) -> Iterator[list[Cell]]:
-    """Scores every sequence under every mix, many mixes in one batch.
+) -> Iterator[list[SequenceScore]]:
+    """Scores every sequence under every mix, with many mixes in one batch.
 
-    A row of a batch is a (sequence, mix) pair; all mixes of a sequence come after each other, the
-    shortest sequences first, so that batches are full and rows of about one length however many mixes
-    there are.
+    A row of a batch is a (sequence, mix) pair. Pairs are ordered by the length of their sequence, and all
+    mixes of a sequence follow each other. So batches are full, and their rows about equally long, for any
+    number of mixes.
 
     Yields:
-        The cells of one forward, after it; together every pair once.
+        The results of one forward; all forwards together give every pair once.
     """
     pad, device = resident.base.tokenizer.pad_token_id, resident.base.device
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].length)
@@ -98,27 +118,28 @@ def score_each(
         resident.load_adapters(mixes)
         rows = resident.rows(mixes)
         with inference_mode_for(resident, [rows[m] for _, m in batch]):
-            nats = sum_row_nats(*shifted_logits(resident.base.model, tensors)).tolist()
-        yield [Cell(m, i, n) for (i, m), n in zip(batch, nats, strict=True)]
+            nats = sum_row_nats(*shift_logits(resident.base.model, tensors)).tolist()
+        yield [SequenceScore(m, i, n) for (i, m), n in zip(batch, nats, strict=True)]
         start = end
 
 
 def sum_row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy, summed over each row.
+    """Sums the cross entropy over each row.
 
     Args:
-        logits: (B, T, V). labels: (B, T), what each position predicts, masked where nothing is scored.
+        logits: (B, T, V).
+        labels: (B, T) the token that each position predicts, `IGNORE_INDEX` where a position is not scored.
 
     Returns:
-        (B,) nats
+        (B,) nats.
     """
-    keep = labels != IGNORE_INDEX
-    nats = functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
-    return nats.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], nats)
+    scored = labels != IGNORE_INDEX
+    nats = functional.cross_entropy(logits[scored].float(), labels[scored], reduction="none")
+    return nats.new_zeros(len(labels)).index_add(0, scored.nonzero()[:, 0], nats)
 
 
 def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> float:
-    """How surprised someone who expects `q` is by `p`: KL(p || q) in nats, summed over positions.
+    """Returns KL(p || q) between two next-token distributions, in nats, summed over positions.
 
     Args:
         p, q: (T, V) logits.

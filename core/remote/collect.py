@@ -1,7 +1,9 @@
-"""Taking in what came back from another machine.
+"""Collects a result from another machine: checks it, and adds its adapter and its run to the workspace.
 
-Knows what is compared before anything of a result is believed, and what is believed then: its weights and its figures. What
-was asked for is read from our own record (`core/bundles.py`).
+`SHA256SUMS` show damage, not intent, and a result is not signed. So the settings, the data, the fingerprint
+of the base and the parent adapter are read from the record of what was packed (`sent.json`) and compared; the
+adapter is verified like any other and written anew by `adapters.add`; of its metadata, only figures and
+versions are kept. That the weights come from that training rests on trust in the machine.
 """
 
 from __future__ import annotations
@@ -18,186 +20,217 @@ from typing import Any
 from core.data.datasets import load_dataset
 from core.engine import Engine
 from core.errors import AdapterError, NotFound, RunError, StorageError, StudioError
-from core.remote.bundle import IN_RESULT, RESULT, Bundle, asked_for, record
+from core.remote.bundle import RESULT_FILE, RESULT_MEMBERS, Bundle, load_bundle
 from core.spec.training import RunStatus, TrainSpec
 from core.store import adapters, archives, grids, runs
+from core.store.adapter_config import parse_config
 from core.store.event_log import read_all
 from core.store.events import is_event
 from core.store.runs import Run
 from core.store.workspace import FileLock, Workspace, read_json
 
-TEXT_LIMIT = 200  # characters of a text that a result tells of itself
-TABLE_LIMIT_BYTES = 16 << 20
-AGAIN = "Run the bundle again."
+TEXT_LIMIT = 200  # characters of a text in a result
+JSON_LIMIT_BYTES = 16 << 20
+RUN_AGAIN = "Run the bundle again."
 
 
 def collect(engine: Engine, path: Path) -> Run:
-    """Takes a result in: its adapter into the library, its run as finished, and with it the cells of grids that asked for it.
+    """Adds the adapter and the run of a result to the workspace, and the run to every grid that has its cell.
 
-    Nothing of a result is believed but the numbers it brings: what was asked for is read from our own record, and the adapter is
-    checked like any other before it is added.
+    Name, settings, data, base and parent adapter come from the record of what was packed, never from the
+    result.
 
     Raises:
-        DataError: the file. NotFound: nothing like it was asked for here. RunError: it is no result of that, or is here already.
-        AdapterError: the adapter is not fit to be kept. Busy: the run is alive here.
+        DataError: the file is damaged. NotFound: its run was not packed in this workspace. RunError: the
+            result does not match its bundle, or was collected before. AdapterError: the adapter is unusable.
+            Busy: the run is queued or training here.
     """
     workspace = engine.workspace
-    with _aside(workspace) as place:
-        names = archives.extract(path, place, IN_RESULT)
-        if large := [
-            n for n in names if n.endswith(".json") and (place / n).stat().st_size > TABLE_LIMIT_BYTES
-        ]:
-            raise RunError(f"{large[0]} of the result is too large to be one of ours.", AGAIN)
-        told, said = _table(place / RESULT), _table(place / "run.json")
-        asked = asked_for(workspace, str(told.get("run", "")))
-        _compare(asked, told, said)
-        folder = place / "adapters" / asked.adapter
-        meta = _verified(asked, folder)
-        events = _events(place / "events.jsonl")
-        with _held(workspace, asked):
-            config = adapters.parse_config(read_json(folder / adapters.CONFIG), mixed=False)
-            metadata = _provenance(workspace, asked, meta)
+    with _temporary_folder(workspace) as folder:
+        names = archives.extract(path, folder, RESULT_MEMBERS)
+        for name in names:
+            if name.endswith(".json") and (folder / name).stat().st_size > JSON_LIMIT_BYTES:
+                raise RunError(
+                    f"{name} of the result must be at most {JSON_LIMIT_BYTES >> 20} MiB.", RUN_AGAIN
+                )
+        result, record = _read_object(folder / RESULT_FILE), _read_object(folder / "run.json")
+        bundle = load_bundle(workspace, str(result.get("run", "")))
+        _check_result(bundle, result, record)
+        adapter_folder = folder / "adapters" / bundle.adapter_id
+        metadata = _check_adapter(bundle, adapter_folder)
+        events = _read_events(folder / "events.jsonl")
+        with _lock_run(workspace, bundle):
+            config = parse_config(read_json(adapter_folder / adapters.CONFIG), for_mixing=False)
             adapters.add(
                 workspace,
-                asked.adapter,
-                asked.spec.name,
-                lambda target: _copy(folder / adapters.WEIGHTS, target),
+                bundle.adapter_id,
+                bundle.spec.name,
+                lambda target: _copy(adapter_folder / adapters.WEIGHTS, target),
                 config,
-                metadata,
+                _make_metadata(workspace, bundle, metadata),
             )
-            extra = {k: v for k, v in asked.extra.items() if k != "handed"}
-            runs.put(
-                workspace,
-                record(dataclasses.replace(asked, extra={**extra, "collected": time.time()}), RunStatus.DONE),
-                events,
-            )
+            extra = dataclasses.replace(bundle.extra, handed=None, collected=time.time())
+            run = dataclasses.replace(bundle, extra=extra).to_run(RunStatus.DONE)
+            runs.put(workspace, run, events)
     for grid in engine.grids.list():
-        if any(c.key == asked.key for c in grid.cells):
+        if any(c.key == bundle.checksum for c in grid.cells):
             engine.grids.collect(grid.id)
-    return engine.runs.get(asked.run)
+    return engine.runs.get(bundle.run_id)
 
 
 @contextmanager
-def _aside(workspace: Workspace) -> Iterator[Path]:
-    """An empty folder in the workspace, which is swept away at the next start if we die."""
-    _, place = workspace.new_dir("exports", "result")
+def _temporary_folder(workspace: Workspace) -> Iterator[Path]:
+    """An empty folder in the workspace; after a crash, the next start removes it."""
+    _, folder = workspace.new_dir("exports", "result")
     try:
-        yield place
+        yield folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _held(workspace: Workspace, asked: Bundle) -> Iterator[None]:
-    """The run is not trained here meanwhile.
+def _lock_run(workspace: Workspace, bundle: Bundle) -> Iterator[None]:
+    """Holds the run's lock, so that it is not trained in this workspace meanwhile.
 
     Raises:
-        RunError: it is here, finished. Busy: it is alive.
+        RunError: the run has finished in this workspace. Busy: it is queued or training.
     """
-    if asked.run not in workspace.ids("runs"):
+    if bundle.run_id not in workspace.ids("runs"):
         yield
         return
-    known = runs.load(workspace, asked.run)
-    if known.status is RunStatus.DONE:
-        raise RunError(f"The run {known.name!r} is here already, and finished.", "Nothing was changed.")
-    claim = FileLock(runs.lock_path(workspace, asked.run))
+    run = runs.load(workspace, bundle.run_id)
+    if run.status is RunStatus.DONE:
+        raise RunError(
+            f"The run {run.name!r} has already finished in this workspace.", "Nothing was changed."
+        )
+    lock = FileLock(runs.lock_path(workspace, bundle.run_id))
     try:
         yield
     finally:
-        claim.release()
+        lock.release()
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a result."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise StorageError(f"{path.name} of the result is no table.", AGAIN)
+        raise StorageError(
+            f"{path.name} of the result must be a JSON object, got {type(value).__name__}.", RUN_AGAIN
+        )
     return value
 
 
-def _compare(asked: Bundle, told: dict[str, Any], said: dict[str, Any]) -> None:
-    """Refuses what was trained with other settings, on other data, or on another base than was asked for."""
+def _check_result(bundle: Bundle, result: dict[str, Any], record: dict[str, Any]) -> None:
+    """Compares settings, data, base and status of a result with its bundle.
+
+    Args:
+        result, record: the result's result.json and run.json.
+
+    Raises:
+        RunError: they differ.
+    """
     try:
-        trained = grids.spec_checksum(TrainSpec.from_json(said["spec"]))
+        checksum = grids.spec_checksum(TrainSpec.from_json(record["spec"]))
     except (KeyError, TypeError, AttributeError, StudioError) as e:
-        raise RunError(f"The result's settings cannot be read ({e}).", AGAIN) from e
-    found = {
-        "settings": trained == asked.key == told.get("settings"),
-        "data": told.get("data") == asked.data
-        and said.get("dataset_sha256") == asked.data[asked.spec.dataset],
-        "base model": told.get("fingerprint") == asked.fingerprint == said.get("base_fingerprint"),
+        raise RunError(f"The result's settings cannot be read ({e}).", RUN_AGAIN) from e
+    main_sha256 = bundle.data_sha256[bundle.spec.dataset]
+    matches = {
+        "settings": checksum == bundle.checksum == result.get("settings"),
+        "data": result.get("data") == bundle.data_sha256 and record.get("dataset_sha256") == main_sha256,
+        "base model": result.get("fingerprint") == bundle.base_fingerprint == record.get("base_fingerprint"),
     }
-    if wrong := [name for name, same in found.items() if not same]:
-        what = (
-            f"The result was not trained with the {' and '.join(wrong)} that {asked.spec.name!r} asked for."
-        )
-        raise RunError(what, "Run the bundle itself, and collect what it writes.")
-    if said.get("status") != RunStatus.DONE.value or said.get("adapter") != asked.adapter:
+    if wrong := [name for name, is_same in matches.items() if not is_same]:
         raise RunError(
-            "The result is not of a run that finished.", "Run the bundle again: it goes on where it ended."
+            f"The result was not trained with the {' and '.join(wrong)} of the bundle {bundle.spec.name!r}.",
+            "Run the bundle itself, and collect the result that it writes.",
+        )
+    if record.get("status") != RunStatus.DONE.value or record.get("adapter") != bundle.adapter_id:
+        raise RunError(
+            "The result is not of a run that finished.",
+            "Run the bundle again: it resumes from the newest checkpoint.",
         )
 
 
-def _verified(asked: Bundle, folder: Path) -> dict[str, Any]:
-    """Checks the adapter's files as the library does, and that they say the same of where they come from; returns their metadata."""
+def _check_adapter(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Verifies the adapter's files and compares its metadata with the bundle; returns the metadata.
+
+    Raises:
+        AdapterError: a file is missing, damaged or unusable, or the metadata differs.
+    """
     if not folder.is_dir():
-        raise AdapterError(f"The result has no adapter {asked.adapter!r}.", AGAIN)
+        raise AdapterError(f"The result has no adapter {bundle.adapter_id!r}.", RUN_AGAIN)
     adapters.verify_folder(folder)
-    meta = _table(folder / adapters.METADATA)
-    base, data, below = (_plain(meta.get(k)) for k in ("base", "dataset", "stacked_on"))
-    said = (base.get("fingerprint"), data.get("sha256"), below.get("sha256", ""), meta.get("run"))
-    if said != (asked.fingerprint, asked.data[asked.spec.dataset], asked.below.get("sha256", ""), asked.run):
+    metadata = _read_object(folder / adapters.METADATA)
+    base, data, parent = (_filter_plain(metadata.get(k)) for k in ("base", "dataset", "stacked_on"))
+    claimed = (
+        base.get("fingerprint"), data.get("sha256"), parent.get("sha256", ""), metadata.get("run")
+    )  # fmt: skip
+    expected = (
+        bundle.base_fingerprint,
+        bundle.data_sha256[bundle.spec.dataset],
+        bundle.parent.get("sha256", ""),
+        bundle.run_id,
+    )
+    if claimed != expected:
         raise AdapterError(
-            "The adapter's metadata tells of another base, dataset, adapter below or run than was asked for.",
-            AGAIN,
+            "The adapter's metadata names another base, dataset, parent adapter or run than the bundle.",
+            RUN_AGAIN,
         )
-    return meta
+    return metadata
 
 
-def _provenance(workspace: Workspace, asked: Bundle, meta: dict[str, Any]) -> dict[str, Any]:
-    """What the library says of the adapter: our own record, and of the result its figures and what it ran on."""
-    spec, base, data = asked.spec, _plain(meta.get("base")), _plain(meta.get("dataset"))
+def _make_metadata(workspace: Workspace, bundle: Bundle, claimed: dict[str, Any]) -> dict[str, Any]:
+    """The adapter's metadata: from the record of what was packed, and figures and versions from the result.
+
+    Args:
+        claimed: the metadata in the result.
+
+    Raises:
+        AdapterError: the parent adapter has changed since the run was packed.
+    """
+    spec = bundle.spec
+    base, data = _filter_plain(claimed.get("base")), _filter_plain(claimed.get("dataset"))
     with suppress(NotFound):  # the dataset may have been deleted since
         dataset = load_dataset(workspace, spec.dataset)
         data = {"name": dataset.name, "split_seed": dataset.seed, "splits": dataset.splits}
-    below = None
-    if asked.below:
-        parent = adapters.load(workspace, asked.below["id"])
-        if parent.sha256 != asked.below["sha256"]:
+    stacked_on = None
+    if bundle.parent:
+        parent = adapters.load(workspace, bundle.parent["id"])
+        if parent.sha256 != bundle.parent["sha256"]:
             raise AdapterError(
-                f"The adapter {parent.name!r}, which it was trained on top of, has changed since.",
+                f"The parent adapter {parent.name!r} has changed since the run was packed.",
                 "Pack the run again.",
             )
-        below = {"id": parent.id, "name": parent.name, "sha256": parent.sha256}
+        stacked_on = {"id": parent.id, "name": parent.name, "sha256": parent.sha256}
+    results = _filter_plain(claimed.get("results"))
     return {
         "kind": spec.kind,
-        "run": asked.run,
-        "base": {**base, "name": asked.base, "fingerprint": asked.fingerprint},
-        "dataset": {**data, "id": spec.dataset, "sha256": asked.data[spec.dataset]},
-        "stacked_on": below,
-        "trained_with": {below["id"]: 1.0} if below else {},
-        "domain_dropout": spec.domain_dropout if below else 0.0,
+        "run": bundle.run_id,
+        "base": {**base, "name": bundle.base, "fingerprint": bundle.base_fingerprint},
+        "dataset": {**data, "id": spec.dataset, "sha256": bundle.data_sha256[spec.dataset]},
+        "stacked_on": stacked_on,
+        "trained_with": {stacked_on["id"]: 1.0} if stacked_on else {},
+        "domain_dropout": spec.domain_dropout if stacked_on else 0.0,
         "hyperparameters": spec.to_json(),
-        "runtime": {**_plain(meta.get("runtime")), "collected": True},
-        "versions": _plain(meta.get("versions")),
-        "results": {k: v for k, v in _plain(meta.get("results")).items() if isinstance(v, (int, float))},
+        "runtime": {**_filter_plain(claimed.get("runtime")), "collected": True},
+        "versions": _filter_plain(claimed.get("versions")),
+        "results": {k: v for k, v in results.items() if isinstance(v, (int, float))},
     }
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    """Of a table that came from elsewhere: its numbers and short texts."""
-    given = value.items() if isinstance(value, dict) else ()
-    return {
-        str(k)[:TEXT_LIMIT]: v[:TEXT_LIMIT] if isinstance(v, str) else v
-        for k, v in given
-        if isinstance(v, (str, int, float))
-    }
+def _filter_plain(value: Any) -> dict[str, Any]:
+    """The numbers and texts of an object in a result, texts cut to TEXT_LIMIT; {} if it is not an object."""
+    if not isinstance(value, dict):
+        return {}
+    plain = {str(k)[:TEXT_LIMIT]: v for k, v in value.items() if isinstance(v, (str, int, float))}
+    return {k: v[:TEXT_LIMIT] if isinstance(v, str) else v for k, v in plain.items()}
 
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _events(path: Path) -> bytes:
-    """The lines of a log that are events; the others are left out."""
+def _read_events(path: Path) -> bytes:
+    """The lines of a log that are events; other lines are left out."""
     lines = [json.dumps(e, ensure_ascii=False) for e in read_all(path) if is_event(e)]
     return "".join(line + "\n" for line in lines).encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Mixes of adapters, and how text is sampled."""
+"""Settings of a mix of adapters (`Mix`) and of sampling (`Sampling`)."""
 
 from __future__ import annotations
 
@@ -9,119 +9,121 @@ from typing import Any
 from core.errors import SpecError
 from core.spec.settings import Settings, is_number, setting
 
-WEIGHT_LIMIT = 2.0  # a mix's weights lie in [-WEIGHT_LIMIT, WEIGHT_LIMIT]
-WEIGHT_STEP = 0.05
-TILT_LIMIT = 1.0  # a mix's tilts lie in [-TILT_LIMIT, TILT_LIMIT]
-COLUMN_LIMIT = 6  # mixes side by side
+WEIGHT_LIMIT = 2.0  # weights are between -WEIGHT_LIMIT and WEIGHT_LIMIT
+WEIGHT_STEP = 0.05  # of a slider
+TILT_LIMIT = 1.0  # tilts are between -TILT_LIMIT and TILT_LIMIT
+COLUMN_LIMIT = 6  # mixes that are compared side by side
 
 
 @dataclass(frozen=True)
 class Sampling(Settings):
-    """How text is drawn from the model."""
+    """How the next token is sampled."""
 
     max_new_tokens: int = setting(
-        96, "Longest answer in tokens.", low=1, high=4096, label="Longest answer (tokens)"
+        96, "Maximum length of an answer in tokens.", low=1, high=4096, label="Longest answer (tokens)"
     )
     temperature: float = setting(
-        0.0, "0 always takes the likeliest token; higher is more varied.", low=0.0, high=4.0
+        0.0, "0 always takes the most likely token; higher values give more varied text.", low=0.0, high=4.0
     )
     top_k: int = setting(
-        0, "Draw from this many likeliest tokens only; 0 means all.", low=0, high=100_000, label="Top-k"
+        0,
+        "Samples only from this many most likely tokens; 0 uses all tokens.",
+        low=0,
+        high=100_000,
+        label="Top-k",
     )
     top_p: float = setting(
         1.0,
-        "Draw from the likeliest tokens that hold this share of probability.",
+        "Samples only from the most likely tokens that together have this probability.",
         low=0.01,
         high=1.0,
         label="Top-p",
     )
     repetition_penalty: float = setting(
-        1.0, "Above 1 makes tokens that were already written less likely.", low=0.5, high=3.0
+        1.0, "Values above 1 make tokens that have already occurred less likely.", low=0.5, high=3.0
     )
-    seed: int = setting(0, "The same seed and mix draw the same text.", low=0, high=2**31 - 1)
-    stop: tuple[str, ...] = setting((), "Texts at which an answer ends.", label="Stop texts")
+    seed: int = setting(0, "The same seed and mix give the same text.", low=0, high=2**31 - 1)
+    stop: tuple[str, ...] = setting((), "Texts that end an answer.", label="Stop texts")
 
 
 @dataclass(frozen=True)
 class Mix(Settings):
-    """Weights for adapters; one that is missing or zero is really off. The empty mix is the base model.
+    """Weights of adapters. An adapter without a weight, or with weight 0, is off; the empty mix is the base model.
 
-    A tilt t makes a weight w vary over the layers, w · (1 - t) in the first and w · (1 + t) in the last,
-    evenly between: 1 is deep, -1 is shallow, and the mean stays w.
+    A tilt t lets a weight w vary linearly over the layers, from w · (1 - t) in the first to w · (1 + t) in the last:
+    1 is all deep, -1 is all shallow, and the mean stays w.
     """
 
-    name: str = setting("", "What the mix is called.", high=120)
-    weights: dict[str, float] = setting({}, "Adapter id to weight, each from -2 to 2.")
+    name: str = setting("", "Name of the mix.", high=120)
+    weights: dict[str, float] = setting({}, "Adapter id to weight, each between -2 and 2.")
     tilt: dict[str, float] = setting(
-        {}, "Adapter id to how its weight leans with depth: 1 is all deep, -1 all shallow, 0 even."
+        {}, "Adapter id to tilt: how its weight varies with depth; 1 is all deep, -1 all shallow, 0 even."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weights", _numbers("weight", self.weights, WEIGHT_LIMIT))
-        tilt = _numbers("tilt", self.tilt, TILT_LIMIT)
+        object.__setattr__(self, "weights", _check_numbers("weight", self.weights, WEIGHT_LIMIT))
+        tilt = _check_numbers("tilt", self.tilt, TILT_LIMIT)
         object.__setattr__(self, "tilt", {a: t for a, t in tilt.items() if a in self.weights})
 
     @classmethod
     def parse(cls, text: str, name: str = "") -> Mix:
-        """Reads `"dom=0.7@1,task=1"`; a bare id weighs 1, `@` gives a tilt, and `""` or `"base"` is the base model.
+        """Parses a mix from text: `"domain=0.7@1,task=1"`.
+
+        An id without a number has weight 1, `@` adds a tilt, and `""` or `"base"` is the base model.
 
         Raises:
-            SpecError: a part that has no such form.
+            SpecError: a part does not have this form, or occurs twice.
         """
         weights: dict[str, float] = {}
         tilt: dict[str, float] = {}
         for part in re.split(r"[,+]", text) if text.strip() not in ("", "base") else []:
-            head, at, lean = (p.strip() for p in part.partition("@"))
+            head, at, tilt_text = (p.strip() for p in part.partition("@"))
             adapter, equals, number = (p.strip() for p in head.partition("="))
-            twice = adapter in weights
+            is_duplicate = adapter in weights
             try:
                 weights[adapter] = float(number) if equals else 1.0
-                tilt[adapter] = float(lean) if at else 0.0
+                tilt[adapter] = float(tilt_text) if at else 0.0
             except ValueError:
                 adapter = ""
-            if not adapter or twice:
+            if not adapter or is_duplicate:
                 raise SpecError(
-                    f"{part!r} is not a part of a mix.",
-                    'Write a mix as "domain=0.7,task=1", or "domain=0.7@1" for deep layers; "" is the base model.',
+                    f"Each part of a mix must be a different adapter id with a weight, got {part!r}.",
+                    'Write a mix as "domain=0.7,task=1", or "domain=0.7@1" with a tilt; "" is the base model.',
                 )
         return cls(name=name, weights=weights, tilt=tilt)
 
     def __str__(self) -> str:
-        return (
-            " + ".join(
-                a
-                + (f"={_exact(w)}" if w != 1 else "")
-                + (f"@{_exact(self.tilt[a])}" if a in self.tilt else "")
-                for a, w in self.weights.items()
-            )
-            or "base"
-        )
+        parts = []
+        for adapter, weight in self.weights.items():
+            weight_text = f"={_format_exact(weight)}" if weight != 1 else ""
+            tilt_text = f"@{_format_exact(self.tilt[adapter])}" if adapter in self.tilt else ""
+            parts.append(f"{adapter}{weight_text}{tilt_text}")
+        return " + ".join(parts) or "base"
 
 
-def _numbers(what: str, given: Any, limit: float) -> dict[str, float]:
-    """Adapter ids and their numbers from -limit to limit, without the zeros."""
-    if not isinstance(given, dict) or not all(isinstance(adapter, str) for adapter in given):
-        raise SpecError(f"The {what}s are {given!r}.", f"Give adapter ids and their {what}s.")
-    for adapter, number in given.items():
+def _check_numbers(what: str, numbers: Any, limit: float) -> dict[str, float]:
+    """Adapter id -> number, without the zeros. Raises SpecError outside -limit to limit."""
+    if not isinstance(numbers, dict) or not all(isinstance(adapter, str) for adapter in numbers):
+        raise SpecError(f"The {what}s must be a table of adapter ids and numbers, got {numbers!r}.")
+    for adapter, number in numbers.items():
         if not is_number(number) or abs(number) > limit:
             raise SpecError(
-                f"The {what} of {adapter!r} is {number!r}.",
-                f"{what.capitalize()}s lie between {-limit:g} and {limit:g}.",
+                f"The {what} of {adapter!r} must be between {-limit:g} and {limit:g}, got {number!r}."
             )
-    return {adapter: float(number) for adapter, number in given.items() if number}
+    return {adapter: float(number) for adapter, number in numbers.items() if number}
 
 
-def _exact(number: float) -> str:
-    """A number as people write it, or in full where that would not read back the same."""
+def _format_exact(number: float) -> str:
+    """A number with as few digits as `Mix.parse` needs to read the same number."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def tilt_by_depth(deep: str, shallow: str, name: str = "Domain deep, task shallow") -> Mix:
-    """Two adapters that share the layers: one grows towards the last, the other towards the first.
+    """A mix of two adapters with opposite tilts, one on the deep layers and the other on the shallow ones.
 
     Args:
-        deep, shallow: adapter ids, usually of a domain and of a task.
+        deep, shallow: adapter ids, usually of a domain adapter and of a task adapter.
 
     Source: TaDA, arXiv 2606.05016.
     """

@@ -1,4 +1,4 @@
-"""Presets: named training settings per base model."""
+"""Presets: named training settings for base models of one size or family."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from core.spec.training import TrainSpec
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of training settings for bases of one size, one for each kind of adapter.
+    """Named training settings.
 
     Attributes:
-        label: what people read. family: the label of the family that it is meant for, or "".
-        quantization: how the base is meant to be loaded, or "" for any way.
+        domain, task: the settings of each kind of adapter that differ from the defaults.
+        label: what the user sees; by default the name.
+        family: label of the model family that it is made for, or "" for any.
+        quantization: how the base should be loaded, or "" for any way.
     """
 
     name: str
@@ -28,31 +30,37 @@ class Preset:
 
     @property
     def title(self) -> str:
+        """What the user sees."""
         return self.label or self.name.capitalize()
 
     def settings(self, kind: str) -> dict[str, Any]:
+        """A copy of the settings of a kind of adapter."""
         return dict(self.domain if kind == "domain" else self.task)
 
 
 _MISTRAL: dict[str, Any] = {
-    "rank": 16, "alpha": 32, "dropout": 0.05, "learning_rate": 2e-4, "batch_size": 4, "accumulation": 4, "epochs": 3.0, "max_length": 512,
+    "rank": 16, "alpha": 32, "dropout": 0.05, "learning_rate": 2e-4,
+    "batch_size": 4, "accumulation": 4, "epochs": 3.0, "max_length": 512,
 }  # fmt: skip
 _DIALOGPT: dict[str, Any] = {
-    "rank": 16, "alpha": 32, "dropout": 0.1, "learning_rate": 2e-4, "batch_size": 4, "accumulation": 1, "epochs": 3.0, "max_length": 256,
+    "rank": 16, "alpha": 32, "dropout": 0.1, "learning_rate": 2e-4,
+    "batch_size": 4, "accumulation": 1, "epochs": 3.0, "max_length": 256,
 }  # fmt: skip
 PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
-        Preset("standard", "The usual QLoRA settings, for bases from half a billion parameters on.", {}, {}),
+        Preset(
+            "standard", "The usual QLoRA settings, for bases with at least half a billion parameters.", {}, {}
+        ),
         Preset(
             "gentle",
-            "Half the learning rate and one epoch, for small data or a base that forgets quickly.",
+            "Half the learning rate and one epoch, for small datasets or a base that forgets quickly.",
             {"learning_rate": 1e-4, "epochs": 1.0},
             {"learning_rate": 1e-4, "epochs": 1.0},
         ),
         Preset(
             "embedded",
-            "Measured on the tiny base model that comes with the studio; minutes on a laptop.",
+            "Tuned on the tiny base model that comes with the studio; a run takes minutes on a laptop.",
             {
                 "learning_rate": 3e-3,
                 "epochs": 20.0,
@@ -62,8 +70,10 @@ PRESETS: dict[str, Preset] = {
                 "dropout": 0.0,
                 "replay_share": 0.3,
                 "warmup_ratio": 0.05,
+                # The validation loss is lowest after 60 % of the steps (0.71, and 0.78 at the end), but the
+                # recall of facts still rises, from 0.78 to 0.85. So the last adapter is saved.
                 "keep": "last",
-            },  # facts go on settling after the loss turns: recall .78 at the best step, .85 at the last
+            },
             {
                 "learning_rate": 3e-4,
                 "epochs": 6.0,
@@ -78,7 +88,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "mistral-7b-qlora",
-            "A folder of Markdown or JSON sections into Mistral 7B: the base in 4 bits, every linear layer of its blocks.",
+            "For sections of Markdown or JSON files on Mistral 7B: a 4-bit base, every linear layer of a block.",
             _MISTRAL,
             _MISTRAL,
             "Mistral 7B, QLoRA",
@@ -87,7 +97,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "dialogpt",
-            "Turns of a dialogue into DialoGPT (medium): short sequences, turns joined by the end token.",
+            "For dialogues on DialoGPT (medium): short sequences, turns joined by the end-of-text token.",
             _DIALOGPT,
             _DIALOGPT,
             "DialoGPT",
@@ -98,11 +108,16 @@ PRESETS: dict[str, Preset] = {
 
 
 def resolve(kind: str, preset: str, changes: dict[str, Any]) -> TrainSpec:
-    """A TrainSpec from the defaults, then a preset, then the user's own changes.
+    """The settings of a run: the defaults, changed by a preset, changed by the user.
+
+    Args:
+        kind: "domain" or "task".
+        preset: a name in PRESETS.
+        changes: settings of the user.
 
     Raises:
-        SpecError: unknown kind, preset or setting, or a value outside its limits.
+        SpecError: an unknown kind, preset or setting, or a value outside its limits.
     """
     if preset not in PRESETS:
-        raise SpecError(f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}.")
+        raise SpecError(f"Preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     return TrainSpec.from_json({"kind": kind, **PRESETS[preset].settings(kind), **changes})

@@ -1,18 +1,24 @@
-"""Settings as frozen dataclasses: one sentence, a default and limits per field, and a JSON round trip."""
+"""The base class of settings: frozen dataclasses whose fields have a help sentence, a default and limits.
+
+The terminal, the API and the forms of the page show these sentences and limits.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, TypeVar
 
 from core.errors import SpecError
 
 SEED = 20251101
-LIST_LIMIT = 512  # entries of a list of texts
-Spec = TypeVar("Spec", bound="Limited")
+TEXT_LIMIT = 4000  # characters of a text without a limit of its own, and of each text of a list
+LIST_LIMIT = 512  # entries of a list
+S = TypeVar("S", bound="Settings")
 
 
 def setting(
@@ -24,7 +30,15 @@ def setting(
     choices: tuple[str, ...] | None = None,
     label: str = "",
 ) -> Any:
-    """A dataclass field with its sentence and its limits (inclusive)."""
+    """A dataclass field of `Settings`.
+
+    Args:
+        default: lists and tables are copied for every instance.
+        help: one sentence for the user.
+        low, high: limits of a number, both inclusive; `high` is also the maximum length of a text.
+        choices: the allowed texts.
+        label: what the user sees; by default the name of the field.
+    """
     metadata = {"help": help, "low": low, "high": high, "choices": choices, "label": label}
     if isinstance(default, (list, tuple, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -32,76 +46,49 @@ def setting(
 
 
 class Settings:
-    """Checks every field's type and limits when built, and goes through JSON and back."""
+    """Base class: checks the type and limits of every field, and converts to and from JSON.
+
+    Raises:
+        SpecError: a value has the wrong type or is outside its limits.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Sampling(Settings):
+        ...     top_k: int = setting(0, "Samples only from this many tokens.", low=0, high=100)
+    """
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+            object.__setattr__(self, f.name, _check_field(f, getattr(self, f.name)))
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
         return value
 
     @classmethod
-    def from_json(cls: type[Spec], value: dict[str, Any]) -> Spec:
-        """Builds from a dict of fields.
+    def from_json(cls: type[S], value: dict[str, Any]) -> S:
+        """Creates settings from a table of fields; fields that are missing have their defaults.
 
         Raises:
             SpecError: an unknown field, a wrong type, or a value outside its limits.
         """
         if not isinstance(value, dict):
-            raise SpecError(f"The settings are {value!r}.", "Give them by name.")
+            raise SpecError(f"Settings must be a table of names and values, got {value!r}.")
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(value) - known):
             raise SpecError(
-                f"Unknown settings: {', '.join(unknown)}.", f"Known are: {', '.join(sorted(known))}."
+                f"Unknown settings: {', '.join(unknown)}.", f"The settings are: {', '.join(sorted(known))}."
             )
         return cls(**value)
 
 
 def label_of(f: dataclasses.Field[Any]) -> str:
-    """The label that people see for a field."""
+    """The label of a field, as the user sees it."""
     return f.metadata.get("label") or f.name.replace("_", " ").capitalize()
 
 
-def _checked(f: dataclasses.Field[Any], value: Any) -> Any:
-    kind, meta = str(f.type), f.metadata
-    label = label_of(f)
-    if kind in ("int", "float"):
-        if not is_number(value):
-            raise SpecError(f"{label} is {value!r}, not a number.", _allowed(meta))
-        if kind == "int" and value != int(value):
-            raise SpecError(f"{label} is {value!r}, not a whole number.", _allowed(meta))
-        value = int(value) if kind == "int" else float(value)
-        if (meta.get("low") is not None and value < meta["low"]) or (
-            meta.get("high") is not None and value > meta["high"]
-        ):
-            raise SpecError(f"{label} is {value:g}.", _allowed(meta))
-    elif kind == "bool":
-        if not isinstance(value, bool):
-            raise SpecError(f"{label} is {value!r}.", "It is true or false.")
-    elif kind == "str":
-        if not isinstance(value, str) or len(value) > (meta.get("high") or 4000):
-            raise SpecError(
-                f"{label} is not a text of at most {int(meta.get('high') or 4000)} characters.",
-                "Give a shorter text.",
-            )
-        if meta.get("choices") and value not in meta["choices"]:
-            raise SpecError(f"{label} is {value!r}.", f"Choose one of: {', '.join(meta['choices'])}.")
-    elif kind.startswith("tuple"):
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise SpecError(f"{label} is {value!r}.", "Give a list of texts.")
-        if len(value) > LIST_LIMIT or any(len(v) > 4000 for v in value):
-            raise SpecError(
-                f"{label} has {len(value)} entries.",
-                f"Give at most {LIST_LIMIT}, of at most 4000 characters each.",
-            )
-        value = tuple(value)
-    return value
-
-
 def is_number(value: Any) -> bool:
-    """A finite int or float; an int so large that no float holds it is none either."""
+    """Whether a value is a finite int or float; an int that no float can hold is not."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -109,14 +96,59 @@ def is_number(value: Any) -> bool:
 
 
 def format_number(number: float) -> str:
-    """A limit as people write it: whole numbers in full."""
-    return str(int(number)) if number == int(number) else f"{number:g}"
+    """A number as people write it: 300, 0.05 or 1e-7; with all digits where fewer would be another number."""
+    if number == int(number):
+        return str(int(number))
+    text = f"{number:g}" if float(f"{number:g}") == number else repr(number)
+    return re.sub(r"e([+-])0+", r"e\1", text)
 
 
-def _allowed(meta: Any) -> str:
-    low, high = meta.get("low"), meta.get("high")
-    return (
-        f"Allowed are {format_number(low)} to {format_number(high)}."
-        if low is not None and high is not None
-        else "Give a number."
-    )
+def _check_field(f: dataclasses.Field[Any], value: Any) -> Any:
+    """The value in the type of its field. Raises SpecError."""
+    kind, label = str(f.type), label_of(f)
+    if kind in ("int", "float"):
+        return _check_number(kind, label, f.metadata, value)
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise SpecError(f"{label} must be true or false, got {value!r}.")
+    elif kind == "str":
+        _check_text(label, f.metadata, value)
+    elif kind.startswith("tuple"):
+        return _check_list(label, value)
+    return value
+
+
+def _check_number(kind: str, label: str, metadata: Mapping[str, Any], value: Any) -> float:
+    low, high = metadata.get("low"), metadata.get("high")
+    has_limits = low is not None and high is not None
+    limits = f" between {format_number(low)} and {format_number(high)}" if has_limits else ""
+    if not is_number(value):
+        raise SpecError(f"{label} must be a number{limits}, got {value!r}.")
+    if kind == "int" and value != int(value):
+        raise SpecError(f"{label} must be a whole number{limits}, got {value!r}.")
+    if has_limits and not low <= value <= high:
+        raise SpecError(f"{label} must be{limits}, got {format_number(value)}.")
+    return int(value) if kind == "int" else float(value)
+
+
+def _check_text(label: str, metadata: Mapping[str, Any], value: Any) -> None:
+    limit, choices = int(metadata.get("high") or TEXT_LIMIT), metadata.get("choices")
+    if not isinstance(value, str):
+        raise SpecError(f"{label} must be a text, got {value!r}.")
+    if len(value) > limit:
+        raise SpecError(f"{label} must have at most {limit} characters, got {len(value)}.")
+    if choices and value not in choices:
+        names = [c or '""' for c in choices]
+        raise SpecError(f"{label} must be one of {', '.join(names)}, got {value!r}.")
+
+
+def _check_list(label: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+        raise SpecError(f"{label} must be a list of texts, got {value!r}.")
+    if len(value) > LIST_LIMIT or any(len(v) > TEXT_LIMIT for v in value):
+        longest = max(map(len, value))
+        raise SpecError(
+            f"{label} must have at most {LIST_LIMIT} entries of at most {TEXT_LIMIT} characters, "
+            f"got {len(value)} entries of up to {longest} characters."
+        )
+    return tuple(value)

@@ -1,7 +1,8 @@
-"""Base models on this machine and on the Hugging Face Hub: what is here, and how the rest comes.
+"""Base models on this machine and on the Hugging Face Hub: finding them, checking their files, downloading them.
 
-Knows folders, the Hub's cache and downloads; follows HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_TOKEN as the Hub's own
-library does. Knows nothing of torch: whether a model can be loaded is seen by loading it.
+Honours HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_TOKEN, as huggingface_hub does. From the Hub come config, tokenizer and
+safetensors files of the top folder of a repository, checked by sha256, and never code or pickles. Whether a model can be
+loaded is found out by `core.model.base`.
 """
 
 from __future__ import annotations
@@ -15,35 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BaseModelError, StudioError
-from core.store.workspace import FileLock, ensure_space, sha256_of, atomic_write
+from core.store.workspace import FileLock, atomic_write, ensure_space, sha256_of
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "embedded-base"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 WEIGHTS = "*.safetensors"
-# Only these files of a repository are fetched: no pickles, no code, and only what lies at the top.
-FETCHED = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+# Only these files of a repository are downloaded: no pickles, no code, and nothing from subfolders.
+DOWNLOADED_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
            "chat_template.jinja", WEIGHTS, "*.safetensors.index.json")  # fmt: skip
-LEFT = ("*/*", "consolidated*", "*.py")
-SPEAKERS = (
-    "ForCausalLM",
-    "LMHeadModel",
-    "ForConditionalGeneration",
-)  # ends of the names of models that write text
+SKIPPED_FILES = ("*/*", "consolidated*", "*.py")
+TEXT_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # of class names
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 PART = ".part"
 CHUNK_BYTES = 1 << 20
-PARTIAL = 206  # "here is the rest", in HTTP
-RETRIES = 5
-SIBLINGS = 64  # folders beside the resident base that are looked at
+PARTIAL_CONTENT = 206  # the HTTP status of an answer to a range request
+RETRIES = 5  # after a broken connection, without any byte in between
+SIBLING_LIMIT = 64  # folders beside a known base that are searched
 
 
 @dataclass(frozen=True)
 class LocalBase:
-    """A base model that lies on this machine.
+    """A base model on this machine.
 
     Attributes:
         name: what loads it: "embedded", a folder, or a Hub id.
         place: "embedded", "folder" or "cache".
-        why: why it cannot be chosen, or "".
+        kind: the model type of its config.
+        bytes: size of its weights.
+        why: why it cannot be used, or "".
     """
 
     name: str
@@ -55,7 +55,13 @@ class LocalBase:
 
 @dataclass(frozen=True)
 class Download:
-    """A download: bytes that are here and bytes in all; 0 in all while it is being asked for."""
+    """The state of a download.
+
+    Attributes:
+        done, total: bytes on this machine and in all; the total is 0 until the Hub has answered.
+        error: why it failed, or "".
+        over: it has ended.
+    """
 
     name: str
     done: int = 0
@@ -65,19 +71,25 @@ class Download:
 
 
 class DownloadStopped(StudioError):
-    """A download that was stopped; what has come stays, and the next one goes on from there."""
+    """The user stopped a download. The bytes that have arrived stay, and the next download continues from there."""
 
 
 def locate(name: str) -> tuple[str, bool]:
-    """Where a base comes from: (path or Hub id, does all of it lie on this machine).
+    """Finds where a base is loaded from.
+
+    Args:
+        name: "embedded", a folder, or a Hub id.
+
+    Returns:
+        (path or Hub id, whether all of its files are on this machine)
 
     Raises:
-        BaseModelError: neither "embedded", nor a folder with a config.json, nor a Hub id.
+        BaseModelError: the name has none of these forms, or the folder has no config.json.
     """
     if not name:
         raise BaseModelError(
-            "No base model is named.",
-            'Choose one of the list, or give a folder or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".',
+            "No base model was given.",
+            'Choose one from the list, or enter a folder or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".',
         )
     if name == "embedded":
         return str(EMBEDDED), True
@@ -86,189 +98,179 @@ def locate(name: str) -> tuple[str, bool]:
         if not (folder / "config.json").is_file():
             raise BaseModelError(
                 f"The folder {folder.name!r} has no config.json.",
-                "Give a folder saved by transformers' save_pretrained.",
+                "Choose a folder that transformers' save_pretrained wrote.",
             )
         return str(folder.resolve()), True
     if HUB_ID.fullmatch(name):
-        kept = find_snapshot(name)
-        return (str(kept), True) if kept else (name, False)  # a whole copy is here: nobody is asked
+        snapshot = find_snapshot(name)  # a complete copy is loaded without a request to the Hub
+        return (str(snapshot), True) if snapshot else (name, False)
     raise BaseModelError(
-        f"{name!r} is no base model.",
-        'Use "embedded", a local folder, or a Hub id such as "Qwen/Qwen2.5-0.5B-Instruct".',
+        f'A base model must be "embedded", a local folder or a Hub id, got {name!r}.',
+        'A Hub id has the form "owner/name", such as "Qwen/Qwen2.5-0.5B-Instruct".',
     )
 
 
 def describe_defect(folder: Path) -> str:
-    """What a model folder lacks to be a base, in a sentence; "" when it looks whole."""
+    """Why a model folder cannot be a base, in one sentence; "" if its files look complete."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = config.get("architectures") or [""]
+        architecture = str((config.get("architectures") or [""])[0])
     except (OSError, ValueError, AttributeError):
-        return "It has no config.json that can be read."
-    if not str(names[0]).endswith(SPEAKERS):
-        return f"It is no model that writes text ({names[0] or 'its config names none'})."
+        return "Its config.json is missing or cannot be read."
+    if not architecture.endswith(TEXT_MODEL_SUFFIXES):
+        return f"It is not a text generation model ({architecture or 'its config names no architecture'})."
     try:
-        indexes = list(folder.glob("*.safetensors.index.json"))
-        wanted = {
-            f for i in indexes for f in json.loads(i.read_text(encoding="utf-8"))["weight_map"].values()
-        }
+        indexes = [json.loads(i.read_text(encoding="utf-8")) for i in folder.glob("*.safetensors.index.json")]
+        files = {file for index in indexes for file in index["weight_map"].values()}
     except (OSError, ValueError, KeyError, AttributeError):
-        return "The list of its weight files cannot be read."
-    if gone := [f for f in wanted if not (folder / f).is_file()]:
-        return f"{len(gone)} of its {len(wanted)} weight files are missing: download it again, it goes on where it was."
-    if not wanted and not any(folder.glob(WEIGHTS)):
-        return "It has no *.safetensors weights; other formats can run code, and are not read."
-    return (
-        ""
-        if any(
-            (folder / f).is_file()
-            for f in ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-        )
-        else "It has no tokenizer."
-    )
+        return "The index of its weight files cannot be read."
+    if missing := [f for f in files if not (folder / f).is_file()]:
+        return f"{len(missing)} of its {len(files)} weight files are missing: download it again, which continues."
+    if not files and not any(folder.glob(WEIGHTS)):
+        return "It has no *.safetensors weights. Other formats can run code and are not loaded."
+    if not any((folder / f).is_file() for f in TOKENIZER_FILES):
+        return "It has no tokenizer."
+    return ""
 
 
-def _described(name: str, place: str, folder: Path) -> LocalBase:
-    why = describe_defect(folder)
+def _describe(name: str, place: str, folder: Path) -> LocalBase:
     try:
         kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
     except (OSError, ValueError, AttributeError):
         kind = ""
-    return LocalBase(name, place, kind, sum(f.stat().st_size for f in folder.glob(WEIGHTS) if f.is_file()), why)
+    size = sum(f.stat().st_size for f in folder.glob(WEIGHTS) if f.is_file())
+    return LocalBase(name, place, kind, size, describe_defect(folder))
 
 
 def list_cached() -> list[LocalBase]:
-    """Models in the Hub's cache, whole or not."""
+    """Models in the cache of the Hub, also incomplete ones."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     if not Path(constants.HF_HUB_CACHE).is_dir():
         return []
     try:
-        found = scan_cache_dir().repos
+        repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    offers = []
-    for repo in sorted(found, key=lambda r: str(r.repo_id).lower()):
+    bases = []
+    for repo in sorted(repos, key=lambda r: str(r.repo_id).lower()):
         newest = max(repo.revisions, key=lambda r: r.last_modified, default=None)
-        if (
-            repo.repo_type == "model"
-            and newest is not None
-            and (newest.snapshot_path / "config.json").exists()
-        ):
-            offers.append(_described(str(repo.repo_id), "cache", newest.snapshot_path))
-    return offers
+        if repo.repo_type != "model" or newest is None:
+            continue
+        if (newest.snapshot_path / "config.json").exists():
+            bases.append(_describe(str(repo.repo_id), "cache", newest.snapshot_path))
+    return bases
 
 
 def list_nearby(folders: Iterable[str]) -> list[LocalBase]:
     """Models in these folders and in the folders beside them."""
-    found: dict[str, LocalBase] = {}
+    bases: dict[str, LocalBase] = {}
     for folder in (Path(f).expanduser() for f in folders):
         try:
-            near = (
-                [folder, *sorted(p for p in folder.parent.iterdir() if p.is_dir())[:SIBLINGS]]
-                if folder.is_dir()
-                else []
-            )
+            siblings = sorted(p for p in folder.parent.iterdir() if p.is_dir()) if folder.is_dir() else []
+            candidates = [folder, *siblings[:SIBLING_LIMIT]] if folder.is_dir() else []
         except OSError:
-            near = [folder]
-        for place in near:
-            path = str(place.resolve())
-            if (place / "config.json").is_file() and path != str(EMBEDDED) and path not in found:
-                found[path] = _described(path, "folder", place)
-    return list(found.values())
+            candidates = [folder]
+        for candidate in candidates:
+            path = str(candidate.resolve())
+            if (candidate / "config.json").is_file() and path != str(EMBEDDED) and path not in bases:
+                bases[path] = _describe(path, "folder", candidate)
+    return list(bases.values())
 
 
 def find_snapshot(name: str) -> Path | None:
-    """The folder in the Hub's cache that holds all of a model, the one that its main branch points to first."""
+    """The folder in the cache of the Hub that holds a complete model; the one of its main branch is preferred."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     if not HUB_ID.fullmatch(name):
         return None
     root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    ref = root / "refs" / "main"
     try:
-        main = (
-            (root / "refs" / "main").read_text(encoding="utf-8").strip()
-            if (root / "refs" / "main").is_file()
-            else ""
-        )
-        found = sorted(
+        main = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
+        snapshots = sorted(
             (root / "snapshots").iterdir(), key=lambda p: (p.name == main, p.stat().st_mtime), reverse=True
         )
     except OSError:
         return None
-    return next((p for p in found if not describe_defect(p)), None)
+    return next((p for p in snapshots if not describe_defect(p)), None)
 
 
-def download(name: str, tell: Callable[[Download], None], stopped: Callable[[], bool]) -> Path:
+def download(name: str, report: Callable[[Download], None], poll_stop: Callable[[], bool]) -> Path:
     """Downloads a model from the Hub into its cache.
 
-    The weights are fetched by us, because the Hub's own library (2.4) begins a file anew that was cut off;
-    the rest, and the cache's layout, is left to it.
+    huggingface_hub 2.4 starts an interrupted file from its first byte, however large it is. So the weight files are
+    downloaded here, by range requests, to where that library looks for them; the other files are left to the library.
 
     Args:
-        tell: hears how far it is, often.
-        stopped: true ends it soon.
+        name: a Hub id.
+        report: receives the state of the download often.
+        poll_stop: returns True to stop the download.
 
     Returns:
-        the folder of the snapshot.
+        The folder of the snapshot.
 
     Raises:
-        BaseModelError: no such id, gated, offline, or nothing there that we read. StorageError: it does not fit the disk.
-        Busy: another process fetches it. Stopped.
+        BaseModelError: not a Hub id, a gated or unknown model, no connection, or no weights that can be read.
+        DiskFull: it does not fit on the disk. Busy: another process downloads it. DownloadStopped.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(
-            f"{name!r} is no Hub id.",
-            'A Hub id has the form "owner/name", such as "Qwen/Qwen2.5-0.5B-Instruct".',
+            f'A Hub id must have the form "owner/name", got {name!r}.',
+            'For example "Qwen/Qwen2.5-0.5B-Instruct".',
         )
-    tell(Download(name))
+    report(Download(name))
     try:
         info = HfApi().model_info(name, files_metadata=True)
-        files = {s.rfilename: int(s.size or 0) for s in info.siblings or () if _fetched(s.rfilename)}
-        weights = [f for f in files if fnmatch.fnmatch(f, WEIGHTS)]
+        sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or () if _is_downloaded(s.rfilename)}
+        weights = [f for f in sizes if fnmatch.fnmatch(f, WEIGHTS)]
         if not weights:
             raise BaseModelError(
                 f"{name!r} has no *.safetensors weights.",
-                "Other formats can run code, and are not read: choose another repository of the model.",
+                "Other formats can run code and are not loaded: choose another repository of the model.",
             )
-        total, done = sum(files.values()), 0
+        total, done = sum(sizes.values()), 0
         for file in weights:
-            blob, url = _place(name, file, info.sha)
+            blob, url = _locate_blob(name, file, info.sha)
             part = blob.with_name(f"{blob.name}{PART}")
             if not blob.exists():
-                ensure_space(
-                    Path(constants.HF_HUB_CACHE), total - done - (part.stat().st_size if part.exists() else 0)
-                )
-                for had in _bytes(url, part, files[file]):
-                    if stopped():
+                size_here = part.stat().st_size if part.exists() else 0
+                ensure_space(Path(constants.HF_HUB_CACHE), total - done - size_here)
+                for size_here in _download_part(url, part, sizes[file]):
+                    if poll_stop():
                         raise DownloadStopped(
-                            f"The download of {name!r} was stopped.", "Start it again to go on where it was."
+                            f"The download of {name!r} was stopped.", "Start it again to continue it."
                         )
-                    tell(Download(name, done + had, total))
-                _settle(part, blob, files[file])
-            done += files[file]
-            tell(Download(name, done, total))
-        path = snapshot_download(name, revision=info.sha, allow_patterns=list(files), tqdm_class=_silent())
-        (Path(path).parents[2] / "refs").mkdir(exist_ok=True)
+                    report(Download(name, done + size_here, total))
+                _commit_part(part, blob, sizes[file])
+            done += sizes[file]
+            report(Download(name, done, total))
+        path = snapshot_download(
+            name, revision=info.sha, allow_patterns=list(sizes), tqdm_class=_make_silent_bar()
+        )
+        refs = Path(path).parents[2] / "refs"
+        refs.mkdir(exist_ok=True)
         with atomic_write(
-            Path(path).parents[2] / "refs" / "main", "w"
-        ) as f:  # that of the commit is all it writes by itself
+            refs / "main", "w"
+        ) as f:  # for a given revision, the library writes only its own ref
             f.write(str(info.sha))
         return Path(path)
     except Exception as e:
-        raise explained(name, e) from e
+        raise convert_error(name, e) from e
 
 
-def _fetched(file: str) -> bool:
-    return any(fnmatch.fnmatch(file, p) for p in FETCHED) and not any(fnmatch.fnmatch(file, p) for p in LEFT)
+def _is_downloaded(file: str) -> bool:
+    return any(fnmatch.fnmatch(file, p) for p in DOWNLOADED_FILES) and not any(
+        fnmatch.fnmatch(file, p) for p in SKIPPED_FILES
+    )
 
 
-def _place(name: str, file: str, commit: str) -> tuple[Path, str]:
-    """Where the Hub's library looks for a file's bytes, and where they come from."""
+def _locate_blob(name: str, file: str, commit: str) -> tuple[Path, str]:
+    """(where huggingface_hub looks for the content of a file, its address)"""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
@@ -276,26 +278,25 @@ def _place(name: str, file: str, commit: str) -> tuple[Path, str]:
     etag = str(get_hf_file_metadata(url).etag)
     if not re.fullmatch(r"[\w-]+", etag):
         raise BaseModelError(
-            f"The Hub calls {file!r} by {etag!r}, which is no name for a file.", "Try again later."
+            f"The Hub sent the etag {etag!r} for {file!r}, which cannot be a file name.", "Try again later."
         )
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(
-        repo_id=name, repo_type="model"
-    ) / "blobs" / etag, url
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
+    return blobs / etag, url
 
 
-def _bytes(url: str, part: Path, size: int) -> Iterator[int]:
-    """Fetches what of a file is not there yet; yields how much is. A connection that breaks is made again, five times in vain at most."""
+def _download_part(url: str, part: Path, size: int) -> Iterator[int]:
+    """Downloads the missing rest of a file; yields its size so far. Reconnects at most RETRIES times without a byte."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     part.parent.mkdir(parents=True, exist_ok=True)
-    claim, failures = FileLock(part.with_name(f"{part.name}.lock")), 0
+    lock, failures = FileLock(part.with_name(f"{part.name}.lock")), 0
     try:
-        while (had := part.stat().st_size if part.exists() else 0) < size:
-            headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={had}-"}
+        while (start := part.stat().st_size if part.exists() else 0) < size:
+            headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
             try:
                 with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
                     hf_raise_for_status(response)
-                    with open(part, "ab" if response.status_code == PARTIAL else "wb") as f:
+                    with open(part, "ab" if response.status_code == PARTIAL_CONTENT else "wb") as f:
                         for chunk in response.iter_bytes(CHUNK_BYTES):
                             f.write(chunk)
                             failures = 0
@@ -304,50 +305,47 @@ def _bytes(url: str, part: Path, size: int) -> Iterator[int]:
                 raise
             except Exception as e:
                 failures += 1
-                if failures > RETRIES or not _transport(e):
+                if failures > RETRIES or not _is_connection_error(e):
                     raise
     finally:
-        claim.release()
+        lock.release()
 
 
-def _transport(error: Exception) -> bool:
-    """Is it the connection that broke, and not an answer that we did not like?"""
+def _is_connection_error(error: Exception) -> bool:
     import httpx2
 
     return isinstance(error, httpx2.TransportError)
 
 
-def _settle(part: Path, blob: Path, size: int) -> None:
-    """Puts a whole file in its place after checking it; large files are called by their sha256.
+def _commit_part(part: Path, blob: Path, size: int) -> None:
+    """Checks a complete file and renames it to its blob. The blob of a large file is named by its sha256.
 
     Raises:
-        BaseModelError: it is not what the Hub said.
+        BaseModelError: wrong size or checksum; the file is deleted.
     """
-    wrong = part.stat().st_size != size or (
-        re.fullmatch(r"[0-9a-f]{64}", blob.name) is not None and sha256_of(part) != blob.name
-    )
-    if wrong:
+    is_sha256 = re.fullmatch(r"[0-9a-f]{64}", blob.name) is not None
+    if part.stat().st_size != size or (is_sha256 and sha256_of(part) != blob.name):
         part.unlink()
         raise BaseModelError(
-            "A file of weights did not arrive as it was sent.",
-            "Start the download again; the files that are whole are kept.",
+            "A weight file failed its checksum.",
+            "Start the download again; the complete files are kept.",
         )
     part.replace(blob)
 
 
-def _silent() -> Any:
-    """A class of progress bars that draw nothing."""
+def _make_silent_bar() -> Any:
+    """A tqdm class that draws nothing."""
     from tqdm.std import tqdm
 
-    class Silent(tqdm):  # type: ignore[misc]
+    class SilentBar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
 
-    return Silent
+    return SilentBar
 
 
-def explained(name: str, error: Exception) -> StudioError:
-    """What an error on the way to the Hub means, and what to do."""
+def convert_error(name: str, error: Exception) -> StudioError:
+    """Converts an error of a download into the error that the user sees."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -361,24 +359,25 @@ def explained(name: str, error: Exception) -> StudioError:
     if isinstance(error, GatedRepoError):
         return BaseModelError(
             f"{name!r} is gated.",
-            "Ask for access on its Hub page, then log in with `hf auth login` or set HF_TOKEN, and start it again.",
+            "Request access on its Hub page, log in with `hf auth login` or set HF_TOKEN, and start again.",
         )
     if isinstance(error, RepositoryNotFoundError):
         return BaseModelError(
-            f"The Hub knows no model {name!r}, or it is private.",
-            "Check the spelling; for a private one, log in with `hf auth login` or set HF_TOKEN.",
+            f"The Hub has no model {name!r}, or it is private.",
+            "Check the spelling. For a private model, log in with `hf auth login` or set HF_TOKEN.",
         )
     if isinstance(error, OfflineModeIsEnabled):
         return BaseModelError(
             f"{name!r} is not on this machine, and HF_HUB_OFFLINE is set.",
-            "Unset it to download, or choose a base that is here.",
+            "Unset HF_HUB_OFFLINE to download it, or choose a base on this machine.",
         )
     if isinstance(error, HfHubHTTPError):
         return BaseModelError(
-            f"The Hub did not give {name!r} ({text}).",
-            "Try again; what has come is kept. Bases that are here can be used meanwhile.",
+            f"The Hub refused the request for {name!r} ({text}).",
+            "Try again; the bytes that have arrived are kept. Bases on this machine can still be used.",
         )
     return BaseModelError(
         f"The Hub could not be reached for {name!r} ({text}).",
-        "Check the network and start it again; what has come is kept. Or copy the model's folder to this machine and give its path.",
+        "Check the network and start again; the bytes that have arrived are kept. "
+        "You can also copy the model folder to this machine and enter its path.",
     )

@@ -1,7 +1,4 @@
-"""Tables as CSV that no spreadsheet executes.
-
-Knows cells and rows. Knows nothing of what they say.
-"""
+"""Tables as CSV text in which a spreadsheet finds no formula to execute."""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would execute at the start of a cell
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet executes text that starts like this
 
 
 def escape_cell(value: Any) -> Any:
-    """A value that no spreadsheet executes."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """A cell value; text that a spreadsheet would execute gets a leading apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
 def format_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows of cells as CSV, headings first; no cell is one that a spreadsheet executes."""
+    """Rows as CSV text, headings first; every cell is escaped."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([escape_cell(v) for v in row] for row in rows)
     return out.getvalue()

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.store.events import KINDS, UnreadableEvent
+from core.store.events import EVENT_KINDS, UnreadableEvent
 from core.store.workspace import storage_error
 
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # the most that one call of `read_since` reads
@@ -46,7 +46,7 @@ class EventLog:
         """Appends one event.
 
         Args:
-            kind: one of `core.store.events.KINDS`.
+            kind: one of `core.store.events.EVENT_KINDS`.
             fields: the fields of that kind. Numbers that are not finite are written as strings, because JSON has none.
 
         Raises:
@@ -114,7 +114,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 
 
 def _unreadable() -> dict[str, Any]:
-    return {"kind": KINDS[UnreadableEvent]}
+    return {"kind": EVENT_KINDS[UnreadableEvent]}
 
 
 def read_all(path: Path) -> list[dict[str, Any]]:

@@ -192,7 +192,7 @@ class UnreadableEvent(TypedDict):
     kind: str
 
 
-KINDS: dict[type, str] = {
+EVENT_KINDS: dict[type, str] = {
     StatusEvent: "status",
     NoteEvent: "note",
     DataEvent: "data",
@@ -214,7 +214,7 @@ E = TypeVar("E")
 
 def is_kind(event: AnyEvent, event_type: type[E]) -> TypeGuard[E]:
     """Whether an event has the kind of `event_type`."""
-    return event.get("kind") == KINDS[event_type]
+    return event.get("kind") == EVENT_KINDS[event_type]
 
 
 def of_kind(events: Iterable[AnyEvent], event_type: type[E]) -> list[E]:
@@ -234,7 +234,7 @@ def latest(events: Iterable[AnyEvent], event_type: type[E]) -> E | None:
 
 def latest_by_kind(events: Iterable[AnyEvent], event_types: Iterable[type]) -> dict[str, AnyEvent]:
     """Kind -> the last event of that kind, for the kinds that occur."""
-    kinds = {KINDS[t] for t in event_types}
+    kinds = {EVENT_KINDS[t] for t in event_types}
     return {str(e["kind"]): e for e in events if e.get("kind") in kinds}
 
 

@@ -1,7 +1,7 @@
-"""Grids: one training description with some settings varied, every combination a cell.
+"""Grids (sweeps): training settings with some fields varied; every combination of values is a cell.
 
-Knows which settings can be varied, how typed values become cells, and grids/<id>.json. Knows nothing of
-runs, models or results.
+grids/<id>.json holds the common settings, the axes, and the run of each cell. Which cells ran, and with which results, is
+the concern of `core.engine.grids`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from core.spec.training import TrainSpec
 from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id, read_json, write_json
 
 CELL_LIMIT = 64
-FIXED = ("kind", "name", "report_to", "sample_prompts")  # what makes no other training is not varied
-FIELDS = {f.name: f for f in dataclasses.fields(TrainSpec) if f.name not in FIXED}
-WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+NOT_VARIED = ("kind", "name", "report_to", "sample_prompts")  # they do not change the training
+FIELDS = {f.name: f for f in dataclasses.fields(TrainSpec) if f.name not in NOT_VARIED}
+BOOLEAN_WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 GRID_PRESETS: dict[str, dict[str, list[Any]]] = {
     "rank x rate x epochs": {"rank": [16, 32], "learning_rate": [1e-4, 5e-5], "epochs": [2.0, 3.0]},
 }
@@ -32,12 +33,12 @@ Axes = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination.
+    """One combination of values.
 
     Attributes:
-        index: its place in the grid, the last axis changing fastest.
-        values: setting -> value, of the varied ones.
-        key: a checksum of everything that the cell trains with but its name; see `spec_checksum`.
+        index: position in the grid; the last axis changes fastest.
+        values: field -> value, of the varied fields.
+        key: `spec_checksum` of its settings.
     """
 
     index: int
@@ -48,12 +49,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid that was started.
+    """A grid on disk.
 
     Attributes:
-        base: the description that its cells share, as JSON.
-        axes: setting -> values.
-        runs: a run id for each cell, "" where none is known yet.
+        created: Unix seconds.
+        base: the settings that its cells have in common, as JSON.
+        axes: field -> values.
+        runs: a run id for each cell, or "".
     """
 
     id: str
@@ -69,32 +71,36 @@ class Grid:
 
 
 def spec_checksum(spec: TrainSpec) -> str:
-    """A checksum of a description without its name: equal for what trains the same on the same data."""
+    """A checksum of all settings but the name: equal for runs that train the same on the same data."""
     settings = {k: v for k, v in spec.to_json().items() if k != "name"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def parse_axis(field: str, text: str) -> list[Any]:
-    """The values of an axis as people type them: `16, 32`; `on, off`; lists as `a + b, c`.
+    """Parses the values of an axis from text.
+
+    Args:
+        field: the name of a field of TrainSpec.
+        text: values that are separated by commas: `16, 32`; `on, off`; lists as `q_proj + v_proj, q_proj`.
 
     Raises:
-        SpecError: the field cannot be varied, no value was given, one twice, or one outside its limits.
+        SpecError: the field cannot be varied, there is no value, a value occurs twice or is outside its limits.
     """
     if field not in FIELDS:
-        raise SpecError(f"{field!r} cannot be varied.", f"Choose one of: {', '.join(FIELDS)}.")
+        raise SpecError(f"The setting {field!r} cannot be varied.", f"Choose one of: {', '.join(FIELDS)}.")
     kind, label = str(FIELDS[field].type), label_of(FIELDS[field])
     values = [
-        _value(kind, part.strip())
+        _parse_value(kind, part.strip())
         for part in text.replace(";", ",").replace("\n", ",").split(",")
         if part.strip()
     ]
-    return _checked(field, values, label)
+    return _check_values(field, values, label)
 
 
-def _value(kind: str, text: str) -> Any:
-    """A typed value as the field's type; what cannot be read stays text, and the spec refuses it with the limits."""
+def _parse_value(kind: str, text: str) -> Any:
+    """Converts text to the type of a field. Other text stays text, and TrainSpec then refuses it with the limits."""
     if kind == "bool":
-        return WORDS.get(text.lower(), text)
+        return BOOLEAN_WORDS.get(text.lower(), text)
     if kind.startswith("tuple"):
         return tuple(p for p in text.replace("+", " ").split() if p)
     if kind in ("int", "float"):
@@ -105,62 +111,68 @@ def _value(kind: str, text: str) -> Any:
     return text
 
 
-def _checked(field: str, values: Sequence[Any], label: str) -> list[Any]:
+def _check_values(field: str, values: Sequence[Any], label: str) -> list[Any]:
     if not values:
-        raise SpecError(f"{label} has no values.", "Give at least one, separated by commas.")
-    found = [getattr(TrainSpec(**{field: v}), field) for v in values]
-    for i, value in enumerate(found):
-        if value in found[:i]:
-            raise SpecError(f"{label} has {format_value(value)} twice.", "Give every value once.")
-    return found
+        raise SpecError(f"{label} must have at least one value, got none.", "Separate values by commas.")
+    checked = [getattr(TrainSpec(**{field: v}), field) for v in values]
+    for i, value in enumerate(checked):
+        if value in checked[:i]:
+            raise SpecError(
+                f"The values of {label} must differ, got {format_value(value)} twice.", "Remove one of them."
+            )
+    return checked
 
 
 def make_cells(base: TrainSpec, axes: Mapping[str, Sequence[Any]], name: str = "") -> list[Cell]:
-    """Every combination of the axes' values, as a training description each.
+    """Creates a cell for every combination of values.
 
     Args:
-        base: what the cells share.
-        name: what the cells' names begin with; the base's own if empty.
+        base: the settings that the cells have in common.
+        axes: field -> values.
+        name: start of the names of the cells; by default the name of `base`.
 
     Raises:
-        SpecError: no axes, one that cannot be varied, a value outside its limits, or too many cells.
+        SpecError: no axes, a field that cannot be varied, a value outside its limits, or too many cells.
     """
     if not axes:
-        raise SpecError("Nothing is varied.", "Choose a setting and give it at least one value.")
+        raise SpecError("The grid varies no setting.", "Choose a setting and enter at least one value.")
     if unknown := [f for f in axes if f not in FIELDS]:
-        raise SpecError(f"{', '.join(unknown)} cannot be varied.", f"Choose from: {', '.join(FIELDS)}.")
-    checked = {f: _checked(f, list(values), label_of(FIELDS[f])) for f, values in axes.items()}
-    count = 1
-    for given in checked.values():
-        count *= len(given)
+        raise SpecError(
+            f"These settings cannot be varied: {', '.join(unknown)}.", f"Choose from: {', '.join(FIELDS)}."
+        )
+    checked = {f: _check_values(f, list(values), label_of(FIELDS[f])) for f, values in axes.items()}
+    count = math.prod(len(values) for values in checked.values())
     if count > CELL_LIMIT:
         raise SpecError(
-            f"The grid has {count} cells.", f"Give at most {CELL_LIMIT}: fewer values, or fewer settings."
+            f"A grid must have at most {CELL_LIMIT} cells, got {count}.",
+            "Vary fewer settings, or fewer values.",
         )
-    made = []
+    cells = []
     for index, combination in enumerate(itertools.product(*checked.values())):
         values = dict(zip(checked, combination, strict=True))
-        spec = dataclasses.replace(base, **values, name=_name(name or base.name, index, values))
-        made.append(Cell(index, values, spec, spec_checksum(spec)))
-    return made
+        spec = dataclasses.replace(base, **values, name=_name_cell(name or base.name, index, values))
+        cells.append(Cell(index, values, spec, spec_checksum(spec)))
+    return cells
 
 
-def _name(name: str, index: int, values: dict[str, Any]) -> str:
-    """A cell's name says its settings, as far as they fit and may stand in a name."""
-    full = f"{name}: " + ", ".join(f"{_within(label_of(FIELDS[f]))} {format_value(v)}" for f, v in values.items())
+def _name_cell(name: str, index: int, values: dict[str, Any]) -> str:
+    """The name of a cell: its values, or its number where they are too long or not allowed in a name."""
+    full = f"{name}: " + ", ".join(
+        f"{_lower_label(label_of(FIELDS[f]))} {format_value(v)}" for f, v in values.items()
+    )
     try:
         return check_name(full)
     except StudioError:
         return f"{name[: NAME_LIMIT - 12]}: cell {index + 1}"
 
 
-def _within(label: str) -> str:
-    """A label inside a sentence: `LoRA dropout` stays what it is, `Learning rate` loses its capital."""
+def _lower_label(label: str) -> str:
+    """A label inside a sentence: `Learning rate` becomes `learning rate`, `LoRA dropout` stays."""
     return label[0].lower() + label[1:] if label.split()[0][1:].islower() else label
 
 
 def format_value(value: Any) -> str:
-    """A value as people read it, and as `axis` reads it again."""
+    """A value as people write it; `parse_axis` reads it back."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (tuple, list)):
@@ -169,10 +181,10 @@ def format_value(value: Any) -> str:
 
 
 def create(workspace: Workspace, base: TrainSpec, axes: Axes, name: str) -> Grid:
-    """Writes a new grid down, with no runs yet.
+    """Creates a grid without runs.
 
     Raises:
-        SpecError, InvalidName, StorageError
+        SpecError: see `make_cells`. InvalidName, StorageError.
     """
     grid = Grid(
         make_id(check_name(name)),
@@ -182,15 +194,15 @@ def create(workspace: Workspace, base: TrainSpec, axes: Axes, name: str) -> Grid
         {f: list(v) for f, v in axes.items()},
         [],
     )
-    made = dataclasses.replace(grid, runs=[""] * len(grid.cells))
-    save(workspace, made)
-    return made
+    grid = dataclasses.replace(grid, runs=[""] * len(grid.cells))
+    save(workspace, grid)
+    return grid
 
 
 def save(workspace: Workspace, grid: Grid) -> None:
-    pairs = [
-        [f, list(v)] for f, v in grid.axes.items()
-    ]  # JSON objects of ours are sorted by name, and the axes have an order
+    """Writes a grid."""
+    # The axes have an order, and `write_json` sorts the keys of objects. So they are written as pairs.
+    pairs = [[f, list(v)] for f, v in grid.axes.items()]
     write_json(workspace.path("grids", grid.id), {**grid.__dict__, "axes": pairs})
 
 

@@ -1,7 +1,4 @@
-"""Mixes as saved objects: named weights that remember which adapters they were made of.
-
-Knows mixes/<id>.json. Knows nothing of models.
-"""
+"""Saved mixes: mixes/<id>.json holds weights, tilts, and the sha256 of each adapter when the mix was saved."""
 
 from __future__ import annotations
 
@@ -18,11 +15,14 @@ from core.store.workspace import Workspace, check_name, make_id, read_json, writ
 
 @dataclass(frozen=True)
 class SavedMix:
-    """A named mix.
+    """A saved mix.
 
     Attributes:
-        adapters: id -> sha256 of the weights when the mix was saved.
-        warnings: sentences about adapters that changed or went since then.
+        weights: adapter id -> weight.
+        adapters: adapter id -> sha256 of its weights when the mix was saved.
+        created: Unix seconds.
+        warnings: a sentence for each adapter that has changed or was deleted since then.
+        tilt: adapter id -> tilt.
     """
 
     id: str
@@ -41,16 +41,16 @@ class SavedMix:
 def save(
     workspace: Workspace, name: str, weights: Mapping[str, float], tilt: Mapping[str, float] | None = None
 ) -> SavedMix:
-    """Saves a mix of adapters that are in the library.
+    """Saves a mix of adapters of the library.
 
     Raises:
-        SpecError, InvalidName, NotFound
+        SpecError: a weight or tilt is outside its limits, or the name exists already. InvalidName, NotFound.
     """
     mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
     if any(mix.name == m.name for m in load_all(workspace)):
         raise SpecError(
-            f"There is a mix called {mix.name!r} already.",
-            "Choose another name, or delete the old one first.",
+            f"There is already a mix called {mix.name!r}.",
+            "Choose another name, or delete the existing mix first.",
         )
     digests = {a: adapters.load(workspace, a).sha256 for a in mix.weights}
     saved = SavedMix(make_id(mix.name), mix.name, mix.weights, digests, time.time(), tilt=mix.tilt)
@@ -64,7 +64,11 @@ def _write(workspace: Workspace, saved: SavedMix) -> None:
 
 
 def load(workspace: Workspace, mix_id: str) -> SavedMix:
-    """Reads a mix, with warnings where its adapters are no longer what they were."""
+    """Reads a mix, with a warning for each adapter that has changed or was deleted.
+
+    Raises:
+        NotFound, StorageError
+    """
     raw = read_json(workspace.find("mixes", mix_id))
     warnings = []
     for adapter_id, digest in raw["adapters"].items():
@@ -74,7 +78,7 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
             warnings.append(f"The adapter {adapter_id!r} is no longer in the library.")
             continue
         if adapter.sha256 != digest:
-            warnings.append(f"The adapter {adapter.name!r} changed since this mix was saved.")
+            warnings.append(f"The adapter {adapter.name!r} has changed since this mix was saved.")
     return SavedMix(**raw, warnings=warnings)
 
 
@@ -84,6 +88,7 @@ def load_all(workspace: Workspace) -> list[SavedMix]:
 
 
 def rename(workspace: Workspace, mix_id: str, name: str) -> SavedMix:
+    """Changes the display name of a mix."""
     saved = load(workspace, mix_id)
     new = SavedMix(saved.id, check_name(name), saved.weights, saved.adapters, saved.created, tilt=saved.tilt)
     _write(workspace, new)

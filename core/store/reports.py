@@ -1,7 +1,4 @@
-"""Reports on disk: what was measured, for which mixes, on what.
-
-Knows report.json and its CSV. Knows nothing of how figures come about.
-"""
+"""Evaluation reports on disk: report.json with a row of metrics for each mix, and the same as report.csv."""
 
 from __future__ import annotations
 
@@ -13,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from core.store.csv_tables import escape_cell
-from core.store.workspace import Workspace, read_json, atomic_write, write_json
+from core.store.workspace import Workspace, atomic_write, read_json, write_json
 
-LEADING = ("name", "mix", "perplexity", "exact_match", "f1", "latency_seconds", "tokens_per_second")
+FIRST_COLUMNS = ("name", "mix", "perplexity", "exact_match", "f1", "latency_seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)
 class Report:
-    """One evaluation: a row of figures a mix."""
+    """One evaluation.
+
+    Attributes:
+        created: Unix seconds.
+        seconds: how long it took.
+        rows: the metrics of each mix.
+    """
 
     id: str
     created: float
@@ -41,13 +44,13 @@ def save(
     seconds: float,
     rows: list[dict[str, Any]],
 ) -> Report:
-    """Writes a report with its CSV beside it; both appear at once."""
-    report_id, place = workspace.new_dir("reports", f"{dataset_name}-{split}")
+    """Writes a report and its CSV; both appear together."""
+    report_id, partial = workspace.new_dir("reports", f"{dataset_name}-{split}")
     report = Report(report_id, time.time(), dataset, dataset_name, split, base, seconds, rows)
-    write_json(place / "report.json", report.__dict__)
-    with atomic_write(place / "report.csv", "w") as f:
+    write_json(partial / "report.json", report.__dict__)
+    with atomic_write(partial / "report.csv", "w") as f:
         f.write(format_report(rows))
-    workspace.commit_dir("reports", report_id, place)
+    workspace.commit_dir("reports", report_id, partial)
     return report
 
 
@@ -61,12 +64,12 @@ def csv_path(workspace: Workspace, report_id: str) -> Path:
 
 
 def format_report(rows: list[dict[str, Any]]) -> str:
-    """The figures as CSV. Text that a spreadsheet would take for a formula gets a quote before it."""
-    plain = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
-    names = [n for n in LEADING if any(n in r for r in plain)]
-    names += sorted({n for r in plain for n in r} - set(names))
+    """The metrics as CSV text; lists and tables are left out, and cells are escaped for spreadsheets."""
+    flat = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
+    names = [n for n in FIRST_COLUMNS if any(n in r for r in flat)]
+    names += sorted({n for r in flat for n in r} - set(names))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: escape_cell(v) for k, v in row.items()} for row in plain)
+    writer.writerows({k: escape_cell(v) for k, v in row.items()} for row in flat)
     return out.getvalue()

@@ -1,9 +1,8 @@
-"""Votes of blind tests on disk: what was shown, what was chosen, and what it adds up to.
+"""The votes of blind tests: mixes/votes.jsonl, and what they say about each mix.
 
-Knows mixes/votes.jsonl and Wilson's interval. Knows nothing of models, nor of who voted.
-
-    {"kind": "vote", "id", "time", "prompt", "base", "base_fingerprint", "quantization", "sampling", "shown": [...], "chosen": 1}
-    {"kind": "withdrawn", "vote": id}
+A vote is a `VoteEvent`; withdrawing it appends a `WithdrawnEvent` (`core.store.events`). Mixes are compared by the base,
+the sha256 of their adapters, and their weights and tilts, as the stamps of the answers recorded them. So a mix keeps its
+votes when it is renamed, and another mix under its old name starts without votes.
 """
 
 from __future__ import annotations
@@ -13,15 +12,17 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from core.errors import NotFound, SpecError
-from core.store.event_log import EventLog, read_since
+from core.store.event_log import EventLog, read_all
+from core.store.events import VoteEvent, WithdrawnEvent, is_kind
 from core.store.workspace import Workspace, storage_error
 
-Z = 1.959963984540054  # the standard normal's 97.5 % point: an interval of 95 %
+Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution: a 95 % interval
+LETTERS = "ABCDEFGH"  # what the page calls the answers
 HEADINGS = (
     "vote",
     "time",
@@ -40,14 +41,15 @@ HEADINGS = (
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One answer of a blind test, in the words of its stamp.
+class BlindAnswer:
+    """One answer of a blind test, as its stamp describes it.
 
     Attributes:
+        name: of the mix.
         weights: adapter id -> weight.
-        adapters: adapter id -> sha256 of the weights that were active, or "in training".
-        tilt: adapter id -> how its weight leans with depth, where it does.
-        seed: what it was drawn with.
+        adapters: adapter id -> sha256 of the active weights, or "in training".
+        tilt: adapter id -> tilt, where it is not zero.
+        seed: of its sampling.
     """
 
     name: str
@@ -57,20 +59,25 @@ class Shown:
     seed: int = 0
 
     def identity(self, base_fingerprint: str) -> str:
-        """What makes it the same mix wherever and under whichever name: the base, the files and their weights."""
+        """A checksum of the mix: of the base, and of the files, weights and tilts of its adapters."""
         parts = sorted([self._file(a), w, self.tilt.get(a, 0.0)] for a, w in self.weights.items())
         return hashlib.sha256(json.dumps([base_fingerprint, parts]).encode()).hexdigest()[:16]
 
     def _file(self, adapter: str) -> str:
         digest = self.adapters.get(adapter, "")
-        return (
-            digest if digest and " " not in digest else f"{digest} {adapter}"
-        )  # in training there is no file yet, only the id
+        is_file = digest and " " not in digest  # an adapter in training has no file yet, only its id
+        return digest if is_file else f"{digest} {adapter}"
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One vote: the answers in the order in which they were shown, and the place of the chosen one, None for no difference."""
+    """One vote.
+
+    Attributes:
+        time: Unix seconds.
+        shown: the answers, in the order in which the page showed them.
+        chosen: index of the chosen answer, or None for no difference.
+    """
 
     id: str
     time: float
@@ -79,13 +86,13 @@ class Vote:
     base_fingerprint: str
     quantization: str
     sampling: dict[str, Any]
-    shown: tuple[Shown, ...]
+    shown: tuple[BlindAnswer, ...]
     chosen: int | None
 
     @property
     def identities(self) -> list[str]:
-        """The identity of the mix at each place."""
-        return [s.identity(self.base_fingerprint) for s in self.shown]
+        """The identity of the mix of each answer."""
+        return [answer.identity(self.base_fingerprint) for answer in self.shown]
 
 
 @dataclass
@@ -93,11 +100,11 @@ class Standing:
     """What all votes say about one mix.
 
     Attributes:
-        name: what it was called last.
-        shown: votes in which it took part.
-        won: votes that chose it.
+        name: the last name of the mix.
+        votes: votes in which it took part.
+        wins: votes that chose it.
         ties: votes that found no difference.
-        by_chance: wins to be expected of the decided votes if all answers were alike.
+        expected_wins: the wins that are expected if all answers are equally good.
     """
 
     identity: str
@@ -113,57 +120,63 @@ class Standing:
 
     @property
     def decided_votes(self) -> int:
-        """Votes in which it took part and something was chosen."""
+        """Votes in which it took part and that chose an answer."""
         return self.votes - self.ties
 
     @property
     def win_rate(self) -> float | None:
-        """Share of the decided votes that it won; None without any."""
+        """Wins divided by decided votes; None without decided votes."""
         return self.wins / self.decided_votes if self.decided_votes else None
 
     @property
     def chance_rate(self) -> float | None:
-        """The share that it would win if all answers were alike."""
+        """The expected win rate if all answers are equally good."""
         return self.expected_wins / self.decided_votes if self.decided_votes else None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share."""
+        """The 95 % interval of the win rate."""
         return wilson(self.wins, self.decided_votes)
 
 
-def wilson(won: int, decided: int) -> tuple[float, float]:
-    """The score interval of a share, 95 %: it stays within 0 and 1 and holds for few votes too.
+def wilson(wins: int, votes: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion; it stays within 0 and 1 and is sound for few votes.
 
     Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927), 209-212.
 
     Returns:
-        (low, high); everything is possible without votes.
+        (low, high); (0, 1) without votes.
     """
-    if not decided:
+    if not votes:
         return 0.0, 1.0
-    share, z2 = won / decided, Z * Z
-    middle = (share + z2 / (2 * decided)) / (1 + z2 / decided)
-    half = Z / (1 + z2 / decided) * math.sqrt(share * (1 - share) / decided + z2 / (4 * decided * decided))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    rate, z2 = wins / votes, Z * Z
+    center = (rate + z2 / (2 * votes)) / (1 + z2 / votes)
+    half = Z / (1 + z2 / votes) * math.sqrt(rate * (1 - rate) / votes + z2 / (4 * votes * votes))
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], chosen: int | None) -> Vote:
-    """Keeps a vote.
+    """Records a vote.
 
     Args:
-        stamps: of the answers, in the order in which they were shown (see `Resident.stamp`).
-        chosen: the place of the chosen answer, None for no difference.
+        stamps: of the answers, in the order in which the page showed them (see `Resident.stamp`).
+        chosen: index of the chosen answer, or None for no difference.
 
     Raises:
-        SpecError: fewer than two answers, one without a stamp, or no such place.
+        SpecError: fewer than two answers, an answer without a stamp, or an index out of range.
     """
     if len(stamps) < 2 or not all("weights" in s for s in stamps):
-        raise SpecError(f"{len(stamps)} answers were voted on.", "A vote needs two or more that are written.")
+        raise SpecError(
+            f"A vote must have at least two complete answers, got {len(stamps)}.",
+            "Wait until every answer is written, then vote.",
+        )
     if chosen is not None and not 0 <= chosen < len(stamps):
-        raise SpecError(f"There is no answer {chosen!r}.", f"Choose one of the {len(stamps)}, or none.")
-    shown = tuple(
-        Shown(
+        raise SpecError(
+            f"The chosen answer must be from 0 to {len(stamps) - 1}, or none, got {chosen!r}.",
+            "Choose one of the answers.",
+        )
+    answers = tuple(
+        BlindAnswer(
             name=str(s.get("mix", "")),
             weights=dict(s["weights"]),
             adapters=dict(s.get("adapters", {})),
@@ -172,33 +185,30 @@ def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], ch
         )
         for s in stamps
     )
-    base, fingerprint, quantization = (
-        str(stamps[0].get(k, "")) for k in ("base", "base_fingerprint", "quantization")
-    )
-    sampling = dict(stamps[0].get("sampling", {}))
+    first = stamps[0]
     vote = Vote(
-        secrets.token_hex(6),
-        round(time.time(), 3),
-        prompt,
-        base,
-        fingerprint,
-        quantization,
-        sampling,
-        shown,
-        chosen,
+        id=secrets.token_hex(6),
+        time=round(time.time(), 3),
+        prompt=prompt,
+        base=str(first.get("base", "")),
+        base_fingerprint=str(first.get("base_fingerprint", "")),
+        quantization=str(first.get("quantization", "")),
+        sampling=dict(first.get("sampling", {})),
+        shown=answers,
+        chosen=chosen,
     )
     EventLog(workspace.votes_path).append("vote", **asdict(vote))
     return vote
 
 
 def withdraw(workspace: Workspace, vote_id: str) -> None:
-    """Takes a vote back; the line stays and no longer counts.
+    """Withdraws a vote. Its line stays in the log and no longer counts.
 
     Raises:
-        NotFound: there is no such vote.
+        NotFound: no such vote.
     """
     if all(v.id != vote_id for v in load_all(workspace)):
-        raise NotFound(f"There is no vote {vote_id!r}.", "It may have been taken back already.")
+        raise NotFound(f"There is no vote {vote_id!r}.", "It may have been withdrawn already.")
     EventLog(workspace.votes_path).append("withdrawn", vote=vote_id)
 
 
@@ -211,82 +221,81 @@ def reset(workspace: Workspace) -> None:
 
 
 def load_all(workspace: Workspace) -> list[Vote]:
-    """Every vote that counts, oldest first; lines that a crash tore or a hand spoiled are passed over."""
-    found: dict[str, Vote] = {}
-    cursor, more = 0, True
-    while more:
-        events, end = read_since(workspace.votes_path, cursor)
-        more, cursor = end != cursor, end
-        for event in events:
-            if event.get("kind") == "withdrawn":
-                found.pop(str(event.get("vote")), None)
-            elif vote := _read(event):
-                found[vote.id] = vote
-    return list(found.values())
+    """Every vote that counts, oldest first; damaged lines are skipped."""
+    votes: dict[str, Vote] = {}
+    for event in read_all(workspace.votes_path):
+        if is_kind(event, WithdrawnEvent):
+            votes.pop(str(event.get("vote")), None)
+        elif is_kind(event, VoteEvent) and (vote := _parse(event)):
+            votes[vote.id] = vote
+    return list(votes.values())
 
 
-def _read(event: dict[str, Any]) -> Vote | None:
+def _parse(event: Mapping[str, Any]) -> Vote | None:
+    """The vote of an event, or None if it is damaged."""
     try:
-        given = {f.name: event[f.name] for f in fields(Vote)}
-        vote = Vote(**{**given, "shown": tuple(Shown(**s) for s in event["shown"])})
-        whole = len(vote.identities) > 1 and (vote.chosen is None or vote.chosen in range(len(vote.shown)))
+        values = {f.name: event[f.name] for f in fields(Vote)}
+        vote = Vote(**{**values, "shown": tuple(BlindAnswer(**a) for a in event["shown"])})
+        is_valid = len(vote.identities) > 1 and (vote.chosen is None or vote.chosen in range(len(vote.shown)))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return vote if whole else None
+    return vote if is_valid else None
 
 
 def tally(votes: Sequence[Vote]) -> list[Standing]:
-    """What the votes add up to, a Standing a mix, the highest share first.
-
-    Mixes are told apart by what they are made of, not by their names: a renamed mix keeps its votes, and
-    another mix under an old name starts anew.
-    """
-    found: dict[str, Standing] = {}
+    """Counts the votes of each mix; the highest win rate comes first."""
+    standings: dict[str, Standing] = {}
     for vote in votes:
         identities = vote.identities
-        here = dict(zip(identities, vote.shown, strict=True))  # the same mix twice took part once
-        for identity, shown in here.items():
-            standing = found.setdefault(
-                identity, Standing(identity, shown.name, vote.base, shown.weights, shown.adapters, shown.tilt)
+        answers = dict(zip(identities, vote.shown, strict=True))  # a mix that was shown twice counts once
+        for identity, answer in answers.items():
+            standing = standings.setdefault(
+                identity,
+                Standing(identity, answer.name, vote.base, answer.weights, answer.adapters, answer.tilt),
             )
-            standing.name = shown.name or standing.name
+            standing.name = answer.name or standing.name
             standing.votes += 1
             if vote.chosen is None:
                 standing.ties += 1
             else:
                 standing.wins += identities[vote.chosen] == identity
-                standing.expected_wins += 1 / len(here)
-    return sorted(found.values(), key=lambda s: (-(s.win_rate or 0.0), -s.votes, s.name))
+                standing.expected_wins += 1 / len(answers)
+    return sorted(standings.values(), key=lambda s: (-(s.win_rate or 0.0), -s.votes, s.name))
 
 
 def make_rows(votes: Sequence[Vote]) -> list[list[Any]]:
-    """One row for each answer that was voted on, below a row of headings."""
+    """A table of the votes: the headings, then one row for each answer."""
     rows: list[list[Any]] = [list(HEADINGS)]
     for vote in votes:
-        about = [vote.base, vote.base_fingerprint, vote.quantization]
-        for place, s in enumerate(vote.shown):
-            weights = (
-                " + ".join(
-                    f"{a}={w:g}" + (f"@{s.tilt[a]:g}" if a in s.tilt else "") for a, w in s.weights.items()
-                )
-                or "base"
-            )
-            verdict = "no difference" if vote.chosen is None else "yes" if place == vote.chosen else "no"
-            adapters = " ".join(f"{a}:{digest}" for a, digest in s.adapters.items())
-            drawn = json.dumps(vote.sampling, ensure_ascii=False)
+        for place, answer in enumerate(vote.shown):
             rows.append(
                 [
                     vote.id,
                     vote.time,
                     vote.prompt,
-                    "ABCDEFGH"[place % 8],
-                    s.name,
-                    weights,
-                    verdict,
-                    *about,
-                    adapters,
-                    s.seed,
-                    drawn,
+                    LETTERS[place % len(LETTERS)],
+                    answer.name,
+                    _format_weights(answer),
+                    _format_choice(vote, place),
+                    vote.base,
+                    vote.base_fingerprint,
+                    vote.quantization,
+                    " ".join(f"{a}:{digest}" for a, digest in answer.adapters.items()),
+                    answer.seed,
+                    json.dumps(vote.sampling, ensure_ascii=False),
                 ]
             )
     return rows
+
+
+def _format_weights(answer: BlindAnswer) -> str:
+    parts = [
+        f"{a}={w:g}" + (f"@{answer.tilt[a]:g}" if a in answer.tilt else "") for a, w in answer.weights.items()
+    ]
+    return " + ".join(parts) or "base"
+
+
+def _format_choice(vote: Vote, place: int) -> str:
+    if vote.chosen is None:
+        return "no difference"
+    return "yes" if place == vote.chosen else "no"

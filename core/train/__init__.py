@@ -1,1 +1,1 @@
-"""The training trade: runs on disk, checkpoints that can be trusted, and the trainer itself."""
+"""Training: from a run on disk to an adapter in the library, in one process or several."""

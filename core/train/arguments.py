@@ -30,10 +30,10 @@ def training_arguments(
 
     Args:
         folder: where checkpoints go.
-        rows: training rows, from which the number of steps follows. It is the same for every micro-batch of one
-            effective batch, so a run whose micro-batch became smaller keeps its schedule.
+        rows: training rows, from which the number of steps follows. It is the same for every micro-batch of
+            one effective batch, so a run whose micro-batch became smaller keeps its schedule.
         world_size: number of processes that share the forward passes of a step.
-        distributed: what `distributed_arguments` returns.
+        distributed: what `parallel_arguments` returns.
     """
     total = spec.max_steps or max(1, math.ceil(math.ceil(rows / spec.effective_batch) * spec.epochs))
     interval = max(1, math.ceil(total / INTERVALS))
@@ -66,11 +66,11 @@ def training_arguments(
     return TrainingArguments(**fsdp.merge_arguments(settings, distributed or {}))
 
 
-def distributed_arguments(group: ProcessGroup, model: Any, on_gpu: bool) -> dict[str, Any]:
+def parallel_arguments(group: ProcessGroup, model: Any, on_gpu: bool) -> dict[str, Any]:
     """TrainingArguments that matter with several processes only.
 
-    Domain dropout switches the parent adapter off by its scaling, so every weight in training takes part in every
-    forward, and DDP need not look for unused parameters.
+    Domain dropout switches the parent adapter off by its scaling, so every weight in training takes part in
+    every forward, and DDP need not look for unused parameters.
     """
     if group.world_size == 1:
         return {}

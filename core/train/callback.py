@@ -1,4 +1,4 @@
-"""The callback of a run: reports its plan and its memory, yields to requests between steps, and stops on request."""
+"""The callback of a run: reports plan and memory, yields to requests between steps, and stops on request."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 Three things of transformers' own checkpoint code do not suit a shared, partly frozen model:
 
-- It finds the adapter to load by name, and works for peft's adapter "default" only; with any other name, resuming
-  and loading the best checkpoint silently do nothing. So the adapter in training is always called `default`
-  (`core.model.resident.TRAINEE`).
-- Resuming keeps only the first active adapter, which deactivates the frozen parent adapter. Here the tensors are
-  copied into the adapter in training, and nothing else changes.
-- A sharded (FSDP) model is saved whole or in shards. Here a checkpoint always holds full tensors of what is in
-  training, so that any number of processes can resume it.
+- It finds the adapter to load by name, and works for peft's adapter "default" only; with any other name,
+  resuming and loading the best checkpoint silently do nothing. So the adapter in training is always called
+  `default` (`core.model.resident.TRAINEE`).
+- Resuming keeps only the first active adapter, which deactivates the frozen parent adapter. Here the tensors
+  are copied into the adapter in training, and nothing else changes.
+- A sharded (FSDP) model is saved whole or in shards. Here a checkpoint always holds full tensors of what is
+  in training, so that any number of processes can resume it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
     Attributes:
         run_id: written into the manifest of every checkpoint.
         progress: saved beside Trainer's own state.
+        last_logged: (tokens, busy seconds) at the last logged step, from which tokens per second follow.
     """
 
     resident: Resident
@@ -50,8 +51,9 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
     context: TrainerContext
     group: ProcessGroup
     progress: StudioState
+    last_logged: tuple[int, float]
 
-    def diverged(self, what: str, value: float) -> Diverged:
+    def divergence_error(self, what: str, value: float) -> Diverged:
         return Diverged(
             f"The {what} became {value} at step {self.state.global_step + 1}.",
             "Lower the learning rate and start again; the last checkpoint is finite.",
@@ -98,7 +100,7 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         folder = root / f"checkpoint-{step}"
         trainable = [p for p in self.resident.peft.parameters() if p.requires_grad]  # type: ignore[union-attr]
         if not all(bool(fsdp.local_tensor(p).isfinite().all()) for p in trainable):
-            raise self.diverged("adapter", math.nan)  # it overflowed in the step that was just taken
+            raise self.divergence_error("adapter", math.nan)  # it overflowed in the step that was just taken
         need_bytes = 3 * sum(p.numel() * 4 for p in trainable)
         if self.group.is_main_process and folder.exists():  # a resumed run passes its own steps again
             checkpoints.remove(folder)
@@ -135,13 +137,10 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         self.restore(folder)
         if state := checkpoints.read_state(folder):
             self.progress = StudioState.from_json(state)
-        self.begin_rate(self.progress.tokens)
-
-    def begin_rate(self, tokens: int) -> None:
-        """Measures tokens per second from here on; `StudioTrainer` does so."""
+        self.last_logged = (self.progress.tokens, self.progress.busy_seconds)
 
     def restore(self, checkpoint: Path) -> None:
-        """Loads the weights of a checkpoint into the adapter in training, and into its offset where it has one."""
+        """Loads the weights of a checkpoint into the adapter in training, and into its offset if any."""
         tensors = load_file(checkpoint / WEIGHTS)
         offset = load_file(checkpoint / OFFSET_FILE) if self.resident.has_offset else None
         if self.group.sharded:
@@ -152,8 +151,9 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
     def train_from(self, checkpoint: Path | None) -> None:
         """Trains to the end, from a checkpoint if there is one.
 
-        A checkpoint of a run's last step is only loaded: a kill may fall between the last checkpoint and adding the
-        adapter to the library, and Trainer would take one more step from there, in the middle of an epoch.
+        A checkpoint of a run's last step is only loaded: a kill may fall between the last checkpoint and
+        adding the adapter to the library, and Trainer would take one more step from there, in the middle of
+        an epoch.
         """
         if checkpoint:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -166,7 +166,7 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint with the lowest validation loss, if the spec keeps the best and it is not the present one."""
+        """The checkpoint with the lowest validation loss; None if the run keeps its present state."""
         best = self.progress.early_stopping.best_step
         if self.spec.keep != "best" or not best or best == self.state.global_step:
             return None

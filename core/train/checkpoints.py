@@ -1,13 +1,13 @@
 """Checkpoints on disk: a manifest, written last, marks one as complete.
 
 `Trainer` writes the files of a checkpoint in place, one after the other, and resumes from the highest number,
-complete or not. Here a checkpoint counts only when its manifest of sha256 sums exists and verifies. The manifest
-is written after all other files have reached the disk, through a rename, and a removal deletes it first; so a
-kill at any moment leaves a checkpoint that either verifies or does not count. A run resumes from the newest
-checkpoint that verifies.
+complete or not. Here a checkpoint counts only when its manifest of sha256 sums exists and verifies. The
+manifest is written after all other files have reached the disk, through a rename, and a removal deletes it
+first; so a kill at any moment leaves a checkpoint that either verifies or does not count. A run resumes from
+the newest checkpoint that verifies.
 
-Rotation goes by step, never by clock, and spares the best checkpoint that a remaining one names. A run is marked
-as finished before its checkpoints are removed, never after (`core.train.train`).
+Rotation goes by step, never by clock, and spares the best checkpoint that a remaining one names. A run is
+marked as finished before its checkpoints are removed, never after (`core.train.train`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def step_of(folder: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def required_files(world_size: int) -> tuple[str, ...]:
+def checkpoint_files(world_size: int) -> tuple[str, ...]:
     """The files of a complete checkpoint; every process has random generators of its own."""
     if world_size == 1:
         return (*REQUIRED, "rng_state.pth")
@@ -99,7 +99,7 @@ def commit(folder: Path, run_id: str, world_size: int = 1) -> None:
         StorageError: the disk refused. RunError: a required file is missing.
     """
     files = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
-    if missing := [n for n in required_files(world_size) if n not in files]:
+    if missing := [n for n in checkpoint_files(world_size) if n not in files]:
         raise RunError(
             f"The checkpoint lacks {', '.join(missing)}.",
             "This is a bug in Adapter Studio; please report it.",
@@ -119,7 +119,7 @@ def is_intact(folder: Path, run_id: str) -> bool:
         return (
             manifest["run"] == run_id
             and manifest["step"] == step_of(folder)
-            and all(n in files for n in required_files(manifest.get("processes", 1)))
+            and all(n in files for n in checkpoint_files(manifest.get("processes", 1)))
             and all("/" not in n and sha256_of(folder / n) == digest for n, digest in files.items())
         )
     except (StorageError, OSError, KeyError, TypeError):
@@ -174,7 +174,8 @@ def remove(path: Path) -> None:
 def write_error(error: Exception, root: Path, need_bytes: int, step: int) -> StudioError:
     """The error to raise when a checkpoint could not be written.
 
-    safetensors and torch report only that writing failed, so a file of the same size is written to find out why.
+    safetensors and torch report only that writing failed, so a file of the same size is written to find out
+    why.
 
     Args:
         error: what the writer raised.

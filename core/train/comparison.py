@@ -1,6 +1,8 @@
-"""Runs side by side: their curves, their figures, what their settings differ in, and what of it is chance.
+"""Runs side by side: their loss curves, results and settings, and whether a difference is more than chance.
 
-Knows the event logs of runs. Knows nothing of queues, grids on disk or pages.
+Reads the event logs of runs. Two runs that scored the same validation rows are compared row by row, which
+removes what makes a row hard for both. The standard error accounts for the choice of rows only, not for the
+seed.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from core.store.events import TRAINER_EVENTS, PlanEvent, StepEvent, ValidationEv
 from core.store.runs import Run
 from core.store.workspace import Workspace
 
-SIGNIFICANCE = 2.0  # standard errors that a difference must be larger than, to be called one
-POINT_LIMIT = 1000  # of a curve; more are thinned out
+SIGNIFICANCE = 2.0  # a difference counts when it is larger than this many standard errors
+POINT_LIMIT = 1000  # points of a curve on the page; longer curves are thinned out
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ValidationPoint:
 
     Attributes:
         loss: nats per token.
-        rows: (nats, tokens) of every sequence, in their order; empty in logs that do not have them.
+        rows: (nats, tokens) of every sequence, in their order; empty in logs of older versions.
     """
 
     step: int
@@ -42,14 +44,15 @@ class ValidationPoint:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What a run's log tells.
+    """The curves and results of a run, read from its log.
 
     Attributes:
-        train, validation: (step, nats per token) in the order of steps; a step that was taken again counts once.
+        train, validation: (step, nats per token) in the order of steps; a step that was repeated after a
+            resume counts once.
         final, best: the last validation, and the one with the lowest loss.
-        seconds: all that it ran, over all its sessions.
+        seconds: running time over all sessions.
         tokens_per_second: trained tokens over the time spent on them.
-        sequences: training rows of the plan; 0 where it never began.
+        sequences: number of training rows; 0 if the run never began.
     """
 
     train: tuple[tuple[int, float], ...] = ()
@@ -61,7 +64,7 @@ class RunHistory:
     sequences: int = 0
 
     def validation_for(self, keep: str) -> ValidationPoint | None:
-        """The validation of the adapter that is kept."""
+        """The validation of the adapter that the run keeps, "best" or "last"."""
         return self.best if keep == "best" else self.final
 
 
@@ -70,8 +73,8 @@ class LossDifference:
     """How much lower one validation loss is than another, in nats per token.
 
     Attributes:
-        error: its standard error over the rows; nan where the logs do not have them.
-        paired: both were measured on the same rows, so that what makes a row hard cancels out.
+        error: standard error over the rows; NaN if the logs hold no rows.
+        paired: both losses were measured on the same rows.
     """
 
     nats: float
@@ -85,7 +88,7 @@ class LossDifference:
 
 @dataclass(frozen=True)
 class SettingValues:
-    """One setting of several runs."""
+    """The values of one setting in several runs."""
 
     name: str
     label: str
@@ -97,12 +100,12 @@ class SettingValues:
 
 
 def load_history(workspace: Workspace, run_id: str) -> RunHistory:
-    """Reads a run's whole log."""
+    """Reads the whole log of a run."""
     return history_from_events(read_all(runs.events_path(workspace, run_id)))
 
 
 def log_bytes(workspace: Workspace, run_id: str) -> int:
-    """How much a run has told so far."""
+    """Size of a run's log; it grows with every event."""
     try:
         return runs.events_path(workspace, run_id).stat().st_size
     except OSError:
@@ -110,85 +113,92 @@ def log_bytes(workspace: Workspace, run_id: str) -> int:
 
 
 def history_from_events(events: Sequence[Mapping[str, Any]]) -> RunHistory:
-    """What events tell; losses that are no numbers are left out."""
-    train: dict[int, float] = {}
-    seen: dict[int, ValidationPoint] = {}
-    tokens = busy = seconds = passed = 0.0
-    before, sequences = 0, 0
+    """The history that events describe, without losses that are not finite."""
+    losses: dict[int, float] = {}
+    validations: dict[int, ValidationPoint] = {}
+    tokens = busy = finished_seconds = session_seconds = 0.0
+    tokens_before, sequences = 0, 0
     for e in events:
-        if any(is_kind(e, t) for t in TRAINER_EVENTS):  # they share one clock a session
-            if e.get("elapsed", 0.0) < passed:
-                seconds, before = seconds + passed, 0
-            passed = float(e.get("elapsed", 0.0))
+        if any(is_kind(e, t) for t in TRAINER_EVENTS):  # they share one clock in a session
+            elapsed = float(e.get("elapsed", 0.0))
+            if elapsed < session_seconds:  # a new session
+                finished_seconds, tokens_before = finished_seconds + session_seconds, 0
+            session_seconds = elapsed
         if is_kind(e, PlanEvent):
-            sequences, before = int(e.get("train_rows", 0)), 0
-        elif is_kind(e, StepEvent) and _finite(e.get("loss")):
-            train[int(e["step"])] = float(e["loss"])
+            sequences, tokens_before = int(e.get("train_rows", 0)), 0
+        elif is_kind(e, StepEvent) and _is_finite(e.get("loss")):
+            losses[int(e["step"])] = float(e["loss"])
             rate, count = e.get("tokens_per_second"), e.get("tokens", 0)
-            if _finite(rate) and rate and count > before:
-                busy += (count - before) / rate
-                tokens += count - before
-            before = count
-        elif is_kind(e, ValidationEvent) and _finite(e.get("loss")):
+            if _is_finite(rate) and rate and count > tokens_before:
+                busy += (count - tokens_before) / rate
+                tokens += count - tokens_before
+            tokens_before = count
+        elif is_kind(e, ValidationEvent) and _is_finite(e.get("loss")):
             rows = tuple((float(n), int(t)) for n, t in e.get("rows") or ())
-            seen[int(e["step"])] = ValidationPoint(int(e["step"]), float(e["loss"]), rows)
-    ordered = [seen[s] for s in sorted(seen)]
+            validations[int(e["step"])] = ValidationPoint(int(e["step"]), float(e["loss"]), rows)
+    ordered = [validations[s] for s in sorted(validations)]
     return RunHistory(
-        train=tuple(sorted(train.items())),
+        train=tuple(sorted(losses.items())),
         validation=tuple((v.step, v.loss) for v in ordered),
         final=ordered[-1] if ordered else None,
         best=min(ordered, key=lambda v: v.loss, default=None),
-        seconds=round(seconds + passed, 3),
+        seconds=round(finished_seconds + session_seconds, 3),
         tokens_per_second=tokens / busy if busy else math.nan,
         sequences=sequences,
     )
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def thin_out(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most POINT_LIMIT of a curve's points, the last one among them."""
-    every = math.ceil(len(points) / POINT_LIMIT) or 1
-    kept = list(points[::every])
-    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+    """About POINT_LIMIT points of a curve, evenly spaced, with the last one."""
+    stride = math.ceil(len(points) / POINT_LIMIT) or 1
+    thinned = list(points[::stride])
+    if points and thinned[-1] != points[-1]:
+        thinned.append(points[-1])
+    return thinned
 
 
 def compare_losses(lower: ValidationPoint, higher: ValidationPoint) -> LossDifference:
-    """How far two validations are apart, and how much of that the choice of rows may have made.
+    """The difference of two validation losses, and its standard error over the choice of rows.
 
     On the same rows, the error is that of a ratio of sums, over the rows' differences:
     sqrt(n / (n - 1) * sum((d_i - D t_i)^2)) / T, with d_i nats, t_i tokens, D the difference, T all tokens.
+
     Source: Cochran, Sampling Techniques, section 6.3.
     """
     nats = higher.loss - lower.loss
     if len(lower.rows) < 2 or len(higher.rows) < 2:
         return LossDifference(nats, math.nan, False)
     if [t for _, t in lower.rows] == [t for _, t in higher.rows]:
-        apart = [(b - a, t) for (a, t), (b, _) in zip(lower.rows, higher.rows, strict=True)]
-        return LossDifference(nats, _error(apart), True)
-    return LossDifference(nats, math.hypot(_error(lower.rows), _error(higher.rows)), False)
+        differences = [(b - a, t) for (a, t), (b, _) in zip(lower.rows, higher.rows, strict=True)]
+        return LossDifference(nats, _standard_error(differences), True)
+    error = math.hypot(_standard_error(lower.rows), _standard_error(higher.rows))
+    return LossDifference(nats, error, False)
 
 
-def _error(rows: Sequence[tuple[float, int]]) -> float:
+def _standard_error(rows: Sequence[tuple[float, int]]) -> float:
+    """Standard error of sum(nats) / sum(tokens) over rows of (nats, tokens)."""
     total, n = sum(t for _, t in rows), len(rows)
     mean = sum(v for v, _ in rows) / total
     return math.sqrt(n / (n - 1) * sum((v - mean * t) ** 2 for v, t in rows)) / total
 
 
-def compare_settings(given: Sequence[Run]) -> list[SettingValues]:
-    """Every setting of the runs but their names, in the order of the description, with the base and the data that they had."""
-    found = [
-        SettingValues("base", "Base", tuple(r.base for r in given)),
-        SettingValues("dataset_sha256", "Data (sha256)", tuple(r.dataset_sha256[:12] for r in given)),
+def compare_settings(compared: Sequence[Run]) -> list[SettingValues]:
+    """Base, data and every setting but the name of several runs, in the order of TrainSpec."""
+    settings = [
+        SettingValues("base", "Base", tuple(r.base for r in compared)),
+        SettingValues("dataset_sha256", "Data (sha256)", tuple(r.dataset_sha256[:12] for r in compared)),
     ]
     for f in fields(TrainSpec):
         if f.name != "name":
-            found.append(SettingValues(f.name, label_of(f), tuple(getattr(r.spec, f.name) for r in given)))
-    return found
+            values = tuple(getattr(r.spec, f.name) for r in compared)
+            settings.append(SettingValues(f.name, label_of(f), values))
+    return settings
 
 
 def format_nats(value: float) -> str:
-    """A difference of losses as people read it; a small one in its own power of ten."""
+    """A difference of losses as text; a small one with its own power of ten."""
     return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"

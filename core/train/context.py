@@ -1,4 +1,4 @@
-"""What a trainer needs of the process that runs it: the event log, the pending requests, and stop requests."""
+"""What a trainer needs of the process that runs it: event log, waiting requests, stop requests, group."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The process group of a run: rank, collectives, the stop request of rank 0, and batches of even number.
 
 Rank 0 (the main process) alone writes events, checkpoints and the adapter, validates, draws samples and polls
-for a stop request; the other ranks receive its results by broadcast. `core.train.launcher` starts the processes.
+for a stop request; the other ranks receive its results by broadcast. `core.train.launcher` starts the
+processes.
 
 The effective batch does not depend on the world size: the accumulation steps are divided among the processes,
 and the ranks read, in turn, the very batches that a single process would read:
@@ -40,7 +41,8 @@ class ProcessGroup:
     Attributes:
         world_size: number of processes on all machines.
         rank: number of this process, from 0.
-        sharded: the frozen weights are sharded over the processes (FSDP), so that every forward is a collective.
+        sharded: the frozen weights are sharded over the processes (FSDP), so that every forward is a
+            collective.
         poll_stop: reads the stop request (rank 0 only): "" or one of STOP_REQUESTS.
         stop_request: the request that all ranks received after the same step.
     """
@@ -69,7 +71,10 @@ class ProcessGroup:
             distributed.barrier()
 
     def broadcast(self, compute: Callable[[], T]) -> T:
-        """Computes a value on rank 0 and sends it to all ranks; a sharded group computes it on all ranks together."""
+        """Computes a value on rank 0 and sends it to all ranks.
+
+        A sharded group computes it on all ranks together, because every forward is a collective.
+        """
         if self.world_size == 1 or self.sharded:
             return compute()
         values: list[Any] = [compute() if self.is_main_process else None]
@@ -96,8 +101,8 @@ class ProcessGroup:
     def batch_position(self, step: int, spec: TrainSpec, substep: int) -> int:
         """The index of a forward pass in the whole run, as a single process would count it.
 
-        Domain dropout is drawn from this index, so that the draw belongs to the batch and not to the rank that
-        reads it, and every world size gives the same losses.
+        Domain dropout is drawn from this index, so that the draw belongs to the batch and not to the rank
+        that reads it, and every world size gives the same losses.
 
         Args:
             step: optimizer steps taken so far.
@@ -130,11 +135,16 @@ class PaddedDataset(torch.utils.data.Dataset):  # type: ignore[misc]
         length = len(first["input_ids"])
         row = {k: v[:2] if isinstance(v, list) and len(v) == length else v for k, v in first.items()}
         short = len(row["input_ids"])
-        return {**row, "loss_mask": [0] * short, **({"seq_lengths": [short]} if "seq_lengths" in first else {})}
+        return {
+            **row,
+            "loss_mask": [0] * short,
+            **({"seq_lengths": [short]} if "seq_lengths" in first else {}),
+        }
 
 
 class EvenBatchSampler:
-    """Fills the last batch, and the number of batches up to a multiple of the world size, with the padding row.
+    """Fills the last batch, and the number of batches up to a multiple of the world size, with the padding
+    row.
 
     accelerate would instead start again from the first rows, and train those twice.
 

@@ -1,7 +1,8 @@
-"""Early stopping: the best validation so far, how long no validation was better, and whether the run overfits.
+"""Early stopping: the best validation so far, how long no validation was better, and whether the run
+overfits.
 
-Plain numbers that every checkpoint holds, so that a resumed run stops at the same step, and keeps the same best
-checkpoint, as a run without interruption.
+Plain numbers that every checkpoint holds, so that a resumed run stops at the same step, and keeps the same
+best checkpoint, as a run without interruption.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-# Overfitting is reported when the training loss fell by this share while this many validations did not improve.
+# Overfitting is reported when the training loss fell by this share while this many validations did not
+# improve.
 OVERFITTING_DROP = 0.02
 OVERFITTING_VALIDATIONS = 2
 
@@ -60,7 +62,7 @@ class EarlyStopping:
         """Whether `patience` validations in a row did not improve; never with a patience of 0."""
         return bool(patience) and self.waited >= patience
 
-    def overfitting_note(self, keep: str) -> str:
+    def overfit_warning(self, keep: str) -> str:
         """A sentence when validation has stopped improving while the training loss still falls; otherwise "".
 
         Args:
@@ -74,8 +76,8 @@ class EarlyStopping:
         else:
             advice = "keep the best one instead of the last, or train for fewer steps"
         return (
-            f"Validation has not improved since step {self.best_step} while training loss fell by {drop:.2f}: "
-            f"likely overfitting; {advice}."
+            f"Validation has not improved since step {self.best_step} while training loss fell by "
+            f"{drop:.2f}: likely overfitting; {advice}."
         )
 
     def to_json(self) -> dict[str, Any]:

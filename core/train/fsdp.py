@@ -1,7 +1,13 @@
-"""A base spread over the processes of a group (FSDP), and whole tensors out of its pieces.
+"""A base sharded over the processes of a group (FSDP), and full tensors from its shards.
 
-Knows FSDP's settings and how a tensor is cut up and put together; knows nothing of runs. A checkpoint
-holds whole tensors, as one process would write them: any number of processes can go on from it.
+Checkpoints hold full tensors, as a single process would write them, so that any number of processes can
+resume.
+
+For QLoRA, the 4-bit weights are stored in the compute dtype, because FSDP shards floating-point tensors only
+(`bnb_4bit_quant_storage`, set where the base is loaded). A forward needs all processes, so they validate
+together, and a sharded run draws no samples.
+
+Source: FSDP + QLoRA, answer.ai 2024.
 """
 
 from __future__ import annotations
@@ -16,19 +22,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from core.data.collation import collate
 from core.data.encoding import EncodedSequence
 from core.errors import RunError
-from core.model.decoding import shifted_logits
+from core.model.decoding import shift_logits
 from core.model.resident import OFFSET, TRAINEE, Resident
 from core.model.scoring import Score, sum_row_nats
 
-BATCH_ROWS = 8  # validation sequences of one forward, which all processes make together
+BATCH_ROWS = 8  # validation sequences of one forward
 
 
-def arguments(model: Any) -> dict[str, Any]:
-    """TrainingArguments that spread a model over the processes, layer by layer.
+def fsdp_arguments(model: Any) -> dict[str, Any]:
+    """TrainingArguments that shard a model over the processes, layer by layer.
 
-    The state that Trainer would save is the whole base; we save what is in training ourselves.
-
-    Source: FSDP + QLoRA, answer.ai 2024; `bnb_4bit_quant_storage` is set where the base is loaded.
+    Trainer would save the state of the whole base; `core.train.checkpoint_io` saves what is in training.
     """
     return {
         "fsdp": True,
@@ -38,108 +42,120 @@ def arguments(model: Any) -> dict[str, Any]:
             "transformer_layer_cls_to_wrap": [layer_class(model)],
             "reshard_after_forward": True,
             "state_dict_type": "SHARDED_STATE_DICT",
-            "cpu_ram_efficient_loading": False,  # every process has loaded the frozen base already
+            "cpu_ram_efficient_loading": False,  # every process has already loaded the frozen base
         },
     }
 
 
-def joined(settings: dict[str, Any], together: dict[str, Any]) -> dict[str, Any]:
-    """Both sets of arguments; FSDP's own activation checkpointing (non-reentrant too) takes the place of the model's."""
-    if "fsdp_config" not in together:
-        return {**settings, **together}
+def merge_arguments(settings: dict[str, Any], distributed: dict[str, Any]) -> dict[str, Any]:
+    """Joins two sets of arguments; FSDP's activation checkpointing, if on, replaces the model's own.
+
+    Both kinds are non-reentrant.
+    """
+    if "fsdp_config" not in distributed:
+        return {**settings, **distributed}
     config = {
-        **together["fsdp_config"],
+        **distributed["fsdp_config"],
         "activation_checkpointing": bool(settings.get("activation_checkpointing")),
     }
     return {
         **settings,
-        **together,
+        **distributed,
         "fsdp_config": config,
         "activation_checkpointing": False,
         "activation_checkpointing_kwargs": None,
     }
 
 
-def enforce(accelerator: Any, settings: dict[str, Any]) -> None:
-    """Makes accelerate spread a model over processes on CPUs too, where it would quietly keep it whole in each."""
+def force_fsdp_plugin(accelerator: Any, settings: dict[str, Any]) -> None:
+    """Makes accelerate shard a model on CPUs too, where it would silently keep full copies."""
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
     accelerator.state.distributed_type = DistributedType.FSDP
 
 
 def layer_class(model: Any) -> str:
-    """The class of the layers that a model repeats: of its longest list of modules.
+    """The class name of the layers that a model repeats: the elements of its longest ModuleList.
 
     Raises:
-        RunError: it has none.
+        RunError: the model has no ModuleList.
     """
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     if not lists:
         raise RunError(
-            "The base has no list of layers that could be spread over processes.", "Choose --sharding ddp."
+            "The base has no list of layers that could be sharded over processes.", "Choose --sharding ddp."
         )
     return type(max(lists, key=len)[0]).__name__
 
 
-def loosen(model: Any) -> None:
-    """Gives every parameter memory of its own: FSDP cuts up whole tensors, no views of wider ones."""
+def make_contiguous(model: Any) -> None:
+    """Copies every parameter that is a view of a wider tensor: FSDP shards contiguous tensors only."""
     for parameter in model.parameters():
         if not parameter.is_contiguous():
             parameter.data = parameter.data.contiguous()
 
 
-def whole(value: Any) -> Any:
-    """Every piece of a nested value put together, on the CPU; all processes call it, in the same order."""
+def gather_full(value: Any) -> Any:
+    """Replaces every shard in a nested value by its full tensor, on the CPU; a collective."""
     if isinstance(value, DTensor):
         return value.full_tensor().to("cpu")
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu")
     if isinstance(value, dict):
-        return {k: whole(v) for k, v in value.items()}
-    return [whole(v) for v in value] if isinstance(value, list) else value
+        return {k: gather_full(v) for k, v in value.items()}
+    return [gather_full(v) for v in value] if isinstance(value, list) else value
 
 
-def here(tensor: torch.Tensor) -> torch.Tensor:
-    """The piece of a tensor that this process holds."""
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The shard of a tensor that this process holds; a tensor that is not sharded is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def cut(whole_one: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, cut up as another one is; a tensor that is no piece stays whole."""
-    if isinstance(like, DTensor) and whole_one.shape == like.shape:
-        return distribute_tensor(whole_one.to(like.device, like.dtype), like.device_mesh, like.placements)
-    return whole_one.to(like.device)
+def shard_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A full tensor, sharded as `like` is; it stays full if `like` is not sharded."""
+    if isinstance(like, DTensor) and full.shape == like.shape:
+        return distribute_tensor(full.to(like.device, like.dtype), like.device_mesh, like.placements)
+    return full.to(like.device)
 
 
-def refill(
-    resident: Resident, tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor] | None
+def load_full(
+    resident: Resident, tensors: dict[str, torch.Tensor], offset: dict[str, torch.Tensor] | None
 ) -> None:
-    """Puts a checkpoint's values into the adapter in training, cut up as it is, and into what it started from."""
-    for name, given in ((TRAINEE, tensors), (OFFSET, start or {})):
-        here_now = resident.local_state_dict(name) if given else {}
-        if {k: tuple(v.shape) for k, v in here_now.items()} != {k: tuple(v.shape) for k, v in given.items()}:
+    """Loads the full tensors of a checkpoint into the shards of the adapter in training and of its offset.
+
+    Raises:
+        RunError: names or shapes differ.
+    """
+    for name, full in ((TRAINEE, tensors), (OFFSET, offset or {})):
+        local = resident.local_state_dict(name) if full else {}
+        if {k: tuple(v.shape) for k, v in local.items()} != {k: tuple(v.shape) for k, v in full.items()}:
             raise RunError(
-                "The checkpoint's tensors are not those of this run.",
+                "The tensors of the checkpoint do not match the adapter of this run.",
                 "Start a new run with the same settings.",
             )
         with torch.no_grad():
-            for key, tensor in here_now.items():
-                tensor.copy_(cut(given[key], tensor))
+            for key, tensor in local.items():
+                tensor.copy_(shard_like(full[key], tensor))
 
 
-def restore(optimizer: Any, state: dict[str, Any]) -> None:
-    """Gives an optimizer whose parameters are pieces the state that `whole` has put together."""
+def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Loads a state of full tensors, as `gather_full` returns it, into an optimizer of sharded parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    made: dict[Any, dict[str, Any]] = {}
+    sharded: dict[Any, dict[str, Any]] = {}
     for i, entries in state["state"].items():
         p = parameters[int(i)]
-        made[i] = {
-            k: cut(v, p) if torch.is_tensor(v) and v.shape == p.shape else v for k, v in entries.items()
+        sharded[i] = {
+            k: shard_like(v, p) if torch.is_tensor(v) and v.shape == p.shape else v
+            for k, v in entries.items()
         }
-    optimizer.load_state_dict({**state, "state": made})
+    optimizer.load_state_dict({**state, "state": sharded})
 
 
-def validate(model: Any, sequences: Sequence[EncodedSequence], pad: int, device: torch.device) -> Score:
-    """Nats over tokens of sequences, in forwards that all processes make together."""
+def validate_fsdp(model: Any, sequences: Sequence[EncodedSequence], pad: int, device: torch.device) -> Score:
+    """Scores sequences in forwards that all processes make together.
+
+    Returns:
+        nats and tokens over all sequences, and of each.
+    """
     score = Score()
     was_training = model.training
     model.eval()
@@ -149,7 +165,7 @@ def validate(model: Any, sequences: Sequence[EncodedSequence], pad: int, device:
             part = order[start : start + BATCH_ROWS]
             batch = {k: v.to(device) for k, v in collate([sequences[i].row for i in part], pad).items()}
             with torch.no_grad():
-                nats = sum_row_nats(*shifted_logits(model, batch)).tolist()
+                nats = sum_row_nats(*shift_logits(model, batch)).tolist()
             score.rows |= {i: (n, sum(sequences[i].loss_mask[1:])) for i, n in zip(part, nats, strict=True)}
         score.nats = sum(nats for nats, _ in score.rows.values())
         score.tokens = sum(tokens for _, tokens in score.rows.values())

@@ -1,7 +1,7 @@
-"""One process of a run that a launcher started: `python -m core.train.job`, under torchrun or accelerate.
+"""One process of a run that torchrun or accelerate started: `python -m core.train.job`.
 
-Loads the base, takes its place in the group, and trains as the studio's own thread does. Knows the run's
-folder and its peers; nobody talks to it but through that folder. Knows nothing of queues or pages.
+Loads the base, joins the process group and calls `core.train.train.train`, as the engine does in its own
+process. `core.train.launcher` starts it; the folder of the run is the only link between the two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -30,11 +31,11 @@ from core.store.workspace import FileLock, Workspace, write_json
 from core.train.distributed import COLLECTIVE_TIMEOUT, ProcessGroup
 from core.train.train import train
 
-CLAIM_SECONDS = 10.0  # whoever looks whether a run lives holds its claim for a moment
+LOCK_SECONDS = 10.0  # a process that checks whether the run is alive holds its lock for a moment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains the run; an error is written into the run's folder, where the launcher's side finds it."""
+    """Trains the run; writes an error into the run's folder, where the launcher reads it."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("workspace", type=Path)
     p.add_argument("run")
@@ -49,22 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = runs.load(workspace, args.run)
         launch = run.extra.launch or Launch()
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
-        several = (
-            distributed.is_torchelastic_launched()
-        )  # torchrun, and what accelerate uses of it; without it we are alone
-        state = PartialState(
-            cpu=not on_gpu,
-            **({"timeout": COLLECTIVE_TIMEOUT, "backend": "nccl" if on_gpu else "gloo"} if several else {}),
-        )
-        group = ProcessGroup(
-            state.num_processes, state.process_index, launch.sharding == "fsdp", StopRequests(workspace, run.id)
-        )
+        state = _join_group(on_gpu)
+        sharded, poll_stop = launch.sharding == "fsdp", StopRequests(workspace, run.id)
+        group = ProcessGroup(state.num_processes, state.process_index, sharded, poll_stop)
         if group.world_size != launch.world_size:
             raise RunError(
-                f"{launch.world_size} processes were asked for, and {group.world_size} came.",
-                "`accelerate launch` starts a single process where it finds no GPU: use --launcher torchrun there.",
+                f"The run needs {launch.world_size} processes, but {group.world_size} started.",
+                "`accelerate launch` starts one process where it finds no GPU: use --launcher torchrun.",
             )
-        claim = _claim(workspace, run.id) if group.is_main_process else None
+        lock = _lock_job(workspace, run.id) if group.is_main_process else None
         device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
         resident = Resident(load_base(args.base, args.quantization, device, group.sharded), workspace)
         train(
@@ -76,19 +70,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             lambda: Samples().texts("general"),
             group,
         )
-        if claim:
-            claim.release()
-    except Exception as e:  # noqa: BLE001 (whatever it is, it ends this process, and others shall know why)
+        if lock:
+            lock.release()
+    except Exception as e:  # noqa: BLE001 (any error ends this process, and the launcher must learn of it)
         traceback.print_exc()
-        leave_error(workspace, args.run, group, e)
+        write_error(workspace, args.run, group, e)
         return 1
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return 0
 
 
-def _claim(workspace: Workspace, run_id: str) -> FileLock:
-    end = time.monotonic() + CLAIM_SECONDS
+def _join_group(on_gpu: bool) -> Any:
+    """Joins the process group of the launcher; without a launcher, this is the only process."""
+    options: dict[str, Any] = {}
+    if distributed.is_torchelastic_launched():  # by torchrun, or by accelerate, which uses it
+        options = {"timeout": COLLECTIVE_TIMEOUT, "backend": "nccl" if on_gpu else "gloo"}
+    return PartialState(cpu=not on_gpu, **options)
+
+
+def _lock_job(workspace: Workspace, run_id: str) -> FileLock:
+    """Takes the lock that marks the run as alive.
+
+    Raises:
+        Busy: another process trains the run.
+    """
+    end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             return FileLock(runs.job_lock_path(workspace, run_id))
@@ -99,30 +106,32 @@ def _claim(workspace: Workspace, run_id: str) -> FileLock:
 
 
 class StopRequests:
-    """What is wished of the run: by a file in its folder, or by the end of the process that launched it."""
+    """Reads the stop request of a run from its folder; after the death of the launcher it is "close"."""
 
     def __init__(self, workspace: Workspace, run_id: str) -> None:
         self.workspace, self.run_id = workspace, run_id
-        self.told = False
+        self._is_marked = False
 
     def __call__(self) -> str:
-        word = runs.read_stop_request(self.workspace, self.run_id) or ("close" if orphaned() else "")
-        if word == "keep" and not self.told:
-            self.told = True
+        request = runs.read_stop_request(self.workspace, self.run_id)
+        if not request and is_orphaned():
+            request = "close"
+        if request == "keep" and not self._is_marked:
+            self._is_marked = True
             runs.update(self.workspace, runs.load(self.workspace, self.run_id), status=RunStatus.STOPPING)
-        return word
+        return request
 
 
-def orphaned() -> bool:
-    """Has whoever launched us died? Standard input is a pipe from there in which nothing is ever written."""
+def is_orphaned() -> bool:
+    """Whether the launcher has died: standard input is a pipe from it, without data, that ends with it."""
     try:
         return bool(select.select([sys.stdin], [], [], 0)[0]) and not os.read(sys.stdin.fileno(), 1)
     except (OSError, ValueError):
         return True
 
 
-def leave_error(workspace: Workspace, run_id: str, group: ProcessGroup, error: Exception) -> None:
-    """Writes an error where `core/launcher.py` looks for it, with its kind."""
+def write_error(workspace: Workspace, run_id: str, group: ProcessGroup, error: Exception) -> None:
+    """Writes an error, with its kind, into the file that `core.train.launcher` reads."""
     known = error
     if not isinstance(known, StudioError):
         known = RunError(f"{type(error).__name__}: {str(error)[:500]}")

@@ -1,7 +1,18 @@
-"""Runs in processes of their own: the command that starts them, what they may know, and how they end.
+"""Runs in processes of their own: the command that starts them, their environment, and how they end.
 
-Knows torchrun, accelerate and the folder of a run. Knows nothing of training: `core/train/job.py` is
-what every process runs. Nothing but that folder links it to us: events, the wish to stop, and errors.
+    engine ── run_processes ──> torchrun | accelerate ──┬──> core.train.job, rank 0 ──> run.json, events,
+      ^                                                 └──> core.train.job, others     checkpoints, adapter
+      └──────────────────────── runs/<id>/ <─────────────────────┘
+
+The folder of the run is the only link between the engine and the processes: readers follow the run's events
+    as
+usual; a stop request is a file, which rank 0 reads after a step and broadcasts; the error of any process is a
+file too. Rank 0 holds `job.lock`, so that a run is alive as long as its launcher *or* its processes are. When
+the launcher dies, the pipe to its processes closes, and they save a checkpoint and end after their step.
+
+Tested with gloo on CPUs: DDP and FSDP 2 with unquantised weights, on one machine. NCCL, several machines, and
+    FSDP
+over 4-bit weights or with activation checkpointing take the same path and have not been run.
 """
 
 from __future__ import annotations
@@ -15,7 +26,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from core import errors
 from core.errors import RunError, SpecError, StorageError, StudioError
@@ -25,143 +35,154 @@ from core.store.runs import Run
 from core.store.workspace import Workspace, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-# What processes of ours may know of the environment: where things are and how many threads to take; no token.
+# The variables that our processes receive: where things are and how many threads to use. No token is among
+# them.
 ENVIRONMENT = re.compile(
-    r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|PYTHONPATH|LD_LIBRARY_PATH|XDG_CACHE_HOME|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
+    r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|PYTHONPATH|LD_LIBRARY_PATH"
+    r"|XDG_CACHE_HOME|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
     r"|(?:OMP|MKL)_NUM_THREADS|CUDA_\w+|NVIDIA_\w+|NCCL_\w+|GLOO_\w+|TORCH_\w+|PYTORCH_\w+|CUBLAS_\w+"
 )
 SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
 POLL_SECONDS = 0.05
-SERVE_SECONDS = 0.1
-CLOSE_SECONDS = 20.0  # from the wish to save and end until the processes are ended
+YIELD_SECONDS = 0.1  # longest time for which waiting yields to requests between two polls
+CLOSE_SECONDS = 20.0  # from the request to save and end until the processes are terminated
 KILLED = re.compile(
     r"Root Cause.*?exitcode\s*: -\d+", re.DOTALL
-)  # torchrun's words for a process that a signal ended
-TAIL_BYTES = 8000  # of what they printed, for an end that nobody explained
+)  # torchrun's report of a process that was killed
+LOG_TAIL_BYTES = 8000  # of the processes' output, read when they leave no error file
 
 
-def filter_environment(ours: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a process that we start: an allow-list, without anything that looks like a secret."""
-    ours = dict(os.environ) if ours is None else ours
-    kept = {k: v for k, v in ours.items() if ENVIRONMENT.fullmatch(k) and not SECRET.search(k)}
-    kept["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), ours.get("PYTHONPATH", "")) if p)
-    return kept
+def filter_environment(variables: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process that we start: allowed variables only, without any that looks like a
+    secret.
+
+    Args:
+        variables: the environment to filter; None takes that of this process.
+    """
+    variables = dict(os.environ) if variables is None else variables
+    allowed = {k: v for k, v in variables.items() if ENVIRONMENT.fullmatch(k) and not SECRET.search(k)}
+    paths = (str(ROOT), variables.get("PYTHONPATH", ""))
+    allowed["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    return allowed
 
 
 def check_launch(launch: Launch, spec: TrainSpec) -> None:
-    """Checks that the processes can share the batches of a run evenly.
+    """Checks that the processes can share the forward passes of a step evenly.
 
     Raises:
-        SpecError: the gradient accumulation is not a multiple of the number of processes.
+        SpecError: the gradient accumulation is not a multiple of the world size.
     """
-    if spec.accumulation % launch.world_size:
+    size = launch.world_size
+    if spec.accumulation % size:
         raise SpecError(
-            f"Gradient accumulation is {spec.accumulation}, and {launch.world_size} processes share its forward passes.",
-            f"Make it a multiple of {launch.world_size} and the batch size smaller by as much: the effective batch stays {spec.effective_batch}.",
+            f"Gradient accumulation must be a multiple of the number of processes, {size}, "
+            f"got {spec.accumulation}.",
+            f"Set it to a multiple of {size} and reduce the batch size by the same factor: "
+            f"the effective batch stays {spec.effective_batch}.",
         )
 
+
 def build_command(workspace: Workspace, run: Run, launch: Launch) -> list[str]:
-    """What starts the processes of this machine; no shell reads it."""
-    quantization, device = run.extra.quantization or "auto", run.extra.device or "auto"
-    base = str(Path(run.base).resolve()) if Path(run.base).is_dir() else run.base
+    """The arguments that start the processes of this machine; they do not pass through a shell."""
+    device = run.extra.device or "auto"
     job = [
-        "-m",
-        "core.train.job",
-        str(workspace.root),
-        run.id,
-        "--base",
-        base,
-        "--quantization",
-        quantization,
-        "--device",
-        device,
-    ]
+        "-m", "core.train.job", str(workspace.root), run.id,
+        "--base", str(Path(run.base).resolve()) if Path(run.base).is_dir() else run.base,
+        "--quantization", run.extra.quantization or "auto", "--device", device,
+    ]  # fmt: skip
     host, _, port = launch.rdzv_endpoint.partition(":")
-    meeting = (
-        ["--node-rank", str(launch.node_rank), "--master-addr", host, "--master-port", port]
-        if launch.nnodes > 1
-        else ["--standalone"]
-    )
+    rank = str(launch.node_rank)
     if launch.launcher == "torchrun":
+        rendezvous = ["--standalone"]
+        if launch.nnodes > 1:
+            rendezvous = ["--node-rank", rank, "--master-addr", host, "--master-port", port]
         return [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes", str(launch.nnodes), "--nproc-per-node", str(launch.nproc),
-            "--max-restarts", "0", *meeting, *job,
+            sys.executable, "-m", "torch.distributed.run",
+            "--nnodes", str(launch.nnodes), "--nproc-per-node", str(launch.nproc), "--max-restarts", "0",
+            *rendezvous, *job,
         ]  # fmt: skip
-    meeting = (
-        ["--machine_rank", str(launch.node_rank), "--main_process_ip", host, "--main_process_port", port]
-        if launch.nnodes > 1
-        else []
-    )
+    rendezvous = []
+    if launch.nnodes > 1:
+        rendezvous = ["--machine_rank", rank, "--main_process_ip", host, "--main_process_port", port]
+    hardware = ["--cpu"] if device == "cpu" else ["--multi_gpu"] * (launch.world_size > 1)
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--num_machines", str(launch.nnodes), "--num_processes", str(launch.world_size),
-        "--mixed_precision", "no", "--dynamo_backend", "no", *(["--cpu"] if device == "cpu" else ["--multi_gpu"] * (launch.world_size > 1)), *meeting, *job,
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--num_machines", str(launch.nnodes), "--num_processes", str(launch.world_size),
+        "--mixed_precision", "no", "--dynamo_backend", "no", *hardware, *rendezvous, *job,
     ]  # fmt: skip
 
 
 def run_processes(
     workspace: Workspace,
     run: Run,
-    serve: Callable[[float], None],
-    stop_asked: Callable[[], str],
+    yield_to_requests: Callable[[float], None],
+    poll_stop: Callable[[], str],
     launch: Launch | None = None,
 ) -> None:
-    """Starts the processes of a run and stays until they have ended.
+    """Starts the processes of a run on this machine and waits until they have ended.
 
     Args:
-        serve: lends our own model to others meanwhile.
-        stop_asked: as in `core.train.train.train`.
-        launch: of this machine; None takes what the run was started with.
+        yield_to_requests, poll_stop: as in `core.train.train.train`.
+        launch: of this machine; None takes the one that the run was started with.
 
     Raises:
-        StudioError: what a process raised, whichever was first.
+        StudioError: the first error of a process.
     """
     launch = launch or run.extra.launch or Launch()
     folder = runs.folder(workspace, run.id)
+    output = folder / f"job-{launch.node_rank}.log"
     if launch.node_rank == 0:
         runs.write_stop_request(workspace, run.id, "")
-        for old in folder.glob("error-*.json"):
-            old.unlink()
+        for path in folder.glob("error-*.json"):
+            path.unlink()
     try:
-        with open(folder / f"job-{launch.node_rank}.log", "wb") as printed:
+        with open(output, "wb") as f:
             process = subprocess.Popen(
                 build_command(workspace, run, launch),
-                env=filter_environment(), stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                env=filter_environment(),
+                stdin=subprocess.PIPE,
+                stdout=f,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
     except OSError as e:
         raise StorageError(
             f"The processes of the run could not be started ({e}).",
             "Check the workspace's disk and the Python installation.",
         ) from e
     try:
-        _stay(workspace, run.id, process, serve, stop_asked)
+        _wait_for_end(workspace, run.id, process, yield_to_requests, poll_stop)
     finally:
         terminate(process)
     if launch.node_rank == 0 or process.returncode:
-        _explain(workspace, run.id, process.returncode, folder / f"job-{launch.node_rank}.log")
+        _raise_error(workspace, run.id, process.returncode, output)
 
 
-def _stay(
+def _wait_for_end(
     workspace: Workspace,
     run_id: str,
     process: subprocess.Popen[bytes],
-    serve: Callable[[float], None],
-    stop_asked: Callable[[], str],
+    yield_to_requests: Callable[[float], None],
+    poll_stop: Callable[[], str],
 ) -> None:
-    """Until the processes have ended; passes on what is wished of the run."""
-    told, when = "", 0.0
+    """Waits until the processes have ended, and passes stop requests on to them.
+
+    After a request to close, it waits for CLOSE_SECONDS at most.
+    """
+    last_request, request_time = "", 0.0
     while process.poll() is None:
-        serve(SERVE_SECONDS)
-        word = stop_asked()
-        if word and word != told:
-            told, when = word, time.monotonic()
-            runs.write_stop_request(workspace, run_id, word)
-        if told == "close" and time.monotonic() - when > CLOSE_SECONDS:
+        yield_to_requests(YIELD_SECONDS)
+        request = poll_stop()
+        if request and request != last_request:
+            last_request, request_time = request, time.monotonic()
+            runs.write_stop_request(workspace, run_id, request)
+        if last_request == "close" and time.monotonic() - request_time > CLOSE_SECONDS:
             return
         time.sleep(POLL_SECONDS)
 
 
 def terminate(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it started, if they are still there."""
+    """Ends a process and all processes that it started."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             break
@@ -176,28 +197,29 @@ def terminate(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _explain(workspace: Workspace, run_id: str, code: int, printed: Path) -> None:
-    """Raises what a process wrote down before it ended; an end without a word leaves an interrupted run."""
-    found = sorted(
-        (read_json(p) for p in runs.folder(workspace, run_id).glob("error-*.json")),
-        key=lambda e: float(e.get("time", 0)),
-    )
-    if found:
-        first = found[0]
+def _raise_error(workspace: Workspace, run_id: str, code: int, output: Path) -> None:
+    """Raises the earliest error that a process wrote; processes that were killed leave an interrupted run.
+
+    Raises:
+        StudioError: the error of a process, or the last exception in its output.
+    """
+    reports = [read_json(p) for p in runs.folder(workspace, run_id).glob("error-*.json")]
+    if reports:
+        first = min(reports, key=lambda e: float(e.get("time", 0)))
         kind = getattr(errors, str(first["kind"]), RunError)
         kind = kind if isinstance(kind, type) and issubclass(kind, StudioError) else RunError
-        which = f"Process {first['process']} of {first['of']}: " if first["of"] > 1 else ""
-        raise kind(which + first["what"], first["fix"])
+        rank = f"Rank {first['process']} of {first['of']}: " if first["of"] > 1 else ""
+        raise kind(rank + first["what"], first["fix"])
     run = runs.load(workspace, run_id)
-    alone = (
-        run.status is RunStatus.INTERRUPTED and not run.error and code < 0
-    )  # processes that saw their launcher killed, and ended in good order
-    if not run.status.is_alive and not alone:
+    # processes whose launcher was killed save and end in order, without an error
+    launcher_died = run.status is RunStatus.INTERRUPTED and not run.error and code < 0
+    if not run.status.is_alive and not launcher_died:
         return
-    tail = printed.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace") if printed.is_file() else ""
-    said = [line for line in tail.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
-    where = f"{printed.name} in the run's folder tells more."
-    if code > 0 and said and not KILLED.search(tail):
-        raise RunError(f"The run's processes ended with {said[-1][:300]!r}.", where)
-    what = f"The run's processes were ended from outside (code {code})."
-    runs.update(workspace, run, status=RunStatus.INTERRUPTED, error=f"{what} It can be resumed; {where}")
+    tail = output.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace") if output.is_file() else ""
+    exceptions = [line for line in tail.splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
+    details = f"{output.name} in the run's folder has the details."
+    if code > 0 and exceptions and not KILLED.search(tail):
+        raise RunError(f"The processes of the run ended with {exceptions[-1][:300]!r}.", details)
+    what = f"The processes of the run were terminated from outside (code {code})."
+    error = f"{what} The run can be resumed; {details}"
+    runs.update(workspace, run, status=RunStatus.INTERRUPTED, error=error)

@@ -1,13 +1,15 @@
-"""What a run needs of the device's memory: an estimate before it starts, a measurement of one real step, advice when it is too much.
-
-Knows a model's shape, a spec and how a device is asked what it has. Knows nothing of runs. Bytes throughout.
+"""The device memory of a run: an estimate before it starts, a measurement of one real step, advice, in bytes.
 
     total = base + adapter + gradients + optimizer + activations + logits
 
-What a step keeps for its backward is counted operation by operation, as Korthikanti et al. 2022 do (arXiv
-2205.05198, section 4.1), for a frozen base: its own weights get no gradient, so the input of a linear layer is kept
-only for the adapter on it. Letters: T tokens of a micro-batch, h hidden size, i feed-forward size, k width of keys
-and values together, L layers, r rank, V vocabulary.
+What a step keeps for its backward is counted operation by operation from the model's shape, after Korthikanti
+et al. 2022 (arXiv 2205.05198, section 4.1), for a frozen base: its own weights get no gradient, so the input
+of a linear layer is kept only for the adapter on it. Letters: T tokens of a micro-batch, h hidden size, i
+feed-forward size, k width of keys and values together, L layers, r rank, V vocabulary.
+
+The first thing a run does is one forward and backward of its longest batch (`probe_step`). The measured
+growth over the estimate is a ratio, which the run records and later estimates on the same base use.
+`core.train.oom_retry` acts when memory runs out nevertheless.
 """
 
 from __future__ import annotations
@@ -19,24 +21,25 @@ from typing import Any
 
 from core.spec.training import TrainSpec
 
-OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # a weight; two moments
-MIN_GROWTH_BYTES = 32 << 20  # a smaller measured growth says more of the allocator than of the step
-MEMINFO, STATUS, RESET, LIMIT = (
-    Path("/proc/meminfo"),
-    Path("/proc/self/status"),
-    Path("/proc/self/clear_refs"),
-    Path("/sys/fs/cgroup"),
-)
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # per weight, for two moments
+MIN_GROWTH_BYTES = 32 << 20  # a smaller growth depends on the allocator more than on the step
+RATIO_LIMIT = 4.0  # a ratio of measured and estimated memory stays within this factor
+MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides its memory.
+    """What decides the memory of a model.
 
     Attributes:
-        linear: leaf name of linear layers -> (how many, sum of their inputs, sum of their outputs).
-        number_bytes: of an activation.
-        base_bytes: of the frozen base as it lies in memory.
+        inner: width of the feed-forward.
+        keys_values: width of keys and values together.
+        linear: leaf name of linear layers -> (number of layers, sum of their inputs, sum of their outputs).
+        number_bytes: size of one number of an activation.
+        base_bytes: size of the frozen base in memory.
         targets: leaf names that get an adapter when the spec names none; empty means all linear layers.
     """
 
@@ -53,38 +56,45 @@ class ModelShape:
 
     @classmethod
     def from_base(cls, base: Any) -> ModelShape:
-        """Of a resident base; on the model's thread."""
+        """Reads the shape of a `core.model.base.Base`, on the thread that owns the model."""
         config = base.model.config.get_text_config()
-        head = base.model.get_output_embeddings()
-        linear: dict[str, tuple[int, int, int]] = {}
-        for path, module in base.model.named_modules():
-            inside = getattr(module, "base_layer", module)
-            size = _size(inside)
-            if size and inside is not head and not path.endswith(".base_layer") and ".lora_" not in path:
-                leaf = path.rpartition(".")[2]
-                count, into, out = linear.get(leaf, (0, 0, 0))
-                linear[leaf] = (count + 1, into + size[0], out + size[1])
         hidden = int(config.hidden_size)
         heads = int(getattr(config, "num_attention_heads", 0) or 1)
         head_size = int(getattr(config, "head_dim", 0) or hidden // heads)
+        key_value_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
+        inner = getattr(config, "intermediate_size", 0) or getattr(config, "d_ff", 0) or 4 * hidden
+        sizes = (p.element_size() for p in base.model.parameters() if p.is_floating_point())
+        targets = () if "all-linear" in base.family.targets else tuple(base.family.targets)
         return cls(
             layers=int(config.num_hidden_layers),
             hidden=hidden,
-            inner=int(getattr(config, "intermediate_size", 0) or getattr(config, "d_ff", 0) or 4 * hidden),
-            keys_values=2 * int(getattr(config, "num_key_value_heads", 0) or heads) * head_size,
+            inner=int(inner),
+            keys_values=2 * key_value_heads * head_size,
             vocabulary=int(config.vocab_size),
-            linear=linear,
-            number_bytes=next(
-                (p.element_size() for p in base.model.parameters() if p.is_floating_point()), 4
-            ),
+            linear=_linear_layers(base.model),
+            number_bytes=next(sizes, 4),
             base_bytes=int(base.model.get_memory_footprint()),
             on_gpu=base.device.type == "cuda",
-            targets=() if "all-linear" in base.family.targets else tuple(base.family.targets),
+            targets=targets,
         )
 
 
-def _size(module: Any) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, GPT-2's kind too; None of anything else."""
+def _linear_layers(model: Any) -> dict[str, tuple[int, int, int]]:
+    """Leaf name -> (number, sum of inputs, sum of outputs) of the linear layers, without the head."""
+    head = model.get_output_embeddings()
+    layers: dict[str, tuple[int, int, int]] = {}
+    for path, module in model.named_modules():
+        layer = getattr(module, "base_layer", module)
+        size = _linear_size(layer)
+        if size and layer is not head and not path.endswith(".base_layer") and ".lora_" not in path:
+            leaf = path.rpartition(".")[2]
+            count, inputs, outputs = layers.get(leaf, (0, 0, 0))
+            layers[leaf] = (count + 1, inputs + size[0], outputs + size[1])
+    return layers
+
+
+def _linear_size(module: Any) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer, also of GPT-2's Conv1D; None of other modules."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.in_features), int(module.out_features)
     if hasattr(module, "nf") and hasattr(module, "nx"):
@@ -105,15 +115,54 @@ class Estimate:
 
     @property
     def step(self) -> int:
-        """What a forward and a backward come and go with."""
+        """What one forward and backward allocate and release."""
         return self.activations + self.logits + self.gradients
 
     @property
     def total(self) -> int:
         return self.base + self.adapter + self.gradients + self.optimizer + self.activations + self.logits
 
-    def to_json(self) -> dict[str, int]:
-        return {**asdict(self), "total": self.total}
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Whether a run fits the device, for the user who is about to start it.
+
+    Attributes:
+        free: bytes that the device has beside the base; None where the system does not report them.
+        fits: the run fits, or `free` is unknown.
+        calibrated: an earlier run on the same base measured a step.
+        text: the same in one or two sentences.
+    """
+
+    estimate: Estimate
+    free: int | None
+    fits: bool
+    calibrated: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class MemoryProbe:
+    """A measured step; the fields of the run's "memory" event.
+
+    Attributes:
+        rows, length: size of the batch, the length in tokens.
+        estimated_step, measured_step: bytes; the measurement is None where the system does not report it.
+        measured_as: what was measured, in words.
+        ratio: measured over estimated; None where the growth is too small to tell.
+        free: bytes that the device still has; None where the system does not report them.
+    """
+
+    rows: int
+    length: int
+    estimated_step: int
+    measured_step: int | None
+    measured_as: str
+    ratio: float | None
+    free: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def estimate(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> Estimate:
@@ -122,43 +171,42 @@ def estimate(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> Estimate
     Args:
         ratio: measured over estimated step memory, from a run on the same base.
     """
-    wanted = spec.target_modules or shape.targets or tuple(shape.linear)
-    parts = [shape.linear[t] for t in wanted if t in shape.linear]
-    count, into, out = (sum(p[n] for p in parts) for n in range(3))
-    weights = spec.rank * (into + out)
+    targets = spec.target_modules or shape.targets or tuple(shape.linear)
+    linear = [shape.linear[t] for t in targets if t in shape.linear]
+    count, inputs, outputs = (sum(layer[n] for layer in linear) for n in range(3))
+    weights = spec.rank * (inputs + outputs)
     tokens, number = spec.batch_size * spec.max_length, shape.number_bytes
     if spec.optimizer == "adafactor":
-        moments = 4 * (into + out + 2 * spec.rank * count)  # a row and a column of each matrix
+        moments = 4 * (inputs + outputs + 2 * spec.rank * count)  # one row and one column per matrix
     else:
         moments = OPTIMIZER_BYTES.get(spec.optimizer, 8) * weights
-    # A layer keeps two norms' inputs and outputs, the query, the attention's output and two residuals (8 h), keys and
-    # values (k), and four tensors of the feed-forward. An adapter keeps its input in 32 bits where that is a copy,
-    # once more with the mask where it is dropped out, and r numbers.
-    layer = number * (8 * shape.hidden + shape.keys_values + 4 * shape.inner)
+    # A layer keeps the inputs and outputs of two norms, the query, the attention's output and two residuals
+    # (8 h), keys and values (k), and four tensors of the feed-forward (4 i).
+    layer_bytes = number * (8 * shape.hidden + shape.keys_values + 4 * shape.inner)
+    # An adapter keeps its input in float32 where that is a copy, once more with the dropout mask, and r
+    # numbers.
     copies = (4 if number < 4 else 0) + (5 if spec.dropout else 0)
-    adapters = (copies * into + 4 * spec.rank * count) / max(1, shape.layers)
-    checkpointed = spec.uses_gradient_checkpointing(shape.on_gpu)
-    kept = (
-        shape.layers * number * shape.hidden + layer + adapters
-        if checkpointed
-        else shape.layers * (layer + adapters)
-    )
+    adapter_bytes = (copies * inputs + 4 * spec.rank * count) / max(1, shape.layers)
+    if spec.uses_gradient_checkpointing(shape.on_gpu):
+        token_bytes = shape.layers * number * shape.hidden + layer_bytes + adapter_bytes
+    else:
+        token_bytes = shape.layers * (layer_bytes + adapter_bytes)
+    # logits as computed, in float32, and their gradient
+    logit_bytes = shape.vocabulary * (number + 8)
     return Estimate(
         base=shape.base_bytes,
         adapter=4 * weights,
         gradients=4 * weights,
         optimizer=moments,
-        activations=int(ratio * tokens * kept),
-        logits=int(
-            ratio * tokens * shape.vocabulary * (number + 8)
-        ),  # as computed, in 32 bits, and their gradient
+        activations=int(ratio * tokens * token_bytes),
+        logits=int(ratio * tokens * logit_bytes),
     )
 
 
 def available_bytes(on_gpu: bool) -> int | None:
-    """Bytes that the device still has for a run; None where nothing tells.
+    """Bytes that the device still has for a run; None where the system does not report them.
 
-    On a CPU the smaller of what the system says is available and what the control group still allows.
+    On a CPU, the smaller of what the system reports as available and what the control group still allows.
     """
     if on_gpu:
         import torch
@@ -170,21 +218,20 @@ def available_bytes(on_gpu: bool) -> int | None:
     except (OSError, ValueError, KeyError):
         return None
     try:
-        allowed = (LIMIT / "memory.max").read_text(encoding="ascii").strip()
-        return (
-            free
-            if allowed == "max"
-            else min(free, int(allowed) - int((LIMIT / "memory.current").read_text(encoding="ascii")))
-        )
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return free
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        return min(free, int(limit) - used)
     except (OSError, ValueError):
         return free
 
 
-def told(shape: ModelShape, spec: TrainSpec, ratio: float | None, free: int | None) -> dict[str, Any]:
-    """Figures and a sentence for whoever is about to start a run.
+def report_memory(shape: ModelShape, spec: TrainSpec, ratio: float | None, free: int | None) -> MemoryReport:
+    """Compares the estimate of a run with the free memory.
 
     Args:
-        ratio: as measured by an earlier run on this base, None where there was none.
+        ratio: measured over estimated step memory, from an earlier run on this base; None if there was none.
         free: bytes that the device still has beside the base.
     """
     need = estimate(shape, spec, ratio or 1.0)
@@ -196,59 +243,56 @@ def told(shape: ModelShape, spec: TrainSpec, ratio: float | None, free: int | No
     elif extra <= free:
         text += f"; {format_bytes(free)} are free."
     else:
+        text += f", and only {format_bytes(free)} are free. "
         best = next(iter(advice(shape, spec, ratio or 1.0)), None)
-        text += f", and only {format_bytes(free)} are free. " + (
-            f"{best} would help most." if best else "The batch will be made smaller until it fits."
-        )
-    return {
-        **need.to_json(),
-        "free": free,
-        "fits": free is None or extra <= free,
-        "calibrated": ratio is not None,
-        "text": text,
-    }
+        text += f"{best} would help most." if best else "The batch will be made smaller until it fits."
+    return MemoryReport(need, free, free is None or extra <= free, ratio is not None, text)
 
 
 def advice(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> list[str]:
-    """Up to three settings that would help most, each with what it saves, the most helpful first."""
-    now = estimate(shape, spec, ratio).total
-    tries: list[tuple[str, dict[str, Any]]] = []
+    """Up to three changes of the settings that save most, each with its saving, the largest first."""
+    changes: list[tuple[str, dict[str, Any]]] = []
     if spec.max_length >= 32:
-        tries.append(
-            (
-                f"max length {spec.max_length // 2} instead of {spec.max_length}",
-                {"max_length": spec.max_length // 2},
-            )
-        )
+        half = spec.max_length // 2
+        changes.append((f"max length {half} instead of {spec.max_length}", {"max_length": half}))
     if not spec.uses_gradient_checkpointing(shape.on_gpu):
-        tries.append(("gradient checkpointing", {"gradient_checkpointing": "on"}))
+        changes.append(("gradient checkpointing", {"gradient_checkpointing": "on"}))
     if spec.batch_size > 1:
-        tries.append((f"batch size 1 instead of {spec.batch_size}", {"batch_size": 1}))
+        changes.append((f"batch size 1 instead of {spec.batch_size}", {"batch_size": 1}))
     if spec.rank > 1:
-        tries.append((f"rank {spec.rank // 2} instead of {spec.rank}", {"rank": spec.rank // 2}))
+        changes.append((f"rank {spec.rank // 2} instead of {spec.rank}", {"rank": spec.rank // 2}))
     if spec.dropout:
-        tries.append(("no LoRA dropout", {"dropout": 0.0}))
+        changes.append(("no LoRA dropout", {"dropout": 0.0}))
     if spec.optimizer in ("auto", "adamw"):
-        tries.append(("the optimizer adafactor", {"optimizer": "adafactor"}))
-    saved = sorted(
-        ((now - estimate(shape, replace(spec, **changes), ratio).total, text) for text, changes in tries),
+        changes.append(("the optimizer adafactor", {"optimizer": "adafactor"}))
+    total = estimate(shape, spec, ratio).total
+    savings = sorted(
+        ((total - estimate(shape, replace(spec, **fields), ratio).total, text) for text, fields in changes),
         reverse=True,
     )
-    return [f"{text[0].upper()}{text[1:]} (saves about {format_bytes(byte)})" for byte, text in saved[:3] if byte > 0]
+    return [
+        f"{text[0].upper()}{text[1:]} (saves about {format_bytes(saving)})"
+        for saving, text in savings[:3]
+        if saving > 0
+    ]
 
 
 def shrink_micro_batch(batch_size: int, accumulation: int) -> tuple[int, int] | None:
-    """The next smaller micro-batch of the same effective batch, or None at one row.
+    """The next smaller micro-batch of the same effective batch; None if the batch size is 1.
 
-    Half, and twice the accumulation; of an odd number the largest part below half that divides the effective batch.
+    Usually half the batch size and twice the accumulation; otherwise the largest divisor of the effective
+    batch that is at most half the batch size.
+
+    Returns:
+        (batch size, accumulation)
     """
-    whole = batch_size * accumulation
-    rows = next((b for b in range(batch_size // 2, 0, -1) if whole % b == 0), None)
-    return (rows, whole // rows) if rows else None
+    effective = batch_size * accumulation
+    rows = next((b for b in range(batch_size // 2, 0, -1) if effective % b == 0), None)
+    return (rows, effective // rows) if rows else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this the device's or the system's word for having no memory left?"""
+    """Whether an error means that the device or the system has no memory left."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -257,17 +301,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes as people say them."""
+    """Bytes as text, such as "1.4 GB" or "12 MB"."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{max(count, 0) / 1e6:.1f} MB"
 
 
 class MemoryMeter:
-    """Measures how far memory grows from its making to `grown()`.
+    """Measures how far memory grows from its construction to `growth()`.
 
-    On a GPU that is torch's allocated memory; on a CPU the resident set of the whole process, whose peak Linux lets us
-    reset. Memory that the process had kept for itself is used again without a growth, so a small figure is a lower bound.
+    On a GPU: torch's allocated memory. On a CPU: the resident set of the process, whose peak Linux lets us
+        reset.
+    Memory that the process has kept is used again without growth, so a small number is a lower bound.
     """
 
     def __init__(self, on_gpu: bool) -> None:
@@ -281,69 +326,67 @@ class MemoryMeter:
             self._start: int | None = int(torch.cuda.memory_allocated())
             return
         try:
-            RESET.write_text("5", encoding="ascii")  # see proc(5)
-            self._start = _resident("VmRSS")
+            CLEAR_REFS.write_text("5", encoding="ascii")  # resets the peak, see proc(5)
+            self._start = _process_memory("VmRSS")
         except OSError:
             self._start = None
 
     def growth(self) -> int | None:
-        """Bytes at the peak above the start; None where the system does not tell."""
+        """Bytes from the start to the peak; None where the system does not report them."""
         if self._start is None:
             return None
         if self.on_gpu:
             import torch
 
             return int(torch.cuda.max_memory_allocated()) - self._start
-        peak = _resident("VmHWM")
+        peak = _process_memory("VmHWM")
         return None if peak is None else max(0, peak - self._start)
 
 
-def _resident(which: str) -> int | None:
+def _process_memory(key: str) -> int | None:
     for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(which + ":"):
+        if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     return None
 
 
-def ratio_of(measured: int | None, estimated: int) -> float | None:
-    """Measured over estimated step memory, where the measurement says something; kept within a factor of four."""
+def memory_ratio(measured: int | None, estimated: int) -> float | None:
+    """Measured over estimated step memory; None where the growth is too small to tell."""
     if measured is None or measured < MIN_GROWTH_BYTES or estimated <= 0:
         return None
-    return round(min(4.0, max(0.25, measured / estimated)), 3)
+    return round(min(RATIO_LIMIT, max(1 / RATIO_LIMIT, measured / estimated)), 3)
 
 
-def probe_step(trainer: Any, spec: TrainSpec, base: Any) -> dict[str, Any]:
-    """One forward and backward of the longest batch, for its memory; the run notices nothing of it.
+def probe_step(trainer: Any, spec: TrainSpec, base: Any) -> MemoryProbe:
+    """Measures one forward and backward of the longest batch. Gradients and random state are as before it.
 
     Args:
         trainer: a StudioTrainer whose model is ready to train.
-
-    Returns:
-        what of it was estimated and measured; `ratio` is None where the measurement says too little.
     """
     import torch
 
-    sizes = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-    longest = sorted(range(len(sizes)), key=lambda i: -sizes[i])[: trainer.args.per_device_train_batch_size]
+    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = longest[: trainer.args.per_device_train_batch_size]
+    length = lengths[longest[0]]
     batch = trainer.data_collator([trainer.train_dataset[i] for i in longest])
     shape = ModelShape.from_base(base)
-    need = estimate(shape, replace(spec, max_length=max(16, sizes[longest[0]]), batch_size=len(longest)))
-    batch.pop("row_lengths", None)  # for counting only, the model does not take it
+    need = estimate(shape, replace(spec, max_length=max(16, length), batch_size=len(longest)))
+    batch.pop("row_lengths", None)  # counts tokens only; the model does not accept it
     count = trainer._get_num_items_in_batch([batch], trainer.args.device)
     trainer.model_wrapped.train()
     meter = MemoryMeter(shape.on_gpu)
     with torch.random.fork_rng():
-        trainer.compute_loss(
-            trainer.model_wrapped, trainer._prepare_inputs(batch), num_items_in_batch=count
-        ).backward()
+        inputs = trainer._prepare_inputs(batch)
+        trainer.compute_loss(trainer.model_wrapped, inputs, num_items_in_batch=count).backward()
     measured = meter.growth()
     trainer.model_wrapped.zero_grad()
-    return {
-        "rows": len(longest),
-        "length": sizes[longest[0]],
-        "estimated_step": need.step,
-        "measured_step": measured,
-        "measured_as": meter.what,
-        "ratio": ratio_of(measured, need.step),
-        "free": available_bytes(shape.on_gpu),
-    }
+    return MemoryProbe(
+        rows=len(longest),
+        length=length,
+        estimated_step=need.step,
+        measured_step=measured,
+        measured_as=meter.what,
+        ratio=memory_ratio(measured, need.step),
+        free=available_bytes(shape.on_gpu),
+    )

@@ -1,8 +1,8 @@
 """Trains a run, and retries with smaller micro-batches of the same effective batch when memory runs out.
 
-When a step does not fit the device, everything that the attempt allocated is released, and the run continues from
-its last checkpoint with about half the micro-batch and more accumulation steps. The number of optimizer steps
-follows from the effective batch alone, so the learning-rate schedule stays.
+When a step does not fit the device, everything that the attempt allocated is released, and the run continues
+from its last checkpoint with about half the micro-batch and more accumulation steps. The number of optimizer
+steps follows from the effective batch alone, so the learning-rate schedule stays.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def train_with_retries(
         OutOfMemory: a single row does not fit, or several processes train, which cannot retry on their own.
     """
     while True:
-        spec = replace(run.spec, **(run.extra.micro_batch or {}))
+        batch = run.extra.micro_batch
+        spec = replace(run.spec, **batch) if batch else run.spec
         trainer, error = _attempt(workspace, resident, run, spec, inputs)
         if not error:
             return run, trainer
@@ -82,7 +83,8 @@ def _attempt(
 ) -> tuple[StudioTrainer, str]:
     """Trains from the newest checkpoint until the run ends or memory runs out.
 
-    The exception does not leave this function, because its traceback refers to every tensor of the failed step.
+    The exception does not leave this function, because its traceback refers to every tensor of the failed
+    step.
 
     Returns:
         The trainer, and the message of the out-of-memory error, "" if there was none.
@@ -119,8 +121,8 @@ def _world_size_note(checkpoint: Path, group: ProcessGroup) -> str:
     if before == group.world_size:
         return ""
     return (
-        f" The world size was {before} and is now {group.world_size}: data and effective batch stay the same; "
-        "only LoRA dropout is drawn differently."
+        f" The world size was {before} and is now {group.world_size}: data and effective batch stay the "
+        "same; only LoRA dropout is drawn differently."
     )
 
 
@@ -140,8 +142,8 @@ def _record_smaller_batch(
     context.log.append("memory", what="smaller", error=error, **event)
     context.log.append(
         "note",
-        text=f"Out of memory: the micro-batch is now {rows} rows instead of {spec.batch_size}, accumulated "
-        f"{accumulation} times; the effective batch stays {rows * accumulation}.",
+        text=f"Out of memory: the micro-batch is now {rows} rows instead of {spec.batch_size}, "
+        f"accumulated {accumulation} times; the effective batch stays {rows * accumulation}.",
     )
     extra = replace(
         run.extra,

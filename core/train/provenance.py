@@ -1,4 +1,4 @@
-"""The adapter that a run leaves in the library: its weights, its results, and metadata of where it comes from."""
+"""The adapter that a run adds to the library: its weights, its results, and metadata of its origin."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def add_to_library(
         config,
         {**metadata, "results": training_results(trainer, step)},
     )
-    resident.add_saved(adapter, config, tensors)
+    resident.add_saved_adapter(adapter, config, tensors)
     return adapter
 
 
@@ -69,8 +69,9 @@ def adapter_metadata(
 ) -> dict[str, Any]:
     """The provenance of an adapter: base, data, settings, runtime and package versions.
 
-    `trained_with` holds the adapters that were active beside it, with their weights, and `domain_dropout` the share
-    of the forward passes in which they were switched off; `core.engine.mix_warnings` compares mixes with both.
+    `trained_with` holds the adapters that were active beside it, with their weights, and `domain_dropout` the
+    share of the forward passes in which they were switched off; `core.engine.mix_warnings` compares mixes
+    with both.
     """
     base = resident.base
     parent = None

@@ -1,10 +1,10 @@
 """Dataset rows to training and validation sequences, for one run.
 
 Sequences are packed: several short ones share a row of the batch and do not attend to each other
-(`core.data.packing` says how). Before the rows are built, `core.model.packing_check` runs the base on packed rows;
-if exchanging its neighbours changes the output of a sequence, the run pads instead, and a note says so. Which
-sequences share a row is drawn once from the seed; the order of the rows is drawn by the trainer. An effective
-batch counts rows.
+(`core.data.packing` says how). Before the rows are built, `core.model.packing_check` runs the base on packed
+rows; if exchanging its neighbours changes the output of a sequence, the run pads instead, and a note says so.
+Which sequences share a row is drawn once from the seed; the order of the rows is drawn by the trainer. An
+effective batch counts rows.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def build_sequences(
     if spec.kind == "domain":
         texts = [r["text"] for r in train_rows]
         replay = _encode_replay(workspace, tokenizer, spec, general_texts) if spec.replay_share else []
-        documents = add_replay(
-            list(encode_documents(tokenizer, texts)), replay, spec.replay_share, spec.seed
-        )
+        documents = add_replay(list(encode_documents(tokenizer, texts)), replay, spec.replay_share, spec.seed)
         windows = _split_documents(tokenizer, documents, spec)
         sequences = [e for document in windows for e in document]
         window_count = sum(len(document) for document in windows if len(document) > 1)

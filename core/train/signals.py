@@ -1,4 +1,4 @@
-"""What a process does on SIGTERM. Imports only the standard library, so that the entrances can call it at once."""
+"""What a process does on SIGTERM. Imports the standard library only, so that entrances can call it early."""
 
 from __future__ import annotations
 

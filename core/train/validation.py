@@ -1,7 +1,7 @@
-"""What is asked of the adapter in training at every validation: its loss, and answers beside those of others.
+"""Validation of the adapter in training: its loss, and its answers to the sample prompts beside other mixes.
 
-Knows a resident base, encoded sequences and prompts. Knows nothing of Trainer or runs. Every forward lends the
-model to whoever waits.
+The resident base scores and generates, as it does for evaluation and chat. After every forward the caller can
+yield to waiting requests.
 """
 
 from __future__ import annotations
@@ -18,72 +18,94 @@ from core.spec.mix import Mix, Sampling
 from core.store import adapters
 
 SAMPLE_TOKENS = 48
-SAMPLE_ROWS = 24  # prompts times voices in one batch
+SAMPLE_ROWS = 24  # prompts times mixes in one batch
 
-Voice = tuple[str, Mix]  # who answers, as people see it
+NamedMix = tuple[str, Mix]  # a mix and the name that the page shows for it
+PromptIds = tuple[str, list[int]]
 
 
-def present(resident: Resident) -> Mix:
-    """The adapter in training, with the one below it where there is one."""
+def trainee_mix(resident: Resident) -> Mix:
+    """The adapter in training, with its parent adapter if it has one."""
     return PeftForwardMix(weights={resident.trainee_id: 1.0, **dict.fromkeys(resident.parent_ids, 1.0)})
 
 
-def voices(resident: Resident) -> list[Voice]:
-    """Who answers the sample prompts: the base, the adapter below, and the one in training, which is last."""
-    found: list[Voice] = [("Base", Mix())]
-    for below in sorted(resident.parent_ids):
+def sample_mixes(resident: Resident) -> list[NamedMix]:
+    """The mixes that answer the sample prompts: base, parent adapter, and last the adapter in training."""
+    mixes: list[NamedMix] = [("Base", Mix())]
+    for parent in sorted(resident.parent_ids):
         try:
-            name = adapters.load(resident.workspace, below).name
+            name = adapters.load(resident.workspace, parent).name
         except StudioError:
-            name = "Adapter below"
-        found.append((name, Mix(weights={below: 1.0})))
-    return [*found, ("In training", present(resident))]
+            name = "Parent adapter"
+        mixes.append((name, Mix(weights={parent: 1.0})))
+    return [*mixes, ("In training", trainee_mix(resident))]
 
 
-def validate(resident: Resident, sequences: Sequence[EncodedSequence], mix: Mix, serve: Callable[[], None]) -> Score:
-    """Nats and tokens of at least one validation sequence under a mix."""
+def validate(
+    resident: Resident, sequences: Sequence[EncodedSequence], mix: Mix, after_forward: Callable[[], None]
+) -> Score:
+    """Scores at least one sequence under a mix, in nats and tokens.
+
+    Args:
+        after_forward: called after every forward; yields to requests.
+    """
     result = Score()
     for _, scores in score(resident, sequences, [mix]):
         result = scores[0]
-        serve()
+        after_forward()
     return result
 
 
-def answers(
-    resident: Resident, kind: str, prompts: Sequence[str], serve: Callable[[], None]
+def answer_prompts(
+    resident: Resident, kind: str, prompts: Sequence[str], after_forward: Callable[[], None]
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Every voice answers every prompt, all in one batch where the adapter in training can be mixed.
+    """Answers every prompt under every sample mix.
+
+    All mixes share a batch, unless the adapter in training cannot be mixed (DoRA).
+
+    Args:
+        after_forward: called after every forward; yields to requests.
 
     Yields:
-        (prompt, [{"who": voice, "text": answer}]), the adapter in training last. A prompt that leaves no room for an answer is left out.
+        (prompt, [{"who": name of the mix, "text": answer}]), the adapter in training last. A prompt that
+        fills the base's context is left out.
     """
-    tokenizer, who = resident.base.tokenizer, voices(resident)
-    asked = [
-        (p, ids) for p in prompts if (ids := encoded(tokenizer, kind, p)) and len(ids) < resident.base.context
-    ]
-    step = max(1, SAMPLE_ROWS // len(who))
-    for start in range(0, len(asked), step):
-        part = asked[start : start + step]
-        room = min(SAMPLE_TOKENS, resident.base.context - max(len(ids) for _, ids in part))
+    tokenizer, context = resident.base.tokenizer, resident.base.context
+    mixes = sample_mixes(resident)
+    encoded = [(p, encode_prompt(tokenizer, kind, p)) for p in prompts]
+    encoded = [(p, ids) for p, ids in encoded if ids and len(ids) < context]
+    step = max(1, SAMPLE_ROWS // len(mixes))
+    for start in range(0, len(encoded), step):
+        part = encoded[start : start + step]
         texts: dict[str, list[str]] = {}
-        for group in [who[:-1], who[-1:]] if resident.trainee_unmixable_reason else [who]:
-            pairs = [(ids, mix) for _, mix in group for _, ids in part]
-            states: Any = []
-            for states in generate(
-                resident,
-                [ids for ids, _ in pairs],
-                [mix for _, mix in pairs],
-                [Sampling(max_new_tokens=room)] * len(pairs),
-            ):
-                serve()
-            said = [w.column(tokenizer).text for w in states]
-            texts |= {name: said[i * len(part) : (i + 1) * len(part)] for i, (name, _) in enumerate(group)}
+        for batch in [mixes[:-1], mixes[-1:]] if resident.trainee_unmixable_reason else [mixes]:
+            texts |= _answer_batch(resident, batch, part, after_forward)
         for i, (prompt, _) in enumerate(part):
-            yield prompt, [{"who": name, "text": texts[name][i]} for name, _ in who]
+            yield prompt, [{"who": name, "text": texts[name][i]} for name, _ in mixes]
 
 
-def encoded(tokenizer: Any, kind: str, prompt: str) -> list[int]:
-    """A question as a chat turn, or the opening of a text."""
+def _answer_batch(
+    resident: Resident,
+    mixes: Sequence[NamedMix],
+    prompts: Sequence[PromptIds],
+    after_forward: Callable[[], None],
+) -> dict[str, list[str]]:
+    """Answers prompts under mixes in one batch, greedily: name of a mix -> an answer a prompt."""
+    count = len(prompts)
+    longest = max(len(ids) for _, ids in prompts)
+    sampling = Sampling(max_new_tokens=min(SAMPLE_TOKENS, resident.base.context - longest))
+    rows = [(ids, mix) for _, mix in mixes for _, ids in prompts]
+    states: Any = []
+    for states in generate(
+        resident, [ids for ids, _ in rows], [mix for _, mix in rows], [sampling] * len(rows)
+    ):
+        after_forward()
+    answers = [state.column(resident.base.tokenizer).text for state in states]
+    return {name: answers[i * count : (i + 1) * count] for i, (name, _) in enumerate(mixes)}
+
+
+def encode_prompt(tokenizer: Any, kind: str, prompt: str) -> list[int]:
+    """Token ids of a sample prompt: a question as a chat turn, or the opening of a text."""
     if kind == "task":
         return encode_chat(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
     return encode_text_prompt(tokenizer, prompt)

@@ -1,4 +1,4 @@
-"""The page's style sheet and icon, and the JavaScript that lies beside the Python of its component."""
+"""Reads the page's style sheet, icon and JavaScript. The JavaScript of a component lies beside its Python."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ ICON = FOLDER / "icon.svg"
 
 
 def read_asset(name: str) -> str:
-    """The text of a page file, by its path below `studio/`: `"components/mixer.js"`, `"assets/studio.css"`."""
+    """Reads a file by its path below `studio/`: "components/mixer.js", "assets/studio.css"."""
     return (STUDIO / name).read_text(encoding="utf-8")

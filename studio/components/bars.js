@@ -1,30 +1,36 @@
-// Small bar charts in a row, coloured by kind. Draws what it is given, again when the theme changes.
+// Small bar charts in a row, coloured by kind. They are drawn again when the theme changes.
 const studio = window.studio;
 const root = element.querySelector(".bars");
+
+function format(value, percent) {
+  if (value === null) return "";
+  if (percent) return (100 * value).toFixed(1) + " %";
+  return value >= 100 ? value.toFixed(0) : value.toPrecision(3);
+}
 
 async function draw() {
   const panels = Array.isArray(props.value) ? props.value : [];
   root.hidden = !panels.length;
   if (!panels.length) return;
-  const Plotly = await studio.plotly();
+  const Plotly = await studio.loadPlotly();
   root.replaceChildren();
   const c = (name) => studio.colour(root, name);
   const places = panels.map(() => document.createElement("div"));
-  root.append(...places); // all at once, so that each chart is drawn in the width that it keeps
+  root.append(...places); // all at once, so every chart is drawn at its final width
   for (const [i, p] of panels.entries()) {
     const bars = { type: "bar", orientation: "h", y: p.names, x: p.values, marker: { color: p.kinds.map((k) => c("--st-" + k)) }, width: 0.62,
-      text: p.values.map((v) => (v === null ? "" : p.percent ? (100 * v).toFixed(1) + " %" : v >= 100 ? v.toFixed(0) : v.toPrecision(3))),
+      text: p.values.map((v) => format(v, p.percent)),
       textposition: "outside", cliponaxis: false, textfont: { color: c("--st-ink") }, hoverinfo: "skip" };
-    const most = Math.max(...p.values.filter((v) => v !== null), 0) || 1;
+    const longest = Math.max(...p.values.filter((v) => v !== null), 0) || 1;
     await Plotly.newPlot(places[i], [bars], {
       title: { text: p.title, x: 0, xanchor: "left", font: { size: 13, color: c("--st-soft") } }, height: 62 + 34 * p.names.length,
       margin: { l: 8, r: 16, t: 34, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(root).fontFamily, size: 12, color: c("--st-soft") }, showlegend: false, dragmode: false,
-      xaxis: { visible: false, range: [0, 1.28 * most], fixedrange: true }, yaxis: { type: "category", autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
+      xaxis: { visible: false, range: [0, 1.28 * longest], fixedrange: true }, yaxis: { type: "category", autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
     }, { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] });
   }
 }
 
 watch("value", draw);
-studio.onTheme(draw);
+studio.onThemeChange(draw);
 draw();

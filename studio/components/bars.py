@@ -1,4 +1,4 @@
-"""Bars side by side, one small chart for each figure. Knows how to lay them out; knows nothing of what was measured."""
+"""Small bar charts side by side, one for each metric."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from studio.components import plot
 
 
 def bars() -> gr.HTML:
-    """The component; its value is a list from `panel`."""
+    """The component; its value is a list of `panel` values."""
     return gr.HTML(
         value=None,
         html_template='<div class="bars" hidden></div>',
@@ -24,11 +24,13 @@ def bars() -> gr.HTML:
 def panel(
     title: str, names: list[str], kinds: list[str], values: list[Any], percent: bool = False
 ) -> dict[str, Any]:
-    """One small chart.
+    """The value of one chart.
 
     Args:
-        names, kinds, values: one each for a bar; kinds give the colour.
-        percent: the values are shares.
+        names: a label for each bar.
+        kinds: what colours each bar: base, domain, task or mix.
+        values: the length of each bar; None for a bar without a value.
+        percent: the values are shares, 0 to 1.
     """
     return {
         "title": title,

@@ -1,29 +1,28 @@
-// Answers side by side: a picker above each column. `props.choices` are the mixes there are (Python's),
-// `props.picks` which one each column shows (the user's), `props.value` what the columns say (the stream's).
-// In a blind test `props.value.blind` has what stands above and below the answers instead of the pickers; what it
-// does not say, nobody on this side knows.
+// Answers side by side, with a picker above each column. Python sets `props.choices` (the mixes to pick from), the
+// user sets `props.value.picks` (the mix of each column), the stream sets `props.value.columns` (the answers).
+// In a blind test `props.value.blind` replaces the pickers. The names of the mixes are not sent before the vote.
 const studio = window.studio;
 const root = element.querySelector(".board");
-const LEAST = 2, MOST = 6;
+const MINIMUM = 2, LIMIT = 6;
 let shape = "";
-let newest = null; // of the values from Python: Gradio sends a stream's last one again when it is through, which may be after the vote
+let newest = null; // value from Python: Gradio sends a stream's last value again at its end, which may be after the vote
 
-const first = () => (props.choices || []).slice(0, 4).map((c) => c.id);
-const picks = () => {
+const defaultPicks = () => (props.choices || []).slice(0, 4).map((c) => c.id);
+const currentPicks = () => {
   const known = new Set((props.choices || []).map((c) => c.id));
-  const mine = (props.value?.picks || []).filter((p) => known.has(p));
-  const list = props.value?.touched ? mine : first();
-  while (list.length < LEAST) list.push(first()[list.length] ?? "base");
+  const valid = (props.value?.picks || []).filter((p) => known.has(p));
+  const list = props.value?.touched ? valid : defaultPicks();
+  while (list.length < MINIMUM) list.push(defaultPicks()[list.length] ?? "base");
   return list;
 };
 const columns = () => props.value?.columns || [];
 
-function pick(list) {
+function setPicks(list) {
   props.value = { ...(props.value || {}), picks: list, touched: true, columns: [] };
   draw();
 }
 
-function head(list, index) {
+function makeHead(list, index) {
   const choice = (props.choices || []).find((c) => c.id === list[index]);
   const box = studio.make({ tag: "header", cls: "col-head " + (choice?.kind || "base") });
   const select = document.createElement("select");
@@ -33,17 +32,17 @@ function head(list, index) {
     option.value = c.id; option.textContent = c.name; option.selected = c.id === list[index];
     select.append(option);
   }
-  select.addEventListener("change", () => pick(list.map((p, i) => (i === index ? select.value : p))));
+  select.addEventListener("change", () => setPicks(list.map((p, i) => (i === index ? select.value : p))));
   box.append(select);
-  if (list.length > LEAST) {
+  if (list.length > MINIMUM) {
     const remove = studio.make({ tag: "button", cls: "icon", attrs: { title: "Remove this column", "aria-label": `Remove column ${index + 1}` }, kids: ["×"], act: { column: index } });
-    remove.addEventListener("click", () => pick(list.filter((_, i) => i !== index)));
+    remove.addEventListener("click", () => setPicks(list.filter((_, i) => i !== index)));
     box.append(remove);
   }
   return box;
 }
 
-// The answers under letters; cells stay while they fill, so that nothing jumps and the focus is kept.
+// Answers with letters instead of names. Cells are reused while answers grow, so nothing jumps and the focus stays.
 function drawBlind({ heads, foot }) {
   const now = "blind " + heads.length;
   if (now !== shape) {
@@ -59,9 +58,9 @@ function drawBlind({ heads, foot }) {
     root.style.setProperty("--columns", heads.length);
     root.replaceChildren(...cells, last);
   }
-  const said = columns();
+  const answers = columns();
   [...root.querySelectorAll(".head-slot")].forEach((slot, i) => studio.draw(slot, heads[i]));
-  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, said[i]));
+  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i]));
   studio.draw(root.querySelector(".blind-foot"), foot);
 }
 
@@ -79,29 +78,29 @@ function draw() {
     if (newest && props.value.serial < newest.serial) props.value = newest;
     newest = props.value;
   }
-  const covered = props.value?.blind;
-  root.classList.toggle("blind", Boolean(covered));
-  if (covered) return drawBlind(covered);
-  const list = picks();
+  const blind = props.value?.blind;
+  root.classList.toggle("blind", Boolean(blind));
+  if (blind) return drawBlind(blind);
+  const list = currentPicks();
   const now = JSON.stringify([list, props.choices]);
-  if (now !== shape) { // the pickers are built anew only when what they offer changed
+  if (now !== shape) { // rebuild the pickers only when their choices change
     shape = now;
     const cells = list.map((_, i) => {
       const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}` } });
-      cell.append(head(list, i), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
+      cell.append(makeHead(list, i), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
       return cell;
     });
-    if (list.length < MOST) {
+    if (list.length < LIMIT) {
       const add = studio.make({ tag: "button", cls: "col add", attrs: { title: "Add a column" }, kids: ["+ Add a column"], act: {} });
-      add.addEventListener("click", () => pick([...list, (props.choices || []).find((c) => !list.includes(c.id))?.id ?? list[0]]));
+      add.addEventListener("click", () => setPicks([...list, (props.choices || []).find((c) => !list.includes(c.id))?.id ?? list[0]]));
       cells.push(add);
     }
     root.style.setProperty("--columns", list.length);
     root.replaceChildren(...cells);
     if (JSON.stringify(props.value?.picks) !== JSON.stringify(list)) props.value = { ...(props.value || {}), picks: list };
   }
-  const said = columns();
-  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, said[i] ?? { tag: "p", cls: "quiet", kids: ["The answer appears here."] }));
+  const answers = columns();
+  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? { tag: "p", cls: "quiet", kids: ["The answer appears here."] }));
 }
 
 watch(["value", "choices"], draw);

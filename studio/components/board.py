@@ -1,8 +1,12 @@
-"""The board of columns: which mixes it shows, and what a column says.
+"""The board: two to six columns of answers side by side. Its value is shared with `board.js`:
 
-Knows the value of the board as Python and `web/board.js` share it. Knows nothing of when it is filled.
-
-    {"picks": [ids], "touched": true, "columns": [trees], "blind": {"heads": [trees], "foot": tree}, "serial": newer is higher}
+{
+    "picks": the ids of the columns' mixes,
+    "touched": whether the user has changed them,
+    "columns": a tree for each column,
+    "blind": in a blind test, {"heads": a tree above each column, "foot": a tree below them},
+    "serial": number of the answer; a higher one is newer,
+}
 """
 
 from __future__ import annotations
@@ -16,37 +20,49 @@ from studio import answers, formatting, mix_choices
 from studio.components import mixer
 from studio.tree import Node, node
 
-LEAST = 2
+COLUMN_MINIMUM = 2
 
 
 def read_picks(engine: Engine, board: Any) -> list[str]:
-    """The ids of the mixes that the columns show; the first of the usual ones while nobody chose.
+    """Reads the ids of the columns' mixes from the board; the first four choices until the user picks some.
 
     Raises:
-        SpecError: too few or too many.
+        SpecError: too few or too many columns.
     """
-    chosen = [p for p in (board or {}).get("picks", []) if isinstance(p, str)] or [
+    picks = [p for p in (board or {}).get("picks", []) if isinstance(p, str)] or [
         c["id"] for c in mix_choices.list_choices(engine)
     ][:4]
-    if not LEAST <= len(chosen) <= COLUMN_LIMIT:
-        raise SpecError(f"There are {len(chosen)} columns.", f"Compare {LEAST} to {COLUMN_LIMIT} mixes.")
-    return chosen
+    if not COLUMN_MINIMUM <= len(picks) <= COLUMN_LIMIT:
+        raise SpecError(
+            f"A comparison needs {COLUMN_MINIMUM} to {COLUMN_LIMIT} columns, got {len(picks)}.",
+            "Add or remove columns.",
+        )
+    return picks
 
 
-def read_mixes(engine: Engine, chosen: list[str], rows: Any) -> list[Mix]:
-    """The mixes of `picks`, with their names."""
-    return mix_choices.parse_mixes(engine, chosen, mixer.current_mix(engine, rows))
+def read_mixes(engine: Engine, picks: list[str], rows: Any) -> list[Mix]:
+    """Parses the mixes of the columns, with their names.
+
+    Args:
+        picks: from `read_picks`.
+        rows: the mixer's value.
+    """
+    return mix_choices.parse_mixes(engine, picks, mixer.current_mix(engine, rows))
 
 
 def render_columns(frame: Any, reference: int) -> list[Node]:
-    """What each column shows; words that differ from the reference column are marked."""
+    """Renders every column. Words that differ from the reference column are marked.
+
+    Args:
+        reference: the index of that column.
+    """
     base = frame.columns[reference].text
     return [_column(c, base if i != reference else c.text) for i, c in enumerate(frame.columns)]
 
 
-def find_reference(shown: list[Mix]) -> int:
-    """The place of the base among the mixes, or the first."""
-    return next((i for i, m in enumerate(shown) if not m.weights), 0)
+def find_reference(mixes: list[Mix]) -> int:
+    """Finds the index of the base among the mixes, or 0 when the base is not there."""
+    return next((i for i, m in enumerate(mixes) if not m.weights), 0)
 
 
 def _column(column: Any, base: str) -> Node:
@@ -63,7 +79,7 @@ def _column(column: Any, base: str) -> Node:
 
 
 def render_answer(column: Any, pieces: list[Any]) -> Node:
-    """An answer's text, with a cursor while it is written."""
+    """Renders the text of an answer, with a cursor while it is being generated."""
     return node(
         "p",
         *(pieces or [answers.placeholder(column)]),

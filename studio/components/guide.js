@@ -34,12 +34,12 @@ root.addEventListener("click", (event) => {
   const target = event.target.closest("[data-act]");
   if (!target) return;
   const act = JSON.parse(target.dataset.act);
-  if (act.do === "theme") studio.theme();
+  if (act.do === "theme") studio.setTheme();
   else trigger("act", act);
 });
 window.addEventListener("studio:refresh", poll);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
-if (studio.storedTheme()) studio.theme(studio.storedTheme()); // by now Gradio has set the system's theme
+if (studio.storedTheme()) studio.setTheme(studio.storedTheme()); // by now Gradio has set the system's theme
 const run = new URLSearchParams(location.search).get("run");
 if (run) trigger("act", { do: "watch", run });
 if (new URLSearchParams(location.search).get("view") === "present") { studio.present(true); trigger("act", { do: "tab", tab: "mix" }); }

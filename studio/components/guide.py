@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def path_steps(
-    datasets: list[Any], adapters: list[Any], mixed: bool = False, compared: bool = False
+    datasets: Sequence[Any], adapters: Sequence[Any], mixed: bool = False, compared: bool = False
 ) -> list[Step]:
     """The five steps, each with whether it is done.
 
@@ -107,7 +108,7 @@ def path_steps(
     ]
 
 
-def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[Any]) -> NextStep:
+def next_step(base: Any, datasets: Sequence[Any], adapters: Sequence[Any], runs: Sequence[Any]) -> NextStep:
     """Advises what to do now: fix the base, add data, train, compare, or resume a run."""
     if base.error:
         return NextStep(f"The base model could not be loaded: {base.error}", failed=True)
@@ -136,7 +137,9 @@ def next_step(base: Any, datasets: list[Any], adapters: list[Any], runs: list[An
     return NextStep(text, buttons)
 
 
-def _suggest(datasets: list[Any], adapters: list[Any], active: list[Any]) -> tuple[str, tuple[Node, ...]]:
+def _suggest(
+    datasets: Sequence[Any], adapters: Sequence[Any], active: Sequence[Any]
+) -> tuple[str, tuple[Node, ...]]:
     """Suggests the next step on the path, whatever became of earlier runs.
 
     Args:

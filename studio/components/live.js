@@ -1,23 +1,23 @@
-// The live view of one run: asks `server.metrics` for what is new, appends it to the chart, and says
-// the numbers. It knows the answer's fields; it knows nothing of training.
+// The live view of one run: polls `server.metrics` for what is new, appends it to the chart, and shows the numbers,
+// samples and notes.
 const studio = window.studio;
 const root = element.querySelector(".live");
 const head = root.querySelector(".live-head"), plot = root.querySelector(".live-plot"), tail = root.querySelector(".live-tail");
-let run = "", cursor = 0, timer = 0, busy = false, series = null, drawn = false, samples = [], notes = [], last = null, latest = {};
+let run = "", cursor = 0, timer = 0, busy = false, series = null, drawn = false, samples = [], notes = [], status = null, latest = {};
 
-const fresh = () => ({ train: [[], []], smooth: [[], []], validation: [[], []], gap: [[], []], rate: [[], []] });
+const emptySeries = () => ({ train: [[], []], smooth: [[], []], validation: [[], []], gap: [[], []], rate: [[], []] });
 
-function truncate(pair, step) { // a resumed run repeats the steps after its checkpoint: the later ones count
+function truncate(pair, step) { // a resumed run repeats the steps after its checkpoint, and the newer points count
   while (pair[0].length && pair[0][pair[0].length - 1] >= step) { pair[0].pop(); pair[1].pop(); }
 }
 
-// Adds points; returns whether the drawn points had to change (then the chart is drawn anew).
-function take(points) {
-  let rewound = false;
+// Appends points to the series. Returns whether earlier points were replaced, so that the chart must be redrawn.
+function append(points) {
+  let replaced = false;
   for (const [name, pair] of [["train", series.train], ["rate", series.rate], ["validation", series.validation], ["gap", series.gap]]) {
     for (const [step, value] of points[name] || []) {
       if (pair[0].length && pair[0][pair[0].length - 1] >= step) {
-        rewound = true;
+        replaced = true;
         truncate(pair, step);
         if (name === "train") truncate(series.smooth, step);
       }
@@ -29,7 +29,7 @@ function take(points) {
       }
     }
   }
-  return rewound;
+  return replaced;
 }
 
 function traces() {
@@ -60,9 +60,9 @@ function layout() {
   };
 }
 
-async function paint(points, anew) {
-  const Plotly = await studio.plotly();
-  if (!drawn || anew) {
+async function paint(points, redraw) {
+  const Plotly = await studio.loadPlotly();
+  if (!drawn || redraw) {
     await Plotly.react(plot, traces(), layout(), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
     drawn = true;
     return;
@@ -76,69 +76,70 @@ async function paint(points, anew) {
 }
 
 function restart() {
-  cursor = 0; series = fresh(); drawn = false; samples = []; notes = []; last = null; latest = {};
+  cursor = 0; series = emptySeries(); drawn = false; samples = []; notes = []; status = null; latest = {};
   plot.replaceChildren(); plot.hidden = true; delete plot.dataset.points;
   if (window.Plotly) window.Plotly.purge(plot);
 }
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
   if (busy) return;
   busy = true;
-  let soon = 3000;
+  let wait = 3000; // milliseconds until the next poll
   try {
-    const wanted = props.value || "";
-    if (wanted !== run || series === null) {
-      run = wanted;
+    const selected = props.value || "";
+    if (selected !== run || series === null) {
+      run = selected;
       restart();
-      const address = new URL(location.href);
+      const url = new URL(location.href);
       if (run) {
-        address.searchParams.set("run", run);
-        history.replaceState(history.state, "", address);
+        url.searchParams.set("run", run);
+        history.replaceState(history.state, "", url);
       }
     }
-    if (!studio.hidden(root)) {
-      const asked = run;
-      const answer = await server.metrics({ run, since: cursor, latest });
-      if (asked === (props.value || "")) {
-        soon = await show(answer);
-        if (last && last !== answer.status) studio.refresh(); // the rest of the page hears at once that a run ended
-        last = answer.status || null;
-      } else soon = 0;
+    if (!studio.isHidden(root)) {
+      const response = await server.metrics({ run, since: cursor, latest });
+      if (run === (props.value || "")) {
+        wait = await show(response);
+        if (status && status !== response.status) studio.refresh(); // the rest of the page shows at once that a run ended
+        status = response.status || null;
+      } else wait = 0;
     }
-  } catch { soon = 4000; } finally { // the server may be restarting: the next look will find it
+  } catch { wait = 4000; } finally { // the server may be restarting: the next poll tries again
     busy = false;
-    timer = setTimeout(look, soon);
+    timer = setTimeout(poll, wait);
   }
 }
 
-async function show(answer) {
-  studio.draw(head, answer.head);
-  samples = samples.concat(answer.samples || []);
-  notes = notes.concat(answer.notes || []);
-  const voices = (s) => s.answers ? { tag: "div", cls: "voices", kids: s.answers.map((a, i) => ({
-    tag: "div", cls: "voice" + (i === s.answers.length - 1 ? " learning" : ""), kids: [{ tag: "small", kids: [a.who] }, { tag: "p", kids: [a.text] }] })) } : { tag: "p", kids: [s.text] };
+// Shows a response of the server. Returns the milliseconds until the next poll.
+async function show(response) {
+  studio.draw(head, response.head);
+  samples = samples.concat(response.samples || []);
+  notes = notes.concat(response.notes || []);
+  const answers = (s) => s.answers ? { tag: "div", cls: "sample-answers", kids: s.answers.map((a, i) => ({
+    tag: "div", cls: "sample-answer" + (i === s.answers.length - 1 ? " trainee" : ""), kids: [{ tag: "small", kids: [a.who] }, { tag: "p", kids: [a.text] }] })) } : { tag: "p", kids: [s.text] };
   const list = samples.slice(-3).reverse().map((s) => ({ tag: "li", kids: [
-    { tag: "span", cls: "quiet", kids: ["Step " + s.step] }, { tag: "strong", kids: [s.prompt] }, voices(s)] }));
-  const said = notes.slice(-3).map((n) => ({ tag: "p", cls: "note", kids: [n] }));
-  studio.draw(tail, { tag: "div", kids: [...said, ...(list.length ? [{ tag: "h3", kids: ["Samples while training"] }, { tag: "ul", cls: "samples", kids: list }] : [])] });
-  if (!run || answer.error) return 3000;
-  cursor = answer.cursor;
-  latest = answer.latest;
-  const level = series.gap[0].length > 0;
-  const rewound = take(answer.points) || level !== series.gap[0].length > 0; // an axis without a point on it is none that plotly can draw
-  const some = series.train[0].length + series.validation[0].length;
-  plot.hidden = !some;
-  if (some) await paint(answer.points, rewound);
+    { tag: "span", cls: "quiet", kids: ["Step " + s.step] }, { tag: "strong", kids: [s.prompt] }, answers(s)] }));
+  const newest = notes.slice(-3).map((n) => ({ tag: "p", cls: "note", kids: [n] }));
+  studio.draw(tail, { tag: "div", kids: [...newest, ...(list.length ? [{ tag: "h3", kids: ["Samples while training"] }, { tag: "ul", cls: "samples", kids: list }] : [])] });
+  if (!run || response.error) return 3000;
+  cursor = response.cursor;
+  latest = response.latest;
+  const hadGap = series.gap[0].length > 0;
+  const redraw = append(response.points) || hadGap !== series.gap[0].length > 0; // Plotly cannot draw an axis without points, so the first gap adds its axis
+  const hasPoints = series.train[0].length + series.validation[0].length;
+  plot.hidden = !hasPoints;
+  if (hasPoints) await paint(response.points, redraw);
   plot.dataset.points = series.train[0].length;
   plot.dataset.validations = series.validation[0].length;
-  return answer.more ? 0 : answer.alive ? 1000 : 4000;
+  if (response.more) return 0;
+  return response.alive ? 1000 : 4000;
 }
 
-watch("value", look);
-studio.acts(head, trigger); /* fires 'act' */
-document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
-window.addEventListener("studio:refresh", look);
-studio.onTheme(() => { if (drawn) paint({}, true); });
+watch("value", poll);
+studio.bindActions(head, trigger); /* fires 'act' */
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+window.addEventListener("studio:refresh", poll);
+studio.onThemeChange(() => { if (drawn) paint({}, true); });
 new ResizeObserver(() => { if (drawn && root.offsetParent) window.Plotly.Plots.resize(plot); }).observe(plot);
-look();
+poll();

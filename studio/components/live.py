@@ -1,7 +1,7 @@
-"""The live chart of a run: a static piece of page that asks for what is new and draws it itself.
+"""The live view of a run: its numbers, its loss curve and its samples.
 
-Knows a run's events and what the chart needs of them. Knows nothing of how training works. The cursor
-of the log is the whole state: a reload starts at 0 and has the full curve again.
+`live.js` polls `metrics` with a cursor into the run's event log and appends what is new to its chart. The
+cursor is the only state, so a reload starts at 0 and shows the whole curve, and two tabs may show one run.
 """
 
 from __future__ import annotations
@@ -31,21 +31,34 @@ from studio.assets import read_asset
 from studio.tree import Node, button, chip, empty, node
 
 COLOURS = {
-    RunStatus.QUEUED: "", RunStatus.RUNNING: "live", RunStatus.STOPPING: "warn", RunStatus.PAUSED: "warn", RunStatus.DONE: "good", RunStatus.STOPPED: "warn",
-    RunStatus.DIVERGED: "bad", RunStatus.OUT_OF_MEMORY: "bad", RunStatus.DISK_FULL: "bad", RunStatus.INTERRUPTED: "warn", RunStatus.FAILED: "bad",
-}  # fmt: skip
-MANY = 2000  # events in one read that mean that the log holds more
+    RunStatus.QUEUED: "",
+    RunStatus.RUNNING: "live",
+    RunStatus.STOPPING: "warn",
+    RunStatus.PAUSED: "warn",
+    RunStatus.DONE: "good",
+    RunStatus.STOPPED: "warn",
+    RunStatus.DIVERGED: "bad",
+    RunStatus.OUT_OF_MEMORY: "bad",
+    RunStatus.DISK_FULL: "bad",
+    RunStatus.INTERRUPTED: "warn",
+    RunStatus.FAILED: "bad",
+}
+FULL_READ = 2000  # a read of more events than this was cut off, so the log holds more
+MEGABYTE = 1e6
 NO_RUN = empty(
     "No run yet",
-    "Choose what to learn from on the left and start; the curve grows here while the adapter learns.",
+    "Choose a dataset on the left and start training. The loss curve appears here while the adapter trains.",
 )
 
 
 def chart(engine: Engine) -> gr.HTML:
-    """The component; its value is a run's id, its event `act` carries what was pressed."""
+    """The component. Its value is the id of a run, its event `act` carries the action of a pressed button."""
     return gr.HTML(
         value="",
-        html_template='<div class="live"><div class="live-head"></div><div class="live-plot" hidden></div><div class="live-tail"></div></div>',
+        html_template=(
+            '<div class="live"><div class="live-head"></div><div class="live-plot" hidden></div>'
+            '<div class="live-tail"></div></div>'
+        ),
         js_on_load=read_asset("components/live.js"),
         apply_default_css=False,
         server_functions=[events.server_function(metrics, engine)],
@@ -53,30 +66,30 @@ def chart(engine: Engine) -> gr.HTML:
     )
 
 
-def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
-    """What happened in a run since a cursor.
+def metrics(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    """Reads what happened in a run since a cursor.
 
     Args:
-        question: `{"run": id, "since": cursor, "latest": what the last answer called so}`.
+        request: `{"run": id, "since": cursor, "latest": "latest" of the previous response}`.
 
     Returns:
-        points by series as [step, value] pairs, samples, notes, the new cursor, the newest event of each
-        kind, `more` when there is more to fetch at once, and the head's tree.
+        the points of each series as [step, value] pairs, samples, notes, the new cursor, `latest` (the newest
+        event of each kind), `more` when the log holds more than was read, and the tree of the head.
     """
-    run_id, since = str(question.get("run") or ""), question.get("since")
+    run_id, since = str(request.get("run") or ""), request.get("since")
     if not run_id:
         return {"head": NO_RUN}
     run = engine.runs.get(run_id)
     events, cursor = engine.runs.events(run_id, since if isinstance(since, int) and since >= 0 else 0)
-    told = question.get("latest")
+    previous = request.get("latest")
     latest = {
-        **(told if isinstance(told, dict) else {}),
+        **(previous if isinstance(previous, dict) else {}),
         **latest_by_kind(events, (PlanEvent, DataEvent, MemoryEvent, StepEvent, ValidationEvent)),
     }
     return {
         "cursor": cursor,
         "latest": latest,
-        "more": len(events) > MANY,
+        "more": len(events) > FULL_READ,
         "alive": run.status.is_alive,
         "status": run.status.value,
         "points": {
@@ -86,8 +99,7 @@ def metrics(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
             "gap": _pairs(of_kind(events, ValidationEvent), "gap"),
         },
         "samples": [
-            {k: e.get(k) for k in ("step", "prompt", "text", "answers")}
-            for e in of_kind(events, SampleEvent)
+            {k: e.get(k) for k in ("step", "prompt", "text", "answers")} for e in of_kind(events, SampleEvent)
         ],
         "notes": [str(e.get("text")) for e in of_kind(events, NoteEvent)],
         "head": _head(run, latest),
@@ -103,24 +115,20 @@ def _pairs(events: Sequence[AnyEvent], field: str) -> list[list[Any]]:
 def _head(run: Any, latest: dict[str, Any]) -> Node:
     step, validation = latest.get("step", {}), latest.get("validation", {})
     total = run.total_steps or latest.get("plan", {}).get("total_steps") or 0
-    at = run.step or step.get("step") or 0
-    share = f"{100 * at / total:.1f}%" if total else "0%"
+    current = run.step or step.get("step") or 0
+    share = f"{100 * current / total:.1f}%" if total else "0%"
     eta = step.get("eta_seconds") if run.status is RunStatus.RUNNING else None
+    rate = step.get("learning_rate")
     numbers = [
-        ("Step", f"{at} / {total}" if total else str(at)),
+        ("Step", f"{current} / {total}" if total else str(current)),
         ("Training loss", formatting.format_number(step.get("loss"), 3)),
         ("Validation loss", formatting.format_number(validation.get("loss"), 3)),
         ("Gap", formatting.format_number(validation.get("gap"), 3)),
-        (
-            "Learning rate",
-            f"{step['learning_rate']:.1e}"
-            if isinstance(step.get("learning_rate"), float)
-            else formatting.NONE,
-        ),
+        ("Learning rate", f"{rate:.1e}" if isinstance(rate, float) else formatting.NONE),
         ("Tokens / s", formatting.format_number(step.get("tokens_per_second"), 0)),
         ("Time left", formatting.format_duration(eta)),
     ]
-    what = node(
+    heading = node(
         "div",
         node("strong", run.name),
         chip(run.kind, run.kind),
@@ -129,12 +137,12 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         cls="row run-title",
     )
     cells = [node("div", node("span", k), node("strong", v), cls="stat") for k, v in numbers]
-    said = node("p", f"{run.status.meaning} {run.status.next_step}", cls="run-said")
+    explanation = node("p", f"{run.status.meaning} {run.status.next_step}", cls="run-status")
     error = node("p", run.error, cls="problem", role="alert") if run.error else None
-    overfits = validation.get("overfitting")
-    warning = (
-        node("p", overfits, cls="note", role="status") if overfits and isinstance(overfits, str) else None
-    )
+    overfitting = validation.get("overfitting")
+    warning = None
+    if overfitting and isinstance(overfitting, str):
+        warning = node("p", overfitting, cls="note", role="status")
     bar = node(
         "div",
         node("div", cls="bar-fill"),
@@ -145,8 +153,8 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     )
     return node(
         "div",
-        what,
-        said,
+        heading,
+        explanation,
         error,
         bar,
         node("div", *cells, cls="stats"),
@@ -156,42 +164,43 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     )
 
 
-def _memory(told: dict[str, Any] | None) -> Node | None:
-    """What one real step was measured to need beside the estimate, where it is enough to be measured."""
-    if not told or told.get("what") != "probe" or not told.get("ratio"):
+def _memory(event: dict[str, Any] | None) -> Node | None:
+    """How much memory a training step was measured to need, if the measurement was large enough to count."""
+    if not event or event.get("what") != "probe" or not event.get("ratio"):
         return None
-    mega = 1e6
-    text = f"The longest batch needs {told['measured_step'] / mega:,.0f} MB ({told['measured_as']}; {told['estimated_step'] / mega:,.0f} MB were estimated)"
-    return node(
-        "p", text + (f", {told['free'] / mega:,.0f} MB were free." if told.get("free") else "."), cls="quiet"
+    measured, estimated = event["measured_step"] / MEGABYTE, event["estimated_step"] / MEGABYTE
+    text = (
+        f"The longest batch needs {measured:,.0f} MB ({event['measured_as']}; estimate: {estimated:,.0f} MB)"
     )
+    if event.get("free"):
+        text += f"; {event['free'] / MEGABYTE:,.0f} MB were free"
+    return node("p", text + ".", cls="quiet")
 
 
-def _data(told: dict[str, Any] | None) -> Node | None:
-    """What the run reads, in one sentence, and what had to be left out, in another."""
-    if not told:
+def _data(event: dict[str, Any] | None) -> Node | None:
+    """What the run trains on, and how much of it was too long and is left out."""
+    if not event:
         return None
-    form = f"packed {told['fill']:.0%} full" if told["packed"] else "padded"
-    said = f"Reads {told['sequences']:,} sequences in {told['rows']:,} rows of up to {told['width']:,} tokens, {form}; {told['trained']:,} tokens are learned."
-    cut = (
-        f" {told['cut']:,} examples were too long and lost {told['lost']:,} tokens: raise max length to keep them."
-        if told["cut"]
-        else ""
+    layout = f"packed, {event['fill']:.0%} full" if event["packed"] else "padded"
+    text = (
+        f"Trains on {event['sequences']:,} sequences in {event['rows']:,} rows "
+        f"of up to {event['width']:,} tokens ({layout}). The loss counts {event['trained']:,} tokens."
     )
-    return node("p", said + cut, cls="note" if cut else "quiet")
+    if not event["cut"]:
+        return node("p", text, cls="quiet")
+    text += f" {event['cut']:,} examples were too long and lost {event['lost']:,} tokens."
+    return node("p", text + " Raise max length to keep them.", cls="note")
 
 
 def _buttons(run: Any) -> list[Node]:
-    if run.status in (RunStatus.RUNNING, RunStatus.QUEUED):
-        text = "Stop and keep" if run.status is RunStatus.RUNNING else "Take out of the queue"
-        pause = (
-            button("Pause", {"do": "pause", "run": run.id}, "quiet")
-            if run.status is RunStatus.RUNNING
-            else None
-        )
-        return [node("div", pause, button(text, {"do": "stop", "run": run.id}, "quiet"), cls="row push")]
+    if run.status is RunStatus.RUNNING:
+        pause = button("Pause", {"do": "pause", "run": run.id})
+        return [node("div", pause, button("Stop and keep", {"do": "stop", "run": run.id}), cls="row push")]
+    if run.status is RunStatus.QUEUED:
+        remove = button("Remove from queue", {"do": "stop", "run": run.id})
+        return [node("div", remove, cls="row push")]
     if run.resumable:
         return [button("Resume", {"do": "resume", "run": run.id}, "primary push")]
     if run.status in (RunStatus.DONE, RunStatus.STOPPED):
-        return [button("Compare it", {"do": "compare"}, "quiet push")]
+        return [button("Compare", {"do": "compare"}, "quiet push")]
     return []

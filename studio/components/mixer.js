@@ -1,10 +1,10 @@
-// The mixer: one row for each adapter. `props.adapters` says which exist (Python's), `props.value` what is
-// on and how much (the user's); they are joined here, so a move is never overwritten by news. LIMIT and
-// STEP of a weight come from the spec, written above this text.
+// The mixer: one row for each adapter. Python sets `props.adapters` (which exist), the user sets `props.value`
+// (what is on, and how much). They are joined here, so an update never overwrites a move. `mixer.py` writes
+// LIMIT and STEP of a weight above this source.
 const studio = window.studio;
 const root = element.querySelector(".mixer");
-const LEANS = { "0": "all layers", "1": "deep", "-1": "shallow" }; // where in the depth of the model an adapter is heard
-const leaning = (tilt) => LEANS[tilt] || "@" + tilt; // a tilt between these comes by a link or the API
+const TILTS = { "0": "all layers", "1": "deep", "-1": "shallow" }; // which layers an adapter applies to most
+const tiltLabel = (tilt) => TILTS[tilt] || "@" + tilt; // a link or the API may set any other tilt
 let timer = 0, drawn = "";
 
 const rows = () => {
@@ -12,18 +12,18 @@ const rows = () => {
   return (props.adapters || []).map((a) => ({ ...a, on: a.fits && (set.get(a.id)?.on ?? a.on), weight: set.get(a.id)?.weight ?? a.weight, tilt: set.get(a.id)?.tilt ?? 0 }));
 };
 
-function put(list, wait) {
+function setRows(list, wait) {
   props.value = list;
-  formula(list);
+  drawFormula(list);
   clearTimeout(timer);
   timer = setTimeout(() => trigger("mix_change"), wait);
 }
 
-const change = (id, part, wait = 120) => put(rows().map((r) => (r.id === id ? { ...r, ...part } : r)), wait);
+const change = (id, part, wait = 120) => setRows(rows().map((r) => (r.id === id ? { ...r, ...part } : r)), wait);
 
-function formula(list) {
+function drawFormula(list) {
   const parts = list.filter((r) => r.on && r.weight).map((r) => ({ tag: "span", cls: "term " + r.kind,
-    kids: [(r.weight < 0 ? "− " : "+ ") + Math.abs(r.weight).toFixed(2) + " · " + r.name + (r.tilt ? ` (${leaning(r.tilt)})` : "")] }));
+    kids: [(r.weight < 0 ? "− " : "+ ") + Math.abs(r.weight).toFixed(2) + " · " + r.name + (r.tilt ? ` (${tiltLabel(r.tilt)})` : "")] }));
   studio.draw(root.querySelector(".formula"), { tag: "p", kids: [{ tag: "span", cls: "term base", kids: ["base"] }, ...parts] });
 }
 
@@ -32,13 +32,13 @@ const snap = (text) => {
   return Number.isFinite(n) ? Math.round(Math.max(-LIMIT, Math.min(LIMIT, n)) / STEP) * STEP : null;
 };
 
-function fill(range, weight) { // the track is coloured from zero to the weight
+function colourTrack(range, weight) { // from zero to the weight
   const at = (w) => ((w + LIMIT) / (2 * LIMIT)) * 100;
   range.style.setProperty("--from", Math.min(at(0), at(weight)) + "%");
   range.style.setProperty("--to", Math.max(at(0), at(weight)) + "%");
 }
 
-function rowOf(r) {
+function makeRow(r) {
   const input = (attrs) => Object.assign(document.createElement("input"), attrs);
   const box = studio.make({ tag: "div", cls: `mix-row ${r.kind}${r.on ? "" : " off"}`, attrs: { role: "group", "aria-label": r.name } });
   const toggle = input({ type: "checkbox", checked: r.on, disabled: !r.fits, className: "switch" });
@@ -49,7 +49,7 @@ function rowOf(r) {
   const exact = input({ type: "text", inputMode: "decimal", value: r.weight.toFixed(2), disabled: !r.fits, className: "exact" });
   exact.setAttribute("aria-label", `Exact weight of ${r.name}`);
   const set = (weight, wait) => {
-    range.value = weight; exact.value = weight.toFixed(2); fill(range, weight);
+    range.value = weight; exact.value = weight.toFixed(2); colourTrack(range, weight);
     toggle.checked = true; box.classList.remove("off");
     change(r.id, { weight, on: true }, wait);
   };
@@ -57,19 +57,19 @@ function rowOf(r) {
   range.addEventListener("input", () => set(snap(range.value), 120));
   range.addEventListener("dblclick", () => set(1, 0));
   exact.addEventListener("change", () => { const weight = snap(exact.value); set(weight ?? Number(range.value), 0); });
-  const lean = document.createElement("select");
-  lean.className = "lean"; lean.disabled = !r.fits;
-  lean.title = "Where in the model it is heard: in all layers alike, more in the deep ones (near the output), or more in the shallow ones (near the input)";
-  lean.setAttribute("aria-label", `Depth of ${r.name}`);
-  for (const tilt of new Set([0, 1, -1, r.tilt || 0]))
-    lean.append(Object.assign(document.createElement("option"), { value: tilt, textContent: leaning(tilt), selected: tilt === r.tilt }));
-  lean.addEventListener("change", () => change(r.id, { tilt: Number(lean.value) }, 0));
-  fill(range, r.weight);
+  const tilt = document.createElement("select");
+  tilt.className = "tilt"; tilt.disabled = !r.fits;
+  tilt.title = "Layers it applies to: all alike, more to the deep ones (near the output), or more to the shallow ones (near the input)";
+  tilt.setAttribute("aria-label", `Depth of ${r.name}`);
+  for (const value of new Set([0, 1, -1, r.tilt || 0]))
+    tilt.append(Object.assign(document.createElement("option"), { value, textContent: tiltLabel(value), selected: value === r.tilt }));
+  tilt.addEventListener("change", () => change(r.id, { tilt: Number(tilt.value) }, 0));
+  colourTrack(range, r.weight);
   const about = [r.kind, r.rank ? "rank " + r.rank : "", r.base || ""].filter(Boolean).join(" · ");
   const name = studio.make({ tag: "div", cls: "mix-name", kids: [
     { tag: "strong", kids: [r.name] }, r.training ? { tag: "span", cls: "chip live", kids: ["training"] } : null,
-    { tag: "span", cls: "quiet", kids: [r.fits ? about : r.why || "does not fit this base"] }] });
-  box.append(toggle, name, range, exact, lean);
+    { tag: "span", cls: "quiet", kids: [r.fits ? about : r.reason || "was trained on another base"] }] });
+  box.append(toggle, name, range, exact, tilt);
   return box;
 }
 
@@ -80,15 +80,14 @@ function draw() {
   const shape = (l) => JSON.stringify(l.map((r) => [r.id, r.name, r.rank, r.training, r.fits]));
   const same = drawn && shape(JSON.parse(drawn)) === shape(list) && root.contains(document.activeElement);
   drawn = text;
-  const had = JSON.stringify(props.value || null);
-  if (had !== text) props.value = list;
-  formula(list);
-  if (same) return; // someone has a slider in hand: it already shows what it says
+  if (JSON.stringify(props.value || null) !== text) props.value = list;
+  drawFormula(list);
+  if (same) return; // the user is moving a slider, which already shows its weight
   const place = root.querySelector(".mix-rows");
-  if (list.length) place.replaceChildren(...list.map(rowOf));
-  else place.replaceChildren(studio.make(props.nothing));
+  if (list.length) place.replaceChildren(...list.map(makeRow));
+  else place.replaceChildren(studio.make(props.empty));
 }
 
-studio.acts(root, trigger); /* fires 'act' */
+studio.bindActions(root, trigger); /* fires 'act' */
 watch(["value", "adapters"], draw);
 draw();

@@ -1,12 +1,12 @@
-"""The mixer: a switch and a weight for each adapter, as one component.
+"""The mixer: one component with a switch, a weight and a tilt for each adapter.
 
-Knows how a row of the mixer becomes a weight of a mix. Knows nothing of what a mix does. Python says
-which adapters exist (`adapters`), the browser says what is on (`value`), so neither overwrites the other.
+Python sets the property `adapters` (which exist), the browser sets `value` (what is on, and how much), so
+neither overwrites the other. A row is `{"id", "on", "weight", "tilt", ...}`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
@@ -17,82 +17,82 @@ from studio import formatting
 from studio.assets import read_asset
 from studio.tree import button, empty
 
-LEANS = {0.0: "", 1.0: " (deep)", -1.0: " (shallow)"}
-NOTHING = empty(
+TILTS = {0.0: "", 1.0: " (deep)", -1.0: " (shallow)"}
+NO_ADAPTERS = empty(
     "No adapters yet",
-    "A mix is the base model plus any adapters, each with a weight. Train one and it appears here, even while it learns.",
+    "A mix is the base model plus adapters, each with a weight. "
+    "Train an adapter, and it appears here while it trains.",
     button("Go to Train", {"do": "tab", "tab": "train"}, "primary"),
 )
 
 
 def mixer() -> gr.HTML:
-    """The component; its event `mixed` fires an eighth of a second after the last move."""
+    """The component. Its event `mix_change` fires an eighth of a second after a slider has last moved."""
     return gr.HTML(
         value=None,
         adapters=[],
-        nothing=NOTHING,
+        empty=NO_ADAPTERS,
         html_template='<div class="mixer"><div class="formula"></div><div class="mix-rows"></div></div>',
-        js_on_load=f"const LIMIT = {WEIGHT_LIMIT}, STEP = {WEIGHT_STEP};\n{read_asset('components/mixer.js')}\n/* fires 'mix_change' */",
+        js_on_load=(
+            f"const LIMIT = {WEIGHT_LIMIT}, STEP = {WEIGHT_STEP};\n"
+            f"{read_asset('components/mixer.js')}\n/* fires 'mix_change' */"
+        ),
         apply_default_css=False,
         elem_id="mixer",
     )
 
 
 def adapter_rows(engine: Engine) -> list[dict[str, Any]]:
-    """The adapters that can be mixed, with where their rows start: the newest domain and task adapter are on."""
-    found = [_plain(a) for a in engine.library.mixable_adapters()]
-    first = {
-        kind: next((a["id"] for a in reversed(found) if a["kind"] == kind and a["fits"]), None)
+    """The rows of all adapters. At first the newest domain adapter and the newest task adapter are on."""
+    adapters = [
+        {**asdict(a), "base": formatting.format_base(a.base)} for a in engine.library.mixable_adapters()
+    ]
+    newest = [
+        next((a["id"] for a in reversed(adapters) if a["kind"] == kind and a["fits"]), None)
         for kind in ("domain", "task")
-    }
-    return [{**a, "on": a["id"] in first.values(), "weight": 1.0, "tilt": 0.0} for a in found]
-
-
-def _plain(adapter: Any) -> dict[str, Any]:
-    get = adapter.get if isinstance(adapter, dict) else lambda k, d=None: getattr(adapter, k, d)
-    keys = ("id", "name", "kind", "rank", "base", "training", "fits", "why")
-    return {**{k: get(k) for k in keys}, "base": formatting.format_base(get("base") or "")}
+    ]
+    return [{**a, "on": a["id"] in newest, "weight": 1.0, "tilt": 0.0} for a in adapters]
 
 
 def read_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
-    """The mixer's present state as a mix, named by its formula. What the browser sent is checked by `Mix` like everything else.
+    """Reads a mix from the rows that the browser sent; `Mix` checks the weights and tilts.
+
+    Args:
+        rows: the mixer's value; anything that is not a row is ignored.
+        names: the adapters' names by id, for the mix's own name, which is its formula.
 
     Raises:
-        SpecError: a weight or a tilt outside its limits.
+        SpecError: a weight or a tilt is outside its limits.
     """
-    good = (
-        [r for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str) and r.get("on") is True]
-        if isinstance(rows, list)
-        else []
-    )
+    candidates = rows if isinstance(rows, list) else []
+    active = [
+        r for r in candidates if isinstance(r, dict) and isinstance(r.get("id"), str) and r.get("on") is True
+    ]
     mix = Mix(
-        weights={r["id"]: r.get("weight", 0.0) for r in good},
-        tilt={r["id"]: r["tilt"] for r in good if r.get("tilt")},
+        weights={r["id"]: r.get("weight", 0.0) for r in active},
+        tilt={r["id"]: r["tilt"] for r in active if r.get("tilt")},
     )
-    called = {i: (names or {}).get(i, i) for i in mix.weights}
+    labels = {i: (names or {}).get(i, i) + _tilt_label(mix.tilt.get(i, 0.0)) for i in mix.weights}
     return replace(
         mix,
-        name=formatting.format_mix({called[i] + _lean(mix.tilt.get(i, 0.0)): w for i, w in mix.weights.items()})[
-            :120
-        ],
+        name=formatting.format_mix({labels[i]: w for i, w in mix.weights.items()})[:120],
     )
 
 
-def _lean(tilt: float) -> str:
-    return LEANS.get(tilt, f" (@{tilt:g})")  # a tilt between these comes by a link or the API
+def _tilt_label(tilt: float) -> str:
+    return TILTS.get(tilt, f" (@{tilt:g})")  # a link or the API may set any other tilt
 
 
 def current_mix(engine: Engine, rows: Any) -> Mix | None:
-    """The mixer's present state with the adapters' names, or nothing while the mixer was never seen."""
+    """The mixer's current mix, named with the adapters' names; None before the page has drawn the mixer."""
     return read_mix(rows, {a["id"]: a["name"] for a in adapter_rows(engine)}) if rows else None
 
 
 def apply_mix(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[str, Any]]:
-    """The mixer's rows set to a mix: what it does not name is switched off."""
+    """Sets the rows to a mix. Adapters that are not part of it are switched off and keep their weights."""
+    rows = rows if isinstance(rows, list) else []
+    set_by_user = {r["id"]: r for r in rows if isinstance(r, dict) and "id" in r}
     on = mix.weights
-    set_by_user = (
-        {r["id"]: r for r in rows if isinstance(r, dict) and "id" in r} if isinstance(rows, list) else {}
-    )
     return [
         {
             **a,

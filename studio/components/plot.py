@@ -1,8 +1,5 @@
-"""One chart drawn by plotly.js from plain traces, in the page's colours.
-
-Knows how a chart gets to the browser. A colour is written as the name of a CSS variable ("--st-accent"),
-so that a chart follows the theme. Knows nothing of what is drawn.
-"""
+"""One chart, drawn by plotly.js from plain traces. A colour is given as a CSS variable ("--st-accent"), so it
+follows the theme."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from studio.assets import read_asset
 
 
 def plot(elem_id: str) -> gr.HTML:
-    """The component; its value is from `figure`, and its event `picked` carries the x and y of a clicked point."""
+    """The component. Its value comes from `figure`; its event `point_click` has the x and y of the point."""
     return gr.HTML(
         value=None,
         html_template='<div class="plot" hidden></div>',
@@ -26,7 +23,10 @@ def plot(elem_id: str) -> gr.HTML:
 
 
 def literal(text: str) -> str:
-    """A name for a chart, to be drawn as it is written: plotly.js reads tags, entities and `%{...}` in its texts, and `plot.js` the names of colours."""
+    """Escapes a text that must appear in a chart as it is.
+
+    Plotly interprets tags, entities and `%{...}` in its texts, and `plot.js` the names of colours.
+    """
     escaped = html.escape(text, quote=False).replace("%", "&#37;")
     return escaped.replace("--", "&#45;-", 1) if escaped.startswith("--st-") else escaped
 
@@ -34,11 +34,13 @@ def literal(text: str) -> str:
 def figure(
     traces: list[dict[str, Any]], layout: dict[str, Any] | None = None, height: int = 420, pick: bool = False
 ) -> dict[str, Any]:
-    """A chart.
+    """The value of a chart.
 
     Args:
-        traces, layout: as plotly.js takes them; strings that begin with "--st-" are colours of the page. What people wrote goes in through `literal`.
-        height: pixels.
+        traces: as plotly.js takes them. Strings that begin with "--st-" are colours of the page; texts from
+            users, such as names, must go through `literal`.
+        layout: as plotly.js takes it, with the same rules.
+        height: in pixels.
         pick: points can be clicked.
     """
     return {"traces": traces, "layout": layout or {}, "height": height, "pick": pick}

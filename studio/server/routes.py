@@ -23,12 +23,12 @@ def routes(engine: Engine) -> list[Route]:
     """The routes to add to Gradio's application."""
 
     def adapter(item_id: str) -> FileResponse:
-        return FileResponse(
-            engine.library.archive(item_id), media_type="application/zip", filename=f"{item_id}.zip"
-        )
+        archive = engine.library.archive(item_id)
+        return FileResponse(archive, media_type="application/zip", filename=f"{item_id}.zip")
 
     def report(item_id: str) -> FileResponse:
-        return FileResponse(engine.evaluation.report_csv(item_id), media_type="text/csv", filename=f"{item_id}.csv")
+        file = engine.evaluation.report_csv(item_id)
+        return FileResponse(file, media_type="text/csv", filename=f"{item_id}.csv")
 
     def grid(item_id: str) -> Response:
         headers = {"Content-Disposition": f'attachment; filename="{item_id}.csv"'}

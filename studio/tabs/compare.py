@@ -144,7 +144,7 @@ def wire(
     events.bind(tab.export.click, engine, export_markdown, [tab.session], [tab.file_text]).success(
         fn=None,
         inputs=[tab.file_text],
-        js="(text) => { window.studio.save('comparison.md', text); }",
+        js="(text) => { window.studio.saveFile('comparison.md', text); }",
         api_visibility="private",
     )
     for event in (library_changed, mix_changed):

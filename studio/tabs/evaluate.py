@@ -1,11 +1,11 @@
-"""The Evaluate tab: mixes measured on a held-out split, as a table, bars and a CSV.
+"""The Evaluate tab: mixes measured on held-out data, with the report as a table, bars and a CSV file.
 
-Knows which figures to show and how. Knows nothing of how they are measured.
+`core/evaluate` measures; `METRICS` says which figures are shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,19 @@ from studio.session import Session
 from studio.tree import Node, download, empty, node, table, title, view
 
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
-# column of a report's row: heading, whether it is a share, digits
-FIGURES = {
-    "perplexity": ("Perplexity", False, 2), "answer_perplexity": ("Answer perplexity", False, 2), "exact_match": ("Exact match", True, 1),
-    "f1": ("F1", True, 1), "general_perplexity": ("General perplexity", False, 2), "latency_seconds": ("Latency (s)", False, 2),
+# Key of a report's row -> heading, whether the value is a share, digits.
+METRICS = {
+    "perplexity": ("Perplexity", False, 2),
+    "answer_perplexity": ("Answer perplexity", False, 2),
+    "exact_match": ("Exact match", True, 1),
+    "f1": ("F1", True, 1),
+    "general_perplexity": ("General perplexity", False, 2),
+    "latency_seconds": ("Latency (s)", False, 2),
     "tokens_per_second": ("Tokens / s", False, 0),
-}  # fmt: skip
-IN_BARS = ("exact_match", "f1", "perplexity", "general_perplexity")
-NOTHING = empty(
-    "No report yet", "Choose a dataset and some mixes, then measure. Every report is kept in the Library."
+}
+BAR_METRICS = ("exact_match", "f1", "perplexity", "general_perplexity")
+NO_REPORT = empty(
+    "No report yet", "Choose a dataset and some mixes, then press Measure. Reports are saved in the Library."
 )
 
 
@@ -41,9 +45,9 @@ class EvaluateTab:
     limit: gr.Number
     start: gr.Button
     stop: gr.Button
-    reports: gr.Dropdown
+    picker: gr.Dropdown
     bars: gr.HTML
-    shown: gr.HTML
+    report: gr.HTML
     session: gr.State
 
 
@@ -51,19 +55,19 @@ def build() -> EvaluateTab:
     """Makes the components."""
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
-            view(title("Evaluate", "Held-out data only: nothing here was trained on."))
+            view(title("Evaluate", "Measures mixes on held-out data, which no adapter was trained on."))
             dataset = fields.picker("Dataset")
             split = gr.Radio(
                 SPLITS,
                 value="test",
                 label="Split",
-                info="Everything is for datasets that no adapter was trained on.",
+                info="Choose Everything only for datasets that no adapter was trained on.",
             )
             mixes = fields.picker("Mixes", value=[], multiselect=True)
             limit = gr.Number(
                 0,
                 label="Limit",
-                info="At most so many rows; 0 means all.",
+                info="Maximum number of rows; 0 means all.",
                 minimum=0,
                 maximum=1_000_000,
                 precision=0,
@@ -72,8 +76,8 @@ def build() -> EvaluateTab:
                 start = gr.Button("Measure", variant="primary", scale=2)
                 stop = gr.Button("Stop", scale=1, min_width=80)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
-            reports = fields.picker("Report")
-            shown = view(NOTHING, elem_id="report")
+            picker = fields.picker("Report")
+            report = view(NO_REPORT, elem_id="report")
             charts = bars.bars()
     return EvaluateTab(
         dataset,
@@ -82,155 +86,167 @@ def build() -> EvaluateTab:
         limit,
         start,
         stop,
-        reports,
+        picker,
         charts,
-        shown,
+        report,
         gr.State(Session(), delete_callback=Session.stop),
     )
 
 
 def wire(
-    tab: EvaluateTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup, mixer_rows: gr.HTML
+    tab: EvaluateTab,
+    engine: Engine,
+    library_changed: events.EventGroup,
+    mix_changed: events.EventGroup,
+    mixer_rows: gr.HTML,
 ) -> None:
     """Connects the events."""
     inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.session]
+    outputs = [tab.report, tab.bars, tab.picker]
     events.refresh_after(
-        events.bind(
-            tab.start.click, engine, measured, inputs, [tab.shown, tab.bars, tab.reports], concurrency_limit=4
-        )
+        events.bind(tab.start.click, engine, measure_mixes, inputs, outputs, concurrency_limit=4)
     )
-    events.bind(tab.stop.click, engine, stopped, [tab.session], None)
-    events.bind(tab.reports.input, engine, opened, [tab.reports], [tab.shown, tab.bars])
-    lists = [tab.dataset, tab.split, tab.mixes, tab.reports]
+    events.bind(tab.stop.click, engine, stop, [tab.session], None)
+    events.bind(tab.picker.input, engine, open_report, [tab.picker], [tab.report, tab.bars])
+    lists = [tab.dataset, tab.split, tab.mixes, tab.picker]
     for event in (library_changed, mix_changed):
-        event.add(refresh, [tab.dataset, tab.mixes, tab.reports, mixer_rows], lists)
-    events.bind(tab.dataset.input, engine, suited, [tab.dataset], [tab.split])
+        event.add(refresh, [tab.dataset, tab.mixes, tab.picker, mixer_rows], lists)
+    events.bind(tab.dataset.input, engine, suggest_split, [tab.dataset], [tab.split])
 
 
 def refresh(
     engine: Engine, dataset: str | None, mixes: list[str], picked: str | None, rows: Any
 ) -> tuple[Any, ...]:
-    """The datasets, mixes and reports there are; a fresh page measures the default mixes on the held-out questions."""
-    sets = list(reversed(engine.datasets.list()))
-    ids = [d.id for d in sets]
-    fresh = dataset not in ids
-    chosen = (samples.find_held_out(engine) or (ids[0] if ids else None)) if fresh else dataset
-    offered = mix_choices.list_choices(engine, mixer.current_mix(engine, rows))
-    known = [c["id"] for c in offered]
-    usual = [str(m) for m in engine.library.default_mixes()]
-    kept = [m for m in mixes or [] if m in known]
-    earlier = (
-        len(kept) < 3 and kept == usual[: len(kept)]
-    )  # what was suggested before there were more adapters
+    """Updates the lists of datasets, mixes and reports.
+
+    A fresh page suggests the default mixes on the held-out questions.
+    """
+    datasets = list(reversed(engine.datasets.list()))
+    ids = [d.id for d in datasets]
+    is_fresh = dataset not in ids
+    chosen = (samples.find_held_out(engine) or next(iter(ids), None)) if is_fresh else dataset
+    choices = mix_choices.list_choices(engine, mixer.current_mix(engine, rows))
     reports = engine.evaluation.reports()
+    report = picked if picked in [r.id for r in reports] else None
     return (
-        fields.update_choices([(d.name, d.id) for d in sets], chosen, dataset),
-        suited(engine, chosen) if fresh else gr.skip(),
-        fields.update_choices([(c["name"], c["id"]) for c in offered], usual if earlier else kept, mixes),
-        fields.update_choices(_titles(reports), picked if picked in [r.id for r in reports] else None, picked),
+        fields.update_choices([(d.name, d.id) for d in datasets], chosen, dataset),
+        suggest_split(engine, chosen) if is_fresh else gr.skip(),
+        fields.update_choices(
+            [(c["name"], c["id"]) for c in choices],
+            _suggest_mixes(engine, mixes or [], {c["id"] for c in choices}),
+            mixes,
+        ),
+        fields.update_choices(_report_choices(reports), report, picked),
     )
 
 
-def _titles(reports: list[Any]) -> list[tuple[str, str]]:
+def _suggest_mixes(engine: Engine, mixes: list[str], known: set[str]) -> list[str]:
+    """The chosen mixes that still exist; the default mixes if the choice is an earlier suggestion."""
+    defaults = [str(m) for m in engine.library.default_mixes()]
+    chosen = [m for m in mixes if m in known]
+    is_earlier_suggestion = len(chosen) < 3 and chosen == defaults[: len(chosen)]
+    return defaults if is_earlier_suggestion else chosen
+
+
+def _report_choices(reports: Sequence[Any]) -> list[tuple[str, str]]:
     return [(f"{r.dataset_name} · {r.split} · {formatting.format_time(r.created)}", r.id) for r in reports]
 
 
-def suited(engine: Engine, dataset: str | None) -> str:
-    """The held-out questions are measured whole; of anything else, the test split."""
+def suggest_split(engine: Engine, dataset: str | None) -> str:
+    """The whole dataset for the held-out questions, else the test split."""
     return "all" if dataset and dataset == samples.find_held_out(engine) else "test"
 
 
-def measured(
+def measure_mixes(
     engine: Engine, dataset: str | None, split: str, mixes: list[str], limit: int, rows: Any, session: Session
 ) -> Iterator[tuple[Any, ...]]:
-    """Measures the chosen mixes; yields how far it is, then the report."""
+    """Measures the chosen mixes; yields the progress, then the report."""
     if not dataset:
-        raise SpecError("No dataset is chosen.", "Import one under Data, then choose it here.")
+        raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.")
     session.stop()
-    stream = engine.evaluation.measure(
-        mix_choices.parse_mixes(engine, mixes or [], mixer.current_mix(engine, rows)), dataset, split, int(limit or 0)
-    )
-    session.stream = stream
+    chosen = mix_choices.parse_mixes(engine, mixes or [], mixer.current_mix(engine, rows))
+    session.stream = stream = engine.evaluation.measure(chosen, dataset, split, int(limit or 0))
     report_id = ""
     try:
         for part in stream:
             report_id = part.report
-            yield _progress(part), None, gr.skip()
+            yield _render_progress(part), None, gr.skip()
     finally:
         stream.close()
     if report_id:
-        yield *opened(engine, report_id), gr.update(choices=_titles(engine.evaluation.reports()), value=report_id)
+        choices = _report_choices(engine.evaluation.reports())
+        yield *open_report(engine, report_id), gr.update(choices=choices, value=report_id)
     else:
-        yield empty("Stopped", "No report was made."), None, gr.skip()
+        yield empty("Stopped", "No report was saved."), None, gr.skip()
 
 
-def stopped(engine: Engine, session: Session) -> None:
-    """Ends the measurement under way; no report is kept."""
+def stop(engine: Engine, session: Session) -> None:
+    """Stops the measurement; no report is saved."""
     session.stop()
 
 
-def opened(engine: Engine, picked: str | None) -> tuple[Any, ...]:
-    """A report as a table and bars."""
+def open_report(engine: Engine, picked: str | None) -> tuple[Any, ...]:
+    """Shows a report as a table and bars."""
     if not picked:
-        return NOTHING, None
+        return NO_REPORT, None
     report = engine.evaluation.report(picked)
     kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
     names = [r["name"] for r in report.rows]
-    colours = [
-        "base"
-        if not r["weights"]
-        else kinds.get(next(iter(r["weights"])), "mix")
-        if len(r["weights"]) == 1
-        else "mix"
-        for r in report.rows
-    ]
+    colours = [_colour_of(r["weights"], kinds) for r in report.rows]
     panels = [
-        bars.panel(FIGURES[f][0], names, colours, [r.get(f) for r in report.rows], FIGURES[f][1])
-        for f in IN_BARS
-        if any(isinstance(r.get(f), (int, float)) for r in report.rows)
+        bars.panel(METRICS[m][0], names, colours, [r.get(m) for r in report.rows], METRICS[m][1])
+        for m in BAR_METRICS
+        if any(isinstance(r.get(m), (int, float)) for r in report.rows)
     ]
-    return _report(report), panels
+    return _render_report(report), panels
 
 
-def _report(report: Any) -> Node:
-    present = [f for f in FIGURES if any(f in r for r in report.rows)]
-    body = [[r["name"], *[_figure(r.get(f), FIGURES[f]) for f in present]] for r in report.rows]
-    counted = next((r["questions"] for r in report.rows if "questions" in r), None)
-    about = f"{report.dataset_name}, {report.split} split, {f'{counted} questions, ' if counted else ''}{formatting.format_duration(report.seconds)}. {formatting.format_time(report.created)}"
-    head = node(
-        "div",
-        title("Report", about),
-        download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv"),
-        cls="row spread",
-    )
-    numeric = frozenset(range(1, len(present) + 1))
+def _colour_of(weights: dict[str, float], kinds: dict[str, str]) -> str:
+    """The colour of a mix: base, the kind of its only adapter, or mix."""
+    if not weights:
+        return "base"
+    return kinds.get(next(iter(weights)), "mix") if len(weights) == 1 else "mix"
+
+
+def _render_report(report: Any) -> Node:
+    metrics = [m for m in METRICS if any(m in r for r in report.rows)]
+    lines = [[r["name"], *[_format_metric(r.get(m), m) for m in metrics]] for r in report.rows]
+    questions = next((f"{r['questions']} questions, " for r in report.rows if r.get("questions")), "")
+    duration, created = formatting.format_duration(report.seconds), formatting.format_time(report.created)
+    about = f"{report.dataset_name}, {report.split} split, {questions}{duration}. {created}"
+    link = download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv")
     return node(
         "div",
-        head,
-        table(["Mix", *[FIGURES[f][0] for f in present]], body, "Figures for each mix", numeric),
-        _examples(report.rows),
+        node("div", title("Report", about), link, cls="row spread"),
+        table(
+            ["Mix", *[METRICS[m][0] for m in metrics]],
+            lines,
+            "Metrics for each mix",
+            frozenset(range(1, len(metrics) + 1)),
+        ),
+        _render_examples(report.rows),
     )
 
 
-def _figure(value: Any, figure: tuple[str, bool, int]) -> str:
-    return formatting.format_percent(value) if figure[1] else formatting.format_number(value, figure[2])
+def _format_metric(value: Any, metric: str) -> str:
+    _, is_share, digits = METRICS[metric]
+    return formatting.format_percent(value) if is_share else formatting.format_number(value, digits)
 
 
-def _examples(rows: list[dict[str, Any]]) -> Node | None:
-    """A few questions with what each mix answered."""
-    asked = [r for r in rows if r.get("examples")]
-    if not asked:
+def _render_examples(rows: list[dict[str, Any]]) -> Node | None:
+    """A few questions with the answer of each mix."""
+    answered = [r for r in rows if r.get("examples")]
+    if not answered:
         return None
-    first = asked[0]["examples"][:5]
     lines = [
-        [e["question"], e["reference"], *[r["examples"][i]["answer"] for r in asked]]
-        for i, e in enumerate(first)
+        [e["question"], e["reference"], *[r["examples"][i]["answer"] for r in answered]]
+        for i, e in enumerate(answered[0]["examples"][:5])
     ]
-    inner = table(["Question", "Reference", *[r["name"] for r in asked]], lines, "What each mix answered")
-    return node("details", node("summary", "Read some of the answers"), inner)
+    answers = table(["Question", "Reference", *[r["name"] for r in answered]], lines, "Answers by mix")
+    return node("details", node("summary", "Sample answers"), answers)
 
 
-def _progress(part: Any) -> Node:
+def _render_progress(part: Any) -> Node:
     share = f"{100 * part.done / part.total:.1f}%" if part.total else "0%"
     bar = node(
         "div",

@@ -20,7 +20,7 @@ from core.spec.training import TrainSpec
 from core.store import grids
 from studio import events, fields
 from studio.components import plot
-from studio.tabs import train
+from studio.tabs import suggestions, train
 from studio.tree import Node, button, node, title, view
 from studio.views import runs
 
@@ -147,17 +147,17 @@ def described(
         SpecError
     """
     name = (values[tab.name] or "").strip()
-    asked = {**train.asked_for(form, values), "name": name or "Grid"}
+    asked = {**train.read_form(form, values), "name": name or "Grid"}
     return resolve(values[form.kind], values[form.preset], asked), axes_of(tab, values), name
 
 
 def checked(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
     """How many cells there are and what they take, or what is still missing; the button starts only when nothing is."""
-    out: dict[Any, Any] = {tab.shared: _shared(engine, train.asked_for(form, values), values[form.preset])}
+    out: dict[Any, Any] = {tab.shared: _shared(engine, train.read_form(form, values), values[form.preset])}
     try:
         spec, axes, name = described(tab, form, values)
         count = len(grids.make_cells(spec, axes, name))
-        lacking = engine.runs.list_missing({**spec.to_json(), "name": name})
+        lacking = engine.runs.list_problems({**spec.to_json(), "name": name})
         seconds = engine.grids.estimate_seconds(spec, axes, engine.bases.current().name)
     except StudioError as e:
         return {
@@ -228,7 +228,7 @@ def pressed(
     """What the buttons of the table do: take a cell's settings into the Train form, or cancel the rest."""
     said = event._data if isinstance(event._data, dict) else {}
     if said.get("do") == "rest":
-        engine.grids.cancel_waiting(str(said.get("grid", "")))
+        engine.grids.cancel_open_cells(str(said.get("grid", "")))
         return {tab.results: opened(engine, str(said.get("grid", "")))[0]}
     if said.get("do") != "use":
         return {tab.results: gr.skip()}
@@ -247,8 +247,8 @@ def settings(engine: Engine, form: train.TrainTab, spec: TrainSpec) -> dict[Any,
             events.escape_markup(f"The form has no field for {', '.join(lost)}; set it in the terminal."),
             title="Not everything",
         )
-    sets = [(d.name, d.id) for d in train.of_kind(engine, spec.kind)]
-    below = [*train.below_choices(engine), train.ALONE]
+    sets = [(d.name, d.id) for d in suggestions.list_datasets(engine, spec.kind)]
+    below = [*suggestions.list_parents(engine), suggestions.NO_PARENT]
     return {
         form.kind: spec.kind,
         form.dataset: gr.update(choices=sets, value=spec.dataset),

@@ -1,7 +1,6 @@
-"""The Mix tab: weights for every adapter, and an answer that follows them, also while it is written.
+"""The Mix tab: a weight for every adapter, and an answer that follows the weights while it is generated.
 
-Knows the mixer, the answer beside it, the link that brings both back, and the view for a projector.
-Knows nothing of how a mix reaches the model.
+It also has the link to a mix and its prompt, and the presentation view for a projector.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from studio.components import mixer
 from studio.session import SAMPLING, Session, read_sampling
 from studio.tree import Node, empty, node, title, view
 
-NOT_ASKED = empty("No answer yet", "Ask something; then move a slider, and the answer follows it.")
+NO_ANSWER = empty("No answer yet", "Ask something, then move a slider: the answer follows the mix.")
 
 
 @dataclass(frozen=True)
 class MixTab:
-    """The components of the Mix tab."""
+    """The components of the Mix tab; the hidden `query` holds the query string of the page's address."""
 
     mixer: gr.HTML
-    departures: gr.HTML
+    warnings: gr.HTML
     name: gr.Textbox
     save: gr.Button
     saved: gr.Dropdown
@@ -40,16 +39,17 @@ class MixTab:
     stop: gr.Button
     share: gr.Button
     present: gr.Button
-    leave: gr.Button
-    plain: gr.Checkbox
+    exit: gr.Button
+    continue_text: gr.Checkbox
     sampling: fields.Fields
     answer: gr.HTML
     session: gr.State
     query: gr.Textbox
 
-    def asked(self) -> list[Any]:
-        """What an answer depends on."""
-        return [self.prompt, self.mixer, self.session, self.plain, *self.sampling.values()]
+    @property
+    def answer_inputs(self) -> list[Any]:
+        """The components that an answer depends on, in the order of `stream_answer`'s arguments."""
+        return [self.prompt, self.mixer, self.session, self.continue_text, *self.sampling.values()]
 
 
 def build() -> MixTab:
@@ -59,11 +59,11 @@ def build() -> MixTab:
             view(
                 title(
                     "Mixer",
-                    "Each adapter has a switch and a weight. Off is really off; a negative weight pushes away.",
+                    "Each adapter has a switch and a weight. Off means no effect; negative weights subtract.",
                 )
             )
             rows = mixer.mixer()
-            departs = view(elem_id="departures")
+            warnings = view(elem_id="mix-warnings")
             with gr.Row(elem_classes="save-row"):
                 name = gr.Textbox(
                     label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140
@@ -73,11 +73,11 @@ def build() -> MixTab:
                 saved = fields.picker("Saved mixes", scale=3, min_width=140)
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
                 delete = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
-        with gr.Column(scale=6, min_width=320, elem_classes="card", elem_id="mix-said"):
+        with gr.Column(scale=6, min_width=320, elem_classes="card", elem_id="answer-side"):
             view(
                 title(
                     "Answer",
-                    "Move a slider: an answer under way goes on under the new mix, a finished one is written again.",
+                    "Move a slider: the answer continues with the new mix, or is regenerated if finished.",
                 )
             )
             prompt = gr.Textbox(
@@ -88,20 +88,20 @@ def build() -> MixTab:
                 stop = gr.Button("Stop", scale=1, min_width=70)
                 share = gr.Button("Copy link", scale=1, min_width=90)
                 present = gr.Button("Present", scale=1, min_width=80)
-                leave = gr.Button("Leave this view", scale=1, min_width=80, elem_classes="leave")
-            answer = view(NOT_ASKED, elem_id="mix-answer")
+                exit_view = gr.Button("Exit presentation", scale=1, min_width=80, elem_classes="leave")
+            answer = view(NO_ANSWER, elem_id="mix-answer")
             with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
-                plain = gr.Checkbox(
+                continue_text = gr.Checkbox(
                     False,
                     label="Continue the text",
-                    info="The prompt is the beginning of a text that goes on, not a question.",
+                    info="The prompt is the beginning of a text, not a question.",
                 )
                 sampling = fields.build(Sampling, SAMPLING)
     query = gr.Textbox(visible=False)
     session = gr.State(Session(), delete_callback=Session.stop)
     return MixTab(
         rows,
-        departs,
+        warnings,
         name,
         save,
         saved,
@@ -112,8 +112,8 @@ def build() -> MixTab:
         stop,
         share,
         present,
-        leave,
-        plain,
+        exit_view,
+        continue_text,
         sampling,
         answer,
         session,
@@ -121,54 +121,58 @@ def build() -> MixTab:
     )
 
 
-def wire(tab: MixTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup) -> None:
+def wire(
+    tab: MixTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup
+) -> None:
     """Connects the events."""
     queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        events.bind(trigger, engine, answered, tab.asked(), [tab.answer], **queueing)
-    events.bind(tab.mixer.mix_change, engine, followed, tab.asked(), [tab.answer], **queueing)
-    mix_changed.add(departed, [tab.mixer], [tab.departures])
-    events.bind(tab.mixer.change, engine, departed, [tab.mixer], [tab.departures])
-    events.bind(tab.stop.click, engine, stopped, [tab.session], None)
+        events.bind(trigger, engine, stream_answer, tab.answer_inputs, [tab.answer], **queueing)
+    events.bind(tab.mixer.mix_change, engine, follow_mixer, tab.answer_inputs, [tab.answer], **queueing)
+    mix_changed.add(show_warnings, [tab.mixer], [tab.warnings])
+    events.bind(tab.mixer.change, engine, show_warnings, [tab.mixer], [tab.warnings])
+    events.bind(tab.stop.click, engine, stop, [tab.session], None)
     tab.share.click(
         fn=None,
         inputs=[tab.prompt, tab.mixer],
-        js="(prompt, rows) => window.studio.share(prompt, rows)",
+        js="(prompt, rows) => window.studio.copyLink(prompt, rows)",
         api_visibility="private",
     )
     tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
-    tab.leave.click(fn=None, js="() => window.studio.present(false)", api_visibility="private")
-    events.refresh_after(events.bind(tab.save.click, engine, kept, [tab.name, tab.mixer], [tab.name, tab.saved]))
-    events.bind(tab.load.click, engine, restored, [tab.saved, tab.mixer], [tab.mixer]).success(
-        events.handler(followed, engine),
-        tab.asked(),
+    tab.exit.click(fn=None, js="() => window.studio.present(false)", api_visibility="private")
+    events.refresh_after(
+        events.bind(tab.save.click, engine, save_mix, [tab.name, tab.mixer], [tab.name, tab.saved])
+    )
+    events.bind(tab.load.click, engine, load_mix, [tab.saved, tab.mixer], [tab.mixer]).success(
+        events.handler(follow_mixer, engine),
+        tab.answer_inputs,
         [tab.answer],
         show_progress="hidden",
         api_visibility="private",
         **queueing,
     )
-    events.refresh_after(events.bind(tab.delete.click, engine, forgotten, [tab.saved], [tab.saved]))
+    events.refresh_after(events.bind(tab.delete.click, engine, delete_mix, [tab.saved], [tab.saved]))
     library_changed.add(refresh, [tab.saved], [tab.mixer, tab.saved])
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
-    """The adapters and the saved mixes there are."""
-    return gr.HTML(adapters=mixer.adapter_rows(engine)), _saved(engine, picked)
+    """Updates the adapters of the mixer and the list of saved mixes."""
+    return gr.HTML(adapters=mixer.adapter_rows(engine)), _update_mix_choices(engine, picked)
 
 
-def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
-    """Connects the address that a visitor came by: a shared mix is set, and its prompt answered."""
-    came = events.bind(
+def wire_link(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
+    """Connects the page's address: the mix of a shared link is set, and its prompt is answered."""
+    loaded = events.bind(
         page.load,
         engine,
-        opened,
+        open_link,
         [tab.query, tab.mixer],
         [tab.mixer, tab.prompt, tabs, tab.query],
         js="(query, rows) => [location.search, rows]",
     )
-    came.success(
-        events.handler(greeted, engine),
-        [tab.query, *tab.asked()],
+    loaded.success(
+        events.handler(answer_link, engine),
+        [tab.query, *tab.answer_inputs],
         [tab.answer],
         show_progress="hidden",
         api_visibility="private",
@@ -176,86 +180,92 @@ def arrive(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
     )
 
 
-def opened(engine: Engine, query: str, rows: Any) -> tuple[Any, ...]:
-    """What an address says: the mixer's rows, the prompt, the tab; and whether there is something to answer.
+def open_link(engine: Engine, query: str, rows: Any) -> tuple[Any, ...]:
+    """Reads the query string of a link.
+
+    Returns:
+        the mixer's rows, the prompt, the selected tab, and "answer" if there is a prompt to answer.
 
     Raises:
-        SpecError: the address holds no mix that could be read. NotFound: it names an adapter that is not here.
+        SpecError: the mix cannot be parsed. NotFound: one of its adapters is not in the library.
     """
-    said = parse_qs(query.lstrip("?"), keep_blank_values=True)
-    if "mix" not in said:
+    parameters = parse_qs(query.lstrip("?"), keep_blank_values=True)
+    if "mix" not in parameters:
         return gr.skip(), gr.skip(), gr.skip(), ""
-    mix = Mix.parse(said["mix"][0])
-    shelf = mixer.adapter_rows(engine)
-    if missing := sorted(set(mix.weights) - {a["id"] for a in shelf}):
+    mix = Mix.parse(parameters["mix"][0])
+    adapters = mixer.adapter_rows(engine)
+    if missing := sorted(set(mix.weights) - {a["id"] for a in adapters}):
         raise NotFound(
-            f"The link names the adapter {missing[0]!r}, which is not here.",
-            "Ask whoever sent the link for the adapter, or mix what is here.",
+            f"The link uses the adapter {missing[0]!r}, which is not in this library.",
+            "Ask the sender for the adapter, or mix the adapters of this library.",
         )
-    prompt = said.get("prompt", [""])[0]
-    return mixer.apply_mix(rows, shelf, mix), prompt or gr.skip(), gr.Tabs(selected="mix"), prompt and "answer"
+    prompt = parameters.get("prompt", [""])[0]
+    return (
+        mixer.apply_mix(rows, adapters, mix),
+        prompt or gr.skip(),
+        gr.Tabs(selected="mix"),
+        prompt and "answer",
+    )
 
 
-def greeted(engine: Engine, query: str, *asked: Any) -> Iterator[Any]:
-    """Answers the prompt of a shared link."""
+def answer_link(engine: Engine, query: str, *inputs: Any) -> Iterator[Any]:
+    """Answers the prompt of a link."""
     if query != "answer":
         yield gr.skip()
         return
     engine.bases.load()
-    yield from answered(engine, *asked)
+    yield from stream_answer(engine, *inputs)
 
 
-def answered(
-    engine: Engine, prompt: str, rows: Any, session: Session, plain: bool, *sampling: Any
+def stream_answer(
+    engine: Engine, prompt: str, rows: Any, session: Session, continue_text: bool, *sampling: Any
 ) -> Iterator[Node]:
-    """Answers a prompt with the mixer's present mix; a newer answer replaces an older one under way."""
+    """Answers a prompt with the mixer's mix; a newer answer replaces one in progress."""
     if not prompt.strip():
-        raise SpecError("There is no prompt.", "Write what to ask.")
+        raise SpecError("The prompt is empty.", "Write a prompt first.")
     if engine.bases.current().loading:
-        yield empty("The base model is loading", "The answer comes as soon as it is there.")
-    for frame in session.stream_frames(engine, prompt, [_mix(engine, rows)], read_sampling(sampling), chat=not plain):
-        yield {**_shown(frame.columns[0]), "serial": session.serial}
+        yield empty("The base model is loading", "The answer starts as soon as the model is ready.")
+    mixes, settings = [_read_mix(engine, rows)], read_sampling(sampling)
+    for frame in session.stream_frames(engine, prompt, mixes, settings, chat=not continue_text):
+        yield {**_render_answer(frame.columns[0]), "serial": session.serial}
 
 
-def followed(
-    engine: Engine, prompt: str, rows: Any, session: Session, plain: bool, *sampling: Any
+def follow_mixer(
+    engine: Engine, prompt: str, rows: Any, session: Session, continue_text: bool, *sampling: Any
 ) -> Iterator[Any]:
-    """A slider moved: an answer under way goes on under the new mix; else the last prompt is answered again, if there was one."""
-    if (
-        not session.prompt
-        or not prompt.strip()
-        or prompt == session.prompt
-        and session.retune(engine, [_mix(engine, rows)])
-    ):
+    """Continues an answer in progress with a changed mix, or answers the last prompt again."""
+    has_prompt = bool(session.prompt and prompt.strip())
+    is_same = has_prompt and prompt == session.prompt
+    if not has_prompt or (is_same and session.retune(engine, [_read_mix(engine, rows)])):
         yield gr.skip()
     else:
-        yield from answered(engine, prompt, rows, session, plain, *sampling)
+        yield from stream_answer(engine, prompt, rows, session, continue_text, *sampling)
 
 
-def departed(engine: Engine, rows: Any) -> Node | None:
-    """Where the mix departs from how its adapters were trained, said beside the mixer."""
-    said = engine.library.mix_warnings(mixer.read_mix(rows))
-    return node("div", *[node("p", s, cls="note") for s in said]) if said else None
+def show_warnings(engine: Engine, rows: Any) -> Node | None:
+    """Shows where the mix differs from the conditions that its adapters were trained under."""
+    warnings = engine.library.mix_warnings(mixer.read_mix(rows))
+    return node("div", *[node("p", w, cls="note") for w in warnings]) if warnings else None
 
 
-def stopped(engine: Engine, session: Session) -> None:
-    """Ends the answer under way; what is written stays."""
+def stop(engine: Engine, session: Session) -> None:
+    """Stops the answer and keeps its text."""
     session.stop()
 
 
-def _mix(engine: Engine, rows: Any) -> Mix:
+def _read_mix(engine: Engine, rows: Any) -> Mix:
     return mixer.read_mix(rows, {a["id"]: a["name"] for a in mixer.adapter_rows(engine)})
 
 
-def kept(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
-    """Saves the mixer's present mix under a name."""
+def save_mix(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
+    """Saves the mixer's mix under a name."""
     mix = mixer.read_mix(rows)
-    made = engine.library.save_mix(name, mix.weights, mix.tilt)
-    gr.Info(f"Saved the mix {made.id}.", title="Done")
-    return "", _saved(engine, made.id)
+    saved = engine.library.save_mix(name, mix.weights, mix.tilt)
+    gr.Info(f"Saved the mix {saved.id}.", title="Done")
+    return "", _update_mix_choices(engine, saved.id)
 
 
-def restored(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, Any]]:
+def load_mix(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, Any]]:
     """Sets the mixer to a saved mix."""
     if not picked:
         raise NotFound("No saved mix is chosen.", "Choose one in the list.")
@@ -265,24 +275,25 @@ def restored(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, An
     return mixer.apply_mix(rows, mixer.adapter_rows(engine), mix.mix)
 
 
-def forgotten(engine: Engine, picked: str | None) -> Any:
-    """Deletes a saved mix; adapters are not touched."""
+def delete_mix(engine: Engine, picked: str | None) -> Any:
+    """Deletes a saved mix; its adapters stay."""
     if not picked:
         raise NotFound("No saved mix is chosen.", "Choose one in the list.")
     engine.library.delete("mixes", picked)
-    return _saved(engine, None)
+    return _update_mix_choices(engine, None)
 
 
-def _saved(engine: Engine, picked: str | None) -> Any:
+def _update_mix_choices(engine: Engine, picked: str | None) -> Any:
     mixes = engine.library.mixes()
     ids = [m.id for m in mixes]
     return gr.update(
-        choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else (ids[0] if ids else None)
+        choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else next(iter(ids), None)
     )
 
 
-def _shown(column: Any) -> Node:
-    text = node("p", *answers.render_parts(column), cls="answer-text" if column.done else "answer-text writing")
+def _render_answer(column: Any) -> Node:
+    cls = "answer-text" if column.done else "answer-text writing"
+    text = node("p", *answers.render_parts(column), cls=cls)
     name = column.stamp.get("mix", "")
     return node(
         "div",

@@ -1,4 +1,4 @@
-"""The Base tab in a real browser: a base is fetched with a bar, chosen, asked about, and changed."""
+"""The Base tab in a real browser: a base is downloaded with a progress bar, chosen, confirmed and changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = [(1440, 900, "light"), (390, 844, "dark")]
 
 
 @pytest.mark.parametrize("visit", SIZES, ids=["desktop", "phone"], indirect=True)
-def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_a_base_is_downloaded_chosen_and_confirmed(visit, served, tmp_path, monkeypatch) -> None:  # noqa: F811
     page, engine = visit.page, visit.engine
     at(monkeypatch, tmp_path / "cache", served.url)
     home = engine.bases.current(wait=True).name
@@ -74,14 +74,14 @@ def test_a_base_is_downloaded_chosen_and_asked_about(visit, served, tmp_path, mo
     engine.library.delete("adapters", run.adapter)
 
 
-def test_a_gated_one_and_a_folder_that_is_none_say_what_to_do(visit, served, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_a_gated_base_and_an_incomplete_folder_say_what_to_do(visit, served, tmp_path, monkeypatch) -> None:  # noqa: F811
     page = visit.page
     at(monkeypatch, tmp_path / "cache", served.url)
     page.locator("button.spec").click()
     page.get_by_label("Base", exact=True).fill("tiny/gated")
     page.get_by_label("Base", exact=True).press("Enter")
     page.get_by_role("button", name="Download from the Hub").click()
-    page.get_by_text("Ask for access on its Hub page").wait_for()
+    page.get_by_text("Request access on its Hub page").wait_for()
     build_tiny_llama(tmp_path / "empty")
     (tmp_path / "empty" / "model.safetensors").unlink()
     page.get_by_label("Base", exact=True).fill(str(tmp_path / "empty"))

@@ -11,7 +11,7 @@ import pytest
 
 from core.engine.worker import Stream
 from studio import samples
-from studio.tabs import train
+from studio.tabs import suggestions
 from tests.browser.test_path import columns, press, tab, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -38,7 +38,7 @@ def two_adapters(engine) -> None:
     for kind in ("domain", "task"):
         if not any(a.kind == kind for a in engine.library.adapters()):
             spec = dataclasses.replace(
-                train.suggested(engine, kind),
+                suggestions.suggest_run(engine, kind),
                 max_steps=2,
                 batch_size=2,
                 accumulation=1,

@@ -1,4 +1,4 @@
-"""The whole path in a real browser: sample data, two runs, mixing, comparing, measuring, downloading."""
+"""The whole path in a real browser: sample data, two runs, mixing, comparing, evaluating, downloading."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
-# Gradio itself uses what pandas has deprecated; its warnings are not ours to mend.
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 def until(check: Callable[[], object], seconds: float = 120.0, what: str = "") -> object:
-    """Waits until `check` gives something true, and gives it back."""
+    """Waits until `check` returns a true value, and returns it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := check():
-            return found
+        if result := check():
+            return result
         time.sleep(0.1)
     raise AssertionError(f"waited {seconds:g} s for {what or check}")
 
@@ -30,10 +29,10 @@ def press(page, name: str) -> None:
 
 
 def tab(page, name: str) -> None:
-    """Opens a tab; in a narrow window the last ones may be in Gradio's menu of further tabs."""
+    """Opens a tab; in a narrow window the last tabs may be in Gradio's overflow menu."""
     page.get_by_role("tab", name="Data", exact=True).wait_for()
     direct = page.get_by_role("tab", name=name, exact=True)
-    time.sleep(0.2)  # the bar is laid out anew after fonts have come
+    time.sleep(0.2)  # the tab bar changes its layout when the fonts have loaded
     if direct.count():
         direct.click()
     else:
@@ -50,7 +49,7 @@ def columns(page) -> list[str]:
 
 
 def five_clicks(visit) -> None:
-    """From an empty studio to a composed answer."""
+    """From an empty studio to the answers of four mixes."""
     page, engine = visit.page, visit.engine
     press(page, "Use the sample data")
     page.get_by_role("heading", name="Sample domain").wait_for()
@@ -67,7 +66,7 @@ def five_clicks(visit) -> None:
 
 
 def watch_a_run_and_reload(visit) -> None:
-    """The curve grows; a reload in the middle has it whole."""
+    """The curve grows, and a reload in the middle shows all of it."""
     page, engine = visit.page, visit.engine
     tab(page, "Train")
     page.get_by_label("Domain", exact=True).check()
@@ -90,14 +89,14 @@ def watch_a_run_and_reload(visit) -> None:
     assert run.spec.max_steps == 300 and run.spec.max_length == 128
     until(
         lambda: run.id in page.evaluate("location.search"), 30, "the page to watch the new run"
-    )  # until then the chart shows the run before
-    few = until(lambda: points(page), 60, "the first points")
-    assert few < 300, "the run was over before it could be watched"
-    until(lambda: points(page) > few, 60, "more points")
+    )  # until then the chart shows the previous run
+    first = until(lambda: points(page), 60, "the first points")
+    assert first < 300, "the run ended before its curve was shown"
+    until(lambda: points(page) > first, 60, "more points")
     visit.reload()
     page.locator(".run-title").wait_for()
     assert page.locator(".run-title strong").inner_text() == "Long run"
-    until(lambda: points(page) >= few, 60, "the curve from before the reload")
+    until(lambda: points(page) >= first, 60, "the curve from before the reload")
     until(lambda: engine.runs.get(run.id).status.value == "finished", 400, "the end of the run")
     until(lambda: points(page) == 300, 30, "every point")
     losses = page.evaluate("document.querySelector('.live-plot').data[0].y")
@@ -105,7 +104,7 @@ def watch_a_run_and_reload(visit) -> None:
 
 
 def move_a_slider(visit) -> None:
-    """The answer follows the mixer, by keyboard."""
+    """The answer follows the mixer, moved by keyboard."""
     page = visit.page
     tab(page, "Mix")
     page.get_by_role("slider", name="Weight of Sample task").wait_for()
@@ -135,7 +134,7 @@ def move_a_slider(visit) -> None:
 
 
 def compare_four(visit, downloads: Path) -> None:
-    """Four columns at once, each stamped, and a file to take away."""
+    """Four columns at once, each with its stamp, and an exported file."""
     page = visit.page
     tab(page, "Compare")
     until(lambda: len(columns(page)) == 4, 30, "four columns")
@@ -148,39 +147,39 @@ def compare_four(visit, downloads: Path) -> None:
     )
     stamps = page.locator(".board .stamp").all_inner_texts()
     assert stamps[0] == "base" and len(set(stamps)) == 4
-    with page.expect_download() as got:
+    with page.expect_download() as download:
         press(page, "Export as Markdown")
-    got.value.save_as(downloads / "comparison.md")
+    download.value.save_as(downloads / "comparison.md")
     assert (downloads / "comparison.md").read_text().count("\n## ") == 4
 
 
 def measure_and_download(visit, downloads: Path) -> None:
-    """A report with numbers, its CSV, and an adapter as a zip."""
+    """A report with its metrics, its CSV file, and an adapter as a zip file."""
     page, engine = visit.page, visit.engine
     tab(page, "Evaluate")
     press(page, "Measure")
     link = page.get_by_role("link", name="Download as CSV")
     link.first.wait_for(timeout=240_000)
-    with page.expect_download() as got:
+    with page.expect_download() as download:
         link.first.click()
-    got.value.save_as(downloads / "report.csv")
+    download.value.save_as(downloads / "report.csv")
     rows = list(csv.DictReader((downloads / "report.csv").open()))
     assert [r["name"] for r in rows][:4] == ["Base", "Domain", "Task", "Domain + task"]
     assert all(float(r["perplexity"]) > 1 and 0 <= float(r["exact_match"]) <= 1 for r in rows)
     assert page.locator("#bars .js-plotly-plot").count() >= 3
     tab(page, "Library")
     page.locator(".shelf-item").first.click()
-    with page.expect_download() as got:
+    with page.expect_download() as download:
         page.get_by_role("link", name="Download as zip").click()
-    got.value.save_as(downloads / "adapter.zip")
+    download.value.save_as(downloads / "adapter.zip")
     with zipfile.ZipFile(downloads / "adapter.zip") as z:
         assert any(n.endswith("adapter_model.safetensors") for n in z.namelist()) and z.testzip() is None
     press(page, "Verify")
-    page.get_by_text("numbers are finite").wait_for()
+    page.get_by_text("values are finite").wait_for()
     assert len(engine.evaluation.reports()) == 1
 
 
-def test_a_newcomer_walks_the_whole_path(visit, tmp_path):
+def test_the_whole_path_from_data_to_a_download(visit, tmp_path):
     five_clicks(visit)
     watch_a_run_and_reload(visit)
     move_a_slider(visit)
@@ -200,7 +199,7 @@ def test_every_tab_fits_its_window(visit):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
 
 
-def test_a_refusal_says_what_to_do(visit, tmp_path):
+def test_a_broken_file_is_refused_with_its_line(visit, tmp_path):
     page = visit.page
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
@@ -209,7 +208,7 @@ def test_a_refusal_says_what_to_do(visit, tmp_path):
     assert page.get_by_role("button", name="Import the files").is_disabled()
 
 
-def test_a_dataset_that_opens_late_does_not_cover_the_files_just_dropped(visit, tmp_path, monkeypatch):
+def test_a_dataset_that_loads_late_does_not_hide_dropped_files(visit, tmp_path, monkeypatch):
     page, engine = visit.page, visit.engine
     for number in range(2):
         notes = tmp_path / f"notes{number}.txt"
@@ -218,7 +217,7 @@ def test_a_dataset_that_opens_late_does_not_cover_the_files_just_dropped(visit, 
     rows = engine.datasets.rows
     opened = []
     monkeypatch.setattr(
-        engine, "dataset_rows", lambda *a, **k: (time.sleep(2), opened.append(a[0]), rows(*a, **k))[2]
+        engine.datasets, "rows", lambda *a, **k: (time.sleep(2), opened.append(a[0]), rows(*a, **k))[2]
     )
     visit.reload()
     broken = tmp_path / "broken.jsonl"
@@ -226,14 +225,14 @@ def test_a_dataset_that_opens_late_does_not_cover_the_files_just_dropped(visit, 
     page.locator("#files input[type=file]").set_input_files(str(broken))
     refusal = page.get_by_role("alert").filter(has_text="broken.jsonl, line")
     refusal.wait_for()
-    until(lambda: made.id in opened, 60, "the dataset that the page opens with")
+    until(lambda: made.id in opened, 60, "the dataset that the page loads first")
     time.sleep(1)
     assert refusal.is_visible() and not page.locator("#dataset").is_visible()
     page.locator("#files").get_by_role("button", name="Clear").first.click()
     page.locator("#dataset").get_by_text("Note 1").first.wait_for()
 
 
-def test_the_theme_is_remembered(visit):
+def test_the_theme_survives_a_reload(visit):
     page = visit.page
     press(page, "Theme")
     assert page.evaluate("document.body.classList.contains('dark')")

@@ -75,7 +75,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     page.get_by_label("Grid name").fill("Two ranks")
     choose(page, "Vary 1", "Rank")
     page.get_by_label("Values 1", exact=True).fill("2, 300")
-    page.get_by_text("Rank is 300. Allowed are 1 to 256.").wait_for()
+    page.get_by_text("Rank must be between 1 and 256, got 300.").wait_for()
     page.get_by_label("Values 1", exact=True).fill("2, 4")
     page.locator("#grid-told").get_by_text("2 cells").wait_for()
     press(page, "Queue 2 runs")

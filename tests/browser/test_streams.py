@@ -1,4 +1,4 @@
-"""Questions and answers between page and server: each is answered, and then it is quiet."""
+"""Events between page and server: each gets its result, and then no more events are sent."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from tests.browser.test_path import tab, until
 
 pytestmark = pytest.mark.slow
 
-# The page hears of a closed stream late, as on a machine with too much to do: the last piece of each stream is held.
-LATE = """
-const plain = window.fetch;
-window.fetch = async (...asked) => {
-  const answer = await plain(...asked);
-  const url = String(asked[0]?.url ?? asked[0]);
-  if (!url.includes("queue/data")) return answer;
-  const held = new TransformStream({
-    async transform(piece, out) {
-      const text = new TextDecoder().decode(piece);
+# Delays the close message of every stream, so that the page learns of it as late as on a busy machine.
+DELAY_CLOSE = """
+const originalFetch = window.fetch;
+window.fetch = async (...request) => {
+  const response = await originalFetch(...request);
+  const url = String(request[0]?.url ?? request[0]);
+  if (!url.includes("queue/data")) return response;
+  const delay = new TransformStream({
+    async transform(chunk, out) {
+      const text = new TextDecoder().decode(chunk);
       const at = text.lastIndexOf('data: {"msg":"close_stream"');
-      if (at < 0) { out.enqueue(piece); return; }
+      if (at < 0) { out.enqueue(chunk); return; }
       if (at > 0) out.enqueue(new TextEncoder().encode(text.slice(0, at)));
-      await new Promise((run) => setTimeout(run, 1200));
+      await new Promise((resolve) => setTimeout(resolve, 1200));
       window.closedLate = (window.closedLate ?? 0) + 1;
       out.enqueue(new TextEncoder().encode(text.slice(at)));
     },
   });
-  return new Response(answer.body.pipeThrough(held), { status: answer.status, headers: answer.headers });
+  const { status, headers } = response;
+  return new Response(response.body.pipeThrough(delay), { status, headers });
 };
 """
 
 
-def test_a_click_whose_answer_has_no_stream_is_answered(visit) -> None:
+def test_an_event_without_an_open_stream_gets_its_result(visit) -> None:
     page = visit.page
-    page.add_init_script(LATE)
+    page.add_init_script(DELAY_CLOSE)
     visit.reload()
     page.locator("button.spec").click()
     base = page.get_by_label("Base", exact=True)
     page.locator("#base-shelf .shelf-item").first.wait_for()
-    page.wait_for_timeout(3000)  # what a fresh page asks is answered, and its stream is closed
+    page.wait_for_timeout(3000)  # the events of a fresh page have their results, and the stream is closed
     for name in ("no/first", "no/second"):
         base.fill(name)
         base.press("Enter")
         before = page.evaluate("window.closedLate ?? 0")
         page.get_by_role("button", name="Use this base").click()
         page.get_by_test_id("toast-body").get_by_text(
-            re.compile(f"'{name}' is not on this machine")
+            re.compile(f"'{name}' is not complete on this machine")
         ).wait_for(timeout=15_000)
     assert before == page.evaluate("window.closedLate") - 1, (
-        "the second was asked before the page knew that the stream is closed"
+        "the second event was sent before the page knew that the stream is closed"
     )
 
 
-def test_a_page_whose_form_and_lists_changed_in_quick_succession_comes_to_rest(visit, corpus) -> None:
+def test_a_page_is_quiet_after_quick_changes_of_form_and_lists(visit, corpus) -> None:
     page, engine = visit.page, visit.engine
-    asked: list[str] = []
-    page.on("request", lambda r: asked.append(r.url) if "queue/join" in r.url else None)
+    joins: list[str] = []
+    page.on("request", lambda r: joins.append(r.url) if "queue/join" in r.url else None)
     data = engine.datasets.import_files([corpus], "Corpus", "domain")
     tab(page, "Train")
     name = page.get_by_label("Name", exact=True).first
@@ -67,9 +68,9 @@ def test_a_page_whose_form_and_lists_changed_in_quick_succession_comes_to_rest(v
         engine.library.rename("datasets", data.id, f"Corpus {i}")
         page.evaluate("window.studio.refresh()")
     page.wait_for_timeout(5000)
-    before = len(asked)
+    before = len(joins)
     page.wait_for_timeout(4000)
-    assert len(asked) == before, "questions without end"
+    assert len(joins) == before, "events without end"
     assert name.input_value() == "Corpus" + 5 * " and more"
     assert page.locator("#start").inner_text() == "Start training"
     tab(page, "Data")

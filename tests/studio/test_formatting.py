@@ -1,4 +1,4 @@
-"""What the page says: numbers, differences, trees, Markdown."""
+"""Formatting of numbers, differences and Markdown; trees; handlers and their errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from studio import events, formatting, tree
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0.4, "0 s"),
         (59.6, "1 min 0 s"),
@@ -20,11 +20,11 @@ from studio import events, formatting, tree
         (float("nan"), "–"),
     ],
 )
-def test_durations_read_as_people_say_them(seconds, said):
-    assert formatting.format_duration(seconds) == said
+def test_durations_have_at_most_two_units(seconds, text):
+    assert formatting.format_duration(seconds) == text
 
 
-def test_the_pieces_of_a_difference_give_the_text_back():
+def test_the_pieces_of_a_difference_join_to_the_text():
     pieces = formatting.diff_words("the lamp is red", "the bell  is\nred indeed")
     assert "".join(text for text, _ in pieces) == "the bell  is\nred indeed"
     assert [text.strip() for text, differs in pieces if differs] == ["bell", "indeed"]
@@ -41,18 +41,21 @@ def test_a_mix_reads_as_a_formula_with_its_sign():
     )
 
 
-def test_markdown_of_an_answer_cannot_become_markup():
-    said = formatting.escape_markdown("<img src=x onerror=alert(1)> [a](javascript:b) `c` # d")
-    assert "\\<img" in said and "\\[a\\]\\(javascript" in said and "\\`c\\`" in said and "\\# d" in said
+def test_escaped_markdown_cannot_become_markup():
+    text = formatting.escape_markdown("<img src=x onerror=alert(1)> [a](javascript:b) `c` # d")
+    assert "\\<img" in text and "\\[a\\]\\(javascript" in text and "\\`c\\`" in text and "\\# d" in text
 
 
-def test_a_folder_is_named_by_its_last_part_and_a_hub_id_whole():
-    assert (formatting.format_base("/srv/models/tiny/"), formatting.format_base("owner/model")) == ("tiny", "owner/model")
+def test_a_folder_is_shortened_to_its_last_part_and_a_hub_id_is_not():
+    assert (formatting.format_base("/srv/models/tiny/"), formatting.format_base("owner/model")) == (
+        "tiny",
+        "owner/model",
+    )
 
 
-def test_a_node_keeps_its_text_and_drops_what_is_absent():
-    made = tree.node("p", "a", None, tree.node("strong", 3), cls="x", aria_label="hi", title=None)
-    assert made == {
+def test_a_node_keeps_its_text_and_drops_none():
+    element = tree.node("p", "a", None, tree.node("strong", 3), cls="x", aria_label="hi", title=None)
+    assert element == {
         "tag": "p",
         "kids": ["a", {"tag": "strong", "kids": ["3"]}],
         "cls": "x",
@@ -61,28 +64,28 @@ def test_a_node_keeps_its_text_and_drops_what_is_absent():
 
 
 def test_an_error_becomes_one_escaped_toast():
-    def handler(engine):
+    def fails(engine):
         raise DataError("it holds <b>nothing</b>.", "Give another.", file="<i>.txt")
 
     with pytest.raises(gr.Error) as e:
-        events.handler(handler, None)()
+        events.handler(fails, None)()
     assert e.value.message == "&lt;i&gt;.txt: it holds &lt;b&gt;nothing&lt;/b&gt;. Give another."
 
 
-def test_an_unexpected_error_is_logged_and_tells_nothing_of_the_inside(caplog):
-    def handler(engine):
+def test_an_unexpected_error_is_logged_and_shows_no_details(caplog):
+    def fails(engine):
         yield 1
         raise RuntimeError("secret /path")
 
-    opened = events.handler(handler, None)()
-    assert next(opened) == 1
+    run = events.handler(fails, None)()
+    assert next(run) == 1
     with pytest.raises(gr.Error) as e:
-        next(opened)
+        next(run)
     assert "secret" not in e.value.message and "secret /path" in caplog.text
 
 
-def test_a_question_of_the_page_is_answered_even_when_it_fails():
-    def failing(engine, question):
+def test_a_server_function_that_fails_responds_with_an_error():
+    def fails(engine, request):
         raise DataError("No.", "Do.")
 
-    assert events.server_function(failing, None)("not a dict") == {"error": "No. Do."}
+    assert events.server_function(fails, None)("not a dict") == {"error": "No. Do."}

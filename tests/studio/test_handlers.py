@@ -1,4 +1,4 @@
-"""The tabs' handlers over a real engine, without a browser: values in, values out."""
+"""Handlers of the tabs with a real engine and without a browser: values in, values out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.spec.training import TrainSpec
 from studio import actions, answers, app, events, fields, mix_choices, samples
 from studio.components import board, guide, live, mixer
 from studio.session import SAMPLING, Session
-from studio.tabs import compare, data, evaluate, library, mix, train
+from studio.tabs import compare, data, evaluate, library, mix, suggestions, train
 from tests.conftest import held
 
 pytestmark = pytest.mark.slow
@@ -26,14 +26,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def engine(tiny_base, tmp_path_factory):
-    """An engine with the sample data, a domain adapter and a task adapter on top of it, trained for two steps each."""
+    """An engine with the sample data and a task adapter on a domain adapter, both trained for two steps."""
     with Engine(
         tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
     ) as made:
         samples.import_samples(made)
         for kind in ("domain", "task"):
             spec = dataclasses.replace(
-                train.suggested(made, kind), max_steps=2, batch_size=2, accumulation=1, max_length=64, rank=4
+                suggestions.suggest_run(made, kind),
+                max_steps=2,
+                batch_size=2,
+                accumulation=1,
+                max_length=64,
+                rank=4,
             )
             made.runs.wait(made.runs.start(spec), 600)
         yield made
@@ -45,8 +50,9 @@ def empty(tiny_base, tmp_path):
         yield made
 
 
-def pressed(**said):
-    return gr.EventData(None, said)
+def pressed(**action):
+    """The event data of a click on a button with this action."""
+    return gr.EventData(None, action)
 
 
 def texts(node) -> str:
@@ -56,39 +62,46 @@ def texts(node) -> str:
 
 def rows_of(engine, **weights):
     return [
-        {**a, "on": a["name"] in weights, "weight": weights.get(a["name"], 1.0)} for a in mixer.adapter_rows(engine)
+        {**a, "on": a["name"] in weights, "weight": weights.get(a["name"], 1.0)}
+        for a in mixer.adapter_rows(engine)
     ]
 
 
 # --- the path
 
 
-def test_a_newcomer_is_offered_the_sample_data_first(empty):
-    said = guide.next_step(empty.base(), empty.datasets(), empty.adapters(), empty.runs())
-    assert [b["act"] for b in said.buttons] == [{"do": "sample"}]
+def advise(engine):
+    return guide.next_step(
+        engine.bases.current(), engine.datasets.list(), engine.library.adapters(), engine.runs.list()
+    )
 
 
-def test_the_sample_data_is_imported_once_however_often_it_is_asked_for(empty):
-    actions.act(empty, pressed(do="sample"))
-    actions.act(empty, pressed(do="sample"))
-    assert sorted((d.name, d.kind) for d in empty.datasets()) == [
+def test_an_empty_studio_suggests_the_sample_data_first(empty):
+    advice = advise(empty)
+    assert [b["act"] for b in advice.buttons] == [{"do": "sample"}]
+
+
+def test_the_sample_data_is_imported_only_once(empty):
+    actions.run_action(empty, pressed(do="sample"))
+    actions.run_action(empty, pressed(do="sample"))
+    assert sorted((d.name, d.kind) for d in empty.datasets.list()) == [
         ("Sample domain", "domain"),
         ("Sample held-out questions", "task"),
         ("Sample task", "task"),
     ]
-    said = guide.next_step(empty.base(), empty.datasets(), empty.adapters(), empty.runs())
-    assert said.buttons[0]["act"] == {"do": "train", "kind": "domain"}
+    advice = advise(empty)
+    assert advice.buttons[0]["act"] == {"do": "train", "kind": "domain"}
 
 
-def test_a_task_run_is_suggested_on_top_of_the_newest_domain_and_never_on_the_held_out_questions(engine):
-    spec = train.suggested(engine, "task")
+def test_a_task_run_is_suggested_on_the_newest_domain_not_on_held_out_data(engine):
+    spec = suggestions.suggest_run(engine, "task")
     domain = next(a for a in engine.library.adapters() if a.kind == "domain")
     assert (engine.datasets.get(spec.dataset).name, spec.stack_on) == ("Sample task", domain.id)
 
 
 def test_the_path_ends_at_comparing(engine):
-    said = guide.next_step(engine.bases.current(), engine.datasets.list(), engine.library.adapters(), engine.runs.list())
-    assert said.buttons[0]["act"] == {"do": "compare"}
+    advice = advise(engine)
+    assert advice.buttons[0]["act"] == {"do": "compare"}
     assert [s.done for s in guide.path_steps(engine.datasets.list(), engine.library.adapters())] == [
         True,
         True,
@@ -105,12 +118,12 @@ def test_the_path_ends_at_comparing(engine):
     ]
 
 
-def test_a_base_that_cannot_be_loaded_is_the_first_thing_said():
+def test_a_base_that_cannot_be_loaded_is_reported_first():
     base = SimpleNamespace(error="It is not there.", loading=False)
     assert guide.next_step(base, [], [], []).failed
 
 
-def test_the_top_changes_its_revision_only_when_a_list_changed(engine):
+def test_the_revision_changes_only_when_a_list_changes(engine):
     before = guide.poll(engine, {})["revision"]
     assert guide.poll(engine, {})["revision"] == before
     saved = engine.library.save_mix("For the revision", {})
@@ -118,31 +131,31 @@ def test_the_top_changes_its_revision_only_when_a_list_changed(engine):
     engine.library.delete("mixes", saved.id)
 
 
-def test_unknown_words_do_nothing(engine):
+def test_unknown_actions_do_nothing(engine):
     before = len(engine.runs.list())
-    for said in ({}, {"do": "rm"}, {"do": "train", "kind": "evil"}, {"do": "tab", "tab": "../x"}):
-        actions.act(engine, pressed(**said))
+    for action in ({}, {"do": "rm"}, {"do": "train", "kind": "evil"}, {"do": "tab", "tab": "../x"}):
+        actions.run_action(engine, pressed(**action))
     assert len(engine.runs.list()) == before
 
 
-def test_an_address_that_names_a_run_that_is_gone_says_so(engine):
+def test_a_url_that_names_a_deleted_run_is_refused(engine):
     with pytest.raises(NotFound):
-        actions.act(engine, pressed(do="watch", run="nothing-here"))
+        actions.run_action(engine, pressed(do="watch", run="nothing-here"))
 
 
 # --- data
 
 
-def test_dropped_files_are_guessed_and_the_columns_can_be_corrected(engine, tmp_path):
+def test_columns_of_dropped_files_are_guessed_and_can_be_corrected(engine, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("frage,antwort\n" + "".join(f"Q{i},A{i}\n" for i in range(6)))
-    shown, add = data.offered(engine, [str(file)], "utf-8")[5:7]
+    shown, add = data.read_files(engine, [str(file)], "utf-8")[5:7]
     assert add["interactive"] is False and "antwort" in texts(shown)
     columns = ["" for _ in data.ROLES]
     columns[data.ROLES.index("question")], columns[data.ROLES.index("answer")] = "frage", "antwort"
-    shown, add = data.checked(engine, [str(file)], "task", "utf-8", *columns)
+    shown, add = data.preview_roles(engine, [str(file)], "task", "utf-8", *columns)
     assert add["interactive"] is True
-    _, picked = data.imported(engine, [str(file)], "task", "utf-8", "Fragen", *columns)
+    _, picked = data.import_files(engine, [str(file)], "task", "utf-8", "Fragen", *columns)
     assert engine.datasets.get(picked["value"]).rows == 6
     engine.library.delete("datasets", picked["value"])
 
@@ -151,44 +164,44 @@ def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tm
     file = tmp_path / "broken.jsonl"
     file.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
     before = len(engine.datasets.list())
-    shown = data.reread(engine, [str(file)], "task", "utf-8")[0]
+    shown = data.preview_files(engine, [str(file)], "task", "utf-8")[0]
     assert "broken.jsonl, line" in texts(shown)
     with pytest.raises(DataError):
-        data.imported(engine, [str(file)], "task", "utf-8", "Broken", *["" for _ in data.ROLES])
+        data.import_files(engine, [str(file)], "task", "utf-8", "Broken", *["" for _ in data.ROLES])
     assert len(engine.datasets.list()) == before
 
 
-def test_files_that_wait_are_in_the_dataset_s_place_until_they_are_taken_away(engine, tmp_path):
+def test_dropped_files_replace_the_dataset_until_they_are_cleared(engine, tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("A note.\n")
-    *_, shown, tokens, preview = data.offered(engine, [str(file)], "utf-8")[:6]
+    *_, shown, tokens, preview = data.read_files(engine, [str(file)], "utf-8")[:6]
     assert (shown["visible"], tokens["visible"]) == (False, False) and "Nothing is imported yet" in texts(
         preview
     )
-    *_, shown, tokens, preview = data.offered(engine, None, "utf-8")[:6]
+    *_, shown, tokens, preview = data.read_files(engine, None, "utf-8")[:6]
     assert (shown["visible"], tokens["visible"], preview) == (True, True, None)
 
 
-def test_a_task_example_marks_only_the_answer_as_learned(engine):
+def test_a_task_example_marks_only_the_answer_as_trained(engine):
     task = next(d for d in engine.datasets.list() if d.name == "Sample task")
-    tree, index = data.exemplified(engine, task.id)
+    tree, index = data.show_example(engine, task.id)
     tokens = next(k for k in tree["kids"] if k.get("cls") == "tokens")["kids"]
     learned = "".join(texts(t) for t in tokens if t["cls"] == "tok trained")
     answer = engine.datasets.rows(task.id, "train", 1)[0]["messages"][-1]["content"]
     assert learned.startswith(answer) and len([t for t in tokens if t["cls"] == "tok"]) > 0
-    assert data.another(engine, task.id, index)[1] == 1
+    assert data.show_next_example(engine, task.id, index)[1] == 1
 
 
-def test_split_sizes_are_shown_in_their_order(engine):
+def test_split_sizes_are_shown_in_order(engine):
     found = engine.datasets.list()[0]
-    shown = texts(data.opened(engine, found.id, "test"))
+    shown = texts(data.show_dataset(engine, found.id, "test"))
     assert shown.index("Training") < shown.index("Validation") < shown.index("Test")
 
 
 # --- train
 
 
-def test_every_setting_has_its_own_sentence_and_limits():
+def test_every_setting_shows_its_help_and_has_its_default():
     with gr.Blocks():
         made = fields.build(TrainSpec, train.ADVANCED)
     known = {f.name: f for f in dataclasses.fields(TrainSpec)}
@@ -198,41 +211,41 @@ def test_every_setting_has_its_own_sentence_and_limits():
     }
 
 
-def test_an_emptied_number_is_refused_by_its_label():
+def test_an_empty_number_is_refused_with_its_label():
     with pytest.raises(SpecError, match="Learning rate is empty"):
         fields.read(TrainSpec, {"learning_rate": None})
 
 
 def test_the_start_button_names_what_is_missing(engine):
-    said = train.start_button(engine, {"kind": "domain", "dataset": "", "name": ""})
-    assert said["interactive"] is False and "dataset" in said["value"]
+    button = train.update_start_button(engine, {"kind": "domain", "dataset": "", "name": ""})
+    assert button["interactive"] is False and "dataset" in button["value"]
 
 
-def test_the_form_follows_the_path_until_someone_touches_it(engine):
+def test_the_form_follows_the_path_until_the_user_edits_it(engine):
     with gr.Blocks():
         tab = train.build(engine)
-    values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
-    out = train.refreshed(engine, tab, values)
-    domain = train.suggested(engine, "domain")
+    values = {c: c.value for c in tab.form | {tab.picker, tab.suggestion}}
+    out = train.refresh_form(engine, tab, values)
+    domain = suggestions.suggest_run(engine, "domain")
     assert out[tab.dataset]["value"] == domain.dataset and out[tab.start]["interactive"] is True
     mine = {**values, tab.dataset: domain.dataset, tab.name: "Mine"}
-    again = train.refreshed(engine, tab, mine)
+    again = train.refresh_form(engine, tab, mine)
     assert (
         tab.name not in again and "value" not in again[tab.dataset]
-    )  # what someone is typing is not sent back to them
+    )  # the text that the user is typing is not overwritten
 
 
-def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monkeypatch):
+def test_settings_follow_a_base_that_loads_after_the_form_was_filled(engine, monkeypatch):
     with gr.Blocks():
         tab = train.build(engine)
     here = engine.bases.current()
-    values = {c: c.value for c in tab.form | {tab.picker, tab.suits}}
+    values = {c: c.value for c in tab.form | {tab.picker, tab.suggestion}}
     monkeypatch.setattr(
-        engine,
-        "base",
+        engine.bases,
+        "current",
         lambda wait=False: dataclasses.replace(here, loading=True, family="", context=0, fingerprint=""),
     )
-    sent = train.refreshed(engine, tab, values).items()
+    sent = train.refresh_form(engine, tab, values).items()
     filled = {
         **values,
         **{
@@ -244,41 +257,41 @@ def test_settings_follow_a_base_that_came_after_the_form_was_filled(engine, monk
     assert (
         filled[tab.preset] == "standard"
         and filled[tab.advanced["max_length"]] == 512
-        and filled[tab.suits] == ("", "standard", 512)
+        and filled[tab.suggestion] == ("", "standard", 512)
     )
     monkeypatch.setattr(
-        engine,
-        "base",
+        engine.bases,
+        "current",
         lambda wait=False: dataclasses.replace(here, family="Mistral", context=128, fingerprint="f" * 64),
     )
-    after = train.refreshed(engine, tab, filled)
+    after = train.refresh_form(engine, tab, filled)
     assert (
         after[tab.preset]["value"] == "mistral-7b-qlora"
         and after[tab.advanced["max_length"]] == 128
-        and after[tab.suits] == ("f" * 64, "mistral-7b-qlora", 128)
+        and after[tab.suggestion] == ("f" * 64, "mistral-7b-qlora", 128)
     )
-    mine = train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: 5})
+    mine = train.refresh_form(engine, tab, {**filled, tab.advanced["rank"]: 5})
     assert (
         tab.preset not in mine
         and tab.advanced["rank"] not in mine
         and mine[tab.advanced["max_length"]] == 128
     )
-    shorter = train.refreshed(engine, tab, {**filled, tab.advanced["max_length"]: 64})
+    shorter = train.refresh_form(engine, tab, {**filled, tab.advanced["max_length"]: 64})
     assert tab.preset not in shorter and shorter[tab.advanced["max_length"]] == 64, (
         "a length that was chosen stays"
     )
     gentle = train.preset_values(engine, tab, "domain", "gentle")
-    other = train.refreshed(engine, tab, {**filled, tab.preset: "gentle", **gentle})
+    other = train.refresh_form(engine, tab, {**filled, tab.preset: "gentle", **gentle})
     assert tab.preset not in other and tab.advanced["learning_rate"] not in other, "and so does a preset"
-    assert tab.advanced["max_length"] not in train.refreshed(
-        engine, tab, {**filled, tab.suits: ("f" * 64, "standard", 512)}
+    assert tab.advanced["max_length"] not in train.refresh_form(
+        engine, tab, {**filled, tab.suggestion: ("f" * 64, "standard", 512)}
     ), "once is enough"
-    assert tab.preset not in train.refreshed(engine, tab, {**filled, tab.advanced["rank"]: None}), (
-        "someone is typing there"
+    assert tab.preset not in train.refresh_form(engine, tab, {**filled, tab.advanced["rank"]: None}), (
+        "the user is typing there"
     )
 
 
-def test_a_run_is_read_again_from_the_start_with_its_whole_curve(engine):
+def test_a_reload_reads_the_whole_curve_of_a_run(engine):
     run = next(r for r in engine.runs.list() if r.kind == "domain")
     first = live.metrics(engine, {"run": run.id, "since": 0})
     assert [p[0] for p in first["points"]["train"]] == [1, 2] and first["points"]["validation"]
@@ -287,7 +300,7 @@ def test_a_run_is_read_again_from_the_start_with_its_whole_curve(engine):
     assert "2 / 2" in texts(first["head"])
 
 
-def test_no_run_is_an_invitation(engine):
+def test_the_live_view_says_that_there_is_no_run(engine):
     assert "No run yet" in texts(live.metrics(engine, {})["head"])
 
 
@@ -308,7 +321,7 @@ def test_the_mixer_starts_with_the_newest_domain_and_task_on(engine):
 @pytest.mark.parametrize(
     "rows", [None, "x", [1, None], [{"id": 3, "on": True}], [{"id": "a", "on": "yes", "weight": 1}]]
 )
-def test_what_is_no_row_of_the_mixer_weighs_nothing(rows):
+def test_values_that_are_not_mixer_rows_are_ignored(rows):
     assert mixer.read_mix(rows).weights == {}
 
 
@@ -320,25 +333,27 @@ def test_a_weight_outside_its_limits_is_refused(weight):
 
 def test_an_answer_is_stamped_with_the_mix_that_wrote_it(engine):
     rows = rows_of(engine, **{"Sample domain": 0.5})
-    *_, last = mix.answered(engine, "Where is the lamp?", rows, Session(), False, *sampling(max_new_tokens=6))
+    *_, last = mix.stream_answer(
+        engine, "Where is the lamp?", rows, Session(), False, *sampling(max_new_tokens=6)
+    )
     domain = next(a for a in engine.library.adapters() if a.kind == "domain")
     assert f"{domain.id} +0.50 ({domain.sha256[:8]})" in texts(last)
 
 
-def test_a_slider_does_not_answer_before_anyone_asked(engine):
-    assert [type(v) for v in mix.followed(engine, "Where?", rows_of(engine), Session(), False, *sampling())] == [
-        type(gr.skip())
-    ]
+def test_a_slider_does_not_answer_before_the_first_prompt(engine):
+    assert [
+        type(v) for v in mix.follow_mixer(engine, "Where?", rows_of(engine), Session(), False, *sampling())
+    ] == [type(gr.skip())]
 
 
-def test_a_slider_that_moves_while_an_answer_is_written_changes_its_mix_from_there_on(engine):
+def test_a_slider_moved_during_an_answer_changes_the_mix_from_there_on(engine):
     session, before, after = Session(), rows_of(engine), rows_of(engine, **{"Sample task": 0.5})
     long = sampling(max_new_tokens=180, temperature=4.0, seed=3)
-    reading = mix.answered(engine, "The lamp", before, session, True, *long)
+    reading = mix.stream_answer(engine, "The lamp", before, session, True, *long)
     next(reading)
     moved = threading.Event()
     engine.worker.post(moved.wait)  # nothing is written while the slider moves, however slow this machine is
-    assert [type(v) for v in mix.followed(engine, "The lamp", after, session, True, *long)] == [
+    assert [type(v) for v in mix.follow_mixer(engine, "The lamp", after, session, True, *long)] == [
         type(gr.skip())
     ]
     moved.set()
@@ -348,41 +363,43 @@ def test_a_slider_that_moves_while_an_answer_is_written_changes_its_mix_from_the
     (column,) = session.frame.columns
     task = next(a.id for a in engine.library.adapters() if a.kind == "task")
     assert column.stamp["weights"][task] == 0.5 and 0 < column.mix_changes[0].at <= len(column.text)
-    again = list(mix.followed(engine, "The lamp", before, session, True, *sampling(max_new_tokens=4)))
+    again = list(mix.follow_mixer(engine, "The lamp", before, session, True, *sampling(max_new_tokens=4)))
     assert "turn" not in str(again[-1]), "a finished answer is written anew"
 
 
-def test_a_link_brings_a_mix_and_its_prompt_back(engine):
+def test_a_link_restores_a_mix_and_its_prompt(engine):
     domain = next(a for a in engine.library.adapters() if a.kind == "domain")
-    rows, prompt, tabs, word = mix.opened(engine, f"?mix={domain.id}%3D-0.35&prompt=Where%3F", None)
+    rows, prompt, tabs, word = mix.open_link(engine, f"?mix={domain.id}%3D-0.35&prompt=Where%3F", None)
     assert {r["name"]: (r["on"], r["weight"]) for r in rows} == {
         "Sample domain": (True, -0.35),
         "Sample task": (False, 1.0),
     }
     assert (prompt, word) == ("Where?", "answer") and tabs.selected == "mix"
     asked = [prompt, rows, Session(), False, *sampling(max_new_tokens=3)]
-    assert "-0.35" in texts([*mix.greeted(engine, word, *asked)][-1])
-    assert mix.opened(engine, "?run=abc", None)[3] == "" and [*mix.greeted(engine, "", *asked)] == [gr.skip()]
+    assert "-0.35" in texts([*mix.answer_link(engine, word, *asked)][-1])
+    assert mix.open_link(engine, "?run=abc", None)[3] == "" and [*mix.answer_link(engine, "", *asked)] == [
+        gr.skip()
+    ]
     with pytest.raises(NotFound, match="'elsewhere'"):
-        mix.opened(engine, "?mix=elsewhere", None)
+        mix.open_link(engine, "?mix=elsewhere", None)
     with pytest.raises(SpecError, match="not a part of a mix"):
-        mix.opened(engine, "?mix=a=b=c", None)
+        mix.open_link(engine, "?mix=a=b=c", None)
 
 
 def test_a_mix_is_saved_loaded_and_deleted(engine):
     rows = rows_of(engine, **{"Sample task": -0.35})
-    _, saved = mix.kept(engine, "Against the task", rows)
-    back = mix.restored(engine, saved["value"], rows_of(engine, **{"Sample domain": 2.0}))
+    _, saved = mix.save_mix(engine, "Against the task", rows)
+    back = mix.load_mix(engine, saved["value"], rows_of(engine, **{"Sample domain": 2.0}))
     assert {r["name"]: (r["on"], r["weight"]) for r in back} == {
         "Sample domain": (False, 2.0),
         "Sample task": (True, -0.35),
     }
     assert "Against the task" in [c["name"] for c in mix_choices.list_choices(engine)]
-    mix.forgotten(engine, saved["value"])
+    mix.delete_mix(engine, saved["value"])
     assert "Against the task" not in [c["name"] for c in mix_choices.list_choices(engine)]
 
 
-def test_the_choices_are_the_usual_mixes_and_the_mixer_s_own(engine):
+def test_the_choices_are_the_default_mixes_and_the_mixer_s(engine):
     present = Mix(
         name="base + 0.30 · Sample domain",
         weights={next(a.id for a in engine.library.adapters() if a.kind == "domain"): 0.3},
@@ -414,7 +431,7 @@ def test_four_mixes_answer_side_by_side_and_the_comparison_is_exported(engine):
     )
 
 
-def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
+def test_stopping_keeps_the_text_so_far_and_marks_it(engine, monkeypatch):
     session, mixes = Session(), [Mix(name="Base")]
     stopped = held(engine, monkeypatch)
     reading = session.stream_frames(engine, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
@@ -425,7 +442,7 @@ def test_stopping_keeps_what_is_written_and_says_so(engine, monkeypatch):
     assert rest[-1].done and rest[-1].columns[0].done
 
 
-def test_a_new_question_ends_the_old_one_without_a_late_frame(engine):
+def test_a_new_prompt_ends_the_old_answer_without_a_late_frame(engine):
     session, mixes = Session(), [Mix(name="Base")]
     old = session.stream_frames(engine, "Where?", mixes, Sampling(max_new_tokens=150, temperature=1.0))
     next(old)
@@ -440,22 +457,24 @@ def test_nothing_is_exported_before_an_answer(engine):
         compare.export_markdown(engine, Session())
 
 
-def test_a_comparison_of_one_is_refused(engine):
+def test_a_comparison_of_one_mix_is_refused(engine):
     with pytest.raises(SpecError, match="2 to 6"):
-        list(compare.stream_answers(engine, "Where?", {"picks": ["base"]}, None, Session(), True, *sampling()))
+        list(
+            compare.stream_answers(engine, "Where?", {"picks": ["base"]}, None, Session(), True, *sampling())
+        )
 
 
 # --- evaluate and library
 
 
-def test_mixes_are_measured_and_the_report_is_kept(engine):
+def test_mixes_are_measured_and_the_report_is_saved(engine):
     chosen, split, mixes, _ = evaluate.refresh(engine, None, [], None, None)
     assert (
         engine.datasets.get(chosen["value"]).name == "Sample held-out questions"
         and split == "all"
         and len(mixes["value"]) == 4
     )
-    *_, last = evaluate.measured(engine, chosen["value"], split, mixes["value"][:2], 4, None, Session())
+    *_, last = evaluate.measure_mixes(engine, chosen["value"], split, mixes["value"][:2], 4, None, Session())
     shown, panels, reports = last
     assert [p["title"] for p in panels][:2] == ["Exact match", "F1"] and all(
         len(p["values"]) == 2 for p in panels
@@ -464,12 +483,12 @@ def test_mixes_are_measured_and_the_report_is_kept(engine):
     assert engine.evaluation.report_csv(reports["value"]).read_text().startswith("name,mix,")
 
 
-def test_suggested_mixes_follow_the_library_until_someone_chooses(engine):
+def test_suggested_mixes_follow_the_library_until_the_user_chooses(engine):
     usual = [str(m) for m in engine.library.default_mixes()]
-    held = evaluate.refresh(engine, None, [], None, None)[0]["value"]
+    held_out = evaluate.refresh(engine, None, [], None, None)[0]["value"]
 
     def offered(mixes):
-        return evaluate.refresh(engine, held, mixes, None, None)[2]
+        return evaluate.refresh(engine, held_out, mixes, None, None)[2]
 
     for earlier in ([], usual[:1], usual[:2]):  # what was suggested when there were fewer adapters
         assert offered(earlier)["value"] == usual
@@ -479,35 +498,35 @@ def test_suggested_mixes_follow_the_library_until_someone_chooses(engine):
 
 def test_the_library_shows_verifies_renames_and_deletes(engine):
     adapter = next(a for a in engine.library.adapters() if a.kind == "domain")
-    shown = library.chosen(engine, "adapters", "", pressed(pick=adapter.id))
+    shown = library.pick_item(engine, "adapters", "", pressed(pick=adapter.id))
     assert shown[1] == adapter.id and adapter.sha256[:16] in texts(shown[2])
-    assert "verified" in texts(library.verified(engine, "adapters", adapter.id))
-    library.renamed(engine, "adapters", adapter.id, "Another name")
+    assert "verified" in texts(library.verify_adapter(engine, "adapters", adapter.id))
+    library.rename_item(engine, "adapters", adapter.id, "Another name")
     assert engine.library.adapter(adapter.id).name == "Another name"
-    library.renamed(engine, "adapters", adapter.id, "Sample domain")
+    library.rename_item(engine, "adapters", adapter.id, "Sample domain")
     saved = engine.library.save_mix("Short-lived", {})
-    assert library.removed(engine, "mixes", saved.id)[1] == "" and engine.library.mixes() == []
+    assert library.delete_item(engine, "mixes", saved.id)[1] == "" and engine.library.mixes() == []
 
 
 @pytest.mark.parametrize("kind", [k for _, k in library.KINDS])
-def test_every_shelf_of_the_library_opens(engine, kind):
-    for item in library.items(engine, kind):
+def test_every_list_of_the_library_opens(engine, kind):
+    for item in library.list_items(engine, kind):
         assert item.id in texts(library.refresh(engine, kind, item.id)[2])
     assert "used" in texts(library.refresh(engine, kind, "")[0])
 
 
-def test_no_handler_of_the_page_is_offered_to_strangers(engine):
+def test_every_handler_of_the_page_is_private(engine):
     page = app.build(engine)
     assert len(page.fns) > 40 and {f.api_visibility for f in page.fns.values()} == {"private"}
 
 
-def test_an_event_that_is_fired_again_has_one_listener_because_two_would_keep_each_other_going(engine):
+def test_an_always_last_event_has_one_handler_because_two_would_loop(engine):
     listeners = {}
     for fn in app.build(engine).fns.values():
         for target in fn.targets:
             listeners.setdefault(target, []).append(fn)
     assert any(f.trigger_mode == "always_last" for fs in listeners.values() for f in fs), (
-        "the form asks only once more while it is being typed into"
+        "the form runs its handler once more after the user has typed"
     )
     assert [
         [f.name for f in fs]
@@ -517,25 +536,25 @@ def test_an_event_that_is_fired_again_has_one_listener_because_two_would_keep_ea
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
-        (DataError("<b> is broken.", "Mend it."), "&lt;b&gt; is broken. Mend it."),
+        (DataError("<b> is broken.", "Fix it."), "&lt;b&gt; is broken. Fix it."),
         (ValueError("x"), events.UNEXPECTED),
     ],
 )
-def test_of_handlers_asked_together_one_that_fails_is_told_and_the_others_are_shown(engine, error, told):
+def test_a_failing_handler_of_a_group_warns_and_the_others_still_update(engine, error, message):
     def fails(engine, value):
         raise error
 
     with gr.Blocks():
         one, two, three = gr.Textbox(), gr.Textbox(), gr.Textbox()
-    together = events.EventGroup()
-    together.add(fails, [one], [one])
-    together.add(lambda engine, value: value + "!", [one], [two])
-    together.add(lambda engine, values: {three: values[two]}, {two}, [three])
+    group = events.EventGroup()
+    group.add(fails, [one], [one])
+    group.add(lambda engine, value: value + "!", [one], [two])
+    group.add(lambda engine, values: {three: values[two]}, {two}, [three])
     with pytest.warns(UserWarning) as warned:
-        assert together._run(engine, {one: "a", two: "b"}) == {two: "a!", three: "b"}
-    assert [str(w.message) for w in warned] == [told]
+        assert group._run(engine, {one: "a", two: "b"}) == {two: "a!", three: "b"}
+    assert [str(w.message) for w in warned] == [message]
 
 
 def test_a_preset_fills_the_form(engine):
@@ -549,12 +568,12 @@ def test_a_preset_fills_the_form(engine):
     ("text", "reason", "shown"),
     [
         ("", "", "…"),
-        ("", "end", "(ended without a word)"),
+        ("", "end", "(empty answer)"),
         ("", "cancelled", "…"),
         ("A lamp.", "end", "A lamp."),
     ],
 )
-def test_an_answer_without_a_word_says_so_when_the_model_ended_it(text, reason, shown):
+def test_an_empty_answer_says_so_when_the_model_ended_it(text, reason, shown):
     column = Column(text, tokens=0, seconds=0.0, done=bool(reason), reason=reason, stamp={})
     assert texts({"kids": answers.render_parts(column)}) == shown
     assert texts(board.render_columns(SimpleNamespace(columns=[column]), 0)[0]).startswith(shown)

@@ -153,7 +153,7 @@ def test_a_run_that_others_stand_on_cancels_them_too_and_says_so_on_its_button(e
         and "On top of Lower." in texts(tree)
     )
     with pytest.raises(Busy, match="'Upper' would be trained on top of 'Lower'"):
-        actions.act(engine, pressed(do="stop", run=lower))
+        actions.run_action(engine, pressed(do="stop", run=lower))
     cancel = next(a for a in acting(tree, "cancel") if a["run"] == lower)
     runs.pressed(engine, pressed(**cancel))
     assert engine.queue.list() == [] and engine.runs.get(upper).status is RunStatus.STOPPED
@@ -187,11 +187,11 @@ def test_the_builder_counts_cells_tells_the_time_and_starts_only_when_nothing_is
         return texts(out[tab.told]), out[tab.start]["value"], out[tab.start]["interactive"]
 
     assert told() == (
-        "Nothing is varied. Choose a setting and give it at least one value.",
+        "The grid varies no setting. Choose a setting and enter at least one value.",
         "Queue the grid",
         False,
     )
-    assert told(rank="2, 999")[0] == "Rank is 999. Allowed are 1 to 256." and told(rank="2, 4")[1:] == (
+    assert told(rank="2, 999")[0] == "Rank must be between 1 and 256, got 999." and told(rank="2, 4")[1:] == (
         "Give the grid a name.",
         False,
     )
@@ -266,7 +266,7 @@ def test_use_these_settings_fills_the_train_form_with_just_that_cell(engine, tab
     filled = {form.kind: out[form.kind], form.dataset: out[form.dataset]["value"], form.name: out[form.name], form.preset: out[form.preset],
               form.stack_on: out[form.stack_on]["value"], **{c: out[c] for c in form.advanced.values()}}  # fmt: skip
     assert (
-        train.resolve(filled[form.kind], filled[form.preset], train.asked_for(form, filled)) == cell.spec
+        train.resolve(filled[form.kind], filled[form.preset], train.read_form(form, filled)) == cell.spec
         and cell.spec.rank == 4
     )
     assert out[top].selected == "train"

@@ -32,7 +32,8 @@ def random_factors(targets: Sequence[str], rank: int, seed: int) -> dict[str, to
     tensors = {}
     for layer in (0, 1):
         for target in targets:
-            place = f"base_model.model.model.layers.{layer}.{'mlp' if target == 'down_proj' else 'self_attn'}.{target}"
+            block = "mlp" if target == "down_proj" else "self_attn"
+            place = f"base_model.model.model.layers.{layer}.{block}.{target}"
             outputs, inputs = SIZES[target]
             tensors[f"{place}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) * 0.15
             tensors[f"{place}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.15
@@ -92,20 +93,23 @@ def dense(resident: Resident, adapter: str) -> dict[str, torch.Tensor]:
 
 
 def test_cosines_and_norms_are_those_of_the_dense_scaled_updates(resident: Resident) -> None:
-    (found,) = compare(resident, {"law": 0.5, "chat": -2.0})
+    (comparison,) = compare(resident, {"law": 0.5, "chat": -2.0})
     x, y = ({m: w * d for m, d in dense(resident, a).items()} for a, w in (("law", 0.5), ("chat", -2.0)))
-    assert [(m.layer, m.module) for m in found.modules] == [(0, "self_attn.q_proj"), (1, "self_attn.q_proj")]
-    for m in found.modules:
+    assert [(m.layer, m.module) for m in comparison.modules] == [
+        (0, "self_attn.q_proj"),
+        (1, "self_attn.q_proj"),
+    ]
+    for m in comparison.modules:
         p, q = (d[f"model.layers.{m.layer}.{m.module}"] for d in (x, y))
         assert m.cosine == pytest.approx(float((p * q).sum() / (p.norm() * q.norm())), abs=1e-9)
         assert m.norms == pytest.approx((float(p.norm()), float(q.norm())))
         assert (m.chance_output_overlap, m.chance_input_overlap, m.chance_cosine) == (4 / 64, 4 / 64, 1 / 64)
     inside = sum(float((x[m] * y[m]).sum()) for m in x.keys() & y.keys())
     sizes = [math.sqrt(sum(float(d.square().sum()) for d in u.values())) for u in (x, y)]
-    assert found.overall.cosine == pytest.approx(inside / (sizes[0] * sizes[1]), abs=1e-9)
-    assert found.overall.norms == pytest.approx(tuple(sizes))
-    assert found.exclusive_modules == (("mlp.down_proj",), ("self_attn.v_proj",))
-    json.dumps(found.to_json())
+    assert comparison.overall.cosine == pytest.approx(inside / (sizes[0] * sizes[1]), abs=1e-9)
+    assert comparison.overall.norms == pytest.approx(tuple(sizes))
+    assert comparison.exclusive_modules == (("mlp.down_proj",), ("self_attn.v_proj",))
+    json.dumps(comparison.to_json())
 
 
 def test_summaries_describe_the_constructed_relations(resident: Resident) -> None:
@@ -113,7 +117,8 @@ def test_summaries_describe_the_constructed_relations(resident: Resident) -> Non
         return compare(resident, {a: 1.0, b: weight})[0].summary()
 
     assert read("law", "twin").startswith(
-        "Law and Twin point the same way in layers 1 and 2, where they should amplify each other (cosine +1.00"
+        "Law and Twin point the same way in layers 1 and 2, "
+        "where they should amplify each other (cosine +1.00"
     )
     assert read("law", "twin", -1.0).startswith(
         "Law and Twin oppose each other in layers 1 and 2, where they should partly cancel (cosine -1.00"
@@ -137,7 +142,7 @@ def test_summaries_describe_the_constructed_relations(resident: Resident) -> Non
 
 
 def test_three_adapters_are_compared_pairwise(resident: Resident) -> None:
-    assert [f.ids for f in compare(resident, {"law": 1.0, "twin": 1.0, "chat": 1.0})] == [
+    assert [c.ids for c in compare(resident, {"law": 1.0, "twin": 1.0, "chat": 1.0})] == [
         ("law", "twin"),
         ("law", "chat"),
         ("twin", "chat"),
@@ -168,7 +173,7 @@ def compare_prompts(resident: Resident, mix: Mix) -> OutputComparison:
 
 def test_divergences_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None:
     mix = Mix(weights={"law": 1.0, "chat": -1.5})
-    found = compare_prompts(resident, mix)
+    comparison = compare_prompts(resident, mix)
 
     def logs(weights: dict[str, float], prompt: list[int]) -> torch.Tensor:
         resident.load_adapters([mix])
@@ -178,20 +183,20 @@ def test_divergences_are_sums_of_nats_over_sums_of_tokens(resident: Resident) ->
     def divergence(p: dict[str, float], q: dict[str, float]) -> float:
         return sum(float((logs(p, t).exp() * (logs(p, t) - logs(q, t))).sum()) for t in PROMPTS) / 9
 
-    assert (found.prompts, found.tokens) == (2, 9)
-    assert found.divergence_from_base == pytest.approx(divergence(mix.weights, {}), rel=1e-3)
-    assert found.divergence_from_parts == pytest.approx(
+    assert (comparison.prompts, comparison.tokens) == (2, 9)
+    assert comparison.divergence_from_base == pytest.approx(divergence(mix.weights, {}), rel=1e-3)
+    assert comparison.divergence_from_parts == pytest.approx(
         (divergence(mix.weights, {"law": 1.0}), divergence(mix.weights, {"chat": -1.5})), rel=1e-3
     )
-    assert found.part_divergences_from_base == pytest.approx(
+    assert comparison.part_divergences_from_base == pytest.approx(
         (divergence({"law": 1.0}, {}), divergence({"chat": -1.5}, {})), rel=1e-3
     )
-    json.dumps(found.to_json())
+    json.dumps(comparison.to_json())
 
 
 def test_contributions_are_computed_on_the_hidden_states_of_the_mix(resident: Resident) -> None:
     mix = Mix(weights={"law": 1.0, "chat": -1.5})
-    found = compare_prompts(resident, mix)
+    comparison = compare_prompts(resident, mix)
     deltas = {a: dense(resident, a) for a in mix.weights}
     module = "model.layers.1.self_attn.q_proj"
     layer = resident.base.model.get_submodule(module)
@@ -203,12 +208,14 @@ def test_contributions_are_computed_on_the_hidden_states_of_the_mix(resident: Re
     handle.remove()
     x, y = (torch.cat([s[i] for s in seen]) for i in (0, 1))
     law, chat = (x @ (w * deltas[a][module]).T for a, w in mix.weights.items())
-    told = next(m for m in found.modules if (m.layer, m.module) == (1, "self_attn.q_proj"))
-    assert told.shares == pytest.approx(
+    contribution = next(m for m in comparison.modules if (m.layer, m.module) == (1, "self_attn.q_proj"))
+    assert contribution.shares == pytest.approx(
         (float(law.norm() / y.norm()), float(chat.norm() / y.norm())), rel=1e-4
     )
-    assert told.cosines == pytest.approx((float((law * chat).sum() / (law.norm() * chat.norm())),), abs=1e-5)
-    assert next(m for m in found.modules if m.module == "mlp.down_proj").shares[1] == 0.0
+    assert contribution.cosines == pytest.approx(
+        (float((law * chat).sum() / (law.norm() * chat.norm())),), abs=1e-5
+    )
+    assert next(m for m in comparison.modules if m.module == "mlp.down_proj").shares[1] == 0.0
     assert not layer._forward_hooks, "no hook is left on the model"
 
 
@@ -233,8 +240,11 @@ def test_comparing_an_adapter_in_training_does_not_change_it(tiny_base: Path, tm
     assert resident.peft is not None
     resident.peft.train()
     mix = Mix(weights={"law": 1.0, "learner": 1.0})
-    *_, told = compare_weights(resident, mix)
-    assert isinstance(told, list) and told[0].summary() == "learner changes nothing: its update is zero."
+    *_, comparisons = compare_weights(resident, mix)
+    assert (
+        isinstance(comparisons, list)
+        and comparisons[0].summary() == "learner changes nothing: its update is zero."
+    )
     *_, outputs = compare_outputs(resident, mix, PROMPTS)
     assert isinstance(outputs, OutputComparison) and outputs.part_divergences_from_base[1] == pytest.approx(
         0.0, abs=1e-6

@@ -119,29 +119,29 @@ def test_a_grid_in_the_terminal_is_run_shown_written_and_its_runs_are_compared(
         "grid", "collect", started["id"]
     )[1] == {"cells": []}
     code, refused = terminal("grid", "start", "domain", "--dataset", texts["id"], "--vary", "rank=0,2")
-    assert code == 1 and "Rank is 0. Allowed are 1 to 256." in f"{refused['error']} {refused['fix']}"
+    assert code == 1 and "Rank must be between 1 and 256, got 0." in f"{refused['error']} {refused['fix']}"
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "expected"),
     [
         (("data", "add", "nothing.txt"), "nothing.txt"),
-        (("adapters", "verify", "nobody"), "There is no adapter 'nobody'"),
-        (("generate", "--prompt", "Hi", "--mix", "nobody"), "There is no adapter 'nobody'"),
+        (("adapters", "verify", "missing"), "The library has no adapter 'missing'"),
+        (("generate", "--prompt", "Hi", "--mix", "missing"), "The library has no adapter 'missing'"),
         (("train", "domain", "--dataset", "nothing-0001"), "There is no dataset 'nothing-0001'"),
-        (("train", "domain", "--dataset", "x", "--rank", "0"), "Rank is 0"),
+        (("train", "domain", "--dataset", "x", "--rank", "0"), "Rank must be between 1 and 256, got 0"),
         (("runs", "resume", "nothing-0001"), "There is no run 'nothing-0001'"),
         (("runs", "move", "nothing-0001", "up"), "There is no run 'nothing-0001'"),
         (("runs", "compare", "nothing-0001"), "must be between 2 and 8, got 1"),
         (("grid", "show", "nothing-0001"), "There is no grid 'nothing-0001'"),
-        (("grid", "start", "domain", "--dataset", "x", "--vary", "rank"), "'rank' varies nothing"),
+        (("grid", "start", "domain", "--dataset", "x", "--vary", "rank"), "--vary must be SETTING=VALUES, got 'rank'"),
     ],
 )
 def test_errors_say_what_and_how_to_fix_it_with_exit_code_1(
-    terminal: Any, args: tuple[str, ...], said: str
+    terminal: Any, args: tuple[str, ...], expected: str
 ) -> None:
     code, answer = terminal(*args)
-    assert code == 1 and said in answer["error"] and answer["fix"]
+    assert code == 1 and expected in answer["error"] and answer["fix"]
 
 
 def test_every_training_setting_is_an_option_with_its_own_sentence(

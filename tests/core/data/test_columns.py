@@ -1,10 +1,18 @@
-"""Columns: roles are guessed and correctable; every bad cell is named with file and line."""
+"""Columns: roles are guessed and can be corrected; errors name file and line of a bad cell."""
 
 import datetime
 
 import pytest
 
-from core.data.columns import ROLE_SETS, ROLES, check_roles, guess_kind, guess_roles, list_columns, to_canonical
+from core.data.columns import (
+    ROLE_SETS,
+    ROLES,
+    check_roles,
+    guess_kind,
+    guess_roles,
+    list_columns,
+    to_canonical,
+)
 from core.data.readers import RawRow
 from core.errors import DataError
 
@@ -56,7 +64,7 @@ def test_kind_and_roles_are_guessed_from_the_names(columns, kind, roles):
     assert guess_roles(columns, kind) == roles
 
 
-def test_a_guess_that_is_not_whole_keeps_what_it_found():
+def test_an_incomplete_guess_keeps_the_roles_it_matched():
     assert guess_roles(["question", "reply_text"], "task") == {"question": "question"}
 
 
@@ -88,7 +96,9 @@ def test_every_role_set_is_built_from_known_roles():
 
 def test_columns_are_the_union_in_order_of_appearance():
     assert list_columns(raw({"b": 1}, {"b": 1}, {"a": 1, "b": 2})) == ["b", "a"]
-    with pytest.raises(DataError, match=r"f.jsonl, line 65: here the rows pass 64 different columns"):
+    with pytest.raises(
+        DataError, match=r"f.jsonl, line 65: the rows up to this line have more than 64 different columns"
+    ):
         list_columns(raw(*({f"c{i}": 1} for i in range(70))))
 
 
@@ -213,14 +223,26 @@ def test_t3_a_bad_cell_is_refused_with_file_and_line(cell, what):
         ([], "missing or empty"),
         ("hello", "not a list of messages"),
         (["hello"], "message 1 is not an object"),
-        ([{"role": "tool", "content": "x"}], "message 1 has the role 'tool'"),
-        ([{"role": ["user"], "content": "x"}], "message 1 has the role ['user']"),
-        ([{"content": "x"}], "message 1 has the role None"),
+        (
+            [{"role": "tool", "content": "x"}],
+            "the role of message 1 must be system, user or assistant, got 'tool'",
+        ),
+        (
+            [{"role": ["user"], "content": "x"}],
+            "the role of message 1 must be system, user or assistant, got ['user']",
+        ),
+        ([{"content": "x"}], "the role of message 1 must be system, user or assistant, got None"),
         (pair("hi", ""), "message 2 of the column 'm' is empty"),
         ([{"role": "user"}, {"role": "assistant", "content": "x"}], "message 1 of the column 'm' is null"),
-        (pair("hi", "yo") + [{"role": "user", "content": "x"}], "the last message is the user's"),
-        ([{"role": "assistant", "content": "x"}], "no message is the user's"),
-        (pair("hi", "yo") + [{"role": "system", "content": "x"}], "message 3 is the system's"),
+        (
+            pair("hi", "yo") + [{"role": "user", "content": "x"}],
+            "the role of the last message must be assistant, got user: the adapter learns to write",
+        ),
+        ([{"role": "assistant", "content": "x"}], "no message has the role user"),
+        (
+            pair("hi", "yo") + [{"role": "system", "content": "x"}],
+            "message 3 has the role system; only the first message may have it",
+        ),
         ("[" * 40_000, "nested deeper than 32"),
         ('[{"role": ', "the JSON is incomplete"),
     ],
@@ -232,30 +254,27 @@ def test_t2_t3_bad_messages_are_refused_with_file_and_line(cell, what):
     assert what in str(caught.value) and caught.value.fix
 
 
-def test_missing_columns_name_what_was_found_and_what_is_needed():
+def test_missing_roles_name_the_columns_and_the_required_roles():
     with pytest.raises(DataError) as caught:
         to_canonical(raw({"frage": "1", "antwort": "2"}), "task", {})
     text = str(caught.value)
     assert "The columns are: frage, antwort." in text
-    assert (
-        "prompt + completion" in text
-        and "question + answer (and, if there is, context, system, type)" in text
-    )
-    assert "Say which column plays which role" in text
+    assert "prompt + completion" in text and "question + answer (optional: context, system, type)" in text
+    assert "Assign columns to these roles" in text
 
 
 @pytest.mark.parametrize(
     ("kind", "roles", "what"),
     [
         ("task", {"question": "q"}, "Roles given: question = q"),
-        ("task", {"question": "q", "answer": "x"}, "There is no column 'x'. The columns are: q, a."),
-        ("task", {"question": "q", "answer": "q"}, "The column 'q' plays two roles"),
-        ("task", {"text": "q"}, "'text' is not a role of task data. Known are: messages"),
-        ("task", {"question": "q", "completion": "a"}, "do not make task data"),
-        ("task", {"question": "q", "answer": "a", "input": "b"}, "There is no column 'b'"),
+        ("task", {"question": "q", "answer": "x"}, "The column 'x' does not exist. The columns are: q, a."),
+        ("task", {"question": "q", "answer": "q"}, "The column 'q' has two roles"),
+        ("task", {"text": "q"}, "'text' is not a role of task data. Choose from: messages"),
+        ("task", {"question": "q", "completion": "a"}, "do not form task data"),
+        ("task", {"question": "q", "answer": "a", "input": "b"}, "The column 'b' does not exist"),
         ("domain", {"question": "q"}, "'question' is not a role of domain data"),
-        ("domain", {}, "Needed are: text."),
-        ("poem", {}, "'poem' is not a kind of data. Choose one of: domain, task."),
+        ("domain", {}, "Assign columns to these roles: text."),
+        ("poem", {}, "The kind of a dataset must be domain or task, got 'poem'."),
     ],
 )
 def test_roles_that_do_not_fit_are_refused(kind, roles, what):
@@ -264,7 +283,7 @@ def test_roles_that_do_not_fit_are_refused(kind, roles, what):
     assert what in str(caught.value) and caught.value.fix
 
 
-def test_a_column_that_is_no_type_is_refused():
+def test_a_column_that_is_not_a_type_is_refused():
     roles = {"question": "q", "answer": "a", "type": "t"}
     with pytest.raises(DataError, match="f.jsonl, line 1001: the column 't' does not look like a type"):
         to_canonical(raw(*({"q": "1", "a": "2", "t": f"id {i}"} for i in range(1001))), "task", roles)

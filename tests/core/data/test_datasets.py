@@ -163,7 +163,7 @@ def test_roles_kind_and_encoding_can_be_corrected(workspace, tmp_path):
     path.write_bytes(
         b"frage;antwort\n" + b"".join(f"wie viel {i}?;é{i}\n".encode("latin-1") for i in range(3))
     )
-    with pytest.raises(DataError, match=r"a.csv, line 2: the line is not utf-8 text. .*latin-1"):
+    with pytest.raises(DataError, match=r"a.csv, line 2: the line is not valid utf-8. .*latin-1"):
         import_dataset(workspace, [path], "x")
     seen = preview([path], encoding="latin-1")
     assert (seen.kind, seen.roles) == ("domain", {}) and "The columns are: frage, antwort." in seen.problem
@@ -202,10 +202,11 @@ def test_a_preview_says_what_an_import_would_refuse(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": ""}\n')
     assert (
-        preview([path]).problem == "a.jsonl, line 2: the column 'text' is empty. Fill it or delete the row."
+        preview([path]).problem
+        == "a.jsonl, line 2: the column 'text' is empty. Fill it in or delete the row."
     )
     path.write_text('{"text": "a"}\n{"text": "b"}\n')
-    assert "2 different rows" in preview([path]).problem
+    assert "at least 3 different rows, one each for train, val and test, got 2" in preview([path]).problem
 
 
 # ------------------------------------------------------------ whole or not at all
@@ -226,7 +227,7 @@ def test_a_refused_import_leaves_nothing_behind(workspace, tmp_path, content):
     with pytest.raises(DataError) as caught:
         import_dataset(workspace, [path], "x")
     assert caught.value.fix and leftovers(workspace) == []
-    assert "0001" not in str(caught.value)  # errors know files by the name that people gave them
+    assert "0001" not in str(caught.value)  # errors show the name that the user gave the file
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(workspace, qa, monkeypatch):
@@ -253,7 +254,7 @@ def test_free_space_is_checked_before_anything_is_written(workspace, qa, monkeyp
 def test_an_import_that_is_killed_leaves_no_dataset_and_the_sweep_removes_the_rest(workspace, qa):
     code = (
         "import os, sys; from core.data import datasets; from core.store.workspace import Workspace\n"
-        "datasets._fingerprint = lambda *_: os._exit(9)\n"
+        "datasets._compute_fingerprint = lambda *_: os._exit(9)\n"
         "datasets.import_dataset(Workspace(sys.argv[1]), [sys.argv[2]], 'x')"
     )
     root = Path(datasets.__file__).parents[2]
@@ -313,7 +314,7 @@ def test_t6_ids_that_are_not_ours_are_refused(workspace, bad):
 def test_t7_bytes_are_copied_and_links_never_followed(workspace, qa, tmp_path):
     link = tmp_path / "link.jsonl"
     link.symlink_to(qa)
-    with pytest.raises(DataError, match="link.jsonl: it is not a regular file"):
+    with pytest.raises(DataError, match="link.jsonl: this is not a regular file"):
         import_dataset(workspace, [link], "x")
     made = import_dataset(workspace, [qa], "x")
     stored = folder_of(workspace, made) / "source/0001.jsonl"
@@ -393,7 +394,9 @@ def test_a_changed_seed_in_the_record_is_found(workspace, qa):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"ratios": [1]}', "null"])
-def test_a_damaged_record_is_a_sentence_and_does_not_hide_the_others(workspace, qa, content, caplog):
+def test_a_damaged_record_gives_a_clear_error_and_does_not_hide_other_datasets(
+    workspace, qa, content, caplog
+):
     bad, good = import_dataset(workspace, [qa], "bad"), import_dataset(workspace, [qa], "good")
     (folder_of(workspace, bad) / "dataset.json").write_text(content)
     with pytest.raises(StorageError):
@@ -401,16 +404,19 @@ def test_a_damaged_record_is_a_sentence_and_does_not_hide_the_others(workspace, 
     assert list_datasets(workspace) == [good] and bad.id in caplog.text
 
 
-def test_what_is_not_there_is_not_found(workspace, qa):
+def test_an_unknown_dataset_or_split_is_not_found(workspace, qa):
     with pytest.raises(NotFound):
         load_dataset(workspace, "nothing-0000")
     made = import_dataset(workspace, [qa], "a")
-    with pytest.raises(NotFound, match="'dev'.*train, val, test"):
+    with pytest.raises(NotFound, match="must be one of train, val, test, got 'dev'"):
         read_split(workspace, made.id, "dev")
 
 
-def test_the_data_room_starts_without_heavy_imports():
-    code = "import sys; import core.data.datasets; print([m for m in ('pyarrow', 'torch', 'pandas', 'numpy', 'gradio') if m in sys.modules])"
+def test_datasets_are_imported_without_heavy_packages():
+    code = (
+        "import sys; import core.data.datasets; "
+        "print([m for m in ('pyarrow', 'torch', 'pandas', 'numpy', 'gradio') if m in sys.modules])"
+    )
     root = Path(datasets.__file__).parents[2]
     assert (
         subprocess.run(

@@ -1,4 +1,4 @@
-"""Packed rows: nothing is lost, nothing leaks, and the loss and its gradients are those of the sequences alone."""
+"""Packing loses no token, keeps sequences separate, and gives the loss and gradients of single rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "mini
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=120))
 @settings(max_examples=60, deadline=None)
-def test_every_sequence_has_one_place_in_a_row_that_holds_it_and_rows_are_nearly_as_few_as_can_be(
+def test_every_sequence_has_one_row_and_rows_are_nearly_minimal(
     sizes: list[int],
 ) -> None:
     rows = pack_best_fit(sizes, 40)
@@ -43,14 +43,14 @@ def test_every_sequence_has_one_place_in_a_row_that_holds_it_and_rows_are_nearly
 
 
 def test_short_sequences_fill_their_rows() -> None:
-    dice = random.Random(3)
-    sizes = [dice.randint(5, 200) for _ in range(1000)]
+    rng = random.Random(3)
+    sizes = [rng.randint(5, 200) for _ in range(1000)]
     assert sum(sizes) / (256 * len(pack_best_fit(sizes, 256))) > 0.98
 
 
 def test_a_row_of_short_sequences_is_a_sample_of_them_all() -> None:
-    dice = random.Random(4)
-    sizes = [dice.randint(5, 60) for _ in range(2000)]
+    rng = random.Random(4)
+    sizes = [rng.randint(5, 60) for _ in range(2000)]
     rows = pack_best_fit(sizes, 512)[:-1]  # the last one is not full
     means = [sum(sizes[i] for i in row) / len(row) for row in rows]
     assert max(means) - min(means) < 30, "with the longest first, rows of 60 and rows of 5 are 55 apart"
@@ -58,7 +58,7 @@ def test_a_row_of_short_sequences_is_a_sample_of_them_all() -> None:
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 5, 8])
-def test_windows_train_every_token_of_a_document_once_and_read_the_overlap_before_it(overlap: int) -> None:
+def test_windows_train_every_token_once_and_open_with_the_overlap(overlap: int) -> None:
     ids = list(range(100, 171))
     parts = split_into_windows(1, ids, 16, overlap)
     assert [t for p in parts for t, m in zip(p.ids, p.loss_mask, strict=True) if m] == ids
@@ -70,29 +70,35 @@ def test_windows_train_every_token_of_a_document_once_and_read_the_overlap_befor
         )
 
 
-def test_an_overlap_that_leaves_no_room_is_refused() -> None:
+def test_an_overlap_above_half_a_window_is_refused() -> None:
     with pytest.raises(SpecError, match="at most 8"):
         split_into_windows(1, list(range(50)), 16, 9)
 
 
 def sequences(count: int, seed: int, longest: int = 14) -> list[EncodedSequence]:
     """Random sequences, half of them with a context that is not trained."""
-    dice = random.Random(seed)
-    made = []
+    rng = random.Random(seed)
+    examples = []
     for i in range(count):
-        size = dice.randint(3, longest)
-        context = dice.randint(1, size - 1) if i % 2 else 1
-        made.append(
+        size = rng.randint(3, longest)
+        context = rng.randint(1, size - 1) if i % 2 else 1
+        examples.append(
             EncodedSequence(
-                [dice.randrange(2, VOCABULARY) for _ in range(size)], [0] * context + [1] * (size - context)
+                [rng.randrange(2, VOCABULARY) for _ in range(size)], [0] * context + [1] * (size - context)
             )
         )
-    return made
+    return examples
 
 
-def test_a_packed_batch_restarts_positions_and_predicts_nothing_across_a_seam() -> None:
-    rows, account = build_rows(
-        [EncodedSequence([5, 6, 7], [1, 1, 1]), EncodedSequence([8, 9], [1, 1]), EncodedSequence([4, 3], [0, 1])], 6, packed=True
+def test_packed_rows_restart_positions_and_never_predict_a_first_token() -> None:
+    rows, stats = build_rows(
+        [
+            EncodedSequence([5, 6, 7], [1, 1, 1]),
+            EncodedSequence([8, 9], [1, 1]),
+            EncodedSequence([4, 3], [0, 1]),
+        ],
+        6,
+        packed=True,
     )
     batch = collate(rows, pad=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
@@ -100,7 +106,7 @@ def test_a_packed_batch_restarts_positions_and_predicts_nothing_across_a_seam() 
     x = IGNORE_INDEX
     assert batch["labels"].tolist() == [[x, 6, 7, x, 9], [x, 3, x, x, x]]
     assert "attention_mask" not in batch and batch["row_lengths"].tolist() == [5, 2]
-    assert (account.rows, account.sequences, account.tokens, account.trained, account.fill) == (
+    assert (stats.rows, stats.sequences, stats.tokens, stats.trained, stats.fill) == (
         2,
         3,
         7,
@@ -119,8 +125,8 @@ def resident_of(family: str, root: Path) -> Resident:
 
 
 @pytest.fixture
-def hung(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resident]:
-    """A resident tiny model of a family with a trainee that already moves the logits; taken off again at the end."""
+def resident_with_trainee(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resident]:
+    """A resident tiny model of a family, with a trainee that already changes the logits."""
     resident = resident_of(request.param, tmp_path)
     family = resident.base.family
     resident.add_trainee(
@@ -133,11 +139,11 @@ def hung(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resident]:
             "fan_in_fan_out": family.fan_in_fan_out,
         },
     )
-    dice = torch.Generator().manual_seed(7)
+    rng = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for key, p in resident.peft.named_parameters():  # type: ignore[union-attr]
             if "lora_" in key:
-                p.copy_(torch.randn(p.shape, generator=dice) * 0.05)
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.05)
     try:
         yield resident
     finally:
@@ -148,15 +154,15 @@ def hung(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resident]:
 def loss_and_gradients(
     resident: Resident, batches: list[list[dict[str, Any]]]
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Sum of nats over sum of tokens, and what each trained tensor would be moved by."""
+    """Computes the loss (sum of nats over sum of tokens) and the gradient of each trained tensor."""
     peft: Any = resident.peft
     peft.zero_grad()
-    made = [collate(rows, 0) for rows in batches]
-    for batch in made:
+    collated = [collate(rows, 0) for rows in batches]
+    for batch in collated:
         batch.pop("row_lengths", None)
-    tokens = sum(int((b["labels"][:, 1:] != IGNORE_INDEX).sum()) for b in made)
+    tokens = sum(int((b["labels"][:, 1:] != IGNORE_INDEX).sum()) for b in collated)
     total = 0.0
-    for batch in made:
+    for batch in collated:
         loss = resident.base.model(**batch, num_items_in_batch=tokens, use_cache=False).loss
         loss.backward()
         total += float(loss.detach())
@@ -165,48 +171,54 @@ def loss_and_gradients(
     }
 
 
-@pytest.mark.parametrize("hung", PACKING, indirect=True)
-def test_packed_rows_have_the_loss_and_the_gradients_of_the_same_sequences_one_by_one(hung: Resident) -> None:
-    assert leaks(hung) == ""
-    kept = sequences(17, seed=1)
-    apart, _ = build_rows(kept, 32, packed=False)
-    packed, account = build_rows(kept, 32, packed=True)
-    assert account.sequences == 17 and max(len(r["seq_lengths"]) for r in packed) >= 3
-    alone, there = loss_and_gradients(hung, [[row] for row in apart])
-    together, here = loss_and_gradients(hung, [packed[i : i + 2] for i in range(0, len(packed), 2)])
-    assert together == pytest.approx(alone, abs=1e-5)
-    assert set(here) == set(there) and here
-    assert max(float((here[k] - there[k]).abs().max()) for k in there) < 1e-5
-    assert max(float(g.abs().max()) for g in there.values()) > 1e-3, "there is a gradient to compare"
+@pytest.mark.parametrize("resident_with_trainee", PACKING, indirect=True)
+def test_packed_rows_have_the_loss_and_gradients_of_single_rows(resident_with_trainee: Resident) -> None:
+    assert leaks(resident_with_trainee) == ""
+    examples = sequences(17, seed=1)
+    single, _ = build_rows(examples, 32, packed=False)
+    packed, stats = build_rows(examples, 32, packed=True)
+    assert stats.sequences == 17 and max(len(r["seq_lengths"]) for r in packed) >= 3
+    single_loss, single_grads = loss_and_gradients(resident_with_trainee, [[row] for row in single])
+    packed_loss, packed_grads = loss_and_gradients(
+        resident_with_trainee, [packed[i : i + 2] for i in range(0, len(packed), 2)]
+    )
+    assert packed_loss == pytest.approx(single_loss, abs=1e-5)
+    assert set(packed_grads) == set(single_grads) and packed_grads
+    assert max(float((packed_grads[k] - single_grads[k]).abs().max()) for k in single_grads) < 1e-5
+    assert max(float(g.abs().max()) for g in single_grads.values()) > 1e-3, "there is a gradient to compare"
 
 
-@pytest.mark.parametrize("hung", ["llama"], indirect=True)
-def test_the_comparison_would_notice_sequences_that_see_each_other(hung: Resident) -> None:
+@pytest.mark.parametrize("resident_with_trainee", ["llama"], indirect=True)
+def test_the_comparison_detects_sequences_that_attend_to_each_other(resident_with_trainee: Resident) -> None:
     rows, _ = build_rows(sequences(17, seed=1), 32, packed=True)
-    clean, _ = loss_and_gradients(hung, [rows])
+    clean, _ = loss_and_gradients(resident_with_trainee, [rows])
     leaking, _ = loss_and_gradients(
-        hung, [[{k: v for k, v in row.items() if k != "seq_lengths"} for row in rows]]
+        resident_with_trainee, [[{k: v for k, v in row.items() if k != "seq_lengths"} for row in rows]]
     )
     assert abs(leaking - clean) > 1e-4
 
 
-def test_models_that_do_not_keep_sequences_apart_are_told_by_what_they_do(tmp_path: Path) -> None:
+def test_models_that_mix_packed_sequences_are_detected_by_their_outputs(tmp_path: Path) -> None:
     resident = resident_of("llama", tmp_path)
     assert leaks(resident) == ""
     real = resident.base.model.forward
 
-    def deaf(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **more: Any) -> Any:
+    def ignore_positions(
+        input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **more: Any
+    ) -> Any:
         return real(input_ids=input_ids, **more)
 
-    def shifted(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **more: Any) -> Any:
+    def scale_packed_logits(
+        input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **more: Any
+    ) -> Any:
         out = real(input_ids=input_ids, position_ids=position_ids, **more)
         out.logits = out.logits * (1.5 if position_ids is not None else 1.0)
         return out
 
     try:
-        resident.base.model.forward = deaf
+        resident.base.model.forward = ignore_positions
         assert "see each other" in leaks(resident)
-        resident.base.model.forward = shifted
+        resident.base.model.forward = scale_packed_logits
         assert "alone" in leaks(resident)
         resident.base.model.forward = lambda input_ids, use_cache: real(input_ids=input_ids)
         assert "no positions" in leaks(resident)
@@ -229,8 +241,8 @@ FAST: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(tmp_path_factory.mktemp("packing"), str(tiny_base), device="cpu") as made:
-        yield made
+    with Engine(tmp_path_factory.mktemp("packing"), str(tiny_base), device="cpu") as engine:
+        yield engine
 
 
 def events(engine: Engine, spec: TrainSpec, kind: str) -> list[dict[str, Any]]:
@@ -240,10 +252,8 @@ def events(engine: Engine, spec: TrainSpec, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_rows(
-    engine: Engine, pairs: Path
-) -> None:
-    """The loss of a step is one sum of nats over one sum of tokens, also of rows with few and with many trained tokens."""
+def test_every_token_has_equal_weight_whatever_the_batch_size_or_packing(engine: Engine, pairs: Path) -> None:
+    """A step's loss is one sum of nats over one sum of tokens, however many trained tokens each row has."""
     data = engine.datasets.import_files([pairs], "Pairs", "task")
     spec: dict[str, Any] = {"kind": "task", "dataset": data.id, **FAST}
     ways = ((8, 1), (4, 2), (1, 8))
@@ -256,7 +266,7 @@ def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_r
     ]
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], abs=1e-5)
-    # one step over everything: packed and padded runs see the same sum
+    # one step over all rows: packed and padded runs have the same sum
     whole = {**spec, "accumulation": 1, "batch_size": 64, "max_steps": 1, "warmup_ratio": 0.0}
     packed, padded = (
         events(engine, TrainSpec(name=f"P{p}", packing=p, **whole), "step")[0]["loss"] for p in (True, False)
@@ -265,7 +275,7 @@ def test_a_run_weighs_every_token_alike_however_its_rows_fall_into_batches_and_r
 
 
 @pytest.mark.slow
-def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(
+def test_the_data_event_counts_rows_tokens_and_truncation(
     engine: Engine, pairs: Path, tmp_path: Path
 ) -> None:
     papers = tmp_path / "papers.txt"
@@ -301,7 +311,7 @@ def test_a_run_tells_what_it_reads_and_what_it_had_to_cut(
         engine, TrainSpec(kind="domain", name="Long", dataset=text.id, **{**FAST, "max_steps": 1}), "data"
     )
     assert cut["windows"] > 0 and long["windows"] == 0 and cut["lost"] == 0
-    assert cut["trained"] == long["trained"], "overlapped tokens are read twice and trained once"
+    assert cut["trained"] == long["trained"], "overlapping tokens are read twice and trained once"
 
 
 @pytest.mark.slow

@@ -171,7 +171,9 @@ def test_a_hundred_thousand_jsonl_rows_take_seconds(write):
 
 
 def test_t1_archives_are_refused_not_unpacked(write):
-    refused(write("a.jsonl.gz", b"\x1f\x8b"), ".gz files are not supported", ".jsonl", "Unpack archives first")
+    refused(
+        write("a.jsonl.gz", b"\x1f\x8b"), ".gz files are not supported", ".jsonl", "Unpack archives first"
+    )
 
 
 def test_t1_a_small_parquet_that_decodes_to_gigabytes_is_refused(tmp_path):
@@ -251,7 +253,11 @@ def test_t1_too_many_rows_files_and_bytes_are_refused(write, tmp_path, monkeypat
 def test_t1_too_many_parquet_rows_and_columns_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_LIMIT", 5)
     refused(table(tmp_path / "a.parquet", {"t": ["x"] * 6}), "at most 5 rows, got 6", "Split it")
-    refused(table(tmp_path / "b.parquet", {f"c{i}": ["x"] for i in range(65)}), "at most 64 columns, got 65", "Remove")
+    refused(
+        table(tmp_path / "b.parquet", {f"c{i}": ["x"] for i in range(65)}),
+        "at most 64 columns, got 65",
+        "Remove",
+    )
 
 
 # ------------------------------------------------------------ T2 nesting
@@ -351,7 +357,9 @@ def test_t3_nan_and_infinity_are_refused_with_their_line(write, number):
 
 
 def test_t3_half_a_line_is_reported_as_incomplete(write):
-    refused(write("a.jsonl", '{"a": "b"}\n{"a": "hal'), "the JSON is incomplete", "column 7", "truncated", line=2)
+    refused(
+        write("a.jsonl", '{"a": "b"}\n{"a": "hal'), "the JSON is incomplete", "column 7", "truncated", line=2
+    )
     refused(write("a.json", '[{"a": "b"},\n{"a": "c"},'), "the JSON is incomplete", line=2)
 
 
@@ -426,7 +434,10 @@ def test_t3_a_parquet_column_of_bytes_is_refused_by_name(tmp_path):
 
 def test_t3_too_many_fields_are_refused(write):
     refused(
-        write("a.jsonl", json.dumps({f"c{i}": "x" for i in range(65)})), "at most 64 fields, got 65", "Remove", line=1
+        write("a.jsonl", json.dumps({f"c{i}": "x" for i in range(65)})),
+        "at most 64 fields, got 65",
+        "Remove",
+        line=1,
     )
 
 

@@ -131,18 +131,22 @@ def test_messages_that_join_to_the_same_letters_are_different_rows():
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
-    [([], "0 different rows"), (texts(1) * 50, "1 different row;"), (texts(2), "2 different rows")],
+    ("rows", "message"),
+    [
+        ([], "at least 3 different rows, one each for train, val and test, got 0."),
+        (texts(1) * 50, "at least 3 different rows, one each for train, val and test, got 1."),
+        (texts(2), "at least 3 different rows, one each for train, val and test, got 2."),
+    ],
 )
-def test_fewer_than_three_different_rows_are_refused_with_the_way_out(rows, said):
+def test_fewer_than_three_different_rows_are_refused_with_a_remedy(rows, message):
     with pytest.raises(DataError) as caught:
         split(rows)
-    assert said in caught.value.what and "lines of only `---`" in caught.value.fix
+    assert message in caught.value.what and "lines of only `---`" in caught.value.fix
 
 
 @pytest.mark.parametrize(
     "ratios", [(0.7, 0.3), (0.7, 0.15, 0.2), (1.0, 0.0, 0.0), (0.9, 0.3, -0.2), (float("nan"), 0.5, 0.5)]
 )
-def test_ratios_that_are_none_are_refused(ratios):
+def test_invalid_ratios_are_refused(ratios):
     with pytest.raises(SpecError, match="sum to 1"):
         split(texts(10), ratios=ratios)

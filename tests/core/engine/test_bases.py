@@ -30,7 +30,7 @@ from core.evaluate.measure import EvaluationData, measure
 from core.merge.methods import BakeSpec
 from core.model import experts
 from core.model.base import load_base
-from core.model.decoding import shifted_logits
+from core.model.decoding import shift_logits
 from core.model.families import FAMILIES
 from core.model.generate import generate, inference_mode_for
 from core.model.nf4_cpu import unpack_for_backward
@@ -207,11 +207,11 @@ def t5(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Resident:
     resident = Resident(
         load_base(str(base_of("t5")), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws"))
     )
-    hang_random(resident, {"one": (4, 8), "two": (3, 6)})
+    add_random_adapters(resident, {"one": (4, 8), "two": (3, 6)})
     return resident
 
 
-def hang_random(resident: Resident, shapes: dict[str, tuple[int, int]]) -> None:
+def add_random_adapters(resident: Resident, shapes: dict[str, tuple[int, int]]) -> None:
     dice = torch.Generator().manual_seed(11)
     for name, (rank, alpha) in shapes.items():
         resident.add_adapter(
@@ -300,7 +300,7 @@ def test_a_batch_gives_the_loss_that_the_model_makes_of_its_labels_itself(t5: Re
         ours = model(**batch).loss
         theirs = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss
         assert torch.allclose(ours, theirs, atol=1e-6)
-        logits_, labels = shifted_logits(model, batch)
+        logits_, labels = shift_logits(model, batch)
         assert torch.allclose(
             torch.nn.functional.cross_entropy(logits_.flatten(0, 1), labels.flatten(), ignore_index=-100),
             ours,

@@ -80,10 +80,10 @@ def test_typed_values_become_the_settings_own_type_and_read_back(
 
 
 @pytest.mark.parametrize("field, text, said", [
-    ("rank", "16, 512", "Rank is 512. Allowed are 1 to 256."), ("rank", "many", "Rank is 'many', not a number. Allowed are 1 to 256."),
-    ("rank", "1.5", "not a whole number"), ("rank", " , ", "Rank has no values"), ("rank", "8, 8.0", "Rank has 8 twice"),
-    ("schedule", "straight", "Choose one of: linear"),
-    ("use_dora", "perhaps", "It is true or false."), ("name", "a, b", "'name' cannot be varied"), ("nonsense", "1", "cannot be varied"),
+    ("rank", "16, 512", "Rank must be between 1 and 256, got 512."), ("rank", "many", "Rank must be a number between 1 and 256, got 'many'."),
+    ("rank", "1.5", "must be a whole number"), ("rank", " , ", "Rank must have at least one value"), ("rank", "8, 8.0", "values of Rank must differ, got 8 twice"),
+    ("schedule", "straight", "Schedule must be one of linear"),
+    ("use_dora", "perhaps", "DoRA must be true or false, got 'perhaps'."), ("name", "a, b", "'name' cannot be varied"), ("nonsense", "1", "cannot be varied"),
 ])  # fmt: skip
 def test_values_that_cannot_be_are_refused_with_the_limits(field: str, text: str, said: str) -> None:
     with pytest.raises(SpecError) as told:
@@ -93,10 +93,10 @@ def test_values_that_cannot_be_are_refused_with_the_limits(field: str, text: str
 
 def test_a_grid_of_more_than_64_cells_is_refused_before_anything_is_made() -> None:
     axes: dict[str, list[Any]] = {"rank": list(range(1, 10)), "seed": list(range(8))}
-    with pytest.raises(SpecError, match=r"72 cells.*at most 64"):
+    with pytest.raises(SpecError, match=r"at most 64 cells, got 72"):
         grids.make_cells(BASE, axes)
     assert len(grids.make_cells(BASE, {**axes, "rank": list(range(1, 9))})) == 64
-    with pytest.raises(SpecError, match="Nothing is varied"):
+    with pytest.raises(SpecError, match="varies no setting"):
         grids.make_cells(BASE, {})
 
 
@@ -140,7 +140,7 @@ def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chan
     for row in results.rows:
         assert (
             row.run is not None
-            and row.run.extra == {"grid": grid.id, "cell": row.cell.index}
+            and row.run.extra.to_json() == {"grid": grid.id, "cell": row.cell.index}
             and row.run.spec == row.cell.spec
         )
         measured = [e["loss"] for e in engine.runs.events(row.run.id)[0] if e["kind"] == "validation"]
@@ -189,7 +189,7 @@ def test_the_rest_of_a_grid_can_be_cancelled_and_the_cell_that_trains_goes_on(
     grid = engine.grids.start(base, {"rank": [1, 2, 3]}, "Half of it")
     other = engine.runs.start(dataclasses.replace(base, name="Not of the grid"))
     engine.queue.move(other, "first")
-    assert set(engine.grids.cancel_waiting(grid.id)) == set(grid.runs)
+    assert set(engine.grids.cancel_open_cells(grid.id)) == set(grid.runs)
     gate.set()
     assert engine.runs.wait(other).status is RunStatus.DONE
     results = engine.grids.results(grid.id)

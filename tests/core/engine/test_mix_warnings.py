@@ -55,10 +55,10 @@ def test_the_mix_tab_warns_beside_the_mixer_and_the_train_tab_tells_what_was_cut
         {"id": below.adapter, "on": False, "weight": 1.0},
         {"id": above.adapter, "on": True, "weight": 1.0},
     ]
-    said = json.dumps(mix.departed(engine, rows))
+    said = json.dumps(mix.show_warnings(engine, rows))
     assert "Asker was trained with Papers always on, and in this mix it is off" in said
-    assert mix.departed(engine, [{**r, "on": True} for r in rows]) is None
-    assert mix.departed(engine, None) is None
+    assert mix.show_warnings(engine, [{**r, "on": True} for r in rows]) is None
+    assert mix.show_warnings(engine, None) is None
     head = json.dumps(live.metrics(engine, {"run": above.id, "since": 0})["head"])
     told = next(e for e in engine.runs.events(above.id)[0] if e["kind"] == "data")
     assert (

@@ -116,7 +116,7 @@ def test_a_cancelled_run_is_out_at_once_never_begins_and_leaves_the_others_alone
     run = engine.runs.get(ids["B"])
     assert (
         run.status is RunStatus.STOPPED
-        and run.extra["cancelled"]
+        and run.extra.cancelled
         and not run.resumable
         and queued(engine) == ["A", "C"]
     )

@@ -20,18 +20,16 @@ from core.store.reports import format_report
         ("red red", "red", 0.0, 2 / 3),
     ],
 )
-def test_answers_score_what_the_squad_script_gives(
-    answer: str, reference: str, em: float, score: float
-) -> None:
+def test_scores_equal_those_of_the_squad_script(answer: str, reference: str, em: float, score: float) -> None:
     assert exact_match(answer, reference) == em
     assert f1(answer, reference) == pytest.approx(score)
 
 
-def test_normalising_drops_case_punctuation_and_articles() -> None:
+def test_normalise_drops_case_punctuation_and_articles() -> None:
     assert normalise(" The Cold-Rack, an  Apple! ") == "coldrack apple"
 
 
-def test_t5_no_cell_of_the_csv_is_a_formula() -> None:
+def test_csv_values_are_never_formulas() -> None:
     assert [escape_cell(v) for v in ("=1+1", "+x", "-2", "@a", "\tb", "plain", -2.0)] == [
         "'=1+1",
         "'+x",
@@ -41,5 +39,7 @@ def test_t5_no_cell_of_the_csv_is_a_formula() -> None:
         "plain",
         -2.0,
     ]
-    text = format_report([{"name": "=cmd()", "mix": "base", "perplexity": 2.5, "weights": {"a": 1}, "examples": []}])
+    text = format_report(
+        [{"name": "=cmd()", "mix": "base", "perplexity": 2.5, "weights": {"a": 1}, "examples": []}]
+    )
     assert text == "name,mix,perplexity\n'=cmd(),base,2.5\n"

@@ -1,11 +1,10 @@
-"""A baked adapter is an ordinary one: plain peft hears in it what the live mix says, and what it leaves out is counted."""
+"""A baked adapter gives the live mix's logits in plain peft, and its losses are measured."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.errors import AdapterError, Busy, NotFound, SpecError
-from core.merge import bake as room
-from core.merge.bake import BakeResult, bake
-from core.merge.methods import METHODS, BakeSpec
+from core.merge import bake as bake_module
+from core.merge.bake import bake
+from core.merge.bake_result import BakeResult
+from core.merge.methods import METHODS, BakeSpec, compute_rank
 from core.model.base import load_base
-from core.model.deltas import load_factors
+from core.model.deltas import load_factors, make_weight_function
 from core.model.generate import inference_mode_for
 from core.model.low_rank import pad
 from core.model.resident import Resident
@@ -46,16 +46,19 @@ SHAPES: dict[str, tuple[int, int, tuple[str, ...], bool]] = {  # rank, alpha, ta
 }
 
 
-def put(resident: Resident, name: str, rank: int, alpha: int, targets: tuple[str, ...], rslora: bool) -> str:
-    """An adapter of random factors in the library."""
-    dice = torch.Generator().manual_seed(sum(map(ord, name)))
+def add_random_adapter(
+    resident: Resident, name: str, rank: int, alpha: int, targets: tuple[str, ...], rslora: bool
+) -> str:
+    """Adds an adapter of random factors to the library."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
     tensors = {}
     for layer in (0, 1):
         for target in targets:
-            place = f"base_model.model.model.layers.{layer}.{'mlp' if target in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{target}"
+            block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            place = f"base_model.model.model.layers.{layer}.{block}.{target}"
             outputs, inputs = SIZES[target]
-            tensors[f"{place}.lora_A.weight"] = torch.randn(rank, inputs, generator=dice) * 0.15
-            tensors[f"{place}.lora_B.weight"] = torch.randn(outputs, rank, generator=dice) * 0.15
+            tensors[f"{place}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) * 0.15
+            tensors[f"{place}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.15
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -75,11 +78,13 @@ def put(resident: Resident, name: str, rank: int, alpha: int, targets: tuple[str
 def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
     made = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
     for name, shape in SHAPES.items():
-        put(made, name, *shape)
+        add_random_adapter(made, name, *shape)
     yield made
 
 
-def finished(resident: Resident, weights: dict[str, float], name: str = "baked", **settings: Any) -> BakeResult:
+def bake_mix(
+    resident: Resident, weights: dict[str, float], name: str = "baked", **settings: Any
+) -> BakeResult:
     *steps, last = bake(resident, Mix(weights=weights), BakeSpec(name=name, **settings))
     assert all(isinstance(s, Progress) for s in steps) and isinstance(last, BakeResult)
     assert [s.done for s in steps] == list(range(1, steps[-1].total + 1)) and steps[
@@ -88,14 +93,14 @@ def finished(resident: Resident, weights: dict[str, float], name: str = "baked",
     return last
 
 
-def live(resident: Resident, mix: Mix) -> torch.Tensor:
+def live_logits(resident: Resident, mix: Mix) -> torch.Tensor:
     resident.load_adapters([mix])
     with inference_mode_for(resident, resident.rows([mix])):
         return resident.base.model(IDS).logits[0].clone()
 
 
-def plain_peft(resident: Resident, adapter_id: str, tiny_base: Path) -> torch.Tensor:
-    """The logits of a fresh base with the saved folder, by peft alone."""
+def peft_logits(resident: Resident, adapter_id: str, tiny_base: Path) -> torch.Tensor:
+    """Loads the saved folder into a fresh base with plain peft."""
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), str(resident.workspace.path("adapters", adapter_id))
     ).eval()
@@ -104,8 +109,8 @@ def plain_peft(resident: Resident, adapter_id: str, tiny_base: Path) -> torch.Te
 
 
 def products(resident: Resident, adapter_id: str) -> dict[str, torch.Tensor]:
-    found = load_factors(resident.workspace, adapter_id)
-    return {m: found.scaling[m] * p.b.double() @ p.a.double() for m, p in found.factors.items()}
+    stored = load_factors(resident.workspace, adapter_id)
+    return {m: stored.scaling[m] * p.b.double() @ p.a.double() for m, p in stored.factors.items()}
 
 
 @pytest.mark.parametrize(
@@ -114,28 +119,28 @@ def products(resident: Resident, adapter_id: str) -> dict[str, torch.Tensor]:
 def test_concat_in_plain_peft_equals_the_live_mix(
     resident: Resident, tiny_base: Path, weights: dict[str, float]
 ) -> None:
-    baked = finished(resident, weights, method="concat")
+    baked = bake_mix(resident, weights, method="concat")
     assert (
-        plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, Mix(weights=weights))
+        peft_logits(resident, baked.adapter.id, tiny_base) - live_logits(resident, Mix(weights=weights))
     ).abs().max() <= 1e-5
     assert baked.rank == baked.adapter.rank == baked.adapter.alpha == sum(SHAPES[a][0] for a in weights)
     assert baked.changed < 1e-12 and baked.kept == dict.fromkeys(weights, 1.0)
     assert baked.logit_difference is not None and baked.logit_difference <= 1e-5
-    assert "the mix itself" in baked.summary()
+    assert "equals the mix, except for rounding" in baked.summary()
 
 
 def test_svd_at_full_rank_equals_the_live_mix_too(resident: Resident, tiny_base: Path) -> None:
     weights = {"law": 1.0, "chat": -0.5, "odd": 1.0}
-    baked = finished(resident, weights, method="svd", rank=100)
-    assert baked.rank == 14, "more than the sum of the ranks would be zeros"
+    baked = bake_mix(resident, weights, method="svd", rank=100)
+    assert baked.rank == 14, "beyond the sum of the ranks, factors would be zero"
     assert (
-        plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, Mix(weights=weights))
+        peft_logits(resident, baked.adapter.id, tiny_base) - live_logits(resident, Mix(weights=weights))
     ).abs().max() <= 1e-5
 
 
-def test_svd_at_a_lower_rank_is_the_best_approximation_and_its_energy_is_counted(resident: Resident) -> None:
+def test_svd_at_a_lower_rank_is_the_best_and_reports_its_loss(resident: Resident) -> None:
     weights = {"law": 1.0, "chat": -0.5, "odd": 1.0}
-    baked = finished(resident, weights, method="svd", rank=3)
+    baked = bake_mix(resident, weights, method="svd", rank=3)
     parts, small = {a: products(resident, a) for a in weights}, products(resident, baked.adapter.id)
     lost = whole = 0.0
     assert len(small) == len(baked.modules) == 8
@@ -144,12 +149,12 @@ def test_svd_at_a_lower_rank_is_the_best_approximation_and_its_energy_is_counted
         assert isinstance(dense, torch.Tensor)
         u, s, vh = torch.linalg.svd(dense, full_matrices=False)
         assert torch.dist(product, (u[:, :3] * s[:3]) @ vh[:3]) <= 1e-5 * s.norm()
-        told = next(m for m in baked.modules if f".{m.layer}." in module and module.endswith(m.module))
-        assert told.changed == pytest.approx(float(s[3:].square().sum() / s.square().sum()), abs=1e-6)
-        assert {p.id: p.weight for p in told.parts} == {
+        report = next(m for m in baked.modules if f".{m.layer}." in module and module.endswith(m.module))
+        assert report.changed == pytest.approx(float(s[3:].square().sum() / s.square().sum()), abs=1e-6)
+        assert {p.id: p.weight for p in report.parts} == {
             a: w for a, w in weights.items() if module in parts[a]
         }
-        for p in told.parts:  # the dense projection onto the kept directions
+        for p in report.parts:  # the dense projection onto the remaining directions
             projected = u[:, :3] @ u[:, :3].T @ parts[p.id][module] @ vh[:3].T @ vh[:3]
             assert p.kept == pytest.approx(
                 float(projected.square().sum() / parts[p.id][module].square().sum()), abs=1e-5
@@ -160,25 +165,25 @@ def test_svd_at_a_lower_rank_is_the_best_approximation_and_its_energy_is_counted
     assert baked.divergence is not None and baked.divergence > 0
     assert set(baked.kept) == set(weights) and all(0 < k < 1 for k in baked.kept.values())
     assert (
-        f"leaves out {baked.changed:.2%}" in baked.summary()
-        and f"room for {baked.kept['law']:.1%} of law" in baked.summary()
+        f"loses {baked.changed:.2%}" in baked.summary()
+        and f"It keeps {baked.kept['law']:.1%} of law" in baked.summary()
     )
 
 
-def test_a_small_adapter_that_a_low_rank_gives_up_is_told_though_little_energy_is_lost(
+def test_the_loss_of_a_small_adapter_is_reported(
     resident: Resident,
 ) -> None:
-    baked = finished(resident, {"law": 2.0, "chat": 0.05}, method="svd", rank=4)
+    baked = bake_mix(resident, {"law": 2.0, "chat": 0.05}, method="svd", rank=4)
     assert baked.changed < 0.01 and baked.kept["law"] > 0.99
     assert baked.kept["chat"] < 0.7
 
 
 @pytest.mark.parametrize("method", ["ties", "magnitude_prune", "ties_svd"])
-def test_pefts_methods_equal_pefts_own_on_a_fresh_model(
+def test_methods_of_peft_equal_peft_on_a_fresh_model(
     resident: Resident, tiny_base: Path, method: str
 ) -> None:
     weights = {"law": 0.8, "chat": 1.3}
-    baked = finished(resident, weights, method=method, density=0.4)
+    baked = bake_mix(resident, weights, method=method, density=0.4)
     root = resident.workspace.path("adapters", "law").parent
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), str(root / "law"), adapter_name="law"
@@ -196,19 +201,19 @@ def test_pefts_methods_equal_pefts_own_on_a_fresh_model(
     model.set_adapter("own")
     with torch.no_grad():
         assert (
-            model.eval()(IDS).logits[0] - plain_peft(resident, baked.adapter.id, tiny_base)
+            model.eval()(IDS).logits[0] - peft_logits(resident, baked.adapter.id, tiny_base)
         ).abs().max() <= 1e-5
     assert baked.changed > 0.01
-    assert "another way of combining" in baked.summary()
+    assert "combines adapters in another way" in baked.summary()
 
 
-def test_rslora_parts_come_out_at_their_true_size_where_peft_alone_scales_them_up(
+def test_rslora_adapters_keep_their_scale_which_plain_peft_inflates(
     resident: Resident, tiny_base: Path
 ) -> None:
     for name in ("rs-one", "rs-two"):
-        put(resident, name, 4, 8, ("q_proj",), True)
+        add_random_adapter(resident, name, 4, 8, ("q_proj",), True)
     weights = {"rs-one": 1.0, "rs-two": 0.5}
-    ours = products(resident, finished(resident, weights, method="magnitude_prune", density=0.9).adapter.id)
+    ours = products(resident, bake_mix(resident, weights, method="magnitude_prune", density=0.9).adapter.id)
     root = resident.workspace.path("adapters", "rs-one").parent
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), str(root / "rs-one"), adapter_name="rs-one"
@@ -222,12 +227,12 @@ def test_rslora_parts_come_out_at_their_true_size_where_peft_alone_scales_them_u
     for module, product in ours.items():
         layer = model.base_model.model.get_submodule(module)
         assert layer.scaling["own"] == 2.0, (
-            "peft 0.21 keeps use_rslora of the first adapter: sqrt(r) too much"
+            "peft 0.21 keeps use_rslora of the first adapter, a factor sqrt(r) too much"
         )
         assert (product - layer.lora_B["own"].weight @ layer.lora_A["own"].weight).abs().max() <= 1e-5
 
 
-def test_dare_drops_by_its_seed_alone(resident: Resident) -> None:
+def test_dare_depends_on_its_seed_only(resident: Resident) -> None:
     weights = {"law": 1.0, "chat": 1.0}
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -235,52 +240,54 @@ def test_dare_drops_by_its_seed_alone(resident: Resident) -> None:
         load_file(
             resident.workspace.path(
                 "adapters",
-                finished(resident, weights, method="dare_ties", seed=s).adapter.id,
+                bake_mix(resident, weights, method="dare_ties", seed=s).adapter.id,
                 adapters.WEIGHTS,
             )
         )
         for s in (1, 1, 2)
     )
-    assert torch.equal(before, torch.random.get_rng_state()), "a run in training draws from these dice"
+    assert torch.equal(before, torch.random.get_rng_state()), (
+        "the random state of the process is used by training"
+    )
     assert all(torch.equal(same[k], again[k]) for k in same)
     assert any(not torch.equal(same[k], other[k]) for k in same)
     assert any(float((t == 0).float().mean()) > 0.15 for t in same.values())
 
 
 @pytest.mark.parametrize(
-    ("method", "weights", "said"),
+    ("method", "weights", "message"),
     [
         ("concat", {}, "The mix is empty"),
-        ("ties", {"law": 1.0}, "ties needs two adapters or more"),
-        ("ties", {"law": 1.0, "odd": 1.0}, r"different ones \(law 4, odd 6\).*Use svd"),
-        ("magnitude_prune", {"law": 1.0, "odd": 1.0}, "needs adapters of one rank"),
+        ("ties", {"law": 1.0}, "ties needs at least two adapters"),
+        ("ties", {"law": 1.0, "odd": 1.0}, r"different ranks \(law 4, odd 6\).*Use svd"),
+        ("magnitude_prune", {"law": 1.0, "odd": 1.0}, "needs adapters of the same rank"),
         ("dare_ties", {"law": 1.0, "chat": -0.5}, "cannot subtract 'chat'.*keep signs"),
         ("ties_svd", {"law": -1.0, "odd": 1.0}, "cannot subtract 'law'"),
     ],
 )
-def test_what_a_method_cannot_do_is_refused_by_name(
-    resident: Resident, method: str, weights: dict[str, float], said: str
+def test_a_mix_that_a_method_cannot_bake_is_refused(
+    resident: Resident, method: str, weights: dict[str, float], message: str
 ) -> None:
     before = resident.workspace.ids("adapters")
-    with pytest.raises(AdapterError, match=said):
+    with pytest.raises(AdapterError, match=message):
         list(bake(resident, Mix(weights=weights), BakeSpec(name="no", method=method)))
     assert resident.workspace.ids("adapters") == before
 
 
-def test_limits_are_told(resident: Resident) -> None:
-    with pytest.raises(SpecError, match="Choose one of: concat, svd, ties"):
+def test_limits_and_unknown_adapters_are_refused(resident: Resident) -> None:
+    with pytest.raises(SpecError, match="must be one of concat, svd, ties"):
         BakeSpec(name="x", method="linear")
-    with pytest.raises(AdapterError, match="add up to 1200.*svd"):
-        room.compute_rank(
+    with pytest.raises(AdapterError, match="at most 1024, got 1200.*svd"):
+        compute_rank(
             BakeSpec(name="x", method="concat"), {"a": {"m": 600}, "b": {"m": 600}}, {"a": 1.0, "b": 1.0}
         )
-    with pytest.raises(NotFound, match="'nobody'"):
-        list(bake(resident, Mix(weights={"nobody": 1.0}), BakeSpec(name="x")))
+    with pytest.raises(NotFound, match="'unknown'"):
+        list(bake(resident, Mix(weights={"unknown": 1.0}), BakeSpec(name="x")))
     assert set(METHODS) == {"concat", "svd", "ties", "dare_ties", "magnitude_prune", "ties_svd"}
 
 
-def test_a_baked_adapter_remembers_what_it_was_made_of_and_stays_verifiable(resident: Resident) -> None:
-    baked = finished(resident, {"law": 0.7, "odd": -1.0}, name="Law, less odd", method="svd")
+def test_a_baked_adapter_records_its_parts_and_verifies(resident: Resident) -> None:
+    baked = bake_mix(resident, {"law": 0.7, "odd": -1.0}, name="Law, less odd", method="svd")
     folder = resident.workspace.path("adapters", baked.adapter.id)
     meta = read_json(folder / adapters.METADATA)
     assert baked.adapter.kind == meta["kind"] == "mix"
@@ -296,7 +303,7 @@ def test_a_baked_adapter_remembers_what_it_was_made_of_and_stays_verifiable(resi
     assert len(meta["baked_modules"]) == 6
     assert (
         adapters.verify(resident.workspace, baked.adapter.id)[1]
-        == "12 tensors have the names and shapes of rank 6."
+        == "The names and shapes of all 12 tensors are those of rank 6."
     )
     card = (folder / "README.md").read_text()
     assert "Baked from: law, weight 0.7" in card and "Dataset" not in card
@@ -310,26 +317,22 @@ def test_a_baked_adapter_remembers_what_it_was_made_of_and_stays_verifiable(resi
 
 
 def test_a_baked_adapter_can_be_mixed_and_baked_again(resident: Resident, tiny_base: Path) -> None:
-    first = finished(resident, {"law": 0.5, "chat": 1.0}, method="concat").adapter.id
+    first = bake_mix(resident, {"law": 0.5, "chat": 1.0}, method="concat").adapter.id
     mix = {first: 2.0, "odd": -0.5}
     assert (
-        live(resident, Mix(weights=mix)) - live(resident, Mix(weights={"law": 1.0, "chat": 2.0, "odd": -0.5}))
+        live_logits(resident, Mix(weights=mix))
+        - live_logits(resident, Mix(weights={"law": 1.0, "chat": 2.0, "odd": -0.5}))
     ).abs().max() <= 1e-5
-    second = finished(resident, mix, method="svd", rank=14).adapter.id
-    assert (plain_peft(resident, second, tiny_base) - live(resident, Mix(weights=mix))).abs().max() <= 1e-5
-
-
-@dataclass(frozen=True)
-class Tilted(Mix):
-    """A mix that leans over the depth, as Mix itself does in a later version."""
-
-    tilt: dict[str, float] = field(default_factory=dict)
+    second = bake_mix(resident, mix, method="svd", rank=14).adapter.id
+    assert (
+        peft_logits(resident, second, tiny_base) - live_logits(resident, Mix(weights=mix))
+    ).abs().max() <= 1e-5
 
 
 def test_a_tilt_over_the_depth_is_baked_in(resident: Resident) -> None:
-    mix = Tilted(weights={"law": 1.0, "chat": 0.5}, tilt={"law": -0.8})
-    weigh = room.make_weight_function(mix, 2)
-    *_, baked = bake(resident, mix, BakeSpec(name="tilted", method="concat"), weigh=weigh)
+    mix = Mix(weights={"law": 1.0, "chat": 0.5}, tilt={"law": -0.8})
+    weights = make_weight_function(mix, 2)
+    *_, baked = bake(resident, mix, BakeSpec(name="tilted", method="concat"), weight_function=weights)
     assert isinstance(baked, BakeResult) and baked.logit_difference is None
     parts, whole = {a: products(resident, a) for a in mix.weights}, products(resident, baked.adapter.id)
     for module, product in whole.items():
@@ -340,24 +343,18 @@ def test_a_tilt_over_the_depth_is_baked_in(resident: Resident) -> None:
         assert (product - expected).abs().max() <= 1e-6
 
 
-LEANS = pytest.mark.skipif(
-    not hasattr(Mix(), "tilt"),
-    reason="mixes that lean with depth, and ranks by pattern, come with their branch",
-)
-
-
-@LEANS
-def test_a_leaning_mix_bakes_to_what_it_sounds_like_live(resident: Resident, tiny_base: Path) -> None:
+def test_a_tilted_mix_bakes_to_its_live_logits(resident: Resident, tiny_base: Path) -> None:
     mix = Mix.from_json({"weights": {"law": 1.0, "chat": 0.5}, "tilt": {"law": -0.8}})
-    *_, baked = bake(resident, mix, BakeSpec(name="leaning", method="concat"))
+    *_, baked = bake(resident, mix, BakeSpec(name="tilted", method="concat"))
     assert isinstance(baked, BakeResult) and baked.logit_difference is not None
-    assert (plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, mix)).abs().max() <= 1e-5
-    assert (live(resident, Mix(weights=mix.weights)) - live(resident, mix)).abs().max() > 1e-2
+    assert (
+        peft_logits(resident, baked.adapter.id, tiny_base) - live_logits(resident, mix)
+    ).abs().max() <= 1e-5
+    assert (live_logits(resident, Mix(weights=mix.weights)) - live_logits(resident, mix)).abs().max() > 1e-2
 
 
-@LEANS
 def test_ranks_and_alphas_by_pattern_are_read_for_each_layer(resident: Resident, tiny_base: Path) -> None:
-    dice = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     tensors = {}
     for layer in (0, 1):
         for target, rank in (("q_proj", 3), ("v_proj", 5)):
@@ -365,8 +362,8 @@ def test_ranks_and_alphas_by_pattern_are_read_for_each_layer(resident: Resident,
                 f"base_model.model.model.layers.{layer}.self_attn.{target}",
                 SIZES[target],
             )
-            tensors[f"{place}.lora_A.weight"] = torch.randn(rank, inputs, generator=dice) * 0.15
-            tensors[f"{place}.lora_B.weight"] = torch.randn(outputs, rank, generator=dice) * 0.15
+            tensors[f"{place}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) * 0.15
+            tensors[f"{place}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.15
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -379,30 +376,30 @@ def test_ranks_and_alphas_by_pattern_are_read_for_each_layer(resident: Resident,
     meta = {"kind": "domain", "base": {"name": resident.base.name, "fingerprint": resident.base.fingerprint}}
     adapters.add(resident.workspace, "uneven-1", "uneven", lambda p: save_file(tensors, p), config, meta)
     weights = {"uneven-1": 0.7, "law": 1.0}
-    baked = finished(resident, weights, method="concat")
-    assert baked.rank == 7, "3 and 4 meet in q_proj; the 5 of v_proj are alone"
+    baked = bake_mix(resident, weights, method="concat")
+    assert baked.rank == 7, "q_proj has ranks 3 and 4; v_proj has only 5"
     assert (
-        plain_peft(resident, baked.adapter.id, tiny_base) - live(resident, Mix(weights=weights))
+        peft_logits(resident, baked.adapter.id, tiny_base) - live_logits(resident, Mix(weights=weights))
     ).abs().max() <= 1e-5
     with pytest.raises(AdapterError, match=r"uneven 3/5"):
-        finished(resident, weights, method="ties")
+        bake_mix(resident, weights, method="ties")
 
 
-def test_an_exact_bake_that_does_not_sound_like_the_mix_is_not_kept(
+def test_an_exact_bake_that_differs_from_the_mix_is_removed(
     resident: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = resident.workspace.ids("adapters")
-    monkeypatch.setattr(room, "pad", lambda pair, rank: pad(pair, rank).scale(1.01))
-    with pytest.raises(AdapterError, match="away from what it has to be"):
-        finished(resident, {"law": 1.0, "chat": 1.0}, method="concat")
-    monkeypatch.setattr(room, "_checked", lambda *args: iter(()))
-    with pytest.raises(AdapterError, match="logits differ from the mix's"):
-        finished(resident, {"law": 1.0, "chat": 1.0}, method="concat")
+    monkeypatch.setattr(bake_module, "pad", lambda pair, rank: pad(pair, rank).scale(1.01))
+    with pytest.raises(AdapterError, match="must be within .* got a distance of"):
+        bake_mix(resident, {"law": 1.0, "chat": 1.0}, method="concat")
+    monkeypatch.setattr(bake_module, "check_files", lambda *args: iter(()))
+    with pytest.raises(AdapterError, match="logits of the baked adapter must be within"):
+        bake_mix(resident, {"law": 1.0, "chat": 1.0}, method="concat")
     assert resident.workspace.ids("adapters") == before
     assert set(resident.digests) <= set(before)
 
 
-def test_a_bake_that_is_closed_halfway_leaves_nothing(resident: Resident) -> None:
+def test_a_closed_bake_leaves_no_adapter(resident: Resident) -> None:
     before = resident.workspace.ids("adapters")
     steps = bake(resident, Mix(weights={"law": 1.0, "chat": 1.0}), BakeSpec(name="half", method="concat"))
     for step in steps:
@@ -412,13 +409,11 @@ def test_a_bake_that_is_closed_halfway_leaves_nothing(resident: Resident) -> Non
     assert resident.workspace.ids("adapters") == before
 
 
-def test_baking_while_a_run_trains_changes_no_gradient_and_refuses_the_trainee(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_baking_during_training_leaves_gradients_unchanged(tiny_base: Path, tmp_path: Path) -> None:
     def gradients(disturb: bool) -> dict[str, torch.Tensor]:
         resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path / str(disturb)))
         for name, shape in SHAPES.items():
-            put(resident, name, *shape)
+            add_random_adapter(resident, name, *shape)
         torch.manual_seed(3)
         resident.add_trainee(
             "learner",
@@ -432,7 +427,7 @@ def test_baking_while_a_run_trains_changes_no_gradient_and_refuses_the_trainee(
             "law",
         )
         if disturb:
-            finished(resident, {"law": 1.0, "chat": 0.5}, method="ties")
+            bake_mix(resident, {"law": 1.0, "chat": 0.5}, method="ties")
             with pytest.raises(Busy, match="'learner' is still in training"):
                 list(bake(resident, Mix(weights={"learner": 1.0}), BakeSpec(name="no")))
         assert resident.peft is not None
@@ -445,17 +440,15 @@ def test_baking_while_a_run_trains_changes_no_gradient_and_refuses_the_trainee(
     assert all(torch.equal(calm[k], disturbed[k]) for k in calm)
 
 
-def test_a_4_bit_base_bakes_the_same_file_and_hears_it_within_its_rounding(
-    resident: Resident, tiny_base: Path
-) -> None:
+def test_a_4_bit_base_bakes_the_same_file(resident: Resident, tiny_base: Path) -> None:
     small = Resident(load_base(str(tiny_base), "nf4", "cpu"), resident.workspace)
     weights = {"law": 1.0, "odd": -0.5}
-    ours, theirs = finished(small, weights, method="concat"), finished(resident, weights, method="concat")
+    ours, theirs = bake_mix(small, weights, method="concat"), bake_mix(resident, weights, method="concat")
     assert ours.adapter.sha256 == theirs.adapter.sha256
     assert ours.logit_difference is not None and ours.logit_difference <= 0.05
 
 
-def test_a_mix_of_gpt2_adapters_is_baked_for_its_transposed_layers(tmp_path: Path) -> None:
+def test_gpt2_adapters_bake_on_transposed_layers(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from tests.conftest import build_tiny_tokenizer
@@ -469,14 +462,14 @@ def test_a_mix_of_gpt2_adapters_is_baked_for_its_transposed_layers(tmp_path: Pat
         )
     ).save_pretrained(folder)
     resident = Resident(load_base(str(folder), "none", "cpu"), Workspace(tmp_path / "ws"))
-    dice = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for name, target, place, outputs in (
         ("first", "c_attn", "attn.c_attn", 96),
         ("second", "c_fc", "mlp.c_fc", 128),
     ):
         tensors = {
             f"base_model.model.transformer.h.{i}.{place}.lora_{s}.weight": torch.randn(
-                (2, 32) if s == "A" else (outputs, 2), generator=dice
+                (2, 32) if s == "A" else (outputs, 2), generator=generator
             )
             for i in (0, 1)
             for s in "AB"
@@ -492,13 +485,10 @@ def test_a_mix_of_gpt2_adapters_is_baked_for_its_transposed_layers(tmp_path: Pat
         meta = {"kind": "domain", "base": {"name": "gpt2", "fingerprint": resident.base.fingerprint}}
         adapters.add(resident.workspace, name, name, lambda p, t=tensors: save_file(t, p), config, meta)  # type: ignore[misc]
     weights = {"first": 1.0, "second": -0.5}
-    for method in (
-        "concat",
-        "magnitude_prune",
-        "svd",
-    ):  # each layer belongs to one of the two, so that all of these are exact
-        baked = finished(resident, weights, method=method, density=1.0)
-        assert baked.rank == 2, "the two never meet in one layer"
+    # Each layer belongs to one adapter, so all of these methods are exact.
+    for method in ("concat", "magnitude_prune", "svd"):
+        baked = bake_mix(resident, weights, method=method, density=1.0)
+        assert baked.rank == 2, "the two adapters change different layers"
         assert (
-            plain_peft(resident, baked.adapter.id, folder) - live(resident, Mix(weights=weights))
+            peft_logits(resident, baked.adapter.id, folder) - live_logits(resident, Mix(weights=weights))
         ).abs().max() <= 1e-4

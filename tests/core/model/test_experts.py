@@ -1,4 +1,4 @@
-"""Adapters on experts mix in rank space: equal to peft's row by row, without a dense delta."""
+"""Adapters on experts in rank space equal peft's forward, row by row, without a dense delta."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from core.model.mixing import Mixer, MixRow
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 from core.store import adapters
+from core.store.adapter_config import parse_config
 from core.store.workspace import Workspace
 from tests.conftest import build_tiny_tokenizer
-from tests.core.model.test_families import PICKY, SHAPE, WEIGHTS, Shape, batch, by_peft, hung, logits
+from tests.core.model.test_families import PICKY, SHAPE, WEIGHTS, Shape, batch, by_peft, logits, with_adapters
 
 BOTH = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 SIZES = {
@@ -42,7 +43,7 @@ MODELS = (
     "mixtral",
     "qwen2_moe",
     "gpt_oss",
-)  # gpt_oss: transposed, with biases and a gate of its own
+)  # gpt_oss: transposed weights, biases, and its own gate
 
 
 @cache
@@ -99,37 +100,37 @@ def test_every_row_equals_pefts_forward(
 ) -> None:
     model = tiny(family)
     rows = [{a: w for a, w in row.items() if int(a[1]) < len(shapes)} for row in rows]
-    given_ = {
+    inputs = {
         k: v.repeat_interleave(beams, 0) for k, v in batch(len(rows), [0, min(1, tokens - 1)], tokens).items()
     }
-    with dispatched(model, how), hung(model, shapes) as (_, mixer):
+    with dispatched(model, how), with_adapters(model, shapes) as (_, mixer):
         with torch.inference_mode(), mixer.activate(rows):
-            ours = logits(model, given_)
+            ours = logits(model, inputs)
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
-                assert (logits(model, given_) - ours)[b * beams : (b + 1) * beams].abs().max() <= 1e-5
+                assert (logits(model, inputs) - ours)[b * beams : (b + 1) * beams].abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_depths_and_learned_weights_reach_the_experts(tokens: int) -> None:
-    model, given_ = tiny("minimax_m2"), batch(2, [], tokens)
-    with hung(model, [Shape(3, 6, (), False, BOTH), Shape(2, 2, (), False, BOTH)]) as (_, mixer):
+def test_tilt_and_gradients_reach_the_experts(tokens: int) -> None:
+    model, inputs = tiny("minimax_m2"), batch(2, [], tokens)
+    with with_adapters(model, [Shape(3, 6, (), False, BOTH), Shape(2, 2, (), False, BOTH)]) as (_, mixer):
         with (
             torch.inference_mode(),
             mixer.activate([MixRow({"a0": 1.0, "a1": 0.5}, {"a0": -1.0, "a1": 0.5}), {}]),
         ):
-            ours = logits(model, given_)
+            ours = logits(model, inputs)
         with by_peft(mixer, {"a0": 1.0, "a1": 0.5}, {"a0": -1.0, "a1": 0.5}):
-            assert (logits(model, given_)[0] - ours[0]).abs().max() <= 1e-5
+            assert (logits(model, inputs)[0] - ours[0]).abs().max() <= 1e-5
         weights = torch.zeros(2, 2, requires_grad=True)
         with mixer.activate(weights):
-            nats = logits(model, given_).logsumexp(-1).sum(1)
+            nats = logits(model, inputs).logsumexp(-1).sum(1)
             (nats[0] + 2 * nats[1]).backward()
         assert weights.grad is not None and weights.grad.abs().min() > 0
 
 
-def test_peft_lays_experts_out_as_we_read_them() -> None:
-    with hung(tiny("mixtral"), [Shape(3, 6, (), False, BOTH)]) as (_, mixer):
+def test_our_expert_layout_equals_pefts() -> None:
+    with with_adapters(tiny("mixtral"), [Shape(3, 6, (), False, BOTH)]) as (_, mixer):
         layer = mixer.layers[0]
         block = layer.blocks[0]
         dense = torch.stack(
@@ -138,8 +139,11 @@ def test_peft_lays_experts_out_as_we_read_them() -> None:
         assert torch.allclose(dense * layer.scaling["a0"], layer.get_delta_weight("a0"), atol=1e-6)
 
 
-def test_factors_of_experts_at_rest_are_stored_once() -> None:
-    with hung(tiny("mixtral"), [Shape(3, 6, (), False, BOTH), Shape(2, 6, (), False, BOTH)]) as (_, mixer):
+def test_expert_factors_are_stored_once() -> None:
+    with with_adapters(tiny("mixtral"), [Shape(3, 6, (), False, BOTH), Shape(2, 6, (), False, BOTH)]) as (
+        _,
+        mixer,
+    ):
         for layer in mixer.layers:
             for side, stored in (("lora_A", layer.blocks[0].a), ("lora_B", layer.blocks[0].b)):
                 assert {
@@ -147,13 +151,13 @@ def test_factors_of_experts_at_rest_are_stored_once() -> None:
                 } == {stored.untyped_storage().data_ptr()}
 
 
-def test_outside_a_mix_the_experts_compute_as_they_did_and_training_is_pefts() -> None:
+def test_without_a_mix_experts_are_unchanged_and_training_is_pefts() -> None:
     model = tiny("minimax_m2")
     with torch.no_grad():
         base = logits(model, batch(2, []))
     plain = [m for m in model.modules() if hasattr(m, "_apply_gate")]
     configs = [m.config for m in plain]
-    with hung(model, [Shape(3, 6, (), False, BOTH), Shape(2, 6, (), False, BOTH)]) as (peft, mixer):
+    with with_adapters(model, [Shape(3, 6, (), False, BOTH), Shape(2, 6, (), False, BOTH)]) as (peft, mixer):
         assert {m.config._experts_implementation for m in plain} == {
             experts.NAME
         } and model.config._experts_implementation == "eager"
@@ -169,19 +173,22 @@ def test_outside_a_mix_the_experts_compute_as_they_did_and_training_is_pefts() -
         with (
             torch.inference_mode(),
             mixer.activate([{"a0": 1.0, "a1": -1.0}]),
-        ):  # the adapter in training beside one at rest
+        ):  # the adapter in training and another one
             ours = logits(model, batch(2, []))
         with by_peft(mixer, {"a0": 1.0, "a1": -1.0}):
             assert (logits(model, batch(2, [])) - ours).abs().max() <= 1e-5
     assert (
         [m.config for m in plain] == configs
         and all(m.config is c for m, c in zip(plain, configs))
-        and not any(hasattr(m, "hung") for m in plain)
+        and not any(hasattr(m, "expert_adapters") for m in plain)
     )
 
 
-def test_tokens_that_cannot_be_shared_out_are_refused() -> None:
-    with hung(tiny("minimax_m2"), [Shape(3, 6, (), False, BOTH)]) as (_, mixer), torch.inference_mode():
+def test_experts_refuse_tokens_that_do_not_match_the_rows() -> None:
+    with (
+        with_adapters(tiny("minimax_m2"), [Shape(3, 6, (), False, BOTH)]) as (_, mixer),
+        torch.inference_mode(),
+    ):
         with (
             mixer.activate([{"a0": 1.0}, {}]),
             pytest.raises(AdapterError, match="9 tokens, and the mix has 2 rows"),
@@ -197,14 +204,15 @@ def test_an_adapter_on_another_bare_parameter_is_refused_by_name() -> None:
     try:
         with pytest.raises(
             AdapterError,
-            match=r"mlp.gate' cannot be mixed: it is trained on the bare parameter 'weight' of MiniMaxM2TopKRouter",
+            match=r"mlp.gate' cannot be mixed: "
+            "it is trained on the bare parameter 'weight' of MiniMaxM2TopKRouter",
         ):
             Mixer(model).update_layout()
     finally:
         peft.unload()
 
 
-def test_an_adapter_of_experts_goes_through_the_library_and_answers(tmp_path: Path) -> None:
+def test_an_adapter_on_experts_loads_from_the_library_and_answers(tmp_path: Path) -> None:
     build_tiny_tokenizer(tmp_path)
     torch.manual_seed(4)
     config = hf.AutoConfig.for_model("minimax_m2", **{**SHAPE, **SIZES, "vocab_size": 384})
@@ -230,7 +238,7 @@ def test_an_adapter_of_experts_goes_through_the_library_and_answers(tmp_path: Pa
         "theirs-0001",
         "theirs",
         lambda p: save_file(tensors, p),
-        adapters.parse_config(raw),
+        parse_config(raw),
         meta,
     )
     mix = Mix(weights={"theirs-0001": 1.0})
@@ -249,7 +257,9 @@ def test_an_adapter_of_experts_goes_through_the_library_and_answers(tmp_path: Pa
         pass
     assert states[0].stamp["weights"] == {"theirs-0001": 1.0}
     resident.unload("theirs-0001")
-    assert not resident.mixer.layers and not any(hasattr(m, "hung") for m in resident.base.model.modules())
+    assert not resident.mixer.layers and not any(
+        hasattr(m, "expert_adapters") for m in resident.base.model.modules()
+    )
     resident.load_adapters([mix])
     with torch.inference_mode(), resident.mixer.activate(resident.rows([mix, Mix()])):
         assert torch.equal(resident.base.model(ids.repeat(2, 1)).logits, ours)

@@ -1,4 +1,4 @@
-"""Every row of the families table mixes like peft: each row of a batch another mix, whatever the ranks, padding and beams."""
+"""Every family mixes like peft: one mix per row of a batch, at any ranks, padding and beams."""
 
 from __future__ import annotations
 
@@ -22,14 +22,25 @@ from core.model.mixing import Mixer, MixRow
 from core.model.nf4_cpu import unpack_for_backward
 
 VOCABULARY = 96
-SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 PICKY = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @cache
 def tiny(family: str) -> Any:
-    """A random model of three layers (T5: two and two), in eval mode; built once."""
+    """A random model of three layers (T5: two and two), in eval mode; cached."""
     torch.manual_seed(5)
     if family == "gpt2":
         config: Any = hf.GPT2Config(
@@ -68,7 +79,7 @@ def tiny(family: str) -> Any:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an adapter of a test looks like."""
+    """The settings of a test adapter."""
 
     rank: int
     alpha: int
@@ -78,21 +89,27 @@ class Shape:
 
 
 @contextmanager
-def hung(model: Any, shapes: list[Shape]) -> Iterator[tuple[PeftModel, Mixer]]:
-    """The model under random adapters "a0", "a1", …, each of which moves the logits."""
+def with_adapters(model: Any, shapes: list[Shape]) -> Iterator[tuple[PeftModel, Mixer]]:
+    """Adds random adapters "a0", "a1", …, each of which changes the logits, and removes them on exit."""
     peft: Any = None
     for i, s in enumerate(shapes):
-        config = LoraConfig(r=s.rank, lora_alpha=s.alpha, target_modules=list(s.targets), use_rslora=s.rslora, target_parameters=list(s.parameters) or None,
-                            fan_in_fan_out=isinstance(model, hf.GPT2LMHeadModel))  # fmt: skip
+        config = LoraConfig(
+            r=s.rank,
+            lora_alpha=s.alpha,
+            target_modules=list(s.targets),
+            use_rslora=s.rslora,
+            target_parameters=list(s.parameters) or None,
+            fan_in_fan_out=isinstance(model, hf.GPT2LMHeadModel),
+        )
         if peft is None:
             peft = get_peft_model(model, config, adapter_name=f"a{i}")
         else:
             peft.add_adapter(f"a{i}", config)
-    dice = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for key, p in peft.named_parameters():
             if "lora_" in key:
-                p.copy_(torch.randn(p.shape, generator=dice) * 0.05)
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.05)
     peft.eval()
     mixer = Mixer(model)
     mixer.update_layout()
@@ -105,25 +122,25 @@ def hung(model: Any, shapes: list[Shape]) -> Iterator[tuple[PeftModel, Mixer]]:
 
 @contextmanager
 def by_peft(mixer: Mixer, weights: dict[str, float], tilt: dict[str, float] | None = None) -> Iterator[None]:
-    """peft's own forward with several active adapters, their scales set layer by layer."""
-    kept = [(layer, dict(layer.scaling), list(layer.active_adapters)) for layer in mixer.layers]
+    """While open, peft's own forward has these adapters active and scaled, layer by layer."""
+    before = [(layer, dict(layer.scaling), list(layer.active_adapters)) for layer in mixer.layers]
     try:
         for layer in mixer.layers:
             layer._active_adapter = list(weights)
-            lean = 2 * mixer.depths[layer.depth] - 1
+            slope = 2 * mixer.depths[layer.depth] - 1
             for name, weight in weights.items():
                 if name in layer.scaling:
-                    layer.scaling[name] *= weight * (1 + (tilt or {}).get(name, 0.0) * lean)
+                    layer.scaling[name] *= weight * (1 + (tilt or {}).get(name, 0.0) * slope)
         with torch.no_grad():
             yield
     finally:
-        for layer, scaling, active in kept:
+        for layer, scaling, active in before:
             layer.scaling.update(scaling)
             layer._active_adapter = active
 
 
 def batch(rows: int, pads: list[int], tokens: int = 7) -> dict[str, torch.Tensor]:
-    """Random token ids, (rows, tokens), the first `pads[b]` of row b hidden."""
+    """Random token ids, (rows, tokens); the first `pads[b]` tokens of row b are padding."""
     ids = torch.randint(2, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(3))
     seen = torch.ones_like(ids)
     for b, count in enumerate(pads[:rows]):
@@ -131,13 +148,13 @@ def batch(rows: int, pads: list[int], tokens: int = 7) -> dict[str, torch.Tensor
     return {"input_ids": ids, "attention_mask": seen}
 
 
-def logits(model: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     extra: dict[str, Any] = {"use_cache": False}
     if model.config.is_encoder_decoder:
-        extra["decoder_input_ids"] = given["input_ids"].flip(1)[:, :5]
+        extra["decoder_input_ids"] = inputs["input_ids"].flip(1)[:, :5]
     else:
-        extra["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    return model(**given, **extra).logits  # type: ignore[no-any-return]
+        extra["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    return model(**inputs, **extra).logits  # type: ignore[no-any-return]
 
 
 WEIGHTS = st.floats(-2, 2, allow_nan=False).map(lambda w: round(w, 2))
@@ -177,36 +194,42 @@ def cases(
 def test_every_row_equals_pefts_forward_under_its_own_mix(family: str, data: st.DataObject) -> None:
     shapes, rows, pads, beams = data.draw(cases(FAMILIES[family].targets))
     model = tiny(family)
-    given_ = {k: v.repeat_interleave(beams, 0) for k, v in batch(len(rows), pads).items()}
-    with hung(model, shapes) as (_, mixer):
+    inputs = {k: v.repeat_interleave(beams, 0) for k, v in batch(len(rows), pads).items()}
+    with with_adapters(model, shapes) as (_, mixer):
         with torch.inference_mode(), mixer.activate(rows):
-            ours = logits(model, given_)
+            ours = logits(model, inputs)
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
-                theirs = logits(model, given_)
+                theirs = logits(model, inputs)
             here = slice(b * beams, (b + 1) * beams)
             assert (theirs[here] - ours[here]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_every_default_layer_of_a_family_takes_part(family: str) -> None:
+def test_every_default_layer_of_a_family_is_mixed(family: str) -> None:
     model = tiny(family)
-    with hung(model, [Shape(3, 6, FAMILIES[family].targets)]) as (_, mixer):
+    with with_adapters(model, [Shape(3, 6, FAMILIES[family].targets)]) as (_, mixer):
         assert {path.rpartition(".")[2] for path, m in model.named_modules() if m in mixer.layers} == set(
             FAMILIES[family].targets
         )
         assert mixer.depths[0] == 0 and mixer.depths[-1] == 1
         with torch.inference_mode(), mixer.activate([{}, {"a0": 1.0}]):
-            apart = logits(model, {k: v.repeat(2, 1) for k, v in batch(1, [0]).items()})
-        assert (apart[0] - apart[1]).abs().max() > 1e-3
+            both = logits(model, {k: v.repeat(2, 1) for k, v in batch(1, [0]).items()})
+        assert (both[0] - both[1]).abs().max() > 1e-3
 
 
-def test_an_encoder_a_decoder_and_their_crossing_each_hear_the_right_row() -> None:
+def test_encoder_decoder_and_cross_attention_use_the_right_row() -> None:
     model = tiny("t5")
     rows: list[dict[str, float]] = [{"a0": 1.0}, {"a0": -1.5}, {}]
-    for part in ("encoder.block.1.layer.0.SelfAttention.q", "encoder.block.0.layer.1.DenseReluDense.wi_1", "decoder.block.0.layer.0.SelfAttention.v",
-                 "decoder.block.1.layer.1.EncDecAttention.k", "decoder.block.0.layer.1.EncDecAttention.q", "decoder.block.1.layer.2.DenseReluDense.wi_0"):  # fmt: skip
-        with hung(model, [Shape(4, 4, (part,))]) as (_, mixer):
+    for part in (
+        "encoder.block.1.layer.0.SelfAttention.q",
+        "encoder.block.0.layer.1.DenseReluDense.wi_1",
+        "decoder.block.0.layer.0.SelfAttention.v",
+        "decoder.block.1.layer.1.EncDecAttention.k",
+        "decoder.block.0.layer.1.EncDecAttention.q",
+        "decoder.block.1.layer.2.DenseReluDense.wi_0",
+    ):
+        with with_adapters(model, [Shape(4, 4, (part,))]) as (_, mixer):
             assert len(mixer.layers) == 1
             with torch.inference_mode(), mixer.activate(rows):
                 ours = logits(model, batch(3, [0, 2, 1]))
@@ -222,8 +245,8 @@ def test_an_encoder_a_decoder_and_their_crossing_each_hear_the_right_row() -> No
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_beams_and_several_answers_keep_the_mix_of_their_prompt(family: str) -> None:
     model, rows = tiny(family), [{"a0": 1.0}, {}, {"a0": -2.0}]
-    given_ = batch(3, [0, 3, 1])
-    with hung(model, [Shape(4, 8, FAMILIES[family].targets)]) as (_, mixer):
+    inputs = batch(3, [0, 3, 1])
+    with with_adapters(model, [Shape(4, 8, FAMILIES[family].targets)]) as (_, mixer):
         ask: dict[str, Any] = {
             "max_new_tokens": 6,
             "num_beams": 3,
@@ -231,33 +254,33 @@ def test_beams_and_several_answers_keep_the_mix_of_their_prompt(family: str) -> 
             "do_sample": False,
         }
         with torch.inference_mode(), mixer.activate(rows):
-            ours = model.generate(**given_, **ask)
+            ours = model.generate(**inputs, **ask)
         alone = []
         for row in rows:
             with torch.inference_mode(), mixer.activate([row]):
-                alone.append(model.generate(**given_, **ask))
+                alone.append(model.generate(**inputs, **ask))
     width = min(t.shape[1] for t in (ours, *alone))
     assert all(
         torch.equal(ours[2 * b : 2 * b + 2, :width], alone[b][2 * b : 2 * b + 2, :width]) for b in range(3)
     )
 
 
-def test_flattened_tokens_find_their_row_or_are_refused() -> None:
+def test_flattened_tokens_use_their_row_or_are_refused() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(6, 5)).requires_grad_(False)
     x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(1))
-    with hung(layer, [Shape(2, 2, ("0",))]) as (_, mixer), torch.inference_mode():
+    with with_adapters(layer, [Shape(2, 2, ("0",))]) as (_, mixer), torch.inference_mode():
         with mixer.activate([{"a0": w} for w in (1.0, -1.0, 0.5, 0.0)]):
             whole = layer(x)
             assert torch.allclose(layer(x.flatten(0, 1)).view_as(whole), whole, atol=1e-6)
             assert torch.allclose(layer(x.unsqueeze(1))[:, 0], whole, atol=1e-6)
-            for strange in (x.flatten(0, 1)[:11], x[:3], x.view(1, 12, 6)):
+            for mismatch in (x.flatten(0, 1)[:11], x[:3], x.view(1, 12, 6)):
                 with pytest.raises(AdapterError, match="the mix has 4 rows. Give a multiple"):
-                    layer(strange)
-        with mixer.activate([{"a0": 0.5}] * 4):  # one mix for all: nothing to tell apart
+                    layer(mismatch)
+        with mixer.activate([{"a0": 0.5}] * 4):  # equal rows apply to any number of rows
             assert torch.allclose(layer(x.view(1, 12, 6))[0], layer(x.flatten(0, 1)), atol=1e-6)
 
 
-def test_layers_of_single_experts_take_one_mix_at_a_time() -> None:
+def test_layers_of_single_experts_accept_one_mix_at_a_time() -> None:
     class Routed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -269,8 +292,11 @@ def test_layers_of_single_experts_take_one_mix_at_a_time() -> None:
             return self.experts[0]["up"](x)  # type: ignore[index, no-any-return]
 
     model = Routed().requires_grad_(False)
-    with hung(model, [Shape(2, 2, ("up",))]) as (_, mixer), torch.inference_mode():
-        with mixer.activate([{"a0": 1.0}, {}]), pytest.raises(AdapterError, match="tokens without their rows"):
+    with with_adapters(model, [Shape(2, 2, ("up",))]) as (_, mixer), torch.inference_mode():
+        with (
+            mixer.activate([{"a0": 1.0}, {}]),
+            pytest.raises(AdapterError, match="tokens without their rows"),
+        ):
             model(torch.randn(4, 6))
         with mixer.activate([{"a0": 1.0}, {"a0": 1.0}]):
             assert model(torch.randn(3, 6)).shape == (3, 5)
@@ -284,21 +310,23 @@ def test_layers_of_single_experts_take_one_mix_at_a_time() -> None:
 @given(data=st.data())
 def test_a_tilted_weight_is_pefts_scale_layer_by_layer(family: str, data: st.DataObject) -> None:
     model, names = tiny(family), ["a0", "a1"]
-    lean = st.dictionaries(st.sampled_from(names), st.floats(-1, 1).map(lambda t: round(t, 2)))
+    tilts = st.dictionaries(st.sampled_from(names), st.floats(-1, 1).map(lambda t: round(t, 2)))
     rows = data.draw(
-        st.lists(st.tuples(st.dictionaries(st.sampled_from(names), WEIGHTS), lean), min_size=1, max_size=3)
+        st.lists(st.tuples(st.dictionaries(st.sampled_from(names), WEIGHTS), tilts), min_size=1, max_size=3)
     )
-    given_ = batch(len(rows), [0, 1, 2])
-    with hung(model, [Shape(4, 8, FAMILIES[family].targets), Shape(2, 3, FAMILIES[family].targets[:2])]) as (
+    inputs = batch(len(rows), [0, 1, 2])
+    with with_adapters(
+        model, [Shape(4, 8, FAMILIES[family].targets), Shape(2, 3, FAMILIES[family].targets[:2])]
+    ) as (
         _,
         mixer,
     ):
         with torch.inference_mode(), mixer.activate([MixRow(weights, tilt) for weights, tilt in rows]):
-            ours = logits(model, given_)
+            ours = logits(model, inputs)
             stamps = [(mixer.active_weights(b), mixer.active_tilt(b)) for b in range(len(rows))]
         for b, (weights, tilt) in enumerate(rows):
             with by_peft(mixer, weights, tilt):
-                assert (logits(model, given_)[b] - ours[b]).abs().max() <= 1e-5
+                assert (logits(model, inputs)[b] - ours[b]).abs().max() <= 1e-5
             on = {a: w for a, w in weights.items() if w}
             assert stamps[b] == (
                 pytest.approx(on),
@@ -306,38 +334,43 @@ def test_a_tilted_weight_is_pefts_scale_layer_by_layer(family: str, data: st.Dat
             )
 
 
-def test_all_deep_is_nothing_in_the_first_layer_and_double_in_the_last() -> None:
+def test_tilt_1_is_zero_in_the_first_layer_and_double_in_the_last() -> None:
     model = tiny("llama")
     with (
-        hung(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer),
+        with_adapters(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer),
         mixer.activate([MixRow({"a0": 0.7}, {"a0": 1.0})]),
     ):
         rows = mixer.active_mix.rows[0]  # type: ignore[union-attr]
-        assert rows[0] is None, "what is off is not computed"
+        assert rows[0] is None, "a weight of 0 is skipped"
         assert rows[1].flatten()[0] == pytest.approx(0.7 * 2) and rows[2].flatten()[0] == pytest.approx(
             1.4 * 2
         )  # type: ignore[union-attr]
 
 
-def test_learned_weights_may_have_points_along_the_depth() -> None:
-    model, given_ = tiny("llama"), batch(2, [0, 1])
-    with hung(model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(2, 2, FAMILIES["llama"].targets)]) as (
+def test_fitted_weights_can_have_points_along_the_depth() -> None:
+    model, inputs = tiny("llama"), batch(2, [0, 1])
+    with with_adapters(
+        model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(2, 2, FAMILIES["llama"].targets)]
+    ) as (
         _,
         mixer,
     ):
         points = torch.tensor(
             [[[0.0, 1.0], [0.0, 0.0]], [[0.5, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]], requires_grad=True
-        )  # a point a layer
+        )  # one point per layer
         with mixer.activate(points):
-            ours = logits(model, given_)
+            ours = logits(model, inputs)
             ours[0].logsumexp(-1).sum().backward()
         with torch.no_grad(), mixer.activate([MixRow({"a0": 0.5, "a1": 1.0}, {"a0": 1.0}), {}]):
-            assert (logits(model, given_) - ours).abs().max() <= 1e-5
+            assert (logits(model, inputs) - ours).abs().max() <= 1e-5
         assert (
             points.grad is not None and bool((points.grad[:, 0] != 0).all()) and not points.grad[:, 1].any()
         )
         with (
-            pytest.raises(AdapterError, match=r"shape \(2, 3\). Give \(rows, 2\)"),
+            pytest.raises(
+                AdapterError,
+                match=r"the shape \(rows, 2\) or \(points, rows, 2\), got \(2, 3\)\. Give one column",
+            ),
             mixer.activate(torch.zeros(2, 3)),
         ):
             pass
@@ -346,8 +379,8 @@ def test_learned_weights_may_have_points_along_the_depth() -> None:
 # ------------------------------------------------------------ nothing leaks into training
 
 
-def test_recomputed_layers_have_the_rows_of_their_forward() -> None:
-    model, given_ = tiny("llama"), batch(4, [0, 1])
+def test_activation_checkpointing_recomputes_with_the_same_rows() -> None:
+    model, inputs = tiny("llama"), batch(4, [0, 1])
     calls: list[bool] = []
 
     def gradient(checkpointing: bool, weights: torch.Tensor) -> torch.Tensor:
@@ -357,7 +390,7 @@ def test_recomputed_layers_have_the_rows_of_their_forward() -> None:
         calls.clear()
         try:
             with mixer.activate(weights):
-                nats = logits(model, given_).logsumexp(-1).sum(1)
+                nats = logits(model, inputs).logsumexp(-1).sum(1)
                 (nats * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
         finally:
             if checkpointing:
@@ -367,7 +400,7 @@ def test_recomputed_layers_have_the_rows_of_their_forward() -> None:
         return weights.grad
 
     try:
-        with hung(
+        with with_adapters(
             model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(2, 2, FAMILIES["llama"].targets[:3])]
         ) as (_, mixer):
             model.train()
@@ -384,9 +417,9 @@ def test_recomputed_layers_have_the_rows_of_their_forward() -> None:
         model.eval()
 
 
-def test_a_backward_outside_its_mix_is_no_silent_error() -> None:
+def test_a_backward_outside_its_mix_raises() -> None:
     model = tiny("llama")
-    with hung(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer):
+    with with_adapters(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer):
         model.train()
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -403,13 +436,13 @@ def test_a_backward_outside_its_mix_is_no_silent_error() -> None:
             model.eval()
 
 
-def test_steps_of_training_do_not_notice_answers_between_them() -> None:
+def test_answers_between_training_steps_do_not_change_training() -> None:
     model = tiny("llama")
 
     def steps(chatting: bool) -> tuple[list[float], list[torch.Tensor]]:
         torch.manual_seed(11)
         losses = []
-        with hung(
+        with with_adapters(
             model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(2, 2, FAMILIES["llama"].targets[:3])]
         ) as (peft, mixer):
             mixer.update_layout("a0")
@@ -429,35 +462,40 @@ def test_steps_of_training_do_not_notice_answers_between_them() -> None:
                     peft.eval()
                     with (
                         torch.inference_mode(),
-                        mixer.activate([{"a0": 1.0}, {"a1": -1.0}, MixRow({"a0": 0.3, "a1": 1.0}, {"a1": -1.0})]),
+                        mixer.activate(
+                            [{"a0": 1.0}, {"a1": -1.0}, MixRow({"a0": 0.3, "a1": 1.0}, {"a1": -1.0})]
+                        ),
                     ):
                         logits(model, batch(3, []))
-            kept = [p.detach().clone() for p in learned]
+            weights = [p.detach().clone() for p in learned]
             model.activation_checkpointing_disable()
             model.disable_input_require_grads()
-        return losses, kept
+        return losses, weights
 
-    (quiet, calm), (loud, noisy) = steps(False), steps(True)
-    assert quiet == loud and len(calm) == 2 * 7 * 3 and all(torch.equal(a, b) for a, b in zip(calm, noisy))
-
-
-# ------------------------------------------------------------ a mix is changed by writing a small tensor
+    (losses, weights), (losses_chatting, weights_chatting) = steps(False), steps(True)
+    assert losses == losses_chatting and len(weights) == 2 * 7 * 3
+    assert all(torch.equal(a, b) for a, b in zip(weights, weights_chatting))
 
 
-def test_asking_the_same_again_computes_nothing_and_a_change_is_heard() -> None:
+# ------------------------------------------------------------ activating a mix
+
+
+def test_activating_equal_rows_reuses_the_mix_and_changes_do_not() -> None:
     model = tiny("llama")
-    with hung(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer):
+    with with_adapters(model, [Shape(4, 8, FAMILIES["llama"].targets)]) as (_, mixer):
         with torch.inference_mode(), mixer.activate([{"a0": 1.0}, {}]):
             first = mixer.active_mix
         with mixer.activate([{"a0": 1.0}, {}]):
-            assert mixer.active_mix is first and mixer.weights is not None and not mixer.weights.is_inference()
+            assert (
+                mixer.active_mix is first and mixer.weights is not None and not mixer.weights.is_inference()
+            )
             with mixer.activate([{"a0": 0.5}]):
                 assert mixer.active_weights(0) == {"a0": 0.5}
             assert mixer.active_mix is first
         with mixer.activate([MixRow({"a0": 1.0}, {"a0": 0.5}), {}]):
             assert mixer.active_mix is not first and mixer.active_tilt(0) == {"a0": 0.5}
-        assert len(mixer.ranks) == 3, (
-            "one for q, k and v together, one for gate and up, one for the others, in whichever layer"
+        assert len(mixer.columns) == 3, (
+            "one for q, k and v together, one for gate and up, one for the others, shared by all layers"
         )
         assert mixer.active_mix is None and mixer.weights is None
 
@@ -465,7 +503,7 @@ def test_asking_the_same_again_computes_nothing_and_a_change_is_heard() -> None:
 # ------------------------------------------------------------ 16, 8 and 4 bits
 
 
-def test_sixteen_bits_add_up_as_pefts_do() -> None:
+def test_16_bit_sums_equal_pefts() -> None:
     model = (
         hf.AutoModelForCausalLM.from_config(tiny("llama").config)
         .to(torch.bfloat16)
@@ -473,7 +511,9 @@ def test_sixteen_bits_add_up_as_pefts_do() -> None:
         .requires_grad_(False)
     )
     rows: list[dict[str, float]] = [{"a0": 1.0}, {}, {"a0": -0.5, "a1": 2.0}]
-    with hung(model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(3, 3, FAMILIES["llama"].targets)]) as (
+    with with_adapters(
+        model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(3, 3, FAMILIES["llama"].targets)]
+    ) as (
         _,
         mixer,
     ):
@@ -504,7 +544,9 @@ def test_quantised_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any)
     rows: list[dict[str, float]] = [{"a0": 1.0}, {}, {"a0": -0.5, "a1": 2.0}]
     with (
         unpack_for_backward(model),
-        hung(model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(3, 3, FAMILIES["llama"].targets)]) as (
+        with_adapters(
+            model, [Shape(4, 8, FAMILIES["llama"].targets), Shape(3, 3, FAMILIES["llama"].targets)]
+        ) as (
             _,
             mixer,
         ),

@@ -1,4 +1,4 @@
-"""Writing and scoring: columns depend on their own mix and dice only, and sums are sums."""
+"""Generation and scoring: a column depends only on its own mix and seed; scores are sums over tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.model.resident import Resident
 from core.model.scoring import score
 from core.spec.mix import Mix, Sampling
 from core.store.workspace import Workspace
-from tests.core.model.test_mixing import SHAPES, hang_random
+from tests.core.model.test_mixing import SHAPES, add_random_adapters
 
 MIXES = [
     Mix(),
@@ -31,7 +31,7 @@ MIXES = [
 @pytest.fixture(scope="module")
 def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
     made = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
-    hang_random(made, SHAPES)
+    add_random_adapters(made, SHAPES)
     yield made
 
 
@@ -51,11 +51,11 @@ def write(
         Sampling(max_new_tokens=24, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=5),
     ],
 )
-def test_a_column_writes_the_same_alone_and_beside_others(resident: Resident, sampling: Sampling) -> None:
+def test_a_column_is_the_same_alone_and_in_a_batch(resident: Resident, sampling: Sampling) -> None:
     together = write(resident, MIXES, sampling)
     alone = [write(resident, [m], sampling)[0] for m in MIXES]
     assert together == alone
-    assert len({tuple(t) for t in together}) == 4, "four mixes say four things"
+    assert len({tuple(t) for t in together}) == 4, "four mixes give four texts"
 
 
 def test_greedy_text_equals_transformers_own_generate(resident: Resident) -> None:
@@ -73,19 +73,19 @@ def test_greedy_text_equals_transformers_own_generate(resident: Resident) -> Non
     assert ours == [t for t in expected if t not in resident.base.eos_ids]
 
 
-def test_identical_mixes_with_the_same_dice_write_identical_text(resident: Resident) -> None:
+def test_identical_mixes_with_the_same_seed_give_identical_text(resident: Resident) -> None:
     same = write(resident, [MIXES[1]] * 3, Sampling(max_new_tokens=20, temperature=1.0, seed=9))
     assert same[0] == same[1] == same[2]
     assert same[0] != write(resident, [MIXES[1]], Sampling(max_new_tokens=20, temperature=1.0, seed=10))[0]
 
 
-def test_prompts_of_different_length_do_not_disturb_each_other(resident: Resident) -> None:
+def test_prompts_of_different_length_do_not_affect_each_other(resident: Resident) -> None:
     prompts = ["Hi", "Where is the very old red lamp of the north room, please?"]
     both = write(resident, [MIXES[1], MIXES[1]], Sampling(max_new_tokens=16), prompts)
     assert both == [write(resident, [MIXES[1]], Sampling(max_new_tokens=16), [p])[0] for p in prompts]
 
 
-def test_a_column_that_ends_leaves_the_batch_and_the_others_go_on(resident: Resident) -> None:
+def test_a_column_that_ends_leaves_the_batch_and_others_continue(resident: Resident) -> None:
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
     samplings = [Sampling(max_new_tokens=n) for n in (3, 24, 9, 24)]
     states = list(generate(resident, [ids] * 4, MIXES, samplings))[-1]
@@ -101,12 +101,11 @@ def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
     states = list(generate(resident, [ids], [MIXES[3]], [Sampling(max_new_tokens=24, stop=(stop,))]))[-1]
     assert (
-        states[0].reason == "stop"
-        and states[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
+        states[0].reason == "stop" and states[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
     )
 
 
-def test_closing_halfway_leaves_the_model_as_it_was(resident: Resident) -> None:
+def test_closing_a_generation_early_deactivates_its_mix(resident: Resident) -> None:
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
     steps = generate(resident, [ids], [MIXES[1]], [Sampling(max_new_tokens=24)])
     next(steps)
@@ -114,9 +113,10 @@ def test_closing_halfway_leaves_the_model_as_it_was(resident: Resident) -> None:
     assert resident.mixer.weights is None
 
 
-def test_prompts_that_leave_no_room_are_refused_with_both_numbers(resident: Resident) -> None:
+def test_prompts_too_long_for_the_context_are_refused_with_numbers(resident: Resident) -> None:
     with pytest.raises(
-        SpecError, match=r"The prompt has \d+ tokens and the answer may have 200, but the context of the base is 256"
+        SpecError,
+        match=r"The prompt has \d+ tokens and the answer may have 200, but the context of the base is 256",
     ):
         encode_prompt(resident, "word " * 100, True, 200)
     with pytest.raises(SpecError, match="The prompt is empty"):
@@ -143,24 +143,24 @@ def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None
         assert found.nats == pytest.approx(nats, rel=1e-5)
 
 
-def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resident: Resident) -> None:
+def test_a_mix_change_in_mid_answer_prefills_again_and_continues(resident: Resident) -> None:
     sampling = Sampling(max_new_tokens=16)
     ids = encode_prompt(resident, "Where is the red lamp?", True, 16)
     mixes = [MIXES[1], MIXES[2], Mix(name="Renamed", weights=MIXES[2].weights)]
-    told = list(mixes)
+    current_mixes = list(mixes)
     for steps, states in enumerate(
-        generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: told), start=1
+        generate(resident, [ids] * 3, mixes, [sampling] * 3, lambda: current_mixes), start=1
     ):
         if steps == 6:
-            told[0] = MIXES[3]
-            told[2] = Mix(name="Another name", weights=MIXES[2].weights)
+            current_mixes[0] = MIXES[3]
+            current_mixes[2] = Mix(name="Another name", weights=MIXES[2].weights)
     first, beside, renamed = states
     begun = write(resident, [MIXES[1]], Sampling(max_new_tokens=6))[0]
     after = list(generate(resident, [[*ids, *begun]], [MIXES[3]], [Sampling(max_new_tokens=10)]))[-1][0].ids
     assert first.ids == begun + after and len(first.ids) == 16
-    assert first.ids != write(resident, [MIXES[1]], sampling)[0], "the new mix says something else"
+    assert first.ids != write(resident, [MIXES[1]], sampling)[0], "the new mix gives another text"
     assert beside.ids == renamed.ids == write(resident, [MIXES[2]], sampling)[0], (
-        "a neighbour does not notice"
+        "other columns are not affected"
     )
     column = first.column(resident.base.tokenizer)
     assert [(t.tokens, t.stamp["weights"]) for t in column.mix_changes] == [(6, {"one": 0.6, "three": -1.0})]
@@ -169,16 +169,20 @@ def test_a_mix_that_changes_in_mid_answer_reads_the_text_again_and_goes_on(resid
     )
     assert column.stamp["weights"] == {"one": 0.6, "three": -1.0}
     assert (
-        not beside.column(resident.base.tokenizer).mix_changes and not renamed.column(resident.base.tokenizer).mix_changes
+        not beside.column(resident.base.tokenizer).mix_changes
+        and not renamed.column(resident.base.tokenizer).mix_changes
     )
 
 
-def test_a_cache_with_room_holds_what_transformers_own_holds_when_it_grows_and_when_rows_leave() -> None:
-    dice = torch.Generator().manual_seed(2)
+def test_the_preallocated_kv_cache_equals_transformers_own() -> None:
+    generator = torch.Generator().manual_seed(2)
     ours, own = PreallocatedLayer(), DynamicLayer()
     rows = 4
     for new in (7, *[1] * (GROWTH + 3), 5, 1):
-        k, v = torch.randn(rows, 2, new, 8, generator=dice), torch.randn(rows, 2, new, 8, generator=dice)
+        k, v = (
+            torch.randn(rows, 2, new, 8, generator=generator),
+            torch.randn(rows, 2, new, 8, generator=generator),
+        )
         for mine, theirs in zip(ours.update(k, v), own.update(k, v), strict=True):
             assert torch.equal(mine, theirs)
         if new == 5 or ours.get_seq_length() == 20:
@@ -189,10 +193,11 @@ def test_a_cache_with_room_holds_what_transformers_own_holds_when_it_grows_and_w
     assert ours.get_seq_length() == own.get_seq_length() == 7 + GROWTH + 3 + 6 and rows == 2
 
 
-def test_a_cache_with_room_is_not_copied_at_every_token() -> None:
+def test_the_preallocated_kv_cache_is_not_copied_at_every_token() -> None:
     layer = PreallocatedLayer()
     layer.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
     places = {
-        layer.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))[0].data_ptr() for _ in range(2 * GROWTH)
+        layer.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))[0].data_ptr()
+        for _ in range(2 * GROWTH)
     }
     assert len(places) <= 3

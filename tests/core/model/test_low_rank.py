@@ -1,4 +1,4 @@
-"""What small factors say of an update is what the dense product says, whatever the shapes and ranks."""
+"""Results from low-rank factors equal those of the dense product, at any shapes and ranks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from core.model.low_rank import (
 )
 
 
-def drawn(outputs: int, inputs: int, rank: int, seed: int) -> Factors:
-    dice = torch.Generator().manual_seed(seed)
-    return Factors(torch.randn(rank, inputs, generator=dice), torch.randn(outputs, rank, generator=dice))
+def random_delta(outputs: int, inputs: int, rank: int, seed: int) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    return Factors(
+        torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank, generator=generator)
+    )
 
 
 def dense(pair: Factors) -> torch.Tensor:
@@ -42,10 +44,10 @@ CHECKED = settings(max_examples=80, deadline=None)
 
 @CHECKED
 @given(shape=SHAPES, ranks=st.tuples(st.integers(1, 30), st.integers(1, 30)), seed=st.integers(0, 999))
-def test_inner_product_norm_cosine_and_distance_are_those_of_the_products(
+def test_inner_product_norm_cosine_and_distance_equal_the_dense_ones(
     shape: tuple[int, int], ranks: tuple[int, int], seed: int
 ) -> None:
-    x, y = drawn(*shape, ranks[0], seed), drawn(*shape, ranks[1], seed + 1)
+    x, y = random_delta(*shape, ranks[0], seed), random_delta(*shape, ranks[1], seed + 1)
     size = float(dense(x).norm() * dense(y).norm())
     assert abs(inner_product(x, y) - float((dense(x) * dense(y)).sum())) <= 1e-9 * size
     assert norm(x) == pytest.approx(float(dense(x).norm()), rel=1e-10)
@@ -60,10 +62,10 @@ def test_inner_product_norm_cosine_and_distance_are_those_of_the_products(
     seed=st.integers(0, 999),
     weights=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
 )
-def test_concatenation_is_the_weighted_sum_with_its_signs(
+def test_concat_is_the_signed_weighted_sum(
     shape: tuple[int, int], ranks: list[int], seed: int, weights: list[float]
 ) -> None:
-    parts = [drawn(*shape, r, seed + i) for i, r in enumerate(ranks)]
+    parts = [random_delta(*shape, r, seed + i) for i, r in enumerate(ranks)]
     whole = concat([p.scale(w) for p, w in zip(parts, weights)])
     expected = sum(w * dense(p) for p, w in zip(parts, weights))
     assert whole.rank == sum(ranks)
@@ -72,10 +74,10 @@ def test_concatenation_is_the_weighted_sum_with_its_signs(
 
 @CHECKED
 @given(shape=SHAPES, ranks=RANKS, rank=st.integers(1, 30), seed=st.integers(0, 999))
-def test_truncation_is_the_best_approximation_and_counts_what_it_loses(
+def test_truncate_is_the_best_approximation_and_reports_its_loss(
     shape: tuple[int, int], ranks: list[int], rank: int, seed: int
 ) -> None:
-    whole = concat([drawn(*shape, r, seed + i) for i, r in enumerate(ranks)])
+    whole = concat([random_delta(*shape, r, seed + i) for i, r in enumerate(ranks)])
     small, lost = truncate(whole, rank)
     u, s, vh = torch.linalg.svd(dense(whole), full_matrices=False)
     best = (u[:, :rank] * s[:rank]) @ vh[:rank]
@@ -89,10 +91,10 @@ def test_truncation_is_the_best_approximation_and_counts_what_it_loses(
 
 @CHECKED
 @given(shape=SHAPES, ranks=st.tuples(st.integers(1, 8), st.integers(1, 8)), seed=st.integers(0, 999))
-def test_overlap_of_spaces_is_that_of_projections_onto_the_dense_updates(
+def test_space_overlaps_equal_those_of_dense_projections(
     shape: tuple[int, int], ranks: tuple[int, int], seed: int
 ) -> None:
-    x, y = drawn(*shape, ranks[0], seed), drawn(*shape, ranks[1], seed + 1)
+    x, y = random_delta(*shape, ranks[0], seed), random_delta(*shape, ranks[1], seed + 1)
     columns, rows = space_overlaps(svd(x), svd(y))
     few = min(svd(x).rank, svd(y).rank)
     for found, (m, n) in ((columns, (dense(x), dense(y))), (rows, (dense(x).T, dense(y).T))):
@@ -102,7 +104,7 @@ def test_overlap_of_spaces_is_that_of_projections_onto_the_dense_updates(
         assert found == pytest.approx(float((p @ q).trace()) / few, abs=1e-6)
 
 
-def test_subspaces_one_within_the_other_orthogonal_and_at_half_a_right_angle() -> None:
+def test_overlap_of_nested_orthogonal_and_45_degree_subspaces() -> None:
     e = torch.eye(4, dtype=torch.float64)
     half = ((e[0] + e[2]) / math.sqrt(2))[:, None]
     assert overlap(e[:, :1], e[:, :3]) == 1.0
@@ -110,34 +112,35 @@ def test_subspaces_one_within_the_other_orthogonal_and_at_half_a_right_angle() -
     assert overlap(e[:, :1], half) == pytest.approx(0.5)
 
 
-def test_directions_that_are_only_padding_do_not_count_as_space() -> None:
-    x = drawn(12, 9, 3, 0)
+def test_zero_padding_does_not_count_as_directions() -> None:
+    x = random_delta(12, 9, 3, 0)
     wide = pad(x, 8)
     assert svd(wide).rank == 3
     assert space_overlaps(svd(wide), svd(x)) == pytest.approx((1.0, 1.0))
 
 
-def test_the_chance_levels_are_what_random_updates_show() -> None:
+def test_chance_levels_match_random_deltas() -> None:
     found = [
-        space_overlaps(svd(drawn(64, 40, 4, s)), svd(drawn(64, 40, 6, s + 10_000))) for s in range(300)
+        space_overlaps(svd(random_delta(64, 40, 4, s)), svd(random_delta(64, 40, 6, s + 10_000)))
+        for s in range(300)
     ]
     columns, rows = (sum(f[i] for f in found) / len(found) for i in (0, 1))
     assert columns == pytest.approx(chance_overlap(64, 4, 6), rel=0.05)
     assert rows == pytest.approx(chance_overlap(40, 4, 6), rel=0.05)
-    cosines = [cosine(drawn(64, 40, 4, s), drawn(64, 40, 6, s + 10_000)) for s in range(300)]
+    cosines = [cosine(random_delta(64, 40, 4, s), random_delta(64, 40, 6, s + 10_000)) for s in range(300)]
     assert math.sqrt(sum(c * c for c in cosines) / 300) == pytest.approx(chance_cosine((64, 40)), rel=0.15)
 
 
-def test_a_zero_update_has_no_direction_and_divides_by_nothing() -> None:
-    x, zero = drawn(6, 5, 2, 0), Factors(torch.randn(2, 5), torch.zeros(6, 2))
+def test_a_zero_delta_has_rank_0_and_no_division_by_zero() -> None:
+    x, zero = random_delta(6, 5, 2, 0), Factors(torch.randn(2, 5), torch.zeros(6, 2))
     assert cosine(x, zero) == 0.0
     assert svd(zero).rank == 0
     assert space_overlaps(svd(x), svd(zero)) == (0.0, 0.0)
     assert truncate(zero, 2)[1] == 0.0
 
 
-def test_updates_of_different_layers_are_refused() -> None:
+def test_deltas_of_different_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="belong to different layers"):
-        inner_product(drawn(4, 5, 2, 0), drawn(5, 4, 2, 0))
+        inner_product(random_delta(4, 5, 2, 0), random_delta(5, 4, 2, 0))
     with pytest.raises(ValueError, match="at least one"):
         concat([])

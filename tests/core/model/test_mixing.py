@@ -1,4 +1,4 @@
-"""Mixing in rank space is peft's own forward, row by row, whatever the ranks, layers and weights."""
+"""Mixing in rank space equals peft's own forward, row by row, at any ranks, layers and weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SHAPES = {
 }
 
 
-def hang_random(
+def add_random_adapters(
     resident: Resident, shapes: dict[str, tuple[int, int, list[str]]], trainable: str = ""
 ) -> None:
-    """Adapters with random factors, so that each of them moves the logits."""
-    dice = torch.Generator().manual_seed(7)
+    """Adds adapters with random factors, so that each of them changes the logits."""
+    generator = torch.Generator().manual_seed(7)
     for name, (rank, alpha, targets) in shapes.items():
         config = {
             "task_type": "CAUSAL_LM",
@@ -51,17 +51,17 @@ def hang_random(
     with torch.no_grad():
         for key, p in resident.peft.named_parameters():
             if "lora_" in key:
-                p.copy_(torch.randn(p.shape, generator=dice) * 0.15)
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.15)
     resident.update_layout()
 
 
 def by_peft(resident: Resident, weights: dict[str, float]) -> torch.Tensor:
-    """The logits of peft's own forward with several active adapters and their scales set."""
+    """The logits of peft's own forward, with these adapters active and scaled."""
     assert resident.peft is not None
     resident.peft.eval()
     names = {resident.peft_name(a): w for a, w in weights.items()}
     layers = resident.mixer.layers
-    kept = [dict(layer.scaling) for layer in layers]
+    scalings = [dict(layer.scaling) for layer in layers]
     active = [list(layer.active_adapters) for layer in layers]
     try:
         for layer in layers:
@@ -72,7 +72,7 @@ def by_peft(resident: Resident, weights: dict[str, float]) -> torch.Tensor:
         with torch.no_grad():
             return resident.peft(IDS).logits
     finally:
-        for layer, scaling, names_before in zip(layers, kept, active, strict=True):
+        for layer, scaling, names_before in zip(layers, scalings, active, strict=True):
             layer.scaling.update(scaling)
             layer._active_adapter = names_before
 
@@ -82,7 +82,7 @@ def resident(
     request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Resident]:
     made = Resident(load_base(str(tiny_base), request.param, "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
-    hang_random(made, SHAPES)
+    add_random_adapters(made, SHAPES)
     yield made
 
 
@@ -107,15 +107,16 @@ def test_every_row_of_a_batch_equals_pefts_forward_under_its_own_mix(
     resident: Resident, rows: list[dict[str, float]]
 ) -> None:
     ours = logits_of(resident, rows)
-    # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16, so the last bit of a sum decides 2^-9 of a value further on, in layer after
-    # layer: of 250 mixes, the worst logit was 3.7e-3 off and the worst mean 1.8e-4. A weight that is wrong by 0.05 moves the mean by 1.9e-3.
+    # bitsandbytes' 4-bit kernel on a CPU rounds activations to bf16, so the last bit of a sum changes later
+    # values by 2^-9, layer after layer. Of 250 mixes, the worst logit was 3.7e-3 off and the worst mean
+    # 1.8e-4. A weight that is wrong by 0.05 changes the mean by 1.9e-3.
     most, mean = (1e-5, 1e-5) if resident.base.quantization == "none" else (8e-3, 4e-4)
     for b, row in enumerate(rows):
         off = (by_peft(resident, row)[0] - ours[b]).abs()
         assert off.max() <= most and off.mean() <= mean
 
 
-def test_an_adapter_that_is_off_leaves_exactly_the_base(resident: Resident) -> None:
+def test_a_weight_of_0_gives_exactly_the_base(resident: Resident) -> None:
     alone = logits_of(resident, [{}])
     beside = logits_of(resident, [{"one": 0.0}, {"one": 1.0}, {"two": -2.0}])
     assert torch.equal(alone[0], beside[0]) or (alone[0] - beside[0]).abs().max() < 1e-6
@@ -141,7 +142,7 @@ def test_the_mixers_tensors_are_pefts_parameters(resident: Resident) -> None:
     assert (after - before).abs().max() > 1e-3
 
 
-def test_layers_that_read_the_same_input_share_the_first_product_and_others_do_not(
+def test_layers_share_the_first_product_only_for_the_same_input(
     resident: Resident,
 ) -> None:
     attention = resident.model.model.layers[0].self_attn
@@ -170,10 +171,10 @@ def test_layers_that_read_the_same_input_share_the_first_product_and_others_do_n
                     )
                     got = layer(x) - base[layer, x]
                     assert (got[0] - due).abs().max() < 1e-4 and got[1].abs().max() == 0.0
-            assert (down.inner is None) is (down.left == 0)
+            assert (down.inner is None) is (down.pending == 0)
 
 
-def test_weights_read_back_are_the_weights_that_were_multiplied(resident: Resident) -> None:
+def test_the_stamp_is_read_back_from_the_multiplied_weights(resident: Resident) -> None:
     with resident.mixer.activate([{"one": 0.5}, {}, {"two": -1.0, "three": 2.0}]):
         assert resident.stamp(0)["weights"] == {"one": 0.5}
         assert resident.stamp(1)["weights"] == {}
@@ -184,17 +185,15 @@ def test_weights_read_back_are_the_weights_that_were_multiplied(resident: Reside
 
 def test_an_unknown_adapter_is_refused_by_name(resident: Resident) -> None:
     with (
-        pytest.raises(AdapterError, match="'nobody' is not loaded"),
-        resident.mixer.activate([{"nobody": 1.0}]),
+        pytest.raises(AdapterError, match="'unknown' is not loaded"),
+        resident.mixer.activate([{"unknown": 1.0}]),
     ):
         pass
 
 
-def test_the_adapter_in_training_is_heard_at_once_and_peft_is_left_alone(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_training_takes_effect_at_once_and_peft_state_is_untouched(tiny_base: Path, tmp_path: Path) -> None:
     resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path))
-    hang_random(resident, SHAPES, trainable="two")
+    add_random_adapters(resident, SHAPES, trainable="two")
     assert resident.peft is not None
     before = logits_of(resident, [{"two": 1.0}])
     optimizer = torch.optim.AdamW([p for p in resident.peft.parameters() if p.requires_grad], lr=0.05)
@@ -203,20 +202,18 @@ def test_the_adapter_in_training_is_heard_at_once_and_peft_is_left_alone(
     loss.backward()
     optimizer.step()
     assert (logits_of(resident, [{"two": 1.0}]) - before).abs().max() > 1e-3
-    assert resident.peft.training, "speaking puts train mode back"
+    assert resident.peft.training, "train mode is restored"
     trained = {k for k, p in resident.peft.named_parameters() if p.requires_grad}
     assert trained and all(f".{TRAINEE}." in k for k in trained)
     assert all(layer.active_adapters == [TRAINEE] for layer in resident.mixer.layers)
 
 
-def test_loading_an_adapter_during_training_changes_neither_gradients_nor_dice(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_loading_during_training_changes_neither_gradients_nor_rng(tiny_base: Path, tmp_path: Path) -> None:
     def gradients(disturb: bool) -> dict[str, torch.Tensor]:
         resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path))
         torch.manual_seed(3)
-        hang_random(resident, {"one": SHAPES["one"]}, trainable="one")
-        if disturb:  # this one brings layers that no adapter had before
+        add_random_adapters(resident, {"one": SHAPES["one"]}, trainable="one")
+        if disturb:  # adds LoRA layers where no adapter had any
             resident.add_adapter(
                 "late",
                 {
@@ -232,9 +229,9 @@ def test_loading_an_adapter_during_training_changes_neither_gradients_nor_dice(
         resident.peft(input_ids=IDS, labels=IDS).loss.backward()
         return {k: p.grad for k, p in resident.peft.named_parameters() if p.grad is not None}
 
-    calm, disturbed = gradients(False), gradients(True)
-    assert calm.keys() == disturbed.keys() and len(calm) == 8
-    assert all(torch.equal(calm[k], disturbed[k]) for k in calm)
+    undisturbed, disturbed = gradients(False), gradients(True)
+    assert undisturbed.keys() == disturbed.keys() and len(undisturbed) == 8
+    assert all(torch.equal(undisturbed[k], disturbed[k]) for k in undisturbed)
 
 
 def test_gpt2_layers_mix_like_peft_too(tmp_path: Path) -> None:
@@ -251,14 +248,16 @@ def test_gpt2_layers_mix_like_peft_too(tmp_path: Path) -> None:
         )
     ).save_pretrained(folder)
     resident = Resident(load_base(str(folder), "none", "cpu"), Workspace(tmp_path / "ws"))
-    hang_random(resident, {"first": (4, 8, ["c_attn", "c_proj"]), "second": (2, 2, ["c_fc", "c_attn"])})
+    add_random_adapters(
+        resident, {"first": (4, 8, ["c_attn", "c_proj"]), "second": (2, 2, ["c_fc", "c_attn"])}
+    )
     rows: list[dict[str, float]] = [{"first": 1.0, "second": -0.5}, {}, {"second": 2.0}]
     ours = logits_of(resident, rows)
     for b, row in enumerate(rows):
         assert (by_peft(resident, row)[0] - ours[b]).abs().max() <= 1e-5
 
 
-def test_weights_can_be_learned_through_the_mix(resident: Resident) -> None:
+def test_gradients_reach_the_weights_of_a_mix(resident: Resident) -> None:
     weights = torch.zeros(2, 3, requires_grad=True)
     with unpack_for_backward(resident.base.model), resident.mixer.activate(weights):
         logits = resident.base.model(IDS.repeat(2, 1)).logits
@@ -268,28 +267,28 @@ def test_weights_can_be_learned_through_the_mix(resident: Resident) -> None:
     assert torch.allclose(2 * weights.grad[0], weights.grad[1], rtol=1e-2)  # both rows are the base here
 
 
-def test_a_4_bit_base_that_is_talked_to_and_trained_in_turn_stays_the_same_to_the_bit(
+def test_nf4_weights_do_not_drift_between_answers_and_training(
     tiny_base: Path,
 ) -> None:
     base = load_base(str(tiny_base), "nf4", "cpu")
     ids = torch.arange(5, 40)[None]
 
-    def trained() -> torch.Tensor:
+    def training_logits() -> torch.Tensor:
         with unpack_for_backward(base.model):
             return base.model(ids).logits.detach()
 
-    def talked() -> torch.Tensor:
+    def answer_logits() -> torch.Tensor:
         with torch.inference_mode():
             return base.model(ids).logits.clone()
 
-    first, heard = trained(), talked()
+    in_training, in_answer = training_logits(), answer_logits()
     for _ in range(3):
-        assert torch.equal(trained(), first) and torch.equal(talked(), heard)
+        assert torch.equal(training_logits(), in_training) and torch.equal(answer_logits(), in_answer)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bit(
+def test_direct_kernel_calls_equal_bitsandbytes_to_the_bit(
     bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -300,7 +299,7 @@ def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bi
         .requires_grad_(False)
     )
     layer, x = model[0], torch.randn(3, 5, 128, dtype=dtype)
-    nf4_cpu.settle(model)
+    nf4_cpu.round_trip(model)
     if nf4_cpu._kernel() is None:
         pytest.skip("this bitsandbytes has no such kernel for this CPU")
     assert type(layer) is nf4_cpu.Direct4bit
@@ -313,8 +312,8 @@ def test_a_packed_layer_called_directly_gives_bitsandbytes_own_numbers_to_the_bi
         with torch.no_grad():
             ours, called = layer(shape), len(calls)
             own = bnb.nn.Linear4bit.forward(layer, shape)
-        assert called == len(calls) > 0, "only ours calls it here"
+        assert called == len(calls) > 0, "only our layer calls the kernel here"
         assert ours.dtype is own.dtype and ours.shape == own.shape and torch.equal(ours, own)
     with nf4_cpu.unpack_for_backward(model):
         y = layer(x.float().requires_grad_())
-        assert y.requires_grad, "while something learns it is bitsandbytes' own, unpacked"
+        assert y.requires_grad, "for a backward it is bitsandbytes' own forward, unpacked"

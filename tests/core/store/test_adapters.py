@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from core.engine import Engine
 from core.errors import AdapterError, InvalidName, NotFound, SpecError
 from core.spec.mix import Mix, Sampling
 from core.store import adapters, mixes
+from core.store.adapter_config import UNMIXABLE, parse_config
+from core.store.model_card import format_model_card
 from core.store.workspace import Workspace
 from tests.conftest import build_tiny_llama
 
@@ -39,6 +43,13 @@ def factors(scale: float = 0.1) -> dict[str, torch.Tensor]:
         for i in (0, 1)
         for s in "AB"
     }
+
+
+def spoilt(value: float, dtype: torch.dtype) -> torch.Tensor:
+    """A factor whose last number is not finite."""
+    tensor = torch.full((2, 64), 0.1, dtype=dtype)
+    tensor[-1, -1] = value
+    return tensor
 
 
 def put(
@@ -73,7 +84,10 @@ def test_an_adapter_appears_with_checksums_that_hold(workspace: Workspace) -> No
         "README.md",
     }
     assert adapter.rank == 2 and adapter.alpha == 4 and adapter.target_modules == ("q_proj",)
-    assert adapters.verify(workspace, adapter.id)[1] == "4 tensors have the names and shapes of rank 2."
+    assert (
+        adapters.verify(workspace, adapter.id)[1]
+        == "The names and shapes of all 4 tensors are those of rank 2."
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,14 +108,19 @@ def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
     [
         (lambda t: t.pop(next(iter(t))), "factor is missing"),
         (lambda t: t.update({next(iter(t)): torch.full((2, 64), torch.nan)}), "NaN or infinite"),
+        *[
+            (lambda t, x=x, d=d: t.update({next(iter(t)): spoilt(x, d)}), "NaN or infinite")
+            for x in (torch.inf, -torch.inf, torch.nan)
+            for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        ],
         (lambda t: t.update({next(iter(t)): torch.zeros(3, 64)}), "not a LoRA factor of rank 2"),
         (
             lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}),
-            "trained copies of embeddings or of a head",
+            "trained copies of embedding or head weights",
         ),
         (
             lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 2)}),
-            "trained copies of embeddings",
+            "trained copies of embedding or head weights",
         ),
         (
             lambda t: t.update(
@@ -111,7 +130,7 @@ def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
         ),
         (
             lambda t: t.update({next(iter(t)).replace("lora_A.weight", "lora_B.bias"): torch.zeros(2)}),
-            "biases beside the factors",
+            "biases beside the low-rank factors",
         ),
         (
             lambda t: t.update({"base_model.model.odd.weight": torch.zeros(2, 2)}),
@@ -125,6 +144,26 @@ def test_t13_unfit_weights_never_enter_the_library(workspace: Workspace, spoil: 
     with pytest.raises(AdapterError, match=said):
         put(workspace, "mine", "f" * 64, tensors)
     assert workspace.ids("adapters") == []
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.int8]
+)
+def test_finite_weights_of_every_type_are_accepted_without_torch(
+    workspace: Workspace, dtype: torch.dtype
+) -> None:
+    largest = torch.finfo(dtype).max if dtype.is_floating_point else 127
+    tensors = {k: torch.full(v.shape, largest, dtype=torch.float64).to(dtype) for k, v in factors().items()}
+    put(workspace, "mine", "f" * 64, tensors)
+    code = (
+        "import sys\nfrom core.store import adapters\nfrom core.store.workspace import Workspace\n"
+        "said = adapters.verify(Workspace(sys.argv[1]), 'mine-0001')\n"
+        "print(said[2], 'torch' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "All 512 values are finite. False\n"
 
 
 @pytest.mark.parametrize(
@@ -146,26 +185,26 @@ def test_t13_unfit_weights_never_enter_the_library(workspace: Workspace, spoil: 
 )
 def test_t10_t11_configs_are_read_from_an_allow_list(change: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match=next(iter(change))):
-        adapters.parse_config({**CONFIG, **change})
+        parse_config({**CONFIG, **change})
 
 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("modules_to_save", ["lm_head"], "trained copies of embeddings or of a head"),
-        ("trainable_token_indices", [1, 2], "trained copies of embeddings or of a head"),
-        ("trainable_token_indices", {"embed_tokens": [1]}, "trained copies of embeddings or of a head"),
+        ("modules_to_save", ["lm_head"], "trained copies of embedding or head weights"),
+        ("trainable_token_indices", [1, 2], "trained copies of embedding or head weights"),
+        ("trainable_token_indices", {"embed_tokens": [1]}, "trained copies of embedding or head weights"),
         *[
-            ("init_lora_weights", start, "taken out of the base's weights")
+            ("init_lora_weights", start, "subtracted from the base weights")
             for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", ["x"])
         ],
         ("bias", "all", "biases of the base"),
-        ("lora_bias", True, "biases beside the factors"),
-        ("use_dora", True, "DoRA rescales the base's own weights"),
-        ("layers_to_transform", 0, "picks layers by rules"),
-        ("layers_to_transform", [0, 1], "picks layers by rules"),
-        ("exclude_modules", "(a+)+$", "picks layers by rules"),
-        ("layer_replication", [[0, 1]], "number of the base's layers"),
+        ("lora_bias", True, "biases beside the low-rank factors"),
+        ("use_dora", True, "DoRA rescales the base weights"),
+        ("layers_to_transform", 0, "selects layers by rules"),
+        ("layers_to_transform", [0, 1], "selects layers by rules"),
+        ("exclude_modules", "(a+)+$", "selects layers by rules"),
+        ("layer_replication", [[0, 1]], "number of layers of the base"),
         ("use_qalora", True, "not the plain product"),
         ("alora_invocation_tokens", [5], "not the plain product"),
         ("arrow_config", {"top_k": 2}, "not the plain product"),
@@ -176,9 +215,9 @@ def test_what_has_no_form_in_rank_space_is_refused_by_name_with_the_reason(
     name: str, value: Any, why: str
 ) -> None:
     with pytest.raises(AdapterError) as caught:
-        adapters.parse_config({**CONFIG, name: value})
+        parse_config({**CONFIG, name: value})
     assert (
-        caught.value.what.startswith(f"The adapter cannot be mixed: {name} is {json.dumps(value)}, and ")
+        caught.value.what.startswith(f"The adapter cannot be mixed because {name} is {json.dumps(value)}: ")
         and why in caught.value.what
     )
     assert caught.value.fix.endswith(".")
@@ -188,8 +227,8 @@ def test_every_reason_lets_pefts_own_defaults_pass() -> None:
     from peft import LoraConfig
 
     plain = LoraConfig(**{k: v for k, v in CONFIG.items() if k != "peft_type"}).to_dict()
-    assert set(adapters.UNMIXABLE) <= set(plain), "a reason for a field that peft does not have"
-    made = adapters.parse_config({**json.loads(json.dumps(plain, default=list)), "peft_type": "LORA"})
+    assert set(UNMIXABLE) <= set(plain), "a reason for a field that peft does not have"
+    made = parse_config({**json.loads(json.dumps(plain, default=list)), "peft_type": "LORA"})
     assert made["target_modules"] == ["q_proj"] and made["r"] == 2
 
 
@@ -199,7 +238,7 @@ def test_t10_what_a_config_points_at_is_not_followed() -> None:
         "base_model_name_or_path": "https://evil",
         "auto_mapping": {"base_model_class": "X", "parent_library": "os"},
     }
-    assert set(adapters.parse_config(raw)) == set(CONFIG)
+    assert set(parse_config(raw)) == set(CONFIG)
 
 
 def test_t8_a_folder_with_a_pickle_is_refused(workspace: Workspace) -> None:
@@ -213,7 +252,10 @@ def test_t12_an_adapter_of_another_base_is_refused_with_both_names(engine: Engin
     put(engine.workspace, "foreign", "0" * 64)
     with pytest.raises(AdapterError, match="was trained on 'tiny', and the resident base is"):
         engine.chat.stream("Hi", [Mix(weights={"foreign-0001": 1.0})], Sampling(max_new_tokens=4)).last()
-    assert engine.library.mixable_adapters()[0].fits is False and "another base" in engine.library.mixable_adapters()[0].reason
+    assert (
+        engine.library.mixable_adapters()[0].fits is False
+        and "another base" in engine.library.mixable_adapters()[0].reason
+    )
     assert engine.library.default_mixes() == [Mix(name="Base")]
 
 
@@ -229,9 +271,9 @@ def test_t12_tensors_that_do_not_fit_the_base_are_refused_and_leave_no_trace(eng
     ("targets", "said"),
     [
         (["q_proj", "nothing_here"], None),
-        (["nothing_here"], "cannot hang on the base"),
+        (["nothing_here"], "cannot be added to the base"),
         (["embed_tokens"], "embed_tokens' cannot be mixed: it is trained on the embedding"),
-        (["q_proj", "input_layernorm"], "cannot hang on the base"),
+        (["q_proj", "input_layernorm"], "cannot be added to the base"),
     ],
 )
 def test_layers_that_cannot_carry_an_adapter_are_refused_and_leave_no_trace(
@@ -241,10 +283,10 @@ def test_layers_that_cannot_carry_an_adapter_are_refused_and_leave_no_trace(
     from core.model.resident import Resident
 
     resident = Resident(load_base(str(tiny_base), "none", "cpu"), workspace)
-    config = adapters.parse_config({**CONFIG, "target_modules": targets})
+    config = parse_config({**CONFIG, "target_modules": targets})
     for beside in (False, True):
         if beside:
-            resident.add_adapter("good", adapters.parse_config(CONFIG))
+            resident.add_adapter("good", parse_config(CONFIG))
         before = [k for k, _ in resident.base.model.named_parameters()]
         if said is None:
             resident.add_adapter(f"odd-{beside}", config)
@@ -290,7 +332,7 @@ def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(
         "theirs-0001",
         "theirs",
         lambda p: save_file(tensors, p),
-        adapters.parse_config(raw),
+        parse_config(raw),
         meta,
     )
     resident = Resident(load_base(str(tiny_base), "none", "cpu"), engine.workspace)
@@ -311,7 +353,7 @@ def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(
             "odd-0001",
             "odd",
             lambda p: save_file(tensors, p),
-            {**adapters.parse_config(raw), "rank_pattern": {"q_proj": 3}},
+            {**parse_config(raw), "rank_pattern": {"q_proj": 3}},
             meta,
         )
 
@@ -340,14 +382,17 @@ def test_a_removed_adapter_is_gone_from_the_model_too_and_can_come_back(engine: 
 def test_a_saved_mix_remembers_its_adapters_and_warns_when_they_change(engine: Engine) -> None:
     put(engine.workspace, "mine", engine.bases.current().fingerprint)
     saved = engine.library.save_mix("Half", {"mine-0001": 0.5, "unused": 0.0})
-    assert engine.library.mix(saved.id).weights == {"mine-0001": 0.5} and engine.library.mix(saved.id).warnings == []
-    with pytest.raises(SpecError, match="a mix called 'Half' already"):
+    assert (
+        engine.library.mix(saved.id).weights == {"mine-0001": 0.5}
+        and engine.library.mix(saved.id).warnings == []
+    )
+    with pytest.raises(SpecError, match="already a mix called 'Half'"):
         engine.library.save_mix("Half", {})
     engine.library.rename("mixes", saved.id, "Half of it")
     assert engine.library.mixes()[0].name == "Half of it"
     engine.library.delete("adapters", "mine-0001")
     put(engine.workspace, "mine", engine.bases.current().fingerprint, factors(0.3))
-    assert engine.library.mix(saved.id).warnings == ["The adapter 'mine' changed since this mix was saved."]
+    assert engine.library.mix(saved.id).warnings == ["The adapter 'mine' has changed since this mix was saved."]
     engine.library.delete("adapters", "mine-0001")
     assert "no longer in the library" in engine.library.mix(saved.id).warnings[0]
     engine.library.delete("mixes", saved.id)
@@ -391,7 +436,7 @@ def test_the_archive_holds_the_folder_as_peft_reads_it(
 
 def test_t19_a_name_cannot_write_into_the_model_card() -> None:
     meta = {"kind": "domain", "base": {"name": 'x"\nlicense: evil', "fingerprint": "f"}}
-    card = adapters.model_card({"name": "# [click](javascript:1) <img>", **meta}, CONFIG)
+    card = format_model_card({"name": "# [click](javascript:1) <img>", **meta}, CONFIG)
     front = card.split("---")[1]
     assert "license" not in [line.split(":")[0] for line in front.splitlines()]
     assert "\\[click\\]\\(javascript:1\\) \\<img\\>" in card
@@ -424,5 +469,5 @@ def test_metadata_that_names_other_weights_is_refused_even_with_fitting_checksum
     meta = json.loads((folder / adapters.METADATA).read_text())
     (folder / adapters.METADATA).write_text(json.dumps({**meta, "sha256": "0" * 64}))
     adapters._write_checksums(folder)
-    with pytest.raises(AdapterError, match="names other weights"):
+    with pytest.raises(AdapterError, match="is not that of adapter_model.safetensors"):
         adapters.verify(workspace, adapter.id)

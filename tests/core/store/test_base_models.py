@@ -213,7 +213,7 @@ def test_a_download_that_was_killed_goes_on_where_it_was_and_fetches_no_code(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "offline", "said"),
-    [("tiny/gated", False, "is gated. Ask for access on its Hub page"), ("tiny/nothing", False, "knows no model 'tiny/nothing'"),
+    [("tiny/gated", False, "is gated. Request access on its Hub page"), ("tiny/nothing", False, "has no model 'tiny/nothing'"),
      ("tiny/llama", True, "HF_HUB_OFFLINE is set"), ("no id", False, "must have the form")],
 )  # fmt: skip
 def test_what_cannot_be_fetched_says_what_to_do(
@@ -228,7 +228,7 @@ def test_what_cannot_be_fetched_says_what_to_do(
 @pytest.mark.slow
 def test_a_hub_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
     answer = run(tmp_path / "cache", "http://127.0.0.1:9", "download", "tiny/llama")
-    assert "could not be reached" in answer["error"] and "what has come is kept" in answer["error"]
+    assert "could not be reached" in answer["error"] and "the bytes that have arrived are kept" in answer["error"]
 
 
 def at(monkeypatch: pytest.MonkeyPatch, cache: Path, endpoint: str) -> None:
@@ -268,7 +268,7 @@ def test_a_download_shows_how_far_it_is_and_can_be_stopped_and_then_used(engine:
         time.sleep(0.01)
     assert seen == sorted(seen) and state.total > state.done
     engine.bases.stop_download()
-    with pytest.raises(BaseModelError, match="was stopped. Start it again to go on"):
+    with pytest.raises(BaseModelError, match="was stopped. Start it again to continue it"):
         engine.bases.wait_for_download(30)
     stopped = engine.bases.download_state()
     with pytest.raises(BaseModelError, match="not on this machine, or not all of it. Download it first"):
@@ -308,7 +308,7 @@ def test_folders_beside_the_base_are_offered_and_what_is_no_base_says_why(
     for name, why in (
         ("pickled", "no *.safetensors weights"),
         ("sharded", "1 of its 2 weight files are missing"),
-        ("bert", "writes text (BertModel)"),
+        ("bert", "not a text generation model (BertModel)"),
     ):
         assert why in offers[name].why
         with pytest.raises(BaseModelError, match="cannot be used"):
@@ -387,7 +387,7 @@ def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(
         and not after.error
     )
     assert engine.chat.stream("Where?", [Mix()]).last().done
-    with pytest.raises(SpecError, match="Choose one of: auto, nf4, int8, none"):
+    with pytest.raises(SpecError, match="must be one of auto, nf4, int8, none"):
         engine.bases.switch(str(tiny_base), "int3")
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import Busy, InvalidName, NotFound, StorageError
-from core.store import workspace as room
+from core.store import workspace as workspace_module
 from core.store.workspace import (
     FileLock,
     Workspace,
@@ -50,7 +50,7 @@ def fill(workspace, kind, name, text="x"):
 @given(st.text())
 @settings(deadline=None)
 def test_t6_every_name_gets_an_id_of_our_form(name):
-    assert room.ID.fullmatch(make_id(name)) and len(make_id(name)) <= 45
+    assert workspace_module.ID.fullmatch(make_id(name)) and len(make_id(name)) <= 45
 
 
 def test_an_id_is_readable_and_two_of_a_name_differ():
@@ -167,7 +167,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     write_json(path, {"old": 1})
     code = "import os, sys, pathlib\nfrom core.store.workspace import atomic_write\nwith atomic_write(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], cwd=Path(room.__file__).parents[2], check=False
+        [sys.executable, "-c", code, str(path)], cwd=Path(workspace_module.__file__).parents[2], check=False
     )
     assert done.returncode == 9 and read_json(path) == {"old": 1}
 
@@ -198,11 +198,11 @@ def test_what_an_oserror_means():
 
 def test_space_is_refused_before_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        room.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
+        workspace_module.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
     )
-    ensure_space(tmp_path, 100_000_000 - room.MARGIN_BYTES)
+    ensure_space(tmp_path, 100_000_000 - workspace_module.MARGIN_BYTES)
     with pytest.raises(StorageError, match="The disk is full: 33 MB are needed and 100 MB are free"):
-        ensure_space(tmp_path, 100_000_000 - room.MARGIN_BYTES + 1)
+        ensure_space(tmp_path, 100_000_000 - workspace_module.MARGIN_BYTES + 1)
 
 
 def test_sha256_is_that_of_the_bytes_on_every_python(tmp_path):
@@ -210,7 +210,7 @@ def test_sha256_is_that_of_the_bytes_on_every_python(tmp_path):
     expected = hashlib.sha256(b"x" * 3_000_000).hexdigest()
     assert sha256_of(tmp_path / "a") == expected
     with open(tmp_path / "a", "rb") as f:
-        assert room._digest(f) == expected
+        assert workspace_module._digest(f) == expected
 
 
 def test_t7_only_regular_files_are_regular(tmp_path):
@@ -233,7 +233,7 @@ def test_an_item_appears_at_once_and_is_listed_oldest_first(workspace):
     item_id, place = workspace.new_dir("datasets", "a")
     (place / "file").write_text("x")
     assert workspace.ids("datasets") == []
-    with pytest.raises(NotFound, match=f"no dataset '{item_id}' here"):
+    with pytest.raises(NotFound, match=f"no dataset '{item_id}' in this workspace"):
         workspace.find("datasets", item_id)
     workspace.commit_dir("datasets", item_id, place)
     assert (workspace.find("datasets", item_id) / "file").read_text() == "x"
@@ -248,13 +248,13 @@ def test_strangers_in_the_folder_are_not_items(workspace):
     (workspace.root / "mixes" / "m.json").write_text("{}")
     (workspace.root / "mixes" / "n.txt").write_text("")
     assert (workspace.ids("datasets"), workspace.ids("mixes")) == ([], ["m"])
-    with pytest.raises(NotFound, match="no mix 'x' here"):
+    with pytest.raises(NotFound, match="no mix 'x' in this workspace"):
         workspace.find("mixes", "x")
 
 
 def test_an_id_that_is_taken_is_not_given_again(workspace, monkeypatch):
     drawn = iter(["0000", "0000", "0000", "0001", "0001", "0002"])
-    monkeypatch.setattr(room.secrets, "token_hex", lambda n: next(drawn))
+    monkeypatch.setattr(workspace_module.secrets, "token_hex", lambda n: next(drawn))
     assert fill(workspace, "datasets", "a") == "a-0000"
     assert workspace.new_dir("datasets", "a")[0] == "a-0001"
     assert workspace.new_dir("datasets", "a")[0] == "a-0002"
@@ -300,30 +300,30 @@ def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
         Workspace(tmp_path / "file")
 
 
-# ------------------------------------------------------------ claims
+# ------------------------------------------------------------ file locks
 
 
-def test_a_claim_has_one_owner_until_it_is_released(tmp_path):
-    path = tmp_path / "run" / "claim"
+def test_a_file_lock_has_one_owner_until_it_is_released(tmp_path):
+    path = tmp_path / "run" / "lock"
     assert not is_locked(path)
-    claim = FileLock(path)
+    lock = FileLock(path)
     assert is_locked(path)
     with pytest.raises(Busy):
         FileLock(path)
-    claim.release()
-    claim.release()
+    lock.release()
+    lock.release()
     assert not is_locked(path)
     FileLock(path).release()
 
 
-def test_a_claim_dies_with_its_process(tmp_path):
-    path = tmp_path / "claim"
-    code = "import sys, pathlib\nfrom core.store.workspace import Claim\nc = Claim(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+def test_a_file_lock_is_released_when_its_process_dies(tmp_path):
+    path = tmp_path / "lock"
+    code = "import sys, pathlib\nfrom core.store.workspace import FileLock\nlock = FileLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(room.__file__).parents[2],
+        cwd=Path(workspace_module.__file__).parents[2],
     ) as child:
         assert child.stdout.readline() == b"held\n"
         assert is_locked(path)

@@ -204,7 +204,7 @@ def test_killed_processes_and_a_killed_launcher_are_resumed_with_the_losses_of_o
         assert (
             killed.status is RunStatus.INTERRUPTED
             and killed.resumable
-            and "ended from outside" in killed.error
+            and "terminated from outside" in killed.error
         )
         engine.runs.resume(run_id)
         ended = engine.runs.wait(run_id, PATIENCE)
@@ -222,7 +222,7 @@ def test_accelerate_that_starts_one_process_instead_of_two_is_refused(engine: En
     )
     assert (
         run.status is RunStatus.FAILED
-        and "2 processes were asked for, and 1 came" in run.error
+        and "The run needs 2 processes, but 1 started" in run.error
         and "torchrun" in run.error
     )
 
@@ -230,7 +230,7 @@ def test_accelerate_that_starts_one_process_instead_of_two_is_refused(engine: En
 def test_batches_that_cannot_be_shared_out_are_refused_before_anything_begins(
     engine: Engine, corpus: Path
 ) -> None:
-    with pytest.raises(SpecError, match="accumulation is 2, and 3 processes.*multiple of 3.*stays 4"):
+    with pytest.raises(SpecError, match="must be a multiple of the number of processes, 3, got 2.*multiple of 3.*stays 4"):
         engine.runs.start(spec(engine, "domain", corpus), Launch(launcher="torchrun", nproc=3))
     assert not engine.runs.list()
     with pytest.raises(SpecError, match="without a launcher"):
@@ -314,7 +314,7 @@ def test_what_any_process_wrote_down_is_how_the_run_ends(
     run = job(engine, corpus, code, monkeypatch)
     assert (
         run.status is RunStatus.DIVERGED
-        and run.error == "Process 1 of 2: The loss became nan at step 6. Lower it."
+        and run.error == "Rank 1 of 2: The loss became nan at step 6. Lower it."
     )
     with pytest.raises(Diverged):
         launcher.run_processes(engine.workspace, run, lambda s: None, lambda: "")
@@ -326,7 +326,7 @@ def test_processes_that_ended_in_good_order_after_their_launcher_was_killed_say_
     code = "import json, os, pathlib, sys; f = pathlib.Path(sys.argv[1]) / 'run.json'; said = json.loads(f.read_text()); said['status'] = 'interrupted'"
     run = job(engine, corpus, code + "; f.write_text(json.dumps(said)); os.kill(os.getpid(), 9)", monkeypatch)
     assert (
-        run.status is RunStatus.INTERRUPTED and run.resumable and "ended from outside (code -9)" in run.error
+        run.status is RunStatus.INTERRUPTED and run.resumable and "terminated from outside (code -9)" in run.error
     )
 
 

@@ -142,7 +142,7 @@ def test_a_start_beside_the_base_trains_as_pefts_own_which_changes_it(
     resident.add_trainee(
         "t",
         {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": list(LLAMA_LIKE)},
-        start=start,
+        initialisation=start,
     )
     curves = []
     for model in (theirs, resident.peft):
@@ -194,7 +194,7 @@ def test_the_adapter_in_training_with_a_start_is_mixed_as_it_will_be_kept(
         resident.add_trainee(
             "trial",
             {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": list(LLAMA_LIKE)},
-            start="pissa",
+            initialisation="pissa",
         )
         try:
             with torch.no_grad():
@@ -251,7 +251,7 @@ def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
         "target_modules": list(resident.base.family.targets),
         "fan_in_fan_out": True,
     }
-    resident.add_trainee("t", config, start=start)
+    resident.add_trainee("t", config, initialisation=start)
     try:
         out = []
         for mix in (Mix(), Mix(weights={"t": 1.0})):
@@ -282,7 +282,7 @@ def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: 
         resident.add_trainee(
             "trial",
             {"task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32, "target_modules": list(LLAMA_LIKE)},
-            start="loftq",
+            initialisation="loftq",
         )
         try:
             found = []
@@ -385,12 +385,12 @@ def test_what_does_not_go_together_is_refused_before_anything_starts() -> None:
 
 
 def test_the_terminal_takes_every_setting_switches_too() -> None:
-    from core.cli.common import given
-    from core.cli.main import parser
+    from core.cli.common import read_settings
+    from core.cli.main import build_parser
 
     line = "train task --name T --dataset d --no-packing --use-rslora --initialisation olora --lora-plus-ratio 16 --optimizer adafactor --overlap 8"
     line += " --target-modules q_proj"
-    typed = given(parser().parse_args(line.split()), TrainSpec)
+    typed = read_settings(build_parser().parse_args(line.split()), TrainSpec)
     spec = TrainSpec(**typed)
     assert (spec.packing, spec.use_rslora, spec.use_dora, spec.initialisation) == (
         False,
@@ -538,14 +538,14 @@ def test_an_optimizer_without_a_kernel_on_this_device_is_named_with_another(
 ) -> None:
     import bitsandbytes
 
-    from core.train.optimizer import settings
+    from core.train.optimizer import optimizer_arguments
 
     def broken(self: Any) -> None:
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(bitsandbytes.optim.PagedAdamW8bit, "step", broken)
     with pytest.raises(SpecError, match="no kernel.*\n?.*adafactor"):
-        settings(TrainSpec(optimizer="paged_adamw_8bit"), "cpu")
+        optimizer_arguments(TrainSpec(optimizer="paged_adamw_8bit"), "cpu")
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_pa
     for step, best in ((5, 5), (10, 5), (15, 5), (20, 5), (25, 25), (30, 25)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        for name in checkpoints.required_files(1):
+        for name in checkpoints.checkpoint_files(1):
             (folder / name).write_bytes(b"x")
         (folder / checkpoints.STATE).write_text(json.dumps({"track": {"best_step": best}}))
         checkpoints.commit(folder, "run")
@@ -263,16 +263,16 @@ def test_waiting_counts_only_validations_on_schedule_and_a_loss_that_is_no_numbe
 
 def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_not_before() -> None:
     track = EarlyStopping().update(10, 2.0, 2.5)
-    assert track.overfitting_note("best") == ""
+    assert track.overfit_warning("best") == ""
     both_stuck = track.update(20, 2.1, 2.5).update(30, 2.1, 2.49)
-    assert both_stuck.overfitting_note("best") == "", "nothing is learned by heart"
+    assert both_stuck.overfit_warning("best") == "", "nothing is learned by heart"
     worse = track.update(20, 2.1, 2.0).update(30, 2.4, 1.25)
-    assert worse.overfitting_note("best") == (
+    assert worse.overfit_warning("best") == (
         "Validation has not improved since step 10 while training loss fell by 1.25: likely overfitting; the run keeps the adapter of step 10."
     )
     assert (
-        "keep the best one instead" in worse.overfitting_note("last")
-        and worse.update(40, 1.9, 1.0).overfitting_note("best") == ""
+        "keep the best one instead" in worse.overfit_warning("last")
+        and worse.update(40, 1.9, 1.0).overfit_warning("best") == ""
     )
 
 
@@ -377,7 +377,7 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
     assert (
         run.status is RunStatus.DISK_FULL
         and "step 6 could not be written" in run.error
-        and "larger than this account may write" in run.error
+        and "larger than the system's file size limit" in run.error
     ), run.error
     folder = engine.workspace.path("runs", run.id, "checkpoints")
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"], (
@@ -510,7 +510,9 @@ def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
         and told["length"] <= 48
         and told["estimated_step"] > 10_000
     )
-    monkeypatch.setattr(memory, "probe", lambda *args: {})
+    monkeypatch.setattr(
+        memory, "probe_step", lambda *args: memory.MemoryProbe(0, 0, 0, None, "", None, None)
+    )
     plain = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="Plain")))
     assert losses(engine, probed.id) == losses(engine, plain.id)
     assert engine.library.adapter(probed.adapter).sha256 == engine.library.adapter(plain.adapter).sha256
@@ -519,21 +521,25 @@ def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
 def test_the_parts_of_the_estimate_that_can_be_counted_are_exact(engine: Engine, corpus: Path) -> None:
     engine.bases.current(wait=True)
     spec = domain_spec(engine, corpus)
-    told = engine.runs.estimate_memory(spec)
+    report = engine.runs.estimate_memory(spec)
+    assert report is not None
+    told = report.estimate
     trainable = kinds(engine, engine.runs.wait(engine.runs.start(spec)).id, "plan")[0]["trainable_parameters"]
-    assert told["adapter"] == told["gradients"] == 4 * trainable and told["optimizer"] == 8 * trainable
-    assert told["base"] == engine.bases.current().memory_bytes and told["total"] == sum(
-        told[k] for k in ("base", "adapter", "gradients", "optimizer", "activations", "logits")
+    assert told.adapter == told.gradients == 4 * trainable and told.optimizer == 8 * trainable
+    assert told.base == engine.bases.current().memory_bytes and told.total == sum(
+        getattr(told, k) for k in ("base", "adapter", "gradients", "optimizer", "activations", "logits")
     )
-    assert told["fits"] and told["text"].startswith("Needs about") and "are free" in told["text"]
+    assert report.fits and report.text.startswith("Needs about") and "are free" in report.text
     twice = engine.runs.estimate_memory(TrainSpec.from_json({**spec.to_json(), "batch_size": 4}))
+    assert twice is not None
     assert (
-        twice["activations"] == 2 * told["activations"]
-        and twice["logits"] == 2 * told["logits"]
-        and twice["adapter"] == told["adapter"]
+        twice.estimate.activations == 2 * told.activations
+        and twice.estimate.logits == 2 * told.logits
+        and twice.estimate.adapter == told.adapter
     )
     saved = engine.runs.estimate_memory(TrainSpec.from_json({**spec.to_json(), "gradient_checkpointing": "on"}))
-    assert saved["activations"] < told["activations"]
+    assert saved is not None
+    assert saved.estimate.activations < told.activations
 
 
 LARGER = memory.ModelShape(
@@ -544,18 +550,21 @@ LARGER = memory.ModelShape(
 
 def test_what_does_not_fit_is_said_before_the_start_with_the_setting_that_helps_most() -> None:
     spec = TrainSpec(batch_size=8, max_length=2048)
-    told = memory.told(LARGER, spec, None, free=4_000_000_000)
+    report = memory.report_memory(LARGER, spec, None, free=4_000_000_000)
     assert (
-        not told["fits"]
-        and "only 4.0 GB are free" in told["text"]
-        and "Batch size 1 instead of 8 (saves about" in told["text"]
-        and not told["calibrated"]
+        not report.fits
+        and "only 4.0 GB are free" in report.text
+        and "Batch size 1 instead of 8 (saves about" in report.text
+        and not report.calibrated
     )
     advice = memory.advice(LARGER, spec)
     assert (
         len(advice) == 3 and advice[0].startswith("Batch size 1") and advice[1].startswith("Max length 1024")
     )
-    assert memory.told(LARGER, spec, 0.5, free=None)["activations"] == told["activations"] // 2
+    assert (
+        memory.report_memory(LARGER, spec, 0.5, free=None).estimate.activations
+        == report.estimate.activations // 2
+    )
 
 
 @pytest.mark.slow
@@ -581,9 +590,8 @@ def test_the_estimate_of_a_step_lies_within_a_factor_of_two_of_what_a_larger_mod
             pytest.skip("this system does not tell a process's peak")
         assert told["estimated_step"] > memory.MIN_GROWTH_BYTES
         assert 0.5 < told["ratio"] < 2.0, told
-        assert (
-            engine.runs.estimate_memory(spec)["calibrated"] and "measured on this base" in engine.runs.estimate_memory(spec)["text"]
-        )
+        report = engine.runs.estimate_memory(spec)
+        assert report is not None and report.calibrated and "measured on this base" in report.text
 
 
 # ------------------------------------------------------------ other places that log
@@ -600,7 +608,7 @@ def test_a_place_to_log_to_that_is_not_installed_is_named_before_the_run_starts(
     with pytest.raises(SpecError, match="pip install trackio"):
         engine.runs.start(spec)
     assert (
-        engine.runs.list_missing(spec.to_json()) == ["To log to trackio, install it first: pip install trackio."]
+        engine.runs.list_problems(spec.to_json()) == ["To log to trackio, install it first: pip install trackio."]
         and not engine.runs.list()
     )
     with pytest.raises(SpecError, match="no place 'elsewhere'"):

@@ -307,17 +307,17 @@ def test_settings_that_cannot_work_are_refused_with_what_to_do(
 ) -> None:
     engine.bases.current(wait=True)
     task = task_spec(engine, pairs)
-    with pytest.raises(SpecError, match="is a task dataset"):
+    with pytest.raises(SpecError, match="got the task dataset"):
         engine.runs.start(TrainSpec.from_json({**task.to_json(), "kind": "domain"}))
     with pytest.raises(SpecError, match="No dataset is chosen"):
         engine.runs.start(TrainSpec(name="x"))
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_length=9999)))
-    assert run.status is RunStatus.FAILED and "reads 256 tokens" in run.error
+    assert run.status is RunStatus.FAILED and "context of 256 tokens, got 9999" in run.error
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, target_modules=("nothing_proj",))))
     assert run.status is RunStatus.FAILED and "no layers called nothing_proj" in run.error
     with pytest.raises(RunError, match="not running here"):
         engine.runs.stop(run.id)
-    assert engine.runs.list_missing({"kind": "domain"}) == ["Choose a text dataset.", "Give the adapter a name."]
+    assert engine.runs.list_problems({"kind": "domain"}) == ["Choose a text dataset.", "Give the adapter a name."]
 
 
 @pytest.mark.slow
@@ -406,15 +406,13 @@ def test_closing_the_studio_leaves_a_run_that_goes_on_later(
 def test_a_disk_error_while_saving_the_adapter_loses_nothing(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.train import train as room
-
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise StorageError(
             "The disk is full: adapter_model.safetensors could not be written.", "Free some space."
         )
 
     with monkeypatch.context() as m:
-        m.setattr(room.library, "add", refuse)
+        m.setattr("core.store.adapters.add", refuse)
         run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=4)))
     assert run.status is RunStatus.FAILED and "disk is full" in run.error and run.resumable
     engine.runs.resume(run.id)

@@ -1,10 +1,11 @@
-"""A process that imports everything once and then forks a child for every attempt at a run, so that killing one is cheap.
+"""A process that imports everything once and forks a child for every attempt at a run, so that a kill is cheap.
 
-    python tests/core/train/zygote.py WORKSPACE BASE MARKS      one line on standard input is one attempt: "RUN_ID [WHERE TIMES]"
+    python tests/core/train/zygote.py WORKSPACE BASE MARKS
 
-The child resumes the run and trains it to its end. It writes the letter of what it is doing into the file MARKS, so that whoever
-kills it knows where it was: t train, e evaluate, s save, r rotate, k keep (into the library), o anything else. With WHERE, it
-kills itself at the TIMES-th arrival at that place. For every attempt this prints the child's process id, then how it ended.
+One line on standard input is one attempt: "RUN_ID [WHERE TIMES]". The child resumes the run and trains it to its
+end. It writes the letter of its current work into the file MARKS, so that the test that kills it knows where it was:
+t train, e evaluate, s save, r rotate, k keep (add to the library), o other. With WHERE, the child kills itself when
+it reaches that place for the TIMES-th time. For every attempt the process prints the child's id, then its exit code.
 """
 
 from __future__ import annotations
@@ -22,19 +23,15 @@ sys.path.insert(0, str(ROOT))
 
 from core.engine import Engine  # noqa: E402
 from core.spec.training import RunStatus  # noqa: E402
-from core.store import (
-    adapters,  # noqa: E402
-    runs,  # noqa: E402
-)
-from core.train import checkpoints, train, trainer
-
-Trainer = trainer.Trainer
+from core.store import adapters, runs  # noqa: E402
+from core.train import checkpoints, provenance, trainer, validation  # noqa: E402
+from transformers import Trainer  # noqa: E402
 
 
-def marked(letter: bytes, marks: mmap.mmap, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, with its letter on display while it runs."""
+def add_mark(letter: bytes, marks: mmap.mmap, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `call` so that its letter stands in the file while it runs."""
 
-    def marking(*args: Any, **kwargs: Any) -> Any:
+    def call_with_mark(*args: Any, **kwargs: Any) -> Any:
         before = marks[0:1]
         marks[0:1] = letter
         try:
@@ -42,39 +39,39 @@ def marked(letter: bytes, marks: mmap.mmap, call: Callable[..., Any]) -> Callabl
         finally:
             marks[0:1] = before
 
-    return marking
+    return call_with_mark
 
 
-def deadly(call: Callable[..., Any], times: int, after: bool = False) -> Callable[..., Any]:
-    """`call`, which is the end of the process at its `times`-th turn, before or after it did its work."""
-    turns = [0]
+def add_kill(call: Callable[..., Any], times: int, after: bool = False) -> Callable[..., Any]:
+    """Wraps `call` so that its `times`-th execution kills the process, before or after it."""
+    count = [0]
 
-    def killing(*args: Any, **kwargs: Any) -> Any:
-        turns[0] += 1
-        if turns[0] < times:
+    def call_or_kill(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if count[0] < times:
             return call(*args, **kwargs)
         if after:
             call(*args, **kwargs)
         return os.kill(os.getpid(), signal.SIGKILL)
 
-    return killing
+    return call_or_kill
 
 
-def half_removed(path: Path) -> None:
-    """A removal of a checkpoint that is killed between its manifest and its files."""
+def remove_half(path: Path) -> None:
+    """Removes a checkpoint's manifest, and kills the process before its files are removed."""
     (path / checkpoints.MANIFEST).unlink(missing_ok=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 HALFWAY = "half-way through rotating"
-PLACES: dict[str, tuple[Any, str, bool]] = {  # where to be killed: (owner, attribute, after its work)
+PLACES: dict[str, tuple[Any, str, bool]] = {  # where to kill: (owner, attribute, after the call)
     "before a step": (Trainer, "training_step", False),
     "after a step's backward": (Trainer, "training_step", True),
-    "in a validation": (trainer.validating, "validate", False),
+    "in a validation": (validation, "validate", False),
     "before a save": (Trainer, "_save_checkpoint", False),
     "after the adapter is written": (trainer.StudioTrainer, "_save", True),
     "after the optimizer is written": (Trainer, "_save_optimizer_and_scheduler", True),
-    "after the dice are written": (Trainer, "_save_rng_state", True),
+    "after the random states are written": (Trainer, "_save_rng_state", True),
     "before the manifest": (checkpoints, "commit", False),
     "after the sums, before the manifest": (checkpoints, "write_json", False),
     "after the manifest": (checkpoints, "commit", True),
@@ -94,14 +91,14 @@ def child(workspace: str, base: str, run_id: str, marks: mmap.mmap, where: str, 
         (trainer.StudioTrainer, "evaluate", b"e"),
         (trainer.StudioTrainer, "_save_checkpoint", b"s"),
         (checkpoints, "rotate", b"r"),
-        (train, "_keep", b"k"),
+        (provenance, "add_to_library", b"k"),
     ):
-        setattr(owner, name, marked(letter, marks, getattr(owner, name)))
+        setattr(owner, name, add_mark(letter, marks, getattr(owner, name)))
     if where == HALFWAY:
-        checkpoints.remove = half_removed
+        checkpoints.remove = remove_half
     elif where:
         owner, name, after = PLACES[where]
-        setattr(owner, name, deadly(getattr(owner, name), times, after))
+        setattr(owner, name, add_kill(getattr(owner, name), times, after))
     with Engine(workspace, base, "none", "cpu") as engine:
         if engine.runs.get(run_id).status is RunStatus.DONE:
             return 0
@@ -111,7 +108,7 @@ def child(workspace: str, base: str, run_id: str, marks: mmap.mmap, where: str, 
         return 0 if ended.status is RunStatus.DONE else 3
 
 
-def tell(what: object) -> None:
+def send(what: object) -> None:
     sys.stdout.write(f"{what}\n")
     sys.stdout.flush()
 
@@ -120,7 +117,7 @@ def main() -> None:
     workspace, base, place = sys.argv[1:4]
     with open(place, "r+b") as f:
         marks = mmap.mmap(f.fileno(), 16)
-    tell("ready")
+    send("ready")
     for line in sys.stdin:
         run_id, _, rest = line.strip().partition(" ")
         where, _, times = rest.rpartition(" ")
@@ -128,9 +125,9 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os._exit(child(workspace, base, run_id, marks, where, int(times or 1)))
-        tell(pid)
+        send(pid)
         _, code = os.waitpid(pid, 0)
-        tell(os.waitstatus_to_exitcode(code))
+        send(os.waitstatus_to_exitcode(code))
 
 
 if __name__ == "__main__":

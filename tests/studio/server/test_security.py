@@ -1,8 +1,9 @@
-"""Who may talk to the studio (T22, T25): hosts, origins, exposure; and what our own addresses give away."""
+"""Which requests the studio accepts (T22, T25): hosts, origins, exposure; and what its own routes serve."""
 
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -27,16 +28,16 @@ def client(space: bool = False, hosts: tuple[str, ...] = ()) -> TestClient:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "localhost"])
-def test_loopback_names_are_let_in(host):
+def test_loopback_names_are_accepted(host):
     assert client().get("/", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "192.168.1.5:7860"])
-def test_t22_a_rebound_name_is_refused(host):
+def test_t22_a_rebound_host_name_is_refused(host):
     assert client().get("/", headers={"host": host}).status_code == 400
 
 
-def test_a_space_is_reached_by_its_own_name_only():
+def test_a_space_accepts_its_own_host_name_only():
     with_name = client(space=True, hosts=("me-studio.hf.space",))
     assert with_name.get("/", headers={"host": "me-studio.hf.space"}).status_code == 200
     assert with_name.get("/", headers={"host": "you-studio.hf.space"}).status_code == 400
@@ -55,15 +56,15 @@ def test_a_space_is_reached_by_its_own_name_only():
         ({}, 200),
     ],
 )
-def test_t22_posts_from_other_pages_are_refused(headers, status):
+def test_t22_posts_from_other_sites_are_refused(headers, status):
     assert client().post("/", headers=headers).status_code == status
 
 
-def test_reading_is_not_hindered_by_where_one_comes_from():
+def test_reading_is_allowed_from_every_origin():
     assert client().get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
 
 
-def test_the_policy_names_no_other_host_except_a_space_s_frame():
+def test_the_content_policy_names_another_host_only_for_a_space_s_frame():
     assert "http" not in client().get("/").headers["content-security-policy"]
     framed = client(space=True).get("/").headers["content-security-policy"]
     assert (
@@ -76,7 +77,7 @@ def test_the_policy_names_no_other_host_except_a_space_s_frame():
     ("host", "share", "auth", "space"),
     [("0.0.0.0", False, None, False), ("192.168.1.5", False, None, False), ("127.0.0.1", True, None, False)],
 )
-def test_t25_nothing_but_loopback_without_a_password(host, share, auth, space):
+def test_t25_only_loopback_is_allowed_without_a_password(host, share, auth, space):
     with pytest.raises(SpecError, match="no password"):
         security.check_exposure(host, share, auth, space)
 
@@ -90,116 +91,118 @@ def test_t25_nothing_but_loopback_without_a_password(host, share, auth, space):
         ("0.0.0.0", False, None, True),
     ],
 )
-def test_loopback_a_password_or_the_platform_will_do(host, share, auth, space):
+def test_loopback_a_password_or_a_space_is_enough(host, share, auth, space):
     security.check_exposure(host, share, auth, space)
 
 
-def test_own_headers_decide_before_the_host():
+def test_sec_fetch_site_decides_before_origin():
     assert not security.SameOrigin.is_same_origin(
         Headers({"sec-fetch-site": "cross-site", "origin": "http://h", "host": "h"})
     )
 
 
-class Shelf:
-    """An engine that holds one report."""
+class FakeEngine:
+    """An engine with one report, whose library cannot make an archive."""
 
     def __init__(self, folder):
         self.file = folder / "report.csv"
         self.file.write_text("name\nbase\n")
+        self.evaluation = SimpleNamespace(report_csv=self.report_csv)
+        self.library = SimpleNamespace(archive=self.archive)
 
     def report_csv(self, item_id):
         if item_id != "r-1":
             raise NotFound(f"There is no report {item_id!r} here.")
         return self.file
 
-    def archive_adapter(self, item_id):
+    def archive(self, item_id):
         raise RuntimeError("/secret/path")
 
 
-class Guarded(Starlette):
-    """What our routes ask of Gradio's application."""
+class FakeGradioApp(Starlette):
+    """The attributes of Gradio's application that the routes read."""
 
     auth: object = None
     cookie_id = "c"
     tokens: dict[str, str] = {"t": "me"}  # noqa: RUF012
 
 
-def shelf_client(tmp_path, auth: object = None) -> TestClient:
-    app = Guarded(routes=routes(Shelf(tmp_path)))
+def download_client(tmp_path, auth: object = None) -> TestClient:
+    app = FakeGradioApp(routes=routes(FakeEngine(tmp_path)))
     app.auth = auth
     return TestClient(app)
 
 
 def test_a_report_is_downloaded_as_an_attachment(tmp_path):
-    answer = shelf_client(tmp_path).get("/gradio_api/studio/download/report/r-1.csv")
-    assert (answer.status_code, answer.text) == (200, "name\nbase\n")
-    assert answer.headers["content-disposition"] == 'attachment; filename="r-1.csv"'
+    response = download_client(tmp_path).get("/gradio_api/studio/download/report/r-1.csv")
+    assert (response.status_code, response.text) == (200, "name\nbase\n")
+    assert response.headers["content-disposition"] == 'attachment; filename="r-1.csv"'
 
 
-def test_what_is_not_there_is_not_found_and_a_failure_tells_nothing(tmp_path):
-    with_shelf = shelf_client(tmp_path)
-    assert with_shelf.get("/gradio_api/studio/download/report/r-2.csv").status_code == 404
-    failed = with_shelf.get("/gradio_api/studio/download/adapter/a-1.zip")
+def test_a_missing_report_is_404_and_an_error_gives_no_details(tmp_path):
+    downloads = download_client(tmp_path)
+    assert downloads.get("/gradio_api/studio/download/report/r-2.csv").status_code == 404
+    failed = downloads.get("/gradio_api/studio/download/adapter/a-1.zip")
     assert failed.status_code == 500 and "secret" not in failed.text
 
 
-def test_t23_downloads_ask_for_the_login_that_the_page_asks_for(tmp_path):
-    with_shelf = shelf_client(tmp_path, auth={"me": "pw"})
+def test_t23_downloads_require_the_login_of_the_page(tmp_path):
+    downloads = download_client(tmp_path, auth={"me": "pw"})
     address = "/gradio_api/studio/download/report/r-1.csv"
-    assert with_shelf.get(address).status_code == 401
-    assert with_shelf.get(address, headers={"cookie": "access-token-unsecure-c=t"}).status_code == 200
-    assert with_shelf.get(address, headers={"cookie": "access-token-unsecure-c=other"}).status_code == 401
+    assert downloads.get(address).status_code == 401
+    assert downloads.get(address, headers={"cookie": "access-token-unsecure-c=t"}).status_code == 200
+    assert downloads.get(address, headers={"cookie": "access-token-unsecure-c=other"}).status_code == 401
 
 
 def test_the_chart_library_comes_from_the_installed_package(tmp_path):
-    answer = shelf_client(tmp_path).get("/gradio_api/studio/plotly.min.js")
+    response = download_client(tmp_path).get("/gradio_api/studio/plotly.min.js")
     assert (
-        answer.status_code == 200
-        and "javascript" in answer.headers["content-type"]
-        and len(answer.content) > 1_000_000
+        response.status_code == 200
+        and "javascript" in response.headers["content-type"]
+        and len(response.content) > 1_000_000
     )
 
 
-def test_a_stream_that_said_its_last_line_is_not_cut_off_by_the_visitor_who_hangs_up():
-    """What the visitor asked meanwhile would be dropped with it."""
-    ended, heard = [], []
+def test_a_stream_after_its_close_message_is_not_cancelled_by_a_disconnect():
+    """Events that the client has queued since would be dropped with it."""
+    ended, received = [], []
 
     async def lines():
         try:
             for line in ('data: {"msg":"process_completed"}\n\n', 'data: {"msg":"close_stream"}\n\n'):
                 yield line
             await asyncio.sleep(0.2)
-            ended.append("by itself")
+            ended.append("completed")
         except BaseException:
-            ended.append("cut off")
+            ended.append("cancelled")
             raise
 
-    async def visit(through: bool) -> None:
-        hung_up = asyncio.Event()
+    async def visit(use_middleware: bool) -> None:
+        disconnected = asyncio.Event()
 
         async def receive():
-            await hung_up.wait()
+            await disconnected.wait()
             return {"type": "http.disconnect"}
 
         async def send(message):
-            heard.append(message.get("body", b""))
-            if b"close_stream" in heard[-1]:
-                hung_up.set()
+            received.append(message.get("body", b""))
+            if b"close_stream" in received[-1]:
+                disconnected.set()
                 await asyncio.sleep(0.05)
 
         async def app(scope, receive, send):
             await StreamingResponse(lines())(scope, receive, send)
 
         scope = {"type": "http", "path": "/gradio_api/queue/data", "asgi": {"spec_version": "2.3"}}
-        await (StreamEnd(app) if through else app)(scope, receive, send)
+        await (StreamEnd(app) if use_middleware else app)(scope, receive, send)
 
-    asyncio.run(visit(through=False))
-    asyncio.run(visit(through=True))
-    assert ended == ["cut off", "by itself"] and b"close_stream" in b"".join(heard)
+    asyncio.run(visit(use_middleware=False))
+    asyncio.run(visit(use_middleware=True))
+    assert ended == ["cancelled", "completed"] and b"close_stream" in b"".join(received)
     assert [m.cls for m in security.middleware((), False)][-1] is StreamEnd
 
 
-def test_the_last_line_is_written_as_gradio_writes_it():
+def test_the_close_message_is_the_one_that_gradio_sends():
     from gradio.server_messages import CloseStreamMessage
 
     assert CLOSE_MESSAGE in orjson.dumps(CloseStreamMessage().model_dump())

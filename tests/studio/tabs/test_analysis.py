@@ -11,7 +11,7 @@ import gradio as gr
 import pytest
 
 from core.analyze.weight_map import WeightMap
-from core.analyze.weight_search import SearchComparison, SearchResult
+from core.analyze.search_results import SearchComparison, SearchResult
 from core.engine import Engine
 from core.engine.analysis import WeightAxis
 from core.errors import AdapterError, NotFound, SpecError
@@ -19,9 +19,10 @@ from core.spec.mix import Mix, Sampling
 from studio import fields, samples
 from studio.components import bars, mixer, plot
 from studio.session import SAMPLING, Session
-from studio.tabs import analysis, mix, train
-from studio.tabs.analysis import Study
+from studio.tabs import analysis, mix, suggestions, weight_map
+from studio.tabs.analysis_session import AnalysisSession
 from studio.views import analysis as analysis_views
+from studio.views import weight_map as map_views
 from tests.browser.conftest import small_samples
 from tests.core.train.test_training import wait_for
 
@@ -33,12 +34,12 @@ EVIL = 'Do<b>main & %{x} <img src=x onerror="alert(1)"> &lt;'
 def engine(tiny_base, tmp_path_factory):
     """An engine with the sample data and two adapters that were trained for a few steps."""
     with Engine(
-        tmp_path_factory.mktemp("insight"), base=str(tiny_base), quantization="none", device="cpu"
+        tmp_path_factory.mktemp("analysis"), base=str(tiny_base), quantization="none", device="cpu"
     ) as made:
         made.samples = small_samples(tmp_path_factory.mktemp("samples"))
         samples.import_samples(made)
         for kind in ("domain", "task"):
-            spec = train.suggested(made, kind)
+            spec = suggestions.suggest_run(made, kind)
             spec = dataclasses.replace(
                 spec,
                 max_steps=6,
@@ -123,17 +124,17 @@ def marks(figure):
     return {t["name"]: (t["x"][0], t["y"][0]) for t in figure["traces"][1:]}
 
 
-def drawn_map(engine, study, metric="perplexity", rows=None, limit=4):
+def drawn_map(engine, session, metric="perplexity", rows=None, limit=4):
     domain, task = ids(engine)
     data = samples.find_held_out(engine)
-    *_, last = analysis.mapped(
+    *_, last = weight_map.draw_map(
         engine,
         domain,
         task,
         data,
         limit,
         rows if rows is not None else rows_of(engine, {domain: 1.0, task: 1.0}),
-        study,
+        session,
         metric,
     )
     return last
@@ -173,37 +174,39 @@ def toy(metric="perplexity", holes=0, kind="task", values=None):
 
 def test_the_axes_begin_with_the_newest_domain_and_task_and_the_data_with_the_held_out_questions(engine):
     domain, task = ids(engine)
-    x, y, data = analysis.refresh(engine, None, None, None)
+    x, y, data = weight_map.refresh(engine, None, None, None)
     assert (x["value"], y["value"], data["value"]) == (domain, task, samples.find_held_out(engine))
-    assert {i for _, i in x["choices"]} == {a.id for a in engine.library.adapters()} and len(data["choices"]) == 3
-    kept = analysis.refresh(engine, task, domain, engine.library.adapter(task).dataset)
+    assert {i for _, i in x["choices"]} == {a.id for a in engine.library.adapters()} and len(
+        data["choices"]
+    ) == 3
+    kept = weight_map.refresh(engine, task, domain, engine.library.adapter(task).dataset)
     assert all("value" not in update for update in kept), "what someone chose is not sent back to them"
-    x, y, data = analysis.refresh(engine, "gone", domain, "gone")
+    x, y, data = weight_map.refresh(engine, "gone", domain, "gone")
     assert (x["value"], y["value"], data["value"]) == (domain, task, samples.find_held_out(engine)), (
         "one adapter is never on both axes"
     )
 
 
 def test_with_nothing_there_nothing_is_chosen_and_every_question_says_what_is_missing(empty):
-    assert [u.get("value") for u in analysis.refresh(empty, None, None, None)] == [None] * 3
-    study = Study()
+    assert [u.get("value") for u in weight_map.refresh(empty, None, None, None)] == [None] * 3
+    session = AnalysisSession()
     for ask in (
-        analysis.mapped(empty, None, None, None, 4, None, study, "perplexity"),
-        analysis.learned(empty, None, "a", None, 4, None, study),
+        weight_map.draw_map(empty, None, None, None, 4, None, session, "perplexity"),
+        weight_map.search_weights(empty, None, "a", None, 4, None, session),
     ):
         with pytest.raises(SpecError, match="needs two adapters"):
             next(ask)
-    with pytest.raises(SpecError, match="No data is chosen"):
-        next(analysis.mapped(empty, "a", "b", None, 4, None, study, "perplexity"))
+    with pytest.raises(SpecError, match="No dataset is chosen"):
+        next(weight_map.draw_map(empty, "a", "b", None, 4, None, session, "perplexity"))
     with pytest.raises(NotFound):
-        list(analysis.mapped(empty, "a", "b", "nowhere", 4, None, study, "perplexity"))
+        list(weight_map.draw_map(empty, "a", "b", "nowhere", 4, None, session, "perplexity"))
     for prompt in ("", "  \n"):
         with pytest.raises(SpecError, match="The prompt is empty"):
-            next(analysis.explained(empty, prompt, None, study, False, *sampling()))
+            next(analysis.explain_answer(empty, prompt, None, session, False, *sampling()))
     with pytest.raises(AdapterError, match="The mix is empty"):
-        list(analysis.baked(empty, None, study, "Nothing", "svd", 0, 0.5))
-    with pytest.raises(SpecError, match="Give two or more a weight"):
-        list(analysis.compared(empty, "Where?", None, study))
+        list(analysis.bake_mix(empty, None, session, "Nothing", "svd", 0, 0.5))
+    with pytest.raises(SpecError, match="Give two or more adapters a weight"):
+        list(analysis.compare_adapters(empty, "Where?", None, session))
 
 
 def sampling(**changes):
@@ -215,14 +218,14 @@ def sampling(**changes):
 
 def test_a_drawn_map_shows_its_numbers_and_marks_its_best_cell_and_the_mixer(engine):
     domain, task = ids(engine)
-    study = Study()
-    figure, told = drawn_map(engine, study, rows=rows_of(engine, {domain: 0.5, task: -0.25}))
-    best = study.map.best
-    assert study.map.complete and marks(figure) == {"Best": (best.x, best.y), "Mixer": (0.5, -0.25)}
+    session = AnalysisSession()
+    figure, told = drawn_map(engine, session, rows=rows_of(engine, {domain: 0.5, task: -0.25}))
+    best = session.map.best
+    assert session.map.complete and marks(figure) == {"Best": (best.x, best.y), "Mixer": (0.5, -0.25)}
     field = figure["traces"][0]
     assert (
         field["type"] == "contour"
-        and field["text"] == [[f"{v:.3g}" for v in row] for row in study.map.values]
+        and field["text"] == [[f"{v:.3g}" for v in row] for row in session.map.values]
         and figure["pick"]
     )
     assert (field["x"], field["y"]) == ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0])
@@ -230,7 +233,7 @@ def test_a_drawn_map_shows_its_numbers_and_marks_its_best_cell_and_the_mixer(eng
     assert head == ["Sample task \\ Sample domain", "0", "0.5", "1"]
     assert lines == [
         [f"{y:g}", *[f"{v:.3g}" for v in row]]
-        for y, row in reversed(list(zip(study.map.ys, study.map.values)))
+        for y, row in reversed(list(zip(session.map.ys, session.map.values)))
     ]
     assert acts(told) == [
         {"weights": {domain: best.x, task: best.y}, "tilt": {}}
@@ -240,10 +243,10 @@ def test_a_drawn_map_shows_its_numbers_and_marks_its_best_cell_and_the_mixer(eng
 def test_the_mix_s_other_adapters_stay_in_the_map_as_they_are(engine):
     domain, task = ids(engine)
     baked = engine.library.bake(Mix(weights={domain: 1.0, task: 1.0}), fields_spec("Third")).last().adapter.id
-    study = Study()
-    _, told = drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, baked: 0.5}), limit=2)
-    assert study.map.fixed == {baked: 0.5} and acts(told)[0]["weights"][baked] == 0.5
-    taken, _ = analysis.picked(engine, rows_of(engine, {}), study, pressed(x=0.5, y=1.0))
+    session = AnalysisSession()
+    _, told = drawn_map(engine, session, rows=rows_of(engine, {domain: 1.0, baked: 0.5}), limit=2)
+    assert session.map.fixed == {baked: 0.5} and acts(told)[0]["weights"][baked] == 0.5
+    taken, _ = weight_map.pick_mix(engine, rows_of(engine, {}), session, pressed(x=0.5, y=1.0))
     assert mixer.read_mix(taken).weights == {domain: 0.5, task: 1.0, baked: 0.5}
     engine.library.delete("adapters", baked)
 
@@ -256,90 +259,98 @@ def fields_spec(name, method="concat"):
 
 def test_a_click_on_the_map_sets_the_mixer_to_exactly_that_mix(engine):
     domain, task = ids(engine)
-    study = Study()
-    drawn_map(engine, study)
+    session = AnalysisSession()
+    drawn_map(engine, session)
     off = rows_of(engine, {})
-    taken, figure = analysis.picked(engine, off, study, pressed(x=0.5, y=1.0))
+    taken, figure = weight_map.pick_mix(engine, off, session, pressed(x=0.5, y=1.0))
     assert {r["id"]: (r["on"], r["weight"]) for r in taken} == {domain: (True, 0.5), task: (True, 1.0)}
     assert marks(figure)["Mixer"] == (0.5, 1.0)
     tilted = rows_of(engine, {domain: 1.0}, {domain: 1.0})
-    taken, figure = analysis.picked(engine, tilted, study, pressed(x=0.0, y=0.5))
-    assert mixer.read_mix(taken) == dataclasses.replace(mixer.read_mix(taken), weights={task: 0.5}, tilt={}), (
-        "as it was measured: off is off, and nothing leans"
-    )
+    taken, figure = weight_map.pick_mix(engine, tilted, session, pressed(x=0.0, y=0.5))
+    assert mixer.read_mix(taken) == dataclasses.replace(
+        mixer.read_mix(taken), weights={task: 0.5}, tilt={}
+    ), "as it was measured: off is off, and nothing leans"
     assert marks(figure)["Mixer"] == (0.0, 0.5)
 
 
 def test_weights_from_the_table_are_taken_likewise_even_without_a_map(engine):
     domain, task = ids(engine)
-    taken, figure = analysis.picked(
-        engine, rows_of(engine, {domain: 1.0}), Study(), pressed(weights={domain: -0.3, task: 1.2345})
+    taken, figure = weight_map.pick_mix(
+        engine,
+        rows_of(engine, {domain: 1.0}),
+        AnalysisSession(),
+        pressed(weights={domain: -0.3, task: 1.2345}),
     )
     assert mixer.read_mix(taken).weights == {domain: -0.3, task: 1.2345} and figure == gr.skip()
-    assert analysis.picked(engine, taken, Study(), pressed(x=1, y=1)) == (gr.skip(), gr.skip()), (
-        "there is no map to click on"
-    )
-    study = Study()
-    drawn_map(engine, study)
+    assert weight_map.pick_mix(engine, taken, AnalysisSession(), pressed(x=1, y=1)) == (
+        gr.skip(),
+        gr.skip(),
+    ), "there is no map to click on"
+    session = AnalysisSession()
+    drawn_map(engine, session)
     for said in ({"weights": {domain: 3.0}}, {"weights": "all"}, {"x": "1", "y": 1.0}, {}):
         with pytest.raises(SpecError):
-            analysis.picked(engine, taken, study, pressed(**said))
+            weight_map.pick_mix(engine, taken, session, pressed(**said))
 
 
 def test_the_mark_follows_the_mixer(engine):
     domain, task = ids(engine)
-    study = Study()
-    assert analysis.marked(engine, rows_of(engine, {domain: 1.0}), study) == gr.skip()
-    drawn_map(engine, study)
-    assert marks(analysis.marked(engine, rows_of(engine, {domain: 0.2, task: 0.3}), study))["Mixer"] == (
+    session = AnalysisSession()
+    assert weight_map.mark_mixer(engine, rows_of(engine, {domain: 1.0}), session) == gr.skip()
+    drawn_map(engine, session)
+    assert marks(weight_map.mark_mixer(engine, rows_of(engine, {domain: 0.2, task: 0.3}), session))[
+        "Mixer"
+    ] == (
         0.2,
         0.3,
     )
-    assert marks(analysis.marked(engine, rows_of(engine, {}), study))["Mixer"] == (0.0, 0.0)
+    assert marks(weight_map.mark_mixer(engine, rows_of(engine, {}), session))["Mixer"] == (0.0, 0.0)
 
 
 def test_a_map_of_a_mix_that_leans_is_measured_so_and_a_click_on_it_leans_the_mixer(engine):
     domain, task = ids(engine)
-    study = Study()
-    drawn_map(engine, study, rows=rows_of(engine, {domain: 1.0, task: 1.0}))
-    even = study.map
+    session = AnalysisSession()
+    drawn_map(engine, session, rows=rows_of(engine, {domain: 1.0, task: 1.0}))
+    even = session.map
     leaning = rows_of(engine, {domain: 1.0, task: 1.0}, {domain: 1.0})
-    figure, told = drawn_map(engine, study, rows=leaning)
-    assert study.map.tilt == {domain: 1.0} and study.map.values != even.values
-    assert marks(figure)["Mixer"] == (1.0, 1.0) and "lean to deep" in json.dumps(told)
-    assert "Mixer" not in marks(analysis.marked(engine, rows_of(engine, {domain: 1.0, task: 1.0}), study)), (
-        "an even mix is not on this map"
-    )
-    taken, figure = analysis.picked(engine, rows_of(engine, {}), study, pressed(x=0.5, y=1.0))
+    figure, told = drawn_map(engine, session, rows=leaning)
+    assert session.map.tilt == {domain: 1.0} and session.map.values != even.values
+    assert marks(figure)["Mixer"] == (1.0, 1.0) and "keep the tilts" in json.dumps(told)
+    assert "Mixer" not in marks(
+        weight_map.mark_mixer(engine, rows_of(engine, {domain: 1.0, task: 1.0}), session)
+    ), "an even mix is not on this map"
+    taken, figure = weight_map.pick_mix(engine, rows_of(engine, {}), session, pressed(x=0.5, y=1.0))
     assert mixer.read_mix(taken).tilt == {domain: 1.0} and marks(figure)["Mixer"] == (0.5, 1.0)
 
 
 def test_a_map_that_is_stopped_stays_as_far_as_it_is_and_goes_on_later(engine, held):
     domain, task = ids(engine)
-    study = Study()
+    session = AnalysisSession()
     held.until = lambda part: bool(part.map.points)
-    drawing = analysis.mapped(
-        engine, domain, task, engine.library.adapter(domain).dataset, 2, None, study, "perplexity"
+    drawing = weight_map.draw_map(
+        engine, domain, task, engine.library.adapter(domain).dataset, 2, None, session, "perplexity"
     )
     figure, told = next(drawing)
-    while not study.map.points:
+    while not session.map.points:
         figure, told = next(drawing)
     assert "busy" in str(told) and figure["traces"][0]["type"] == "heatmap"
-    analysis.stopped(engine, study)
+    weight_map.stop(engine, session)
     held.set()
     figure, told = list(drawing)[-1]
-    assert "points are measured" in texts(told) and "busy" not in str(told) and not study.map.complete
+    assert "points are measured" in texts(told) and "busy" not in str(told) and not session.map.complete
     assert figure["traces"][0]["type"] == "heatmap" and [None] * 3 in figure["traces"][0]["z"]
-    partly = study.map.values[0]
-    *_, (figure, _) = analysis.mapped(
-        engine, domain, task, engine.library.adapter(domain).dataset, 2, None, study, "perplexity"
+    partly = session.map.values[0]
+    *_, (figure, _) = weight_map.draw_map(
+        engine, domain, task, engine.library.adapter(domain).dataset, 2, None, session, "perplexity"
     )
-    assert study.map.complete and study.map.values[0] == partly and figure["traces"][0]["type"] == "contour"
+    assert (
+        session.map.complete and session.map.values[0] == partly and figure["traces"][0]["type"] == "contour"
+    )
 
 
 def test_exact_match_is_mapped_in_shares(engine):
-    study = Study()
-    figure, told = drawn_map(engine, study, "exact_match", limit=2)
+    session = AnalysisSession()
+    figure, told = drawn_map(engine, session, "exact_match", limit=2)
     assert all(
         t.endswith("%") for row in figure["traces"][0]["text"] for t in row
     ) and "exact match" in texts(told)
@@ -350,8 +361,8 @@ def test_exact_match_is_mapped_in_shares(engine):
 
 def test_darker_is_better_whatever_is_measured():
     low, high = (
-        analysis_views.chart(toy(), None, {}, {}),
-        analysis_views.chart(toy("exact_match"), None, {}, {}),
+        map_views.plot_map(toy(), None, {}, {}),
+        map_views.plot_map(toy("exact_match"), None, {}, {}),
     )
     assert [c for _, c in low["traces"][0]["colorscale"]] == ["--st-accent", "--st-card"]
     assert [c for _, c in high["traces"][0]["colorscale"]] == ["--st-card", "--st-accent"]
@@ -365,46 +376,50 @@ def test_darker_is_better_whatever_is_measured():
     )
     assert low["traces"][0]["zmax"] < 1.0, "a hopeless corner does not take all the colours"
     assert low["traces"][0]["colorbar"]["title"]["text"] == "answer perplexity"
-    assert analysis_views.chart(toy(kind="domain"), None, {}, {})["layout"]["xaxis"]["range"] == [0.0, 1.0]
+    assert map_views.plot_map(toy(kind="domain"), None, {}, {})["layout"]["xaxis"]["range"] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "exact_match"])
 def test_a_map_with_holes_is_drawn_as_far_as_it_is_and_an_empty_one_not_at_all(metric):
-    part = analysis_views.chart(toy(metric, holes=1), None, {}, {})
+    part = map_views.plot_map(toy(metric, holes=1), None, {}, {})
     assert (
         part["traces"][0]["type"] == "heatmap"
         and part["traces"][0]["z"][2] == [None] * 3
         and part["traces"][0]["text"][2] == [""] * 3
     )
-    assert analysis_views.chart(toy(metric, holes=3), None, {}, {}) is None
-    assert cells(analysis_views.map_told(toy(metric, holes=1), None, {}))[1] == ["1", "–", "–", "–"]
+    assert map_views.plot_map(toy(metric, holes=3), None, {}, {}) is None
+    assert cells(map_views.render_details(toy(metric, holes=1), None, {}))[1] == ["1", "–", "–", "–"]
     assert acts(
-        analysis_views.map_told(toy(metric, holes=3), None, {})
-    ) == [] and "Nothing is measured yet" in texts(analysis_views.map_told(toy(metric, holes=3), None, {}))
+        map_views.render_details(toy(metric, holes=3), None, {})
+    ) == [] and "Nothing has been measured yet" in texts(
+        map_views.render_details(toy(metric, holes=3), None, {})
+    )
 
 
 def test_a_flat_map_is_drawn_too():
     for metric, value in (("perplexity", 7.0), ("exact_match", 0.0)):
-        figure = analysis_views.chart(toy(metric, values=((value,) * 3,) * 3), None, {}, {})
+        figure = map_views.plot_map(toy(metric, values=((value,) * 3,) * 3), None, {}, {})
         assert json.dumps(figure, allow_nan=False) and marks(figure)["Best"] == (1.0, 1.0)
 
 
 def test_the_learned_weights_are_marked_on_a_map_of_the_same_adapters_only():
     def learned(a, b):
-        found = tuple(SearchResult(n, {a: 0.7, b: 0.2}, 1.0, 1, 1.0, 1.0) for n in ("gradient", "sum", "single"))
+        found = tuple(
+            SearchResult(n, {a: 0.7, b: 0.2}, 1.0, 1, 1.0, 1.0) for n in ("gradient", "sum", "single")
+        )
         return SearchComparison((a, b), {"f": 0.5}, {}, "v", "t", "", "", 0, found)
 
-    assert marks(analysis_views.chart(toy(), learned("d", "t"), {}, {"d": 1.0}))["Learned"] == (0.7, 0.2)
-    assert "Mixer" not in marks(analysis_views.chart(toy(), None, {}, {"d": 1.0})), (
+    assert marks(map_views.plot_map(toy(), learned("d", "t"), {}, {"d": 1.0}))["Search result"] == (0.7, 0.2)
+    assert "Mixer" not in marks(map_views.plot_map(toy(), None, {}, {"d": 1.0})), (
         "the map holds another adapter at 0.5"
     )
-    assert marks(analysis_views.chart(toy(), learned("t", "d"), {}, {"d": 1.0, "f": 0.5})) == {
+    assert marks(map_views.plot_map(toy(), learned("t", "d"), {}, {"d": 1.0, "f": 0.5})) == {
         "Best": (0.5, 0.0),
         "Mixer": (1.0, 0.0),
-        "Learned": (0.2, 0.7),
+        "Search result": (0.2, 0.7),
     }
-    assert "Learned" not in marks(analysis_views.chart(toy(), learned("d", "other"), {}, {}))
-    assert acts(analysis_views.map_told(None, learned("d", "t"), {})) == [
+    assert "Search result" not in marks(map_views.plot_map(toy(), learned("d", "other"), {}, {}))
+    assert acts(map_views.render_details(None, learned("d", "t"), {})) == [
         {"weights": {"f": 0.5, "d": 0.7, "t": 0.2}, "tilt": {}}
     ]
 
@@ -414,74 +429,78 @@ def test_the_learned_weights_are_marked_on_a_map_of_the_same_adapters_only():
 
 def test_learned_weights_are_shown_beside_every_other_way_and_on_the_map(engine):
     domain, task = ids(engine)
-    study, data = Study(), samples.find_held_out(engine)
-    drawn_map(engine, study, limit=4)
-    *_, (figure, told) = analysis.learned(
-        engine, domain, task, data, 4, rows_of(engine, {domain: 1.0, task: 1.0}), study
+    session, data = AnalysisSession(), samples.find_held_out(engine)
+    drawn_map(engine, session, limit=4)
+    *_, (figure, told) = weight_map.search_weights(
+        engine, domain, task, data, 4, rows_of(engine, {domain: 1.0, task: 1.0}), session
     )
-    best = study.learned.result("gradient").weights
-    assert marks(figure)["Learned"] == (best[domain], best[task])
+    best = session.search.result("gradient").weights
+    assert marks(figure)["Search result"] == (best[domain], best[task])
     head, *lines = cells(told)
     assert head[:3] == ["Way", "Sample domain", "Sample task"]
     assert {row[0].split(",")[0] for row in lines} == set(analysis_views.SEARCH_NAMES.values())
     gradient = next(row for row in lines if row[0].startswith("Gradient descent, "))
     assert gradient[0].endswith(" s")
     assert gradient[1:3] == [f"{best[a]:.2f}" for a in (domain, task)] and gradient[5].endswith("%")
-    assert study.learned.result("grid").note == "read from a map of 9 points"
+    assert session.search.result("grid").note == "read from a map of 9 points"
     assert {"weights": best, "tilt": {}} in acts(told) and len(acts(told)) == 2
-    taken, _ = analysis.picked(engine, rows_of(engine, {}), study, pressed(**acts(told)[-1]))
+    taken, _ = weight_map.pick_mix(engine, rows_of(engine, {}), session, pressed(**acts(told)[-1]))
     assert mixer.read_mix(taken).weights == {a: w for a, w in best.items() if w}
 
 
 def test_learning_that_is_stopped_says_so(engine, held):
     domain, task = ids(engine)
-    study = Study()
-    learning = analysis.learned(engine, domain, task, samples.find_held_out(engine), 2, None, study)
+    session = AnalysisSession()
+    learning = weight_map.search_weights(
+        engine, domain, task, samples.find_held_out(engine), 2, None, session
+    )
     assert "busy" in str(next(learning)[1])
-    analysis.stopped(engine, study)
+    weight_map.stop(engine, session)
     held.set()
     assert texts(list(learning)[-1][1]).startswith("Stopped")
 
 
-def release_when_replaced(study, held):
+def release_when_replaced(session, held):
     """The worker goes on once the work under way was asked to end, not before."""
 
     def stop():
-        Study.stop(study)
+        AnalysisSession.stop(session)
         held.set()
 
-    study.stop = stop
+    session.stop = stop
 
 
 def test_a_question_that_was_replaced_says_nothing_over_the_new_one(engine, held):
     domain, task = ids(engine)
-    study, data = Study(), samples.find_held_out(engine)
-    learning = analysis.learned(engine, domain, task, data, 2, None, study)
+    session, data = AnalysisSession(), samples.find_held_out(engine)
+    learning = weight_map.search_weights(engine, domain, task, data, 2, None, session)
     next(learning)
-    drawing = analysis.mapped(engine, domain, task, data, 3, None, study, "perplexity")
-    release_when_replaced(study, held)
+    drawing = weight_map.draw_map(engine, domain, task, data, 3, None, session, "perplexity")
+    release_when_replaced(session, held)
     next(drawing)
     assert list(learning) == [], "the map has the place now"
-    assert study.stream is not None and list(drawing)
+    assert session.stream is not None and list(drawing)
 
 
 def test_what_another_question_ended_does_not_look_busy_for_ever(engine, held):
     domain, task = ids(engine)
     both = rows_of(engine, {domain: 1.0, task: 1.0})
     ended = {
-        "explained": lambda study: analysis.explained(
-            engine, "Where?", both, study, False, *sampling(max_new_tokens=8)
+        "explained": lambda session: analysis.explain_answer(
+            engine, "Where?", both, session, False, *sampling(max_new_tokens=8)
         ),
-        "compared": lambda study: analysis.compared(engine, "Where?", both, study),
-        "baked": lambda study: analysis.baked(engine, both, study, "Never", "svd", 0, 0.5),
+        "compared": lambda session: analysis.compare_adapters(engine, "Where?", both, session),
+        "baked": lambda session: analysis.bake_mix(engine, both, session, "Never", "svd", 0, 0.5),
     }
     for name, ask in ended.items():
         held.clear()
-        study = Study()
-        asked = ask(study)
+        session = AnalysisSession()
+        asked = ask(session)
         assert "busy" in str(next(asked)), name
-        other = analysis.mapped(engine, domain, task, samples.find_held_out(engine), 2, both, study, "perplexity")
-        release_when_replaced(study, held)
+        other = weight_map.draw_map(
+            engine, domain, task, samples.find_held_out(engine), 2, both, session, "perplexity"
+        )
+        release_when_replaced(session, held)
         next(other)
         *_, last = asked
         assert texts(last[0] if isinstance(last, tuple) else last).startswith("Stopped"), name
@@ -498,18 +517,21 @@ def test_every_word_of_an_explained_answer_shows_who_made_it_likelier(engine):
     domain, task = ids(engine)
     rows = rows_of(engine, {domain: 1.0, task: 0.5}, {task: -1.0})
     parts = list(
-        analysis.explained(engine, "Where is the lamp?", rows, Study(), False, *sampling(max_new_tokens=6))
+        analysis.explain_answer(
+            engine, "Where is the lamp?", rows, AnalysisSession(), False, *sampling(max_new_tokens=6)
+        )
     )
     lines = [n for n in nodes(parts[-1]) if n.get("cls", "").startswith("word-row")]
-    assert [texts(n["kids"][0]) for n in lines] == ["All together", "Sample domain", "Sample task"]
+    assert [texts(n["kids"][0]) for n in lines] == ["All adapters", "Sample domain", "Sample task"]
     assert [n["cls"] for n in lines] == ["word-row mix", "word-row domain", "word-row task"]
-    *_, written = Session().stream_frames(engine, "Where is the lamp?", [mixer.read_mix(rows)], Sampling(max_new_tokens=6)
+    *_, written = Session().stream_frames(
+        engine, "Where is the lamp?", [mixer.read_mix(rows)], Sampling(max_new_tokens=6)
     )
     assert all(texts(n["kids"][1]).strip() == written.columns[0].text.strip() for n in lines)
     tokens = [n for n in nodes(lines[0]) if n.get("cls", "").startswith("word ")]
     assert all((n["cls"] == "word more") == (not n["attrs"]["title"].startswith("-")) for n in tokens)
     head, *numbers = cells(parts[-1])
-    assert head == ["Token", "All together", "Sample domain", "Sample task", "Log-probability"]
+    assert head == ["Token", "All adapters", "Sample domain", "Sample task", "Log-probability"]
     assert [row[1] for row in numbers] == [n["attrs"]["title"].split()[0] for n in tokens]
 
 
@@ -517,15 +539,15 @@ def test_tokens_that_look_like_markup_are_texts():
     from core.analyze.attribution import Attribution
 
     found = Attribution({"a": 1.0}, ("<b>", "&amp;"), (-1.0, -2.0), (-2.0, -1.0), {"a": (-1.5, -2.5)})
-    tree = analysis_views.words(found, {"a": (EVIL, "domain")})
+    tree = analysis_views.render_attribution(found, {"a": (EVIL, "domain")})
     assert [texts(n) for n in nodes(tree) if n.get("cls", "").startswith("word ")] == ["<b>", "&amp;"] * 2
     assert EVIL in texts(tree) and cells(tree)[1] == ["<b>", "+1.00", "+0.50", "-1.00"]
 
 
 def test_two_adapters_are_compared_layer_by_layer_and_on_the_prompt(engine):
     domain, task = ids(engine)
-    *_, (told, figure) = analysis.compared(
-        engine, "Where is the lamp?", rows_of(engine, {domain: 1.0, task: 1.0}), Study()
+    *_, (told, figure) = analysis.compare_adapters(
+        engine, "Where is the lamp?", rows_of(engine, {domain: 1.0, task: 1.0}), AnalysisSession()
     )
     assert "On the prompt" in texts(told) and "Sample domain and Sample task" in texts(told)
     assert [row[0] for row in cells(told)[1:]] == ["All", "0", "1"]
@@ -539,19 +561,21 @@ def test_two_adapters_are_compared_layer_by_layer_and_on_the_prompt(engine):
         field["zmin"] == -field["zmax"]
         and max(abs(v) for r in field["z"] for v in r if v is not None) <= field["zmax"]
     )
-    *_, (told, _) = analysis.compared(engine, "", rows_of(engine, {domain: 1.0, task: 1.0}), Study())
+    *_, (told, _) = analysis.compare_adapters(
+        engine, "", rows_of(engine, {domain: 1.0, task: 1.0}), AnalysisSession()
+    )
     assert "On the prompt" not in texts(told)
-    with pytest.raises(SpecError, match="has 1 adapters.*|Give two or more"):
-        list(analysis.compared(engine, "Where?", rows_of(engine, {domain: 1.0}), Study()))
+    with pytest.raises(SpecError, match="got 1 in .*Give two or more adapters"):
+        list(analysis.compare_adapters(engine, "Where?", rows_of(engine, {domain: 1.0}), AnalysisSession()))
 
 
 def test_the_mixer_s_mix_is_baked_into_the_library_and_back_into_the_mixer(engine):
     domain, task = ids(engine)
     parts = list(
-        analysis.baked(
+        analysis.bake_mix(
             engine,
             rows_of(engine, {domain: 1.0, task: 0.5}, {domain: -1.0}),
-            Study(),
+            AnalysisSession(),
             "Both of them",
             "concat",
             0,
@@ -561,22 +585,30 @@ def test_the_mixer_s_mix_is_baked_into_the_library_and_back_into_the_mixer(engin
     assert (
         all("busy" in str(p) for p in parts[:-1])
         and "Both of them is baked" in texts(parts[-1])
-        and "is the mix itself" in texts(parts[-1])
+        and "equals the mix, except for rounding" in texts(parts[-1])
     )
     made = next(a for a in engine.library.adapters() if a.name == "Both of them")
     assert made.metadata["mix"]["tilt"] == {domain: -1.0}
     assert made.id in [r["id"] for r in mixer.adapter_rows(engine)] and made.id in [
-        i for _, i in analysis.refresh(engine, None, None, None)[0]["choices"]
+        i for _, i in weight_map.refresh(engine, None, None, None)[0]["choices"]
     ]
     engine.library.delete("adapters", made.id)
     before = len(engine.library.adapters())
     for wrong in ([], rows_of(engine, {})):
         with pytest.raises(AdapterError, match="The mix is empty"):
-            list(analysis.baked(engine, wrong, Study(), "Nothing", "svd", 0, 0.5))
+            list(analysis.bake_mix(engine, wrong, AnalysisSession(), "Nothing", "svd", 0, 0.5))
     with pytest.raises(SpecError, match="Rank is empty"):
-        next(analysis.baked(engine, rows_of(engine, {domain: 1.0}), Study(), "Nothing", "svd", None, 0.5))
+        next(
+            analysis.bake_mix(
+                engine, rows_of(engine, {domain: 1.0}), AnalysisSession(), "Nothing", "svd", None, 0.5
+            )
+        )
     with pytest.raises(SpecError):
-        next(analysis.baked(engine, rows_of(engine, {domain: 1.0}), Study(), "Nothing", "magic", 0, 0.5))
+        next(
+            analysis.bake_mix(
+                engine, rows_of(engine, {domain: 1.0}), AnalysisSession(), "Nothing", "magic", 0, 0.5
+            )
+        )
     assert len(engine.library.adapters()) == before
 
 
@@ -587,16 +619,18 @@ def test_a_name_is_only_ever_text(engine):
     domain, task = ids(engine)
     engine.library.rename("adapters", domain, EVIL)
     try:
-        study, rows = Study(), rows_of(engine, {domain: 1.0, task: 1.0})
-        figure, told = drawn_map(engine, study)
+        session, rows = AnalysisSession(), rows_of(engine, {domain: 1.0, task: 1.0})
+        figure, told = drawn_map(engine, session)
         assert EVIL in texts(told) and all(EVIL not in str(n.get("attrs", "")) for n in nodes(told))
         drawn = json.dumps(figure)
         assert "<b>main" not in drawn and "<img" not in drawn and "%{x}" not in drawn
         assert figure["layout"]["xaxis"]["title"]["text"] == f"Weight of {plot.literal(EVIL)}"
         assert figure["traces"][0]["hovertemplate"].startswith(plot.literal(EVIL) + " %{x:.2f}<br>")
-        *_, (told, figure) = analysis.compared(engine, "Where?", rows, study)
+        *_, (told, figure) = analysis.compare_adapters(engine, "Where?", rows, session)
         assert EVIL in texts(told) and "<img" not in json.dumps(figure)
-        *_, told = analysis.explained(engine, "Where?", rows, study, False, *sampling(max_new_tokens=3))
+        *_, told = analysis.explain_answer(
+            engine, "Where?", rows, session, False, *sampling(max_new_tokens=3)
+        )
         assert EVIL in texts(told)
     finally:
         engine.library.rename("adapters", domain, "Sample domain")
@@ -624,7 +658,7 @@ def test_plotly_draws_an_escaped_name_as_it_was_written():
     if not Path(chromium).exists():
         pytest.skip(f"there is no {chromium}")
     name = EVIL + ' <a href="https:x">go</a><br>'
-    figure = analysis_views.chart(toy(), None, {"d": name, "t": name}, {})
+    figure = map_views.plot_map(toy(), None, {"d": name, "t": name}, {})
     figure = json.loads(json.dumps(figure).replace("--st-", "#"))
     with api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -658,10 +692,10 @@ def test_where_an_adapter_is_heard_survives_saving_and_loading(engine, tilt):
     domain, task = ids(engine)
     rows = rows_of(engine, {domain: 0.5, task: 1.0}, {domain: tilt})
     assert mixer.read_mix(rows).tilt == {domain: tilt}
-    _, saved = mix.kept(engine, f"Leaning {tilt}", rows)
+    _, saved = mix.save_mix(engine, f"Leaning {tilt}", rows)
     kept = engine.library.mix(saved["value"])
     assert (kept.weights, kept.tilt) == ({domain: 0.5, task: 1.0}, {domain: tilt})
-    back = mix.restored(engine, saved["value"], rows_of(engine, {task: 2.0}, {task: 1.0}))
+    back = mix.load_mix(engine, saved["value"], rows_of(engine, {task: 2.0}, {task: 1.0}))
     assert {r["id"]: (r["on"], r["weight"], r["tilt"]) for r in back} == {
         domain: (True, 0.5, tilt),
         task: (True, 1.0, 0.0),
@@ -669,17 +703,17 @@ def test_where_an_adapter_is_heard_survives_saving_and_loading(engine, tilt):
     assert str(mixer.read_mix(back)) == str(kept.mix) == f"{domain}=0.5@{tilt:g} + {task}"
     engine.library.rename("mixes", kept.id, "Renamed")
     assert engine.library.mix(kept.id).tilt == {domain: tilt}
-    mix.forgotten(engine, kept.id)
+    mix.delete_mix(engine, kept.id)
 
 
 @pytest.mark.parametrize("tilt, said", [(1.0, " (deep)"), (-1.0, " (shallow)"), (0.5, " (@0.5)")])
 def test_a_link_says_where_an_adapter_is_heard_and_the_stamp_shows_it(engine, tilt, said):
     domain, task = ids(engine)
-    rows, prompt, _, word = mix.opened(
+    rows, prompt, _, word = mix.open_link(
         engine, f"?mix={domain}=0.5@{tilt:g}&prompt=Where%3F", rows_of(engine, {task: 1.0})
     )
     assert {r["id"]: (r["on"], r["tilt"]) for r in rows} == {domain: (True, tilt), task: (False, 0.0)}
-    *_, last = mix.greeted(engine, word, prompt, rows, Session(), False, *sampling(max_new_tokens=3))
+    *_, last = mix.answer_link(engine, word, prompt, rows, Session(), False, *sampling(max_new_tokens=3))
     stamped = next(texts(n) for n in nodes(last) if n.get("cls") == "stamp")
     assert stamped == f"base · {domain} +0.50 @{tilt:g} ({engine.library.adapter(domain).sha256[:8]})"
     assert f"0.50 · Sample domain{said}" in texts(last), "the formula says it in words"
@@ -694,7 +728,7 @@ def test_a_depth_outside_its_limits_is_refused(tilt):
 def test_a_study_is_each_visitor_s_own():
     import copy
 
-    mine = Study()
+    mine = AnalysisSession()
     mine.map, mine.stream = toy(), SimpleNamespace(close=lambda: None)
     other = copy.deepcopy(mine)
     assert other.map is None and other.stream is None and other.serial == 0

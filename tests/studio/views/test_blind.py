@@ -17,7 +17,7 @@ from core.errors import DataError, NotFound, SpecError, StorageError
 from core.spec.mix import Sampling
 from studio import fields, mix_choices, samples
 from studio.session import SAMPLING, Session
-from studio.tabs import compare, train
+from studio.tabs import compare, suggestions
 from studio.views import blind, suite
 from tests.conftest import held
 
@@ -32,7 +32,7 @@ def trained(tiny_base, tmp_path_factory):
         samples.import_samples(made)
         for kind in ("domain", "task"):
             spec = dataclasses.replace(
-                train.suggested(made, kind), max_steps=2, batch_size=2, accumulation=1, max_length=64, rank=4
+                suggestions.suggest_run(made, kind), max_steps=2, batch_size=2, accumulation=1, max_length=64, rank=4
             )
             made.runs.wait(made.runs.start(spec), 600)
         yield made
@@ -413,7 +413,7 @@ def test_a_suite_without_prompts_or_with_a_long_one_is_refused_by_its_number(eng
 
 def test_a_suite_is_answered_while_a_run_trains(engine):
     spec = dataclasses.replace(
-        train.suggested(engine, "domain"),
+        suggestions.suggest_run(engine, "domain"),
         name="Beside the suite",
         max_steps=400,
         epochs=500,

@@ -81,7 +81,7 @@ def test_a_click_on_the_weight_map_is_followed_by_the_mixer_and_the_answer(train
     until(lambda: "tokens/s" in page.locator("#mix-answer").inner_text(), 60, "an answer")
     page.get_by_label(re.compile("Rows")).fill("4")
     press(page, "Draw the map")
-    page.get_by_text("The numbers of the map").wait_for(timeout=240_000)
+    page.get_by_text("Show the map as a table").wait_for(timeout=240_000)
     assert page.locator("#map .contour").count() >= 1
     plot = page.locator("#map .plot")
     plot.scroll_into_view_if_needed()
@@ -99,22 +99,22 @@ def test_a_click_on_the_weight_map_is_followed_by_the_mixer_and_the_answer(train
         60,
         "the answer of the clicked mix",
     )
-    press(page, "Take the best")
+    press(page, "Use the best point")
     until(lambda: exact(page) != {"Sample domain": "0.50", "Sample task": "-0.25"}, 60, "the best mix")
 
 
 def test_words_meetings_and_baking_are_shown(trained):
     page, engine = trained.page, trained.engine
     page.locator("#mix-prompt textarea").fill("Where is the lamp kept?")
-    tab(page, "Contribution")
+    tab(page, "Attribution")
     press(page, "Explain the answer")
     until(lambda: page.locator(".word-row").count() == 3, 60, "three rows of words")
     tab(page, "Interference")
     press(page, "Compare the adapters")
-    page.locator("#meeting .reading").first.wait_for()
-    page.locator("#heat .heatmaplayer").wait_for()
+    page.locator("#overlap .reading").first.wait_for()
+    page.locator("#cosines .heatmaplayer").wait_for()
     tab(page, "Bake")
-    page.locator("#insight").get_by_label("Name").first.fill("Both in one")
+    page.locator("#analysis").get_by_label("Name").first.fill("Both in one")
     press(page, "Bake this mix")
     page.get_by_text("Both in one is baked").wait_for()
     assert next(a for a in engine.library.adapters() if a.name == "Both in one").kind == "mix"
@@ -132,7 +132,7 @@ def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
     page.get_by_role("slider", name="Weight of Sample domain").wait_for()
     assert (
         not page.get_by_role("button", name="Save mix").is_visible()
-        and not page.locator("#insight").is_visible()
+        and not page.locator("#analysis").is_visible()
     )
     assert (
         page.evaluate(
@@ -141,5 +141,5 @@ def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
         >= 26
     )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    press(page, "Leave this view")
+    press(page, "Exit presentation")
     page.get_by_role("button", name="Save mix").wait_for()

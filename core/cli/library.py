@@ -1,0 +1,103 @@
+"""The terminal's verbs over what is stored: `data`, `bases` and `adapters`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar
+from core.engine import Engine
+from core.spec.settings import SEED
+from core.spec.training import KINDS
+
+
+def add_data_verbs(group: Any, add: AddVerb) -> None:
+    """Adds the group `data`."""
+    p = add(group, "add", import_data, "Import files or a folder as a dataset.")
+    p.add_argument("paths", nargs="+", type=Path)
+    p.add_argument("--name", default="", help="Default: the name of the first file.")
+    p.add_argument("--kind", choices=KINDS, help="domain is text, task is labelled pairs. Default: guessed.")
+    p.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        metavar="ROLE=COLUMN",
+        help="Set the column of a role, for example question=q. Default: guessed.",
+    )
+    p.add_argument("--encoding", default="utf-8", help="Of text files. Default: utf-8.")
+    p.add_argument("--seed", type=int, default=SEED, help="Decides the train, validation and test splits.")
+    add(group, "list", list_data, "List datasets.")
+
+
+def add_base_verbs(group: Any, add: AddVerb) -> None:
+    """Adds the group `bases`."""
+    add(group, "list", list_bases, "List the base models on this machine.")
+    add(
+        group,
+        "download",
+        download_base,
+        "Download a base model from the Hub; continues a partial download.",
+    ).add_argument("name", help='A Hub id, for example "Qwen/Qwen2.5-0.5B-Instruct".')
+
+
+def add_adapter_verbs(group: Any, add: AddVerb) -> None:
+    """Adds the group `adapters`."""
+    add(group, "list", list_adapters, "List adapters.")
+    add(group, "verify", verify_adapter, "Check an adapter's files.").add_argument("adapter")
+    add(group, "remove", remove_adapter, "Delete an adapter.").add_argument("adapter")
+
+
+def import_data(engine: Engine, args: argparse.Namespace) -> Any:
+    roles = dict(r.split("=", 1) for r in args.role if "=" in r) or None
+    name = args.name or args.paths[0].stem
+    dataset = engine.datasets.import_files(args.paths, name, args.kind, roles, args.seed, args.encoding)
+    print(f"{dataset.id}: {dataset.rows} {dataset.kind} rows, {dataset.splits}")
+    return dataset
+
+
+def list_data(engine: Engine, args: argparse.Namespace) -> Any:
+    datasets = engine.datasets.list()
+    for d in datasets:
+        print(f"{d.id:<40} {d.kind:<7} {d.rows:>8} rows  {d.name}")
+    return datasets
+
+
+def list_bases(engine: Engine, args: argparse.Namespace) -> Any:
+    bases = engine.bases.list()
+    for b in bases:
+        print(f"{b.name:<60} {b.kind:<14} {b.bytes / 1e6:>10.1f} MB  {b.why or b.place}")
+    return bases
+
+
+def download_base(engine: Engine, args: argparse.Namespace) -> Any:
+    bar = ProgressBar()
+    engine.bases.download(args.name)
+    while (state := engine.bases.download_state()) is not None and not state.over:
+        share = state.done / state.total if state.total else 0.0
+        bar.show(share, f"{state.name}: {state.done / 1e6:.1f} of {state.total / 1e6:.1f} MB")
+        time.sleep(REFRESH_SECONDS)
+    download = engine.bases.wait_for_download()
+    bar.show(1.0, f"{download.name}: {download.total / 1e6:.1f} MB")
+    return download
+
+
+def list_adapters(engine: Engine, args: argparse.Namespace) -> Any:
+    adapters = engine.library.adapters()
+    for a in adapters:
+        print(f"{a.id:<40} {a.kind:<7} rank {a.rank:<4} on {a.base}  {a.name}")
+    return adapters
+
+
+def verify_adapter(engine: Engine, args: argparse.Namespace) -> Any:
+    checks = engine.library.verify(engine.library.find_adapter(args.adapter))
+    print("\n".join(checks))
+    return {"checked": checks}
+
+
+def remove_adapter(engine: Engine, args: argparse.Namespace) -> Any:
+    adapter_id = engine.library.find_adapter(args.adapter)
+    engine.library.delete("adapters", adapter_id)
+    print(f"deleted {adapter_id}")
+    return {"removed": adapter_id}

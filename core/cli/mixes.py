@@ -1,0 +1,101 @@
+"""The terminal's verbs over mixes: `generate`, `evaluate` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from core.cli import demo
+from core.cli.common import AddVerb, ProgressBar, add_setting, read_settings
+from core.engine import Engine
+from core.spec.mix import Mix, Sampling
+
+
+def add_verbs(group: Any, add: AddVerb) -> None:
+    """Adds the three verbs."""
+    p = add(group, "generate", generate, "Answer a prompt with several mixes in one batch.", needs_model=True)
+    p.add_argument("--prompt", required=True)
+    p.add_argument("--raw", action="store_true", help="Continue the prompt as text, without a chat template.")
+    _add_mixes(p)
+    for f in dataclasses.fields(Sampling):
+        add_setting(p, f)
+
+    p = add(group, "evaluate", evaluate, "Measure mixes on a split of a dataset.", needs_model=True)
+    p.add_argument("--dataset", required=True, help="Id of the dataset.")
+    p.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
+    p.add_argument("--limit", type=int, default=0, help="At most this many rows; 0 means all.")
+    p.add_argument(
+        "--no-general", action="store_true", help="Do not measure perplexity on general text as well."
+    )
+    _add_mixes(p)
+
+    add(
+        group,
+        "demo",
+        run_demo,
+        "Run the main job on the sample data: import, train, compare, evaluate.",
+        needs_model=True,
+    )
+
+
+def _add_mixes(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--mix",
+        action="append",
+        metavar="MIX",
+        help='Adapter ids or names with weights, "domain=0.7,task=1"; "" is the base. Once per mix.',
+    )
+
+
+def _read_mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
+    """The mixes that were given, with names resolved to ids; otherwise the default mixes."""
+    if not args.mix:
+        return engine.library.default_mixes()
+    mixes = []
+    for text in args.mix:
+        mix = Mix.parse(text)
+        ids = {a: engine.library.find_adapter(a) for a in mix.weights}
+        mixes.append(
+            Mix(
+                name=text or "base",
+                weights={ids[a]: w for a, w in mix.weights.items()},
+                tilt={ids[a]: t for a, t in mix.tilt.items()},
+            )
+        )
+    return mixes
+
+
+def generate(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.bases.current(wait=True)
+    mixes, sampling = _read_mixes(engine, args), Sampling(**read_settings(args, Sampling))
+    frame = engine.chat.stream(args.prompt, mixes, sampling, chat=not args.raw).last()
+    for c in frame.columns:
+        print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens, {c.tokens / max(c.seconds, 1e-9):.0f}/s)")
+    return frame.columns
+
+
+def evaluate(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.bases.current(wait=True)
+    progress = engine.evaluation.measure(
+        _read_mixes(engine, args), args.dataset, args.split, args.limit, general=not args.no_general
+    ).last()
+    report = engine.evaluation.report(progress.report)
+    print(engine.evaluation.report_csv(report.id).read_text(encoding="utf-8"), end="")
+    return report
+
+
+def run_demo(engine: Engine, args: argparse.Namespace) -> Any:
+    bar, progress = ProgressBar(), None
+    for progress in demo.run_demo(engine):
+        bar.show(progress.share, progress.text)
+        for name, answer in progress.answers.items():
+            bar.print_line(f"  {name:<22} {answer}")
+    assert progress is not None and progress.result is not None
+    rows = progress.result["mixes"]
+    figures = [n for n in demo.FIGURES if any(n in row for row in rows.values())]
+    print("\n" + " " * 22 + "".join(f"{n.replace('_', ' '):>21}" for n in figures))
+    for name, row in rows.items():
+        print(f"{name:<22}" + "".join(f"{row[n]:>21.3f}" for n in figures))
+    print(f"\n{progress.result['seconds']:.0f} seconds in total.")
+    return progress.result

@@ -1,0 +1,164 @@
+"""The allow-list of LoRA settings: which fields of an adapter_config.json are read, and which make an adapter unmixable.
+
+A config can come from anywhere. Module lists are plain names and never regular expressions, because a regular expression
+can block the loader. Unknown fields are dropped, and the base model that a config names is never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import AdapterError
+
+FILE = "adapter_config.json"
+MODULE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+RANK_LIMIT = 1024
+ALPHA_LIMIT = 65536
+LIST_LIMIT = 4096  # names in one list
+REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= RANK_LIMIT
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= ALPHA_LIMIT
+
+
+def _is_name_list(value: Any) -> bool:
+    """Whether a value is a list of plain names: as ends of a path or as regular expressions, they cannot block."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) <= LIST_LIMIT
+        and all(isinstance(m, str) and MODULE_NAME.fullmatch(m) for m in value)
+    )
+
+
+def _is_table(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and _is_name_list([*value]) and all(is_valid(v) for v in value.values())
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field that is read, and the only values that are accepted.
+
+    Attributes:
+        allowed: the accepted values in words, as they follow "must be".
+    """
+
+    is_valid: Callable[[Any], bool]
+    allowed: str
+
+
+_NAMES = f"a list of at most {LIST_LIMIT} module names"
+_FLAG = Field(lambda v: isinstance(v, bool), "true or false")
+ALLOWED: dict[str, Field] = {
+    "peft_type": Field(lambda v: v == "LORA", '"LORA"'),
+    "task_type": Field(
+        lambda v: v in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"), '"CAUSAL_LM", "SEQ_2_SEQ_LM" or null'
+    ),
+    "r": Field(_is_rank, f"a whole number from 1 to {RANK_LIMIT}"),
+    "lora_alpha": Field(_is_alpha, f"a number above 0 and at most {ALPHA_LIMIT}"),
+    "lora_dropout": Field(lambda v: isinstance(v, (int, float)) and 0 <= v < 1, "a number from 0 to below 1"),
+    "target_modules": Field(_is_name_list, _NAMES),
+    "target_parameters": Field(lambda v: v is None or _is_name_list(v), f"{_NAMES}, or null"),
+    "rank_pattern": Field(lambda v: not v or _is_table(v, _is_rank), "a table of module names and ranks"),
+    "alpha_pattern": Field(lambda v: not v or _is_table(v, _is_alpha), "a table of module names and alphas"),
+    "bias": Field(lambda v: v in (None, "none"), '"none" or null'),
+    "use_rslora": _FLAG,
+    "use_dora": _FLAG,
+    "fan_in_fan_out": _FLAG,
+}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A setting that keeps an adapter from being mixed: its update is more than a product of two low-rank factors.
+
+    Attributes:
+        is_harmless: whether a value of the setting changes nothing.
+        reason: why the adapter cannot be mixed, as a clause.
+    """
+
+    is_harmless: Callable[[Any], bool]
+    reason: str
+    fix: str
+
+
+RETRAIN = "Train it again without this setting, or convert it to plain LoRA with the tool that made it."
+COPIES = Obstacle(
+    lambda v: not v,
+    "it contains trained copies of embedding or head weights, which replace those of the base instead of adding to them",
+    RETRAIN,
+)
+VARIANT = Obstacle(lambda v: not v, "its update is not the plain product of two low-rank factors", RETRAIN)
+SOME_LAYERS = Obstacle(
+    lambda v: v is None or v == [],
+    "it selects layers by rules instead of by name",
+    "List the full names of its layers in target_modules.",
+)
+UNMIXABLE: dict[str, Obstacle] = {
+    "modules_to_save": COPIES,
+    "trainable_token_indices": COPIES,
+    "init_lora_weights": Obstacle(
+        lambda v: v in (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
+        "this initialisation is subtracted from the base weights, so the adapter fits only a base that was changed in the same way",
+        "Convert it to plain LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...) of peft.",
+    ),
+    "bias": Obstacle(lambda v: v in (None, "none"), "it trains biases of the base, which cannot be weighted for each row of a batch", RETRAIN),
+    "lora_bias": Obstacle(lambda v: not v, "it trains biases beside the low-rank factors", RETRAIN),
+    "use_dora": Obstacle(lambda v: not v, "DoRA rescales the base weights, differently for every mix", RETRAIN),
+    "use_qalora": VARIANT, "use_bdlora": VARIANT, "alora_invocation_tokens": VARIANT, "arrow_config": VARIANT,
+    "kasa_config": VARIANT, "velora_config": VARIANT, "monteclora_config": VARIANT, "megatron_config": VARIANT,
+    "layers_to_transform": SOME_LAYERS,
+    "exclude_modules": SOME_LAYERS,
+    "layer_replication": Obstacle(lambda v: not v, "it changes the number of layers of the base", RETRAIN),
+}  # fmt: skip
+
+
+def parse_config(raw: dict[str, Any], for_mixing: bool = True) -> dict[str, Any]:
+    """The allowed fields of an adapter_config.json, each of them checked.
+
+    Args:
+        for_mixing: False also accepts DoRA, which can be stored and used elsewhere but not mixed.
+
+    Raises:
+        AdapterError: a required field is missing, or a value is not allowed or cannot be mixed.
+    """
+    for name in REQUIRED:
+        if name not in raw:
+            raise AdapterError(f"{FILE} has no field {name!r}.", "Use a LoRA adapter that peft saved.")
+    check_mixable({k: v for k, v in raw.items() if for_mixing or k != "use_dora"})
+    config = {name: raw[name] for name in ALLOWED if name in raw}
+    for name, value in config.items():
+        if not ALLOWED[name].is_valid(value):
+            raise AdapterError(
+                f"{FILE}: {name} must be {ALLOWED[name].allowed}, got {_format(value)}.",
+                "Convert the adapter to plain LoRA with lists of module names.",
+            )
+    if not config["target_modules"] and not config.get("target_parameters"):
+        raise AdapterError(f"{FILE}: target_modules is empty.", "Use a LoRA adapter that names its layers.")
+    return config
+
+
+def check_mixable(raw: dict[str, Any]) -> None:
+    """Checks that an adapter with this config can be mixed.
+
+    Raises:
+        AdapterError: it cannot; the message names the setting and the reason.
+    """
+    for name, obstacle in UNMIXABLE.items():
+        if name in raw and not obstacle.is_harmless(raw[name]):
+            raise AdapterError(
+                f"The adapter cannot be mixed because {name} is {_format(raw[name])}: {obstacle.reason}.",
+                obstacle.fix,
+            )
+
+
+def _format(value: Any) -> str:
+    return json.dumps(value, default=str)[:120]

@@ -1,0 +1,127 @@
+"""Checks of adapter_model.safetensors: tensor names, shapes and finite values, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from core.errors import AdapterError
+from core.store.adapter_config import COPIES, UNMIXABLE
+
+FILE = "adapter_model.safetensors"
+MAGNITUDE = "lora_magnitude_vector"  # the tensor that DoRA adds: one number per output
+# What a tensor that is not a LoRA factor says about its adapter, by a part of its name.
+FOREIGN_TENSORS = {
+    MAGNITUDE: UNMIXABLE["use_dora"],
+    "lora_embedding_": COPIES,
+    "token_adapter": COPIES,
+    "lora_B.bias": UNMIXABLE["lora_bias"],
+    "embed_tokens.weight": COPIES,
+    "lm_head.weight": COPIES,
+    "modules_to_save": COPIES,
+}
+# Floating-point types of safetensors: the unsigned integer of the same size, and the bits that are all set in an
+# infinite value or NaN. numpy has no bfloat16, so the bits are tested instead of the values. Other types are integers.
+NON_FINITE_BITS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("u1", 0x7C),
+    "F8_E4M3": ("u1", 0x7F),
+}
+
+
+def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
+    """Checks the tensors of an adapter against its config.
+
+    Args:
+        folder: the folder of the adapter.
+        config: its config, as `parse_config` returns it.
+
+    Returns:
+        The number of tensors and the number of values in them.
+
+    Raises:
+        AdapterError: the file is unreadable, or a tensor is missing, foreign, misshapen or not finite.
+    """
+    path, values = folder / FILE, 0
+    modules: dict[str, set[str]] = {}  # module -> the parts of its update that occur
+    try:
+        with safe_open(str(path), framework="np") as tensors, open(path, "rb") as file:
+            header = _read_header(file)
+            for key in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
+                tensor = tensors.get_slice(key)
+                shape = tuple(tensor.get_shape())
+                values += math.prod(shape)
+                if not _is_finite(file, header, key, tensor.get_dtype()):
+                    raise AdapterError(
+                        f"The tensor {key!r} holds NaN or infinite values.",
+                        "The adapter is unusable: train it again with a lower learning rate.",
+                    )
+                module, part = _check_tensor(key, shape, config)
+                modules.setdefault(module, set()).add(part)
+    except (SafetensorError, OSError) as e:
+        raise AdapterError(
+            f"{FILE} cannot be read: {e}.", "Restore it from a backup, or train the adapter again."
+        ) from e
+    parts_per_module = 3 if config.get("use_dora") else 2
+    incomplete = sorted(m for m, parts in modules.items() if len(parts) != parts_per_module)
+    if incomplete or not modules:
+        raise AdapterError(
+            f"A low-rank factor is missing in {incomplete[0] if incomplete else FILE}.",
+            "Restore the file from a backup, or train the adapter again.",
+        )
+    return parts_per_module * len(modules), values
+
+
+def _check_tensor(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[str, str]:
+    """Checks the name and shape of one tensor; returns its module and its part: lora_A, lora_B or the magnitude."""
+    if config.get("use_dora") and key.endswith(f".{MAGNITUDE}") and len(shape) == 1:
+        return key.removesuffix(f".{MAGNITUDE}"), MAGNITUDE
+    module, _, part = key.removesuffix(".weight").rpartition(".")
+    rank = _rank_of(module, config)
+    problem = f"The tensor {key!r} of shape {shape} is not a LoRA factor of rank {rank}"
+    if obstacle := next((o for name, o in FOREIGN_TENSORS.items() if name in key), None):
+        raise AdapterError(f"{problem}: {obstacle.reason}.", obstacle.fix)
+    is_factor = part in ("lora_A", "lora_B") and len(shape) == 2
+    if not is_factor or not _has_rank(shape[0 if part == "lora_A" else 1], rank, config):
+        raise AdapterError(f"{problem}.", "Convert the adapter to plain LoRA first.")
+    return module, part
+
+
+def _rank_of(module: str, config: dict[str, Any]) -> int:
+    """The rank of a module: that of the first rank pattern that ends its path, otherwise the common rank."""
+    patterns: dict[str, int] = config.get("rank_pattern") or {}
+    return next(
+        (rank for name, rank in patterns.items() if f".{module}".endswith(f".{name}")), int(config["r"])
+    )
+
+
+def _has_rank(size: int, rank: int, config: dict[str, Any]) -> bool:
+    """Whether a factor has this rank. A factor of fused experts has the ranks of all experts side by side."""
+    return size == rank or bool(config.get("target_parameters")) and size > 0 and size % rank == 0
+
+
+def _read_header(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Tensor -> (first byte, last byte + 1) in the file. `safe_open` has checked the header before."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    offsets = {key: entry["data_offsets"] for key, entry in header.items() if key != "__metadata__"}
+    return {key: (8 + length + begin, 8 + length + end) for key, (begin, end) in offsets.items()}
+
+
+def _is_finite(file: IO[bytes], header: dict[str, tuple[int, int]], key: str, dtype: str) -> bool:
+    if dtype not in NON_FINITE_BITS:
+        return True
+    integer, bits = NON_FINITE_BITS[dtype]
+    begin, end = header[key]
+    file.seek(begin)
+    values = np.fromfile(file, integer, (end - begin) // np.dtype(integer).itemsize)
+    mask = values.dtype.type(bits)
+    return not bool(((values & mask) == mask).any())

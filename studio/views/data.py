@@ -1,0 +1,115 @@
+"""Views of the Data tab: the preview of files, a dataset with its splits and rows, an example as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from studio import formatting
+from studio.tree import Node, button, chip, empty, facts, node, table, title
+
+SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
+PREVIEW_ROWS = 12
+CELL_LIMIT = 240  # characters of a table cell
+NO_DATASET = empty(
+    "No data yet",
+    "A domain is plain text (.txt, .md), for its language and its facts. A task is labelled pairs "
+    "(.jsonl, .csv, …), such as questions with answers. The sample data has one of each.",
+    button("Use the sample data", {"do": "sample"}, "primary"),
+)
+
+
+def render_problem(message: str) -> Node:
+    """Why the files cannot be read."""
+    return node("div", node("p", message, cls="problem", role="alert"))
+
+
+def render_preview(preview: Any, files: list[str]) -> Node:
+    """The first rows of files that are not imported yet."""
+    count = f"{len(files)} file{'s' if len(files) != 1 else ''}, {preview.total:,} rows."
+    problem = node("p", preview.problem, cls="problem", role="alert") if preview.problem else None
+    columns = list(preview.columns)
+    cells = [[_cell(row.get(c)) for c in columns] for row in preview.rows[:PREVIEW_ROWS]]
+    rows = table(columns, cells, "First rows of the files")
+    return node("div", title("Preview", f"{count} Nothing is imported yet."), problem, rows)
+
+
+def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> Node:
+    """A dataset's facts, the sizes of its splits, and rows of one split."""
+    total = max(1, sum(dataset.splits.values()))
+    parts = []
+    for name, label in SPLITS.items():
+        size = dataset.splits.get(name, 0)
+        share = {"share": f"{100 * size / total:.2f}%"}
+        parts.append(
+            node("div", node("span", label), node("strong", f"{size:,}"), cls=f"part {name}", vars=share)
+        )
+    about = facts(
+        [
+            ("Rows", f"{dataset.rows:,}"),
+            ("Files", ", ".join(f["name"] for f in dataset.files)[:200]),
+            ("Split seed", dataset.seed),
+            ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
+            ("Fingerprint", dataset.sha256[:16]),
+        ]
+    )
+    return node(
+        "div",
+        node("div", node("h2", dataset.name), chip(dataset.kind, dataset.kind), cls="row"),
+        node("div", *parts, cls="parts", aria_label="Split sizes", role="group"),
+        about,
+        _rows_table(dataset.kind, split, rows),
+    )
+
+
+def _rows_table(kind: str, split: str, rows: Sequence[dict[str, Any]]) -> Node:
+    caption = f"First rows of the {SPLITS.get(split, split).lower()} split"
+    if kind == "domain":
+        return table(["Text"], [[_cell(r.get("text"))] for r in rows], caption)
+    has_types = any(r.get("type") for r in rows)
+    lines = []
+    for row in rows:
+        *prompt, answer = row["messages"]
+        line = [_cell("\n".join(m["content"] for m in prompt)), _cell(answer["content"])]
+        lines.append([*line, row.get("type", "")] if has_types else line)
+    headings = ["Prompt", "Answer (trained on)"]
+    return table([*headings, "Type"] if has_types else headings, lines, caption)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return text[:CELL_LIMIT] + " …" if len(text) > CELL_LIMIT else text
+
+
+def render_example(tokens: Sequence[Any] | None, note: str = "") -> Node:
+    """A training example as tokens; those that the loss covers are marked.
+
+    Args:
+        tokens: with `text`, `token` (its id) and `trained`; None shows `note` in their place.
+    """
+    about = "A training example as the model sees it. Only the marked tokens are trained on."
+    head = node(
+        "div",
+        title("One example as tokens", about),
+        button("Next example", {"do": "another"}),
+        cls="row spread",
+    )
+    if tokens is None:
+        return node("div", head, node("p", note, cls="note"))
+    spans = [
+        node(
+            "span",
+            t.text.replace("\n", "⏎\n"),
+            cls="tok trained" if t.trained else "tok",
+            title=f"Token {t.token}",
+        )
+        for t in tokens
+    ]
+    trained = sum(t.trained for t in tokens)
+    share = formatting.format_percent(trained / max(1, len(tokens)))
+    return node(
+        "div",
+        head,
+        node("div", *spans, cls="tokens", role="group", aria_label="Tokens of a training example"),
+        node("p", f"{len(tokens)} tokens, {trained} of them in the loss ({share})", cls="quiet"),
+    )
