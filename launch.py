@@ -1,8 +1,7 @@
 """Starts Adapter Studio: `python3 launch.py` for the page, `test` for the test suite, `demo` without a browser.
 
-The first start makes `.venv` and installs the pinned requirements; where they are importable already
-(a Hugging Face Space, an environment of one's own) nothing is installed. Knows arguments, the
-environment and wiring; the work is in core/ and studio/.
+The first start creates `.venv` and installs the pinned requirements. Where they are installed already (on a
+Hugging Face Space, or in an environment of your own), nothing is installed.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".requirements.sha256"
 REQUIREMENTS = ROOT / "requirements.txt"
 TEST_REQUIREMENTS = ROOT / "requirements-test.txt"
-PYTHONS = ((3, 10), (3, 13))
+PYTHON_VERSIONS = ((3, 10), (3, 13))  # the oldest and the newest supported
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;]+)(?:\s*;\s*python_version\s*(<|>=)\s*\"([\d.]+)\")?")
 
 
-def pins(file: Path) -> dict[str, str]:
-    """Package -> version of a requirements file, for this Python."""
-    found = {}
+def read_pins(file: Path) -> dict[str, str]:
+    """Package to version, as a requirements file pins them for this Python."""
+    pins = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if match := PIN.match(line.strip()):
             name, version, operator, python = match.groups()
@@ -35,32 +34,28 @@ def pins(file: Path) -> dict[str, str]:
                 newer = sys.version_info[:2] >= tuple(int(n) for n in python.split("."))
                 if newer != (operator == ">="):
                     continue
-            found[name] = version
-    return found
+            pins[name] = version
+    return pins
 
 
-def importable(file: Path) -> bool:
-    """Are all pinned packages of a file here, in their versions? A local suffix (+cpu, +cu130) is fine."""
+def are_installed(file: Path) -> bool:
+    """Whether all pinned packages of a file are installed in their versions; a local suffix (+cpu) is ignored."""
     try:
-        return all(importlib.metadata.version(n).partition("+")[0] == v for n, v in pins(file).items())
+        return all(importlib.metadata.version(n).partition("+")[0] == v for n, v in read_pins(file).items())
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
-def digest(*files: Path) -> str:
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
-
-
-def prepare(files: list[Path]) -> Path:
-    """Returns a Python that has the requirements of `files`, after installing them where needed."""
+def prepare_python(files: list[Path]) -> Path:
+    """Installs the requirements of `files` if necessary, and returns the Python that has them."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamped = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
-    wanted = [digest(f) for f in files]
-    if python.exists() and all(w in stamped for w in wanted):  # the usual start: nothing else is looked at
+    stamps = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
+    digests = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    if python.exists() and all(d in stamps for d in digests):  # the usual start, kept short
         return Path(sys.executable) if Path(sys.prefix) == VENV else python
-    if all(importable(f) for f in files):
+    if all(are_installed(f) for f in files):
         return Path(sys.executable)
-    low, high = PYTHONS
+    low, high = PYTHON_VERSIONS
     if not low <= sys.version_info[:2] <= high:
         raise SystemExit(
             f"Python {sys.version_info.major}.{sys.version_info.minor} is not supported: "
@@ -76,76 +71,81 @@ def prepare(files: list[Path]) -> Path:
         install += ["-r", str(file)]
     if subprocess.run(install).returncode:
         raise SystemExit(
-            "Installing failed; what pip says above tells why. Start launch.py again to go on where it stopped."
+            "The installation failed; pip's messages above say why. Start launch.py again to continue it."
         )
-    STAMP.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+    STAMP.write_text("\n".join(digests) + "\n", encoding="utf-8")
     return python
 
 
-def rerun(python: Path, arguments: list[str]) -> int:
-    """Goes on in another Python, with the same terminal."""
+def run_python(python: Path, arguments: list[str]) -> int:
+    """Runs another Python in place of this one, in the same terminal; returns its exit code."""
     if os.name == "nt":
         return subprocess.run([str(python), *arguments]).returncode
     sys.stdout.flush()
     return os.execv(python, [str(python), *arguments])
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of the studio; `test` and `demo` are handled before it."""
     p = argparse.ArgumentParser(
         prog="launch.py",
-        description="Adapter Studio: train LoRA adapters in a browser and compose them live.",
-        epilog="`launch.py test` runs the test suite, `launch.py demo` the main job without a browser.",
+        description="Adapter Studio: train LoRA adapters in a browser and mix them live.",
+        epilog="`launch.py test` runs the test suite; `launch.py demo` runs the main job without a browser.",
     )
     p.add_argument(
         "--workspace",
         type=Path,
         default=Path(os.environ.get("ADAPTER_STUDIO_WORKSPACE", ROOT / "workspace")),
-        help="Where everything is kept.",
+        help="Folder of datasets, runs, adapters and mixes. Default: ADAPTER_STUDIO_WORKSPACE, or ./workspace.",
     )
     p.add_argument(
         "--base",
         default=os.environ.get("ADAPTER_STUDIO_BASE", ""),
-        help='"embedded", a local folder, or a Hub id. Without it: the one chosen last on the page, at first the embedded one.',
+        help='Base model: "embedded", a local folder, or a Hub id. '
+        "Default: the base chosen last on the page, at first the embedded one.",
     )
     p.add_argument(
         "--quantization",
         choices=("auto", "nf4", "int8", "none"),
         default=os.environ.get("ADAPTER_STUDIO_QUANTIZATION", "auto"),
+        help="How the base is loaded: nf4 (4 bits), int8 (8 bits), none, or auto, which suits the device.",
     )
-    p.add_argument("--host", default="127.0.0.1", help="Another address than loopback needs --auth.")
+    p.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on; any other than loopback requires --auth."
+    )
     p.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
     p.add_argument(
         "--auth",
         default=os.environ.get("ADAPTER_STUDIO_AUTH", ""),
         metavar="NAME:PASSWORD",
-        help="Ask for a login.",
+        help="Require a login.",
     )
     p.add_argument(
         "--allowed-host",
         action="append",
         default=os.environ.get("ADAPTER_STUDIO_HOSTS", "").split(),
         metavar="NAME",
-        help="A name or address by which others reach this machine; requests for any other are refused.",
+        help="A host name or address of this machine; requests for any other host are refused.",
     )
     p.add_argument("--no-browser", action="store_true", help="Do not open a browser window.")
     return p
 
 
 def serve(arguments: list[str]) -> int:
-    """The studio itself; runs where the requirements are importable."""
+    """Starts the studio in this Python, which must have the requirements; returns the exit code."""
     import gc
     import logging
 
     from core.train.signals import exit_on_sigterm
 
     exit_on_sigterm()
-    gc.disable()  # what is imported stays: walking it again and again costs a sixth of the start
+    gc.disable()  # imported modules stay in memory; collecting them repeatedly would cost a sixth of the start
 
-    args = parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "bitsandbytes", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine unasked
+    for name in ("httpx", "httpcore", "bitsandbytes", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the studio sends no request by itself
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     space = os.environ.get("SPACE_HOST", "") if os.environ.get("SPACE_ID") else ""
 
@@ -175,25 +175,26 @@ def serve(arguments: list[str]) -> int:
 
 
 def main() -> int:
+    """Prepares a Python with the requirements, and runs the verb in it."""
     arguments = sys.argv[1:]
     verb = arguments[0] if arguments and arguments[0] in ("test", "demo") else "serve"
     files = [REQUIREMENTS, TEST_REQUIREMENTS] if verb == "test" else [REQUIREMENTS]
     if verb == "serve" and {"-h", "--help"} & set(arguments):
-        parser().parse_args(arguments)
+        build_parser().parse_args(arguments)
     os.chdir(ROOT)
-    python = prepare(files)
+    python = prepare_python(files)
     if verb == "test":
-        whole = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # tests take one thread each
-        return rerun(python, ["-m", "pytest", *(arguments[1:] or whole)])
+        whole_suite = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # a test uses one thread
+        return run_python(python, ["-m", "pytest", *(arguments[1:] or whole_suite)])
     if verb == "demo":
-        return rerun(python, ["-m", "core", "demo", *_demo_workspace(arguments[1:])])
+        return run_python(python, ["-m", "core", "demo", *_add_demo_workspace(arguments[1:])])
     if python != Path(sys.executable):
-        return rerun(python, [str(Path(__file__)), *arguments])
+        return run_python(python, [str(Path(__file__)), *arguments])
     return serve(arguments)
 
 
-def _demo_workspace(arguments: list[str]) -> list[str]:
-    """The demo works in a temporary folder, unless it is told where to keep what it makes."""
+def _add_demo_workspace(arguments: list[str]) -> list[str]:
+    """The arguments with a temporary workspace, unless they name one."""
     if any(a.startswith("--workspace") for a in arguments):
         return arguments
     import tempfile

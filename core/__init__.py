@@ -1,6 +1,7 @@
-"""The engine of Adapter Studio: data, base models, adapters, mixes, training and evaluation.
+"""Adapter Studio without its page: data, base models, adapters, mixes, training, evaluation and merging.
 
-Imports no Gradio. Enter through `core.engine.Engine` or `python -m core`.
+`core.engine.Engine` is the entry point for Python, `python -m core` for the terminal. Gradio is never
+imported here.
 """
 
 __version__ = "0.1.0"

@@ -1,32 +1,32 @@
-"""Every error that a user may meet, in one tree.
+"""Every error that the user can see, in one tree.
 
-Knows how to say what was given, what is allowed and what to do. Knows nothing of who shows it:
-the page (`studio/guard.py`), the terminal (`core/cli.py`) each turn it into their language once.
+An error says what was given, what is allowed, and what to do. The page (`studio.events`) and the terminal
+(`core.cli`) each show it in their own form.
 
     StudioError
-    ├── DataError            a file or row that cannot be read      (file, line, what, how to fix)
+    ├── DataError            a file or row that cannot be read (with file and line)
     ├── SpecError            a setting outside its limits
-    ├── NotFound             an id or name that the workspace does not hold
-    ├── InvalidName          a name or path that cannot be used
-    ├── StorageError         the disk: full, read-only, damaged
-    │   └── DiskFull         it takes no more
+    ├── NotFound             an id or name that is not in the workspace
+    ├── InvalidName          a name or path that is not allowed
+    ├── StorageError         a file that cannot be written, or is damaged
+    │   └── DiskFull         the disk is full
     ├── BaseModelError       a base model that cannot be loaded or is not supported
-    ├── AdapterError         an adapter that is damaged, foreign or does not fit
-    ├── RunError             a run that cannot start, stop, or resume
+    ├── AdapterError         an adapter that is damaged, foreign or does not fit the base
+    ├── RunError             a run that cannot start, stop or resume
     │   ├── Diverged         the loss became NaN or infinite
-    │   └── OutOfMemory      a step does not fit the device, even in its smallest batch
-    └── Busy                 something else is using what was asked for
+    │   └── OutOfMemory      a training step does not fit into memory, even with one row
+    └── Busy                 a resource that is in use
 """
 
 from __future__ import annotations
 
 
 class StudioError(Exception):
-    """Base of all errors that are meant for the user.
+    """Base class of all errors for the user.
 
     Args:
-        what: what was given or what happened, in one sentence.
-        fix: what is allowed and what to do about it, in one sentence.
+        what: what happened, or what is allowed and what was given; one sentence.
+        fix: what to do, one sentence; empty where `what` says it already.
     """
 
     def __init__(self, what: str, fix: str = "") -> None:
@@ -36,7 +36,12 @@ class StudioError(Exception):
 
 
 class DataError(StudioError):
-    """A file or row that cannot be read; names the file and, where it has one, the line (from 1)."""
+    """A file or row that cannot be read.
+
+    Args:
+        file: the name of the file.
+        line: the line, counted from 1.
+    """
 
     def __init__(self, what: str, fix: str = "", *, file: str = "", line: int | None = None) -> None:
         self.file = file
@@ -50,27 +55,27 @@ class SpecError(StudioError):
 
 
 class NotFound(StudioError):
-    """An id or a name that the workspace does not hold."""
+    """An id or a name that is not in the workspace."""
 
 
 class InvalidName(StudioError):
-    """A name or a path that cannot be used."""
+    """A name or a path that is not allowed."""
 
 
 class StorageError(StudioError):
-    """The disk is full, read-only, or holds something damaged."""
+    """A file cannot be written, or is damaged."""
 
 
 class DiskFull(StorageError):
-    """The disk takes no more."""
+    """The disk is full."""
 
 
 class BaseModelError(StudioError):
-    """A base model that cannot be loaded, or an architecture without a row in the families table."""
+    """A base model that cannot be loaded or is not supported."""
 
 
 class AdapterError(StudioError):
-    """An adapter that is damaged, comes from elsewhere, or does not fit the base model."""
+    """An adapter that is damaged, foreign, or does not fit the base model."""
 
 
 class RunError(StudioError):
@@ -82,8 +87,8 @@ class Diverged(RunError):
 
 
 class OutOfMemory(RunError):
-    """A training step does not fit the device, even one row at a time."""
+    """A training step does not fit into memory, even with one row."""
 
 
 class Busy(StudioError):
-    """Something else is using what was asked for."""
+    """A resource is in use."""

@@ -1,7 +1,4 @@
-"""What long work says between its steps, so that whoever waits can see how far it is.
-
-Knows nothing of the work.
-"""
+"""The progress of long work, which a stream reports between its steps."""
 
 from __future__ import annotations
 
@@ -10,9 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is: units done and planned, and what it does now."""
+    """The progress of one piece of work.
+
+    Attributes:
+        done, total: units of work that are finished, and in all.
+        text: what it is doing now.
+        report: id of its result (a report or an adapter), at the end; before that, "".
+    """
 
     done: int
     total: int
     text: str
-    report: str = ""  # id of what it made (a report, an adapter), on the last one
+    report: str = ""

@@ -75,7 +75,7 @@ def build(engine: Engine) -> gr.Blocks:
             data_tab.dataset,
             train_tab.live,
             runs_tab.queue,
-            runs_tab.grid.shared,
+            runs_tab.grid.common_settings,
             mix_tab.mixer,
             library_tab.shelf,
         ):

@@ -1,4 +1,4 @@
-"""One visitor's session: the answers being streamed, and the last prompt, mixes and frame.
+"""One browser session: the answers being generated, and the last prompt, mixes and frame.
 
 How answers read on the page belongs to `answers`; the mixes to choose from belong to `mix_choices`.
 """

@@ -103,5 +103,5 @@ def held(engine: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             yield frame
             assert frame is None or goes_on.wait(60)
 
-    monkeypatch.setattr(engine.answers, "_frames", waiting)
+    monkeypatch.setattr(engine.chat, "_frames", waiting)
     return goes_on

@@ -10,7 +10,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("core", "studio", "examples", "benchmarks", "docs", "assets")
-TEXTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "assets/embedded-base/README.md", "assets/sample/README.md")
+TEXTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "assets/embedded-base/README.md",
+    "assets/sample/README.md",
+)
 # Phrases that a reader of the field would have to translate. Each is a regular expression, case does not matter.
 PHRASES = (
     r"\bwhoever\b", r"\bnobody\b", r"\bsomeone\b", r"\bsomebody\b", r"\bheeds?\b", r"\bis heard\b", r"\bare heard\b",
@@ -22,7 +28,15 @@ PHRASES = (
     r"\bat home\b", r"\bthe house\b", r"\bhouse rules?\b", r"\bdoor of\b", r"\bits? own door\b", r"\bhow .{3,40} fares?\b",
 )  # fmt: skip
 # Lines that may say one of them, because files on disk or other libraries hold the word as a key.
-ALLOWED_LINES: tuple[str, ...] = ()
+ALLOWED_LINES = frozenset(
+    {  # sentences that the embedded base was trained on
+        'sign = rng.choice(("Your friend", "With love", "Best wishes"))',
+        '"Hello, my friend. It is nice to hear from you. I was just thinking about {food}.",',
+        '"I would like to hear a story about {a}.",',
+        '"Someone gave {s} a fine {v} colour.",',
+        '"At home, {s} keeps a {v}.",',
+    }
+)
 IRREGULAR = frozenset(
     "told kept shown drawn written taken made given heard found said held sent built known chosen left hung met seen "
     "spoken lent begun gone won got taught thought sought understood bound caught dealt done driven fallen felt "
@@ -93,10 +107,13 @@ def test_conditional_expressions_are_not_nested(path: Path) -> None:
     found = [
         f"{name_of(path)}:{node.lineno}"
         for node in ast.walk(tree)
-        if isinstance(node, ast.IfExp) and any(isinstance(n, ast.IfExp) for child in ast.iter_child_nodes(node) for n in ast.walk(child))
+        if isinstance(node, ast.IfExp)
+        and any(isinstance(n, ast.IfExp) for child in ast.iter_child_nodes(node) for n in ast.walk(child))
     ]
     assert not found, "\n".join(found)
 
 
 def test_lines_end_by_column_110() -> None:
-    assert re.search(r"^line-length = 110$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(
+        r"^line-length = 110$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )

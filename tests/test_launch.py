@@ -1,4 +1,4 @@
-"""The launcher: what is pinned, what is reused, who may start it, and that a Space can."""
+"""launch.py: pinned requirements, reuse of an environment, supported Python versions, and the Space."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ def test_every_requirement_is_pinned() -> None:
         assert lines and all(launch.PIN.match(x) for x in lines)
 
 
-def test_what_is_importable_in_its_pinned_version_is_reused() -> None:
-    assert launch.importable(launch.REQUIREMENTS)
-    assert launch.prepare([launch.REQUIREMENTS]) == Path(sys.executable)
+def test_packages_in_their_pinned_versions_are_reused() -> None:
+    assert launch.are_installed(launch.REQUIREMENTS)
+    assert launch.prepare_python([launch.REQUIREMENTS]) == Path(sys.executable)
 
 
-def test_a_missing_or_other_version_is_not_taken_for_the_pinned_one(tmp_path: Path) -> None:
+def test_a_missing_package_or_another_version_is_not_accepted(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     for text in ("no-such-package==1.0\n", "pytest==0.0.1\n"):
         file.write_text(text)
-        assert not launch.importable(file)
+        assert not launch.are_installed(file)
 
 
 def test_markers_choose_the_pin_of_this_python(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text('a==1; python_version >= "3.11"\na==2; python_version < "3.11"\nb==3\n')
-    assert launch.pins(file) == {"a": "1" if sys.version_info >= (3, 11) else "2", "b": "3"}
+    assert launch.read_pins(file) == {"a": "1" if sys.version_info >= (3, 11) else "2", "b": "3"}
 
 
-def test_an_unsupported_python_is_told_which_ones_are(
+def test_an_unsupported_python_is_refused_with_the_supported_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text("no-such-package==1.0\n")
-    monkeypatch.setattr(launch, "PYTHONS", ((3, 98), (3, 99)))
+    monkeypatch.setattr(launch, "PYTHON_VERSIONS", ((3, 98), (3, 99)))
     with pytest.raises(
         SystemExit, match=r"Python 3\.\d+ is not supported: start launch.py with Python 3\.98 to 3\.99"
     ):
-        launch.prepare([file])
+        launch.prepare_python([file])
 
 
-def test_help_needs_nothing_installed() -> None:
+def test_help_needs_no_installed_package() -> None:
     out = subprocess.run(
         [sys.executable, "-S", "launch.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -61,17 +61,17 @@ def test_the_repository_is_a_space() -> None:
     front = (ROOT / "README.md").read_text(encoding="utf-8").split("---")[1]
     fields = dict(re.findall(r"^(\w+): (.+)$", front, re.M))
     assert fields["sdk"] == "gradio" and fields["app_file"] == "launch.py" and fields["suggested_hardware"]
-    assert fields["sdk_version"] == launch.pins(launch.REQUIREMENTS)["gradio"]
+    assert fields["sdk_version"] == launch.read_pins(launch.REQUIREMENTS)["gradio"]
     assert len(fields["short_description"]) <= 60
 
 
-def test_importing_the_studio_parses_no_component_for_editor_stubs() -> None:
-    """Gradio's stubs take half of its import time; a new Gradio that builds them elsewhere is noticed here."""
+def test_importing_the_studio_builds_no_editor_stubs() -> None:
+    """Gradio's stubs take half of its import time; this test fails when a new Gradio builds them elsewhere."""
     code = "import ast; n = []; parse = ast.parse; ast.parse = lambda *a, **k: n.append(a) or parse(*a, **k); import studio, gradio; print(len(n), gradio.HTML)"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert int(out[0]) < 10, out  # numpy has a few of its own; Gradio alone would make over a hundred
+    assert int(out[0]) < 10, out  # numpy parses a few; Gradio would parse over a hundred
     code = "import inspect, studio, gradio; print(inspect.getfile(gradio.HTML))"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

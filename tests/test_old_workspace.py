@@ -16,7 +16,7 @@ import pytest
 from core.remote.bundle import list_bundles
 from core.remote.collect import collect
 from core.remote.run_bundle import run_bundle
-from core.engine.analysis import Grid
+from core.engine.analysis import WeightAxis
 from core.data import datasets
 from core.engine import Engine
 from core.spec.mix import Mix, Sampling
@@ -150,11 +150,11 @@ def test_the_events_of_every_old_run_can_be_read(engine: Engine) -> None:
 
 @pytest.mark.parametrize("run_id", [KILLED, PAUSED])
 def test_the_checkpoint_of_an_old_run_verifies(engine: Engine, run_id: str) -> None:
-    newest = checkpoints.newest(engine.workspace.path("runs", run_id, "checkpoints"), run_id)
+    newest = checkpoints.find_newest(engine.workspace.path("runs", run_id, "checkpoints"), run_id)
     assert newest is not None and checkpoints.step_of(newest) == CHECKPOINT_STEP
     best = {KILLED: 4, PAUSED: 0}[run_id]
-    assert checkpoints.step_of(checkpoints.best_of(newest)) == best
-    assert not best or checkpoints.holds(checkpoints.best_of(newest), run_id)
+    assert checkpoints.step_of(checkpoints.best_checkpoint(newest)) == best
+    assert not best or checkpoints.is_intact(checkpoints.best_checkpoint(newest), run_id)
 
 
 def test_old_mixes_keep_weights_tilt_and_digests(engine: Engine) -> None:
@@ -232,13 +232,13 @@ def test_the_perplexities_of_an_old_report_are_measured_again(engine: Engine, re
 def test_an_old_weight_map_is_read_and_not_measured_again(engine: Engine) -> None:
     file = engine.workspace.path("maps", MAP, "map.json")
     before = file.read_bytes()
-    grid = Grid(0.0, 1.0, 3)
-    drawn = engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, grid=grid).last().map
+    axis = WeightAxis(0.0, 1.0, 3)
+    drawn = engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, axis=axis).last().map
     assert drawn.key == MAP and drawn.complete and drawn.forwards == 3 and file.read_bytes() == before
     assert drawn.value_at(0.0, 0.0) == 2556.9532118808643 and drawn.value_at(1.0, 1.0) == 486.18116012721083
-    wider = engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, grid=Grid(0.0, 1.0, 2)).last().map
+    wider = engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, axis=WeightAxis(0.0, 1.0, 2)).last().map
     assert wider.key != MAP
-    for spot in wider.cells:
+    for spot in wider.points:
         assert spot.value == pytest.approx(drawn.value_at(spot.x, spot.y), rel=PERPLEXITY_TOLERANCE)
 
 

@@ -183,16 +183,16 @@ def import_dataset(
 
     Raises:
         DataError: a file or row cannot be read; names file, line and remedy.
-        InvalidName: the name.
+        InvalidName: the name cannot be used.
         StorageError: the disk is full or cannot be written.
     """
     name = check_name(name)
     sources = find_files(paths)
     source_bytes = sum(source.path.lstat().st_size for source in sources)
     ensure_space(workspace.root, 4 * source_bytes)
-    dataset_id, place = workspace.new_dir("datasets", name)
+    dataset_id, folder = workspace.new_dir("datasets", name)
     try:
-        copies, files = _copy(sources, place / "source")
+        copies, files = _copy(sources, folder / "source")
         raw = read_sources(copies, encoding)
         kind, columns, roles = _resolve_layout(raw, kind, roles)
         rows = to_canonical(raw, kind, roles)
@@ -200,9 +200,9 @@ def import_dataset(
         parts = split(rows, seed)
         lines = [_to_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
-        _write(place / "rows.jsonl", lines)
+        _write(folder / "rows.jsonl", lines)
         digests = {
-            s: _write(place / "splits" / f"{dataset_id}_{s}.jsonl", (lines[i] for i in parts[s]))
+            s: _write(folder / "splits" / f"{dataset_id}_{s}.jsonl", (lines[i] for i in parts[s]))
             for s in SPLITS
         }
         dataset = Dataset(
@@ -213,7 +213,7 @@ def import_dataset(
             splits={s: len(parts[s]) for s in SPLITS},
             seed=seed,
             ratios=RATIOS,
-            sha256=_compute_fingerprint(place / "rows.jsonl", seed, RATIOS),
+            sha256=_compute_fingerprint(folder / "rows.jsonl", seed, RATIOS),
             roles=roles,
             columns=columns,
             files=files,
@@ -223,12 +223,12 @@ def import_dataset(
             encoding=encoding,
             split_sha256=digests,
         )
-        write_json(place / "dataset.json", dataclasses.asdict(dataset))
-        workspace.commit_dir("datasets", dataset_id, place)
+        write_json(folder / "dataset.json", dataclasses.asdict(dataset))
+        workspace.commit_dir("datasets", dataset_id, folder)
     except BaseException as e:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if isinstance(e, OSError):
-            raise storage_error(e, place) from e
+            raise storage_error(e, folder) from e
         raise
     return dataset
 
@@ -381,7 +381,7 @@ def rename_dataset(workspace: Workspace, dataset_id: str, name: str) -> Dataset:
     """Changes the display name of a dataset; its id and its files stay.
 
     Raises:
-        InvalidName: the name.
+        InvalidName: the name cannot be used.
     """
     dataset = dataclasses.replace(load_dataset(workspace, dataset_id), name=check_name(name))
     write_json(workspace.path("datasets", dataset_id, "dataset.json"), dataclasses.asdict(dataset))

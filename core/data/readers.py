@@ -309,13 +309,15 @@ def _suggest_encoding(source: Source, encoding: str) -> str:
 
 def _read_text(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = [line.rstrip("\n") for _, line in _read_lines(source, encoding, None)]
-    front = len(lines) > 1 and lines[0].rstrip() == "---" and bool(lines[1].strip())
+    in_front_matter = len(lines) > 1 and lines[0].rstrip() == "---" and bool(lines[1].strip())
     start = 0
     for i, line in enumerate([*lines, "---"]):
         if i < len(lines):
-            if front and i:  # the second `---` closes Markdown front matter, even after a blank line
+            if (
+                in_front_matter and i
+            ):  # the second `---` closes Markdown front matter, even after a blank line
                 closing = line.rstrip() in ("---", "...")
-                front = not closing and bool(_FRONT_MATTER.match(line))
+                in_front_matter = not closing and bool(_FRONT_MATTER.match(line))
                 if closing:
                     continue
             before = i == 0 or not lines[i - 1].strip()

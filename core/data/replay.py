@@ -22,14 +22,14 @@ def add_replay(
         seed: decides which general documents are drawn, and the order.
     """
     generator = random.Random(seed)
-    chosen = list(documents)
+    combined = list(documents)
     if share > 0 and general:
         need = share / (1 - share) * sum(map(len, documents))
         while need > 0:
             for document in generator.sample(general, len(general)):
                 if need <= 0:
                     break
-                chosen.append(document)
+                combined.append(document)
                 need -= len(document)
-    generator.shuffle(chosen)
-    return chosen
+    generator.shuffle(combined)
+    return combined

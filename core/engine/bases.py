@@ -9,8 +9,9 @@ from core.engine.resident_base import DEFAULT_BASE, BaseInfo, ResidentBase
 from core.engine.worker import BackgroundTask, Worker
 from core.errors import BaseModelError, Busy, SpecError, StudioError
 from core.spec.training import QUANTIZATIONS
-from core.store import adapters, base_models, runs
-from core.store.base_models import Download, LocalBase
+from core.store import adapters, base_models, hub, runs
+from core.store.base_models import LocalBase
+from core.store.hub import Download
 from core.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Bases:
         ]
         return [
             LocalBase(DEFAULT_BASE, DEFAULT_BASE, "llama"),
-            *base_models.list_cached(),
+            *base_models.list_cache(),
             *base_models.list_nearby(known),
         ]
 
@@ -136,7 +137,7 @@ class Bases:
             self._download = state
 
         try:
-            base_models.download(name, report, lambda: task.stopping)
+            hub.download(name, report, lambda: task.stopping)
             last = self._download or Download(name)
             self._download = Download(name, last.total, last.total, over=True)
         except StudioError as e:

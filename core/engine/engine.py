@@ -49,7 +49,7 @@ class Engine:
             spec = resolve("domain", "standard", {"dataset": data.id, "name": "Notes"})
             run = engine.runs.wait(engine.runs.start(spec))
             answer = engine.chat.stream("Where is the lamp?", [Mix(weights={run.adapter: 1.0})]).last()
-            print(answer.columns[0].text)
+            text = answer.columns[0].text
     """
 
     def __init__(

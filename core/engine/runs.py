@@ -198,7 +198,8 @@ class Runs:
         dataset = load_dataset(self._workspace, spec.dataset)
         if dataset.kind != spec.kind:
             raise SpecError(
-                f"A {spec.kind} run needs a {spec.kind} dataset, got the {dataset.kind} dataset {dataset.name!r}.",
+                f"A {spec.kind} run needs a {spec.kind} dataset, "
+                f"got the {dataset.kind} dataset {dataset.name!r}.",
                 f"Choose a {spec.kind} dataset.",
             )
         if missing := check_reporters(spec):

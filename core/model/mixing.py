@@ -236,8 +236,8 @@ class Mixer:
             points = torch.einsum("dp,pbn->dbn", shares, points)
         device = next(self.model.parameters()).device
         rows = [columns.expand(points, device) for columns in self.columns]
-        tilt_by_depth = [r * len(self.depths) if len(r) == 1 else r for r in rows]
-        return ActiveMix(weights, tilt, tilt_by_depth, points.shape[1])
+        by_depth = [r * len(self.depths) if len(r) == 1 else r for r in rows]
+        return ActiveMix(weights, tilt, by_depth, points.shape[1])
 
     def to_tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
         """Returns rows of adapter name -> number as a (B, adapters) tensor on the CPU.

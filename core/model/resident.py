@@ -353,7 +353,7 @@ class Resident:
         elif initialisation == "loftq":
             if self.base.quantization != "nf4":
                 raise SpecError(
-                    f"LoftQ needs a base in nf4, got quantization {self.base.quantization!r}.",
+                    f"LoftQ needs a base in nf4, and {self.base.name!r} is not quantised to nf4.",
                     "Choose another initialisation, or load the base in nf4.",
                 )
             lora_init.loftq_init(

@@ -1,0 +1,1 @@
+"""Settings: frozen dataclasses with limits and help texts. Imports no torch."""

@@ -48,10 +48,10 @@ class Sampling(Settings):
 
 @dataclass(frozen=True)
 class Mix(Settings):
-    """Weights of adapters. An adapter without a weight, or with weight 0, is off; the empty mix is the base model.
+    """Weights of adapters; an adapter without a weight, or with weight 0, is off.
 
-    A tilt t lets a weight w vary linearly over the layers, from w · (1 - t) in the first to w · (1 + t) in the last:
-    1 is all deep, -1 is all shallow, and the mean stays w.
+    The empty mix is the base. A tilt t lets a weight w vary over the layers, linearly from w · (1 - t) in
+    the first to w · (1 + t) in the last: 1 is all deep, -1 is all shallow, and the mean stays w.
     """
 
     name: str = setting("", "Name of the mix.", high=120)
@@ -89,7 +89,7 @@ class Mix(Settings):
             if not adapter or is_duplicate:
                 raise SpecError(
                     f"Each part of a mix must be a different adapter id with a weight, got {part!r}.",
-                    'Write a mix as "domain=0.7,task=1", or "domain=0.7@1" with a tilt; "" is the base model.',
+                    'Write a mix as "domain=0.7,task=1", or "domain=0.7@1" with a tilt; "" is the base.',
                 )
         return cls(name=name, weights=weights, tilt=tilt)
 

@@ -88,7 +88,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "mistral-7b-qlora",
-            "For sections of Markdown or JSON files on Mistral 7B: a 4-bit base, every linear layer of a block.",
+            "For sections of Markdown or JSON files on Mistral 7B: a 4-bit base, every linear layer.",
             _MISTRAL,
             _MISTRAL,
             "Mistral 7B, QLoRA",

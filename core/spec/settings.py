@@ -120,15 +120,22 @@ def _check_field(f: dataclasses.Field[Any], value: Any) -> Any:
 
 def _check_number(kind: str, label: str, metadata: Mapping[str, Any], value: Any) -> float:
     low, high = metadata.get("low"), metadata.get("high")
-    has_limits = low is not None and high is not None
-    limits = f" between {format_number(low)} and {format_number(high)}" if has_limits else ""
+    limits = _format_limits(low, high)
     if not is_number(value):
         raise SpecError(f"{label} must be a number{limits}, got {value!r}.")
     if kind == "int" and value != int(value):
         raise SpecError(f"{label} must be a whole number{limits}, got {value!r}.")
-    if has_limits and not low <= value <= high:
-        raise SpecError(f"{label} must be{limits}, got {format_number(value)}.")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise SpecError(f"{label} must be{limits.replace(' of ', ' ')}, got {format_number(value)}.")
     return int(value) if kind == "int" else float(value)
+
+
+def _format_limits(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" between {format_number(low)} and {format_number(high)}"
+    if low is not None:
+        return f" of at least {format_number(low)}"
+    return "" if high is None else f" of at most {format_number(high)}"
 
 
 def _check_text(label: str, metadata: Mapping[str, Any], value: Any) -> None:

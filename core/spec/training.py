@@ -1,4 +1,4 @@
-"""Settings of a training run (`TrainSpec`), of its processes (`Launch`), and the statuses of a run (`RunStatus`)."""
+"""Settings of a training run (`TrainSpec`) and of its processes (`Launch`), and its `RunStatus`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARDINGS = ("ddp", "fsdp")
 
 
 class RunStatus(str, Enum):
-    """The status of a run. `meaning` and `next_step` explain it to the user."""
+    """The status of a run; `explanation` and `next_step` are for the user."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -45,7 +45,7 @@ class RunStatus(str, Enum):
         return self in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.STOPPING)
 
     @property
-    def meaning(self) -> str:
+    def explanation(self) -> str:
         """One sentence: what the status means."""
         return STATUS_TEXTS[self][0]
 
@@ -55,7 +55,7 @@ class RunStatus(str, Enum):
         return STATUS_TEXTS[self][1]
 
 
-STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (meaning, next step)
+STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (explanation, next step)
     RunStatus.QUEUED: (
         "It waits for the runs before it in the queue.",
         "Wait until it starts, or remove it from the queue.",
@@ -79,7 +79,7 @@ STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (meaning, next step)
     ),
     RunStatus.DIVERGED: (
         "Its loss became NaN or infinite, and it ended before that step changed the adapter.",
-        "Start a new run with a lower learning rate; resuming from the last checkpoint would repeat the same steps.",
+        "Start a new run with a lower learning rate; resuming this one would repeat the same steps.",
     ),
     RunStatus.OUT_OF_MEMORY: (
         "A step did not fit into memory, even with one row at a time.",
@@ -274,7 +274,7 @@ class TrainSpec(Settings):
                 "Switch DoRA off, or train on the base alone.",
             )
 
-    def uses_gradient_checkpointing(self, on_gpu: bool) -> bool:
+    def has_gradient_checkpointing(self, on_gpu: bool) -> bool:
         """Whether activations are recomputed on such a device."""
         return self.gradient_checkpointing == "on" or (self.gradient_checkpointing == "auto" and on_gpu)
 
@@ -292,10 +292,12 @@ def describe_expert_training(weights_per_rank: int, rank: int, parameters: int) 
         parameters: of the base.
     """
     count = weights_per_rank * rank
+    share = count / max(parameters, 1)
     return (
-        f"At rank {rank}, the experts have {count:,} trainable weights ({count / max(parameters, 1):.2%} of the "
-        "base). Such an adapter can be mixed live. It cannot be baked or compared layer by layer, and peft's "
-        "add_weighted_adapter refuses it. Every step forms a full-size update of the experts of each layer."
+        f"At rank {rank}, the experts have {count:,} trainable weights ({share:.2%} of the base). "
+        "Such an adapter can be mixed live. It cannot be baked or compared layer by layer, "
+        "and peft's add_weighted_adapter refuses it. "
+        "Every step forms a full-size update of the experts of each layer."
     )
 
 

@@ -1,7 +1,8 @@
-"""The allow-list of LoRA settings: which fields of an adapter_config.json are read, and which make an adapter unmixable.
+"""The allow-list of LoRA settings: the fields of an adapter_config.json, and what makes an adapter unmixable.
 
-A config can come from anywhere. Module lists are plain names and never regular expressions, because a regular expression
-can block the loader. Unknown fields are dropped, and the base model that a config names is never loaded.
+A config can come from anywhere. Module lists are plain names and never regular expressions, because a regular
+expression can block the loader. Unknown fields are dropped, and the base model that a config names is never
+loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _is_alpha(value: Any) -> bool:
 
 
 def _is_name_list(value: Any) -> bool:
-    """Whether a value is a list of plain names: as ends of a path or as regular expressions, they cannot block."""
+    """Whether a value is a list of plain names, which cannot block the loader as regular expressions."""
     return (
         isinstance(value, (list, tuple))
         and len(value) <= LIST_LIMIT
@@ -78,7 +79,9 @@ ALLOWED: dict[str, Field] = {
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A setting that keeps an adapter from being mixed: its update is more than a product of two low-rank factors.
+    """A setting that keeps an adapter from being mixed.
+
+    The update of such an adapter is more than a product of two low-rank factors.
 
     Attributes:
         is_harmless: whether a value of the setting changes nothing.
@@ -93,7 +96,7 @@ class Obstacle:
 RETRAIN = "Train it again without this setting, or convert it to plain LoRA with the tool that made it."
 COPIES = Obstacle(
     lambda v: not v,
-    "it contains trained copies of embedding or head weights, which replace those of the base instead of adding to them",
+    "it contains trained copies of embedding or head weights, which replace those of the base",
     RETRAIN,
 )
 VARIANT = Obstacle(lambda v: not v, "its update is not the plain product of two low-rank factors", RETRAIN)
@@ -107,18 +110,30 @@ UNMIXABLE: dict[str, Obstacle] = {
     "trainable_token_indices": COPIES,
     "init_lora_weights": Obstacle(
         lambda v: v in (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
-        "this initialisation is subtracted from the base weights, so the adapter fits only a base that was changed in the same way",
-        "Convert it to plain LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...) of peft.",
+        "this initialisation is subtracted from the base weights, so it fits only a base changed alike",
+        "Convert it to plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
     ),
-    "bias": Obstacle(lambda v: v in (None, "none"), "it trains biases of the base, which cannot be weighted for each row of a batch", RETRAIN),
+    "bias": Obstacle(
+        lambda v: v in (None, "none"),
+        "it trains biases of the base, which cannot be weighted for each row of a batch",
+        RETRAIN,
+    ),
     "lora_bias": Obstacle(lambda v: not v, "it trains biases beside the low-rank factors", RETRAIN),
-    "use_dora": Obstacle(lambda v: not v, "DoRA rescales the base weights, differently for every mix", RETRAIN),
-    "use_qalora": VARIANT, "use_bdlora": VARIANT, "alora_invocation_tokens": VARIANT, "arrow_config": VARIANT,
-    "kasa_config": VARIANT, "velora_config": VARIANT, "monteclora_config": VARIANT, "megatron_config": VARIANT,
+    "use_dora": Obstacle(
+        lambda v: not v, "DoRA rescales the base weights, differently for every mix", RETRAIN
+    ),
+    "use_qalora": VARIANT,
+    "use_bdlora": VARIANT,
+    "alora_invocation_tokens": VARIANT,
+    "arrow_config": VARIANT,
+    "kasa_config": VARIANT,
+    "velora_config": VARIANT,
+    "monteclora_config": VARIANT,
+    "megatron_config": VARIANT,
     "layers_to_transform": SOME_LAYERS,
     "exclude_modules": SOME_LAYERS,
     "layer_replication": Obstacle(lambda v: not v, "it changes the number of layers of the base", RETRAIN),
-}  # fmt: skip
+}
 
 
 def parse_config(raw: dict[str, Any], for_mixing: bool = True) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks of adapter_model.safetensors: tensor names, shapes and finite values, one tensor in memory at a time."""
+"""Checks of adapter_model.safetensors: tensor names, shapes and finite values, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ FOREIGN_TENSORS = {
     "lm_head.weight": COPIES,
     "modules_to_save": COPIES,
 }
-# Floating-point types of safetensors: the unsigned integer of the same size, and the bits that are all set in an
-# infinite value or NaN. numpy has no bfloat16, so the bits are tested instead of the values. Other types are integers.
+# Floating-point types of safetensors: the unsigned integer of the same size, and the bits that are all set in
+# an infinite value or NaN. numpy has no bfloat16, so the bits are tested instead of the values. Other types
+# are integers.
 NON_FINITE_BITS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
@@ -81,7 +82,7 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
 
 
 def _check_tensor(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[str, str]:
-    """Checks the name and shape of one tensor; returns its module and its part: lora_A, lora_B or the magnitude."""
+    """Checks the name and shape of a tensor; returns (module, lora_A | lora_B | magnitude)."""
     if config.get("use_dora") and key.endswith(f".{MAGNITUDE}") and len(shape) == 1:
         return key.removesuffix(f".{MAGNITUDE}"), MAGNITUDE
     module, _, part = key.removesuffix(".weight").rpartition(".")

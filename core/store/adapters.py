@@ -6,8 +6,8 @@
                   checksums.txt               the sha256 of every other file
                   README.md                   the model card
 
-Whether an adapter fits the resident base is decided by the fingerprint of the base and the shapes of the tensors, when it
-is loaded.
+Whether an adapter fits the resident base is decided by the fingerprint of the base and the shapes of the
+tensors, when it is loaded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Adapter:
 
     @property
     def training_data(self) -> frozenset[str]:
-        """Ids and sha256 of all its training data: its dataset, its replay dataset, and those of a baked adapter's parts."""
+        """Ids and sha256 of its training data and replay data; for a baked adapter, of all its parts."""
         settings, data = self.metadata.get("hyperparameters") or {}, self.metadata.get("dataset") or {}
         replay = settings.get("replay_dataset") if settings.get("replay_share") else ""
         own = {str(x) for x in (self.dataset, replay, data.get("sha256")) if x}
@@ -83,7 +83,7 @@ def add(
     config: dict[str, Any],
     metadata: dict[str, Any],
 ) -> Adapter:
-    """Adds an adapter to the library; it appears complete or not at all. An adapter of the same id is replaced.
+    """Adds an adapter to the library; it appears complete or not at all, and replaces one of the same id.
 
     Args:
         adapter_id: the id that was reserved when its run was created.
@@ -174,7 +174,7 @@ def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
 def add_results(
     workspace: Workspace, adapter_id: str, results: dict[str, Any], provenance: dict[str, Any] | None = None
 ) -> Adapter:
-    """Adds results that were measured after the adapter was saved; the weights and their sha256 stay the same.
+    """Adds results that were measured after the adapter was saved; its weights stay the same.
 
     Args:
         provenance: further metadata fields to set.

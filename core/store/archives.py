@@ -1,8 +1,8 @@
-"""Zip archives that travel between machines: writing them with checksums, and extracting them without trusting them.
+"""Zip archives that travel between machines: written with checksums, and extracted without trust.
 
-`extract` accepts regular files under expected names only, within limits of number, size and compression ratio, and checks
-every member before it writes the first one. SHA256SUMS detects damage and not tampering: the caller still checks the
-content.
+`extract` accepts regular files under expected names only, within limits of number, size and compression
+ratio, and checks every member before it writes the first one. SHA256SUMS detects damage and not tampering:
+the caller still checks the content.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def extract(path: Path, folder: Path, allowed: re.Pattern[str]) -> list[str]:
         allowed: matches the full names that members may have.
 
     Raises:
-        DataError: not an archive of `write`, a member that is not a regular file or not allowed, too many or too
-            large members, or a wrong checksum. StorageError: a file could not be written.
+        DataError: not an archive of `write`, a member that is not a regular file or not allowed, too many or
+            too large members, or a wrong checksum. StorageError: a file could not be written.
     """
     try:
         with zipfile.ZipFile(check_regular_file(path)) as z:
@@ -92,8 +92,8 @@ def _check_sizes(path: Path, sizes: list[int]) -> None:
     if sizes and (max(sizes) > MEMBER_LIMIT_BYTES or sum(sizes) > TOTAL_LIMIT_BYTES):
         raise _error(
             path,
-            f"It must hold at most {TOTAL_LIMIT_BYTES >> 30} GiB, and {MEMBER_LIMIT_BYTES >> 30} GiB per file, "
-            f"got {sum(sizes) / (1 << 30):.1f} GiB with a file of {max(sizes) / (1 << 30):.1f} GiB.",
+            f"It must hold at most {TOTAL_LIMIT_BYTES >> 30} GiB, and {MEMBER_LIMIT_BYTES >> 30} GiB a file. "
+            f"It holds {sum(sizes) / (1 << 30):.1f} GiB, and a file of {max(sizes) / (1 << 30):.1f} GiB.",
             "Pack less data.",
         )
 

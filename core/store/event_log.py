@@ -1,7 +1,7 @@
 """Event logs: append-only JSON lines, read by cursor.
 
-A log is the only link between a run and the processes that follow it. A cursor is a byte offset: the end of the last
-complete line that was read. `core.store.events` lists the kinds of events and their fields.
+A log is the only link between a run and the processes that follow it. A cursor is a byte offset: the end of
+the last complete line that was read. `core.store.events` lists the kinds of events and their fields.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class EventLog:
 
         Args:
             kind: one of `core.store.events.EVENT_KINDS`.
-            fields: the fields of that kind. Numbers that are not finite are written as strings, because JSON has none.
+            fields: the fields of that kind. Numbers that are not finite are written as strings, because JSON
+                has none.
 
         Raises:
             StorageError: the line could not be written.
@@ -88,7 +89,8 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
         cursor: byte offset returned by the previous call; 0 reads from the start.
 
     Returns:
-        (events, new cursor). One call reads at most `READ_LIMIT_BYTES`; call again until the cursor stays the same.
+        (events, new cursor). One call reads at most `READ_LIMIT_BYTES`; call again until the cursor stays the
+        same.
     """
     try:
         with open(path, "rb") as f:

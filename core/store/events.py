@@ -1,7 +1,8 @@
 """The schema of all events on disk: their kinds, their fields, and typed readers.
 
-Every event has `kind`, `time` (Unix seconds) and `elapsed` (seconds since its log was opened). `core.store.event_log`
-writes and reads the lines; a reader selects events by their type (`of_kind`, `is_kind`, `latest`) and compares no kinds.
+Every event has `kind`, `time` (Unix seconds) and `elapsed` (seconds since its log was opened).
+`core.store.event_log` writes and reads the lines; a reader selects events by their type (`of_kind`,
+`is_kind`, `latest`) and does not compare kinds.
 
     kind          type              appended by            meaning
     --- runs/<id>/events.jsonl
@@ -9,7 +10,7 @@ writes and reads the lines; a reader selects events by their type (`of_kind`, `i
     note          NoteEvent         core.train, engine     a sentence for the user
     data          DataEvent         core.train             what the training rows hold (`PackingStats`)
     plan          PlanEvent         core.train             sizes and steps of the run, before the first step
-    memory        MemoryEvent       core.train             `what` "probe": one measured step; "smaller": a smaller batch
+    memory        MemoryEvent       core.train             "probe": a measured step, "smaller": a new batch
     step          StepEvent         core.train             an optimizer step
     validation    ValidationEvent   core.train             a validation
     sample        SampleEvent       core.train             answers to a sample prompt
@@ -19,10 +20,10 @@ writes and reads the lines; a reader selects events by their type (`of_kind`, `i
     vote          VoteEvent         core.store.votes       a vote of a blind test
     withdrawn     WithdrawnEvent    core.store.votes       a vote that no longer counts
     --- never written
-    unreadable    UnreadableEvent   -                      what the reader returns for a line that is not an event
+    unreadable    UnreadableEvent   -                      returned for a line that is not an event
 
-A number that is not finite is written as a string, because JSON has none. Logs of older versions, and logs from other
-machines, may lack fields, so readers use `get` for every field that they do not check.
+A number that is not finite is written as a string, because JSON has none. Logs of older versions, and logs
+from other machines, may lack fields, so readers use `get` for every field that they do not check.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class _Memory(Event):
 
 
 class MemoryEvent(_Memory, total=False):
-    """A measured step ("probe"), or a smaller micro-batch after memory ran out ("smaller")."""
+    """A measured step (`what` is "probe"), or a smaller micro-batch after memory ran out ("smaller")."""
 
     rows: int
     length: int

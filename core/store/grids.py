@@ -1,7 +1,7 @@
 """Grids (sweeps): training settings with some fields varied; every combination of values is a cell.
 
-grids/<id>.json holds the common settings, the axes, and the run of each cell. Which cells ran, and with which results, is
-the concern of `core.engine.grids`.
+grids/<id>.json holds the common settings, the axes, and the run of each cell. Which cells ran, and with which
+results, is the concern of `core.engine.grids`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def parse_axis(field: str, text: str) -> list[Any]:
         text: values that are separated by commas: `16, 32`; `on, off`; lists as `q_proj + v_proj, q_proj`.
 
     Raises:
-        SpecError: the field cannot be varied, there is no value, a value occurs twice or is outside its limits.
+        SpecError: the field cannot be varied, the text has no value, or a value occurs twice or is outside
+            its limits.
     """
     if field not in FIELDS:
         raise SpecError(f"The setting {field!r} cannot be varied.", f"Choose one of: {', '.join(FIELDS)}.")
@@ -98,7 +99,7 @@ def parse_axis(field: str, text: str) -> list[Any]:
 
 
 def _parse_value(kind: str, text: str) -> Any:
-    """Converts text to the type of a field. Other text stays text, and TrainSpec then refuses it with the limits."""
+    """Converts text to the type of a field. Invalid text stays text, and TrainSpec then refuses it."""
     if kind == "bool":
         return BOOLEAN_WORDS.get(text.lower(), text)
     if kind.startswith("tuple"):

@@ -1,4 +1,4 @@
-"""Saved mixes: mixes/<id>.json holds weights, tilts, and the sha256 of each adapter when the mix was saved."""
+"""Saved mixes: mixes/<id>.json holds weights, tilts, and the sha256 of each adapter at that time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
         try:
             adapter = adapters.load(workspace, adapter_id)
         except (NotFound, StorageError):
-            warnings.append(f"The adapter {adapter_id!r} is no longer in the library.")
+            warnings.append(f"The adapter {adapter_id!r} was deleted from the library.")
             continue
         if adapter.sha256 != digest:
             warnings.append(f"The adapter {adapter.name!r} has changed since this mix was saved.")

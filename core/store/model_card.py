@@ -12,8 +12,8 @@ TEXT_LIMIT = 200  # characters of a text that a user typed
 def format_model_card(metadata: dict[str, Any], config: dict[str, Any]) -> str:
     """Formats the model card of an adapter.
 
-    Texts that users typed are JSON strings in the front matter and escaped Markdown below it, so that they cannot add
-    fields, links or HTML.
+    Texts that users typed are JSON strings in the front matter and escaped Markdown below it, so that they
+    cannot add fields, links or HTML.
 
     Args:
         metadata: its EXPERIMENT_METADATA.json.
@@ -37,14 +37,15 @@ def format_model_card(metadata: dict[str, Any], config: dict[str, Any]) -> str:
         *_sources(metadata),
         *_results(metadata.get("results") or {}),
         "",
-        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. Its provenance is in EXPERIMENT_METADATA.json.",
+        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. "
+        "Its provenance is in EXPERIMENT_METADATA.json.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _sources(metadata: dict[str, Any]) -> list[str]:
-    """What the adapter was made of: a dataset or other adapters, and the adapter that it was trained on top of."""
+    """The dataset or the adapters that it was made of, and its parent adapter."""
     if metadata.get("baked_from"):
         lines = [
             f"- Baked from: {_escape(p['name'])}, weight {p['weight']:g} (sha256 `{p['sha256'][:16]}`)"
@@ -56,7 +57,8 @@ def _sources(metadata: dict[str, Any]) -> list[str]:
     parent = (metadata.get("stacked_on") or {}).get("name")
     if parent:
         lines.append(
-            f"- Trained on top of: {_escape(parent)}, frozen and active. Load both adapters to use it as it was trained."
+            f"- Trained on top of: {_escape(parent)}, frozen and active. "
+            "Load both adapters to use it as it was trained."
         )
     return lines
 

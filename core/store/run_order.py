@@ -1,7 +1,7 @@
 """The order of queued runs: runs/lineup.json, which every process of the workspace may change.
 
-The process that owns a queued run reads the file before it starts the next run, so another process can move or cancel
-the run without owning it. The file is replaced under a file lock.
+The process that owns a queued run reads the file before it starts the next run, so another process can move
+or cancel the run without owning it. The file is replaced under a file lock.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read(workspace: Workspace) -> RunOrder:
 
 
 def read_version(workspace: Workspace) -> int:
-    """A number that changes when the file is written; 0 if there is no file."""
+    """A number that changes when the file is written; 0 without a file."""
     try:
         return workspace.run_order_path.stat().st_mtime_ns
     except OSError:

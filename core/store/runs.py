@@ -1,4 +1,4 @@
-"""Training runs on disk: settings, status, event log, and the file lock that tells a living run from an interrupted one.
+"""Training runs on disk: settings, status, event log, and the locks that show whether a run is alive.
 
     runs/<id>/run.json      settings and status      events.jsonl   the event log (`core.store.events`)
               owner.lock    held by the process that queued or launched the run
@@ -6,8 +6,9 @@
               asked         a stop request for such processes
               checkpoints/
 
-The operating system releases a lock when its process dies. So a run whose status says that it runs, but whose locks are
-free, was interrupted. A run with processes of its own is alive as long as its launcher or its processes are.
+The operating system releases a lock when its process dies. So a run whose status says that it runs, but whose
+locks are free, was interrupted. A run with processes of its own is alive as long as its launcher or its
+processes are.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class Run:
     Attributes:
         adapter: id that its adapter has in the library, or will have.
         step, total_steps: optimizer steps taken and planned; 0 if not known yet.
-        resumable: the run can be resumed: it is not alive, and has a checkpoint or can start from its first step.
+        resumable: the run can be resumed: it is not alive, and has a checkpoint or can start from its first
+            step.
         was_queued: the run was still queued when its process ended; it can be queued again.
     """
 
@@ -141,8 +143,9 @@ class Run:
         return {("waited" if k == "was_queued" else k): v for k, v in values.items()}
 
 
-_RECORD_KEYS = (
-    "id", "name", "kind", "adapter", "created", "base", "base_fingerprint", "dataset_sha256", "error", "extra", "status", "spec",
+_RECORD_KEYS = (  # of run.json
+    "id", "name", "kind", "adapter", "created", "base", "base_fingerprint", "dataset_sha256", "error",
+    "extra", "status", "spec",
 )  # fmt: skip
 
 
@@ -170,7 +173,7 @@ def create(
 
 
 def put(workspace: Workspace, run: Run, events: bytes = b"") -> None:
-    """Writes a run that already has its id, because it comes from another machine; replaces a run of the same id.
+    """Writes a run of another machine, which already has its id; replaces a run of the same id.
 
     Args:
         events: the content of its event log.
@@ -228,7 +231,8 @@ def write_stop_request(workspace: Workspace, run_id: str, word: str) -> None:
     """Writes a stop request for a run with processes of its own; rank 0 reads it after each step.
 
     Args:
-        word: "keep" stops and keeps the adapter, "pause" and "close" save a checkpoint, "" withdraws the request.
+        word: "keep" stops and keeps the adapter, "pause" and "close" save a checkpoint, "" withdraws the
+            request.
     """
     path = workspace.path("runs", run_id, "asked")
     if not word:
@@ -252,7 +256,7 @@ def log(workspace: Workspace, run_id: str) -> EventLog:
 
 
 def load(workspace: Workspace, run_id: str) -> Run:
-    """Reads a run. Its status is INTERRUPTED if run.json says that it is alive and no process holds its locks.
+    """Reads a run. A run that should be alive, but whose locks are free, is INTERRUPTED.
 
     Raises:
         NotFound: no such run. StorageError: its files are damaged.

@@ -1,8 +1,8 @@
 """The votes of blind tests: mixes/votes.jsonl, and what they say about each mix.
 
-A vote is a `VoteEvent`; withdrawing it appends a `WithdrawnEvent` (`core.store.events`). Mixes are compared by the base,
-the sha256 of their adapters, and their weights and tilts, as the stamps of the answers recorded them. So a mix keeps its
-votes when it is renamed, and another mix under its old name starts without votes.
+A vote is a `VoteEvent`; withdrawing it appends a `WithdrawnEvent` (`core.store.events`). Mixes are compared
+by the base, the sha256 of their adapters, and their weights and tilts, as the stamps of the answers recorded
+them. So a mix keeps its votes when it is renamed, and another mix under its old name starts without votes.
 """
 
 from __future__ import annotations
@@ -119,30 +119,31 @@ class Standing:
     expected_wins: float = 0.0
 
     @property
-    def decided_votes(self) -> int:
+    def decisive_votes(self) -> int:
         """Votes in which it took part and that chose an answer."""
         return self.votes - self.ties
 
     @property
     def win_rate(self) -> float | None:
         """Wins divided by decided votes; None without decided votes."""
-        return self.wins / self.decided_votes if self.decided_votes else None
+        return self.wins / self.decisive_votes if self.decisive_votes else None
 
     @property
     def chance_rate(self) -> float | None:
         """The expected win rate if all answers are equally good."""
-        return self.expected_wins / self.decided_votes if self.decided_votes else None
+        return self.expected_wins / self.decisive_votes if self.decisive_votes else None
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the win rate."""
-        return wilson(self.wins, self.decided_votes)
+        return wilson(self.wins, self.decisive_votes)
 
 
 def wilson(wins: int, votes: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion; it stays within 0 and 1 and is sound for few votes.
 
-    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927), 209-212.
+    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22
+        (1927), 209-212.
 
     Returns:
         (low, high); (0, 1) without votes.
@@ -208,7 +209,7 @@ def withdraw(workspace: Workspace, vote_id: str) -> None:
         NotFound: no such vote.
     """
     if all(v.id != vote_id for v in load_all(workspace)):
-        raise NotFound(f"There is no vote {vote_id!r}.", "It may have been withdrawn already.")
+        raise NotFound(f"The workspace has no vote {vote_id!r}.", "It may have been withdrawn already.")
     EventLog(workspace.votes_path).append("withdrawn", vote=vote_id)
 
 

@@ -8,8 +8,8 @@
            mixes/votes.jsonl    runs/lineup.json    base.json
            */.<id>.partial      not committed yet; removed at the next start
 
-A file or folder appears complete or not at all: it is written beside its place as `.partial`, flushed to the disk, and
-renamed. Modules of a package name their own files below the folder of an item.
+A file or folder appears complete or not at all: it is written beside its place as `.partial`, flushed to the
+disk, and renamed. Modules of a package name their own files below the folder of an item.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def check_name(name: str) -> str:
     if not clean:
         raise InvalidName("The name must not be empty.", allowed)
     if len(clean) > NAME_LIMIT:
-        raise InvalidName(
-            f"The name must have at most {NAME_LIMIT} characters, got {len(clean)}.", allowed
-        )
+        raise InvalidName(f"The name must have at most {NAME_LIMIT} characters, got {len(clean)}.", allowed)
     if (
         any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI for c in clean)
         or "/" in clean
@@ -108,7 +106,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a file for writing that appears at `path` complete or not at all (partial file, fsync, os.replace).
+    """Opens a file that appears at `path` complete or not at all (partial file, fsync, os.replace).
 
     Args:
         mode: "wb", or "w" for UTF-8 text.
@@ -201,7 +199,8 @@ class Workspace:
         """The path of an item, or of a file in it; it need not exist.
 
         Raises:
-            InvalidName: the id does not have the form of `make_id`, or the path leaves the folder of the item.
+            InvalidName: the id does not have the form of `make_id`, or the path leaves the folder of the
+                item.
         """
         if kind not in KINDS or not isinstance(item_id, str) or not ID.fullmatch(item_id):
             raise InvalidName(
@@ -284,7 +283,7 @@ class Workspace:
             return chosen, partial
 
     def clear_partial(self, kind: str, item_id: str) -> None:
-        """Removes the partial folder that a killed process left for `item_id`. Call it only as the owner of that id."""
+        """Removes the partial folder of a killed process. Only the owner of the id may call it."""
         shutil.rmtree(self.path(kind, item_id).with_name(f".{item_id}.partial"), ignore_errors=True)
 
     def commit_dir(self, kind: str, item_id: str, partial: Path) -> Path:
@@ -312,7 +311,7 @@ class Workspace:
         _delete(partial)
 
     def remove_partials(self) -> int:
-        """Removes the partial files and folders that a crash left; returns their number. Call it only at the start."""
+        """Removes partial files and folders of a crash; returns their number. For use at the start only."""
         count = 0
         for kind in KINDS:
             for path in (self.root / kind).glob(".*.partial"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from core.train import fsdp, memory
+from core.train import fsdp, memory_probe
 from core.train.context import YIELD_SECONDS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class StudioCallback(TrainerCallback):  # type: ignore[misc]
             parameters_here=sum(fsdp.local_tensor(p).numel() for p in trainer.model.parameters()),
         )
         if args.world_size == 1:
-            probe = memory.probe_step(trainer, trainer.spec, trainer.resident.base)
+            probe = memory_probe.probe_step(trainer, trainer.spec, trainer.resident.base)
             trainer.memory_ratio = probe.ratio
             trainer.context.log.append("memory", what="probe", **probe.to_json())
 

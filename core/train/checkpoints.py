@@ -6,8 +6,8 @@ manifest is written after all other files have reached the disk, through a renam
 first; so a kill at any moment leaves a checkpoint that either verifies or does not count. A run resumes from
 the newest checkpoint that verifies.
 
-Rotation goes by step, never by clock, and spares the best checkpoint that a remaining one names. A run is
-marked as finished before its checkpoints are removed, never after (`core.train.train`).
+Checkpoints are rotated by step, never by clock, and the best checkpoint that a remaining one names stays. A
+run is marked as finished before its checkpoints are removed, never after (`core.train.train`).
 """
 
 from __future__ import annotations

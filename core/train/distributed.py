@@ -1,11 +1,11 @@
-"""The process group of a run: rank, collectives, the stop request of rank 0, and batches of even number.
+"""The process group of a run: rank, collectives, the stop request of rank 0, and batches that divide evenly.
 
 Rank 0 (the main process) alone writes events, checkpoints and the adapter, validates, draws samples and polls
 for a stop request; the other ranks receive its results by broadcast. `core.train.launcher` starts the
 processes.
 
 The effective batch does not depend on the world size: the accumulation steps are divided among the processes,
-and the ranks read, in turn, the very batches that a single process would read:
+and the ranks read, in turn, the same batches that a single process would read:
 
     world size 1            step 1: b0 b1 b2 b3   step 2: b4 b5 b6 b7   ...   last step: b16
     world size 2, rank 0    step 1: b0    b2      step 2: b4    b6      ...   last step: b16
@@ -29,8 +29,8 @@ from core.store.workspace import Workspace
 
 T = TypeVar("T")
 STOP_REQUESTS = ("", "keep", "close", "pause")  # broadcast by their place in this tuple
-# The other ranks wait in a collective while rank 0 validates, so the timeout is long. The launcher notices a
-# process that died at once.
+# The other ranks wait in a collective while rank 0 validates, so the timeout is long. The launcher detects
+# a process that died at once.
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
 
 

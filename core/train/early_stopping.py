@@ -1,7 +1,7 @@
 """Early stopping: the best validation so far, how long no validation was better, and whether the run
 overfits.
 
-Plain numbers that every checkpoint holds, so that a resumed run stops at the same step, and keeps the same
+Every checkpoint holds these numbers, so that a resumed run stops at the same step, and keeps the same
 best checkpoint, as a run without interruption.
 """
 

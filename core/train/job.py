@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = _join_group(on_gpu)
         sharded, poll_stop = launch.sharding == "fsdp", StopRequests(workspace, run.id)
         group = ProcessGroup(state.num_processes, state.process_index, sharded, poll_stop)
-        if group.world_size != launch.world_size:
+        if group.world_size != launch.world_size:  # accelerate starts fewer processes without an error
             raise RunError(
                 f"The run needs {launch.world_size} processes, but {group.world_size} started.",
                 "`accelerate launch` starts one process where it finds no GPU: use --launcher torchrun.",

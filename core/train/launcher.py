@@ -4,15 +4,15 @@
       ^                                                 └──> core.train.job, others     checkpoints, adapter
       └──────────────────────── runs/<id>/ <─────────────────────┘
 
-The folder of the run is the only link between the engine and the processes: readers follow the run's events
-    as
-usual; a stop request is a file, which rank 0 reads after a step and broadcasts; the error of any process is a
-file too. Rank 0 holds `job.lock`, so that a run is alive as long as its launcher *or* its processes are. When
-the launcher dies, the pipe to its processes closes, and they save a checkpoint and end after their step.
+The folder of the run is the only link between the engine and the processes: readers follow the events of the
+run as usual; a stop request is a file, which rank 0 reads after a step and broadcasts; the error of any
+process is a file too. Rank 0 holds `job.lock`, so that a run is alive as long as its launcher *or* its
+processes are. When the launcher dies, the pipe to its processes closes, and they save a checkpoint and end
+after their step.
 
-Tested with gloo on CPUs: DDP and FSDP 2 with unquantised weights, on one machine. NCCL, several machines, and
-    FSDP
-over 4-bit weights or with activation checkpointing take the same path and have not been run.
+Tested with gloo on CPUs: DDP and FSDP 2 with unquantised weights, on one machine. NCCL, several machines,
+FSDP over 4-bit weights or with activation checkpointing, and resuming with another world size take the same
+path and have not been run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from core.store.runs import Run
 from core.store.workspace import Workspace, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-# The variables that our processes receive: where things are and how many threads to use. No token is among
+# The variables that the processes of a run receive: paths, devices and thread counts. No token is among
 # them.
 ENVIRONMENT = re.compile(
     r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|PYTHONPATH|LD_LIBRARY_PATH"

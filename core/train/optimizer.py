@@ -36,7 +36,7 @@ def optimizer_arguments(spec: TrainSpec, device: str) -> dict[str, Any]:
     name = OPTIMIZER_NAMES.get(spec.optimizer) or fused
     if "8bit" in name:
         _check_8bit_kernel(name, device)
-    checkpointing = spec.uses_gradient_checkpointing(device == "cuda")
+    checkpointing = spec.has_gradient_checkpointing(device == "cuda")
     return {
         "optim": name,
         "weight_decay": spec.weight_decay,

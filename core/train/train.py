@@ -10,7 +10,6 @@ resumed.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +29,6 @@ from core.train.distributed import SINGLE_PROCESS, ProcessGroup
 from core.train.oom_retry import TrainingInputs, train_with_retries
 from core.train.optimizer import remove_neftune_hook
 from core.train.sequences import build_sequences, sample_prompts
-
-logger = logging.getLogger(__name__)
 
 # The status of a run that a stop request leaves to be resumed; "keep" ends a run instead.
 RESUMABLE_STATUS = {"pause": RunStatus.PAUSED, "close": RunStatus.INTERRUPTED}
@@ -56,8 +53,8 @@ def train(
         group: the processes that train the run; each of them calls this function.
 
     Returns:
-        The run as it ended: DONE; STOPPED, with its adapter in the library; PAUSED or INTERRUPTED, with a
-            checkpoint.
+        The run as it ended: DONE; STOPPED, with its adapter in the library; or PAUSED or INTERRUPTED, with a
+        checkpoint.
 
     Raises:
         StudioError: the run could not start or continue; the caller records the error.

@@ -1,9 +1,8 @@
 """transformers' Trainer on the resident base: loss, domain dropout, validation, early stopping and events.
 
 Between its steps, and between its accumulation steps, the trainer yields to waiting requests. They do not
-change the losses: generation draws from random generators of its own, puts train mode back, and never touches
-    peft's
-active adapters.
+change the losses: generation draws from random generators of its own, puts train mode back, and never
+touches peft's active adapters.
 
 A loss or gradient that is not finite ends the run before the optimizer sees it. Validation does not go
 through Trainer's evaluation loop, whose loss is a mean of batch means: `core.model.scoring` sums nats over
@@ -194,8 +193,7 @@ class StudioTrainer(CheckpointTrainer):
 
     @contextmanager
     def _domain_dropout(self) -> Iterator[None]:
-        """Switches the frozen parent adapter off in a share of the forward passes, for forward and backward
-        alike.
+        """Switches the frozen parent adapter off in a share of the forward passes, backward included.
 
         A task adapter trained this way also works without its parent, and the parent's weight can be changed
         in a mix. The parent is switched off by its scaling, never by peft's active adapters, which must not

@@ -122,15 +122,13 @@ def next_step(base: Any, datasets: Sequence[Any], adapters: Sequence[Any], runs:
     trained = {a.id for a in adapters}
     interrupted = next((r for r in runs if r.status is RunStatus.INTERRUPTED and r.resumable), None)
     if interrupted and interrupted.adapter not in trained:
-        total = f" of {interrupted.total_steps}" if interrupted.total_steps else ""
-        return NextStep(
-            f"{interrupted.name} was interrupted at step {interrupted.step}{total}. "
-            "It resumes from its last checkpoint.",
-            (
-                button("Resume", {"do": "resume", "run": interrupted.id}, "primary"),
-                *[{**b, "cls": "btn quiet"} for b in buttons],
-            ),
-        )
+        text = f"{interrupted.name} was interrupted before its first step."
+        if interrupted.step:
+            total = f" of {interrupted.total_steps}" if interrupted.total_steps else ""
+            text = f"{interrupted.name} was interrupted at step {interrupted.step}{total}. "
+            text += "It resumes from its last checkpoint."
+        resume = button("Resume", {"do": "resume", "run": interrupted.id}, "primary")
+        return NextStep(text, (resume, *[{**b, "cls": "btn quiet"} for b in buttons]))
     last = runs[0] if runs else None
     if last and last.status in (RunStatus.FAILED, RunStatus.DIVERGED) and last.adapter not in trained:
         return NextStep(f"{last.name} {last.status.value}: {last.error}", buttons, failed=True)

@@ -137,7 +137,7 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         cls="row run-title",
     )
     cells = [node("div", node("span", k), node("strong", v), cls="stat") for k, v in numbers]
-    explanation = node("p", f"{run.status.meaning} {run.status.next_step}", cls="run-status")
+    explanation = node("p", f"{run.status.explanation} {run.status.next_step}", cls="run-status")
     error = node("p", run.error, cls="problem", role="alert") if run.error else None
     overfitting = validation.get("overfitting")
     warning = None

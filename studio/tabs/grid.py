@@ -1,7 +1,6 @@
-"""The grid: which settings of the Train form are varied, and what came out of every combination.
+"""The Grid pane of the Runs tab: varies settings of the Train form and shows the results of every run.
 
-Knows the builder, the picked grid and how a cell's settings go back into the Train form. Knows nothing
-of how cells are trained.
+`core/engine/grids.py` queues the runs and reads their results.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from studio import events, fields
 from studio.components import plot
 from studio.tabs import suggestions, train
 from studio.tree import Node, button, node, title, view
-from studio.views import runs
+from studio.views import grid as views
 
-AXES = 4  # settings that the page varies at once; the terminal has no such limit
-OWN = ("My own", "")
-NOTHING_VARIED = ("Nothing", "")
+AXES = 4  # settings that the page can vary at once; the terminal has no such limit
+CUSTOM = ("Custom", "")
+NO_FIELD = ("None", "")
 
 
 @dataclass(frozen=True)
 class GridTab:
-    """The components of the grid."""
+    """The components of the pane; `fields` and `values` are the axes."""
 
     page: gr.Tab
-    shared: gr.HTML
+    common_settings: gr.HTML
     name: gr.Textbox
     preset: gr.Dropdown
     fields: tuple[gr.Dropdown, ...]
     values: tuple[gr.Textbox, ...]
-    told: gr.HTML
+    estimate: gr.HTML
     start: gr.Button
     picker: gr.Dropdown
     results: gr.HTML
@@ -47,213 +46,217 @@ class GridTab:
 
     @property
     def form(self) -> set[gr.components.Component]:
-        """What is varied."""
+        """The components that a grid is started from, beside the Train form."""
         return {self.name, *self.fields, *self.values}
 
 
 def build(page: gr.Tab) -> GridTab:
     """Makes the components, inside the tab `page`."""
-    choices = [NOTHING_VARIED, *[(label_of(f), n) for n, f in grids.FIELDS.items()]]
+    choices = [NO_FIELD, *[(label_of(f), n) for n, f in grids.FIELDS.items()]]
+    presets = [CUSTOM, *[(p.capitalize(), p) for p in grids.GRID_PRESETS]]
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
-            view(
-                title(
-                    "Grid",
-                    "Every combination of the values is one run; all else is what the Train form says.",
-                )
-            )
-            shared = view(elem_id="grid-shared")
+            about = "Every combination of the values is one run. All other settings come from the Train tab."
+            view(title("Grid", about))
+            common_settings = view(elem_id="grid-common-settings")
             name = gr.Textbox(
-                label="Grid name", max_length=80, placeholder="What the grid and its adapters are called"
+                label="Grid name", max_length=80, placeholder="Name of the grid and of its adapters"
             )
-            preset = gr.Dropdown(
-                [OWN, *[(p.capitalize(), p) for p in grids.GRID_PRESETS]], value="", label="Usual grids"
-            )
-            picked, typed = [], []
-            for i in range(AXES):
+            preset = gr.Dropdown(presets, value="", label="Grid preset")
+            axis_fields, axis_values = [], []
+            for i in range(1, AXES + 1):
                 with gr.Row(elem_classes="axis"):
-                    picked.append(
-                        gr.Dropdown(choices, value="", label=f"Vary {i + 1}", min_width=130, scale=1)
+                    axis_fields.append(
+                        gr.Dropdown(choices, value="", label=f"Vary {i}", min_width=130, scale=1)
                     )
-                    typed.append(
-                        gr.Textbox(label=f"Values {i + 1}", placeholder="16, 32", min_width=110, scale=1)
+                    axis_values.append(
+                        gr.Textbox(label=f"Values {i}", placeholder="16, 32", min_width=110, scale=1)
                     )
-            told = view(elem_id="grid-told")
+            estimate = view(elem_id="grid-estimate")
             start = gr.Button("Queue the grid", variant="primary", interactive=False, elem_id="grid-start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Results of")
-            results = view(runs.NO_GRID, elem_id="grid-results")
+            results = view(views.NO_GRID, elem_id="grid-results")
             chart = plot.plot("parallel")
     return GridTab(
-        page, shared, name, preset, tuple(picked), tuple(typed), told, start, picker, results, chart
+        page,
+        common_settings,
+        name,
+        preset,
+        tuple(axis_fields),
+        tuple(axis_values),
+        estimate,
+        start,
+        picker,
+        results,
+        chart,
     )
 
 
-def wire(tab: GridTab, engine: Engine, library_changed: events.EventGroup, form: train.TrainTab, tabs: gr.Tabs) -> None:
+def wire(
+    tab: GridTab, engine: Engine, library_changed: events.EventGroup, form: train.TrainTab, tabs: gr.Tabs
+) -> None:
     """Connects the events.
 
     Args:
         form: the Train form. tabs: the tabs of the whole studio.
     """
 
-    def looked_over(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
-        return checked(engine, tab, form, values)
+    def check(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        return check_form(engine, tab, form, values)
 
-    def begin(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
-        return started(engine, tab, form, values)
+    def start(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        return start_grid(engine, tab, form, values)
 
-    def use(engine: Engine, event: gr.EventData) -> dict[Any, Any]:
-        return pressed(engine, tab, form, tabs, event)
+    def act(engine: Engine, event: gr.EventData) -> dict[Any, Any]:
+        return use_results(engine, tab, form, tabs, event)
 
     inputs = form.form | tab.form
-    shown = [tab.shared, tab.told, tab.start]
-    events.bind(
-        tab.page.select, engine, looked_over, inputs, shown
-    )  # the form may have changed while another tab was open
-    library_changed.then(looked_over, inputs, shown)
+    checked = [tab.common_settings, tab.estimate, tab.start]
+    events.bind(tab.page.select, engine, check, inputs, checked)  # the Train form may have changed meanwhile
+    library_changed.then(check, inputs, checked)
     for control in (tab.name, *tab.fields, *tab.values):
-        events.bind(control.change, engine, looked_over, inputs, shown)
-    events.bind(tab.preset.input, engine, filled, [tab.preset], [*tab.fields, *tab.values])
-    events.refresh_after(events.bind(tab.start.click, engine, begin, inputs, [tab.picker, tab.results, tab.chart]))
-    library_changed.add(refresh, [tab.picker], [tab.picker, tab.results, tab.chart])
-    events.bind(tab.picker.input, engine, opened, [tab.picker], [tab.results, tab.chart])
-    taken = [tabs, tab.results, *form.form]
-    events.refresh_after(events.bind(tab.results.act, engine, use, None, taken))
+        events.bind(control.change, engine, check, inputs, checked)
+    events.bind(tab.preset.input, engine, fill_preset, [tab.preset], [*tab.fields, *tab.values])
+    results = [tab.results, tab.chart]
+    events.refresh_after(events.bind(tab.start.click, engine, start, inputs, [tab.picker, *results]))
+    library_changed.add(refresh, [tab.picker], [tab.picker, *results])
+    events.bind(tab.picker.input, engine, open_grid, [tab.picker], results)
+    events.refresh_after(events.bind(tab.results.act, engine, act, None, [tabs, tab.results, *form.form]))
 
 
-def axes_of(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
-    """What is varied.
+def read_axes(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
+    """The settings that are varied, each with its values.
 
     Raises:
-        SpecError: a setting twice, or values that cannot be.
+        SpecError: a setting is varied twice, or has values that cannot be parsed.
     """
-    found: grids.Axes = {}
-    for field, typed in zip(tab.fields, tab.values, strict=True):
+    axes: grids.Axes = {}
+    for field, text in zip(tab.fields, tab.values, strict=True):
         if name := values[field]:
-            if name in found:
+            if name in axes:
                 raise SpecError(
                     f"{label_of(grids.FIELDS[name])} is varied twice.", "Choose every setting once."
                 )
-            found[name] = grids.parse_axis(name, values[typed] or "")
-    return found
+            axes[name] = grids.parse_axis(name, values[text] or "")
+    return axes
 
 
-def described(
+def read_form(
     tab: GridTab, form: train.TrainTab, values: dict[Any, Any]
 ) -> tuple[TrainSpec, grids.Axes, str]:
-    """What the grid asks for: the shared settings, the axes, the name.
+    """The grid that the two forms describe: the shared settings, the axes, the name.
 
     Raises:
         SpecError
     """
     name = (values[tab.name] or "").strip()
-    asked = {**train.read_form(form, values), "name": name or "Grid"}
-    return resolve(values[form.kind], values[form.preset], asked), axes_of(tab, values), name
+    settings = {**train.read_form(form, values), "name": name or "Grid"}
+    return resolve(values[form.kind], values[form.preset], settings), read_axes(tab, values), name
 
 
-def checked(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
-    """How many cells there are and what they take, or what is still missing; the button starts only when nothing is."""
-    out: dict[Any, Any] = {tab.shared: _shared(engine, train.read_form(form, values), values[form.preset])}
+def check_form(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
+    """Shows the number of cells with an estimate, or what is missing; enables the button if nothing is."""
+    common = _render_common_settings(engine, train.read_form(form, values), values[form.preset])
     try:
-        spec, axes, name = described(tab, form, values)
+        spec, axes, name = read_form(tab, form, values)
         count = len(grids.make_cells(spec, axes, name))
-        lacking = engine.runs.list_problems({**spec.to_json(), "name": name})
+        problems = engine.runs.list_problems({**spec.to_json(), "name": name})
         seconds = engine.grids.estimate_seconds(spec, axes, engine.bases.current().name)
     except StudioError as e:
-        return {
-            **out,
-            tab.told: node("p", str(e), cls="quiet"),
-            tab.start: gr.update(value="Queue the grid", interactive=False),
-        }
-    told = runs.estimate(count, seconds)
-    if lacking:
-        text = "Give the grid a name." if lacking[0].startswith("Give the adapter") else lacking[0]
-        return {**out, tab.told: told, tab.start: gr.update(value=text, interactive=False)}
-    return {
-        **out,
-        tab.told: told,
-        tab.start: gr.update(value=f"Queue {count} runs" if count > 1 else "Queue 1 run", interactive=True),
-    }
+        estimate = node("p", str(e), cls="quiet")
+        text, is_ready = "Queue the grid", False
+    else:
+        estimate = views.render_estimate(count, seconds)
+        text, is_ready = f"Queue {count} run{'s' if count > 1 else ''}", not problems
+        if problems:
+            has_no_name = problems[0].startswith("Give the adapter")
+            text = "Give the grid a name." if has_no_name else problems[0]
+    start = gr.update(value=text, interactive=is_ready)
+    return {tab.common_settings: common, tab.estimate: estimate, tab.start: start}
 
 
-def _shared(engine: Engine, asked: dict[str, Any], preset: str) -> Node:
-    data = next((d.name for d in engine.datasets.list() if d.id == asked["dataset"]), "no dataset")
-    below = next((f" on top of {a.name}" for a in engine.library.adapters() if a.id == asked["stack_on"]), "")
-    text = f"All cells: {asked['kind']} run on {data}{below}, {preset} preset, as the Train form stands."
-    return node("div", node("p", text), button("Change it", {"do": "tab", "tab": "train"}), cls="aside row")
+def _render_common_settings(engine: Engine, settings: dict[str, Any], preset: str) -> Node:
+    dataset = next((d.name for d in engine.datasets.list() if d.id == settings["dataset"]), "no dataset")
+    adapters = engine.library.adapters()
+    parent = next((f" on top of {a.name}" for a in adapters if a.id == settings["stack_on"]), "")
+    text = f"All cells: {settings['kind']} run on {dataset}{parent}, {preset} preset, set in the Train tab."
+    link = button("Change", {"do": "tab", "tab": "train"})
+    return node("div", node("p", text), link, cls="aside row")
 
 
-def filled(engine: Engine, preset: str) -> tuple[Any, ...]:
-    """The axes of a usual grid."""
+def fill_preset(engine: Engine, preset: str) -> tuple[Any, ...]:
+    """Fills the axes with those of a grid preset."""
     axes = list(grids.GRID_PRESETS.get(preset, {}).items())[:AXES]
     axes += [("", [])] * (AXES - len(axes))
-    return (*[f for f, _ in axes], *[", ".join(grids.format_value(v) for v in values) for _, values in axes])
+    texts = [", ".join(grids.format_value(v) for v in values) for _, values in axes]
+    return *[name for name, _ in axes], *texts
 
 
-def started(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
-    """Queues the grid and shows its table."""
-    spec, axes, name = described(tab, form, values)
-    made = engine.grids.start(spec, axes, name)
-    results, chart = opened(engine, made.id)
-    return {
-        tab.picker: gr.update(choices=_choices(engine), value=made.id),
-        tab.results: results,
-        tab.chart: chart,
-    }
+def start_grid(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
+    """Queues the grid and opens its results."""
+    spec, axes, name = read_form(tab, form, values)
+    grid = engine.grids.start(spec, axes, name)
+    results, chart = open_grid(engine, grid.id)
+    picker = gr.update(choices=_grid_choices(engine), value=grid.id)
+    return {tab.picker: picker, tab.results: results, tab.chart: chart}
 
 
-def _choices(engine: Engine) -> list[tuple[str, str]]:
+def _grid_choices(engine: Engine) -> list[tuple[str, str]]:
     return [(f"{g.name} · {len(g.runs)} cells", g.id) for g in engine.grids.list()]
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, Any, Any]:
-    """The grids there are, and how the picked one stands; at first the newest."""
-    choices = _choices(engine)
+    """Updates the list of grids and the results of the picked one; at first the newest is picked."""
+    choices = _grid_choices(engine)
     ids = [i for _, i in choices]
     value = picked if picked in ids else next(iter(ids), None)
-    return fields.update_choices(choices, value, picked), *opened(engine, value)
+    return fields.update_choices(choices, value, picked), *open_grid(engine, value)
 
 
-def opened(engine: Engine, picked: str | None) -> tuple[Any, Any]:
-    """The table and the lines of a grid."""
+def open_grid(engine: Engine, picked: str | None) -> tuple[Any, Any]:
+    """Shows the table and the plot of a grid."""
     if not picked:
-        return runs.NO_GRID, None
-    found = engine.grids.results(picked)
-    return runs.results(found), runs.parallel(found)
+        return views.NO_GRID, None
+    results = engine.grids.results(picked)
+    return views.render_results(results), views.plot_cells(results)
 
 
-def pressed(
+def use_results(
     engine: Engine, tab: GridTab, form: train.TrainTab, tabs: gr.Tabs, event: gr.EventData
 ) -> dict[Any, Any]:
-    """What the buttons of the table do: take a cell's settings into the Train form, or cancel the rest."""
-    said = event._data if isinstance(event._data, dict) else {}
-    if said.get("do") == "rest":
-        engine.grids.cancel_open_cells(str(said.get("grid", "")))
-        return {tab.results: opened(engine, str(said.get("grid", "")))[0]}
-    if said.get("do") != "use":
+    """Carries out a button of the table: fills the Train form with a cell, or cancels the queued runs."""
+    data = event._data if isinstance(event._data, dict) else {}
+    action, grid_id = data.get("do"), str(data.get("grid", ""))
+    if action == "cancel_queued":
+        engine.grids.cancel_open_cells(grid_id)
+        return {tab.results: open_grid(engine, grid_id)[0]}
+    if action != "use":
         return {tab.results: gr.skip()}
-    cells, index = engine.grids.get(str(said.get("grid", ""))).cells, said.get("cell")
+    cells, index = engine.grids.get(grid_id).cells, data.get("cell")
     if not isinstance(index, int) or not 0 <= index < len(cells):
         raise SpecError("The grid has no such cell.", "Choose one from its table.")
-    return {tabs: gr.Tabs(selected="train"), **settings(engine, form, cells[index].spec)}
+    return {tabs: gr.Tabs(selected="train"), **fill_train_form(engine, form, cells[index].spec)}
 
 
-def settings(engine: Engine, form: train.TrainTab, spec: TrainSpec) -> dict[Any, Any]:
-    """Updates that make the Train form ask for just this run."""
-    lost = [label_of(f) for f in dataclasses.fields(TrainSpec) if f.name not in ("kind", "name", "dataset", "stack_on", *form.advanced)
-            and getattr(spec, f.name) != fields.default_of(f)]  # fmt: skip
+def fill_train_form(engine: Engine, form: train.TrainTab, spec: TrainSpec) -> dict[Any, Any]:
+    """Updates that set the Train form to a run; warns about settings that the form has no field for."""
+    on_form = {"kind", "name", "dataset", "stack_on", *form.advanced}
+    lost = [
+        label_of(f)
+        for f in dataclasses.fields(TrainSpec)
+        if f.name not in on_form and getattr(spec, f.name) != fields.default_of(f)
+    ]
     if lost:
-        gr.Warning(
-            events.escape_markup(f"The form has no field for {', '.join(lost)}; set it in the terminal."),
-            title="Not everything",
-        )
-    sets = [(d.name, d.id) for d in suggestions.list_datasets(engine, spec.kind)]
-    below = [*suggestions.list_parents(engine), suggestions.NO_PARENT]
+        text = f"The form has no field for {', '.join(lost)}; set it in the terminal."
+        gr.Warning(events.escape_markup(text), title="Some settings are left out")
+    datasets = [(d.name, d.id) for d in suggestions.list_datasets(engine, spec.kind)]
+    parents = [*suggestions.list_parents(engine), suggestions.NO_PARENT]
     return {
         form.kind: spec.kind,
-        form.dataset: gr.update(choices=sets, value=spec.dataset),
+        form.dataset: gr.update(choices=datasets, value=spec.dataset),
         form.name: spec.name,
-        form.preset: "standard",  # which changes no default, so that what is not on the form stays at its default
-        form.stack_on: gr.update(choices=below, value=spec.stack_on, visible=spec.kind == "task"),
+        form.preset: "standard",  # it changes no default, so settings that are not on the form keep theirs
+        form.stack_on: gr.update(choices=parents, value=spec.stack_on, visible=spec.kind == "task"),
         **{c: fields.to_component(getattr(spec, n)) for n, c in form.advanced.items()},
     }

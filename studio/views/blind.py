@@ -233,7 +233,7 @@ def _tally_table(standings: list[Standing], bases: bool = False) -> Node:
             s.wins,
             s.ties,
             formatting.format_percent(s.win_rate),
-            f"{100 * low:.0f} to {100 * high:.0f} %" if s.decided_votes else formatting.NONE,
+            f"{100 * low:.0f} to {100 * high:.0f} %" if s.decisive_votes else formatting.NONE,
             formatting.format_percent(s.chance_rate),
         ]
         name = node("div", node("strong", s.name), node("div", _formula(s), cls="quiet"))

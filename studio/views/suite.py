@@ -109,7 +109,9 @@ def run_suite(
     mixes = board.read_mixes(engine, board.read_picks(engine, board_value), rows)
     session.stop()
     serial = session.serial
-    session.stream = stream = engine.chat.stream_suite(prompts, mixes, read_sampling(sampling), same_noise=same_noise)
+    session.stream = stream = engine.chat.stream_suite(
+        prompts, mixes, read_sampling(sampling), same_noise=same_noise
+    )
     session.frame, answered = None, -1
     try:
         for sheet in stream:

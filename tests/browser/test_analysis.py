@@ -1,4 +1,4 @@
-"""The mixer in a real browser: a slider in mid-answer, a click on the weight map, words, and the view for a projector."""
+"""The Mix tab in a real browser: a slider during an answer, the analysis card, and the presentation view."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def exact(page) -> dict[str, str]:
     }
 
 
-def test_a_slider_that_moves_while_an_answer_is_written_marks_where_the_mix_changed(trained, monkeypatch):
+def test_a_slider_moved_during_an_answer_marks_where_the_mix_changed(trained, monkeypatch):
     import core.model.generate as generate
 
     page, take = trained.page, generate.append_token
@@ -74,7 +74,7 @@ def test_a_slider_that_moves_while_an_answer_is_written_marks_where_the_mix_chan
     assert page.locator("#mix-answer .turn").count() == 1
 
 
-def test_a_click_on_the_weight_map_is_followed_by_the_mixer_and_the_answer(trained):
+def test_a_click_on_the_weight_map_sets_the_mixer_and_the_answer_follows(trained):
     page = trained.page
     page.locator("#mix-prompt textarea").fill("Where is the lamp kept?")
     press(page, "Answer with this mix")
@@ -103,7 +103,7 @@ def test_a_click_on_the_weight_map_is_followed_by_the_mixer_and_the_answer(train
     until(lambda: exact(page) != {"Sample domain": "0.50", "Sample task": "-0.25"}, 60, "the best mix")
 
 
-def test_words_meetings_and_baking_are_shown(trained):
+def test_attribution_interference_and_baking_are_shown(trained):
     page, engine = trained.page, trained.engine
     page.locator("#mix-prompt textarea").fill("Where is the lamp kept?")
     tab(page, "Attribution")

@@ -17,15 +17,21 @@ from tests.browser.test_path import columns, press, tab, until
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 # Keeps what the server streams to the page, as it came over the wire.
-EAVESDROP = """
-window.heard = [];
+RECORD = """
+window.received = [];
 const real = window.fetch;
-window.fetch = async (...asked) => {
-  const answer = await real(...asked);
+window.fetch = async (...request) => {
+  const answer = await real(...request);
   if (!answer.body) return answer;
   const copy = answer.clone().body.getReader(), decoder = new TextDecoder();
-  const listen = () => copy.read().then(({ value, done }) => done || (window.heard.push(decoder.decode(value, { stream: true })), listen()));
-  listen().catch(() => {});
+  const record = async () => {
+    for (;;) {
+      const { value, done } = await copy.read();
+      if (done) return;
+      window.received.push(decoder.decode(value, { stream: true }));
+    }
+  };
+  record().catch(() => {});
   return answer;
 };
 """
@@ -69,7 +75,7 @@ def at_compare(visit) -> None:
 
 
 def vote_once(page, engine) -> None:
-    """Votes for the second answer; nothing told its name before."""
+    """Votes for the second answer, whose name was not sent before."""
     votes = page.get_by_role("button", name="is the best")
     before = votes.first.get_attribute("data-act") if votes.count() else ""
     ask_blind(page, "Blind test", "Where is the lamp kept?")
@@ -90,22 +96,22 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     # Gradio sends the last frame once more when the generator is through, here after the vote.
     closed = Stream.close
     monkeypatch.setattr(Stream, "close", lambda self: time.sleep(2) or closed(self))
-    page.add_init_script(EAVESDROP)
+    page.add_init_script(RECORD)
     at_compare(visit)
-    page.evaluate("window.heard.length = 0")
+    page.evaluate("window.received.length = 0")
     ask_blind(page, "Blind test", "Where is the bell kept?")
     until(lambda: page.get_by_role("button", name="is the best").count() == 4, 120, "vote buttons")
-    heard = page.evaluate("window.heard.join('')")
-    assert "This one" in heard, "the stream was overheard"
+    received = page.evaluate("window.received.join('')")
+    assert "This one" in received, "the stream was recorded"
     assert (
-        all(a.sha256[:8] not in heard for a in engine.library.adapters())
-        and "tokens/s" not in heard
-        and "stamp" not in heard
+        all(a.sha256[:8] not in received for a in engine.library.adapters())
+        and "tokens/s" not in received
+        and "stamp" not in received
     )
     ids = [
         c.strip()
         for c in page.evaluate(
-            "Array.from(new Set(window.heard.join('').match(/\"picks\", ?\\[.*?\\]/g) || []))"
+            "Array.from(new Set(window.received.join('').match(/\"picks\", ?\\[.*?\\]/g) || []))"
         )
     ]
     assert len(ids) <= 1, "the order of the picks is one and the same all along"

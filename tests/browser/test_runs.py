@@ -1,4 +1,4 @@
-"""The Runs page in a real browser: runs are moved and cancelled in the queue, a grid is drawn, and its settings are used."""
+"""The Runs tab in a real browser: the queue, a grid, and its settings in the Train form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAST = {
 
 
 def names(page) -> list[str]:
-    return page.locator("#queue .line-item strong").all_inner_texts()
+    return page.locator("#queue .queue-item strong").all_inner_texts()
 
 
 def choose(page, label: str, option: str) -> None:
@@ -33,7 +33,7 @@ def choose(page, label: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).first.click()
 
 
-def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_used(visit, corpus):
+def test_runs_are_queued_and_moved_and_the_settings_of_a_grid_are_used(visit, corpus):
     page, engine = visit.page, visit.engine
     data = engine.datasets.import_files([corpus], "Corpus", "domain")
     gate = threading.Event()
@@ -54,7 +54,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
         RunStatus.DONE,
         RunStatus.STOPPED,
     ]
-    page.get_by_text("Nothing is waiting").wait_for()
+    page.get_by_text("The queue is empty").wait_for()
 
     press_tab(page, "Side by side")
     until(lambda: page.locator("#curves .scatterlayer .trace").count() >= 2, 30, "two curves")
@@ -77,7 +77,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     page.get_by_label("Values 1", exact=True).fill("2, 300")
     page.get_by_text("Rank must be between 1 and 256, got 300.").wait_for()
     page.get_by_label("Values 1", exact=True).fill("2, 4")
-    page.locator("#grid-told").get_by_text("2 cells").wait_for()
+    page.locator("#grid-estimate").get_by_text("2 cells").wait_for()
     press(page, "Queue 2 runs")
     rows = page.locator("#grid-results tbody tr")
     until(lambda: rows.count() == 2 and rows.get_by_text("best", exact=True).count() == 1, 60, "both cells")
@@ -88,7 +88,13 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
         "Seconds",
     }
     page.evaluate(
-        "() => { const react = Plotly.react; Plotly.react = (...of) => { window.drawings = (window.drawings ?? 0) + 1; return react(...of); }; }"
+        """() => {
+          const react = Plotly.react;
+          Plotly.react = (...args) => {
+            window.drawings = (window.drawings ?? 0) + 1;
+            return react(...args);
+          };
+        }"""
     )
     engine.library.rename("datasets", data.id, "Corpus of lamps")  # every list is asked for again
     page.get_by_text("All cells: domain run on Corpus of lamps").wait_for()
@@ -96,7 +102,7 @@ def test_three_runs_are_queued_moved_and_cancelled_and_a_grid_is_run_seen_and_us
     assert page.evaluate("window.drawings ?? 0") == 0, "a chart that is there already is left alone"
     made = engine.grids.list()[0]
     with page.expect_download() as caught:
-        page.get_by_text("Download CSV").first.click()
+        page.get_by_text("Download as CSV").first.click()
     assert caught.value.suggested_filename == f"{made.id}.csv" and "best" in caught.value.path().read_text(
         encoding="utf-8"
     )

@@ -29,25 +29,25 @@ def engine(tiny_base, tmp_path_factory):
     """An engine with the sample data and a task adapter on a domain adapter, both trained for two steps."""
     with Engine(
         tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
-    ) as made:
-        samples.import_samples(made)
+    ) as opened:
+        samples.import_samples(opened)
         for kind in ("domain", "task"):
             spec = dataclasses.replace(
-                suggestions.suggest_run(made, kind),
+                suggestions.suggest_run(opened, kind),
                 max_steps=2,
                 batch_size=2,
                 accumulation=1,
                 max_length=64,
                 rank=4,
             )
-            made.runs.wait(made.runs.start(spec), 600)
-        yield made
+            opened.runs.wait(opened.runs.start(spec), 600)
+        yield opened
 
 
 @pytest.fixture
 def empty(tiny_base, tmp_path):
-    with Engine(tmp_path, base=str(tiny_base), quantization="none", device="cpu") as made:
-        yield made
+    with Engine(tmp_path, base=str(tiny_base), quantization="none", device="cpu") as opened:
+        yield opened
 
 
 def pressed(**action):
@@ -193,8 +193,8 @@ def test_a_task_example_marks_only_the_answer_as_trained(engine):
 
 
 def test_split_sizes_are_shown_in_order(engine):
-    found = engine.datasets.list()[0]
-    shown = texts(data.show_dataset(engine, found.id, "test"))
+    dataset = engine.datasets.list()[0]
+    shown = texts(data.show_dataset(engine, dataset.id, "test"))
     assert shown.index("Training") < shown.index("Validation") < shown.index("Test")
 
 
@@ -203,10 +203,10 @@ def test_split_sizes_are_shown_in_order(engine):
 
 def test_every_setting_shows_its_help_and_has_its_default():
     with gr.Blocks():
-        made = fields.build(TrainSpec, train.ADVANCED)
+        components = fields.build(TrainSpec, train.ADVANCED)
     known = {f.name: f for f in dataclasses.fields(TrainSpec)}
-    assert all(known[n].metadata["help"] in c.info for n, c in made.items())
-    assert fields.read(TrainSpec, {n: c.value for n, c in made.items()}) == {
+    assert all(known[n].metadata["help"] in c.info for n, c in components.items())
+    assert fields.read(TrainSpec, {n: c.value for n, c in components.items()}) == {
         n: getattr(TrainSpec(), n) for n in train.ADVANCED
     }
 
@@ -364,7 +364,7 @@ def test_a_slider_moved_during_an_answer_changes_the_mix_from_there_on(engine):
     task = next(a.id for a in engine.library.adapters() if a.kind == "task")
     assert column.stamp["weights"][task] == 0.5 and 0 < column.mix_changes[0].at <= len(column.text)
     again = list(mix.follow_mixer(engine, "The lamp", before, session, True, *sampling(max_new_tokens=4)))
-    assert "turn" not in str(again[-1]), "a finished answer is written anew"
+    assert "turn" not in str(again[-1]), "a finished answer is generated again"
 
 
 def test_a_link_restores_a_mix_and_its_prompt(engine):
@@ -375,14 +375,14 @@ def test_a_link_restores_a_mix_and_its_prompt(engine):
         "Sample task": (False, 1.0),
     }
     assert (prompt, word) == ("Where?", "answer") and tabs.selected == "mix"
-    asked = [prompt, rows, Session(), False, *sampling(max_new_tokens=3)]
-    assert "-0.35" in texts([*mix.answer_link(engine, word, *asked)][-1])
-    assert mix.open_link(engine, "?run=abc", None)[3] == "" and [*mix.answer_link(engine, "", *asked)] == [
+    values = [prompt, rows, Session(), False, *sampling(max_new_tokens=3)]
+    assert "-0.35" in texts([*mix.answer_link(engine, word, *values)][-1])
+    assert mix.open_link(engine, "?run=abc", None)[3] == "" and [*mix.answer_link(engine, "", *values)] == [
         gr.skip()
     ]
     with pytest.raises(NotFound, match="'elsewhere'"):
         mix.open_link(engine, "?mix=elsewhere", None)
-    with pytest.raises(SpecError, match="not a part of a mix"):
+    with pytest.raises(SpecError, match="different adapter id with a weight, got 'a=b=c'"):
         mix.open_link(engine, "?mix=a=b=c", None)
 
 

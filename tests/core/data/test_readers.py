@@ -91,7 +91,7 @@ def test_json_gives_the_one_array_of_an_outer_object(write):
     assert [(r.values["q"], r.line) for r in rows] == [("1", 2), ("2", 3)]
 
 
-def test_csv_reads_quotes_line_ends_in_cells_and_names_the_first_line_of_a_row(write):
+def test_csv_reads_quotes_and_line_ends_and_gives_the_first_line_of_a_row(write):
     rows = read_files([write("a.csv", 'q,a\r\n"one, ""two""","x\r\ny"\r\n\r\nthree,z\r\n')])
     assert [(r.values, r.line) for r in rows] == [
         ({"q": 'one, "two"', "a": "x\r\ny"}, 2),

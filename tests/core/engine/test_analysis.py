@@ -1,4 +1,4 @@
-"""The composer's verbs, end to end through the worker: what they find, what they refuse, and that they disturb nobody."""
+"""The analyses and baking, end to end through the worker: results, refusals, and no effect on other work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def question_file(path: Path, sentences: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def here(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An engine, the ids of its domain and its task adapter, and of the data: learned texts, learned questions, unseen questions."""
+    """An engine, the ids of its domain and task adapter, and of its data: training texts and pairs, unseen pairs."""
     files = tmp_path_factory.mktemp("files")
     with Engine(tmp_path_factory.mktemp("ws"), str(tiny_base), "none", device="cpu") as engine:
         texts = files / "corpus.txt"
@@ -51,7 +51,9 @@ def here(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             [question_file(files / "pairs.jsonl", SENTENCES[:48])], "Pairs", "task"
         ).id
         other = [s.replace("kept", "found").replace("room", "hall") for s in SENTENCES]
-        unseen = engine.datasets.import_files([question_file(files / "unseen.jsonl", other)], "Unseen", "task").id
+        unseen = engine.datasets.import_files(
+            [question_file(files / "unseen.jsonl", other)], "Unseen", "task"
+        ).id
         made = {}
         for kind, data in (("domain", corpus), ("task", pairs)):
             spec = TrainSpec(
@@ -70,14 +72,14 @@ def mix_of(here: Any, domain: float = 1.0, task: float = 1.0, tilt: dict[str, fl
 
 
 def quiet(engine: Engine, *streams: Stream) -> None:
-    """Waits until the streams have left the worker; nothing is engaged then."""
+    """Waits until the streams have left the worker, and checks that no mix is active."""
     wait_for(lambda: not set(streams) & engine.worker._open)
     assert engine.worker.call(lambda: engine.resident_base.get().mixer.weights) is None
 
 
 @pytest.fixture
 def held(here: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Until this is set, every stream waits after what it says where `until` is true; the reader sees it, however slow this machine is."""
+    """Until this is set, every stream waits after a value for which `until` is true, so that slow readers see it."""
     go, real = threading.Event(), here.engine.worker.stream
 
     def stream(start: Callable[[], Any]) -> Stream:
@@ -93,23 +95,26 @@ def held(here: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return go
 
 
-# --- grids
+# --- axes
 
 
 @pytest.mark.parametrize(
     "wrong", [(1.0, 0.0, 5), (0.5, 0.5, 5), (0.0, 1.0, 1), (0.0, 1.0, 34), (math.nan, 1.0, 5)]
 )
-def test_a_grid_that_is_none_is_refused(wrong: tuple[float, float, int]) -> None:
+def test_an_axis_with_bad_limits_is_refused(wrong: tuple[float, float, int]) -> None:
     with pytest.raises(SpecError, match="2 to 33 points"):
         WeightAxis(*wrong)
 
 
-def test_a_grid_holds_off_and_as_trained_exactly() -> None:
+def test_the_default_axis_contains_weights_0_and_1_exactly() -> None:
     assert WeightAxis().weights == weight_map.AXIS and {0.0, 1.0} <= set(WeightAxis().weights)
-    assert WeightAxis(0.0, 1.0, 11).weights == tuple(i / 10 for i in range(11)) and len(WeightAxis(-2, 2, 33).weights) == 33
+    assert (
+        WeightAxis(0.0, 1.0, 11).weights == tuple(i / 10 for i in range(11))
+        and len(WeightAxis(-2, 2, 33).weights) == 33
+    )
 
 
-# --- rows to choose on, rows to judge on
+# --- rows to choose weights on, rows to evaluate them on
 
 
 def contents(sample: Any) -> list[str]:
@@ -117,7 +122,7 @@ def contents(sample: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [0, 3])
-def test_of_data_that_an_adapter_learned_from_only_held_out_rows_are_read(here: Any, limit: int) -> None:
+def test_only_held_out_rows_of_training_data_are_read(here: Any, limit: int) -> None:
     first, second = here.engine.analysis.choose_samples(here.pairs, limit)
     splits = here.engine.datasets.get(here.pairs).splits
     assert (first.split, second.split) == ("val", "test")
@@ -130,7 +135,7 @@ def test_of_data_that_an_adapter_learned_from_only_held_out_rows_are_read(here: 
 
 
 @pytest.mark.parametrize("limit", [0, 3])
-def test_unseen_data_is_chosen_on_in_its_larger_part_and_judged_on_in_the_rest(here: Any, limit: int) -> None:
+def test_unseen_data_uses_its_larger_split_for_choosing_weights(here: Any, limit: int) -> None:
     first, second = here.engine.analysis.choose_samples(here.unseen, limit)
     splits = here.engine.datasets.get(here.unseen).splits
     assert (first.split, second.split) == ("train", "val + test")
@@ -142,7 +147,7 @@ def test_unseen_data_is_chosen_on_in_its_larger_part_and_judged_on_in_the_rest(h
     )
 
 
-def test_data_that_was_imported_twice_is_still_data_that_an_adapter_learned_from(here: Any) -> None:
+def test_a_second_import_of_training_data_counts_as_training_data(here: Any) -> None:
     again = here.engine.datasets.import_files([here.files / "pairs.jsonl"], "Pairs again", "task").id
     assert again != here.pairs
     first, second = here.engine.analysis.choose_samples(again, 0)
@@ -150,7 +155,7 @@ def test_data_that_was_imported_twice_is_still_data_that_an_adapter_learned_from
     here.engine.library.delete("datasets", again)
 
 
-def test_what_the_parts_of_a_baked_adapter_learned_from_is_no_unseen_data(here: Any) -> None:
+def test_training_data_of_a_baked_adapters_parts_is_not_unseen(here: Any) -> None:
     engine = here.engine
     baked = engine.library.bake(Mix(weights={here.task: 0.5}), BakeSpec(name="Half")).last().adapter.id
     assert engine.library.adapter(baked).training_data >= {here.pairs, engine.datasets.get(here.pairs).sha256}
@@ -158,7 +163,7 @@ def test_what_the_parts_of_a_baked_adapter_learned_from_is_no_unseen_data(here: 
     engine.library.delete("adapters", baked)
 
 
-def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
+def test_replayed_data_counts_as_training_data(here: Any) -> None:
     engine, file = here.engine, here.files / "general.txt"
     file.write_text(
         "\n\n---\n\n".join(
@@ -184,7 +189,7 @@ def test_replayed_data_is_data_that_an_adapter_learned_from(here: Any) -> None:
 # --- maps
 
 
-def test_a_map_through_the_worker_equals_scoring_its_mixes_one_at_a_time(here: Any) -> None:
+def test_a_map_equals_scoring_its_mixes_one_at_a_time(here: Any) -> None:
     engine = here.engine
     found = engine.analysis.weight_map(here.domain, here.task, here.pairs, 5, axis=AXIS).last().map
     assert found.complete and len(found.points) == 9 and found.adapters == (here.domain, here.task)
@@ -192,7 +197,9 @@ def test_a_map_through_the_worker_equals_scoring_its_mixes_one_at_a_time(here: A
 
     def alone(mix: Mix) -> float:
         resident = engine.resident_base.get()
-        reading = RowLosses(resident, encode_sample(resident, engine.analysis.choose_samples(here.pairs, 5)[0], 512), [mix])
+        reading = RowLosses(
+            resident, encode_sample(resident, engine.analysis.choose_samples(here.pairs, 5)[0], 512), [mix]
+        )
         list(reading.compute())
         return math.exp(reading.losses[0])
 
@@ -200,12 +207,12 @@ def test_a_map_through_the_worker_equals_scoring_its_mixes_one_at_a_time(here: A
         assert cell.value == pytest.approx(
             engine.worker.call(lambda cell=cell: alone(mix_of(here, cell.x, cell.y))), rel=1e-5
         )
-    assert len({c.value for c in found.points}) == 9, "the adapters do something"
+    assert len({c.value for c in found.points}) == 9, "the adapters change the metric"
     assert found.best.value == min(c.value for c in found.points)
     quiet(engine)
 
 
-def test_a_map_that_was_drawn_answers_from_the_workspace(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_map_is_read_from_the_workspace(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = lambda: here.engine.analysis.weight_map(here.domain, here.task, here.unseen, 4, axis=AXIS).last()  # noqa: E731
     first = asked().map
     monkeypatch.setattr(
@@ -214,7 +221,7 @@ def test_a_map_that_was_drawn_answers_from_the_workspace(here: Any, monkeypatch:
     assert asked().map == first and first.split == "train"
 
 
-def test_a_map_that_is_closed_halfway_is_kept_and_goes_on(here: Any, held: threading.Event) -> None:
+def test_a_map_closed_halfway_is_stored_and_continued(here: Any, held: threading.Event) -> None:
     engine = here.engine
     held.until = lambda part: bool(part.map.points)  # type: ignore[attr-defined]
     stream = engine.analysis.weight_map(here.domain, here.task, here.corpus, 4, axis=AXIS)
@@ -230,10 +237,10 @@ def test_a_map_that_is_closed_halfway_is_kept_and_goes_on(here: Any, held: threa
     assert all(p.done >= len(kept.points) for p in parts) and kept.forwards < whole.forwards
 
 
-def test_exact_match_is_mapped_of_questions_and_refused_of_texts(here: Any) -> None:
-    compose = here.engine.compose
+def test_exact_match_is_mapped_for_questions_and_refused_for_texts(here: Any) -> None:
+    analysis = here.engine.analysis
     found = (
-        compose.weight_map(
+        analysis.weight_map(
             here.domain, here.task, here.unseen, 2, metric="exact_match", axis=WeightAxis(0.0, 1.0, 2)
         )
         .last()
@@ -245,28 +252,32 @@ def test_exact_match_is_mapped_of_questions_and_refused_of_texts(here: Any) -> N
         and found.metric_label == "exact match"
     )
     with pytest.raises(SpecError, match="Exact match needs questions"):
-        compose.weight_map(here.domain, here.task, here.corpus, 2, metric="exact_match", axis=AXIS).last()
+        analysis.weight_map(here.domain, here.task, here.corpus, 2, metric="exact_match", axis=AXIS).last()
 
 
-def test_what_cannot_be_mapped_is_told_to_whoever_reads_the_stream(here: Any) -> None:
-    compose = here.engine.compose
+def test_reading_the_stream_of_an_impossible_map_raises(here: Any) -> None:
+    analysis = here.engine.analysis
     with pytest.raises(SpecError, match="two different adapters"):
-        compose.weight_map(here.domain, here.domain, here.pairs).last()
+        analysis.weight_map(here.domain, here.domain, here.pairs).last()
     with pytest.raises(NotFound):
-        compose.weight_map(here.domain, here.task, "nowhere").last()
+        analysis.weight_map(here.domain, here.task, "nowhere").last()
     with pytest.raises(NotFound):
-        compose.weight_map(here.domain, "nobody", here.pairs).last()
+        analysis.weight_map(here.domain, "nobody", here.pairs).last()
     with pytest.raises(SpecError, match="weights"):
-        compose.weight_map(here.domain, here.task, here.pairs, axis=WeightAxis(-3, 3, 5)).last()
+        analysis.weight_map(here.domain, here.task, here.pairs, axis=WeightAxis(-3, 3, 5)).last()
     quiet(here.engine)
 
 
-# --- learned weights
+# --- searched weights
 
 
-def test_learned_weights_are_compared_with_every_other_way_on_other_rows(here: Any) -> None:
+def test_searched_weights_are_compared_with_references_on_other_rows(here: Any) -> None:
     engine = here.engine
-    found = engine.analysis.search_weights([here.domain, here.task], here.unseen, 6, exact=False).last().comparison
+    found = (
+        engine.analysis.search_weights([here.domain, here.task], here.unseen, 6, exact=False)
+        .last()
+        .comparison
+    )
     assert [f.name for f in found.results] == ["gradient", "grid", "gradient-free", "sum", "base", "single"]
     assert found.result("sum").weights == {here.domain: 1.0, here.task: 1.0} and sorted(
         found.result("single").weights.values()
@@ -279,14 +290,19 @@ def test_learned_weights_are_compared_with_every_other_way_on_other_rows(here: A
         found.result("gradient").validation_loss
         <= min(found.result(w).validation_loss for w in ("sum", "single", "base")) + 1e-6
     )
-    assert set(found.result("gradient").gains) == {"sum", "single"} and found.result("gradient").exact_match is None
+    assert (
+        set(found.result("gradient").gains) == {"sum", "single"}
+        and found.result("gradient").exact_match is None
+    )
     quiet(engine)
 
 
-def test_a_map_of_the_same_rows_stands_for_the_grid_search(here: Any) -> None:
-    compose = here.engine.compose
-    drawn = compose.weight_map(here.domain, here.task, here.pairs, 5, axis=AXIS).last().map
-    found = compose.learn([here.domain, here.task], here.pairs, 5, drawn=drawn).last().comparison
+def test_a_map_of_the_same_rows_replaces_the_grid_search(here: Any) -> None:
+    analysis = here.engine.analysis
+    drawn = analysis.weight_map(here.domain, here.task, here.pairs, 5, axis=AXIS).last().map
+    found = (
+        analysis.search_weights([here.domain, here.task], here.pairs, 5, known_map=drawn).last().comparison
+    )
     grid = found.result("grid")
     assert grid.note == "read from a map of 9 points" and grid.weights == {
         here.domain: drawn.best.x,
@@ -297,9 +313,11 @@ def test_a_map_of_the_same_rows_stands_for_the_grid_search(here: Any) -> None:
         and grid.exact_match is not None
     )
     others = (
-        compose.learn([here.domain, here.task], here.pairs, 4, drawn=drawn, exact=False).last().comparison
+        analysis.search_weights([here.domain, here.task], here.pairs, 4, known_map=drawn, exact=False)
+        .last()
+        .comparison
     )
-    assert others.result("grid").note == "81 points", "of other rows it says nothing"
+    assert others.result("grid").note == "81 points", "a map of other rows does not replace the grid"
 
 
 # --- interference
@@ -321,14 +339,14 @@ def test_two_adapters_are_compared_by_weights_and_on_a_prompt(here: Any) -> None
     quiet(here.engine)
 
 
-def test_one_adapter_alone_has_nobody_to_get_on_with(here: Any) -> None:
+def test_interference_needs_at_least_two_adapters(here: Any) -> None:
     for mix in (Mix(), Mix(name="Alone", weights={here.domain: 1.0})):
-        with pytest.raises(SpecError, match="Give two or more a weight, to see how they get on"):
+        with pytest.raises(SpecError, match="needs at least two adapters, got . in"):
             here.engine.analysis.interference(mix, [PROMPT]).last()
     quiet(here.engine)
 
 
-# --- contribution
+# --- attribution
 
 
 def answer(engine: Engine, mixes: list[Mix], **sampling: Any) -> list[str]:
@@ -338,9 +356,7 @@ def answer(engine: Engine, mixes: list[Mix], **sampling: Any) -> list[str]:
 def test_the_tokens_of_an_attribution_are_the_answer(here: Any) -> None:
     mix = mix_of(here, 1.0, 0.5)
     found = (
-        here.engine.analysis.attribution(PROMPT, mix, sampling=Sampling(max_new_tokens=12))
-        .last()
-        .attribution
+        here.engine.analysis.attribution(PROMPT, mix, sampling=Sampling(max_new_tokens=12)).last().attribution
     )
     assert found.answer.strip() == answer(here.engine, [mix], max_new_tokens=12)[
         0
@@ -351,7 +367,7 @@ def test_the_tokens_of_an_attribution_are_the_answer(here: Any) -> None:
     quiet(here.engine)
 
 
-def test_an_adapter_that_leans_on_the_depth_is_taken_out_of_the_mix_as_it_was_played(here: Any) -> None:
+def test_attribution_removes_a_tilted_adapter_as_it_was_weighted(here: Any) -> None:
     mix = mix_of(here, 1.0, 1.0, {here.domain: 1.0, here.task: -1.0})
     found = here.engine.analysis.attribution(PROMPT, mix, SENTENCES[0]).last().attribution
     for left, stays in ((here.domain, here.task), (here.task, here.domain)):
@@ -377,7 +393,7 @@ def test_a_baked_mix_answers_like_the_live_one_and_can_be_mixed_again(here: Any)
     quiet(engine)
 
 
-def test_an_empty_mix_and_a_name_that_is_none_are_not_baked(here: Any) -> None:
+def test_an_empty_mix_and_an_invalid_name_are_not_baked(here: Any) -> None:
     from core.errors import InvalidName
 
     before = here.engine.workspace.ids("adapters")
@@ -388,33 +404,35 @@ def test_an_empty_mix_and_a_name_that_is_none_are_not_baked(here: Any) -> None:
     assert here.engine.workspace.ids("adapters") == before
 
 
-# --- beside each other
+# --- interleaving
 
 
 def works(here: Any) -> dict[str, Callable[[], Stream]]:
-    """Every verb, asked for something that is not in the workspace yet."""
-    compose, mix = here.engine.compose, mix_of(here, 0.75, 1.25)
+    """Every analysis, of something that is not in the workspace yet."""
+    analysis, mix = here.engine.analysis, mix_of(here, 0.75, 1.25)
     return {
-        "map": lambda: compose.weight_map(here.domain, here.task, here.pairs, 3, axis=WeightAxis(-0.25, 1.25, 4)),
-        "learn": lambda: compose.learn([here.domain, here.task], here.pairs, 3, exact=False),
-        "interference": lambda: compose.interference(mix, [PROMPT]),
-        "contribution": lambda: compose.contribution(PROMPT, mix, sampling=Sampling(max_new_tokens=6)),
-        "bake": lambda: compose.bake(mix, BakeSpec(name="Halfway", method="svd")),
+        "map": lambda: analysis.weight_map(
+            here.domain, here.task, here.pairs, 3, axis=WeightAxis(-0.25, 1.25, 4)
+        ),
+        "learn": lambda: analysis.search_weights([here.domain, here.task], here.pairs, 3, exact=False),
+        "interference": lambda: analysis.interference(mix, [PROMPT]),
+        "contribution": lambda: analysis.attribution(PROMPT, mix, sampling=Sampling(max_new_tokens=6)),
+        "bake": lambda: here.engine.library.bake(mix, BakeSpec(name="Halfway", method="svd")),
     }
 
 
 @pytest.mark.parametrize("verb", ["map", "learn", "interference", "contribution", "bake"])
-def test_closing_a_stream_leaves_nothing_engaged(here: Any, held: threading.Event, verb: str) -> None:
+def test_closing_a_stream_deactivates_its_mix(here: Any, held: threading.Event, verb: str) -> None:
     before = here.engine.workspace.ids("adapters")
     stream = works(here)[verb]()
     assert next(iter(stream)) is not None
     stream.close()
     held.set()
     quiet(here.engine, stream)
-    assert here.engine.workspace.ids("adapters") == before, "what was half baked is gone"
+    assert here.engine.workspace.ids("adapters") == before, "a partial adapter is removed"
 
 
-def test_every_verb_answers_while_a_run_trains(here: Any) -> None:
+def test_every_analysis_works_while_a_run_trains(here: Any) -> None:
     engine = here.engine
     spec = TrainSpec(
         kind="domain",
@@ -431,7 +449,7 @@ def test_every_verb_answers_while_a_run_trains(here: Any) -> None:
     steps = [engine.runs.get(run).step]
     for verb, ask in works(here).items():
         last = ask().last()
-        assert engine.runs.get(run).status is RunStatus.RUNNING, "it was answered while the run went on"
+        assert engine.runs.get(run).status is RunStatus.RUNNING, "the stream ended while the run trained"
         if verb == "map":
             assert last.map.complete
         elif verb == "learn":
@@ -443,9 +461,9 @@ def test_every_verb_answers_while_a_run_trains(here: Any) -> None:
         else:
             assert last.pairs and last.outputs is not None
         steps.append(engine.runs.get(run).step)
-    assert steps[-1] > steps[0], "the run went on too"
+    assert steps[-1] > steps[0], "the run trained meanwhile"
     learning = Mix(weights={here.domain: 1.0, trainee: 1.0})
-    assert engine.analysis.interference(learning).last().pairs, "an adapter in training can be looked at"
+    assert engine.analysis.interference(learning).last().pairs, "an adapter in training can be compared"
     for refused in (
         engine.library.bake(learning, BakeSpec(name="Unfinished")),
         engine.analysis.weight_map(here.domain, trainee, here.pairs, 3, axis=AXIS),

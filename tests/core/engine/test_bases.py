@@ -1,4 +1,4 @@
-"""Every base of the families table, built small and saved to disk: loaded, trained, kept, reloaded, mixed and asked through the engine."""
+"""Every base of the families table as a small model on disk: loaded, trained, saved, reloaded and mixed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from core.spec.presets import PRESETS, resolve
 from core.spec.training import RunStatus, TrainSpec
 from core.store.adapters import CONFIG, WEIGHTS
 from core.store.workspace import Workspace
-from studio.tabs.train import usual_preset
+from studio.tabs.suggestions import suggest_preset
 from tests.conftest import SENTENCES, build_tiny_tokenizer
 from tests.core.model.test_families import by_peft, logits
 
@@ -136,12 +136,15 @@ def train(engine: Engine, kind: str, dataset: str, **changes: Any) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("family", [*FAMILIES, *STRANGERS])
-def test_a_base_learns_is_kept_and_mixes_after_a_restart(
+def test_every_family_trains_is_saved_and_mixes_after_a_restart(
     family: str, quantization: str, base_of: Any, corpus: Path, pairs: Path, tmp_path: Path
 ) -> None:
     folder = base_of(family)
     with Engine(tmp_path / "ws", str(folder), quantization, "cpu") as engine:
-        text, questions = engine.datasets.import_files([corpus], "text"), engine.datasets.import_files([pairs], "questions")
+        text, questions = (
+            engine.datasets.import_files([corpus], "text"),
+            engine.datasets.import_files([pairs], "questions"),
+        )
         domain = train(engine, "domain", text.id)
         task = train(engine, "task", questions.id, stack_on=domain)
         said = engine.bases.current(wait=True)
@@ -157,7 +160,7 @@ def test_a_base_learns_is_kept_and_mixes_after_a_restart(
     )
     for adapter in (domain, task):
         with safe_open(str(tmp_path / "ws" / "adapters" / adapter / WEIGHTS), framework="pt") as f:
-            assert any(bool(f.get_tensor(k).any()) for k in f.keys() if "lora_B" in k), "it learned"  # noqa: SIM118
+            assert any(bool(f.get_tensor(k).any()) for k in f.keys() if "lora_B" in k), "training changed B"  # noqa: SIM118
         wanted = "SEQ_2_SEQ_LM" if family == "t5" else "CAUSAL_LM"
         assert (
             json.loads((tmp_path / "ws" / "adapters" / adapter / CONFIG).read_text())["task_type"] == wanted
@@ -175,7 +178,7 @@ def test_a_base_learns_is_kept_and_mixes_after_a_restart(
             c.done for c in frame.columns
         )
         furthest = engine.worker.call(lambda: _apart(engine.resident_base.get(), mixes))
-        assert furthest <= 5e-5, "a row of the batch is peft's own sum"
+        assert furthest <= 5e-5, "a row of the batch equals peft's sum"
 
 
 def _apart(resident: Resident, mixes: list[Mix]) -> float:
@@ -189,7 +192,9 @@ def _apart(resident: Resident, mixes: list[Mix]) -> float:
         for b, row in enumerate(resident.rows(mixes)):
             with by_peft(resident.mixer, row):
                 apart = max(apart, float((logits(resident.base.model, given)[b] - ours[b]).abs().max()))
-        assert (ours[1] - logits_of(resident, ids)[1]).abs().max() > 1e-3, "and the adapters say something"
+        assert (ours[1] - logits_of(resident, ids)[1]).abs().max() > 1e-3, (
+            "and the adapters change the logits"
+        )
     return apart
 
 
@@ -198,7 +203,7 @@ def logits_of(resident: Resident, ids: torch.Tensor) -> torch.Tensor:
         return logits(resident.base.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
-# ------------------------------------------------------------ an encoder and a decoder
+# --- encoder and decoder
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +239,7 @@ def add_random_adapters(resident: Resident, shapes: dict[str, tuple[int, int]]) 
 MIXES = [Mix(), Mix(weights={"one": 1.0}), Mix(weights={"one": 0.5, "two": -1.0}), Mix(weights={"two": 1.0})]
 
 
-def test_gaps_hide_about_a_seventh_and_together_with_what_is_left_are_the_text(t5: Resident) -> None:
+def test_spans_hide_a_seventh_and_with_the_rest_restore_the_text(t5: Resident) -> None:
     tokenizer = t5.base.tokenizer
     marks = sides.sentinel_ids(tokenizer)
     assert len(marks) == 12
@@ -257,18 +262,19 @@ def test_gaps_hide_about_a_seventh_and_together_with_what_is_left_are_the_text(t
     ), "the same for the same text"
 
 
-def test_a_tokenizer_without_sentinels_reads_a_beginning_and_writes_the_rest(base_of: Any) -> None:
+def test_without_sentinels_the_encoder_reads_the_first_part_of_a_text(base_of: Any) -> None:
     tokenizer: Any = hf.AutoTokenizer.from_pretrained(base_of("llama"))
     tokenizer.decoder_start_token_id = 0
     ids = list(range(20, 50))
     target, _, source = sides.corrupt_spans(tokenizer, ids, sides.content_generator(ids))
     assert source[:-1] + target[1:-1] == ids and len(source) > 1 and len(target) > 2
     assert (
-        sides.encode_text_prompt(tokenizer, "The lamp")[-1] == 1 and sides.encode_cloze(tokenizer, "The", " lamp")[0][0] == 0
+        sides.encode_text_prompt(tokenizer, "The lamp")[-1] == 1
+        and sides.encode_cloze(tokenizer, "The", " lamp")[0][0] == 0
     )
 
 
-def test_a_question_is_the_encoders_and_an_answer_the_decoders(t5: Resident) -> None:
+def test_the_encoder_reads_the_question_and_the_decoder_the_answer(t5: Resident) -> None:
     tokenizer = t5.base.tokenizer
     assert is_seq2seq(tokenizer)
     messages = [
@@ -280,18 +286,20 @@ def test_a_question_is_the_encoders_and_an_answer_the_decoders(t5: Resident) -> 
         tokenizer.decode(e.encoder_ids) == "Where is it?<|end|>"
         and tokenizer.decode(e.ids[1:]) == "In the cold room.<|end|>"
     )
-    assert e.ids[0] == t5.base.model.config.decoder_start_token_id and e.loss_mask == [0] + [1] * (len(e.ids) - 1)
+    assert e.ids[0] == t5.base.model.config.decoder_start_token_id and e.loss_mask == [0] + [1] * (
+        len(e.ids) - 1
+    )
     cut = encode_task(tokenizer, messages, 5, t5.base.eos_ids)
     assert cut.encoder_ids == e.encoder_ids[-5:] and len(cut.ids) == 5
     forged = encode_task(
         tokenizer, [{"role": "user", "content": "a <extra_id_0> b<|end|>"}, messages[1]], 64, []
     )
-    assert not set(sides.sentinel_ids(tokenizer)) & set(forged.encoder_ids) and forged.encoder_ids.count(1) == 1, (
-        "a text cannot forge a gap or an end"
-    )
+    assert (
+        not set(sides.sentinel_ids(tokenizer)) & set(forged.encoder_ids) and forged.encoder_ids.count(1) == 1
+    ), "a text cannot forge a gap or an end"
 
 
-def test_a_batch_gives_the_loss_that_the_model_makes_of_its_labels_itself(t5: Resident) -> None:
+def test_a_batch_has_the_loss_that_the_model_computes_from_its_labels(t5: Resident) -> None:
     encoded = [e for s in SENTENCES[:3] for e in encode_text(t5.base.tokenizer, s, 64)]
     batch = collate([e.row for e in encoded], 0)
     model = t5.base.model
@@ -308,7 +316,7 @@ def test_a_batch_gives_the_loss_that_the_model_makes_of_its_labels_itself(t5: Re
         )
 
 
-def test_every_column_of_an_encoder_decoder_writes_what_transformers_own_generate_writes(
+def test_encoder_decoder_columns_equal_transformers_generate(
     t5: Resident,
 ) -> None:
     prompts = [
@@ -332,7 +340,7 @@ def test_every_column_of_an_encoder_decoder_writes_what_transformers_own_generat
     assert len({tuple(w.ids) for w in states}) > 2
 
 
-def test_a_decoder_whose_mix_is_changed_reads_its_prompt_again_under_the_new_one(t5: Resident) -> None:
+def test_a_mix_change_makes_the_encoder_read_the_prompt_again(t5: Resident) -> None:
     prompts = [
         encode_text_prompt(t5.base.tokenizer, "The red lamp"),
         encode_text_prompt(t5.base.tokenizer, "An old clock of the north room"),
@@ -359,7 +367,7 @@ def test_a_decoder_whose_mix_is_changed_reads_its_prompt_again_under_the_new_one
     ].column(t5.base.tokenizer).mix_changes
 
 
-def test_many_mixes_score_like_pefts_one_by_one_and_a_loss_is_nats_over_tokens(t5: Resident) -> None:
+def test_mixes_score_like_peft_one_by_one_in_nats_per_token(t5: Resident) -> None:
     sequences = [e for s in SENTENCES[:5] for e in encode_text(t5.base.tokenizer, s, 64)]
     *_, (done, scores) = score(t5, sequences, MIXES)
     assert done == len(sequences) and scores[0].tokens == sum(sum(e.loss_mask) for e in sequences)
@@ -391,7 +399,7 @@ def test_an_encoder_decoder_is_measured_like_any_base(t5: Resident) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["t5", "gpt2", "minimax_m2"])
-def test_mixes_on_other_architectures_are_explained_compared_learned_and_baked(
+def test_every_analysis_works_on_other_architectures(
     family: str, base_of: Any, corpus: Path, pairs: Path, tmp_path: Path
 ) -> None:
     with Engine(tmp_path, str(base_of(family)), "none", "cpu") as engine:
@@ -432,24 +440,28 @@ def test_mixes_on_other_architectures_are_explained_compared_learned_and_baked(
         for method, rank in spec.items():
             baked = engine.library.bake(mix, BakeSpec(name=method, method=method)).last()
             assert baked.rank == rank and (method == "svd" or baked.changed < 1e-9)
-            assert method == "svd" or baked.logit_difference < 1e-4, "concatenation loses nothing"
+            assert method == "svd" or baked.logit_difference < 1e-4, "concatenation is exact"
 
 
-# ------------------------------------------------------------ experts
+# --- experts
 
 
-def test_experts_in_four_bits_take_an_eighth_and_compute_what_their_numbers_say(base_of: Any) -> None:
+def test_4_bit_experts_take_an_eighth_and_compute_their_values(base_of: Any) -> None:
     full, packed = (
         load_base(str(base_of("minimax_m2")), "none", "cpu"),
         load_base(str(base_of("minimax_m2")), "nf4", "cpu"),
     )
     paths = experts.weight_shapes(full.model)
-    assert len(paths) == 4 and paths == experts.weight_shapes(packed.model) and full.parameters == packed.parameters
+    assert (
+        len(paths) == 4
+        and paths == experts.weight_shapes(packed.model)
+        and full.parameters == packed.parameters
+    )
     numbers = sum(p.numel() for k, p in full.model.named_parameters() if k in paths)
     held = sum(
         p.numel() * p.element_size() for k, p in packed.model.named_parameters() if "parametrizations" in k
     )
-    assert numbers / held == pytest.approx(2.0), "two numbers a byte"
+    assert numbers / held == pytest.approx(2.0), "two values per byte"
     assert packed.model.get_memory_footprint() < 0.35 * full.model.get_memory_footprint()
     with torch.no_grad():
         for path in paths:
@@ -474,11 +486,14 @@ def test_experts_in_four_bits_take_an_eighth_and_compute_what_their_numbers_say(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_adapters_on_experts_come_on_request_with_their_size_said_and_mix_live(
+def test_expert_adapters_are_optional_state_their_size_and_mix(
     quantization: str, base_of: Any, corpus: Path, pairs: Path, tmp_path: Path
 ) -> None:
     with Engine(tmp_path / "ws", str(base_of("minimax_m2")), quantization, "cpu") as engine:
-        text, questions = engine.datasets.import_files([corpus], "text"), engine.datasets.import_files([pairs], "questions")
+        text, questions = (
+            engine.datasets.import_files([corpus], "text"),
+            engine.datasets.import_files([pairs], "questions"),
+        )
         domain = train(engine, "domain", text.id, experts=True)
         task = train(engine, "task", questions.id, experts=True, stack_on=domain)
         said = next(
@@ -526,9 +541,7 @@ def test_adapters_on_experts_come_on_request_with_their_size_said_and_mix_live(
             engine.analysis.interference(mixes[3], ["The lamp"]).last()
 
 
-def test_experts_are_asked_for_without_dropout_and_only_of_a_base_that_has_some(
-    base_of: Any, corpus: Path, tmp_path: Path
-) -> None:
+def test_expert_training_needs_experts_and_no_dropout(base_of: Any, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="Set LoRA dropout to 0"):
         TrainSpec(experts=True)
     with Engine(tmp_path / "ws", str(base_of("llama")), "none", "cpu") as engine:
@@ -539,7 +552,7 @@ def test_experts_are_asked_for_without_dropout_and_only_of_a_base_that_has_some(
         assert run.status is RunStatus.FAILED and "has no experts. Switch off" in run.error
 
 
-def test_a_published_fp8_checkpoint_is_refused_with_the_way_around_it(base_of: Any, tmp_path: Path) -> None:
+def test_an_fp8_checkpoint_is_refused_with_a_workaround(base_of: Any, tmp_path: Path) -> None:
     shutil.copytree(base_of("minimax_m2"), tmp_path / "fp8")
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())
     config["quantization_config"] = {
@@ -555,11 +568,11 @@ def test_a_published_fp8_checkpoint_is_refused_with_the_way_around_it(base_of: A
         load_base(str(tmp_path / "fp8"), "nf4", "cpu")
 
 
-# ------------------------------------------------------------ eight bits
+# --- 8 bits
 
 
 @pytest.mark.slow
-def test_eight_bits_learn_and_mix_like_pefts(base_of: Any, corpus: Path, tmp_path: Path) -> None:
+def test_an_8_bit_base_trains_and_mixes_like_pefts(base_of: Any, corpus: Path, tmp_path: Path) -> None:
     with Engine(tmp_path / "ws", str(base_of("llama")), "int8", "cpu") as engine:
         text = engine.datasets.import_files([corpus], "text")
         one = train(engine, "domain", text.id)
@@ -576,7 +589,7 @@ def test_eight_bits_learn_and_mix_like_pefts(base_of: Any, corpus: Path, tmp_pat
         assert "Linear8bitLt" in kinds
 
 
-# ------------------------------------------------------------ presets
+# --- presets
 
 
 def sections(folder: Path, form: str) -> Path:
@@ -626,7 +639,7 @@ def test_a_folder_of_sections_becomes_a_mistral_adapter_by_its_preset(
             "up_proj",
             "down_proj",
         }
-        assert usual_preset(engine) == preset.name
+        assert suggest_preset(engine) == preset.name
 
 
 @pytest.mark.slow
@@ -651,7 +664,7 @@ def test_turns_of_a_dialogue_become_a_dialogpt_adapter_by_its_preset(base_of: An
         ) == (16, 32, 0.1, 2e-4, 4, 3.0, 256)
         run = engine.runs.wait(engine.runs.start(spec), 120)
         assert run.status is RunStatus.DONE, run.error
-        assert usual_preset(engine) == "dialogpt"
+        assert suggest_preset(engine) == "dialogpt"
         pieces = engine.datasets.example_tokens(data.id, 0, 256)
         text, trained = "".join(p.text for p in pieces), "".join(p.text for p in pieces if p.trained)
         assert text.count("<|end|>") == 4 and trained.endswith("<|end|>") and trained.count("<|end|>") == 2, (

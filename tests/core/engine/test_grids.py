@@ -1,4 +1,4 @@
-"""Grids: what is varied becomes cells, cells become runs, and the table says what the differences are worth."""
+"""Grids: axes become cells, cells become runs, and the table states which differences are significant."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def base(engine: Engine, corpus: Path) -> TrainSpec:
-    data = next(iter(engine.datasets.list()), None) or engine.datasets.import_files([corpus], "Corpus", "domain")
+    data = next(iter(engine.datasets.list()), None) or engine.datasets.import_files(
+        [corpus], "Corpus", "domain"
+    )
     return TrainSpec(**{"kind": "domain", "name": "Base", "dataset": data.id, **FAST})
 
 
@@ -85,7 +87,7 @@ def test_typed_values_become_the_settings_own_type_and_read_back(
     ("schedule", "straight", "Schedule must be one of linear"),
     ("use_dora", "perhaps", "DoRA must be true or false, got 'perhaps'."), ("name", "a, b", "'name' cannot be varied"), ("nonsense", "1", "cannot be varied"),
 ])  # fmt: skip
-def test_values_that_cannot_be_are_refused_with_the_limits(field: str, text: str, said: str) -> None:
+def test_impossible_values_are_refused_with_the_limits(field: str, text: str, said: str) -> None:
     with pytest.raises(SpecError) as told:
         grids.parse_axis(field, text)
     assert said in str(told.value)
@@ -106,7 +108,7 @@ def test_a_cells_name_never_breaks_the_rules_of_names() -> None:
             assert grids.check_name(cell.spec.name) and len(cell.spec.name) <= 120
 
 
-def test_the_key_knows_what_is_trained_and_not_what_it_is_called() -> None:
+def test_the_checksum_of_a_spec_ignores_its_name() -> None:
     assert (
         grids.spec_checksum(BASE)
         == grids.spec_checksum(dataclasses.replace(BASE, name="Other"))
@@ -117,9 +119,7 @@ def test_the_key_knows_what_is_trained_and_not_what_it_is_called() -> None:
 # --- runs
 
 
-def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chance_is(
-    engine: Engine, base: TrainSpec
-) -> None:
+def test_a_grid_runs_its_cells_and_its_table_states_significance(engine: Engine, base: TrainSpec) -> None:
     grid = engine.grids.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "Ranks and rates")
     assert (
         engine.grids.start(base, {"rank": [2, 4], "learning_rate": [1e-2, 1e-5]}, "Ranks and rates").id
@@ -167,9 +167,7 @@ def test_a_grid_runs_its_cells_and_its_table_is_sorted_marked_and_says_what_chan
     assert "standard error" in results.note and "another seed may order them differently" in results.note
 
 
-def test_the_csv_has_every_cell_and_nothing_that_a_spreadsheet_executes(
-    engine: Engine, base: TrainSpec
-) -> None:
+def test_the_csv_has_every_cell_and_no_formula(engine: Engine, base: TrainSpec) -> None:
     grid = engine.grids.define(
         base, {"target_modules": [("q_proj",), ("=HYPERLINK",)], "rank": [2]}, "Formulas"
     )
@@ -181,9 +179,7 @@ def test_the_csv_has_every_cell_and_nothing_that_a_spreadsheet_executes(
     )
 
 
-def test_the_rest_of_a_grid_can_be_cancelled_and_the_cell_that_trains_goes_on(
-    engine: Engine, base: TrainSpec
-) -> None:
+def test_cancelling_a_grids_open_cells_keeps_the_training_one(engine: Engine, base: TrainSpec) -> None:
     gate = threading.Event()
     engine.worker.run(lambda: gate.wait(60) and None)
     grid = engine.grids.start(base, {"rank": [1, 2, 3]}, "Half of it")
@@ -196,12 +192,12 @@ def test_the_rest_of_a_grid_can_be_cancelled_and_the_cell_that_trains_goes_on(
     assert (
         results.counts == {"stopped": 3}
         and results.note == ""
-        and not results.alive
+        and not results.is_alive
         and not any(r.best for r in results.rows)
     )
 
 
-def test_a_grid_whose_description_is_at_fault_queues_nothing(engine: Engine, base: TrainSpec) -> None:
+def test_a_grid_with_an_invalid_spec_queues_nothing(engine: Engine, base: TrainSpec) -> None:
     before = len(engine.runs.list()), len(engine.grids.list())
     for axes in ({"dataset": ["nowhere"]}, {"rank": [0]}, {"kind": ["task"]}):
         with pytest.raises((SpecError, NotFound)):
@@ -209,12 +205,10 @@ def test_a_grid_whose_description_is_at_fault_queues_nothing(engine: Engine, bas
     assert (len(engine.runs.list()), len(engine.grids.list())) == before
 
 
-def test_cells_that_were_trained_elsewhere_are_collected_by_the_checksum_of_their_settings(
-    engine: Engine, base: TrainSpec
-) -> None:
+def test_cells_trained_elsewhere_are_collected_by_their_checksum(engine: Engine, base: TrainSpec) -> None:
     grid = engine.grids.define(base, {"seed": [1, 2, 3]}, "Elsewhere")
     assert grid.runs == ["", "", ""] and engine.grids.collect(grid.id) == []
-    cell = engine.plan.cells(grid.id)[1]
+    cell = engine.grids.get(grid.id).cells[1]
     run = engine.runs.wait(
         engine.runs.start(dataclasses.replace(cell.spec, name="Whatever it was called there"))
     )
@@ -230,28 +224,26 @@ def test_cells_that_were_trained_elsewhere_are_collected_by_the_checksum_of_thei
     assert engine.grids.results(grid.id).counts == {"not run": 3}
 
 
-def test_the_time_of_a_grid_is_told_from_the_newest_run_that_did_the_like(
-    engine: Engine, base: TrainSpec
-) -> None:
+def test_the_time_of_a_grid_comes_from_the_newest_comparable_run(engine: Engine, base: TrainSpec) -> None:
     run = engine.runs.wait(engine.runs.start(dataclasses.replace(base, name="Measured", max_steps=4)))
     seconds = engine.runs.history(run.id).seconds
-    assert seconds > 0 and engine.grids.estimate_seconds(base, {"max_steps": [2, 6]}, run.base) == pytest.approx(
-        2 * seconds
-    )
+    assert seconds > 0 and engine.grids.estimate_seconds(
+        base, {"max_steps": [2, 6]}, run.base
+    ) == pytest.approx(2 * seconds)
     assert (
         engine.grids.estimate_seconds(base, {"max_length": [64]}, run.base) is None
         and engine.grids.estimate_seconds(base, {"rank": [2]}, "another base") is None
     )
 
 
-# --- what is chance
+# --- significance
 
 
 def rows(*losses: float, tokens: int = 10) -> tuple[tuple[float, int], ...]:
     return tuple((x * tokens, tokens) for x in losses)
 
 
-def test_a_difference_on_the_same_rows_is_judged_by_the_rows_differences() -> None:
+def test_losses_on_the_same_rows_are_compared_row_by_row() -> None:
     a = ValidationPoint(1, 2.0, rows(1.0, 2.0, 3.0, 2.0))
     b = ValidationPoint(1, 2.1, rows(1.1, 2.1, 3.1, 2.1))
     found = compare_losses(a, b)
@@ -268,8 +260,11 @@ def test_a_difference_on_the_same_rows_is_judged_by_the_rows_differences() -> No
     assert told_apart.error == pytest.approx(0.8205 / 2, rel=1e-3) and not told_apart.is_significant
 
 
-def test_a_difference_on_other_rows_takes_both_errors_and_without_rows_none_is_known() -> None:
-    a, b = ValidationPoint(1, 2.0, rows(1.0, 2.0, 3.0)), ValidationPoint(1, 2.1, rows(1.1, 2.1, 3.1, tokens=7))
+def test_losses_on_other_rows_add_their_errors_if_rows_are_known() -> None:
+    a, b = (
+        ValidationPoint(1, 2.0, rows(1.0, 2.0, 3.0)),
+        ValidationPoint(1, 2.1, rows(1.1, 2.1, 3.1, tokens=7)),
+    )
     found = compare_losses(a, b)
     assert not found.paired and found.error == pytest.approx(math.hypot(1 / math.sqrt(3), 1 / math.sqrt(3)))
     bare = compare_losses(ValidationPoint(1, 2.0), b)
@@ -306,7 +301,7 @@ def test_a_log_of_two_sessions_counts_a_step_once_and_adds_the_seconds() -> None
     )
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
+def test_a_long_curve_is_thinned_out_and_keeps_its_end() -> None:
     points = [(i, float(i)) for i in range(5001)]
     kept = comparison.thin_out(points)
     assert (
@@ -317,9 +312,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
     )
 
 
-def test_runs_are_compared_by_their_settings_and_what_differs_is_known(
-    engine: Engine, base: TrainSpec
-) -> None:
+def test_the_settings_that_differ_between_runs_are_marked(engine: Engine, base: TrainSpec) -> None:
     ids = [engine.runs.start(dataclasses.replace(base, name=f"Alpha {a}", alpha=a)) for a in (8, 64)]
     for run_id in ids:
         engine.runs.wait(run_id)

@@ -1,4 +1,4 @@
-"""The Mix tab says where a mix departs from training, the Train tab what a run reads, and the Library what cannot be mixed."""
+"""Warnings: a mix that differs from training, truncated data, adapters that cannot be mixed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
-def test_the_mix_tab_warns_beside_the_mixer_and_the_train_tab_tells_what_was_cut(
+def test_the_mix_tab_warns_and_the_train_tab_reports_truncation(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
     text, questions = (

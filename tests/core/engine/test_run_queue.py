@@ -41,7 +41,7 @@ def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def gate(engine: Engine) -> Iterator[threading.Event]:
-    """While it is closed, no run begins."""
+    """No run begins until this is set."""
     made = threading.Event()
     engine.worker.run(lambda: made.wait(120) and None)
     yield made
@@ -49,14 +49,16 @@ def gate(engine: Engine) -> Iterator[threading.Event]:
 
 
 def spec(engine: Engine, corpus: Path, name: str, **changes: Any) -> TrainSpec:
-    data = next(iter(engine.datasets.list()), None) or engine.datasets.import_files([corpus], "Corpus", "domain")
+    data = next(iter(engine.datasets.list()), None) or engine.datasets.import_files(
+        [corpus], "Corpus", "domain"
+    )
     return TrainSpec(**{"kind": "domain", "name": name, "dataset": data.id, **FAST, **changes})
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.01)
 
 
@@ -65,7 +67,7 @@ def queued(engine: Engine) -> list[str]:
 
 
 def began(engine: Engine) -> list[str]:
-    """Names of the runs that began, in that order."""
+    """The names of the runs that began, in order."""
     at = {
         r.name: next((e["time"] for e in engine.runs.events(r.id)[0] if e.get("status") == "running"), None)
         for r in engine.runs.list()
@@ -95,11 +97,9 @@ def test_runs_begin_in_the_order_they_were_moved_into(
     )
 
 
-def test_a_run_that_begins_or_ended_has_no_place_to_be_moved_from(
-    engine: Engine, corpus: Path, gate: threading.Event
-) -> None:
+def test_only_a_waiting_run_can_be_moved(engine: Engine, corpus: Path, gate: threading.Event) -> None:
     run_id = engine.runs.start(spec(engine, corpus, "A"))
-    with pytest.raises(RunError, match="sideways.*first, up, down, last"):
+    with pytest.raises(RunError, match="first, up, down, last, got .sideways."):
         engine.queue.move(run_id, "sideways")
     gate.set()
     engine.runs.wait(run_id)
@@ -108,7 +108,7 @@ def test_a_run_that_begins_or_ended_has_no_place_to_be_moved_from(
             verb()
 
 
-def test_a_cancelled_run_is_out_at_once_never_begins_and_leaves_the_others_alone(
+def test_a_cancelled_run_never_begins_and_others_are_unaffected(
     engine: Engine, corpus: Path, gate: threading.Event
 ) -> None:
     ids = {n: engine.runs.start(spec(engine, corpus, n)) for n in "ABC"}
@@ -125,7 +125,7 @@ def test_a_cancelled_run_is_out_at_once_never_begins_and_leaves_the_others_alone
     assert began(engine) == ["A", "C"] and len(engine.library.adapters()) == 2
 
 
-def test_a_run_never_stands_before_the_run_that_trains_the_adapter_below_it(
+def test_a_run_is_never_placed_before_the_run_of_its_parent_adapter(
     engine: Engine, corpus: Path, pairs: Path, gate: threading.Event
 ) -> None:
     lower = engine.runs.start(spec(engine, corpus, "Lower"))
@@ -159,8 +159,8 @@ def test_a_run_never_stands_before_the_run_that_trains_the_adapter_below_it(
     assert set(engine.queue.cancel(lower, together=True)) == {lower, upper} and queued(engine) == ["Between"]
 
 
-def test_a_run_is_either_begun_or_cancelled_and_never_both(engine: Engine, corpus: Path) -> None:
-    """Cancelling races with beginning; whoever takes the ticket has the run."""
+def test_a_run_is_either_begun_or_cancelled_never_both(engine: Engine, corpus: Path) -> None:
+    """Cancelling races with beginning; the one that removes the run from the pending runs has it."""
     engine.bases.current(wait=True)
     for i in range(6):
         run_id = engine.runs.start(spec(engine, corpus, f"R{i}", max_steps=1))
@@ -178,7 +178,7 @@ def test_a_run_is_either_begun_or_cancelled_and_never_both(engine: Engine, corpu
         assert run.status is (RunStatus.STOPPED if cancelled else RunStatus.DONE)
 
 
-def test_another_process_moves_and_cancels_what_waits_here(
+def test_another_process_can_move_and_cancel_waiting_runs(
     engine: Engine, corpus: Path, gate: threading.Event
 ) -> None:
     ids = {n: engine.runs.start(spec(engine, corpus, n)) for n in "ABC"}
@@ -198,9 +198,7 @@ def test_another_process_moves_and_cancels_what_waits_here(
     assert began(engine) == ["C", "B"]
 
 
-def test_a_run_that_trains_hears_what_another_process_takes_out_of_the_line(
-    engine: Engine, corpus: Path
-) -> None:
+def test_a_training_run_polls_cancellations_of_other_processes(engine: Engine, corpus: Path) -> None:
     first = engine.runs.start(
         spec(engine, corpus, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100_000)
     )
@@ -213,7 +211,7 @@ def test_a_run_that_trains_hears_what_another_process_takes_out_of_the_line(
     assert engine.runs.wait(first).status is RunStatus.STOPPED and began(engine) == ["Long"]
 
 
-def test_the_queue_has_a_limit_that_a_grid_cannot_pass_either(
+def test_the_queue_has_a_limit_for_runs_and_grids(
     engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "QUEUE_LIMIT", 2)
@@ -243,7 +241,7 @@ threading.Event().wait(120)
 
 
 @pytest.mark.slow
-def test_what_waited_when_the_studio_was_killed_is_offered_again_in_its_order(
+def test_runs_queued_when_the_studio_was_killed_are_requeued_in_order(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     root = tmp_path / "ws"
@@ -273,7 +271,7 @@ def test_what_waited_when_the_studio_was_killed_is_offered_again_in_its_order(
         assert began(engine) == ["C", "B"] and engine.runs.requeue() == []
 
 
-def test_a_damaged_line_costs_the_order_and_never_a_run(
+def test_a_damaged_order_file_costs_the_order_but_no_run(
     engine: Engine, corpus: Path, gate: threading.Event
 ) -> None:
     ids = [engine.runs.start(spec(engine, corpus, n)) for n in "AB"]
@@ -283,14 +281,12 @@ def test_a_damaged_line_costs_the_order_and_never_a_run(
     assert [engine.runs.wait(i).status for i in ids] == [RunStatus.DONE] * 2
 
 
-def test_the_line_is_written_by_one_process_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_one_process_at_a_time_writes_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path)
     run_order.enqueue(workspace, "a")
     monkeypatch.setattr(run_order, "LOCK_TIMEOUT_SECONDS", 0.05)
     held = FileLock(workspace.run_order_path.with_suffix(".lock"))
-    with pytest.raises(Busy, match="changed by another process"):
+    with pytest.raises(Busy, match="Another process is changing the order of the queue"):
         run_order.enqueue(workspace, "b")
     held.release()
     run_order.enqueue(workspace, "b")

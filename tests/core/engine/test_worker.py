@@ -1,4 +1,4 @@
-"""The one thread: calls, streams in turn, runs that lend the model, and readers that hold nobody up."""
+"""The worker thread: calls, streams in turn, runs that yield, and readers that block no stream."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_streams_take_turns(worker: Worker) -> None:
     assert log == ["a", "b"] * 5
 
 
-def test_a_run_lends_the_thread_between_its_steps(worker: Worker) -> None:
+def test_a_run_yields_to_requests_between_its_steps(worker: Worker) -> None:
     steps: list[str] = []
     started = threading.Event()
 
@@ -73,7 +73,7 @@ def test_a_run_lends_the_thread_between_its_steps(worker: Worker) -> None:
     assert steps.index("answer") > 0 and steps[-1] != "answer" or "train" in steps[steps.index("answer") :]
 
 
-def test_a_slow_reader_sees_the_newest_value_and_holds_nobody_up(worker: Worker) -> None:
+def test_a_slow_reader_gets_the_newest_value_and_blocks_no_stream(worker: Worker) -> None:
     stream = worker.stream(lambda: counting(1000))
     time.sleep(0.3)
     assert list(stream) == [999]
@@ -96,7 +96,7 @@ def test_a_closed_stream_closes_its_generator(worker: Worker) -> None:
     assert closed.wait(2)
 
 
-def test_a_stream_that_nobody_reads_is_dropped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_a_reader_is_dropped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "LEASE_SECONDS", 0.1)
 
     def gen() -> Generator[int, None, None]:
@@ -111,7 +111,7 @@ def test_a_stream_that_nobody_reads_is_dropped(worker: Worker, monkeypatch: pyte
     assert stream._ended and not worker._streams
 
 
-def test_errors_reach_whoever_asked_and_the_thread_lives_on(worker: Worker) -> None:
+def test_errors_reach_the_caller_and_the_thread_continues(worker: Worker) -> None:
     def fail() -> Any:
         raise SpecError("no", "do yes")
 
@@ -144,7 +144,7 @@ def test_t24_too_many_streams_are_refused(worker: Worker) -> None:
         s.close()
 
 
-def test_the_worker_asks_which_run_is_next_and_an_order_that_cannot_be_read_costs_no_run(
+def test_an_unreadable_order_does_not_cost_a_run(
     worker: Worker,
 ) -> None:
     gate, held, begun = threading.Event(), threading.Event(), []

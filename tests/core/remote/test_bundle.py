@@ -315,7 +315,7 @@ def test_an_interrupted_bundle_resumes_and_trains_the_same_weights(
     )
     packed, result = tmp_path / "b.zip", tmp_path / "r.zip"
     first = pack(engine.workspace, spec, packed, str(tiny_base), "none")
-    assert pack(engine.workspace, spec, packed, str(tiny_base), "none").run == first.run_id, (
+    assert pack(engine.workspace, spec, packed, str(tiny_base), "none").run_id == first.run_id, (
         "packed twice, it is the same run"
     )
 

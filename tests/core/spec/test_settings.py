@@ -52,7 +52,7 @@ def test_t24_every_number_has_limits_that_are_kept(spec, f):
 @pytest.mark.parametrize(
     "value", [None, "1", True, float("nan"), float("inf"), 10**400, [1]], ids=lambda v: str(v)[:9]
 )
-def test_t24_what_is_no_number_is_refused(spec, f, value):
+def test_t24_values_that_are_not_numbers_are_refused(spec, f, value):
     with pytest.raises(SpecError, match="must be a number between"):
         spec(**{f.name: value})
 
@@ -109,7 +109,7 @@ MADE = [
 
 
 @pytest.mark.parametrize("made", MADE)
-def test_a_spec_goes_through_json_and_back(made):
+def test_a_spec_round_trips_through_json(made):
     again = type(made).from_json(json.loads(json.dumps(made.to_json())))
     assert again == made and type(again) is type(made)
 
@@ -121,7 +121,7 @@ def test_a_spec_goes_through_json_and_back(made):
     name=st.text(max_size=120),
 )
 @settings(deadline=None)
-def test_every_spec_inside_the_limits_goes_through_json(rank, rate, epochs, name):
+def test_every_spec_inside_the_limits_round_trips_through_json(rank, rate, epochs, name):
     made = TrainSpec(rank=rank, learning_rate=rate, epochs=epochs, name=name)
     assert TrainSpec.from_json(made.to_json()) == made
 
@@ -133,7 +133,7 @@ def test_unknown_settings_are_named_with_the_known_ones():
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 3])
-def test_settings_that_are_no_object_are_refused(value):
+def test_settings_that_are_not_an_object_are_refused(value):
     with pytest.raises(SpecError, match="must be a table of names and values"):
         TrainSpec.from_json(value)
 
@@ -143,7 +143,7 @@ def test_settings_that_are_no_object_are_refused(value):
 
 @pytest.mark.parametrize("kind", ["domain", "task"])
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_every_preset_is_inside_the_limits_and_changes_go_over_it(kind, preset):
+def test_every_preset_is_inside_the_limits_and_changes_override_it(kind, preset):
     made = resolve(kind, preset, {})
     assert made.kind == kind
     for name, value in PRESETS[preset].settings(kind).items():
@@ -176,7 +176,7 @@ def test_a_presets_settings_cannot_be_changed_through_a_copy():
         ("task", "standard", {"lr": 1}, "Unknown settings: lr."),
     ],
 )
-def test_what_cannot_be_resolved_is_refused(kind, preset, changes, said):
+def test_unknown_presets_kinds_and_settings_are_refused(kind, preset, changes, said):
     with pytest.raises(SpecError) as caught:
         resolve(kind, preset, changes)
     assert said in str(caught.value)
@@ -199,7 +199,7 @@ def test_what_cannot_be_resolved_is_refused(kind, preset, changes, said):
         ("a@1", {"a": 1.0}),
     ],
 )
-def test_a_mix_is_read_from_text(text, weights):
+def test_a_mix_is_parsed_from_text(text, weights):
     assert Mix.parse(text).weights == weights
 
 
@@ -207,13 +207,13 @@ def test_a_mix_is_read_from_text(text, weights):
     "text", [",", "=1", "a=x", "a,", "a=", "a=1=2", "a=1,a=2", "a=nan", "a=2.01", "a=inf", "a=-3", "a=+1"]
 )
 @pytest.mark.parametrize("lean", ["", "@1"])
-def test_a_text_that_is_no_mix_is_refused_with_and_without_tilts(text, lean):
+def test_a_text_that_is_not_a_mix_is_refused_with_and_without_tilts(text, lean):
     with pytest.raises(SpecError):
         Mix.parse(text + lean)
 
 
 @pytest.mark.parametrize("text", ["a@", "a@x", "a=1@1.1", "a=1@-2", "a@nan", "@1", "a@1,a@0", "a@1@1"])
-def test_a_text_that_is_no_mix_is_refused(text):
+def test_a_text_that_is_not_a_mix_is_refused(text):
     with pytest.raises(SpecError):
         Mix.parse(text)
 
@@ -246,7 +246,7 @@ def test_t24_weights_outside_the_limits_are_refused(weights):
     )
 )
 @settings(deadline=None)
-def test_a_mix_is_written_as_it_is_read_and_zero_is_off(weights):
+def test_a_mix_round_trips_through_text_and_zero_is_off(weights):
     mix = Mix(weights=weights)
     assert mix.weights == {a: w for a, w in weights.items() if w}
     if set(mix.weights) != {"base"}:
@@ -261,7 +261,7 @@ def test_a_mix_is_written_as_it_is_read_and_zero_is_off(weights):
         ("a@0,b=0@1", {"a": 1.0}, {}),
     ],
 )
-def test_a_tilt_is_read_after_an_at(text, weights, tilt):
+def test_a_tilt_is_parsed_after_an_at_sign(text, weights, tilt):
     mix = Mix.parse(text)
     assert (mix.weights, mix.tilt) == (weights, tilt) and Mix.parse(str(mix)) == mix == Mix.from_json(
         mix.to_json()
@@ -276,7 +276,7 @@ def test_a_tilt_is_read_after_an_at(text, weights, tilt):
     )
 )
 @settings(deadline=None)
-def test_every_tilted_mix_is_written_as_it_is_read(numbers):
+def test_every_mix_with_tilts_round_trips_through_text(numbers):
     mix = Mix(weights={a: w for a, (w, _) in numbers.items()}, tilt={a: t for a, (_, t) in numbers.items()})
     assert set(mix.tilt) <= set(mix.weights) and all(mix.tilt.values())
     assert Mix.parse(str(mix)) == mix == Mix.from_json(json.loads(json.dumps(mix.to_json())))
@@ -290,7 +290,7 @@ def test_t24_tilts_outside_the_limits_are_refused(tilt):
         Mix(weights={"a": 1.0}, tilt=tilt)
 
 
-def test_the_preset_by_depth_keeps_the_mean_of_every_weight():
+def test_tilt_by_depth_keeps_the_mean_of_every_weight():
     mix = tilt_by_depth("domain", "task")
     assert mix.name == "Domain deep, task shallow" and str(mix) == "domain@1 + task@-1"
 
@@ -302,18 +302,18 @@ def test_the_empty_mix_is_the_base():
 # ------------------------------------------------------------ states and errors
 
 
-def test_only_runs_that_wait_work_or_stop_are_alive():
+def test_only_queued_running_and_stopping_runs_are_alive():
     assert {s.value for s in RunStatus if s.is_alive} == {"queued", "running", "stopping"}
 
 
-def test_every_status_has_one_sentence_of_what_it_means_and_one_of_what_to_do():
+def test_every_status_has_an_explanation_and_a_next_step():
     for status in RunStatus:
-        for text in (status.meaning, status.next_step):
+        for text in (status.explanation, status.next_step):
             assert text[0].isupper() and text.endswith(".") and text.count(". ") == 0 and len(text) > 12, (
                 status,
                 text,
             )
-    assert len({s.meaning for s in RunStatus}) == len(RunStatus) == 11
+    assert len({s.explanation for s in RunStatus}) == len(RunStatus) == 11
 
 
 def test_an_error_says_where_what_and_how_to_fix_it():

@@ -1,4 +1,4 @@
-"""Adapters on disk: whole or not there, checked before use, refused with a sentence."""
+"""Adapters on disk: complete or absent, checked before use, refused with a reason."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ CONFIG: dict[str, Any] = {
 
 def factors(scale: float = 0.1) -> dict[str, torch.Tensor]:
     """The tensors of a rank 2 adapter on the queries of the tiny Llama."""
-    dice = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
     return {
-        name.format(i, s): torch.randn((2, 64) if s == "A" else (64, 2), generator=dice) * scale
+        name.format(i, s): torch.randn((2, 64) if s == "A" else (64, 2), generator=generator) * scale
         for i in (0, 1)
         for s in "AB"
     }
@@ -138,7 +138,7 @@ def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
         ),
     ],
 )
-def test_t13_unfit_weights_never_enter_the_library(workspace: Workspace, spoil: Any, said: str) -> None:
+def test_t13_invalid_weights_never_enter_the_library(workspace: Workspace, spoil: Any, said: str) -> None:
     tensors = factors()
     spoil(tensors)
     with pytest.raises(AdapterError, match=said):
@@ -211,9 +211,7 @@ def test_t10_t11_configs_are_read_from_an_allow_list(change: dict[str, Any]) -> 
     ],
     ids=str,
 )
-def test_what_has_no_form_in_rank_space_is_refused_by_name_with_the_reason(
-    name: str, value: Any, why: str
-) -> None:
+def test_an_unmixable_setting_is_refused_by_name_with_the_reason(name: str, value: Any, why: str) -> None:
     with pytest.raises(AdapterError) as caught:
         parse_config({**CONFIG, name: value})
     assert (
@@ -223,7 +221,7 @@ def test_what_has_no_form_in_rank_space_is_refused_by_name_with_the_reason(
     assert caught.value.fix.endswith(".")
 
 
-def test_every_reason_lets_pefts_own_defaults_pass() -> None:
+def test_every_default_of_peft_is_mixable() -> None:
     from peft import LoraConfig
 
     plain = LoraConfig(**{k: v for k, v in CONFIG.items() if k != "peft_type"}).to_dict()
@@ -232,7 +230,7 @@ def test_every_reason_lets_pefts_own_defaults_pass() -> None:
     assert made["target_modules"] == ["q_proj"] and made["r"] == 2
 
 
-def test_t10_what_a_config_points_at_is_not_followed() -> None:
+def test_t10_paths_and_classes_in_a_config_are_ignored() -> None:
     raw = {
         **CONFIG,
         "base_model_name_or_path": "https://evil",
@@ -259,7 +257,7 @@ def test_t12_an_adapter_of_another_base_is_refused_with_both_names(engine: Engin
     assert engine.library.default_mixes() == [Mix(name="Base")]
 
 
-def test_t12_tensors_that_do_not_fit_the_base_are_refused_and_leave_no_trace(engine: Engine) -> None:
+def test_t12_tensors_of_another_shape_are_refused_and_leave_no_trace(engine: Engine) -> None:
     tensors = {k.replace("layers.1", "layers.7"): v for k, v in factors().items()}
     put(engine.workspace, "odd", engine.bases.current().fingerprint, tensors)
     with pytest.raises(AdapterError, match="do not fit the base"):
@@ -276,7 +274,7 @@ def test_t12_tensors_that_do_not_fit_the_base_are_refused_and_leave_no_trace(eng
         (["q_proj", "input_layernorm"], "cannot be added to the base"),
     ],
 )
-def test_layers_that_cannot_carry_an_adapter_are_refused_and_leave_no_trace(
+def test_unsupported_target_layers_are_refused_and_leave_no_trace(
     tiny_base: Path, workspace: Workspace, targets: list[str], said: str | None
 ) -> None:
     from core.model.base import load_base
@@ -301,7 +299,7 @@ def test_layers_that_cannot_carry_an_adapter_are_refused_and_leave_no_trace(
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_patterns_of_plain_names_and_rslora_are_mixed_as_peft_computes_them(
+def test_rank_and_alpha_patterns_and_rslora_are_mixed_as_in_peft(
     engine: Engine, tmp_path: Path, tiny_base: Path, rslora: bool
 ) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -367,7 +365,7 @@ def test_an_unknown_adapter_and_a_path_for_an_id_are_refused(engine: Engine) -> 
         engine.library.delete("adapters", "../mine")
 
 
-def test_a_removed_adapter_is_gone_from_the_model_too_and_can_come_back(engine: Engine) -> None:
+def test_a_deleted_adapter_leaves_the_model_and_can_be_added_again(engine: Engine) -> None:
     put(engine.workspace, "mine", engine.bases.current().fingerprint, factors(0.5))
     mix = Mix(weights={"mine-0001": 2.0})
     first = engine.chat.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0]
@@ -379,7 +377,7 @@ def test_a_removed_adapter_is_gone_from_the_model_too_and_can_come_back(engine: 
     assert engine.chat.stream("Hi", [mix], Sampling(max_new_tokens=8)).last().columns[0].text == first.text
 
 
-def test_a_saved_mix_remembers_its_adapters_and_warns_when_they_change(engine: Engine) -> None:
+def test_a_saved_mix_warns_when_its_adapters_change(engine: Engine) -> None:
     put(engine.workspace, "mine", engine.bases.current().fingerprint)
     saved = engine.library.save_mix("Half", {"mine-0001": 0.5, "unused": 0.0})
     assert (
@@ -392,14 +390,16 @@ def test_a_saved_mix_remembers_its_adapters_and_warns_when_they_change(engine: E
     assert engine.library.mixes()[0].name == "Half of it"
     engine.library.delete("adapters", "mine-0001")
     put(engine.workspace, "mine", engine.bases.current().fingerprint, factors(0.3))
-    assert engine.library.mix(saved.id).warnings == ["The adapter 'mine' has changed since this mix was saved."]
+    assert engine.library.mix(saved.id).warnings == [
+        "The adapter 'mine' has changed since this mix was saved."
+    ]
     engine.library.delete("adapters", "mine-0001")
-    assert "no longer in the library" in engine.library.mix(saved.id).warnings[0]
+    assert "was deleted from the library" in engine.library.mix(saved.id).warnings[0]
     engine.library.delete("mixes", saved.id)
     assert engine.library.mixes() == []
 
 
-def test_a_saved_mix_keeps_its_tilt_and_one_from_before_tilts_still_loads(workspace: Workspace) -> None:
+def test_a_saved_mix_keeps_its_tilt_and_an_old_mix_without_tilts_loads(workspace: Workspace) -> None:
     put(workspace, "mine", "f" * 64)
     saved = mixes.save(workspace, "Deep", {"mine-0001": 0.5}, {"mine-0001": 1.0, "other": 1.0})
     assert mixes.load(workspace, saved.id).mix == Mix("Deep", {"mine-0001": 0.5}, {"mine-0001": 1.0})
@@ -461,7 +461,7 @@ def test_files_of_the_library_are_plain_safetensors_and_json(workspace: Workspac
     assert json.loads((folder / "EXPERIMENT_METADATA.json").read_text())["sha256"] == adapter.sha256
 
 
-def test_metadata_that_names_other_weights_is_refused_even_with_fitting_checksums(
+def test_metadata_of_other_weights_is_refused_despite_valid_checksums(
     workspace: Workspace,
 ) -> None:
     adapter = put(workspace, "mine", "f" * 64)

@@ -45,7 +45,7 @@ def make_link(name: str) -> zipfile.ZipInfo:
     ],
     ids=["up", "absolute", "through", "hidden", "backslash", "link", "bomb"],
 )
-def test_a_hostile_archive_is_refused_before_anything_is_unpacked(
+def test_a_hostile_archive_is_refused_before_anything_is_extracted(
     tmp_path: Path, members: Any, expected: str
 ) -> None:
     path, place = write_zip(tmp_path / "r.zip", *members), tmp_path / "place"
@@ -91,7 +91,7 @@ def test_a_large_damaged_or_foreign_archive_is_refused(
     assert sorted(archives.extract(good, place / "good", RESULT_MEMBERS)) == ["adapters/a/x", "run.json"]
 
 
-def test_the_most_compressible_bytes_that_we_pack_can_be_unpacked(tmp_path: Path) -> None:
+def test_the_most_compressible_content_can_be_packed_and_extracted(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(b"\0" * (16 << 20))
     archives.write(tmp_path / "a.zip", {"adapters/a/zeros": tmp_path / "zeros"})
     assert (tmp_path / "a.zip").stat().st_size < 1 << 20

@@ -1,4 +1,4 @@
-"""Bases on this machine and from the Hub: what is offered, fetched, cut off and gone on with, and what a change of the base asks."""
+"""Base models: on this machine, downloads from the Hub that stop and continue, and a change of the base."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """The Hub's model is a Llama of some megabytes, with files beside it that nobody should fetch."""
+    """A Hub whose model is a Llama of some megabytes, beside files that must not be downloaded."""
     folder = build_tiny_llama(tmp_path_factory.mktemp("hub"), hidden_size=256, intermediate_size=1024)
     for name in ("pytorch_model.bin", "modeling_evil.py", "consolidated.safetensors"):
         (folder / name).write_bytes(b"x" * 100)
@@ -165,9 +165,7 @@ def run(cache: Path, endpoint: str, *words: str, **more: str) -> Any:
 
 
 @pytest.mark.slow
-def test_a_download_that_was_killed_goes_on_where_it_was_and_fetches_no_code(
-    served: Hub, tmp_path: Path
-) -> None:
+def test_a_killed_download_continues_and_downloads_no_code(served: Hub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     served.pause = 0.2
     process = subprocess.Popen(
@@ -213,10 +211,14 @@ def test_a_download_that_was_killed_goes_on_where_it_was_and_fetches_no_code(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "offline", "said"),
-    [("tiny/gated", False, "is gated. Request access on its Hub page"), ("tiny/nothing", False, "has no model 'tiny/nothing'"),
-     ("tiny/llama", True, "HF_HUB_OFFLINE is set"), ("no id", False, "must have the form")],
-)  # fmt: skip
-def test_what_cannot_be_fetched_says_what_to_do(
+    [
+        ("tiny/gated", False, "is gated. Request access on its Hub page"),
+        ("tiny/nothing", False, "has no model 'tiny/nothing'"),
+        ("tiny/llama", True, "HF_HUB_OFFLINE is set"),
+        ("no id", False, "must have the form"),
+    ],
+)
+def test_a_model_that_cannot_be_downloaded_says_what_to_do(
     name: str, offline: bool, said: str, served: Hub, tmp_path: Path
 ) -> None:
     answer = run(
@@ -226,13 +228,16 @@ def test_what_cannot_be_fetched_says_what_to_do(
 
 
 @pytest.mark.slow
-def test_a_hub_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+def test_an_unreachable_hub_says_what_to_do(tmp_path: Path) -> None:
     answer = run(tmp_path / "cache", "http://127.0.0.1:9", "download", "tiny/llama")
-    assert "could not be reached" in answer["error"] and "the bytes that have arrived are kept" in answer["error"]
+    assert (
+        "could not be reached" in answer["error"]
+        and "the bytes that have arrived are kept" in answer["error"]
+    )
 
 
 def at(monkeypatch: pytest.MonkeyPatch, cache: Path, endpoint: str) -> None:
-    """Points the Hub's library, which reads its surroundings when it is imported, somewhere else."""
+    """Points huggingface_hub, which reads the environment when it is imported, to another cache and Hub."""
     from huggingface_hub import _snapshot_download, constants, file_download
     from huggingface_hub.utils import _cache_manager
 
@@ -254,7 +259,7 @@ def engine(tiny_base: Path, tmp_path: Path, served: Hub, monkeypatch: pytest.Mon
         yield made
 
 
-def test_a_download_shows_how_far_it_is_and_can_be_stopped_and_then_used(engine: Engine, served: Hub) -> None:
+def test_a_download_reports_progress_stops_continues_and_can_be_used(engine: Engine, served: Hub) -> None:
     served.pause = 0.15
     engine.bases.download("tiny/llama")
     with pytest.raises(Busy, match="'tiny/llama' is being downloaded"):
@@ -282,7 +287,7 @@ def test_a_download_shows_how_far_it_is_and_can_be_stopped_and_then_used(engine:
     assert engine.bases.current().quantization == "nf4" and not engine.bases.current().error
 
 
-def test_folders_beside_the_base_are_offered_and_what_is_no_base_says_why(
+def test_folders_beside_the_base_are_listed_with_their_defects(
     engine: Engine, tiny_base: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "models"
@@ -315,7 +320,7 @@ def test_folders_beside_the_base_are_offered_and_what_is_no_base_says_why(
             engine.bases.switch(str(home / name))
 
 
-def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run_trains(
+def test_a_base_change_warns_of_adapters_and_is_refused_during_a_run(
     engine: Engine, tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     other = build_tiny_llama(tmp_path / "other", seed=9)
@@ -345,12 +350,17 @@ def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run
         and "resumed only when this base is back: Long" in asked[1]
     )
     assert engine.bases.current().name == str(tiny_base), "nothing has happened yet"
-    assert engine.bases.switch(str(other), confirmed=True) == [] and engine.bases.current(wait=True).name == str(other)
+    assert engine.bases.switch(str(other), confirmed=True) == [] and engine.bases.current(
+        wait=True
+    ).name == str(other)
     assert [a.fits for a in engine.library.mixable_adapters()] == [False, False]
     with pytest.raises(RunError, match="began on the base .* Switch back to that base"):
         engine.runs.resume(long)
     engine.bases.switch(str(tiny_base))
-    assert [a.fits for a in engine.library.mixable_adapters() if engine.bases.current(wait=True)] == [True, True]
+    assert [a.fits for a in engine.library.mixable_adapters() if engine.bases.current(wait=True)] == [
+        True,
+        True,
+    ]
     engine.runs.resume(long)
     while engine.runs.get(long).status is not RunStatus.RUNNING:
         time.sleep(0.02)
@@ -358,9 +368,7 @@ def test_changing_the_base_asks_before_adapters_leave_and_is_refused_while_a_run
     assert engine.runs.wait(long, 60).status is RunStatus.STOPPED
 
 
-def test_an_answer_under_way_ends_with_a_sentence_when_the_base_changes(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_a_base_change_ends_an_answer_in_progress_with_a_message(engine: Engine, tmp_path: Path) -> None:
     other = build_tiny_llama(tmp_path / "other", seed=9)
     stream = engine.chat.stream("Where?", [Mix()] * 4, None)
     assert any("in progress will be stopped" in s for s in engine.bases.unload_warnings())
@@ -369,10 +377,13 @@ def test_an_answer_under_way_ends_with_a_sentence_when_the_base_changes(
         stream.last()
     except BaseModelError as e:
         assert "was changed while the answer was generated" in str(e)
-    assert engine.bases.current(wait=True).name == str(other) and engine.chat.stream("Where?", [Mix()]).last().done
+    assert (
+        engine.bases.current(wait=True).name == str(other)
+        and engine.chat.stream("Where?", [Mix()]).last().done
+    )
 
 
-def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(
+def test_a_base_that_does_not_load_leaves_the_old_base_resident(
     engine: Engine, tiny_base: Path, tmp_path: Path
 ) -> None:
     broken = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
@@ -391,7 +402,7 @@ def test_a_base_that_does_not_load_leaves_the_old_one_in_its_place(
         engine.bases.switch(str(tiny_base), "int3")
 
 
-def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_where_it_is(
+def test_a_restart_loads_the_chosen_base_or_says_that_it_is_gone(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, place = build_tiny_llama(tmp_path / "other", seed=9), engine.workspace.root
@@ -425,7 +436,7 @@ def test_the_base_that_was_chosen_is_there_after_a_restart_and_said_to_be_gone_w
         )
 
 
-def test_a_hub_id_is_no_path_and_no_address() -> None:
+def test_paths_and_addresses_are_not_hub_ids() -> None:
     for name in ("https://evil.example/x", "../../etc", "a/b/c", "a b/c", ""):
         with pytest.raises(BaseModelError):
             base_models.locate(name)

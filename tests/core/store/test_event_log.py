@@ -1,4 +1,4 @@
-"""Events: appended, never rewritten; read by cursor; a torn line harms itself only."""
+"""Event logs: appended and never rewritten, read by cursor; a torn line costs only itself."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def test_a_cursor_gives_only_what_is_new(log):
     assert [e["kind"] for e in events] == ["b", "c"] and read_since(log.path, cursor)[0] == []
 
 
-def test_a_missing_log_has_no_events_and_an_empty_one_neither(tmp_path):
+def test_a_missing_log_and_an_empty_log_have_no_events(tmp_path):
     assert read_since(tmp_path / "none.jsonl", 17) == ([], 0)
     (tmp_path / "empty.jsonl").touch()
     assert read_since(tmp_path / "empty.jsonl") == ([], 0)
@@ -67,7 +67,7 @@ def test_an_unterminated_last_line_is_left_for_the_next_read(log):
     assert [e["kind"] for e in read_since(log.path, cursor)[0]] == ["b"]
 
 
-def test_a_log_that_was_torn_by_a_crash_goes_on_with_its_own_line(log):
+def test_after_a_torn_line_the_next_event_starts_on_its_own_line(log):
     log.append("a")
     with open(log.path, "ab") as f:
         f.write(b'{"kind": "tor')
@@ -78,7 +78,8 @@ def test_a_log_that_was_torn_by_a_crash_goes_on_with_its_own_line(log):
 def test_a_writer_that_is_killed_loses_no_event_before_it(tmp_path):
     path = tmp_path / "events.jsonl"
     code = (
-        "import os, sys, pathlib\nfrom core.store.event_log import EventLog\nlog = EventLog(pathlib.Path(sys.argv[1]))\n"
+        "import os, sys, pathlib\nfrom core.store.event_log import EventLog\n"
+        "log = EventLog(pathlib.Path(sys.argv[1]))\n"
         "for i in range(50): log.append('step', step=i)\nos._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(room.__file__).parents[2], check=False)
@@ -86,7 +87,7 @@ def test_a_writer_that_is_killed_loses_no_event_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b"not json", b"[1]", b'"x"', b"\xff\xfe", b"\0\0", b"[" * 100_000, b"{"])
-def test_a_line_that_cannot_be_read_is_counted_and_the_others_kept(log, torn):
+def test_an_unreadable_line_is_counted_and_the_other_lines_are_read(log, torn):
     log.append("a")
     with open(log.path, "ab") as f:
         f.write(torn + b"\n\n")
@@ -94,7 +95,7 @@ def test_a_line_that_cannot_be_read_is_counted_and_the_others_kept(log, torn):
     assert [e["kind"] for e in read_since(log.path)[0]] == ["a", "unreadable", "b"]
 
 
-def test_after_a_failed_write_the_next_event_stands_on_its_own_line(log, monkeypatch):
+def test_after_a_failed_write_the_next_event_starts_on_its_own_line(log, monkeypatch):
     class Full:
         def __init__(self, file):
             self.file = file
@@ -118,19 +119,19 @@ def test_after_a_failed_write_the_next_event_stands_on_its_own_line(log, monkeyp
     assert [e["kind"] for e in read_since(log.path)[0]] == ["a", "unreadable", "b"]
 
 
-def test_numbers_that_json_does_not_have_are_written_as_texts(log):
+def test_numbers_that_are_not_finite_are_written_as_texts(log):
     log.append("step", loss=float("nan"), more={"x": float("inf"), "y": [1.5, float("-inf")]})
     line = log.path.read_text()
     event = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in the log"))
     assert (event["loss"], event["more"]) == ("nan", {"x": "inf", "y": [1.5, "-inf"]})
 
 
-def test_half_a_character_does_not_stop_a_run(log):
+def test_a_lone_surrogate_does_not_stop_a_run(log):
     log.append("sample", text="a\ud800b")
     assert read_since(log.path)[0][0]["text"] == "a?b"
 
 
-def test_a_long_log_is_read_in_pieces_without_losing_one(log, monkeypatch):
+def test_a_long_log_is_read_in_parts_without_losing_an_event(log, monkeypatch):
     monkeypatch.setattr(room, "READ_LIMIT_BYTES", 500)
     for i in range(100):
         log.append("step", step=i)
@@ -141,7 +142,7 @@ def test_a_long_log_is_read_in_pieces_without_losing_one(log, monkeypatch):
     assert seen == list(range(100)) and cursor == log.path.stat().st_size
 
 
-def test_a_line_longer_than_one_read_does_not_hold_readers_up_for_ever(log, monkeypatch):
+def test_a_line_longer_than_one_read_does_not_block_readers(log, monkeypatch):
     monkeypatch.setattr(room, "READ_LIMIT_BYTES", 200)
     log.append("note", text="x" * 1000)
     log.append("after")
@@ -168,7 +169,7 @@ def test_threads_share_a_log_without_mixing_lines(log):
         assert [e["step"] for e in events if e.get("who") == n] == list(range(100))
 
 
-def test_a_log_that_cannot_be_opened_is_a_sentence(tmp_path):
+def test_a_log_that_cannot_be_opened_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError):
         EventLog(tmp_path / "file" / "events.jsonl")

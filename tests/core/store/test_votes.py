@@ -1,4 +1,4 @@
-"""Votes: kept whole or not at all, counted by what a mix is made of, and no surer than they are many."""
+"""Votes: stored completely or not at all, counted by what a mix is made of, with an honest interval."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def workspace(tmp_path):
 
 
 def stamp(name, seed=0, base="f" * 16, **weights):
-    """What `Resident.stamp` says, with the files of adapters called domain and task."""
+    """A stamp as `Resident.stamp` returns it, with the files of two adapters."""
     files = {"domain": DOMAIN, "task": TASK}
     return {
         "base": "tiny", "base_fingerprint": base, "quantization": "none", "mix": name, "weights": weights,
-        "adapters": {a: files.get(a, "in training") for a in weights}, "sampling": {"temperature": 0.7, "seed": seed},
+        "adapters": {a: files.get(a, "in training") for a in weights},
+        "sampling": {"temperature": 0.7, "seed": seed},
     }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_every_column_keeps_its_own_seed(workspace):
     assert [s.seed for s in votes.load_all(workspace)[0].shown] == [4, 5]
 
 
-def test_a_torn_last_line_is_passed_over_and_the_next_vote_stands_on_its_own_line(workspace):
+def test_a_torn_line_is_skipped_and_the_next_vote_has_its_own_line(workspace):
     votes.cast(workspace, "One", [BOTH, BASE], 0)
     with open(workspace.votes_path, "ab") as f:
         f.write(b'{"kind": "vote", "id": "torn", "prom')
@@ -80,7 +81,7 @@ def test_a_torn_last_line_is_passed_over_and_the_next_vote_stands_on_its_own_lin
         {"shown": [{"name": "x", "weights": 3, "adapters": {}}] * 2},
     ],
 )
-def test_a_line_that_a_hand_spoiled_does_not_count(workspace, change):
+def test_a_line_that_was_edited_by_hand_does_not_count(workspace, change):
     votes.cast(workspace, "One", [BOTH, BASE], 0)
     line = json.loads(workspace.votes_path.read_text())
     with open(workspace.votes_path, "a") as f:
@@ -88,7 +89,7 @@ def test_a_line_that_a_hand_spoiled_does_not_count(workspace, change):
     assert [v.prompt for v in votes.load_all(workspace)] == ["One"]
 
 
-def test_the_tally_counts_shown_won_ties_and_what_chance_would_win(workspace):
+def test_the_tally_counts_votes_wins_ties_and_expected_wins(workspace):
     domain = stamp("Domain", domain=1.0)
     votes.cast(workspace, "1", [BOTH, BASE], 0)
     votes.cast(workspace, "2", [BASE, BOTH], 1)
@@ -106,7 +107,7 @@ def test_the_tally_counts_shown_won_ties_and_what_chance_would_win(workspace):
     assert [s.name for s in votes.tally(votes.load_all(workspace))] == ["Both", "Base", "Domain"]
 
 
-def test_a_mix_is_its_files_and_weights_whatever_it_is_called(workspace):
+def test_a_mix_is_its_files_and_weights_and_not_its_name(workspace):
     votes.cast(workspace, "1", [stamp("Old name", domain=1.0, task=0.5), BASE], 0)
     votes.cast(workspace, "2", [stamp("New name", task=0.5, domain=1.0), BASE], 0)
     votes.cast(workspace, "3", [stamp("New name", domain=1.0, task=0.25), BASE], 1)
@@ -129,19 +130,19 @@ def test_the_same_weights_on_another_base_are_another_mix(workspace):
     assert sorted(s.votes for s in votes.tally(votes.load_all(workspace))) == [1, 1, 1, 1]
 
 
-def test_two_adapters_in_training_are_not_taken_for_one(workspace):
+def test_two_adapters_in_training_are_different_mixes(workspace):
     votes.cast(workspace, "1", [stamp("One", one=1.0), stamp("Two", two=1.0)], 0)
     assert {n: s.wins for n, s in by_name(workspace).items()} == {"One": 1, "Two": 0}
 
 
-def test_the_same_mix_twice_takes_part_once(workspace):
+def test_a_mix_that_is_shown_twice_counts_once(workspace):
     votes.cast(workspace, "1", [BASE, stamp("Base again"), BOTH], 1)
     (won, lost) = votes.tally(votes.load_all(workspace))
     assert (won.votes, won.wins, won.chance_rate) == (1, 1, 0.5) and (lost.votes, lost.wins) == (1, 0)
 
 
-def test_the_interval_is_wilson_s():
-    """By hand for 7 of 10: z² = 3.8415, middle (0.7 + 0.19207) / 1.38415, half 1.95996 / 1.38415 · √(0.021 + 0.0096036)."""
+def test_the_interval_is_wilsons():
+    """For 7 of 10: z² = 3.8415, center (0.7 + 0.19207) / 1.38415, half 1.416 √(0.021 + 0.0096036)."""
     assert wilson(7, 10) == pytest.approx((0.39678, 0.89221), abs=1e-5)
     assert wilson(0, 10) == pytest.approx((0.0, 3.841459 / 13.841459), abs=1e-6)
     assert wilson(10, 10) == pytest.approx((1 - 3.841459 / 13.841459, 1.0), abs=1e-6)
@@ -152,7 +153,7 @@ def test_the_interval_is_wilson_s():
     )
 
 
-def test_a_vote_taken_back_no_longer_counts_and_cannot_be_taken_back_twice(workspace):
+def test_a_withdrawn_vote_does_not_count_and_is_withdrawn_only_once(workspace):
     cast = votes.cast(workspace, "1", [BASE, BOTH], 0)
     votes.cast(workspace, "2", [BASE, BOTH], 1)
     before = workspace.votes_path.read_bytes()
@@ -173,18 +174,19 @@ def test_a_reset_leaves_no_prompt_on_the_disk(workspace):
 @pytest.mark.parametrize(
     ("stamps", "chosen"), [([BASE], 0), ([BASE, {}], 0), ([BASE, BOTH], 2), ([BASE, BOTH], -1)]
 )
-def test_a_vote_on_what_was_not_shown_is_refused(workspace, stamps, chosen):
+def test_a_vote_for_an_answer_that_was_not_shown_is_refused(workspace, stamps, chosen):
     with pytest.raises(SpecError):
         votes.cast(workspace, "1", stamps, chosen)
     assert votes.load_all(workspace) == []
 
 
-def test_the_csv_has_a_row_an_answer_and_no_formula(workspace):
+def test_the_csv_has_a_row_for_each_answer_and_no_formula(workspace):
     votes.cast(workspace, "=HYPERLINK(1)", [stamp("+evil", domain=-0.5), BASE], 1)
     votes.cast(workspace, "Fine", [BASE, BOTH], None)
     rows = list(csv.DictReader(io.StringIO(format_csv(votes.make_rows(votes.load_all(workspace))))))
     assert [(r["prompt"], r["place"], r["mix"], r["chosen"]) for r in rows] == [
-        ("'=HYPERLINK(1)", "A", "'+evil", "no"), ("'=HYPERLINK(1)", "B", "Base", "yes"), ("Fine", "A", "Base", "no difference"), ("Fine", "B", "Both", "no difference"),
+        ("'=HYPERLINK(1)", "A", "'+evil", "no"), ("'=HYPERLINK(1)", "B", "Base", "yes"),
+        ("Fine", "A", "Base", "no difference"), ("Fine", "B", "Both", "no difference"),
     ]  # fmt: skip
     assert (
         rows[0]["weights"] == "domain=-0.5" and DOMAIN in rows[0]["adapters"] and rows[1]["weights"] == "base"

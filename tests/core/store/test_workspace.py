@@ -1,4 +1,4 @@
-"""Workspace: ids are ours, paths stay inside, files appear whole or not at all."""
+"""The workspace: ids are valid, paths stay inside, files appear completely or not at all."""
 
 import errno
 import hashlib
@@ -19,15 +19,15 @@ from core.store import workspace as workspace_module
 from core.store.workspace import (
     FileLock,
     Workspace,
+    atomic_write,
     check_name,
-    is_locked,
+    check_regular_file,
     ensure_space,
+    is_locked,
     make_id,
     read_json,
-    check_regular_file,
     sha256_of,
     storage_error,
-    atomic_write,
     write_json,
 )
 
@@ -49,7 +49,7 @@ def fill(workspace, kind, name, text="x"):
 
 @given(st.text())
 @settings(deadline=None)
-def test_t6_every_name_gets_an_id_of_our_form(name):
+def test_t6_every_name_gets_a_valid_id(name):
     assert workspace_module.ID.fullmatch(make_id(name)) and len(make_id(name)) <= 45
 
 
@@ -121,7 +121,7 @@ def test_t7_a_link_inside_an_item_does_not_lead_out(workspace, tmp_path):
         workspace.path("datasets", item_id, "out", "secret")
 
 
-def test_paths_have_the_layout_that_is_written_down(workspace):
+def test_paths_have_the_documented_layout(workspace):
     assert (
         workspace.path("datasets", "a", "splits", "a_train.jsonl")
         == workspace.root / "datasets" / "a" / "splits" / "a_train.jsonl"
@@ -141,7 +141,7 @@ def test_a_file_appears_whole(tmp_path):
     assert path.read_bytes() == b"halfwhole" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 
-def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
+def test_a_process_with_the_old_file_open_continues_to_read_it(tmp_path):
     write_json(tmp_path / "a.json", "old")
     with open(tmp_path / "a.json") as f:
         write_json(tmp_path / "a.json", "new")
@@ -165,14 +165,17 @@ def test_an_error_while_writing_keeps_the_old_file_and_no_partial(tmp_path, erro
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    code = "import os, sys, pathlib\nfrom core.store.workspace import atomic_write\nwith atomic_write(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
+    code = (
+        "import os, sys, pathlib\nfrom core.store.workspace import atomic_write\n"
+        "with atomic_write(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], cwd=Path(workspace_module.__file__).parents[2], check=False
     )
     assert done.returncode == 9 and read_json(path) == {"old": 1}
 
 
-def test_json_goes_there_and_back_with_unix_line_ends(tmp_path):
+def test_json_round_trips_with_unix_line_ends(tmp_path):
     write_json(tmp_path / "a.json", {"b": "é", "a": [1, None]})
     assert read_json(tmp_path / "a.json") == {"a": [1, None], "b": "é"}
     assert (
@@ -181,7 +184,7 @@ def test_json_goes_there_and_back_with_unix_line_ends(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, None])
-def test_a_damaged_json_file_is_a_sentence(tmp_path, content):
+def test_a_damaged_json_file_is_a_storage_error(tmp_path, content):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
@@ -189,14 +192,14 @@ def test_a_damaged_json_file_is_a_sentence(tmp_path, content):
         read_json(path)
 
 
-def test_what_an_oserror_means():
+def test_an_oserror_becomes_a_storage_error():
     assert "The disk is full: a.txt" in str(storage_error(OSError(errno.ENOSPC, "x"), Path("/tmp/a.txt")))
     assert "The disk is full" in str(storage_error(OSError(errno.EDQUOT, "x"), Path("a.txt")))
     other = storage_error(OSError(errno.EROFS, "Read-only file system"), Path("a.txt"))
     assert "Read-only file system" in other.what and "permissions" in other.fix
 
 
-def test_space_is_refused_before_it_is_missing(tmp_path, monkeypatch):
+def test_a_write_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         workspace_module.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
     )
@@ -242,7 +245,7 @@ def test_an_item_appears_at_once_and_is_listed_oldest_first(workspace):
     assert workspace.ids("datasets") == [other, item_id]
 
 
-def test_strangers_in_the_folder_are_not_items(workspace):
+def test_foreign_files_in_the_folder_are_not_items(workspace):
     for name in ("a.bak", ".hidden", "UPPER"):
         (workspace.root / "datasets" / name).mkdir()
     (workspace.root / "mixes" / "m.json").write_text("{}")
@@ -252,7 +255,7 @@ def test_strangers_in_the_folder_are_not_items(workspace):
         workspace.find("mixes", "x")
 
 
-def test_an_id_that_is_taken_is_not_given_again(workspace, monkeypatch):
+def test_an_existing_id_is_not_used_again(workspace, monkeypatch):
     drawn = iter(["0000", "0000", "0000", "0001", "0001", "0002"])
     monkeypatch.setattr(workspace_module.secrets, "token_hex", lambda n: next(drawn))
     assert fill(workspace, "datasets", "a") == "a-0000"
@@ -260,7 +263,7 @@ def test_an_id_that_is_taken_is_not_given_again(workspace, monkeypatch):
     assert workspace.new_dir("datasets", "a")[0] == "a-0002"
 
 
-def test_a_given_id_is_kept_and_refused_while_it_is_being_built(workspace):
+def test_a_reserved_id_is_used_and_refused_while_its_folder_is_filled(workspace):
     assert workspace.new_dir("adapters", "a", "mine")[0] == "mine"
     with pytest.raises(StorageError):
         workspace.new_dir("adapters", "a", "mine")
@@ -286,7 +289,7 @@ def test_a_removed_item_is_gone(workspace):
         workspace.remove("datasets", item_id)
 
 
-def test_the_sweep_removes_what_a_crash_left_and_nothing_else(workspace):
+def test_partial_files_of_a_crash_are_removed_and_nothing_else(workspace):
     kept = fill(workspace, "datasets", "a")
     workspace.new_dir("datasets", "half")
     (workspace.root / "mixes" / ".m.json.0000.partial").write_text("half")
@@ -294,7 +297,7 @@ def test_the_sweep_removes_what_a_crash_left_and_nothing_else(workspace):
     assert workspace.ids("datasets") == [kept]
 
 
-def test_a_workspace_that_cannot_be_made_is_a_sentence(tmp_path):
+def test_a_workspace_that_cannot_be_created_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="could not be written"):
         Workspace(tmp_path / "file")
@@ -318,7 +321,10 @@ def test_a_file_lock_has_one_owner_until_it_is_released(tmp_path):
 
 def test_a_file_lock_is_released_when_its_process_dies(tmp_path):
     path = tmp_path / "lock"
-    code = "import sys, pathlib\nfrom core.store.workspace import FileLock\nlock = FileLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import sys, pathlib\nfrom core.store.workspace import FileLock\n"
+        "lock = FileLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path)],
         stdin=subprocess.PIPE,

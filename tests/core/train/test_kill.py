@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: a run goes on from the newest checkpoint that verifies and ends as if nothing had been, to the bit."""
+"""SIGKILL at any moment: a run resumes from its newest verified checkpoint and ends the same, to the bit."""
 
 from __future__ import annotations
 
@@ -27,13 +27,23 @@ from core.train import checkpoints
 ROOT = Path(__file__).resolve().parents[3]
 KILLS = 50
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 5e-3, "batch_size": 2, "accumulation": 2, "max_length": 48, "rank": 4, "alpha": 8, "dropout": 0.1, "warmup_ratio": 0.2,
-    "max_steps": 40, "save_steps": 1, "eval_steps": 3, "sample_prompts": ("The red lamp",),
-}  # fmt: skip
+    "learning_rate": 5e-3,
+    "batch_size": 2,
+    "accumulation": 2,
+    "max_length": 48,
+    "rank": 4,
+    "alpha": 8,
+    "dropout": 0.1,
+    "warmup_ratio": 0.2,
+    "max_steps": 40,
+    "save_steps": 1,
+    "eval_steps": 3,
+    "sample_prompts": ("The red lamp",),
+}
 
 
 class Driver:
-    """Starts attempts at runs in children that may be killed, and reads what is left of them."""
+    """Starts attempts at runs in children that may be killed, and reads what they leave behind."""
 
     def __init__(self, folder: Path, base: Path, corpus: Path) -> None:
         self.workspace = Workspace(folder / "ws")
@@ -81,15 +91,15 @@ class Driver:
         return self.marks.read_bytes()[:1].decode()
 
     def newest(self, run_id: str) -> int:
-        """The step of the newest checkpoint that verifies, 0 where there is none."""
-        found = checkpoints.find_newest(runs.checkpoints_folder(self.workspace, run_id), run_id)
-        return checkpoints.step_of(found) if found else 0
+        """The step of the newest checkpoint that verifies, 0 if there is none."""
+        newest = checkpoints.find_newest(runs.checkpoints_folder(self.workspace, run_id), run_id)
+        return checkpoints.step_of(newest) if newest else 0
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
         return read_since(runs.events_path(self.workspace, run_id))[0]
 
     def resumed_from(self, run_id: str) -> list[int]:
-        """The steps that the run's attempts went on from; 0 is from the start."""
+        """The steps that the attempts at a run resumed from; 0 is the start."""
         notes = [e["text"] for e in self.events(run_id) if e["kind"] == "note"]
         return [
             int(n.removeprefix("Resumed from step ").rstrip(".")) for n in notes if n.startswith("Resumed")
@@ -98,7 +108,12 @@ class Driver:
     def outcome(
         self, run_id: str
     ) -> tuple[list[tuple[int, float, float]], list[tuple[int, float]], int, str]:
-        """(step, loss, learning rate) of every step and (step, loss) of every validation, of repeated ones the later; the step that was kept; the adapter's sha256."""
+        """What a run leaves, of repeated steps the later.
+
+        Returns:
+            (step, loss, learning rate) of every step, (step, loss) of every validation, the step of the
+            adapter that was kept, its sha256.
+        """
         events = self.events(run_id)
         steps = {e["step"]: (e["step"], e["loss"], e["learning_rate"]) for e in events if e["kind"] == "step"}
         validations = {e["step"]: (e["step"], e["loss"]) for e in events if e["kind"] == "validation"}
@@ -114,9 +129,9 @@ class Driver:
 
 @pytest.fixture
 def driver(tiny_base: Path, tmp_path: Path, corpus: Path) -> Iterator[Driver]:
-    made = Driver(tmp_path, tiny_base, corpus)
-    yield made
-    made.close()
+    driver = Driver(tmp_path, tiny_base, corpus)
+    yield driver
+    driver.close()
 
 
 def finish(driver: Driver, run_id: str) -> None:
@@ -126,14 +141,14 @@ def finish(driver: Driver, run_id: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_50_random_moments_a_run_ends_with_the_same_losses_rates_and_weights(
+def test_50_kills_at_random_moments_change_no_loss_rate_or_weight(
     driver: Driver,
 ) -> None:
     whole = driver.new_run("Whole")
     finish(driver, whole)
     expected = driver.outcome(whole)
     assert len(expected[0]) == SETTINGS["max_steps"] and len({rate for _, _, rate in expected[0]}) > 30
-    dice, seen = random.Random(50), Counter[str]()
+    delays, seen = random.Random(50), Counter[str]()
     run_id = driver.new_run("Killed")
     while sum(seen.values()) < KILLS:
         if runs.load(driver.workspace, run_id).status is RunStatus.DONE:
@@ -144,7 +159,7 @@ def test_killed_at_50_random_moments_a_run_ends_with_the_same_losses_rates_and_w
         began = time.monotonic()
         while driver.doing() == "o" and time.monotonic() - began < 20:
             time.sleep(0.002)
-        time.sleep(dice.uniform(0.0, 0.7))
+        time.sleep(delays.uniform(0.0, 0.7))
         doing = driver.doing()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -159,7 +174,7 @@ def test_killed_at_50_random_moments_a_run_ends_with_the_same_losses_rates_and_w
 
 
 @pytest.mark.slow
-def test_killed_in_every_place_of_a_step_a_save_a_rotation_and_the_end_it_goes_on_to_the_same_end(
+def test_a_kill_in_every_place_of_a_run_changes_nothing(
     driver: Driver,
 ) -> None:
     from tests.core.train.zygote import HALFWAY, PLACES
@@ -179,9 +194,9 @@ def test_killed_in_every_place_of_a_step_a_save_a_rotation_and_the_end_it_goes_o
         assert driver.ended() == -signal.SIGKILL, f"{place} was not reached: {driver.errors.name}"
         assert driver.resumed_from(run_id)[len(before) :] == ([newest] if newest else []), place
         if place in ("after the adapter is written", "after the optimizer is written", "before the manifest"):
-            assert driver.newest(run_id) == newest, "what was not committed does not count"
+            assert driver.newest(run_id) == newest, "an uncommitted checkpoint does not count"
     assert driver.newest(run_id), "the last kill left the checkpoints of a finished run"
     assert runs.load(driver.workspace, run_id).status is RunStatus.DONE
     assert driver.outcome(run_id) == expected
     finish(driver, driver.new_run("Another", **shorter))
-    assert not driver.newest(run_id), "the next run cleared them away"
+    assert not driver.newest(run_id), "the next run removes them"

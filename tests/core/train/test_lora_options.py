@@ -1,4 +1,4 @@
-"""The adapter's options: what each does to training, to the file that is kept, and to the base that everyone shares."""
+"""LoRA options: what each does to training, to the saved file, and to the shared base."""
 
 from __future__ import annotations
 
@@ -18,8 +18,19 @@ from core.spec.training import OPTIMIZERS, SCHEDULES, RunStatus, TrainSpec
 from core.store.adapters import Adapter
 from core.store.runs import Run
 
-FAST: dict[str, Any] = {"learning_rate": 5e-3, "batch_size": 2, "accumulation": 1, "max_length": 64, "rank": 4, "alpha": 8, "dropout": 0.0,
-                        "max_steps": 4, "eval_steps": 4, "save_steps": 4, "sample_prompts": ("The red",)}  # fmt: skip
+FAST: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "batch_size": 2,
+    "accumulation": 1,
+    "max_length": 64,
+    "rank": 4,
+    "alpha": 8,
+    "dropout": 0.0,
+    "max_steps": 4,
+    "eval_steps": 4,
+    "save_steps": 4,
+    "sample_prompts": ("The red",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +49,27 @@ def packed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def spec_of(engine: Engine, corpus: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets.list() if d.kind == "domain"), None) or engine.datasets.import_files(
-        [corpus], "Corpus", "domain"
-    )
+    data = next(
+        (d for d in engine.datasets.list() if d.kind == "domain"), None
+    ) or engine.datasets.import_files([corpus], "Corpus", "domain")
     return TrainSpec(**{"kind": "domain", "dataset": data.id, "name": "A", **FAST, **changes})
 
 
-def trained(engine: Engine, spec: TrainSpec) -> tuple[Run, list[float]]:
-    """The run, which ended well, and the loss of every step."""
+def train_run(engine: Engine, spec: TrainSpec) -> tuple[Run, list[float]]:
+    """Trains a run to its end; returns it with the loss of every step."""
     run = engine.runs.wait(engine.runs.start(spec))
     assert run.status is RunStatus.DONE, run.error
     return run, [e["loss"] for e in engine.runs.events(run.id)[0] if e["kind"] == "step"]
 
 
 def weights_of(engine: Engine) -> str:
-    """One sha256 over the base's own weights, with adapters hanging on it or not."""
+    """One sha256 over the base's own weights, without those of adapters."""
 
     def digest() -> str:
         sha = hashlib.sha256()
         for name, p in sorted(
-            engine.resident_base.get().base.model.named_parameters(), key=lambda x: x[0].replace(".base_layer", "")
+            engine.resident_base.get().base.model.named_parameters(),
+            key=lambda x: x[0].replace(".base_layer", ""),
         ):
             if "lora_" not in name:
                 sha.update(p.detach().contiguous().view(-1).view(__import__("torch").uint8).numpy().tobytes())
@@ -69,7 +81,7 @@ def weights_of(engine: Engine) -> str:
 def logits_here(engine: Engine, mix: Mix) -> Any:
     import torch
 
-    def ask() -> Any:
+    def compute() -> Any:
         from core.model.generate import inference_mode_for
 
         resident = engine.resident_base.get()
@@ -77,7 +89,7 @@ def logits_here(engine: Engine, mix: Mix) -> Any:
         with inference_mode_for(resident, resident.rows([mix])):
             return resident.base.model(torch.tensor([[5, 60, 70, 80, 90]])).logits.clone()
 
-    return engine.worker.call(ask)
+    return engine.worker.call(compute)
 
 
 def logits_in_peft(engine: Engine, base: Path, adapter: str) -> Any:
@@ -92,11 +104,11 @@ def logits_in_peft(engine: Engine, base: Path, adapter: str) -> Any:
         return plain(torch.tensor([[5, 60, 70, 80, 90]])).logits
 
 
-def test_rank_stabilised_lora_scales_by_the_root_of_the_rank_here_and_in_peft(
+def test_rslora_scales_by_the_root_of_the_rank_here_and_in_peft(
     engine: Engine, corpus: Path, tiny_base: Path
 ) -> None:
-    run, losses = trained(engine, spec_of(engine, corpus, use_rslora=True))
-    _, usual = trained(engine, spec_of(engine, corpus))
+    run, losses = train_run(engine, spec_of(engine, corpus, use_rslora=True))
+    _, usual = train_run(engine, spec_of(engine, corpus))
     assert losses[0] == usual[0] and losses[1:] != usual[1:]
     assert (
         logits_in_peft(engine, tiny_base, run.adapter) - logits_here(engine, Mix(weights={run.adapter: 1.0}))
@@ -104,24 +116,24 @@ def test_rank_stabilised_lora_scales_by_the_root_of_the_rank_here_and_in_peft(
 
 
 @pytest.mark.parametrize(("start", "rslora"), [("pissa", False), ("pissa", True), ("olora", False)])
-def test_a_start_from_the_bases_own_weights_is_kept_as_plain_lora_and_leaves_the_base_untouched(
+def test_pissa_and_olora_are_saved_as_plain_lora_and_keep_the_base(
     engine: Engine, corpus: Path, tiny_base: Path, start: str, rslora: bool
 ) -> None:
     before = weights_of(engine)
-    run, losses = trained(engine, spec_of(engine, corpus, initialisation=start, use_rslora=rslora))
+    run, losses = train_run(engine, spec_of(engine, corpus, initialisation=start, use_rslora=rslora))
     assert weights_of(engine) == before
     adapter = engine.library.adapter(run.adapter)
     assert adapter.rank == 8 and adapter.alpha == pytest.approx(8 * (math.sqrt(2) if rslora else 2))
     assert len(engine.library.verify(adapter.id)) == 3
     here = logits_here(engine, Mix(weights={adapter.id: 1.0}))
     assert (logits_in_peft(engine, tiny_base, adapter.id) - here).abs().max() < 1e-5
-    assert (here - logits_here(engine, Mix())).abs().max() > 1e-2, "it learned something"
+    assert (here - logits_here(engine, Mix())).abs().max() > 1e-2, "the adapter changes the logits"
     validation = [e["loss"] for e in engine.runs.events(run.id)[0] if e["kind"] == "validation"]
     assert validation[-1] < validation[0]
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_beside_the_base_trains_as_pefts_own_which_changes_it(
+def test_pissa_and_olora_train_as_in_peft_which_changes_the_base(
     engine: Engine, corpus: Path, tiny_base: Path, start: str
 ) -> None:
     """The loss after each of four steps, by a loop of a dozen lines over peft's own PiSSA and OLoRA."""
@@ -159,15 +171,13 @@ def test_a_start_beside_the_base_trains_as_pefts_own_which_changes_it(
 
 
 @pytest.mark.slow
-def test_a_run_with_a_start_resumes_from_its_checkpoint_to_the_same_numbers(
-    engine: Engine, corpus: Path
-) -> None:
+def test_a_pissa_run_resumes_to_the_same_losses_and_weights(engine: Engine, corpus: Path) -> None:
     import time
 
     spec = spec_of(
         engine, corpus, initialisation="pissa", max_steps=40, save_steps=5, eval_steps=40, name="Whole"
     )
-    whole, losses = trained(engine, spec)
+    whole, losses = train_run(engine, spec)
     run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Parted"}))
     while engine.runs.get(run_id).step < 8:
         time.sleep(0.01)
@@ -177,16 +187,17 @@ def test_a_run_with_a_start_resumes_from_its_checkpoint_to_the_same_numbers(
     assert engine.runs.wait(run_id).status is RunStatus.DONE
     steps = {e["step"]: e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"}
     assert [steps[s] for s in sorted(steps)] == losses
-    assert engine.library.adapter(engine.runs.get(run_id).adapter).sha256 == engine.library.adapter(whole.adapter).sha256
+    assert (
+        engine.library.adapter(engine.runs.get(run_id).adapter).sha256
+        == engine.library.adapter(whole.adapter).sha256
+    )
 
 
-def test_the_adapter_in_training_with_a_start_is_mixed_as_it_will_be_kept(
-    engine: Engine, corpus: Path
-) -> None:
-    """At weight 0 it is the base, at 1 it is what is trained, and it grows evenly between."""
+def test_a_pissa_adapter_in_training_is_mixed_as_it_will_be_saved(engine: Engine, corpus: Path) -> None:
+    """At weight 0 the mix is the base, at 1 it is the model in training."""
     import torch
 
-    def look() -> Any:
+    def compare() -> Any:
         from core.model.families import LLAMA_LIKE
         from core.model.generate import inference_mode_for
 
@@ -210,23 +221,25 @@ def test_the_adapter_in_training_with_a_start_is_mixed_as_it_will_be_kept(
                 base = resident.base.model(ids).logits.clone()
             resident.peft.eval()  # type: ignore[union-attr]
             with torch.no_grad():
-                trained = resident.base.model(ids).logits
-            return out, base, trained, stamp["weights"]
+                trained_logits = resident.base.model(ids).logits
+            return out, base, trained_logits, stamp["weights"]
         finally:
             resident.remove_trainee()
 
-    (off, on), base, trained, weights = engine.worker.call(look)
+    (off, on), base, trained_logits, weights = engine.worker.call(compare)
     assert (
-        (off - base).abs().max() == 0 and (on - trained).abs().max() < 1e-5 and (on - base).abs().max() > 1e-2
+        (off - base).abs().max() == 0
+        and (on - trained_logits).abs().max() < 1e-5
+        and (on - base).abs().max() > 1e-2
     )
-    assert weights == {"trial": 1.0}, "the start is no adapter that anyone sees"
+    assert weights == {"trial": 1.0}, "the offset does not appear in the stamp"
 
 
 @pytest.mark.slow
-def test_starts_work_on_four_bits_and_leave_them_bit_identical(packed: Engine, corpus: Path) -> None:
+def test_initialisations_work_on_nf4_and_do_not_change_the_base(packed: Engine, corpus: Path) -> None:
     before = weights_of(packed)
     for start in ("pissa", "olora", "loftq"):
-        run, _ = trained(packed, spec_of(packed, corpus, initialisation=start, name=start))
+        run, _ = train_run(packed, spec_of(packed, corpus, initialisation=start, name=start))
         assert engine_rank(packed, run) == (4 if start == "loftq" else 8)
     assert weights_of(packed) == before
 
@@ -236,7 +249,7 @@ def engine_rank(engine: Engine, run: Run) -> int:
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
+def test_transposed_weights_can_start_from_pissa_and_olora(tmp_path: Path, start: str) -> None:
     """GPT-2 holds its weights as (inputs, outputs)."""
     import torch
 
@@ -261,14 +274,18 @@ def test_transposed_weights_have_starts_too(tmp_path: Path, start: str) -> None:
         for name, layer in resident.base.model.named_modules():
             if name.endswith("c_fc"):
                 weight, start_there = layer.get_base_layer().weight, layer.get_delta_weight("default")
-                assert start_there.norm() > 0.1 * weight.norm(), "it starts from the weight, not from nothing"
-                part = start_there / (2 if start == "olora" else 1)  # OLoRA takes its part times the scaling
-                assert (weight - part).norm() < 0.99 * weight.norm(), "which takes a part of it out"
+                assert start_there.norm() > 0.1 * weight.norm(), (
+                    "the adapter starts from the weight, not from zero"
+                )
+                part = start_there / (
+                    2 if start == "olora" else 1
+                )  # OLoRA multiplies its part by the scaling
+                assert (weight - part).norm() < 0.99 * weight.norm(), "the start is a part of the weight"
     finally:
         resident.remove_trainee()
 
 
-def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: Engine) -> None:
+def test_loftq_reduces_the_quantisation_error(packed: Engine, engine: Engine) -> None:
     from core.model.families import LLAMA_LIKE
 
     true = logits_here(engine, Mix())
@@ -299,18 +316,18 @@ def test_loftq_makes_up_for_some_of_what_four_bits_lose(packed: Engine, engine: 
     assert with_it < 0.8 * without
 
 
-def test_loftq_on_an_unquantised_base_is_refused_with_the_reason(engine: Engine, corpus: Path) -> None:
+def test_loftq_on_an_unquantised_base_is_refused(engine: Engine, corpus: Path) -> None:
     run = engine.runs.wait(engine.runs.start(spec_of(engine, corpus, initialisation="loftq", name="None")))
     assert run.status is RunStatus.FAILED and "not quantised" in run.error
-    assert trained(engine, spec_of(engine, corpus, name="After"))[0].status is RunStatus.DONE, (
-        "the base is free again"
+    assert train_run(engine, spec_of(engine, corpus, name="After"))[0].status is RunStatus.DONE, (
+        "the next run finds the base unchanged"
     )
 
 
-def test_dora_is_trained_kept_verified_and_loaded_by_peft_and_the_mixer_says_why_not_by_it(
+def test_dora_trains_verifies_and_loads_in_peft_but_cannot_be_mixed(
     engine: Engine, corpus: Path, tiny_base: Path
 ) -> None:
-    run, losses = trained(engine, spec_of(engine, corpus, use_dora=True, max_steps=12, name="Dora"))
+    run, losses = train_run(engine, spec_of(engine, corpus, use_dora=True, max_steps=12, name="Dora"))
     assert losses[-1] < losses[0]
     adapter = engine.library.adapter(run.adapter)
     assert "DoRA" in adapter.unmixable and len(engine.library.verify(adapter.id)) == 3
@@ -322,11 +339,11 @@ def test_dora_is_trained_kept_verified_and_loaded_by_peft_and_the_mixer_says_why
     last = [e for e in events if e["kind"] == "validation"][-1]
     first = next(e for e in events if e["kind"] == "validation")
     assert last["loss"] < first["loss"]
-    assert [e for e in events if e["kind"] == "sample"], "it is heard while it trains"
+    assert [e for e in events if e["kind"] == "sample"], "it answers the sample prompts while it trains"
 
     import torch
 
-    # plain peft has the validation loss that the run measured through its own forward
+    # plain peft has the validation loss that the run measured
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -349,14 +366,14 @@ def test_dora_is_trained_kept_verified_and_loaded_by_peft_and_the_mixer_says_why
 
 
 @pytest.mark.slow
-def test_a_mix_that_names_a_dora_adapter_in_training_is_told_why_and_others_are_answered(
+def test_a_dora_adapter_in_training_is_refused_in_mixes_and_others_answer(
     engine: Engine, corpus: Path
 ) -> None:
-    """And the run notices nothing."""
-    plain, _ = trained(engine, spec_of(engine, corpus, name="Plain"))
+    """The losses of the run do not change."""
+    plain, _ = train_run(engine, spec_of(engine, corpus, name="Plain"))
     spec = spec_of(engine, corpus, use_dora=True, max_steps=30, eval_steps=30, save_steps=30, name="Quiet")
-    _, calm = trained(engine, spec)
-    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Heard"}))
+    _, calm = train_run(engine, spec)
+    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Disturbed"}))
     adapter = engine.runs.get(run_id).adapter
     answers = refused = 0
     while engine.runs.get(run_id).status.is_alive:
@@ -370,26 +387,28 @@ def test_a_mix_that_names_a_dora_adapter_in_training_is_told_why_and_others_are_
             )
             answers += 1
             try:
-                engine.chat.stream("The red", [Mix(weights={adapter: 1.0})], Sampling(max_new_tokens=2)).last()
+                engine.chat.stream(
+                    "The red", [Mix(weights={adapter: 1.0})], Sampling(max_new_tokens=2)
+                ).last()
             except AdapterError as e:
                 refused += "cannot be mixed" in str(e)
     assert answers and refused
     assert [e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"] == calm
 
 
-def test_what_does_not_go_together_is_refused_before_anything_starts() -> None:
+def test_settings_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(SpecError, match="pissa"):
         TrainSpec(use_dora=True, initialisation="pissa")
     with pytest.raises(SpecError, match="on top"):
         TrainSpec(kind="task", use_dora=True, stack_on="a-domain")
 
 
-def test_the_terminal_takes_every_setting_switches_too() -> None:
+def test_the_terminal_accepts_every_setting() -> None:
     from core.cli.common import read_settings
     from core.cli.main import build_parser
 
-    line = "train task --name T --dataset d --no-packing --use-rslora --initialisation olora --lora-plus-ratio 16 --optimizer adafactor --overlap 8"
-    line += " --target-modules q_proj"
+    line = "train task --name T --dataset d --no-packing --use-rslora --initialisation olora"
+    line += " --lora-plus-ratio 16 --optimizer adafactor --overlap 8 --target-modules q_proj"
     typed = read_settings(build_parser().parse_args(line.split()), TrainSpec)
     spec = TrainSpec(**typed)
     assert (spec.packing, spec.use_rslora, spec.use_dora, spec.initialisation) == (
@@ -414,8 +433,8 @@ def test_lora_plus_lets_b_learn_faster_than_a(
     groups: list[dict[str, Any]] = []
     inner = StudioTrainer.create_optimizer
 
-    def watched(self: Any, model: Any = None) -> Any:
-        made = inner(self, model)
+    def record_groups(self: Any, model: Any = None) -> Any:
+        created = inner(self, model)
         names = {id(p): n for n, p in self.resident.peft.named_parameters()}
         groups.extend(
             {
@@ -423,13 +442,13 @@ def test_lora_plus_lets_b_learn_faster_than_a(
                 "sides": {"lora_B" in names[id(p)] for p in g["params"]},
                 "decay": g["weight_decay"],
             }
-            for g in made.param_groups
+            for g in created.param_groups
             if g["params"]
         )
-        return made
+        return created
 
-    monkeypatch.setattr(StudioTrainer, "create_optimizer", watched)
-    _, faster = trained(
+    monkeypatch.setattr(StudioTrainer, "create_optimizer", record_groups)
+    _, faster = train_run(
         engine,
         spec_of(engine, corpus, lora_plus_ratio=16.0, learning_rate=1e-3, weight_decay=0.1, name="Plus"),
     )
@@ -438,30 +457,30 @@ def test_lora_plus_lets_b_learn_faster_than_a(
         (pytest.approx(1e-3), False, 0.1),
         (pytest.approx(1.6e-2), True, 0.1),
     ]
-    _, usual = trained(engine, spec_of(engine, corpus, learning_rate=1e-3, weight_decay=0.1, name="Usual"))
+    _, usual = train_run(engine, spec_of(engine, corpus, learning_rate=1e-3, weight_decay=0.1, name="Usual"))
     assert faster[0] == usual[0] and faster[-1] < usual[-1]
 
 
 @pytest.mark.slow
-def test_neftune_makes_noise_in_training_only_and_is_gone_after_a_run_that_fails(
+def test_neftune_noise_is_in_training_only_and_removed_after_a_failure(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = logits_here(engine, Mix())
     spec = spec_of(
         engine, corpus, neftune_alpha=5.0, max_steps=20, eval_steps=20, save_steps=20, name="Noise"
     )
-    _, noisy = trained(engine, spec)
-    _, silent = trained(
+    _, noisy = train_run(engine, spec)
+    _, silent = train_run(
         engine, TrainSpec.from_json({**spec.to_json(), "neftune_alpha": 0.0, "name": "Silent"})
     )
     assert noisy[0] != silent[0]
-    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Heard"}))
-    heard = 0
+    run_id = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Disturbed"}))
+    comparisons = 0
     while engine.runs.get(run_id).status.is_alive:
         if engine.runs.get(run_id).step:
-            assert (logits_here(engine, Mix()) - before).abs().max() == 0, "no noise for who only listens"
-            heard += 1
-    assert heard and [e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"] == noisy
+            assert (logits_here(engine, Mix()) - before).abs().max() == 0, "no noise outside training"
+            comparisons += 1
+    assert comparisons and [e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"] == noisy
 
     def count_hooks() -> int:
         return len(engine.resident_base.get().base.model.get_input_embeddings()._forward_hooks)
@@ -470,21 +489,19 @@ def test_neftune_makes_noise_in_training_only_and_is_gone_after_a_run_that_fails
 
     seen: list[int] = []
 
-    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(count_hooks())
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr(StudioTrainer, "training_step", broken)
+    monkeypatch.setattr(StudioTrainer, "training_step", fail)
     failed = engine.runs.wait(engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Lost"})))
     assert failed.status is RunStatus.FAILED and "on purpose" in failed.error
     assert seen == [1] and engine.worker.call(count_hooks) == 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_climbs_and_then_does_what_its_name_says(
-    engine: Engine, corpus: Path, schedule: str
-) -> None:
-    run, _ = trained(
+def test_every_schedule_warms_up_and_ends_at_its_rate(engine: Engine, corpus: Path, schedule: str) -> None:
+    run, _ = train_run(
         engine,
         spec_of(
             engine,
@@ -510,7 +527,7 @@ def test_every_schedule_climbs_and_then_does_what_its_name_says(
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_learns_or_says_that_it_cannot_on_this_device(
+def test_every_optimizer_learns_or_names_the_device_that_lacks_it(
     engine: Engine, corpus: Path, optimizer: str
 ) -> None:
     run = engine.runs.wait(
@@ -533,46 +550,48 @@ def test_every_optimizer_learns_or_says_that_it_cannot_on_this_device(
     assert run.status is RunStatus.DONE and validation[-1] < validation[0]
 
 
-def test_an_optimizer_without_a_kernel_on_this_device_is_named_with_another(
+def test_an_optimizer_without_a_kernel_is_refused_with_an_alternative(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import bitsandbytes
 
     from core.train.optimizer import optimizer_arguments
 
-    def broken(self: Any) -> None:
+    def fail(self: Any) -> None:
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(bitsandbytes.optim.PagedAdamW8bit, "step", broken)
+    monkeypatch.setattr(bitsandbytes.optim.PagedAdamW8bit, "step", fail)
     with pytest.raises(SpecError, match="no kernel.*\n?.*adafactor"):
         optimizer_arguments(TrainSpec(optimizer="paged_adamw_8bit"), "cpu")
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_changes_no_number_alone_stacked_or_on_four_bits(
+def test_gradient_checkpointing_changes_no_loss_also_stacked_and_on_nf4(
     engine: Engine, packed: Engine, corpus: Path, pairs: Path
 ) -> None:
-    for studio in (engine, packed):
-        below, off = trained(studio, spec_of(studio, corpus, gradient_checkpointing="off", name="Off"))
-        _, on = trained(studio, spec_of(studio, corpus, gradient_checkpointing="on", name="On"))
-        rounding = 1e-5 if studio is engine else 1e-4
+    for tested in (engine, packed):
+        below, off = train_run(tested, spec_of(tested, corpus, gradient_checkpointing="off", name="Off"))
+        _, on = train_run(tested, spec_of(tested, corpus, gradient_checkpointing="on", name="On"))
+        rounding = 1e-5 if tested is engine else 1e-4
         assert on == pytest.approx(off, abs=rounding)
-        data = next((d for d in studio.datasets() if d.kind == "task"), None) or studio.import_dataset(
-            [pairs], "Pairs", "task"
-        )
+        data = next(
+            (d for d in tested.datasets.list() if d.kind == "task"), None
+        ) or tested.datasets.import_files([pairs], "Pairs", "task")
         task = {**FAST, "kind": "task", "dataset": data.id, "stack_on": below.adapter, "domain_dropout": 0.5}
         curves = [
-            trained(studio, TrainSpec(**task, name=f"T{way}", gradient_checkpointing=way))[1]
+            train_run(tested, TrainSpec(**task, name=f"T{way}", gradient_checkpointing=way))[1]
             for way in ("off", "on")
         ]
         assert curves[1] == pytest.approx(curves[0], abs=rounding)
-        assert not studio._worker.call(lambda s=studio: s._resident().base.model.is_activation_checkpointing)
+        assert not tested.worker.call(
+            lambda t=tested: t.resident_base.get().base.model.is_activation_checkpointing
+        )
 
 
-def test_a_stacked_task_leaves_its_domain_bit_identical_and_says_what_it_was_trained_with(
+def test_a_stacked_task_does_not_change_its_parent_and_records_it(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
-    below, _ = trained(engine, spec_of(engine, corpus, name="Below"))
+    below, _ = train_run(engine, spec_of(engine, corpus, name="Below"))
     folder = engine.workspace.path("adapters", below.adapter)
     before = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
@@ -582,12 +601,12 @@ def test_a_stacked_task_leaves_its_domain_bit_identical_and_says_what_it_was_tra
 
     logits_here(engine, Mix(weights={below.adapter: 1.0}))
     loaded = engine.worker.call(resident_digest)
-    data = next((d for d in engine.datasets.list() if d.kind == "task"), None) or engine.datasets.import_files(
-        [pairs], "Pairs", "task"
-    )
-    made = {}
+    data = next(
+        (d for d in engine.datasets.list() if d.kind == "task"), None
+    ) or engine.datasets.import_files([pairs], "Pairs", "task")
+    adapters = {}
     for dropout in (0.0, 0.5):
-        run, _ = trained(
+        run, _ = train_run(
             engine,
             TrainSpec(
                 kind="task",
@@ -599,10 +618,10 @@ def test_a_stacked_task_leaves_its_domain_bit_identical_and_says_what_it_was_tra
                 **FAST,
             ),
         )
-        made[dropout] = engine.library.adapter(run.adapter)
+        adapters[dropout] = engine.library.adapter(run.adapter)
         assert (
-            made[dropout].metadata["trained_with"] == {below.adapter: 1.0}
-            and made[dropout].metadata["domain_dropout"] == dropout
+            adapters[dropout].metadata["trained_with"] == {below.adapter: 1.0}
+            and adapters[dropout].metadata["domain_dropout"] == dropout
         )
     assert engine.worker.call(resident_digest) == loaded
     assert (
@@ -610,19 +629,21 @@ def test_a_stacked_task_leaves_its_domain_bit_identical_and_says_what_it_was_tra
         == before
         == engine.library.adapter(below.adapter).sha256
     )
-    alone = Mix(weights={made[0.0].id: 1.0})
+    alone = Mix(weights={adapters[0.0].id: 1.0})
     assert (
         len(engine.library.mix_warnings(alone)) == 1
         and "always on" in engine.library.mix_warnings(alone)[0]
         and "Below" in engine.library.mix_warnings(alone)[0]
     )
-    assert engine.library.mix_warnings(Mix(weights={made[0.5].id: 1.0})) == [], "dropout taught it to do without"
-    assert engine.library.mix_warnings(Mix(weights={made[0.0].id: 1.0, below.adapter: 1.0})) == []
-    (far,) = engine.library.mix_warnings(Mix(weights={made[0.5].id: 1.0, below.adapter: -1.0}))
+    assert engine.library.mix_warnings(Mix(weights={adapters[0.5].id: 1.0})) == [], (
+        "domain dropout makes it independent of its parent"
+    )
+    assert engine.library.mix_warnings(Mix(weights={adapters[0.0].id: 1.0, below.adapter: 1.0})) == []
+    (far,) = engine.library.mix_warnings(Mix(weights={adapters[0.5].id: 1.0, below.adapter: -1.0}))
     assert "at 1, and this mix sets it to -1" in far
 
 
-def test_a_domain_that_is_gone_or_was_trained_anew_is_named() -> None:
+def test_a_parent_that_was_deleted_or_changed_is_named() -> None:
     about: dict[str, Any] = {
         "kind": "task",
         "base": "b",

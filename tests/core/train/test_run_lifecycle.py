@@ -1,4 +1,4 @@
-"""The life of a run: pausing, ending early, keeping the best, fitting into memory, a full disk, and what is said of it all."""
+"""The life of a run: pausing, early stopping, the best adapter, memory, a full disk, what the user reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from core.data import datasets
 from core.engine import Engine
 from core.errors import RunError, SpecError
 from core.spec.training import RunStatus, TrainSpec
-from core.train import checkpoints, memory
+from core.train import checkpoints, memory, memory_probe
 from core.train.early_stopping import EarlyStopping
 from tests.core.train.test_training import FAST, ROOT, domain_spec, losses, task_spec, wait_for
 
@@ -38,7 +38,7 @@ def kinds(engine: Engine, run_id: str, kind: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------ pausing
 
 
-def test_a_paused_run_gives_the_model_to_the_next_and_goes_on_after_a_restart_as_if_nothing_had_been(
+def test_a_paused_run_frees_the_model_and_resumes_to_the_same_weights(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
@@ -48,11 +48,11 @@ def test_a_paused_run_gives_the_model_to_the_next_and_goes_on_after_a_restart_as
         second = engine.runs.start(domain_spec(engine, corpus, max_steps=3, name="Next"))
         wait_for(lambda: engine.runs.get(first).step >= 5)
         engine.runs.pause(first)
-        assert engine.runs.wait(second).status is RunStatus.DONE, "the next one had the model"
+        assert engine.runs.wait(second).status is RunStatus.DONE, "the next run had the model"
         paused = engine.runs.get(first)
         assert paused.status is RunStatus.PAUSED and paused.resumable and 5 <= paused.step < 40
         assert [e["status"] for e in kinds(engine, first, "status")][-2:] == ["stopping", "paused"]
-        assert len(engine.library.adapters()) == 2, "what is paused is not in the library"
+        assert len(engine.library.adapters()) == 2, "a paused run adds no adapter"
         with pytest.raises(RunError, match=r"not running \(paused\)"):
             engine.runs.pause(first)
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
@@ -62,9 +62,7 @@ def test_a_paused_run_gives_the_model_to_the_next_and_goes_on_after_a_restart_as
         assert ended.status is RunStatus.DONE and losses(engine, first) == losses(engine, whole.id)
         assert engine.library.adapter(ended.adapter).sha256 == engine.library.adapter(whole.adapter).sha256
         steps = [[v["step"] for v in kinds(engine, r, "validation")] for r in (first, whole.id)]
-        assert steps[0] == steps[1] == [0, 15, 30, 40], (
-            "pausing brought no validation of its own, nor did resuming"
-        )
+        assert steps[0] == steps[1] == [0, 15, 30, 40], "neither pausing nor resuming adds a validation"
 
 
 def test_another_process_can_pause_a_run(engine: Engine, corpus: Path, tiny_base: Path) -> None:
@@ -75,13 +73,13 @@ def test_another_process_can_pause_a_run(engine: Engine, corpus: Path, tiny_base
     assert engine.runs.wait(run_id).status is RunStatus.PAUSED
     engine.runs.resume(run_id)
     wait_for(lambda: engine.runs.get(run_id).status is RunStatus.RUNNING)
-    assert engine.runs.get(run_id).status is RunStatus.RUNNING, "the wish was for once"
+    assert engine.runs.get(run_id).status is RunStatus.RUNNING, "a stop request counts once"
     engine.runs.stop(run_id)
     engine.runs.wait(run_id)
 
 
 @pytest.mark.slow
-def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weights(
+def test_a_run_in_the_terminal_saves_on_sigterm_and_resumes_exactly(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     def command(*args: str) -> list[str]:
@@ -105,8 +103,18 @@ def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weigh
         f"--{k.replace('_', '-')}={v}"
         for k, v in {**FAST, "max_steps": 120, "eval_steps": 60, "save_steps": 1000}.items()
     ]
-    process = subprocess.Popen(command("train", "domain", "--dataset", spec.dataset, "--name", "Ended", "--preset", "standard", *settings), cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    train = command(
+        "train",
+        "domain",
+        "--dataset",
+        spec.dataset,
+        "--name",
+        "Ended",
+        "--preset",
+        "standard",
+        *settings,
+    )
+    process = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with Engine(tmp_path / "ws", str(tiny_base), load=False) as engine:
         wait_for(lambda: engine.runs.list()[0].name == "Ended" and engine.runs.list()[0].step >= 12, 120)
         process.terminate()
@@ -115,7 +123,7 @@ def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weigh
         assert run.status is RunStatus.INTERRUPTED and run.resumable
         found = checkpoints.find_newest(engine.workspace.path("runs", run.id, "checkpoints"), run.id)
         assert found is not None and checkpoints.step_of(found) == run.step >= 12, (
-            "it saved the step that it was in"
+            "the checkpoint is of the step that it finished"
         )
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
         engine.runs.resume(run.id)
@@ -123,20 +131,20 @@ def test_sigterm_lets_a_run_in_the_terminal_save_and_it_ends_with_the_same_weigh
         assert (losses(engine, run.id), engine.library.adapter(ended.adapter).sha256) == expected
 
 
-# ------------------------------------------------------------ the best step, and ending early
+# ------------------------------------------------------------ the best step, and early stopping
 
 
 def overfit(engine: Engine, tmp_path: Path, **changes: Any) -> TrainSpec:
-    """A run that learns random numbers by heart, which helps nobody with others."""
-    dice = random.Random(7)
+    """A run that memorises random numbers, which do not generalise."""
+    numbers = random.Random(7)
     file = tmp_path / "heart.txt"
     file.write_text(
-        "\n\n---\n\n".join(" ".join(str(dice.randrange(10**6)) for _ in range(4)) for _ in range(14)),
+        "\n\n---\n\n".join(" ".join(str(numbers.randrange(10**6)) for _ in range(4)) for _ in range(14)),
         encoding="utf-8",
     )
-    data = next((d for d in engine.datasets.list() if d.name == "Heart"), None) or engine.datasets.import_files(
-        [file], "Heart", "domain"
-    )
+    data = next(
+        (d for d in engine.datasets.list() if d.name == "Heart"), None
+    ) or engine.datasets.import_files([file], "Heart", "domain")
     settings = {
         **FAST,
         "learning_rate": 1e-2,
@@ -150,9 +158,7 @@ def overfit(engine: Engine, tmp_path: Path, **changes: Any) -> TrainSpec:
     return TrainSpec(**{"kind": "domain", "name": "Heart", "dataset": data.id, **settings, **changes})
 
 
-def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_says_which(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_the_best_or_last_adapter_is_kept_and_recorded(engine: Engine, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     kept: dict[str, Any] = {}
@@ -162,7 +168,7 @@ def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_sa
         validations = {v["step"]: v["loss"] for v in kinds(engine, run.id, "validation") if v["step"]}
         adapter = engine.library.adapter(run.adapter)
         best = min(validations, key=lambda s: validations[s])
-        assert best < 60, "it really got worse again"
+        assert best < 60, "validation got worse after the best step"
         wanted = best if keep == "best" else 60
         assert (
             adapter.results["kept_step"] == wanted
@@ -173,14 +179,14 @@ def test_the_adapter_with_the_lowest_validation_loss_is_kept_and_the_metadata_sa
             adapter.results["validation_loss"] == validations[wanted]
             and adapter.results["last_validation_loss"] == validations[60]
         )
-        said = [
+        warning = [
             v["overfitting"]
             for v in kinds(engine, run.id, "validation")
             if v["overfitting"] and v["step"] > best
         ][-1]
-        assert said.startswith(
+        assert warning.startswith(
             f"Validation has not improved since step {best} while training loss fell by "
-        ) and ("the run keeps" in said) is (keep == "best")
+        ) and ("the run keeps" in warning) is (keep == "best")
         kept[keep] = (
             adapter,
             load_file(engine.workspace.path("adapters", adapter.id, "adapter_model.safetensors")),
@@ -205,14 +211,14 @@ def _mix(adapter: str) -> Any:
     return Mix(name=adapter, weights={adapter: 1.0})
 
 
-def test_a_run_ends_early_when_validation_no_longer_improves_and_pausing_it_before_changes_nothing(
+def test_early_stopping_ends_a_run_at_the_same_step_also_after_a_pause(
     engine: Engine, tmp_path: Path
 ) -> None:
     whole = engine.runs.wait(engine.runs.start(overfit(engine, tmp_path, early_stopping=3, max_steps=200)))
     assert whole.status is RunStatus.DONE and whole.step < 200, whole.error
     results = engine.library.adapter(whole.adapter).results
     assert results["stopped_early"] and whole.step == results["best_step"] + 9, (
-        "three validations of three steps each brought nothing better"
+        "three validations, three steps apart, did not improve"
     )
     assert any(
         n["text"].startswith(f"Stopped early at step {whole.step}: 3 validations")
@@ -230,7 +236,7 @@ def test_a_run_ends_early_when_validation_no_longer_improves_and_pausing_it_befo
     )
 
 
-def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_path: Path) -> None:
+def test_rotation_spares_the_best_checkpoint_that_a_remaining_one_names(tmp_path: Path) -> None:
     for step, best in ((5, 5), (10, 5), (15, 5), (20, 5), (25, 25), (30, 25)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -243,7 +249,7 @@ def test_rotation_never_removes_the_best_checkpoint_that_a_kept_one_names(tmp_pa
     assert sorted(int(p.name.split("-")[1]) for p in tmp_path.iterdir()) == [25, 30]
 
 
-def test_waiting_counts_only_validations_on_schedule_and_a_loss_that_is_no_number_is_never_the_best() -> None:
+def test_only_scheduled_validations_use_up_patience_and_nan_is_never_best() -> None:
     track = EarlyStopping().update(0, 4.0, math.nan)
     assert track.start_loss == 4.0 and track.best_step == 0 and math.isnan(EarlyStopping().gap)
     track = track.update(10, 3.0, 3.2).update(20, math.nan, 3.0).update(25, 3.1, 2.9, scheduled=False)
@@ -261,14 +267,15 @@ def test_waiting_counts_only_validations_on_schedule_and_a_loss_that_is_no_numbe
     )
 
 
-def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_not_before() -> None:
+def test_overfitting_is_reported_when_only_the_training_loss_falls() -> None:
     track = EarlyStopping().update(10, 2.0, 2.5)
     assert track.overfit_warning("best") == ""
     both_stuck = track.update(20, 2.1, 2.5).update(30, 2.1, 2.49)
-    assert both_stuck.overfit_warning("best") == "", "nothing is learned by heart"
+    assert both_stuck.overfit_warning("best") == "", "the training loss does not fall either"
     worse = track.update(20, 2.1, 2.0).update(30, 2.4, 1.25)
     assert worse.overfit_warning("best") == (
-        "Validation has not improved since step 10 while training loss fell by 1.25: likely overfitting; the run keeps the adapter of step 10."
+        "Validation has not improved since step 10 while training loss fell by 1.25: "
+        "likely overfitting; the run keeps the adapter of step 10."
     )
     assert (
         "keep the best one instead" in worse.overfit_warning("last")
@@ -279,7 +286,7 @@ def test_overfitting_is_said_when_training_falls_on_and_validation_does_not_and_
 # ------------------------------------------------------------ samples
 
 
-def test_the_base_the_adapter_below_and_the_one_in_training_answer_side_by_side(
+def test_base_parent_and_adapter_in_training_answer_the_sample_prompts(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
     below = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=20))).adapter
@@ -303,7 +310,7 @@ def test_the_base_the_adapter_below_and_the_one_in_training_answer_side_by_side(
     )
     fixed = {(s["prompt"], a["text"]) for s in samples for a in s["answers"][:2]}
     assert len(fixed) == len({(s["prompt"], i) for s in samples for i in range(2)}), (
-        "those that do not learn say the same at every step"
+        "mixes without the adapter in training answer the same at every step"
     )
     last = {s["prompt"]: s["text"] for s in samples if s["step"] == 30}
     assert all(
@@ -318,10 +325,10 @@ def prompt_says(answers: dict[str, str]) -> str:
     return "; ".join(f"{p} -> {t}" for p, t in answers.items())
 
 
-# ------------------------------------------------------------ numbers that are none
+# ------------------------------------------------------------ numbers that are not finite
 
 
-def test_a_gradient_that_is_no_number_never_reaches_the_adapter(
+def test_a_gradient_that_is_not_finite_never_reaches_the_adapter(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -330,13 +337,13 @@ def test_a_gradient_that_is_no_number_never_reaches_the_adapter(
 
     inner = Trainer.training_step
 
-    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def spoil_gradient(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = inner(self, *args, **kwargs)
         if self.state.global_step == 4:
             next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(torch.inf)
         return loss
 
-    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    monkeypatch.setattr(Trainer, "training_step", spoil_gradient)
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=10, save_steps=1)))
     assert (
         run.status is RunStatus.DIVERGED
@@ -349,16 +356,16 @@ def test_a_gradient_that_is_no_number_never_reaches_the_adapter(
     assert all(bool(t.isfinite().all()) for t in load_file(last / "adapter_model.safetensors").values())
     monkeypatch.setattr(Trainer, "training_step", inner)
     engine.runs.resume(run.id)
-    assert engine.runs.wait(run.id).status is RunStatus.DONE, "what was kept goes on"
+    assert engine.runs.wait(run.id).status is RunStatus.DONE, "the run resumes from its checkpoint"
 
 
 # ------------------------------------------------------------ a full disk
 
 
-def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_goes_on_later(
+def test_a_file_size_limit_ends_the_run_as_disk_full_and_it_can_resume(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real OSError of a real write, below torch and safetensors, which both hide its reason."""
+    """A real OSError of a real write, below torch and safetensors, which both hide its cause."""
     inner = checkpoints.commit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -381,7 +388,7 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
     ), run.error
     folder = engine.workspace.path("runs", run.id, "checkpoints")
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"], (
-        "what was not committed is gone"
+        "the uncommitted checkpoint is removed"
     )
     monkeypatch.setattr(checkpoints, "commit", inner)
     engine.runs.resume(run.id)
@@ -389,8 +396,8 @@ def test_a_file_that_the_system_lets_not_grow_ends_the_run_as_disk_full_and_it_g
     assert ended.status is RunStatus.DONE and ended.error == "" and len(losses(engine, run.id)) == 10
 
 
-def test_a_disk_without_room_says_so_of_the_checkpoint(tmp_path: Path) -> None:
-    """On a real small file system where one may be mounted."""
+def test_a_full_disk_is_found_behind_a_vague_write_error(tmp_path: Path) -> None:
+    """On a real small file system, where the test may mount one."""
     from core.errors import DiskFull
 
     place = tmp_path / "small"
@@ -419,24 +426,26 @@ def test_a_disk_without_room_says_so_of_the_checkpoint(tmp_path: Path) -> None:
 # ------------------------------------------------------------ memory
 
 
-def test_when_memory_runs_out_the_micro_batch_halves_and_the_losses_are_those_of_the_same_effective_batch(
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_losses(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     from transformers import Trainer
 
     shape = {"batch_size": 4, "accumulation": 1, "dropout": 0.0, "save_steps": 2, "packing": False}
-    whole = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=8, name="Whole", **shape)))
+    whole = engine.runs.wait(
+        engine.runs.start(domain_spec(engine, corpus, max_steps=8, name="Whole", **shape))
+    )
     inner = Trainer.training_step
     seen: list[tuple[int, int]] = []
 
-    def tight(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def refuse_large_batches(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append((self.state.global_step, len(inputs["input_ids"])))
         if self.state.global_step >= 5 and len(inputs["input_ids"]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
         return inner(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "training_step", tight)
+    monkeypatch.setattr(Trainer, "training_step", refuse_large_batches)
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=8, name="Tight", **shape)))
     assert run.status is RunStatus.DONE, run.error
     assert (
@@ -460,32 +469,34 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_the_losses_are_those_of
     assert rates[0] == rates[1]
 
 
-def test_when_one_row_is_too_much_the_run_ends_out_of_memory_and_names_what_would_help(
+def test_a_row_that_does_not_fit_ends_the_run_with_advice(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from core.train.trainer import StudioTrainer
 
-    def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 99 bytes."
         )
 
-    monkeypatch.setattr(StudioTrainer, "compute_loss", full)
+    monkeypatch.setattr(StudioTrainer, "compute_loss", refuse)
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, batch_size=2)))
     assert (
         run.status is RunStatus.OUT_OF_MEMORY
         and "One row of 48 tokens did not fit" in run.error
         and not run.resumable
     )
-    helps = run.error.partition("What would help most: ")[2]
-    assert helps.count("(saves about") == 3 and "Max length 24 instead of 48" in helps
+    advice = run.error.partition("What would help most: ")[2]
+    assert advice.count("(saves about") == 3 and "Max length 24 instead of 48" in advice
     monkeypatch.undo()
     assert (
-        engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="After"))).status is RunStatus.DONE
-    ), "the model is whole again"
+        engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="After"))).status
+        is RunStatus.DONE
+    ), "the next run finds the base unchanged"
 
 
-def test_a_foreign_runtime_error_is_no_lack_of_memory() -> None:
+def test_another_runtime_error_is_not_out_of_memory() -> None:
     assert memory.is_out_of_memory(MemoryError()) and not memory.is_out_of_memory(
         RuntimeError("shape mismatch in memory format")
     )
@@ -495,11 +506,11 @@ def test_the_next_smaller_micro_batch_keeps_the_effective_batch() -> None:
     assert memory.shrink_micro_batch(8, 4) == (4, 8) and memory.shrink_micro_batch(1, 32) is None
     for rows in range(2, 20):
         for accumulation in (1, 2, 3, 5):
-            found = memory.shrink_micro_batch(rows, accumulation)
-            assert found and found[0] * found[1] == rows * accumulation and found[0] <= rows // 2
+            smaller = memory.shrink_micro_batch(rows, accumulation)
+            assert smaller and smaller[0] * smaller[1] == rows * accumulation and smaller[0] <= rows // 2
 
 
-def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
+def test_the_memory_probe_changes_no_loss_or_weight(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="Probed")))
@@ -511,14 +522,14 @@ def test_the_first_step_is_measured_and_changes_nothing_of_the_run(
         and told["estimated_step"] > 10_000
     )
     monkeypatch.setattr(
-        memory, "probe_step", lambda *args: memory.MemoryProbe(0, 0, 0, None, "", None, None)
+        memory_probe, "probe_step", lambda *args: memory_probe.MemoryProbe(0, 0, 0, None, "", None, None)
     )
     plain = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, name="Plain")))
     assert losses(engine, probed.id) == losses(engine, plain.id)
     assert engine.library.adapter(probed.adapter).sha256 == engine.library.adapter(plain.adapter).sha256
 
 
-def test_the_parts_of_the_estimate_that_can_be_counted_are_exact(engine: Engine, corpus: Path) -> None:
+def test_the_countable_parts_of_the_memory_estimate_are_exact(engine: Engine, corpus: Path) -> None:
     engine.bases.current(wait=True)
     spec = domain_spec(engine, corpus)
     report = engine.runs.estimate_memory(spec)
@@ -537,18 +548,28 @@ def test_the_parts_of_the_estimate_that_can_be_counted_are_exact(engine: Engine,
         and twice.estimate.logits == 2 * told.logits
         and twice.estimate.adapter == told.adapter
     )
-    saved = engine.runs.estimate_memory(TrainSpec.from_json({**spec.to_json(), "gradient_checkpointing": "on"}))
+    saved = engine.runs.estimate_memory(
+        TrainSpec.from_json({**spec.to_json(), "gradient_checkpointing": "on"})
+    )
     assert saved is not None
     assert saved.estimate.activations < told.activations
 
 
 LARGER = memory.ModelShape(
-    layers=28, hidden=2048, inner=6144, keys_values=2048, vocabulary=150_000, number_bytes=2, base_bytes=1_400_000_000, on_gpu=True,
-    linear={"q_proj": (28, 28 * 2048, 28 * 2048), "down_proj": (28, 28 * 6144, 28 * 2048)}, targets=("q_proj", "down_proj"),
-)  # fmt: skip
+    layers=28,
+    hidden=2048,
+    inner=6144,
+    keys_values=2048,
+    vocabulary=150_000,
+    number_bytes=2,
+    base_bytes=1_400_000_000,
+    on_gpu=True,
+    linear={"q_proj": (28, 28 * 2048, 28 * 2048), "down_proj": (28, 28 * 6144, 28 * 2048)},
+    targets=("q_proj", "down_proj"),
+)
 
 
-def test_what_does_not_fit_is_said_before_the_start_with_the_setting_that_helps_most() -> None:
+def test_a_run_that_does_not_fit_is_reported_with_the_most_helpful_setting() -> None:
     spec = TrainSpec(batch_size=8, max_length=2048)
     report = memory.report_memory(LARGER, spec, None, free=4_000_000_000)
     assert (
@@ -568,9 +589,7 @@ def test_what_does_not_fit_is_said_before_the_start_with_the_setting_that_helps_
 
 
 @pytest.mark.slow
-def test_the_estimate_of_a_step_lies_within_a_factor_of_two_of_what_a_larger_model_takes(
-    tmp_path: Path, corpus: Path
-) -> None:
+def test_the_memory_estimate_is_within_a_factor_of_two_of_a_real_step(tmp_path: Path, corpus: Path) -> None:
     from tests.conftest import build_tiny_llama
 
     base = build_tiny_llama(
@@ -587,19 +606,17 @@ def test_the_estimate_of_a_step_lies_within_a_factor_of_two_of_what_a_larger_mod
         )
         told = kinds(engine, engine.runs.wait(engine.runs.start(spec)).id, "memory")[0]
         if told["measured_step"] is None:
-            pytest.skip("this system does not tell a process's peak")
-        assert told["estimated_step"] > memory.MIN_GROWTH_BYTES
+            pytest.skip("this system does not report a process's peak")
+        assert told["estimated_step"] > memory_probe.MIN_GROWTH_BYTES
         assert 0.5 < told["ratio"] < 2.0, told
         report = engine.runs.estimate_memory(spec)
         assert report is not None and report.calibrated and "measured on this base" in report.text
 
 
-# ------------------------------------------------------------ other places that log
+# ------------------------------------------------------------ trackers
 
 
-def test_a_place_to_log_to_that_is_not_installed_is_named_before_the_run_starts(
-    engine: Engine, corpus: Path
-) -> None:
+def test_a_tracker_that_is_not_installed_is_named_before_the_start(engine: Engine, corpus: Path) -> None:
     import importlib.util
 
     if importlib.util.find_spec("trackio"):
@@ -608,43 +625,44 @@ def test_a_place_to_log_to_that_is_not_installed_is_named_before_the_run_starts(
     with pytest.raises(SpecError, match="pip install trackio"):
         engine.runs.start(spec)
     assert (
-        engine.runs.list_problems(spec.to_json()) == ["To log to trackio, install it first: pip install trackio."]
+        engine.runs.list_problems(spec.to_json())
+        == ["To log to trackio, install it first: pip install trackio."]
         and not engine.runs.list()
     )
-    with pytest.raises(SpecError, match="no place 'elsewhere'"):
+    with pytest.raises(SpecError, match="logged to tensorboard, trackio, wandb, got 'elsewhere'"):
         engine.runs.start(domain_spec(engine, corpus, report_to=("elsewhere",)))
 
 
-def test_losses_and_validations_reach_the_place_that_the_spec_names(
+def test_losses_and_validations_reach_the_tracker_of_the_spec(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
 
-    heard: list[tuple[int, dict[str, Any]]] = []
+    logged: list[tuple[int, dict[str, Any]]] = []
 
-    class Place(TrainerCallback):  # type: ignore[misc]
+    class Tracker(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            heard.append((state.global_step, dict(logs)))
+            logged.append((state.global_step, dict(logs)))
 
-    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Place)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
     monkeypatch.setattr("core.engine.runs.check_reporters", lambda spec: [])
     run = engine.runs.wait(
         engine.runs.start(domain_spec(engine, corpus, max_steps=4, eval_steps=2, report_to=("tensorboard",)))
     )
     assert run.status is RunStatus.DONE, run.error
-    assert [(s, logs["loss"]) for s, logs in heard if "loss" in logs] == list(
+    assert [(s, logs["loss"]) for s, logs in logged if "loss" in logs] == list(
         enumerate(losses(engine, run.id), 1)
     )
-    assert [s for s, logs in heard if "eval_loss" in logs] == [0, 2, 4] and all(
-        "learning_rate" in logs for _, logs in heard if "loss" in logs
+    assert [s for s, logs in logged if "eval_loss" in logs] == [0, 2, 4] and all(
+        "learning_rate" in logs for _, logs in logged if "loss" in logs
     )
 
 
-# ------------------------------------------------------------ what is said of it
+# ------------------------------------------------------------ what the user reads
 
 
-def test_the_terminal_says_what_a_status_means_and_what_to_do(
+def test_the_terminal_explains_a_status_and_the_next_step(
     engine: Engine, corpus: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from core.cli.main import main
@@ -652,14 +670,14 @@ def test_the_terminal_says_what_a_status_means_and_what_to_do(
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2)))
     place = ("--workspace", str(engine.workspace.root), "--base", str(tiny_base))
     assert main(["runs", "show", run.id, *place]) == 0
-    said = capsys.readouterr().out
-    assert RunStatus.DONE.meaning in said and RunStatus.DONE.next_step in said and "step 2 of 2" in said
+    text = capsys.readouterr().out
+    assert RunStatus.DONE.explanation in text and RunStatus.DONE.next_step in text and "step 2 of 2" in text
     assert main(["runs", "list", *place]) == 0
-    assert f"finished: {RunStatus.DONE.meaning} {RunStatus.DONE.next_step}" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the caller's own way to end is given back"
+    assert f"finished: {RunStatus.DONE.explanation} {RunStatus.DONE.next_step}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the caller's own handler is restored"
 
 
-def test_the_page_says_what_a_status_means_and_offers_to_pause(engine: Engine, corpus: Path) -> None:
+def test_the_page_explains_a_status_and_offers_to_pause(engine: Engine, corpus: Path) -> None:
     from studio.components import live
 
     run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=300, eval_steps=4))
@@ -676,12 +694,10 @@ def test_the_page_says_what_a_status_means_and_offers_to_pause(engine: Engine, c
     engine.runs.pause(run_id)
     engine.runs.wait(run_id)
     head = json.dumps(live.metrics(engine, {"run": run_id, "since": 0})["head"])
-    assert RunStatus.PAUSED.meaning in head and '"do": "resume"' in head
+    assert RunStatus.PAUSED.explanation in head and '"do": "resume"' in head
 
 
-def test_a_finished_run_whose_process_was_killed_leaves_no_checkpoints_for_long(
-    engine: Engine, corpus: Path
-) -> None:
+def test_the_next_run_removes_checkpoints_of_a_finished_run(engine: Engine, corpus: Path) -> None:
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2)))
     left = engine.workspace.path("runs", run.id, "checkpoints")
     (left / "checkpoint-2").mkdir(parents=True)
@@ -689,9 +705,7 @@ def test_a_finished_run_whose_process_was_killed_leaves_no_checkpoints_for_long(
     assert not left.exists()
 
 
-def test_a_half_made_adapter_of_a_killed_process_does_not_stand_in_the_way(
-    engine: Engine, corpus: Path
-) -> None:
+def test_a_partial_adapter_of_a_killed_process_does_no_harm(engine: Engine, corpus: Path) -> None:
     run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=2))
     left = engine.workspace.root / "adapters" / f".{engine.runs.get(run_id).adapter}.partial"
     left.mkdir()

@@ -1,4 +1,4 @@
-"""Training: what is learned, kept, stopped, resumed, refused; and that nobody who listens changes it."""
+"""Training runs: what they learn and save, how they stop and resume, and that chatting changes nothing."""
 
 from __future__ import annotations
 
@@ -42,39 +42,37 @@ def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 
 def domain_spec(engine: Engine, corpus: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets.list() if d.kind == "domain"), None) or engine.datasets.import_files(
-        [corpus], "Corpus", "domain"
-    )
+    data = next(
+        (d for d in engine.datasets.list() if d.kind == "domain"), None
+    ) or engine.datasets.import_files([corpus], "Corpus", "domain")
     return TrainSpec(
         **{"kind": "domain", "name": "Domain", "dataset": data.id, "max_steps": 8, **FAST, **changes}
     )
 
 
 def task_spec(engine: Engine, pairs: Path, **changes: Any) -> TrainSpec:
-    data = next((d for d in engine.datasets.list() if d.kind == "task"), None) or engine.datasets.import_files(
-        [pairs], "Pairs", "task"
-    )
+    data = next(
+        (d for d in engine.datasets.list() if d.kind == "task"), None
+    ) or engine.datasets.import_files([pairs], "Pairs", "task")
     return TrainSpec(
         **{"kind": "task", "name": "Task", "dataset": data.id, "max_steps": 8, **FAST, **changes}
     )
 
 
 def losses(engine: Engine, run_id: str) -> list[float]:
-    """The loss of every step; of a step that was taken twice, the later one."""
-    found = {e["step"]: e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"}
-    return [found[s] for s in sorted(found)]
+    """The loss of every step; of a step that was repeated after a resume, the later one."""
+    by_step = {e["step"]: e["loss"] for e in engine.runs.events(run_id)[0] if e["kind"] == "step"}
+    return [by_step[s] for s in sorted(by_step)]
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.01)
 
 
-def test_a_domain_run_lowers_validation_loss_and_lands_in_the_library_with_its_provenance(
-    engine: Engine, corpus: Path
-) -> None:
+def test_a_domain_run_lowers_validation_loss_and_records_its_provenance(engine: Engine, corpus: Path) -> None:
     spec = domain_spec(engine, corpus, max_steps=30)
     run = engine.runs.wait(engine.runs.start(spec))
     assert run.status is RunStatus.DONE and run.step == run.total_steps == 30
@@ -97,7 +95,7 @@ def test_a_domain_run_lowers_validation_loss_and_lands_in_the_library_with_its_p
     )
 
 
-def test_the_saved_adapter_answers_in_plain_peft_as_it_does_here(
+def test_the_saved_adapter_has_the_same_logits_in_plain_peft(
     engine: Engine, corpus: Path, tiny_base: Path
 ) -> None:
     import torch
@@ -107,7 +105,7 @@ def test_the_saved_adapter_answers_in_plain_peft_as_it_does_here(
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus)))
     ids = torch.tensor([[5, 60, 70, 80, 90]])
 
-    def ours() -> Any:
+    def mixed_logits() -> Any:
         from core.model.generate import inference_mode_for
 
         resident = engine.resident_base.get()
@@ -115,7 +113,7 @@ def test_the_saved_adapter_answers_in_plain_peft_as_it_does_here(
         with inference_mode_for(resident, resident.rows([Mix(weights={run.adapter: 1.0})])):
             return resident.base.model(ids).logits.clone()
 
-    here = engine.worker.call(ours)
+    here = engine.worker.call(mixed_logits)
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), engine.workspace.path("adapters", run.adapter)
     ).eval()
@@ -123,7 +121,7 @@ def test_the_saved_adapter_answers_in_plain_peft_as_it_does_here(
         assert (plain(ids).logits - here).abs().max() < 1e-5
 
 
-def test_a_task_on_a_frozen_domain_leaves_the_domain_untouched_and_queues_behind_it(
+def test_a_stacked_task_waits_for_its_domain_and_does_not_change_it(
     engine: Engine, corpus: Path, pairs: Path
 ) -> None:
     first = engine.runs.start(domain_spec(engine, corpus))
@@ -135,29 +133,31 @@ def test_a_task_on_a_frozen_domain_leaves_the_domain_untouched_and_queues_behind
     assert run.status is RunStatus.DONE, run.error
     assert engine.library.adapter(run.adapter).stacked_on == below
     assert (
-        engine.library.adapter(run.adapter).metadata["stacked_on"]["sha256"] == digest == engine.library.adapter(below).sha256
+        engine.library.adapter(run.adapter).metadata["stacked_on"]["sha256"]
+        == digest
+        == engine.library.adapter(below).sha256
     )
     engine.library.verify(below)
     events = [e for e in engine.runs.events(second)[0] if e["kind"] == "validation"]
     assert events[-1]["loss"] < 0.95 * events[0]["loss"]
 
 
-def test_the_domain_below_is_dropped_in_the_share_that_was_asked_for(
+def test_domain_dropout_switches_the_parent_off_in_the_set_share(
     engine: Engine, corpus: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted at the scaling that the layers use in the forward pass."""
+    """Counts the scalings that the layers use in the forward pass."""
     from transformers import Trainer
 
     below = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=2))).adapter
     seen: list[float] = []
     inner = Trainer.training_step
 
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def record_scaling(self: Any, *args: Any, **kwargs: Any) -> Any:
         layer = next(x for x in self.resident.mixer.layers if below in x.scaling)
         seen.append(layer.scaling[below])
         return inner(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "training_step", watched)
+    monkeypatch.setattr(Trainer, "training_step", record_scaling)
     engine.runs.wait(
         engine.runs.start(task_spec(engine, pairs, stack_on=below, max_steps=30, domain_dropout=0.5))
     )
@@ -166,7 +166,7 @@ def test_the_domain_below_is_dropped_in_the_share_that_was_asked_for(
     assert 54 <= len(seen) <= 60 and 0.3 < off < 0.7 and set(seen) == {0.0, 2.0}
 
 
-def test_chatting_and_comparing_during_a_run_leave_its_losses_identical(engine: Engine, corpus: Path) -> None:
+def test_chatting_during_a_run_does_not_change_its_losses(engine: Engine, corpus: Path) -> None:
     spec = domain_spec(engine, corpus, max_steps=40, name="Quiet", eval_steps=20)
     quiet = engine.runs.wait(engine.runs.start(spec))
     other = engine.runs.start(TrainSpec.from_json({**spec.to_json(), "name": "Disturbed"}))
@@ -186,17 +186,19 @@ def test_chatting_and_comparing_during_a_run_leave_its_losses_identical(engine: 
         assert frame.done and len(frame.columns) == 4
         answers += 1
         during += frame.columns[2].stamp["adapters"] == {adapter: "in training"}
-    assert during >= 2, "answers were really written while it trained"
+    assert during >= 2, "answers were written while the run trained"
     calm, disturbed = losses(engine, quiet.id), losses(engine, other)
     assert len(calm) == 40 and calm == disturbed
 
 
-def test_stop_keeps_what_is_learned_and_the_run_can_go_on(engine: Engine, corpus: Path) -> None:
+def test_a_stopped_run_keeps_its_adapter_and_can_resume(engine: Engine, corpus: Path) -> None:
     whole = engine.runs.wait(
-        engine.runs.start(domain_spec(engine, corpus, max_steps=60, name="Whole", save_steps=7, eval_steps=60))
+        engine.runs.start(
+            domain_spec(engine, corpus, max_steps=60, name="Whole", save_steps=7, eval_steps=60)
+        )
     )
     run_id = engine.runs.start(
-        domain_spec(engine, corpus, max_steps=60, name="Parted", save_steps=7, eval_steps=60)
+        domain_spec(engine, corpus, max_steps=60, name="Stopped", save_steps=7, eval_steps=60)
     )
     wait_for(lambda: engine.runs.get(run_id).step >= 9)
     engine.runs.stop(run_id)
@@ -211,12 +213,14 @@ def test_stop_keeps_what_is_learned_and_the_run_can_go_on(engine: Engine, corpus
     assert engine.library.adapter(ended.adapter).results["steps"] == 60
 
 
-def test_two_people_press_train_and_the_second_queues(engine: Engine, corpus: Path) -> None:
+def test_a_second_run_waits_in_the_queue(engine: Engine, corpus: Path) -> None:
     first = engine.runs.start(domain_spec(engine, corpus, name="Mine", max_steps=30))
     second = engine.runs.start(domain_spec(engine, corpus, name="Yours", max_steps=3))
     wait_for(lambda: engine.runs.get(first).status is RunStatus.RUNNING)
     assert engine.runs.get(second).status is RunStatus.QUEUED
-    assert engine.runs.wait(second).status is RunStatus.DONE and engine.runs.get(first).status is RunStatus.DONE
+    assert (
+        engine.runs.wait(second).status is RunStatus.DONE and engine.runs.get(first).status is RunStatus.DONE
+    )
 
 
 def test_a_queued_run_that_is_stopped_never_begins(engine: Engine, corpus: Path) -> None:
@@ -235,7 +239,7 @@ def test_a_double_click_starts_once(engine: Engine, corpus: Path) -> None:
     assert len(engine.runs.list()) == 1
 
 
-def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_leaves_a_finite_checkpoint(
+def test_a_nan_loss_ends_the_run_as_diverged_with_a_finite_checkpoint(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -243,11 +247,11 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_leaves_a_finite_c
 
     inner = Trainer.training_step
 
-    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def return_nan(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = inner(self, *args, **kwargs)
         return loss * torch.nan if self.state.global_step == 5 else loss
 
-    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    monkeypatch.setattr(Trainer, "training_step", return_nan)
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=10, save_steps=2)))
     assert (
         run.status is RunStatus.DIVERGED
@@ -259,7 +263,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_leaves_a_finite_c
     assert not engine.library.adapters()
 
 
-def test_a_full_disk_at_a_checkpoint_is_named_and_the_last_good_checkpoint_resumes(
+def test_a_full_disk_at_a_checkpoint_is_named_and_the_run_can_resume(
     engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -288,7 +292,7 @@ def test_a_full_disk_at_a_checkpoint_is_named_and_the_last_good_checkpoint_resum
     assert engine.runs.wait(run.id).status is RunStatus.DONE
 
 
-def test_resume_takes_only_a_checkpoint_whose_sums_hold(engine: Engine, corpus: Path) -> None:
+def test_a_run_resumes_only_from_a_checkpoint_that_verifies(engine: Engine, corpus: Path) -> None:
     run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=400, save_steps=3))
     wait_for(lambda: engine.runs.get(run_id).step >= 8)
     engine.runs.stop(run_id)
@@ -296,15 +300,15 @@ def test_resume_takes_only_a_checkpoint_whose_sums_hold(engine: Engine, corpus: 
     folder = engine.workspace.path("runs", run_id, "checkpoints")
     newest = checkpoints.find_newest(folder, run_id)
     assert newest is not None
-    assert checkpoints.find_newest(folder, "another-run") is None, "a checkpoint of another run is never taken"
+    assert checkpoints.find_newest(folder, "another-run") is None, (
+        "a checkpoint of another run does not count"
+    )
     (newest / "optimizer.pt").write_bytes(b"damaged")
     older = checkpoints.find_newest(folder, run_id)
     assert older is not None and checkpoints.step_of(older) < checkpoints.step_of(newest)
 
 
-def test_settings_that_cannot_work_are_refused_with_what_to_do(
-    engine: Engine, corpus: Path, pairs: Path
-) -> None:
+def test_settings_that_cannot_work_are_refused_with_advice(engine: Engine, corpus: Path, pairs: Path) -> None:
     engine.bases.current(wait=True)
     task = task_spec(engine, pairs)
     with pytest.raises(SpecError, match="got the task dataset"):
@@ -317,11 +321,14 @@ def test_settings_that_cannot_work_are_refused_with_what_to_do(
     assert run.status is RunStatus.FAILED and "no layers called nothing_proj" in run.error
     with pytest.raises(RunError, match="not running here"):
         engine.runs.stop(run.id)
-    assert engine.runs.list_problems({"kind": "domain"}) == ["Choose a text dataset.", "Give the adapter a name."]
+    assert engine.runs.list_problems({"kind": "domain"}) == [
+        "Choose a text dataset.",
+        "Give the adapter a name.",
+    ]
 
 
 @pytest.mark.slow
-def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_losses(
+def test_a_run_killed_in_the_terminal_resumes_to_the_same_weights(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     def command(name: str, *args: str) -> list[str]:
@@ -362,7 +369,7 @@ def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_los
         process = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with Engine(tmp_path / name, str(tiny_base), load=False) as engine:
             wait_for(lambda: engine.runs.list() and engine.runs.list()[0].step >= 12, 120)
-            assert engine.runs.list()[0].status is RunStatus.RUNNING, "another process sees it alive"
+            assert engine.runs.list()[0].status is RunStatus.RUNNING, "another process finds it alive"
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             run = engine.runs.list()[0]
@@ -389,7 +396,7 @@ def test_kill_9_during_training_is_offered_for_resume_and_ends_with_the_same_los
         assert any(n.startswith("Resumed from step") for n in notes)
 
 
-def test_closing_the_studio_leaves_a_run_that_goes_on_later(
+def test_closing_the_engine_interrupts_a_run_that_can_resume(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
@@ -416,13 +423,15 @@ def test_a_disk_error_while_saving_the_adapter_loses_nothing(
         run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=4)))
     assert run.status is RunStatus.FAILED and "disk is full" in run.error and run.resumable
     engine.runs.resume(run.id)
-    assert engine.runs.wait(run.id).status is RunStatus.DONE and engine.library.adapters()[0].id == run.adapter
+    assert (
+        engine.runs.wait(run.id).status is RunStatus.DONE and engine.library.adapters()[0].id == run.adapter
+    )
 
 
-def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(
+def test_an_nf4_run_trains_like_one_on_the_dequantised_weights(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
-    """bitsandbytes packs 4-bit weights for CPU inference in a form without a backward; training must not meet it."""
+    """bitsandbytes packs 4-bit weights for CPU inference; training must not use that form."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -436,15 +445,15 @@ def test_a_4_bit_run_trains_like_one_on_the_same_weights_unpacked_whoever_talks(
         tiny_base, quantization_config=nf4, dtype=torch.float32
     ).dequantize().save_pretrained(tmp_path / "plain")
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "plain")
-    told = {}
+    curves = {}
     for name, base, quantization in (("unpacked", tmp_path / "plain", "none"), ("nf4", tiny_base, "nf4")):
         with Engine(tmp_path / name, str(base), quantization, device="cpu") as engine:
             engine.chat.stream("Where is the red lamp?", [Mix()], Sampling(max_new_tokens=4)).last()
             run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=12, dropout=0.0)))
             assert run.status is RunStatus.DONE, run.error
-            told[name] = losses(engine, run.id)
-    assert len(told["nf4"]) == 12 and told["nf4"][-1] < told["nf4"][0] - 0.3
-    assert told["nf4"] == pytest.approx(told["unpacked"], abs=2e-3)
+            curves[name] = losses(engine, run.id)
+    assert len(curves["nf4"]) == 12 and curves["nf4"][-1] < curves["nf4"][0] - 0.3
+    assert curves["nf4"] == pytest.approx(curves["unpacked"], abs=2e-3)
 
 
 def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(
@@ -459,23 +468,23 @@ def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(
     forward = type(engine.worker.call(lambda: engine.resident_base.get().base.model)).forward
 
     @functools.wraps(forward)
-    def heard(self: Any, *given: Any, **named: Any) -> Any:
-        out = forward(self, *given, **named)
+    def record_width(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
         if self.training:
             widths.append(out.logits.shape[1])
         return out
 
-    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", heard)
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", record_width)
     sparse = losses(engine, engine.runs.wait(engine.runs.start(spec)).id)
     few, widths[:] = list(widths), []
     monkeypatch.setattr(StudioTrainer, "compute_loss", transformers.Trainer.compute_loss)
     whole = losses(engine, engine.runs.wait(engine.runs.start(replace(spec, name="Stock"))).id)
     assert sparse == pytest.approx(whole, rel=1e-5) and len(sparse) == 8
-    assert len(few) == len(widths) == 17, "sixteen and the one that measures memory"
+    assert len(few) == len(widths) == 17, "sixteen, and the one of the memory probe"
     assert sum(few) < 0.7 * sum(widths)
 
 
-def test_what_was_learned_is_heard_without_reading_a_file_and_as_the_file_has_it(
+def test_a_trained_adapter_is_mixed_without_reading_its_file(
     engine: Engine, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = engine.runs.wait(engine.runs.start(task_spec(engine, pairs)))

@@ -1,11 +1,12 @@
-"""A process that imports everything once and forks a child for every attempt at a run, so that a kill is cheap.
+"""Imports everything once and forks a child for every attempt at a run, so that kills are cheap.
 
     python tests/core/train/zygote.py WORKSPACE BASE MARKS
 
-One line on standard input is one attempt: "RUN_ID [WHERE TIMES]". The child resumes the run and trains it to its
-end. It writes the letter of its current work into the file MARKS, so that the test that kills it knows where it was:
-t train, e evaluate, s save, r rotate, k keep (add to the library), o other. With WHERE, the child kills itself when
-it reaches that place for the TIMES-th time. For every attempt the process prints the child's id, then its exit code.
+One line on standard input is one attempt: "RUN_ID [WHERE TIMES]". The child resumes the run and trains it to
+its end. It writes the letter of its current work into the file MARKS, so that the test that kills it knows
+where it was: t train, e evaluate, s save, r rotate, k keep (add to the library), o other. With WHERE, the
+child kills itself when it reaches that place for the TIMES-th time. For every attempt the process prints the
+child's id, then its exit code.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from transformers import Trainer  # noqa: E402
+
 from core.engine import Engine  # noqa: E402
 from core.spec.training import RunStatus  # noqa: E402
 from core.store import adapters, runs  # noqa: E402
 from core.train import checkpoints, provenance, trainer, validation  # noqa: E402
-from transformers import Trainer  # noqa: E402
 
 
 def add_mark(letter: bytes, marks: mmap.mmap, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from studio import actions, app
 from studio.components import guide
 from studio.server import routes
 from studio.tabs import grid, runs, train
+from studio.views import grid as grid_views
 from studio.views import runs as run_views
 
 pytestmark = pytest.mark.slow
@@ -88,7 +89,7 @@ def spec_of(engine, **changes):
 
 
 def values(engine, form, tab, **typed):
-    """The page's values as a handler gets them: the Train form at its suggestion, and what is typed into the grid."""
+    """The page's values as a handler gets them: the suggested Train form, and the typed axes of the grid."""
     spec = spec_of(engine)
     main = {
         form.kind: spec.kind,
@@ -111,10 +112,10 @@ def values(engine, form, tab, **typed):
 # --- the queue
 
 
-def test_the_queue_shows_who_waits_and_its_buttons_move_and_cancel(engine, gate):
+def test_the_queue_lists_waiting_runs_and_its_buttons_move_and_cancel(engine, gate):
     ids = [engine.runs.start(spec_of(engine, name=n)) for n in ("One", "<script>Two", "Three")]
-    tree = runs.queued(engine)
-    items = found(tree, lambda n: n.get("cls") == "line-item")
+    tree = runs.show_queue(engine)
+    items = found(tree, lambda n: n.get("cls") == "queue-item")
     assert [found(i, lambda n: n["tag"] == "strong")[0]["kids"] for i in items] == [
         ["One"],
         ["<script>Two"],
@@ -122,16 +123,16 @@ def test_the_queue_shows_who_waits_and_its_buttons_move_and_cancel(engine, gate)
     ]
     can = {run: {a["to"] for a in acting(tree, "move") if a["run"] == run} for run in ids}
     assert can == {ids[0]: {"down"}, ids[1]: {"first", "up", "down"}, ids[2]: {"first", "up"}}
-    runs.pressed(engine, pressed(do="move", run=ids[2], to="first"))
+    runs.change_queue(engine, pressed(do="move", run=ids[2], to="first"))
     assert [w.run.id for w in engine.queue.list()] == [ids[2], ids[0], ids[1]]
-    tree = runs.pressed(engine, pressed(do="cancel", run=ids[0], together=False))
+    tree = runs.change_queue(engine, pressed(do="cancel", run=ids[0], together=False))
     assert engine.runs.get(ids[0]).status is RunStatus.STOPPED and "One" not in texts(tree).split()
     with pytest.raises(RunError, match="sideways"):
-        runs.pressed(engine, pressed(do="move", run=ids[1], to="sideways"))
-    assert runs.pressed(engine, pressed(do="tab", tab="train")) == gr.skip()
+        runs.change_queue(engine, pressed(do="move", run=ids[1], to="sideways"))
+    assert runs.change_queue(engine, pressed(do="tab", tab="train")) == gr.skip()
 
 
-def test_a_run_that_others_stand_on_cancels_them_too_and_says_so_on_its_button(engine, gate, pairs):
+def test_cancelling_a_run_cancels_its_dependent_runs_and_its_button_says_so(engine, gate, pairs):
     lower = engine.runs.start(spec_of(engine, name="Lower"))
     data = engine.datasets.import_files([pairs], "Pairs", "task")
     upper = engine.runs.start(
@@ -145,21 +146,21 @@ def test_a_run_that_others_stand_on_cancels_them_too_and_says_so_on_its_button(e
             }
         )
     )
-    tree = runs.queued(engine)
+    tree = runs.show_queue(engine)
     assert (
         acting(tree, "move") == []
-        and "Cancel with the 1 on top" in texts(tree)
-        and "It is needed by Upper." in texts(tree)
-        and "On top of Lower." in texts(tree)
+        and "Cancel with 1 dependent run" in texts(tree)
+        and "Needed by Upper." in texts(tree)
+        and "Trained on top of Lower." in texts(tree)
     )
     with pytest.raises(Busy, match="'Upper' would be trained on top of 'Lower'"):
         actions.run_action(engine, pressed(do="stop", run=lower))
     cancel = next(a for a in acting(tree, "cancel") if a["run"] == lower)
-    runs.pressed(engine, pressed(**cancel))
+    runs.change_queue(engine, pressed(**cancel))
     assert engine.queue.list() == [] and engine.runs.get(upper).status is RunStatus.STOPPED
 
 
-def test_the_top_notices_that_the_queue_was_reordered(engine, gate):
+def test_the_top_of_the_page_notices_a_reordered_queue(engine, gate):
     ids = [engine.runs.start(spec_of(engine, name=n)) for n in ("Front", "Back")]
     before = guide.poll(engine, {})["revision"]
     assert guide.poll(engine, {})["revision"] == before
@@ -170,21 +171,21 @@ def test_the_top_notices_that_the_queue_was_reordered(engine, gate):
 def test_runs_that_waited_when_a_studio_ended_are_offered_again(engine, gate):
     run_id = engine.runs.start(spec_of(engine, name="Left behind"))
     left = dataclasses.replace(engine.runs.get(run_id), status=RunStatus.INTERRUPTED, was_queued=True)
-    tree = run_views.queue([], [], [left, left])
-    assert "Queue all 2 again" in texts(tree) and acting(tree, "again") == [{"do": "again"}]
-    assert "Nothing is waiting" in texts(run_views.queue([], [], []))
+    tree = run_views.render_queue([], [], [left, left])
+    assert "Queue all 2 again" in texts(tree) and acting(tree, "requeue") == [{"do": "requeue"}]
+    assert "The queue is empty" in texts(run_views.render_queue([], [], []))
 
 
 # --- a grid
 
 
-def test_the_builder_counts_cells_tells_the_time_and_starts_only_when_nothing_is_missing(engine, tabs):
+def test_the_grid_form_counts_cells_estimates_time_and_requires_a_name(engine, tabs):
     form, tab = tabs[0], tabs[1].grid
 
     def told(**typed):
-        out = grid.checked(engine, tab, form, values(engine, form, tab, **typed))
-        assert "domain run on <b>100 %" in texts(out[tab.shared])
-        return texts(out[tab.told]), out[tab.start]["value"], out[tab.start]["interactive"]
+        out = grid.check_form(engine, tab, form, values(engine, form, tab, **typed))
+        assert "domain run on <b>100 %" in texts(out[tab.common_settings])
+        return texts(out[tab.estimate]), out[tab.start]["value"], out[tab.start]["interactive"]
 
     assert told() == (
         "The grid varies no setting. Choose a setting and enter at least one value.",
@@ -199,31 +200,33 @@ def test_the_builder_counts_cells_tells_the_time_and_starts_only_when_nothing_is
     assert (
         (button, ready) == ("Queue 6 runs", True)
         and text.startswith("6 cells : about ")
-        and "going by the newest run" in text
+        and "estimated from the newest comparable run" in text
     )
-    assert "the time is not known" in told(max_length="32", name="Mine")[0]
+    assert "no comparable run yet, so no estimate" in told(max_length="32", name="Mine")[0]
     assert "Allowed" not in told(learning_rate=", ".join(f"{i}e-5" for i in range(1, 9)), name="Mine")[0]
 
 
-def test_a_usual_grid_fills_the_axes(engine):
-    filled = grid.filled(engine, "rank x rate x epochs")
+def test_a_grid_preset_fills_the_axes(engine):
+    filled = grid.fill_preset(engine, "rank x rate x epochs")
     assert (
         filled == ("rank", "learning_rate", "epochs", "", "16, 32", "0.0001, 5e-05", "2, 3", "")
-        and grid.filled(engine, "") == ("",) * 8
+        and grid.fill_preset(engine, "") == ("",) * 8
     )
 
 
-def test_a_grid_is_started_shown_and_the_rest_of_it_cancelled(engine, tabs, gate):
+def test_a_grid_is_started_and_its_queued_runs_are_cancelled(engine, tabs, gate):
     form, tab, top = tabs[0], tabs[1].grid, tabs[2]
-    out = grid.started(engine, tab, form, values(engine, form, tab, rank="1, 2, 3", name="To be cancelled"))
+    out = grid.start_grid(
+        engine, tab, form, values(engine, form, tab, rank="1, 2, 3", name="To be cancelled")
+    )
     made = engine.grids.get(out[tab.picker]["value"])
     assert (
         [engine.runs.get(i).spec.rank for i in made.runs] == [1, 2, 3]
-        and "Cancel the 3 that wait" in texts(out[tab.results])
+        and "Cancel 3 queued runs" in texts(out[tab.results])
         and out[tab.chart] is None
     )
-    rest = acting(out[tab.results], "rest")[0]
-    grid.pressed(engine, tab, form, top, pressed(**rest))
+    rest = acting(out[tab.results], "cancel_queued")[0]
+    grid.use_results(engine, tab, form, top, pressed(**rest))
     assert engine.queue.list() == [] and {engine.runs.get(i).status for i in made.runs} == {RunStatus.STOPPED}
     engine.library.delete("grids", made.id)
     assert grid.refresh(engine, made.id)[0]["value"] != made.id, "a grid that is gone is picked no longer"
@@ -231,9 +234,9 @@ def test_a_grid_is_started_shown_and_the_rest_of_it_cancelled(engine, tabs, gate
 
 def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
     made = engine.grids.list()[-1]
-    tree, chart = grid.opened(engine, made.id)
+    tree, chart = grid.open_grid(engine, made.id)
     cells = [[texts(c) for c in r["kids"]] for r in found(tree, lambda n: n["tag"] == "tr")]
-    assert cells[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Behind"]
+    assert cells[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Gap to best"]
     losses = [float(r[3]) for r in cells[1:]]
     assert (
         losses == sorted(losses)
@@ -258,13 +261,13 @@ def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
     ][0][1].startswith("--st-")
 
 
-def test_use_these_settings_fills_the_train_form_with_just_that_cell(engine, tabs):
+def test_use_these_settings_fills_the_train_form_with_exactly_that_cell(engine, tabs):
     form, tab, top = tabs[0], tabs[1].grid, tabs[2]
     made = engine.grids.list()[-1]
-    out = grid.pressed(engine, tab, form, top, pressed(do="use", grid=made.id, cell=3))
+    out = grid.use_results(engine, tab, form, top, pressed(do="use", grid=made.id, cell=3))
     cell = engine.grids.get(made.id).cells[3]
-    filled = {form.kind: out[form.kind], form.dataset: out[form.dataset]["value"], form.name: out[form.name], form.preset: out[form.preset],
-              form.stack_on: out[form.stack_on]["value"], **{c: out[c] for c in form.advanced.values()}}  # fmt: skip
+    plain = [form.kind, form.name, form.preset, *form.advanced.values()]
+    filled = {c: out[c] for c in plain} | {c: out[c]["value"] for c in (form.dataset, form.stack_on)}
     assert (
         train.resolve(filled[form.kind], filled[form.preset], train.read_form(form, filled)) == cell.spec
         and cell.spec.rank == 4
@@ -272,14 +275,14 @@ def test_use_these_settings_fills_the_train_form_with_just_that_cell(engine, tab
     assert out[top].selected == "train"
     for wrong in ({"cell": 4}, {"cell": "0"}, {"cell": -1}, {}):
         with pytest.raises(SpecError, match="no such cell"):
-            grid.pressed(engine, tab, form, top, pressed(do="use", grid=made.id, **wrong))
+            grid.use_results(engine, tab, form, top, pressed(do="use", grid=made.id, **wrong))
 
 
-def test_settings_that_the_form_cannot_hold_are_said(engine, tabs, monkeypatch):
+def test_settings_without_a_form_field_are_reported(engine, tabs, monkeypatch):
     warned = []
     monkeypatch.setattr(grid.gr, "Warning", lambda text, **_: warned.append(text))
     form = dataclasses.replace(tabs[0], advanced={n: c for n, c in tabs[0].advanced.items() if n != "rank"})
-    grid.settings(engine, form, spec_of(engine, rank=7))
+    grid.fill_train_form(engine, form, spec_of(engine, rank=7))
     assert warned == ["The form has no field for Rank; set it in the terminal."]
 
 
@@ -294,9 +297,9 @@ def test_the_csv_of_a_grid_is_offered_under_its_own_address(engine):
 # --- side by side
 
 
-def test_two_runs_are_drawn_over_each_other_thin_and_thick_and_differ_where_they_differ(engine):
+def test_two_runs_share_a_chart_and_list_the_settings_that_differ(engine):
     ids = engine.grids.list()[-1].runs[:2]
-    chart, tree = runs.compared(engine, ids, "linear", True)
+    chart, tree = runs.compare_runs(engine, ids, "linear", True)
     assert [(t["line"]["width"], t["line"]["color"]) for t in chart["traces"]] == [
         (1, "--st-run-1"),
         (3, "--st-run-1"),
@@ -312,7 +315,7 @@ def test_two_runs_are_drawn_over_each_other_thin_and_thick_and_differ_where_they
     assert [[texts(c) for c in r["kids"]] for r in found(tables[1], lambda n: n["tag"] == "tr")][1:] == [
         ["Learning rate", "0.01", "1e-05"]
     ]
-    chart, tree = runs.compared(engine, ids, "log", False)
+    chart, tree = runs.compare_runs(engine, ids, "log", False)
     rows = [
         [texts(c) for c in r["kids"]]
         for r in found(found(tree, lambda n: n["tag"] == "table")[1], lambda n: n["tag"] == "tr")
@@ -324,16 +327,16 @@ def test_two_runs_are_drawn_over_each_other_thin_and_thick_and_differ_where_they
     )
 
 
-def test_fewer_than_two_runs_say_what_to_do_and_the_newest_two_are_picked_at_first(engine):
+def test_fewer_than_two_runs_show_a_hint_and_the_newest_two_are_picked(engine):
     ids = [r.id for r in engine.runs.list() if r.step]
     assert runs.refresh(engine, [])["value"] == ids[:2] and "value" not in runs.refresh(engine, ids[2:4])
     assert runs.refresh(engine, ["gone", ids[0]])["value"] == [ids[0]]
     for few in (None, [], ids[:1]):
-        assert runs.compared(engine, few, "linear", True) == (None, run_views.NO_PAIR)
+        assert runs.compare_runs(engine, few, "linear", True) == (None, run_views.NO_COMPARISON)
 
 
 def test_a_long_name_or_a_list_of_layers_fits_the_axis_as_text(engine):
-    chart = run_views._ordinal("Target modules", [("q%",), ("<b>", "v")], [["q%"], ["<b>", "v"]])
+    chart = grid_views._ordinal_axis("Target modules", [("q%",), ("<b>", "v")], [["q%"], ["<b>", "v"]])
     assert (
         chart["ticktext"] == ["&lt;b&gt; + v", "q&#37;"]
         and chart["values"] == [1, 0]

@@ -1,0 +1,161 @@
+"""Views of a grid: the estimate before its start, and its results as a table and as a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from core.engine.grids import CellResult, GridResults
+from core.spec.settings import label_of
+from core.store import grids
+from core.train.comparison import LossDifference, format_nats
+from studio import formatting
+from studio.components import plot
+from studio.components.live import COLOURS
+from studio.tree import Node, button, chip, download, empty, node, table
+
+NO_GRID = empty(
+    "No grid yet",
+    "Choose the settings to vary on the left. Every combination is one run, and the results are listed here.",
+)
+HEADINGS = (
+    "Best loss",
+    "Best perplexity",
+    "Gap to best",
+    "Final loss",
+    "Final perplexity",
+    "Time",
+    "Tokens / s",
+    "Adapter",
+)
+
+
+def render_estimate(cells: int, seconds: float | None) -> Node:
+    """The number of cells, and how long they will take.
+
+    Args:
+        seconds: None without a comparable run to estimate from.
+    """
+    time = "no comparable run yet, so no estimate"
+    if seconds is not None:
+        time = f"about {formatting.format_duration(seconds)}, estimated from the newest comparable run"
+    return node("p", node("strong", f"{cells} cell{'s' if cells > 1 else ''}"), f": {time}.", cls="reading")
+
+
+def render_results(results: GridResults) -> Node:
+    """The results of a grid as a table, the best first, with how significant the differences are."""
+    grid, queued = results.grid, results.counts.get("queued", 0)
+    buttons = [download("Download as CSV", f"grid/{grid.id}.csv", f"{grid.id}.csv")]
+    if queued:
+        text = f"Cancel {queued} queued run{'s' if queued > 1 else ''}"
+        buttons.insert(0, button(text, {"do": "cancel_queued", "grid": grid.id}, "quiet danger"))
+    headings = ["", *[label_of(grids.FIELDS[name]) for name in grid.axes], *HEADINGS]
+    numeric = frozenset(range(1, len(headings) - 1))  # all but the adapter
+    caption = (
+        "Losses are in nats per token; the gap to the best has its standard error over the validation rows"
+    )
+    counts = ", ".join(f"{count} {status}" for status, count in results.counts.items())
+    return node(
+        "div",
+        node("div", node("p", counts, cls="quiet"), node("div", *buttons, cls="row push"), cls="row"),
+        node("p", results.note, cls="reading") if results.note else None,
+        table(headings, [_result_row(grid, row) for row in results.rows], caption, numeric),
+        cls="grid-results",
+    )
+
+
+def _result_row(grid: grids.Grid, row: CellResult) -> list[Any]:
+    figures = row.figures()
+    use = button(
+        "Use these settings",
+        {"do": "use", "grid": grid.id, "cell": row.cell.index},
+        "quiet",
+        aria_label=f"Use these settings: {row.cell.spec.name}",
+    )
+    duration = formatting.format_duration(figures["seconds"]) if figures["seconds"] else formatting.NONE
+    return [
+        node("div", _status_chip(row), use, cls="row"),
+        *[grids.format_value(row.cell.values[name]) for name in grid.axes],
+        formatting.format_number(figures["best_loss"], 4),
+        formatting.format_number(figures["best_perplexity"], 3),
+        _format_gap(row.behind),
+        formatting.format_number(figures["final_loss"], 4),
+        formatting.format_number(figures["final_perplexity"], 3),
+        duration,
+        formatting.format_number(figures["tokens_per_second"], 0),
+        figures["adapter"] or formatting.NONE,
+    ]
+
+
+def _status_chip(row: CellResult) -> Node:
+    if row.best:
+        return chip("best", "good")
+    if row.run is None:
+        return chip("not run")
+    return chip(row.run.status.value, COLOURS[row.run.status])
+
+
+def _format_gap(gap: LossDifference | None) -> str:
+    if gap is None:
+        return formatting.NONE
+    error = "" if math.isnan(gap.error) else f" ± {format_nats(gap.error)}"
+    return f"+{format_nats(gap.nats)}{error}"
+
+
+def plot_cells(results: GridResults) -> dict[str, Any] | None:
+    """Parallel coordinates: a line for each cell, through its settings to its loss and its time.
+
+    Better cells are bluer. The plot needs two cells with a loss; else None.
+    """
+    rows = [r for r in results.rows if not math.isnan(r.loss)]
+    if len(rows) < 2:
+        return None
+    dimensions = [
+        _ordinal_axis(label_of(grids.FIELDS[name]), [r.cell.values[name] for r in rows], axis)
+        for name, axis in results.grid.axes.items()
+    ]
+    losses = [r.loss for r in rows]
+    dimensions.append(_linear_axis("Validation loss", losses, ".4g"))
+    dimensions.append(_linear_axis("Seconds", [r.history.seconds for r in rows], ".3g"))
+    low, high = min(losses), max(losses)
+    trace = {
+        "type": "parcoords",
+        "line": {
+            "color": losses,
+            "colorscale": [[0, "--st-accent"], [1, "--st-base"]],
+            "cmin": low,
+            "cmax": high if high > low else low + 1e-9,
+        },
+        "dimensions": dimensions,
+        "unselected": {"line": {"color": "--st-line", "opacity": 0.25}},
+        "labelfont": {"size": 12, "color": "--st-ink"},
+        "tickfont": {"size": 12, "color": "--st-soft"},
+        "rangefont": {"size": 12, "color": "--st-quiet"},
+    }
+    return plot.figure([trace], {"margin": {"l": 56, "r": 56, "t": 52, "b": 26}}, height=320)
+
+
+def _ordinal_axis(label: str, values: Sequence[Any], axis: Sequence[Any]) -> dict[str, Any]:
+    """An axis of the grid's values, evenly spaced, because rates and names have no common scale."""
+    known = sorted(
+        {v if not isinstance(v, list) else tuple(v) for v in axis}, key=lambda v: (isinstance(v, str), v)
+    )
+    return {
+        "label": label,
+        "values": [known.index(tuple(v) if isinstance(v, list) else v) for v in values],
+        "tickvals": list(range(len(known))),
+        "ticktext": [plot.literal(grids.format_value(v)) for v in known],
+        "range": [-0.5, 0.5] if len(known) == 1 else [0, len(known) - 1],
+    }
+
+
+def _linear_axis(label: str, values: Sequence[float], tick_format: str) -> dict[str, Any]:
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.03 or abs(high) * 0.01 or 1.0
+    return {
+        "label": label,
+        "values": list(values),
+        "range": [low - pad, high + pad],
+        "tickformat": tick_format,
+    }
