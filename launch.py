@@ -1,4 +1,4 @@
-"""Starts Adapter Studio: `python3 launch.py` for the page, `test` for the test suite, `demo` without a browser.
+"""Starts Adapter Studio: `launch.py` for the page, `launch.py test` for the tests, `launch.py demo` for the demo.
 
 The first start creates `.venv` and installs the pinned requirements. Where they are installed already (on a
 Hugging Face Space, or in an environment of your own), nothing is installed.
@@ -39,7 +39,7 @@ def read_pins(file: Path) -> dict[str, str]:
 
 
 def are_installed(file: Path) -> bool:
-    """Whether all pinned packages of a file are installed in their versions; a local suffix (+cpu) is ignored."""
+    """Whether the packages of a file are installed in their pinned versions; a suffix like +cpu is ignored."""
     try:
         return all(importlib.metadata.version(n).partition("+")[0] == v for n, v in read_pins(file).items())
     except importlib.metadata.PackageNotFoundError:
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--workspace",
         type=Path,
         default=Path(os.environ.get("ADAPTER_STUDIO_WORKSPACE", ROOT / "workspace")),
-        help="Folder of datasets, runs, adapters and mixes. Default: ADAPTER_STUDIO_WORKSPACE, or ./workspace.",
+        help="Folder of datasets, runs, adapters and mixes (or ADAPTER_STUDIO_WORKSPACE).",
     )
     p.add_argument(
         "--base",
@@ -139,7 +139,7 @@ def serve(arguments: list[str]) -> int:
     from core.train.signals import exit_on_sigterm
 
     exit_on_sigterm()
-    gc.disable()  # imported modules stay in memory; collecting them repeatedly would cost a sixth of the start
+    gc.disable()  # imported modules stay; traversing them repeatedly would cost a sixth of the start
 
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -26,6 +26,9 @@ PHRASES = (
     r"\btaught our habits\b", r"\ba crew\b", r"\bthe crew\b", r"\bthe lineup\b", r"\bthe line of\b", r"\bwishe[sd]?\b",
     r"\bwhat there is\b", r"\bwhat is there\b", r"\bthe like\b", r"\blisten(s|ed)? to\b", r"\bby name of\b", r"\bsaid so\b",
     r"\bat home\b", r"\bthe house\b", r"\bhouse rules?\b", r"\bdoor of\b", r"\bits? own door\b", r"\bhow .{3,40} fares?\b",
+    r"\bat rest\b", r"\btalk(s|ed|ing)? to\b", r"\bto the letter\b", r"\bgone on with\b", r"\bunfolds?\b", r"\bbreaks? off\b",
+    r"\bat fault\b", r"\b(is|are) asked\b", r"\ba token a\b", r"\bgets? along\b", r"\bplays? an adapter\b", r"\bas it lies\b",
+    r"\bin view\b", r"\bas if nothing had\b",
 )  # fmt: skip
 # Lines that may say one of them, because files on disk or other libraries hold the word as a key.
 ALLOWED_LINES = frozenset(

@@ -66,8 +66,11 @@ def test_the_repository_is_a_space() -> None:
 
 
 def test_importing_the_studio_builds_no_editor_stubs() -> None:
-    """Gradio's stubs take half of its import time; this test fails when a new Gradio builds them elsewhere."""
-    code = "import ast; n = []; parse = ast.parse; ast.parse = lambda *a, **k: n.append(a) or parse(*a, **k); import studio, gradio; print(len(n), gradio.HTML)"
+    """Gradio's stubs take half of its import time; this fails when a new Gradio builds them elsewhere."""
+    code = (
+        "import ast; n = []; parse = ast.parse; ast.parse = lambda *a, **k: n.append(a) or parse(*a, **k); "
+        "import studio, gradio; print(len(n), gradio.HTML)"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()

@@ -134,7 +134,7 @@ def attribute_answer(
             ids = states[0].ids
             yield AttributionProgress(len(ids), sampling.max_new_tokens + 1, "Generating the answer")
     if not ids:
-        raise SpecError("The answer is empty.", "Give an answer, or change the prompt.")
+        raise SpecError("The answer is empty.", "Enter an answer, or change the prompt.")
     variants = [mix, Mix(), *(_remove_adapter(mix, a) for a in mix.weights)]
     resident.load_adapters(variants)
     with inference_mode_for(resident, resident.rows(variants)):

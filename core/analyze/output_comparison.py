@@ -1,7 +1,7 @@
 """Compares a mix with the base and with each of its adapters alone, by what they predict on prompts.
 
 Reports KL divergences between the predictions, and how much each adapter adds to the output of every layer.
-The weights themselves are compared in `core.analyze.interference`.
+The weights are compared in `core.analyze.interference`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def compare_outputs(
 
 def _check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
     if not prompts:
-        raise SpecError("There must be at least one prompt, got 0 prompts.", "Add a prompt.")
+        raise SpecError("The comparison needs at least one prompt, got none.", "Add a prompt.")
     lengths = [len(p) for p in prompts]
     if min(lengths) < 1 or max(lengths) > context:
         raise SpecError(

@@ -1,7 +1,7 @@
 """A map of two adapters' weights: the metric at every pair of weights, and where the best pair lies.
 
 The points of one row of the map are measured in one batch. After every row the map is written to
-`maps/<key>/map.json`, where the key is a checksum of everything that decides the values: a map is never
+`maps/<key>/map.json`, where the key is a checksum of everything that determines the values. So a map is never
 measured twice, and a stopped one continues at its next row.
 """
 
@@ -96,7 +96,7 @@ class WeightMap:
     """A weight map, complete or partly measured.
 
     Attributes:
-        key: sha256 of everything that decides the values; also the map's id in the workspace.
+        key: sha256 of everything that determines the values; also the map's id in the workspace.
         adapters: ids on the x and the y axis. digests: sha256 of every adapter's weights.
         values: values[j][i] belongs to (xs[i], ys[j]); None means not measured yet.
         kind: of the dataset, "domain" or "task". sample: sha256 of the measured rows. rows: their number.
@@ -160,7 +160,7 @@ class WeightMap:
         return "answer perplexity" if self.kind == "task" else "text perplexity"
 
     def summary(self, names: Mapping[str, str] | None = None) -> str:
-        """The best point, its neighbours in value, and the data that the map was measured on.
+        """The best point, how it compares with the plain sum, and the data that the map was measured on.
 
         Args:
             names: adapter id to display name; ids are shown for missing names.
@@ -263,7 +263,7 @@ def compute_map(resident: Resident, spec: WeightMapSpec, sample: Sample) -> Iter
     digests = load_stable_adapters(resident, [*spec.fixed, spec.x, spec.y])
     empty = _make_empty_map(resident, spec, sample, digests)
     stored = load_map(resident.workspace, empty.key, missing=empty)
-    # The stored map may name other ids, since the key is made of contents only.
+    # The stored map may have other adapter ids, since the key depends on contents only.
     current = replace(
         empty, values=stored.values, created=stored.created, seconds=stored.seconds, forwards=stored.forwards
     )
@@ -298,7 +298,7 @@ def compute_map(resident: Resident, spec: WeightMapSpec, sample: Sample) -> Iter
 def _make_empty_map(
     resident: Resident, spec: WeightMapSpec, sample: Sample, digests: dict[str, str]
 ) -> WeightMap:
-    """The map of a spec before anything is measured; names and ids do not enter its key."""
+    """The map of a spec before anything is measured; its key does not depend on names and ids."""
     base = resident.base
     content = {
         "format": FORMAT,

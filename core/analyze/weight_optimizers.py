@@ -100,7 +100,7 @@ class SearchState:
 
     Attributes:
         weights: of the spec's adapters; () until the search ends.
-        note: how the search ended, in a few words. share: progress, 0 to 1.
+        note: the cost or source of the result, in a few words. share: progress, 0 to 1.
     """
 
     name: str

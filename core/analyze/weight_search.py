@@ -56,7 +56,7 @@ def search_weights(
     if validation.digest == test.digest or validation.kind != test.kind:
         raise SpecError(
             "Validation and test are the same rows, or rows of different kinds.",
-            "Give two splits of one dataset.",
+            "Choose two splits of one dataset.",
         )
     digests = load_stable_adapters(resident, [*spec.fixed, *spec.adapters])
     encoded = encode_sample(resident, validation, spec.max_length)

@@ -23,7 +23,7 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
     A pad token inside a text (GPT-2 pads with eos) still counts, because the loss mask decides, not the id.
 
     Args:
-        rows: as `EncodedSequence.row` or `core.data.packing.build_rows` give them, all of one form.
+        rows: from `EncodedSequence.row` or `core.data.packing.build_rows`, all of the same kind.
         pad: id of the pad token.
 
     Returns:
@@ -73,6 +73,10 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.T
 def pad_encoder_inputs(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pads encoder inputs on the right.
 
+    Args:
+        rows: token ids, one list per row.
+        pad: id of the pad token.
+
     Returns:
         ids and attention mask, each (B, S).
     """
@@ -82,6 +86,10 @@ def pad_encoder_inputs(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.T
 
 def pad_prompts(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pads prompts on the left, so that all rows of a batch decode from the same column.
+
+    Args:
+        rows: token ids, one list per row.
+        pad: id of the pad token.
 
     Returns:
         ids and attention mask, each (B, T).

@@ -18,7 +18,7 @@ from typing import Any
 from core.data import span_corruption
 
 IGNORE_INDEX = -100  # the label that cross entropy skips
-_PLACEHOLDER = "\ue000"  # a private-use character that stands around the number of a forged special token
+_PLACEHOLDER = "\ue000"  # a private-use character, written before and after the number of a forged token
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EncodedSequence:
 
 
 def is_seq2seq(tokenizer: Any) -> bool:
-    """Whether the base has an encoder and a decoder; `load_base` then sets the decoder's start token."""
+    """Whether the base has an encoder and a decoder; `load_base` marks its tokenizer with the start token."""
     return getattr(tokenizer, "decoder_start_token_id", None) is not None
 
 

@@ -35,7 +35,7 @@ def split_into_windows(
 
     Args:
         boundary: id of the token that stands before a document, never trained.
-        ids: token ids of the document with its end.
+        ids: token ids of the document, with eos at the end.
         max_length: tokens of a window.
         overlap: tokens that two neighbouring windows share.
 
@@ -63,7 +63,7 @@ def pack_best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
     Sequences above a quarter of a row come first, the longest first. The rest fill the gaps in the given
     order, so that a row of short sequences is a sample of all short ones. (With the longest first throughout,
-    a row holds sequences of one length: rows are 0.1 % fuller, but the loss jumps from step to step.)
+    a row would hold sequences of one length: 0.1 % fuller, but the loss would jump from step to step.)
 
     Args:
         sizes: tokens of each sequence, at least two.

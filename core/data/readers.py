@@ -313,9 +313,8 @@ def _read_text(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, A
     start = 0
     for i, line in enumerate([*lines, "---"]):
         if i < len(lines):
-            if (
-                in_front_matter and i
-            ):  # the second `---` closes Markdown front matter, even after a blank line
+            # The second `---` closes Markdown front matter, even after a blank line.
+            if in_front_matter and i:
                 closing = line.rstrip() in ("---", "...")
                 in_front_matter = not closing and bool(_FRONT_MATTER.match(line))
                 if closing:

@@ -1,6 +1,6 @@
 """Loading a base model: the embedded one, a local folder or a Hub id, in 4 bits where the device allows it.
 
-Devices, quantisation and fingerprints are here. Finding and downloading a base is `core.store.base_models`.
+Devices, quantization and fingerprints are handled here; `core.store.base_models` finds and downloads bases.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Base:
         model: the frozen transformers model, in eval mode.
         fingerprint: hex digest of weights and config; a copy in another folder has the same.
         quantization: "nf4", "int8" or "none".
-        context: longest sequence in tokens; an encoder and a decoder have this many each.
-        parameters: how many the model has, before quantisation.
+        context: longest sequence in tokens; of an encoder-decoder base, on each side.
+        parameters: how many the model has, before quantization.
         has_own_template: whether the tokenizer came with a chat template.
     """
 
@@ -103,7 +103,7 @@ def load_base(
 
     Args:
         name: "embedded", a local folder, or a Hub id.
-        quantization: "nf4" (4 bits with double quantisation; works on a CPU too), "int8" (LLM.int8()),
+        quantization: "nf4" (4 bits with double quantization; works on a CPU too), "int8" (LLM.int8()),
             "none", or "auto": nf4 on a GPU, none on a CPU, where 4 bits save memory but cost speed.
         device: "auto", "cpu" or "cuda".
         sharded: whether FSDP will shard the model. 4-bit weights are then stored in the compute type, because
@@ -112,7 +112,7 @@ def load_base(
     Raises:
         BaseModelError: not found, gated, offline, an unsupported architecture, or a damaged folder.
 
-    Sources: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantisation); LLM.int8(),
+    Sources: QLoRA, Dettmers et al. 2023, arXiv 2305.14314 (nf4, double quantization); LLM.int8(),
     Dettmers et al. 2022, arXiv 2208.07339 (int8).
 
     Example:
@@ -173,7 +173,7 @@ def load_base(
 
 
 def _quantization_arguments(quantization: str, dtype: torch.dtype, sharded: bool) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that quantise."""
+    """The arguments of `from_pretrained` that quantize."""
     if quantization == "nf4":
         storage = {"bnb_4bit_quant_storage": dtype} if sharded else {}
         config = BitsAndBytesConfig(
@@ -205,10 +205,10 @@ def _context_length(config: Any, tokenizer: Any) -> int:
 
 
 def _refuse_quantized_checkpoint(name: str, config: Any) -> None:
-    """Checks that a checkpoint is not quantised: it could not be quantised again, nor always be trained on.
+    """Checks that a checkpoint is not quantized: it could not be quantized again, nor always be trained on.
 
     Raises:
-        BaseModelError: it is quantised. For fp8, the fix says how to write a 16-bit copy.
+        BaseModelError: it is quantized. For fp8, the fix says how to write a 16-bit copy.
     """
     quantized = getattr(config, "quantization_config", None) or {}
     method = (
@@ -221,12 +221,12 @@ def _refuse_quantized_checkpoint(name: str, config: Any) -> None:
     fix = "Choose a 16-bit version of the model; adapters are trained on it in 4 bits."
     if "fp8" in method:
         fix = (
-            "fp8 weights cannot be quantised to 4 bits. Write a 16-bit copy once (twice the size of the "
+            "fp8 weights cannot be quantized to 4 bits. Write a 16-bit copy once (twice the size of the "
             f"download) with transformers: AutoModelForCausalLM.from_pretrained({name!r}, "
             "quantization_config=FineGrainedFP8Config(dequantize=True), dtype='bfloat16')"
             ".save_pretrained(folder), save the tokenizer to the same folder, and choose that folder."
         )
-    raise BaseModelError(f"{name!r} is already quantised ({method}).", fix)
+    raise BaseModelError(f"{name!r} is already quantized ({method}).", fix)
 
 
 def folder_of(source: str, local: bool) -> Path:
@@ -241,7 +241,7 @@ def folder_of(source: str, local: bool) -> Path:
 
 
 def _count_parameters(model: Any) -> int:
-    """Counts the model's parameters as before quantisation."""
+    """Counts the model's parameters as before quantization."""
     total = 0
     for p in model.parameters():
         state = getattr(p, "quant_state", None)

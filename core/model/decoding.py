@@ -1,7 +1,7 @@
-"""Decoders: prefill a batch of prompts, then decode one token a row and step, with a KV cache.
+"""Decoders: prefill a batch of prompts, then decode one token per row and step, with a KV cache.
 
-A base is either one causal stack or an encoder with a decoder; both have the same five methods (`step`,
-`append`, `select_rows`, `reset`, and the attribute `history`). Mixes belong to `core.model.generate`, which
+A base is either one causal stack or an encoder with a decoder. Both decoders have the methods `step`,
+`append`, `select_rows` and `reset`, and the attribute `history`. Mixes belong to `core.model.generate`, which
 activates them around every call. The functions below run one forward without a cache, for losses and
 analyses.
 
@@ -25,11 +25,12 @@ class CausalDecoder:
 
     ```
     pad pad p0 p1 | a0 a1 ...        row 0      the first `step` reads the prompts (prefill),
-    p0  p1  p2 p3 | a0 a1 ...        row 1      every later one reads the last appended token
+    p0  p1  p2 p3 | a0 a1 ...        row 1      every later `step` reads the last token
     ```
 
     Attributes:
-        history: (B, T) the padded prompts. `generate` extends its own copy for the repetition penalty.
+        history: (B, T) the padded prompts; with an encoder, (B, 1), the decoder's start token. A repetition
+            penalty applies to these tokens and to the answer, which `generate` appends to its own copy.
     """
 
     def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -60,7 +61,11 @@ class CausalDecoder:
         self._cache = make_kv_cache(self._model.config)
 
     def step(self) -> torch.Tensor:
-        """Runs one forward (prefill, or one token a row) and returns the next token's logits, (B, V)."""
+        """Runs one forward (prefill, or one token per row).
+
+        Returns:
+            (B, V) logits of the next token.
+        """
         out = self._model(
             input_ids=self._input_ids,
             attention_mask=self._attention[:, : self._length] if self._padded else None,
@@ -72,13 +77,21 @@ class CausalDecoder:
         return out.logits[:, -1].float()  # type: ignore[no-any-return]
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Makes `tokens`, (B,), the input of the next step."""
+        """Appends one token to every row; the next step reads it.
+
+        Args:
+            tokens: (B,) token ids.
+        """
         self._input_ids = tokens.unsqueeze(1)
         self._positions = self._positions[:, -1:] + 1
         self._length += 1
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Keeps these rows of the batch and drops all others."""
+        """Keeps these rows of the batch and drops all others.
+
+        Args:
+            rows: indices into the current batch.
+        """
         self._cache.batch_select_indices(rows)
         self._input_ids = self._input_ids[rows]
         self._positions = self._positions[rows]
@@ -143,7 +156,7 @@ def make_decoder(
 
     Args:
         base: a `core.model.base.Base`.
-        prompts: token ids, one list a row.
+        prompts: token ids, one list per row.
         max_new_tokens: the longest answer of any row.
     """
     return (EncoderDecoder if base.family.seq2seq else CausalDecoder)(base, prompts, max_new_tokens)
@@ -156,7 +169,8 @@ def shift_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
     with an encoder reads inputs that are shifted already.
 
     Returns:
-        Logits (B, T, V), and labels (B, T) of the token that each position predicts.
+        Logits (B, P, V) and labels (B, P), the token that each position predicts. P is T - 1 for a causal model,
+        and all positions of a decoder with an encoder.
     """
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     logits = model(**inputs, use_cache=False).logits

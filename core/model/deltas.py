@@ -114,7 +114,7 @@ def _fp64(weight: torch.Tensor) -> torch.Tensor:
 
 def _experts_error(adapter_id: str) -> AdapterError:
     return AdapterError(
-        f"The adapter {adapter_id!r} is trained on experts, whose factors are stored for all at once.",
+        f"The adapter {adapter_id!r} is trained on experts, whose factors are stored together for all experts.",
         EXPERTS_FIX,
     )
 

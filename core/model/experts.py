@@ -11,7 +11,7 @@ and computes W + delta for every expert at every step. Here a pair of token and 
 ranks. Adapters that do not train are concatenated, with B transposed, and peft's parameters are views of the
 result; then the factors of one expert are whole rows.
 
-bitsandbytes quantises linear layers only, so `quantize_experts` puts fused expert weights into 4 bits after
+bitsandbytes quantizes linear layers only, so `quantize_experts` puts fused expert weights into 4 bits after
 loading (which therefore passes through 16 bits), as a parametrization. peft 0.21 does not find such weights
 once an adapter wraps them, leaves its delta on them, and trains through a cached copy without the delta;
 `expose_weight_names` and `_ExpertsForward` in `core.model.peft_patch` correct that.
@@ -37,8 +37,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _batched_linear
 from core.errors import AdapterError
 
 NAME = "rank_space"  # the key of `experts_forward` in transformers' registry
-# Pairs per expert above which a loop over the experts is cheaper than gathering an expert's factors for every
-# pair.
+# Pairs per expert above which a loop over the experts is cheaper than gathering the factors for every pair.
 LOOP_THRESHOLD = 2
 LAYER_PREFIX = re.compile(r".*\.\d+\.")  # the part of a path up to the layer's index
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
@@ -137,7 +136,7 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
         if hasattr(type(module), "_apply_gate"):
             parametrized = getattr(module, "parametrizations", {})
             for name in PARAMETERS:
-                if name in parametrized:  # reading the attribute itself would dequantise the weight
+                if name in parametrized:  # reading the attribute itself would dequantize the weight
                     shapes[f"{path}.{name}"] = tuple(parametrized[name][0].quant_state.shape)
                 elif (weight := module._parameters.get(name)) is not None:
                     shapes[f"{path}.{name}"] = tuple(weight.shape)
@@ -155,9 +154,9 @@ def parameters_per_rank(model: nn.Module) -> int:
 
 
 def quantize_experts(model: nn.Module) -> None:
-    """Quantises fused expert weights to nf4 after loading; bitsandbytes otherwise leaves them in 16 bits.
+    """Quantizes fused expert weights to nf4 after loading; bitsandbytes otherwise leaves them in 16 bits.
 
-    They are most of such a model. A layer dequantises them whenever it computes, one layer at a time.
+    They are most of such a model. A layer dequantizes them whenever it computes, one layer at a time.
     """
     for path in list(weight_shapes(model)):
         owner, _, name = path.rpartition(".")
@@ -166,9 +165,9 @@ def quantize_experts(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def expose_weight_names(model: nn.Module) -> Iterator[None]:
-    """Gives quantised expert weights their names back while open, as placeholders of the right shape.
+    """Gives quantized expert weights their names back while open, as placeholders of the right shape.
 
-    peft looks weights up by name and reads their shape, and finds quantised ones only while no adapter wraps
+    peft looks weights up by name and reads their shape, and finds quantized ones only while no adapter wraps
     them. A placeholder is one zero, expanded.
     """
     modules = [

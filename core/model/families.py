@@ -12,8 +12,8 @@ from typing import Any
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LLAMA_LIKE = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-# Sibling layers that usually read the same tensor. Callers must check it at run time: in T5's cross attention
-# the query reads another tensor than key and value, and is left out here.
+# Sibling layers that usually read the same tensor; the mixer checks at run time whether they do. T5's `q` is
+# left out, because in cross attention it reads another tensor than `k` and `v`.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("k", "v"), ("wi_0", "wi_1"))
 
 # Chat templates for tokenizers without one. Both end every assistant turn with eos.

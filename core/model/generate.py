@@ -5,7 +5,7 @@ training and a caller can close it at any step. It works on a resident base and 
 threads belong to higher layers.
 
 ```
-prompts ─> decoder.step (prefill, then one token a row) ─> logits (B, V) ─> sample ─> append_token ─> yield
+prompts ─> decoder.step (prefill, then one token per row) ─> logits (B, V) ─> sample ─> append_token ─> yield
               ↑ reset: prefill again when a mix changed <── poll_mixes, before every step
 ```
 
@@ -91,8 +91,8 @@ def encode_prompt(
         Token ids.
 
     Raises:
-        SpecError: the prompt is empty, or too long. An encoder and a decoder have a context each, so their
-            prompt and answer are compared with it separately.
+        SpecError: the prompt is empty, or prompt and answer are too long. The prompt of an encoder-decoder
+            base goes to the encoder and the answer to the decoder, so each is compared with the context.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if not messages or not messages[-1]["content"].strip():
@@ -104,13 +104,12 @@ def encode_prompt(
         ids = encode_text_prompt(tokenizer, messages[-1]["content"])
     context = resident.base.context
     if resident.base.family.seq2seq:
-        longest, limit = max(len(ids), max_new_tokens), f"{context} tokens each"
+        needed, rule = max(len(ids), max_new_tokens), f"may have at most {context} tokens each"
     else:
-        longest, limit = len(ids) + max_new_tokens, f"{context} tokens in total"
-    if longest > context:
+        needed, rule = len(ids) + max_new_tokens, f"together may have at most {context} tokens"
+    if needed > context:
         raise SpecError(
-            f"The prompt has {len(ids)} tokens and the answer may have {max_new_tokens}, "
-            f"but the context of the base is {limit}.",
+            f"With this base, prompt and answer {rule}, got {len(ids)} and {max_new_tokens}.",
             "Shorten the prompt or lower the longest answer.",
         )
     return ids
@@ -121,7 +120,7 @@ def inference_mode_for(resident: Resident, rows: Sequence[dict[str, float]]) -> 
     """Puts the model in eval and inference mode with these mix rows active, and restores train mode on exit.
 
     Args:
-        rows: one mix a row of the batch, from `Resident.rows`.
+        rows: one mix per row of the batch, from `Resident.rows`.
 
     Example:
         >>> with inference_mode_for(resident, resident.rows([Mix(), Mix(weights={"my-adapter": 0.5})])):
@@ -139,9 +138,9 @@ def inference_mode_for(resident: Resident, rows: Sequence[dict[str, float]]) -> 
 def _set_eval(resident: Resident) -> list[Any]:
     """Puts the model in eval mode and returns the modules that were in train mode.
 
-    This happens at every token while a run trains, so it goes over a list and writes the flag itself:
-        `train()` walks
-    the module tree through `nn.Module.__setattr__`, which takes as long as one step of a small model.
+    This happens at every token while a run trains, so it goes over a list and writes the flag itself.
+    `train()` would walk the module tree through `nn.Module.__setattr__`, which takes as long as one step of a
+    small model.
     """
     model = resident.peft or resident.model
     if not model.training:
@@ -232,14 +231,14 @@ def generate(
     each step, so identical mixes give identical text and every difference comes from the mix (Gumbel-max
     sampling, Maddison et al. 2014, arXiv 1411.0030). A row that ends leaves the batch.
 
-    *A mix can change in mid-answer*: before every token the mixes are polled. Keys and values in the KV cache
-    were computed by layers under a mix, so the cache belongs to that mix. When one column's mix changes,
+    *A mix can change in mid-answer*: the mixes are polled before every token. Keys and values in the KV cache
+    were computed under a mix and are valid only for it. When one column's mix changes,
     prompts and answers so far are prefilled again under the new mixes, in one forward, and decoding continues
     from there. A new name alone is not a change. The column records a `MixChange` with a new stamp.
 
     Args:
-        prompts: token ids, one list a column.
-        mixes, samplings: one a column.
+        prompts: token ids, one list per column.
+        mixes, samplings: one per column.
         poll_mixes: returns the current mixes of all columns; called before every token.
 
     Yields:

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-GROWTH = 64  # positions that a layer reserves before its keys and values are copied again
+GROWTH = 64  # free positions of a new buffer; a layer is copied once per GROWTH decoded tokens
 
 
 def make_kv_cache(config: Any) -> DynamicCache:
@@ -69,8 +69,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         length = so_far.shape[-2] if so_far.numel() else 0
         end = length + new.shape[-2]
         buffer, view = self._buffers.get(name, (new, None))
-        # Allocate for the first tokens, after rows were selected (`so_far` is then a copy), and when it is
-        # full.
+        # A new buffer is needed for the first tokens, after rows were selected (`so_far` is then a copy), and
+        # when the buffer is full.
         if view is not so_far or end > buffer.shape[-2]:
             buffer = new.new_empty((*new.shape[:-2], end + GROWTH, new.shape[-1]))
             if length:

@@ -1,4 +1,4 @@
-"""Initialisations other than zero: PiSSA, OLoRA and LoftQ, and their conversion to plain LoRA.
+"""Initialisations other than peft's default: PiSSA, OLoRA and LoftQ, and their conversion to plain LoRA.
 
 *PiSSA and OLoRA* start from a part of the base's own weight, W ~ s B0 A0, and train it in place of that part:
 
@@ -17,7 +17,7 @@ s B A - s B0 A0  =  s [ B  -B0 ] · [ A  ]
 ```
 
 So both work on a 4-bit base as well, but without the gain that the papers report there, which comes from
-quantising the remainder.
+quantizing the remainder.
 
 *LoftQ* starts from the rounding error of the 4-bit weights, so it needs an nf4 base and the original weight
 files.
@@ -113,7 +113,7 @@ def offset_init(model: Any, trainee: str, offset: str, initialisation: str) -> N
 
 
 def loftq_init(model: Any, trainee: str, folder: Path, is_transposed: bool) -> None:
-    """Fills the adapter in training with the best approximation of what 4 bits lost of every weight (LoftQ).
+    """Fills the adapter in training with the best approximation of each weight's 4-bit error (LoftQ).
 
     Args:
         trainee: peft's name of the adapter.
@@ -206,7 +206,7 @@ def _index_files(folder: Path) -> dict[str, Path]:
 
 
 def _load_original(files: Mapping[str, Path], path: str) -> torch.Tensor:
-    """Loads a module's weight as it was before quantisation; some files omit the first part of the path."""
+    """Loads a module's weight as it was before quantization; some files omit the first part of the path."""
     key = next((k for k in (f"{path}.weight", f"{path}.weight".partition(".")[2]) if k in files), None)
     if key is None:
         raise SpecError(

@@ -58,7 +58,7 @@ class SVD:
 
     Attributes:
         u: (O, r) orthonormal columns, a basis of the column space (what the delta writes).
-        s: (r,) singular values.
+        s: (r,) singular values; all three have min(r, O, I) directions where the layer is narrower than r.
         v: (I, r) orthonormal columns, a basis of the row space (what the delta reads).
     """
 
@@ -95,7 +95,7 @@ def inner_product(x: Factors, y: Factors) -> float:
 
 
 def norm(delta: Factors) -> float:
-    """Returns the Frobenius norm of a delta, by QR, which stays exact where parts of the delta cancel."""
+    """Returns the Frobenius norm of a delta, by QR, which stays accurate where parts of the delta cancel."""
     r_b = torch.linalg.qr(delta.b.double(), mode="r").R
     r_a = torch.linalg.qr(delta.a.double().T, mode="r").R
     return float(torch.linalg.matrix_norm(r_b @ r_a.T))
@@ -168,10 +168,10 @@ def concat(deltas: Sequence[Factors]) -> Factors:
 
 
 def truncate(delta: Factors, rank: int) -> tuple[Factors, float]:
-    """Returns the best approximation of a delta at a lower rank (Eckart & Young 1936), and what it loses.
+    """Approximates a delta at a lower rank, as well as possible (Eckart & Young 1936).
 
     Args:
-        rank: the width of the result; it is filled up with zeros where the delta has fewer directions.
+        rank: the width of the result, which is padded with zeros where the delta has fewer directions.
 
     Returns:
         The factors, each scaled by the square roots of the singular values; and the discarded share of the

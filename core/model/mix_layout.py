@@ -16,7 +16,7 @@ optimizer needs contiguous tensors, and column slices of one large B are not con
 effect in mixes at once.
 
 A weight can vary with the depth of a layer: 0 for the first layer of a stack, 1 for the last. A plain weight
-is one point, a tilted weight two, fitted weights as many as wanted; layers between two points interpolate.
+is one point, a tilted weight two, fitted weights any number; layers between two points interpolate.
 
 Letters: R total rank, I inputs, O outputs of a layer, B rows, D depths, P points.
 """
@@ -34,8 +34,7 @@ from core.model.families import SAME_INPUT
 
 # The stack of a layer and its index there: the first number in its path.
 STACK_INDEX = re.compile(r"(?:(.*?)\.)?(\d+)(?:\.|$)")
-# A layer of one expert. The router has sorted the tokens of all rows, so that rows cannot be told apart
-# there.
+# A layer of one expert. The router has sorted the tokens of all rows, so their rows are unknown there.
 ROUTED = re.compile(r"(?:^|\.)experts\.\d+\.")
 MIDDLE = 0.5  # the depth of a layer outside every stack
 

@@ -2,7 +2,7 @@
 
 A mix is a row of weights, one per adapter; the base is the row of zeros. `Mixer.activate` makes rows the
 active mix, and while it is open every LoRA layer computes in rank space. Outside of it the layers are peft's,
-and training runs on those. peft's active adapters are never changed here.
+and training runs on them. peft's active adapters are never changed here.
 
 ```
 mixing.Mixer          which adapters there are, and the active mix

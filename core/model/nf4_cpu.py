@@ -1,15 +1,15 @@
 """nf4 layers of bitsandbytes on a CPU: weights packed for inference, unpacked for backward passes.
 
 The facts below are about bitsandbytes 0.50 on CPUs with AVX512-BF16, where its bf16 kernel is used. GPUs,
-other CPUs and unquantised bases are not affected.
+other CPUs and unquantized bases are not affected.
 
 *Gradients.* At its first forward without gradients, bitsandbytes repacks a layer's weights for a kernel that
 has no backward, and it never unpacks them for training. After any answer, gradients through that layer would
 be wrong without an error. So every backward pass runs inside `unpack_for_backward`.
 
-*The same base every time.* Packing rounds the quantisation scales. `round_trip` packs and unpacks every layer
+*The same base every time.* Packing rounds the quantization scales. `round_trip` packs and unpacks every layer
 once, right after loading, so that training finds the same base before and after the first answer. Unpacking
-in `_unpack` keeps the scales, where bitsandbytes would quantise them anew, to other values each time.
+in `_unpack` keeps the scales, where bitsandbytes would quantize them anew, to other values each time.
 
 *Speed.* For a few tokens, a third of a packed layer's time is what bitsandbytes looks up and checks per call.
 `Direct4bit` calls the kernel itself and gives the same numbers to the bit.
@@ -29,7 +29,7 @@ import torch
 from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 from bitsandbytes.nn import Linear4bit
 
-KERNEL_DTYPES = (None, torch.float32, torch.bfloat16)  # compute types that lose nothing of the kernel's bf16
+KERNEL_DTYPES = (None, torch.float32, torch.bfloat16)  # compute types that represent bf16 results exactly
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def _packable_layers(model: Any) -> list[Any]:
 def _unpack(layer: Any) -> None:
     """Undoes the packing of one layer and keeps its scales.
 
-    bitsandbytes' own way back quantises the scales again, to other values each time, so a base that
+    bitsandbytes' own way back quantizes the scales again, to other values each time, so a base that
     alternates between inference and training would drift.
     """
     state = layer.weight.quant_state

@@ -1,6 +1,6 @@
 """Checks whether a base keeps the sequences of a packed row apart.
 
-The model itself is run, so that no list of architectures can be out of date. Packing itself is
+The check runs the model, because a list of architectures would go out of date. Rows are packed in
 `core.data.packing`.
 """
 
@@ -40,13 +40,13 @@ def leaks(resident: Resident) -> str:
         first, second = (_logits_in_row(resident, shift) for shift in (0, 1))
         alone = _logits(resident, _sequence(1, 0, base.model.config.vocab_size), None)
     except (TypeError, ValueError, RuntimeError) as e:
-        return f"the model accepts no positions ({type(e).__name__})"
+        return f"the model does not accept position ids ({type(e).__name__})"
     largest = float(alone.abs().max())
     is_fp32 = base.quantization == "none" and next(base.model.parameters()).dtype is torch.float32
     if float((first - second).abs().max()) > TOLERANCE_FP32 * largest:
-        return "the sequences of a packed row see each other in this model"
+        return "the sequences of a packed row attend to each other in this model"
     if float((first - alone).abs().max()) > (TOLERANCE_FP32 if is_fp32 else TOLERANCE_ROUNDED) * largest:
-        return "a sequence in a packed row has other logits than alone in this model"
+        return "a sequence has different logits in a packed row and alone in this model"
     return ""
 
 

@@ -4,8 +4,8 @@
 mix, runs peft's forward unchanged. This works for Linear, Conv1D, Linear4bit and 8-bit layers alike; peft's
 own extension point, the LoraVariant registry, is private, and Linear4bit bypasses it.
 
-What has no form in rank space is refused with the reason: by `unmixable_reason` for layers, and by
-`UNMIXABLE` in `core.store.adapters` for settings.
+An adapter that has no form in rank space is refused with the reason: layers by `unmixable_reason`, settings
+by `UNMIXABLE` in `core.store.adapter_config`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _ExpertsForward:
     """The forward of peft's wrapper of an experts parameter: while a mix is active, only the base layer.
 
     The adapters are then added inside the experts function (`core.model.experts`). The other two methods
-    correct peft 0.21 for weights that are quantised as a parametrization.
+    correct peft 0.21 for weights that are quantized as a parametrization.
     """
 
     mixer: experts.MixerReference
@@ -98,9 +98,9 @@ class _ExpertsForward:
 
     @contextlib.contextmanager
     def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
-        """Makes the delta of quantised weights visible in peft's own forward.
+        """Makes the delta of quantized weights visible in peft's own forward.
 
-        While peft adds the delta, torch dequantises the weight and caches it without the delta if another
+        While peft adds the delta, torch dequantizes the weight and caches it without the delta if another
         parameter of the module is cached already. So the cached weight is dropped.
         """
         with super()._activate_lora(active_adapters):  # type: ignore[misc]
@@ -111,7 +111,7 @@ class _ExpertsForward:
     def _remove_parametrizations(self) -> None:
         """Removes the delta after peft's own forward.
 
-        Where the weight is quantised, and so parametrised already, peft 0.21 does not remove the delta of a
+        Where the weight is quantized, and so parametrised already, peft 0.21 does not remove the delta of a
         single adapter, and deltas would accumulate.
         """
         parts = self.get_base_layer().parametrizations[self.parameter_name]  # type: ignore[attr-defined]

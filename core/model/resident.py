@@ -120,7 +120,7 @@ class Resident:
         )
 
     def rows(self, mixes: Iterable[Mix]) -> list[dict[str, float]]:
-        """Returns one row a mix, with peft's adapter names, for `Mixer.activate` and `inference_mode_for`.
+        """Returns one row per mix, with peft's adapter names, for `Mixer.activate` and `inference_mode_for`.
 
         Raises:
             AdapterError: a mix uses the adapter in training, and that adapter cannot be mixed.
@@ -138,7 +138,7 @@ class Resident:
         return MixRow(self._by_peft_name(mix.weights), self._by_peft_name(mix.tilt))
 
     def _by_peft_name(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Library id -> number becomes peft name -> number; the offset gets the number of its adapter."""
+        """Converts library id -> number to peft name -> number; the offset gets the number of its adapter."""
         by_name = {self.peft_name(a): number for a, number in numbers.items()}
         if TRAINEE in by_name and self.has_offset:
             by_name[OFFSET] = by_name[TRAINEE]
@@ -353,7 +353,7 @@ class Resident:
         elif initialisation == "loftq":
             if self.base.quantization != "nf4":
                 raise SpecError(
-                    f"LoftQ needs a base in nf4, and {self.base.name!r} is not quantised to nf4.",
+                    f"LoftQ needs a base in nf4, and {self.base.name!r} is not quantized to nf4.",
                     "Choose another initialisation, or load the base in nf4.",
                 )
             lora_init.loftq_init(
@@ -364,7 +364,7 @@ class Resident:
     def add_saved_adapter(
         self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]
     ) -> None:
-        """Loads an adapter that was just saved from memory, so that the next mix does not read its files.
+        """Loads a newly saved adapter from memory, so that the next mix does not read its files.
 
         An adapter that cannot be mixed is not loaded.
 

@@ -58,7 +58,7 @@ def score(
     """Scores sequences under every mix; only tokens with a loss mask of 1 count.
 
     Yields:
-        (sequences that are scored under every mix, one `Score` a mix), after every forward.
+        (sequences that are scored under every mix, one `Score` per mix), after every forward.
 
     Example:
         >>> for done, scores in score(resident, sequences, [Mix(), Mix(weights={"my-adapter": 1.0})]):
@@ -96,9 +96,8 @@ def score_each(
 ) -> Iterator[list[SequenceScore]]:
     """Scores every sequence under every mix, with many mixes in one batch.
 
-    A row of a batch is a (sequence, mix) pair. Pairs are ordered by the length of their sequence, and all
-    mixes of a sequence follow each other. So batches are full, and their rows about equally long, for any
-    number of mixes.
+    A row of a batch is a (sequence, mix) pair. The shortest sequences come first, and all mixes of a sequence
+    follow each other. So batches are full, and their rows about equally long, for any number of mixes.
 
     Yields:
         The results of one forward; all forwards together give every pair once.

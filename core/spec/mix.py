@@ -20,21 +20,21 @@ class Sampling(Settings):
     """How the next token is sampled."""
 
     max_new_tokens: int = setting(
-        96, "Maximum length of an answer in tokens.", low=1, high=4096, label="Longest answer (tokens)"
+        96, "Maximum length of an answer, in tokens.", low=1, high=4096, label="Longest answer (tokens)"
     )
     temperature: float = setting(
         0.0, "0 always takes the most likely token; higher values give more varied text.", low=0.0, high=4.0
     )
     top_k: int = setting(
         0,
-        "Samples only from this many most likely tokens; 0 uses all tokens.",
+        "Number of most likely tokens to sample from; 0 samples from all tokens.",
         low=0,
         high=100_000,
         label="Top-k",
     )
     top_p: float = setting(
         1.0,
-        "Samples only from the most likely tokens that together have this probability.",
+        "Samples only from the most likely tokens whose probabilities add up to this.",
         low=0.01,
         high=1.0,
         label="Top-p",
@@ -43,7 +43,7 @@ class Sampling(Settings):
         1.0, "Values above 1 make tokens that have already occurred less likely.", low=0.5, high=3.0
     )
     seed: int = setting(0, "The same seed and mix give the same text.", low=0, high=2**31 - 1)
-    stop: tuple[str, ...] = setting((), "Texts that end an answer.", label="Stop texts")
+    stop: tuple[str, ...] = setting((), "Strings that end an answer.", label="Stop strings")
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Mix(Settings):
 
 
 def _check_numbers(what: str, numbers: Any, limit: float) -> dict[str, float]:
-    """Adapter id -> number, without the zeros. Raises SpecError outside -limit to limit."""
+    """Adapter id -> number, without the zeros. Raises SpecError for a number outside -limit to limit."""
     if not isinstance(numbers, dict) or not all(isinstance(adapter, str) for adapter in numbers):
-        raise SpecError(f"The {what}s must be a table of adapter ids and numbers, got {numbers!r}.")
+        raise SpecError(f"The {what}s must map adapter ids to numbers, got {numbers!r}.")
     for adapter, number in numbers.items():
         if not is_number(number) or abs(number) > limit:
             raise SpecError(

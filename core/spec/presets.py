@@ -88,7 +88,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "mistral-7b-qlora",
-            "For sections of Markdown or JSON files on Mistral 7B: a 4-bit base, every linear layer.",
+            "For sections of Markdown or JSON files on Mistral 7B: a 4-bit base, LoRA on every linear layer.",
             _MISTRAL,
             _MISTRAL,
             "Mistral 7B, QLoRA",
@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def resolve(kind: str, preset: str, changes: dict[str, Any]) -> TrainSpec:
-    """The settings of a run: the defaults, changed by a preset, changed by the user.
+    """The settings of a run: the defaults, then the preset, then the changes of the user.
 
     Args:
         kind: "domain" or "task".

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from core.errors import SpecError
 
 SEED = 20251101
-TEXT_LIMIT = 4000  # characters of a text without a limit of its own, and of each text of a list
+TEXT_LIMIT = 4000  # characters of a string without a limit of its own, and of each string in a list
 LIST_LIMIT = 512  # entries of a list
 S = TypeVar("S", bound="Settings")
 
@@ -33,10 +33,10 @@ def setting(
     """A dataclass field of `Settings`.
 
     Args:
-        default: lists and tables are copied for every instance.
+        default: lists and dicts are copied for every instance.
         help: one sentence for the user.
-        low, high: limits of a number, both inclusive; `high` is also the maximum length of a text.
-        choices: the allowed texts.
+        low, high: limits of a number, both inclusive; `high` is also the maximum length of a string.
+        choices: the allowed values of a string.
         label: what the user sees; by default the name of the field.
     """
     metadata = {"help": help, "low": low, "high": high, "choices": choices, "label": label}
@@ -54,7 +54,7 @@ class Settings:
     Example:
         >>> @dataclass(frozen=True)
         ... class Sampling(Settings):
-        ...     top_k: int = setting(0, "Samples only from this many tokens.", low=0, high=100)
+        ...     top_k: int = setting(0, "Number of tokens to sample from.", low=0, high=100)
     """
 
     def __post_init__(self) -> None:
@@ -67,13 +67,13 @@ class Settings:
 
     @classmethod
     def from_json(cls: type[S], value: dict[str, Any]) -> S:
-        """Creates settings from a table of fields; fields that are missing have their defaults.
+        """Creates settings from a dict of fields; missing fields get their defaults.
 
         Raises:
             SpecError: an unknown field, a wrong type, or a value outside its limits.
         """
         if not isinstance(value, dict):
-            raise SpecError(f"Settings must be a table of names and values, got {value!r}.")
+            raise SpecError(f"Settings must map names to values, got {value!r}.")
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(value) - known):
             raise SpecError(
@@ -141,7 +141,7 @@ def _format_limits(low: float | None, high: float | None) -> str:
 def _check_text(label: str, metadata: Mapping[str, Any], value: Any) -> None:
     limit, choices = int(metadata.get("high") or TEXT_LIMIT), metadata.get("choices")
     if not isinstance(value, str):
-        raise SpecError(f"{label} must be a text, got {value!r}.")
+        raise SpecError(f"{label} must be a string, got {value!r}.")
     if len(value) > limit:
         raise SpecError(f"{label} must have at most {limit} characters, got {len(value)}.")
     if choices and value not in choices:
@@ -151,7 +151,7 @@ def _check_text(label: str, metadata: Mapping[str, Any], value: Any) -> None:
 
 def _check_list(label: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise SpecError(f"{label} must be a list of texts, got {value!r}.")
+        raise SpecError(f"{label} must be a list of strings, got {value!r}.")
     if len(value) > LIST_LIMIT or any(len(v) > TEXT_LIMIT for v in value):
         longest = max(map(len, value))
         raise SpecError(

@@ -57,20 +57,20 @@ class RunStatus(str, Enum):
 
 STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (explanation, next step)
     RunStatus.QUEUED: (
-        "It waits for the runs before it in the queue.",
+        "It is waiting for earlier runs in the queue.",
         "Wait until it starts, or remove it from the queue.",
     ),
     RunStatus.RUNNING: (
         "It is training.",
-        "Try its adapter under Mix while it trains; pause the run, or stop it and keep the adapter.",
+        "Try its adapter under Mix while it trains; pause it, or stop it and keep the adapter.",
     ),
-    RunStatus.STOPPING: ("It finishes the current step and then saves.", "Wait a moment."),
+    RunStatus.STOPPING: ("It is finishing the current step and will then save.", "Wait a moment."),
     RunStatus.PAUSED: (
         "A checkpoint is saved, and the model is free.",
-        "Resume it at any time, also after a restart: the result is the same as without the pause.",
+        "Resume it at any time, even after a restart: the result is the same as without the pause.",
     ),
     RunStatus.DONE: (
-        "It took all its steps, or ended early because the validation loss no longer improved.",
+        "It completed all its steps, or ended early because the validation loss stopped improving.",
         "Compare its adapter with the base, or mix it.",
     ),
     RunStatus.STOPPED: (
@@ -78,11 +78,11 @@ STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (explanation, next step)
         "Use its adapter, or resume the run to train it further.",
     ),
     RunStatus.DIVERGED: (
-        "Its loss became NaN or infinite, and it ended before that step changed the adapter.",
+        "Its loss became NaN or infinite; the run ended before that step changed the adapter.",
         "Start a new run with a lower learning rate; resuming this one would repeat the same steps.",
     ),
     RunStatus.OUT_OF_MEMORY: (
-        "A step did not fit into memory, even with one row at a time.",
+        "A step did not fit in memory, even with one row at a time.",
         "Start a new run with one of the settings that the error suggests.",
     ),
     RunStatus.DISK_FULL: (
@@ -90,7 +90,7 @@ STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (explanation, next step)
         "Free some space, then resume the run from its last checkpoint.",
     ),
     RunStatus.INTERRUPTED: (
-        "Its process ended before the run did.",
+        "Its process ended before the run was finished.",
         "Resume it: it continues from its last checkpoint.",
     ),
     RunStatus.FAILED: (
@@ -109,7 +109,7 @@ class TrainSpec(Settings):
 
     kind: str = setting(
         "domain",
-        "A domain adapter trains on plain text, a task adapter on pairs of prompt and answer.",
+        "A domain adapter trains on plain text; a task adapter trains on prompts with answers.",
         choices=KINDS,
     )
     name: str = setting("", "Name of the adapter in the Library.", high=120)
@@ -124,32 +124,34 @@ class TrainSpec(Settings):
     max_steps: int = setting(
         0, "Ends the run after this many optimizer steps; 0 trains for all epochs.", low=0, high=1_000_000
     )
-    learning_rate: float = setting(2e-4, "Peak step size of the optimizer.", low=1e-7, high=0.1)
+    learning_rate: float = setting(
+        2e-4, "Peak learning rate, reached at the end of the warm-up.", low=1e-7, high=0.1
+    )
     batch_size: int = setting(
-        4, "Sequences per forward pass; more is faster and needs more memory.", low=1, high=256
+        4, "Sequences per forward pass; more are faster but need more memory.", low=1, high=256
     )
     accumulation: int = setting(
         4,
-        "Forward passes per optimizer step; the effective batch is this times the batch size.",
+        "Forward passes per optimizer step; the effective batch size is the batch size times this.",
         low=1,
         high=256,
         label="Gradient accumulation",
     )
     max_length: int = setting(
         512,
-        "Maximum sequence length in tokens; longer examples are cut, and longer texts are split.",
+        "Maximum sequence length in tokens; longer examples are truncated, longer texts are split.",
         low=16,
         high=32768,
     )
     rank: int = setting(
-        16, "Rank of the update; a higher rank can learn more and needs more memory.", low=1, high=256
+        16, "Rank of the update; a higher rank can learn more but needs more memory.", low=1, high=256
     )
     alpha: int = setting(
-        32, "Scale of the update, which is multiplied by alpha divided by rank.", low=1, high=1024
+        32, "Scaling of the update: it is multiplied by alpha divided by the rank.", low=1, high=1024
     )
     dropout: float = setting(
         0.1,
-        "Probability of dropping each input of the adapter during training.",
+        "Dropout probability of the inputs of the adapter during training.",
         low=0.0,
         high=0.9,
         label="LoRA dropout",
@@ -162,17 +164,17 @@ class TrainSpec(Settings):
     )
     schedule: str = setting("cosine", "How the learning rate changes after the warm-up.", choices=SCHEDULES)
     weight_decay: float = setting(
-        0.0, "Decay of the adapter weights towards zero in every step.", low=0.0, high=1.0
+        0.0, "Weight decay: how strongly each step pulls the adapter weights towards zero.", low=0.0, high=1.0
     )
     domain_dropout: float = setting(
         0.5,
-        "Share of the forward passes without the parent adapter, so that both adapters also work alone.",
+        "Share of forward passes without the parent adapter, so that each adapter also works alone.",
         low=0.0,
         high=0.95,
     )
     replay_share: float = setting(
         0.0,
-        "Share of general text in the training text, so that the model does not forget general language.",
+        "Share of general text in the training data, so that the model does not forget general language.",
         low=0.0,
         high=0.9,
     )
@@ -180,7 +182,7 @@ class TrainSpec(Settings):
         "", "Text dataset to replay; empty uses the general text that comes with the studio.", high=64
     )
     seed: int = setting(
-        SEED, "Seed of the data order, the initial weights and the dropout.", low=0, high=2**31 - 1
+        SEED, "Seed for the data order, the initial weights and the dropout.", low=0, high=2**31 - 1
     )
     save_steps: int = setting(
         0, "Steps between checkpoints; 0 saves about ten per run.", low=0, high=1_000_000
@@ -190,17 +192,17 @@ class TrainSpec(Settings):
     )
     packing: bool = setting(
         True,
-        "Packs several short sequences into a row, without attention between them; off pads every sequence.",
+        "Packs short sequences together into rows, without attention between them; off pads every sequence.",
     )
     overlap: int = setting(0, "Tokens that two consecutive windows of a long text share.", low=0, high=16384)
     use_rslora: bool = setting(
         False,
-        "Divides alpha by the square root of the rank, so that high ranks learn as fast as low ones.",
+        "Scales by alpha over the square root of the rank, so that high ranks learn as fast as low ones.",
         label="Rank-stabilised (rsLoRA)",
     )
     use_dora: bool = setting(
         False,
-        "Trains magnitude and direction of the weights separately; slower, and it cannot be mixed live.",
+        "Trains magnitude and direction of the weights separately; slower, and not usable in a live mix.",
         label="DoRA",
     )
     initialisation: str = setting(
@@ -234,7 +236,7 @@ class TrainSpec(Settings):
     )
     early_stopping: int = setting(
         0,
-        "Ends the run after this many validations without a better loss; 0 never ends it early.",
+        "Ends the run after this many validations without a better loss; 0 switches this off.",
         low=0,
         high=1000,
     )
@@ -245,15 +247,15 @@ class TrainSpec(Settings):
     )
     experts: bool = setting(
         False,
-        "Also trains the experts of a mixture-of-experts base, which are many more weights.",
+        "Also trains the experts of a mixture-of-experts base, which adds many trainable weights.",
         label="Train the experts",
     )
     report_to: tuple[str, ...] = setting(
-        (), "Also logs the losses to tensorboard, trackio or wandb, if it is installed."
+        (), "Trackers that also receive the losses: tensorboard, trackio or wandb, if installed."
     )
     sample_prompts: tuple[str, ...] = setting(
         (),
-        "Prompts that the adapter answers at every validation; empty takes one of the validation split.",
+        "Prompts that the adapter answers at every validation; empty uses one from the validation split.",
     )
 
     def __post_init__(self) -> None:
@@ -297,7 +299,7 @@ def describe_expert_training(weights_per_rank: int, rank: int, parameters: int) 
         f"At rank {rank}, the experts have {count:,} trainable weights ({share:.2%} of the base). "
         "Such an adapter can be mixed live. It cannot be baked or compared layer by layer, "
         "and peft's add_weighted_adapter refuses it. "
-        "Every step forms a full-size update of the experts of each layer."
+        "Every step computes a full-size update for the experts of each layer."
     )
 
 
@@ -307,7 +309,7 @@ class Launch(Settings):
 
     launcher: str = setting(
         "",
-        "Program that starts several processes that train together; empty trains in the studio itself.",
+        "Program that starts several training processes; empty trains in the process of the studio.",
         choices=LAUNCHERS,
     )
     nproc: int = setting(
@@ -331,7 +333,7 @@ class Launch(Settings):
     )
     sharding: str = setting(
         "ddp",
-        "With ddp every process holds the whole base; fsdp shards it, for bases too large for one GPU.",
+        "ddp keeps the whole base in every process; fsdp shards it, for bases too large for one GPU.",
         choices=SHARDINGS,
     )
 

@@ -68,8 +68,8 @@ ALLOWED: dict[str, Field] = {
     "lora_dropout": Field(lambda v: isinstance(v, (int, float)) and 0 <= v < 1, "a number from 0 to below 1"),
     "target_modules": Field(_is_name_list, _NAMES),
     "target_parameters": Field(lambda v: v is None or _is_name_list(v), f"{_NAMES}, or null"),
-    "rank_pattern": Field(lambda v: not v or _is_table(v, _is_rank), "a table of module names and ranks"),
-    "alpha_pattern": Field(lambda v: not v or _is_table(v, _is_alpha), "a table of module names and alphas"),
+    "rank_pattern": Field(lambda v: not v or _is_table(v, _is_rank), "a mapping of module names to ranks"),
+    "alpha_pattern": Field(lambda v: not v or _is_table(v, _is_alpha), "a mapping of module names to alphas"),
     "bias": Field(lambda v: v in (None, "none"), '"none" or null'),
     "use_rslora": _FLAG,
     "use_dora": _FLAG,
@@ -79,13 +79,14 @@ ALLOWED: dict[str, Field] = {
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A setting that keeps an adapter from being mixed.
+    """A setting with which an adapter cannot be mixed.
 
     The update of such an adapter is more than a product of two low-rank factors.
 
     Attributes:
         is_harmless: whether a value of the setting changes nothing.
         reason: why the adapter cannot be mixed, as a clause.
+        fix: what the user can do, as a sentence.
     """
 
     is_harmless: Callable[[Any], bool]
@@ -110,12 +111,12 @@ UNMIXABLE: dict[str, Obstacle] = {
     "trainable_token_indices": COPIES,
     "init_lora_weights": Obstacle(
         lambda v: v in (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
-        "this initialisation is subtracted from the base weights, so it fits only a base changed alike",
+        "this initialisation was subtracted from the base weights, so it fits only that changed base",
         "Convert it to plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
     ),
     "bias": Obstacle(
         lambda v: v in (None, "none"),
-        "it trains biases of the base, which cannot be weighted for each row of a batch",
+        "it trains biases of the base, which cannot be weighted per row of a batch",
         RETRAIN,
     ),
     "lora_bias": Obstacle(lambda v: not v, "it trains biases beside the low-rank factors", RETRAIN),

@@ -15,7 +15,7 @@ from core.store.adapter_config import COPIES, UNMIXABLE
 
 FILE = "adapter_model.safetensors"
 MAGNITUDE = "lora_magnitude_vector"  # the tensor that DoRA adds: one number per output
-# What a tensor that is not a LoRA factor says about its adapter, by a part of its name.
+# Part of a tensor's name -> why its adapter cannot be mixed.
 FOREIGN_TENSORS = {
     MAGNITUDE: UNMIXABLE["use_dora"],
     "lora_embedding_": COPIES,
@@ -25,9 +25,8 @@ FOREIGN_TENSORS = {
     "lm_head.weight": COPIES,
     "modules_to_save": COPIES,
 }
-# Floating-point types of safetensors: the unsigned integer of the same size, and the bits that are all set in
-# an infinite value or NaN. numpy has no bfloat16, so the bits are tested instead of the values. Other types
-# are integers.
+# Floating-point types of safetensors: an unsigned integer type to read them as, and the bits that are all set
+# in an infinite value or NaN. numpy has no bfloat16, so the bits are tested instead of the values.
 NON_FINITE_BITS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
@@ -35,7 +34,10 @@ NON_FINITE_BITS = {
     "BF16": ("<u2", 0x7F80),
     "F8_E5M2": ("u1", 0x7C),
     "F8_E4M3": ("u1", 0x7F),
+    "F8_E8M0": ("u1", 0xFF),
+    "C64": ("<u4", 0x7F80_0000),  # two F32
 }
+INTEGERS = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
@@ -118,8 +120,13 @@ def _read_header(file: IO[bytes]) -> dict[str, tuple[int, int]]:
 
 
 def _is_finite(file: IO[bytes], header: dict[str, tuple[int, int]], key: str, dtype: str) -> bool:
-    if dtype not in NON_FINITE_BITS:
+    if dtype in INTEGERS:
         return True
+    if dtype not in NON_FINITE_BITS:
+        raise AdapterError(
+            f"The tensor {key!r} has the type {dtype}, which cannot be checked.",
+            "Convert the adapter to float32, float16 or bfloat16.",
+        )
     integer, bits = NON_FINITE_BITS[dtype]
     begin, end = header[key]
     file.seek(begin)

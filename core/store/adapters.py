@@ -83,7 +83,7 @@ def add(
     config: dict[str, Any],
     metadata: dict[str, Any],
 ) -> Adapter:
-    """Adds an adapter to the library; it appears complete or not at all, and replaces one of the same id.
+    """Adds an adapter to the library. It appears complete or not at all, and replaces one with the same id.
 
     Args:
         adapter_id: the id that was reserved when its run was created.
@@ -228,8 +228,8 @@ def verify_folder(folder: Path) -> list[str]:
     config = parse_config(read_json(folder / CONFIG), for_mixing=False)
     tensors, values = check_weights(folder, config)
     return [
-        f"The sha256 of all {len(entries)} files is the one that was saved.",
-        f"The names and shapes of all {tensors} tensors are those of rank {config['r']}.",
+        f"All {len(entries)} files have the sha256 that was saved with them.",
+        f"All {tensors} tensors have the names and shapes of a rank-{config['r']} adapter.",
         f"All {values:,} values are finite.",
     ]
 

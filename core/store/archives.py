@@ -1,8 +1,8 @@
-"""Zip archives that travel between machines: written with checksums, and extracted without trust.
+"""Zip archives that are moved between machines: written with checksums, extracted as untrusted input.
 
-`extract` accepts regular files under expected names only, within limits of number, size and compression
-ratio, and checks every member before it writes the first one. SHA256SUMS detects damage and not tampering:
-the caller still checks the content.
+`extract` accepts only regular files under expected names, within limits of number, size and compression
+ratio, and checks these of every member before it writes the first one. SHA256SUMS detects damage but not
+tampering, so the caller still checks the content.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write(path: Path, members: Mapping[str, Path | bytes]) -> None:
         members: name in the archive -> file or content.
 
     Raises:
-        DataError: too many or too large members for `extract`. StorageError: it could not be written.
+        DataError: more or larger members than `extract` accepts. StorageError: it could not be written.
     """
     sizes = {n: len(m) if isinstance(m, bytes) else m.stat().st_size for n, m in members.items()}
     _check_sizes(path, [*sizes.values()])
@@ -92,8 +92,8 @@ def _check_sizes(path: Path, sizes: list[int]) -> None:
     if sizes and (max(sizes) > MEMBER_LIMIT_BYTES or sum(sizes) > TOTAL_LIMIT_BYTES):
         raise _error(
             path,
-            f"It must hold at most {TOTAL_LIMIT_BYTES >> 30} GiB, and {MEMBER_LIMIT_BYTES >> 30} GiB a file. "
-            f"It holds {sum(sizes) / (1 << 30):.1f} GiB, and a file of {max(sizes) / (1 << 30):.1f} GiB.",
+            f"It must have at most {TOTAL_LIMIT_BYTES >> 30} GiB, with {MEMBER_LIMIT_BYTES >> 30} GiB per file, "
+            f"got {sum(sizes) / (1 << 30):.1f} GiB and a file of {max(sizes) / (1 << 30):.1f} GiB.",
             "Pack less data.",
         )
 

@@ -19,7 +19,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 WEIGHTS = "*.safetensors"
 TEXT_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # of class names
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-SIBLING_LIMIT = 64  # folders beside a known base that are searched
+SIBLING_LIMIT = 64  # how many folders beside a known base are searched
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LocalBase:
     """A base model on this machine.
 
     Attributes:
-        name: what loads it: "embedded", a folder, or a Hub id.
+        name: the name that loads it: "embedded", a folder, or a Hub id.
         place: "embedded", "folder" or "cache".
         kind: the model type of its config.
         bytes: size of its weights.
@@ -110,7 +110,7 @@ def _describe(name: str, place: str, folder: Path) -> LocalBase:
 
 
 def list_cache() -> list[LocalBase]:
-    """Models in the cache of the Hub, also incomplete ones."""
+    """Models in the cache of the Hub, including incomplete ones."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -147,7 +147,7 @@ def list_nearby(folders: Iterable[str]) -> list[LocalBase]:
 
 
 def find_snapshot(name: str) -> Path | None:
-    """The folder of a complete model in the cache of the Hub; the one of its main branch is preferred."""
+    """The folder of a complete model in the cache of the Hub, preferably of its main branch; None without one."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

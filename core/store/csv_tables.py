@@ -1,4 +1,4 @@
-"""Tables as CSV text in which a spreadsheet finds no formula to execute."""
+"""Formats tables as CSV text without cells that a spreadsheet would execute as formulas."""
 
 from __future__ import annotations
 

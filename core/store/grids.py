@@ -1,7 +1,7 @@
 """Grids (sweeps): training settings with some fields varied; every combination of values is a cell.
 
-grids/<id>.json holds the common settings, the axes, and the run of each cell. Which cells ran, and with which
-results, is the concern of `core.engine.grids`.
+grids/<id>.json holds the common settings, the axes, and the run of each cell. `core.engine.grids` starts the
+runs and reads their results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Downloads of base models from the Hugging Face Hub into its cache.
 
-Honours HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_TOKEN, as huggingface_hub does. Downloads the config,
-tokenizer and safetensors files in the top folder of a repository, checked by sha256; never code or pickles.
+Honours HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_TOKEN, as huggingface_hub does. Downloads only the config,
+tokenizer and safetensors files in the top folder of a repository, never code or pickles. Weight files are
+checked by sha256.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SKIPPED_FILES = ("*/*", "consolidated*", "*.py")
 PART = ".part"
 CHUNK_BYTES = 1 << 20
 PARTIAL_CONTENT = 206  # the HTTP status of an answer to a range request
-RETRIES = 5  # after a broken connection, without any byte in between
+RETRIES = 5  # of a broken connection in a row, without a byte in between
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class Download:
 
 
 class DownloadStopped(StudioError):
-    """The user stopped a download. The bytes that have arrived stay, and the next download continues."""
+    """The user stopped a download. The downloaded bytes stay, and the next download continues from them."""
 
 
 def download(name: str, report: Callable[[Download], None], poll_stop: Callable[[], bool]) -> Path:
     """Downloads a model from the Hub into its cache.
 
-    huggingface_hub 2.4 starts an interrupted file from its first byte, however large it is. So the weight
-    files are downloaded here, by range requests, to where that library looks for them; the other files are
-    left to the library.
+    huggingface_hub 2.4 restarts an interrupted file from its first byte, however large it is. So the weight
+    files are downloaded here, by range requests, into the folder where the library looks for them; the
+    library itself downloads the other files.
 
     Args:
         name: a Hub id.
@@ -83,7 +84,7 @@ def download(name: str, report: Callable[[Download], None], poll_stop: Callable[
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(
             f'A Hub id must have the form "owner/name", got {name!r}.',
-            'For example "Qwen/Qwen2.5-0.5B-Instruct".',
+            'Enter an id such as "Qwen/Qwen2.5-0.5B-Instruct".',
         )
     report(Download(name))
     try:
@@ -99,9 +100,9 @@ def download(name: str, report: Callable[[Download], None], poll_stop: Callable[
         path = snapshot_download(
             name, revision=info.sha, allow_patterns=list(sizes), tqdm_class=_make_silent_bar()
         )
-        refs = Path(path).parents[2] / "refs"
+        refs = Path(path).parents[1] / "refs"  # beside snapshots/<commit>
         refs.mkdir(exist_ok=True)
-        # The library writes the ref of the revision that it was given, and not the one of the main branch.
+        # The library was given a commit, so it has not written the ref of the main branch.
         with atomic_write(refs / "main", "w") as f:
             f.write(str(info.sha))
         return Path(path)
@@ -117,7 +118,7 @@ def _download_weights(
     report: Callable[[Download], None],
     poll_stop: Callable[[], bool],
 ) -> None:
-    """Downloads the weight files into the cache; `sizes` are those of all files of the model, in bytes."""
+    """Downloads the weight files into the cache; `sizes` has the bytes of every file of the model."""
     from huggingface_hub import constants
 
     total, done = sum(sizes.values()), 0
@@ -160,7 +161,7 @@ def _locate_blob(name: str, file: str, commit: str) -> tuple[Path, str]:
 
 
 def _download_part(url: str, part: Path, size: int) -> Iterator[int]:
-    """Downloads the rest of a file; yields its size so far. A broken connection is opened again."""
+    """Downloads the rest of a file; yields its size so far. Reconnects after a broken connection."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +194,7 @@ def _is_connection_error(error: Exception) -> bool:
 
 
 def _commit_part(part: Path, blob: Path, size: int) -> None:
-    """Checks a complete file and renames it to its blob. The blob of a large file is named by its sha256.
+    """Checks a complete file and renames it to its blob. The blob of a large file is named after its sha256.
 
     Raises:
         BaseModelError: wrong size or checksum; the file is deleted.

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from core.errors import SpecError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store.event_log import EventLog
 from core.store.workspace import Workspace, atomic_write, is_locked, make_id, read_json, write_json
@@ -62,7 +63,7 @@ class RunExtra:
         made_smaller: every reduction of the batch, oldest first.
         cancelled: the run was cancelled before it began.
         handed, collected: when it was handed to another machine, and collected from there; Unix seconds.
-        unknown: keys of other versions; they are kept.
+        unknown: keys and values of other versions; they stay as they are.
     """
 
     launch: Launch | None = None
@@ -80,21 +81,26 @@ class RunExtra:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> RunExtra:
-        """Reads an "extra" object.
-
-        Raises:
-            SpecError: the settings of its processes are invalid.
-        """
+        """Reads an "extra" object. A `launch` that is invalid here is kept as unknown."""
         known = {k: v for k, v in raw.items() if k in _EXTRA_KEYS}
+        unknown = {k: v for k, v in raw.items() if k not in _EXTRA_KEYS}
         if "launch" in known:
-            known["launch"] = Launch.from_json(known["launch"])
+            try:
+                known["launch"] = Launch.from_json(known["launch"])
+            except SpecError:  # another version allows more; such a run must not hide all others
+                unknown["launch"] = known.pop("launch")
         if "made_smaller" in known:
             known["made_smaller"] = tuple(known["made_smaller"])
-        return cls(**known, unknown={k: v for k, v in raw.items() if k not in _EXTRA_KEYS})
+        return cls(**known, unknown=unknown)
+
+    @property
+    def has_unknown_launch(self) -> bool:
+        """Whether the run has processes of its own whose settings are invalid in this version."""
+        return "launch" in self.unknown
 
     def to_json(self) -> dict[str, Any]:
         """The keys that are set."""
-        values = {**self.unknown, **{k: getattr(self, k) for k in _EXTRA_KEYS}}
+        values = {**{k: getattr(self, k) for k in _EXTRA_KEYS}, **self.unknown}
         if self.launch is not None:
             values["launch"] = self.launch.to_json()
         values["made_smaller"] = list(self.made_smaller)
@@ -267,17 +273,19 @@ def load(workspace: Workspace, run_id: str) -> Run:
         status = RunStatus.INTERRUPTED
     step, total = _read_progress(events_path(workspace, run_id))
     has_checkpoint = any(checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"))
+    is_resumable = status in RESUMABLE or (status in RESUMABLE_FROM_CHECKPOINT and has_checkpoint)
+    extra = RunExtra.from_json(raw.get("extra", {}))
     return Run(
         **{k: raw[k] for k in ("id", "name", "kind", "adapter", "created", "base", "error") if k in raw},
         base_fingerprint=raw.get("base_fingerprint", ""),
         dataset_sha256=raw.get("dataset_sha256", ""),
-        extra=RunExtra.from_json(raw.get("extra", {})),
+        extra=extra,
         status=status,
         spec=TrainSpec.from_json(raw["spec"]),
         step=step,
         total_steps=total,
         was_queued=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
-        resumable=status in RESUMABLE or (status in RESUMABLE_FROM_CHECKPOINT and has_checkpoint),
+        resumable=is_resumable and not extra.has_unknown_launch,
     )
 
 

@@ -1,8 +1,8 @@
 """The votes of blind tests: mixes/votes.jsonl, and what they say about each mix.
 
 A vote is a `VoteEvent`; withdrawing it appends a `WithdrawnEvent` (`core.store.events`). Mixes are compared
-by the base, the sha256 of their adapters, and their weights and tilts, as the stamps of the answers recorded
-them. So a mix keeps its votes when it is renamed, and another mix under its old name starts without votes.
+by the base, the sha256 of their adapters, and their weights and tilts, as recorded in the stamps of the
+answers. So a mix keeps its votes when it is renamed, and another mix under its old name starts without votes.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ class Standing:
     """What all votes say about one mix.
 
     Attributes:
-        name: the last name of the mix.
+        name: the newest name of the mix.
         votes: votes in which it took part.
         wins: votes that chose it.
         ties: votes that found no difference.
-        expected_wins: the wins that are expected if all answers are equally good.
+        expected_wins: the number of wins to expect if all answers are equally good.
     """
 
     identity: str
@@ -125,7 +125,7 @@ class Standing:
 
     @property
     def win_rate(self) -> float | None:
-        """Wins divided by decided votes; None without decided votes."""
+        """Wins divided by decisive votes; None without decisive votes."""
         return self.wins / self.decisive_votes if self.decisive_votes else None
 
     @property
@@ -164,11 +164,12 @@ def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], ch
         chosen: index of the chosen answer, or None for no difference.
 
     Raises:
-        SpecError: fewer than two answers, an answer without a stamp, or an index out of range.
+        SpecError: fewer than two answers, an answer without a complete stamp, or an index out of range.
     """
-    if len(stamps) < 2 or not all("weights" in s for s in stamps):
+    complete = sum("weights" in s for s in stamps)
+    if complete < max(2, len(stamps)):
         raise SpecError(
-            f"A vote must have at least two complete answers, got {len(stamps)}.",
+            f"A vote needs two or more answers, all of them complete, got {complete} of {len(stamps)}.",
             "Wait until every answer is written, then vote.",
         )
     if chosen is not None and not 0 <= chosen < len(stamps):

@@ -9,7 +9,7 @@
            */.<id>.partial      not committed yet; removed at the next start
 
 A file or folder appears complete or not at all: it is written beside its place as `.partial`, flushed to the
-disk, and renamed. Modules of a package name their own files below the folder of an item.
+disk, and renamed. The module of each kind names the files inside the folder of an item.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class Workspace:
 
         Args:
             name: the display name that a new id is made from.
-            item_id: the id, where one is reserved already.
+            item_id: the id, if one is reserved already.
 
         Returns:
             (id, partial folder)
@@ -301,7 +301,7 @@ class Workspace:
         return final
 
     def remove(self, kind: str, item_id: str) -> None:
-        """Deletes an item. It is renamed first, so that a crash leaves no half of it under its id."""
+        """Deletes an item. It is renamed first, so that a crash leaves no partial item under its id."""
         path = self.find(kind, item_id)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
@@ -311,7 +311,7 @@ class Workspace:
         _delete(partial)
 
     def remove_partials(self) -> int:
-        """Removes partial files and folders of a crash; returns their number. For use at the start only."""
+        """Removes the partial files and folders that a crash left; returns their number. Call it only at startup."""
         count = 0
         for kind in KINDS:
             for path in (self.root / kind).glob(".*.partial"):

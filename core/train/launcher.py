@@ -10,7 +10,7 @@ process is a file too. Rank 0 holds `job.lock`, so that a run is alive as long a
 processes are. When the launcher dies, the pipe to its processes closes, and they save a checkpoint and end
 after their step.
 
-Tested with gloo on CPUs: DDP and FSDP 2 with unquantised weights, on one machine. NCCL, several machines,
+Tested with gloo on CPUs: DDP and FSDP 2 with unquantized weights, on one machine. NCCL, several machines,
 FSDP over 4-bit weights or with activation checkpointing, and resuming with another world size take the same
 path and have not been run.
 """

@@ -30,7 +30,7 @@ def test_a_base_is_downloaded_chosen_and_confirmed(visit, served, tmp_path, monk
     page.get_by_text(re.compile(r"tiny/llama: [\d.]+ MB of 8\.\d+ MB \([1-9]\d*%")).wait_for()
     served.pause = 3.0
     page.get_by_role("button", name="Stop the download").click()
-    page.get_by_text("was stopped. Start it again to go on where it was.").wait_for()
+    page.get_by_text("was stopped. Start it again to continue it.").wait_for()
     served.pause = 0.0
     page.get_by_role("button", name="Download from the Hub").click()
     page.get_by_text(re.compile("tiny/llama is downloaded")).wait_for()

@@ -1,4 +1,4 @@
-"""Datasets: imported whole or not at all, read back only as they were written."""
+"""Datasets: imported atomically, and verified when they are read."""
 
 import errno
 import hashlib
@@ -56,7 +56,7 @@ def leftovers(workspace):
     return list((workspace.root / "datasets").iterdir())
 
 
-def test_an_import_writes_the_promised_files(workspace, qa):
+def test_an_import_writes_the_documented_files(workspace, qa):
     dataset = import_dataset(workspace, [qa], " My QA ")
     folder = folder_of(workspace, dataset)
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == sorted(
@@ -76,15 +76,8 @@ def test_an_import_writes_the_promised_files(workspace, qa):
         {"a": 50, "b": 50},
         0,
     )
-    assert dataset.roles == {
-        "question": "question",
-        "answer": "answer",
-        "type": "type",
-    } and dataset.columns == [
-        "question",
-        "answer",
-        "type",
-    ]
+    assert dataset.roles == {"question": "question", "answer": "answer", "type": "type"}
+    assert dataset.columns == ["question", "answer", "type"]
     data = qa.read_bytes()
     assert (folder / "source/0001.jsonl").read_bytes() == data
     assert dataset.files == [
@@ -136,7 +129,7 @@ def test_the_fingerprint_covers_rows_seed_and_ratios(workspace, stories):
     )
 
 
-def test_text_keeps_its_letters(workspace, stories):
+def test_texts_keep_non_ascii_characters(workspace, stories):
     dataset = import_dataset(workspace, [stories], "stories")
     assert dataset.kind == "domain" and dataset.types == {} and dataset.rows == 20
     assert all(
@@ -173,10 +166,8 @@ def test_roles_kind_and_encoding_can_be_corrected(workspace, tmp_path):
     with pytest.raises(DataError, match=r"a.csv, line 2: the line is not valid utf-8. .*latin-1"):
         import_dataset(workspace, [path], "x")
     result = preview([path], encoding="latin-1")
-    assert (result.kind, result.roles) == (
-        "domain",
-        {},
-    ) and "The columns are: frage, antwort." in result.problem
+    assert (result.kind, result.roles) == ("domain", {})
+    assert "The columns are: frage, antwort." in result.problem
     roles = {"question": "frage", "answer": "antwort"}
     result = preview([path], roles=roles, encoding="latin-1")
     assert (result.kind, result.problem, result.canonical[0]["messages"][1]["content"]) == ("task", "", "é0")
@@ -219,7 +210,7 @@ def test_a_preview_says_what_an_import_would_refuse(tmp_path):
     assert "at least 3 different rows, one each for train, val and test, got 2" in preview([path]).problem
 
 
-# ------------------------------------------------------------ whole or not at all
+# ------------------------------------------------------------ atomic imports
 
 
 @pytest.mark.parametrize(
@@ -274,7 +265,7 @@ def test_a_killed_import_leaves_no_dataset_and_its_files_can_be_removed(workspac
     assert workspace.remove_partials() == 1 and leftovers(workspace) == []
 
 
-def test_imports_at_the_same_time_do_not_disturb_each_other(workspace, qa, stories):
+def test_concurrent_imports_do_not_affect_each_other(workspace, qa, stories):
     threads = [
         threading.Thread(target=import_dataset, args=(workspace, [path], "same name"))
         for path in (qa, stories) * 4
@@ -316,7 +307,7 @@ def test_t6_a_hostile_file_name_stays_data(workspace, tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["../x", "x/../../y", "", "X", "a" * 65, None])
-def test_t6_ids_that_are_not_ours_are_refused(workspace, bad):
+def test_t6_malformed_ids_are_refused(workspace, bad):
     with pytest.raises(InvalidName):
         load_dataset(workspace, bad)
 
@@ -348,7 +339,7 @@ def test_an_import_reads_the_copies_that_it_hashed(workspace, qa, monkeypatch):
 # ------------------------------------------------------------ reading back
 
 
-def test_a_dataset_is_loaded_as_it_was_made(workspace, qa, stories):
+def test_a_loaded_dataset_equals_the_imported_one(workspace, qa, stories):
     imported = [import_dataset(workspace, [qa], "a"), import_dataset(workspace, [stories], "b")]
     assert [load_dataset(workspace, d.id) for d in imported] == imported == list_datasets(workspace)
     assert isinstance(load_dataset(workspace, imported[0].id), Dataset)

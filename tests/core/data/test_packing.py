@@ -48,7 +48,7 @@ def test_short_sequences_fill_their_rows() -> None:
     assert sum(sizes) / (256 * len(pack_best_fit(sizes, 256))) > 0.98
 
 
-def test_a_row_of_short_sequences_is_a_sample_of_them_all() -> None:
+def test_a_row_of_short_sequences_is_a_sample_of_all_short_ones() -> None:
     rng = random.Random(4)
     sizes = [rng.randint(5, 60) for _ in range(2000)]
     rows = pack_best_fit(sizes, 512)[:-1]  # the last one is not full
@@ -65,9 +65,8 @@ def test_windows_train_every_token_once_and_open_with_the_overlap(overlap: int) 
     assert all(len(p.ids) <= 16 and not p.loss_mask[0] for p in parts) and parts[0].ids[0] == 1
     for before, after in zip(parts, parts[1:], strict=False):
         shared = max(1, overlap)
-        assert after.ids[:shared] == before.ids[-shared:] and after.loss_mask == [0] * shared + [1] * (
-            len(after.ids) - shared
-        )
+        assert after.ids[:shared] == before.ids[-shared:]
+        assert after.loss_mask == [0] * shared + [1] * (len(after.ids) - shared)
 
 
 def test_an_overlap_above_half_a_window_is_refused() -> None:
@@ -217,11 +216,11 @@ def test_models_that_mix_packed_sequences_are_detected_by_their_outputs(tmp_path
 
     try:
         resident.base.model.forward = ignore_positions
-        assert "see each other" in leaks(resident)
+        assert "attend to each other" in leaks(resident)
         resident.base.model.forward = scale_packed_logits
-        assert "alone" in leaks(resident)
+        assert "different logits in a packed row and alone" in leaks(resident)
         resident.base.model.forward = lambda input_ids, use_cache: real(input_ids=input_ids)
-        assert "no positions" in leaks(resident)
+        assert "does not accept position ids" in leaks(resident)
     finally:
         del resident.base.model.forward
     assert "encoder-decoder" in leaks(resident_of("t5", tmp_path / "t5"))

@@ -177,15 +177,15 @@ def test_t1_archives_are_refused_not_unpacked(write):
 
 
 def test_t1_a_small_parquet_that_decodes_to_gigabytes_is_refused(tmp_path):
-    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
-    path = table(tmp_path / "bomb.parquet", {"text": folded})
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    path = table(tmp_path / "bomb.parquet", {"text": repeated})
     assert path.stat().st_size < 100_000
     refused(path, "decodes to more than 67,108,864 bytes", "Split it")
 
 
 def test_t1_a_parquet_bomb_inside_messages_is_refused(tmp_path):
-    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
-    turns = pa.StructArray.from_arrays([pa.array(["user"] * 5000), folded], ["role", "content"])
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    turns = pa.StructArray.from_arrays([pa.array(["user"] * 5000), repeated], ["role", "content"])
     path = table(
         tmp_path / "bomb.parquet",
         {"messages": pa.ListArray.from_arrays(pa.array([0, 5000], pa.int32()), turns)},
@@ -194,10 +194,9 @@ def test_t1_a_parquet_bomb_inside_messages_is_refused(tmp_path):
 
 
 def test_t1_a_parquet_bomb_is_refused_before_it_is_decoded(tmp_path):
-    folded = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
-    path = table(
-        tmp_path / "bomb.parquet", {"text": folded}, store_schema=False
-    )  # the schema then does not mention the dictionary
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["z" * 1_000_000]))
+    # Without the Arrow schema, the file does not say that the column is a dictionary.
+    path = table(tmp_path / "bomb.parquet", {"text": repeated}, store_schema=False)
     default_pool, counting_pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(counting_pool)
     try:
@@ -207,7 +206,7 @@ def test_t1_a_parquet_bomb_is_refused_before_it_is_decoded(tmp_path):
     assert 0 < counting_pool.max_memory() < 50_000_000
 
 
-def test_t1_texts_that_repeat_much_are_still_read(tmp_path):
+def test_t1_highly_repetitive_texts_are_still_read(tmp_path):
     path = table(tmp_path / "a.parquet", {"text": ["the same " * 50] * 20_000})
     assert len(read_files([path])) == 20_000
 
@@ -445,7 +444,7 @@ def test_t3_too_many_fields_are_refused(write):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_t4_a_huge_line_is_refused_without_being_held(write, name):
+def test_t4_a_huge_line_is_refused_without_reading_it_whole(write, name):
     import tracemalloc
 
     path = write(name, '{"x": 1}\n' + "y" * 30_000_000)

@@ -97,11 +97,11 @@ def test_every_type_is_spread_by_the_ratios_within_three_rows(sizes, seed):
         (1000, (700, 150, 150)),
     ],
 )
-def test_seventy_fifteen_fifteen_in_numbers(n, sizes):
+def test_the_default_ratios_give_these_split_sizes(n, sizes):
     assert tuple(map(len, split(texts(n)).values())) == sizes
 
 
-def test_the_default_seed_gives_this_very_split_on_every_machine():
+def test_the_default_seed_gives_the_same_split_on_every_machine():
     assert SEED == 20251101
     parts = split(texts(12))
     assert (parts["val"], parts["test"]) == ([5, 11], [0, 9])
@@ -119,7 +119,7 @@ def test_duplicates_stay_together_even_when_their_types_differ():
         assert (60 in inside) == (61 in inside)
 
 
-def test_messages_that_join_to_the_same_letters_are_different_rows():
+def test_messages_with_equal_joined_text_are_different_rows():
     def row(a, b):
         return {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
 

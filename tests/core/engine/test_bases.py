@@ -563,7 +563,7 @@ def test_an_fp8_checkpoint_is_refused_with_a_workaround(base_of: Any, tmp_path: 
     (tmp_path / "fp8" / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         BaseModelError,
-        match=r"already quantised \(fp8\).*16-bit copy once.*FineGrainedFP8Config\(dequantize=True\)",
+        match=r"already quantized \(fp8\).*16-bit copy once.*FineGrainedFP8Config\(dequantize=True\)",
     ):
         load_base(str(tmp_path / "fp8"), "nf4", "cpu")
 

@@ -303,7 +303,7 @@ def test_a_baked_adapter_records_its_parts_and_verifies(resident: Resident) -> N
     assert len(meta["baked_modules"]) == 6
     assert (
         adapters.verify(resident.workspace, baked.adapter.id)[1]
-        == "The names and shapes of all 12 tensors are those of rank 6."
+        == "All 12 tensors have the names and shapes of a rank-6 adapter."
     )
     card = (folder / "README.md").read_text()
     assert "Baked from: law, weight 0.7" in card and "Dataset" not in card

@@ -38,12 +38,8 @@ SIZES = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 24,
 }
-MODELS = (
-    "minimax_m2",
-    "mixtral",
-    "qwen2_moe",
-    "gpt_oss",
-)  # gpt_oss: transposed weights, biases, and its own gate
+# gpt_oss has transposed weights, biases, and its own gate.
+MODELS = ("minimax_m2", "mixtral", "qwen2_moe", "gpt_oss")
 
 
 @cache
@@ -158,9 +154,8 @@ def test_without_a_mix_experts_are_unchanged_and_training_is_pefts() -> None:
     plain = [m for m in model.modules() if hasattr(m, "_apply_gate")]
     configs = [m.config for m in plain]
     with with_adapters(model, [Shape(3, 6, (), False, BOTH), Shape(2, 6, (), False, BOTH)]) as (peft, mixer):
-        assert {m.config._experts_implementation for m in plain} == {
-            experts.NAME
-        } and model.config._experts_implementation == "eager"
+        assert {m.config._experts_implementation for m in plain} == {experts.NAME}
+        assert model.config._experts_implementation == "eager"
         with torch.inference_mode(), mixer.activate([{}, {"a0": 1.0}]):
             mixed = logits(model, batch(2, []))
         assert (mixed[0] - base[0]).abs().max() < 1e-6 and (mixed[1] - base[1]).abs().max() > 1e-3
@@ -170,18 +165,13 @@ def test_without_a_mix_experts_are_unchanged_and_training_is_pefts() -> None:
         loss.backward()
         learned = [k for k, p in peft.named_parameters() if p.grad is not None and bool(p.grad.any())]
         assert len(learned) == 2 * 2 * 3 and all(".a0." in k for k in learned)
-        with (
-            torch.inference_mode(),
-            mixer.activate([{"a0": 1.0, "a1": -1.0}]),
-        ):  # the adapter in training and another one
+        # a0 is in training, a1 is not.
+        with torch.inference_mode(), mixer.activate([{"a0": 1.0, "a1": -1.0}]):
             ours = logits(model, batch(2, []))
         with by_peft(mixer, {"a0": 1.0, "a1": -1.0}):
             assert (logits(model, batch(2, [])) - ours).abs().max() <= 1e-5
-    assert (
-        [m.config for m in plain] == configs
-        and all(m.config is c for m, c in zip(plain, configs))
-        and not any(hasattr(m, "expert_adapters") for m in plain)
-    )
+    assert [m.config for m in plain] == configs and all(m.config is c for m, c in zip(plain, configs))
+    assert not any(hasattr(m, "expert_adapters") for m in plain)
 
 
 def test_experts_refuse_tokens_that_do_not_match_the_rows() -> None:
@@ -250,9 +240,8 @@ def test_an_adapter_on_experts_loads_from_the_library_and_answers(tmp_path: Path
         hf.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path / "theirs"
     ).eval()
     with torch.inference_mode():
-        assert (theirs(ids).logits[0] - ours[0]).abs().max() <= 1e-5 and (
-            ours[1] - ours[0]
-        ).abs().max() > 1e-3
+        assert (theirs(ids).logits[0] - ours[0]).abs().max() <= 1e-5
+        assert (ours[1] - ours[0]).abs().max() > 1e-3
     for states in generate(resident, [ids[0].tolist()] * 2, [mix, Mix()], [Sampling(max_new_tokens=4)] * 2):
         pass
     assert states[0].stamp["weights"] == {"theirs-0001": 1.0}

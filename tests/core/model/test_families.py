@@ -142,10 +142,10 @@ def by_peft(mixer: Mixer, weights: dict[str, float], tilt: dict[str, float] | No
 def batch(rows: int, pads: list[int], tokens: int = 7) -> dict[str, torch.Tensor]:
     """Random token ids, (rows, tokens); the first `pads[b]` tokens of row b are padding."""
     ids = torch.randint(2, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(3))
-    seen = torch.ones_like(ids)
+    mask = torch.ones_like(ids)
     for b, count in enumerate(pads[:rows]):
-        ids[b, :count], seen[b, :count] = 0, 0
-    return {"input_ids": ids, "attention_mask": seen}
+        ids[b, :count], mask[b, :count] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -164,7 +164,7 @@ WEIGHTS = st.floats(-2, 2, allow_nan=False).map(lambda w: round(w, 2))
 def cases(
     draw: st.DrawFn, targets: tuple[str, ...]
 ) -> tuple[list[Shape], list[dict[str, float]], list[int], int]:
-    """(adapters, rows, left padding a row, beams)."""
+    """(adapters, rows, left padding of each row, beams)."""
     some = st.lists(st.sampled_from(targets), min_size=1, unique=True).map(tuple)
     shapes = draw(
         st.lists(
@@ -247,18 +247,18 @@ def test_beams_and_several_answers_keep_the_mix_of_their_prompt(family: str) -> 
     model, rows = tiny(family), [{"a0": 1.0}, {}, {"a0": -2.0}]
     inputs = batch(3, [0, 3, 1])
     with with_adapters(model, [Shape(4, 8, FAMILIES[family].targets)]) as (_, mixer):
-        ask: dict[str, Any] = {
+        options: dict[str, Any] = {
             "max_new_tokens": 6,
             "num_beams": 3,
             "num_return_sequences": 2,
             "do_sample": False,
         }
         with torch.inference_mode(), mixer.activate(rows):
-            ours = model.generate(**inputs, **ask)
+            ours = model.generate(**inputs, **options)
         alone = []
         for row in rows:
             with torch.inference_mode(), mixer.activate([row]):
-                alone.append(model.generate(**inputs, **ask))
+                alone.append(model.generate(**inputs, **options))
     width = min(t.shape[1] for t in (ours, *alone))
     assert all(
         torch.equal(ours[2 * b : 2 * b + 2, :width], alone[b][2 * b : 2 * b + 2, :width]) for b in range(3)
@@ -342,9 +342,8 @@ def test_tilt_1_is_zero_in_the_first_layer_and_double_in_the_last() -> None:
     ):
         rows = mixer.active_mix.rows[0]  # type: ignore[union-attr]
         assert rows[0] is None, "a weight of 0 is skipped"
-        assert rows[1].flatten()[0] == pytest.approx(0.7 * 2) and rows[2].flatten()[0] == pytest.approx(
-            1.4 * 2
-        )  # type: ignore[union-attr]
+        assert rows[1].flatten()[0] == pytest.approx(0.7 * 2)  # type: ignore[union-attr]
+        assert rows[2].flatten()[0] == pytest.approx(1.4 * 2)  # type: ignore[union-attr]
 
 
 def test_fitted_weights_can_have_points_along_the_depth() -> None:
@@ -355,17 +354,17 @@ def test_fitted_weights_can_have_points_along_the_depth() -> None:
         _,
         mixer,
     ):
+        # one point per layer
         points = torch.tensor(
             [[[0.0, 1.0], [0.0, 0.0]], [[0.5, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]], requires_grad=True
-        )  # one point per layer
+        )
         with mixer.activate(points):
             ours = logits(model, inputs)
             ours[0].logsumexp(-1).sum().backward()
         with torch.no_grad(), mixer.activate([MixRow({"a0": 0.5, "a1": 1.0}, {"a0": 1.0}), {}]):
             assert (logits(model, inputs) - ours).abs().max() <= 1e-5
-        assert (
-            points.grad is not None and bool((points.grad[:, 0] != 0).all()) and not points.grad[:, 1].any()
-        )
+        assert points.grad is not None
+        assert bool((points.grad[:, 0] != 0).all()) and not points.grad[:, 1].any()
         with (
             pytest.raises(
                 AdapterError,
@@ -406,10 +405,10 @@ def test_activation_checkpointing_recomputes_with_the_same_rows() -> None:
             model.train()
             mixer.layers[-1].register_forward_pre_hook(lambda *_: calls.append(True))
             for start in (
-                torch.zeros(4, 2),
-                torch.tensor([[0.5, -1.0], [1.0, 0.0]]),
-                torch.full((3, 4, 2), 0.3),
-            ):  # rows; rows of two answers each; points
+                torch.zeros(4, 2),  # four rows
+                torch.tensor([[0.5, -1.0], [1.0, 0.0]]),  # two rows, of two answers each
+                torch.full((3, 4, 2), 0.3),  # three points of four rows
+            ):
                 plain = gradient(False, start.clone().requires_grad_())
                 again = gradient(True, start.clone().requires_grad_())
                 assert plain.abs().min() > 0 and torch.equal(plain, again)
@@ -486,9 +485,8 @@ def test_activating_equal_rows_reuses_the_mix_and_changes_do_not() -> None:
         with torch.inference_mode(), mixer.activate([{"a0": 1.0}, {}]):
             first = mixer.active_mix
         with mixer.activate([{"a0": 1.0}, {}]):
-            assert (
-                mixer.active_mix is first and mixer.weights is not None and not mixer.weights.is_inference()
-            )
+            assert mixer.active_mix is first
+            assert mixer.weights is not None and not mixer.weights.is_inference()
             with mixer.activate([{"a0": 0.5}]):
                 assert mixer.active_weights(0) == {"a0": 0.5}
             assert mixer.active_mix is first
@@ -522,14 +520,13 @@ def test_16_bit_sums_equal_pefts() -> None:
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
                 theirs = logits(model, batch(3, [0, 1, 2]))[b]
-            assert (
-                ours.dtype == torch.bfloat16
-                and (theirs.float() - ours[b].float()).abs().max() <= 2**-7 * theirs.float().abs().max()
-            )
+            assert ours.dtype == torch.bfloat16
+            difference = (theirs.float() - ours[b].float()).abs().max()
+            assert difference <= 2**-7 * theirs.float().abs().max()
 
 
 @pytest.mark.parametrize(("bits", "limit"), [("nf4", 1e-5), ("int8", 1e-5)])
-def test_quantised_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any) -> None:
+def test_quantized_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any) -> None:
     """4-bit layers are compared unpacked: bitsandbytes' packed kernel on a CPU rounds activations to bf16."""
     tiny("llama").save_pretrained(tmp_path)
     four: dict[str, Any] = {

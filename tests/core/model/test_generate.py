@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ MIXES = [
 
 @pytest.fixture(scope="module")
 def resident(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
-    made = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
-    add_random_adapters(made, SHAPES)
-    yield made
+    resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
+    add_random_adapters(resident, SHAPES)
+    yield resident
 
 
 def write(
@@ -41,7 +42,7 @@ def write(
     texts = prompts or ["Where is the red lamp?"] * len(mixes)
     ids = [encode_prompt(resident, t, True, sampling.max_new_tokens) for t in texts]
     states = list(generate(resident, ids, mixes, [sampling] * len(mixes)))[-1]
-    return [w.ids for w in states]
+    return [s.ids for s in states]
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,9 @@ def test_a_column_that_ends_leaves_the_batch_and_others_continue(resident: Resid
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
     samplings = [Sampling(max_new_tokens=n) for n in (3, 24, 9, 24)]
     states = list(generate(resident, [ids] * 4, MIXES, samplings))[-1]
-    assert [len(w.ids) for w in states] == [3, 24, 9, 24] or all(w.reason for w in states)
+    assert [len(s.ids) for s in states] == [3, 24, 9, 24] or all(s.reason for s in states)
     full = write(resident, MIXES, Sampling(max_new_tokens=24))
-    assert [w.ids for w in states] == [full[0][:3], full[1], full[2][:9], full[3]]
+    assert [s.ids for s in states] == [full[0][:3], full[1], full[2][:9], full[3]]
 
 
 def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
@@ -100,9 +101,8 @@ def test_a_stop_text_ends_the_answer_before_it(resident: Resident) -> None:
     stop = whole[6:9]
     ids = encode_prompt(resident, "Where is the red lamp?", True, 24)
     states = list(generate(resident, [ids], [MIXES[3]], [Sampling(max_new_tokens=24, stop=(stop,))]))[-1]
-    assert (
-        states[0].reason == "stop" and states[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
-    )
+    assert states[0].reason == "stop"
+    assert states[0].column(tokenizer).text == whole[: whole.index(stop)].strip()
 
 
 def test_closing_a_generation_early_deactivates_its_mix(resident: Resident) -> None:
@@ -116,11 +116,24 @@ def test_closing_a_generation_early_deactivates_its_mix(resident: Resident) -> N
 def test_prompts_too_long_for_the_context_are_refused_with_numbers(resident: Resident) -> None:
     with pytest.raises(
         SpecError,
-        match=r"The prompt has \d+ tokens and the answer may have 200, but the context of the base is 256",
+        match=r"prompt and answer together may have at most 256 tokens, got \d+ and 200\.",
     ):
         encode_prompt(resident, "word " * 100, True, 200)
     with pytest.raises(SpecError, match="The prompt is empty"):
         encode_prompt(resident, "  ", True, 8)
+
+
+def test_the_encoder_and_the_decoder_each_have_the_whole_context(resident: Resident) -> None:
+    family = replace(resident.base.family, seq2seq=True)
+    seq2seq = Resident(replace(resident.base, family=family), resident.workspace)
+    ids = encode_prompt(seq2seq, "word " * 20, True, 256)
+    assert 0 < len(ids) < 256 < len(ids) + 256
+    with pytest.raises(
+        SpecError, match=r"prompt and answer may have at most 256 tokens each, got \d+ and 257\."
+    ):
+        encode_prompt(seq2seq, "word " * 20, True, 257)
+    with pytest.raises(SpecError, match=r"at most 256 tokens each, got \d+ and 8\."):
+        encode_prompt(seq2seq, "word " * 400, True, 8)
 
 
 def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None:
@@ -131,7 +144,7 @@ def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None
     ]
     sequences = [e for t in texts for e in encode_text(resident.base.tokenizer, t, 64)]
     scores = list(score(resident, sequences, MIXES))[-1][1]
-    for mix, found in zip(MIXES, scores, strict=True):
+    for mix, total in zip(MIXES, scores, strict=True):
         nats = tokens = 0.0
         for e in sequences:  # one by one, without padding
             with inference_mode_for(resident, resident.rows([mix])):
@@ -139,8 +152,8 @@ def test_scores_are_sums_of_nats_over_sums_of_tokens(resident: Resident) -> None
             picked = logits[:-1].log_softmax(-1)[range(len(e.ids) - 1), e.ids[1:]]
             nats -= float((picked * torch.tensor(e.loss_mask[1:])).sum())
             tokens += sum(e.loss_mask[1:])
-        assert found.tokens == tokens
-        assert found.nats == pytest.approx(nats, rel=1e-5)
+        assert total.tokens == tokens
+        assert total.nats == pytest.approx(nats, rel=1e-5)
 
 
 def test_a_mix_change_in_mid_answer_prefills_again_and_continues(resident: Resident) -> None:
@@ -155,23 +168,21 @@ def test_a_mix_change_in_mid_answer_prefills_again_and_continues(resident: Resid
             current_mixes[0] = MIXES[3]
             current_mixes[2] = Mix(name="Another name", weights=MIXES[2].weights)
     first, beside, renamed = states
-    begun = write(resident, [MIXES[1]], Sampling(max_new_tokens=6))[0]
-    after = list(generate(resident, [[*ids, *begun]], [MIXES[3]], [Sampling(max_new_tokens=10)]))[-1][0].ids
-    assert first.ids == begun + after and len(first.ids) == 16
+    before = write(resident, [MIXES[1]], Sampling(max_new_tokens=6))[0]
+    after = list(generate(resident, [[*ids, *before]], [MIXES[3]], [Sampling(max_new_tokens=10)]))[-1][0].ids
+    assert first.ids == before + after and len(first.ids) == 16
     assert first.ids != write(resident, [MIXES[1]], sampling)[0], "the new mix gives another text"
     assert beside.ids == renamed.ids == write(resident, [MIXES[2]], sampling)[0], (
         "other columns are not affected"
     )
     column = first.column(resident.base.tokenizer)
     assert [(t.tokens, t.stamp["weights"]) for t in column.mix_changes] == [(6, {"one": 0.6, "three": -1.0})]
-    assert resident.base.tokenizer.decode(begun, skip_special_tokens=True).endswith(
+    assert resident.base.tokenizer.decode(before, skip_special_tokens=True).endswith(
         column.text[max(0, column.mix_changes[0].at - 3) : column.mix_changes[0].at].strip() or " "
     )
     assert column.stamp["weights"] == {"one": 0.6, "three": -1.0}
-    assert (
-        not beside.column(resident.base.tokenizer).mix_changes
-        and not renamed.column(resident.base.tokenizer).mix_changes
-    )
+    assert not beside.column(resident.base.tokenizer).mix_changes
+    assert not renamed.column(resident.base.tokenizer).mix_changes
 
 
 def test_the_preallocated_kv_cache_equals_transformers_own() -> None:

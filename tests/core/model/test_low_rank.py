@@ -97,11 +97,10 @@ def test_space_overlaps_equal_those_of_dense_projections(
     x, y = random_delta(*shape, ranks[0], seed), random_delta(*shape, ranks[1], seed + 1)
     columns, rows = space_overlaps(svd(x), svd(y))
     few = min(svd(x).rank, svd(y).rank)
-    for found, (m, n) in ((columns, (dense(x), dense(y))), (rows, (dense(x).T, dense(y).T))):
-        p, q = (
-            k @ torch.linalg.pinv(k, rtol=1e-6) for k in (m, n)
-        )  # projectors: trace(P Q) is the sum of squared cosines
-        assert found == pytest.approx(float((p @ q).trace()) / few, abs=1e-6)
+    for share, (m, n) in ((columns, (dense(x), dense(y))), (rows, (dense(x).T, dense(y).T))):
+        # Of two projectors P and Q, trace(P Q) is the sum of squared cosines.
+        p, q = (k @ torch.linalg.pinv(k, rtol=1e-6) for k in (m, n))
+        assert share == pytest.approx(float((p @ q).trace()) / few, abs=1e-6)
 
 
 def test_overlap_of_nested_orthogonal_and_45_degree_subspaces() -> None:
@@ -120,11 +119,11 @@ def test_zero_padding_does_not_count_as_directions() -> None:
 
 
 def test_chance_levels_match_random_deltas() -> None:
-    found = [
+    overlaps = [
         space_overlaps(svd(random_delta(64, 40, 4, s)), svd(random_delta(64, 40, 6, s + 10_000)))
         for s in range(300)
     ]
-    columns, rows = (sum(f[i] for f in found) / len(found) for i in (0, 1))
+    columns, rows = (sum(o[i] for o in overlaps) / len(overlaps) for i in (0, 1))
     assert columns == pytest.approx(chance_overlap(64, 4, 6), rel=0.05)
     assert rows == pytest.approx(chance_overlap(40, 4, 6), rel=0.05)
     cosines = [cosine(random_delta(64, 40, 4, s), random_delta(64, 40, 6, s + 10_000)) for s in range(300)]

@@ -56,7 +56,7 @@ def add_random_adapters(
 
 
 def by_peft(resident: Resident, weights: dict[str, float]) -> torch.Tensor:
-    """The logits of peft's own forward, with these adapters active and scaled."""
+    """Computes the logits of peft's own forward, with these adapters active and scaled."""
     assert resident.peft is not None
     resident.peft.eval()
     names = {resident.peft_name(a): w for a, w in weights.items()}
@@ -81,9 +81,10 @@ def by_peft(resident: Resident, weights: dict[str, float]) -> torch.Tensor:
 def resident(
     request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Resident]:
-    made = Resident(load_base(str(tiny_base), request.param, "cpu"), Workspace(tmp_path_factory.mktemp("ws")))
-    add_random_adapters(made, SHAPES)
-    yield made
+    base = load_base(str(tiny_base), request.param, "cpu")
+    resident = Resident(base, Workspace(tmp_path_factory.mktemp("ws")))
+    add_random_adapters(resident, SHAPES)
+    yield resident
 
 
 def logits_of(resident: Resident, mixes: list[dict[str, float]]) -> torch.Tensor:

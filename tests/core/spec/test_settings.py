@@ -84,7 +84,7 @@ def test_t24_texts_have_a_length_or_a_choice(spec, f):
 def test_lists_of_texts_hold_texts(spec, f):
     assert getattr(spec(**{f.name: ["a", "b"]}), f.name) == ("a", "b")
     for value in ("ab", None, 3, [1], {"a": 1}):
-        with pytest.raises(SpecError, match="must be a list of texts"):
+        with pytest.raises(SpecError, match="must be a list of strings"):
             spec(**{f.name: value})
     for value in (["a"] * 513, ["x" * 4001]):
         with pytest.raises(SpecError, match="at most 512 entries of at most 4000 characters"):
@@ -134,7 +134,7 @@ def test_unknown_settings_are_named_with_the_known_ones():
 
 @pytest.mark.parametrize("value", [None, [], "x", 3])
 def test_settings_that_are_not_an_object_are_refused(value):
-    with pytest.raises(SpecError, match="must be a table of names and values"):
+    with pytest.raises(SpecError, match="must map names to values"):
         TrainSpec.from_json(value)
 
 

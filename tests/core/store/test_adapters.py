@@ -86,7 +86,7 @@ def test_an_adapter_appears_with_checksums_that_hold(workspace: Workspace) -> No
     assert adapter.rank == 2 and adapter.alpha == 4 and adapter.target_modules == ("q_proj",)
     assert (
         adapters.verify(workspace, adapter.id)[1]
-        == "The names and shapes of all 4 tensors are those of rank 2."
+        == "All 4 tensors have the names and shapes of a rank-2 adapter."
     )
 
 
@@ -113,6 +113,14 @@ def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
             for x in (torch.inf, -torch.inf, torch.nan)
             for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
         ],
+        *[
+            (lambda t, d=d: t.update({next(iter(t)): spoilt(torch.nan, d)}), "NaN or infinite")
+            for d in (torch.complex64, torch.float8_e5m2, torch.float8_e4m3fn)
+        ],
+        (
+            lambda t: t.update({next(iter(t)): torch.zeros(2, 64).to(torch.float8_e4m3fnuz)}),
+            "has the type F8_E4M3FNUZ, which cannot be checked",
+        ),
         (lambda t: t.update({next(iter(t)): torch.zeros(3, 64)}), "not a LoRA factor of rank 2"),
         (
             lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}),

@@ -194,6 +194,8 @@ def test_a_killed_download_continues_and_downloads_no_code(served: Hub, tmp_path
     assert not [p for _, p, _ in served.asked if p.endswith((".bin", ".py")) or "consolidated" in p]
     snapshot = next(cache.rglob("snapshots/*"))
     assert (snapshot / "model.safetensors").read_bytes() == weights.read_bytes()
+    refs = [p.relative_to(cache) for p in cache.rglob("refs/main")]
+    assert refs == [Path("models--tiny--llama/refs/main")] and (cache / refs[0]).read_text() == COMMIT
     assert {p.name for p in snapshot.iterdir()} == {p.name for p in served.folder.iterdir()} - {
         "pytorch_model.bin",
         "modeling_evil.py",
@@ -259,7 +261,9 @@ def engine(tiny_base: Path, tmp_path: Path, served: Hub, monkeypatch: pytest.Mon
         yield made
 
 
-def test_a_download_reports_progress_stops_continues_and_can_be_used(engine: Engine, served: Hub) -> None:
+def test_a_download_reports_progress_stops_continues_and_can_be_used(
+    engine: Engine, served: Hub, tmp_path: Path
+) -> None:
     served.pause = 0.15
     engine.bases.download("tiny/llama")
     with pytest.raises(Busy, match="'tiny/llama' is being downloaded"):
@@ -276,12 +280,14 @@ def test_a_download_reports_progress_stops_continues_and_can_be_used(engine: Eng
     with pytest.raises(BaseModelError, match="was stopped. Start it again to continue it"):
         engine.bases.wait_for_download(30)
     stopped = engine.bases.download_state()
-    with pytest.raises(BaseModelError, match="not on this machine, or not all of it. Download it first"):
+    with pytest.raises(BaseModelError, match="is not complete on this machine. Download it first"):
         engine.bases.switch("tiny/llama")
     served.pause = 0.0
     engine.bases.download("tiny/llama")
     ended = engine.bases.wait_for_download(60)
     assert stopped is not None and 0 < stopped.done < ended.done == ended.total
+    refs = [p.relative_to(tmp_path / "cache") for p in tmp_path.rglob("refs/main")]
+    assert refs == [Path("models--tiny--llama/refs/main")], "transformers resolves the main branch there"
     assert engine.bases.switch("tiny/llama", "nf4") == []
     assert engine.bases.current(wait=True).name == "tiny/llama", engine.bases.current().failed
     assert engine.bases.current().quantization == "nf4" and not engine.bases.current().error
@@ -337,17 +343,17 @@ def test_a_base_change_warns_of_adapters_and_is_refused_during_a_run(
     while engine.runs.get(long).step < 1:
         time.sleep(0.02)
     with pytest.raises(
-        Busy, match="The run 'Long' is running on the present base. Wait for its end, or stop it"
+        Busy, match="The run 'Long' is running on the present base. Wait until it ends, or stop it"
     ):
         engine.bases.switch(str(other), confirmed=True)
     engine.runs.stop(long)
     engine.runs.wait(long, 60)
     stream = engine.chat.stream("Where?", [Mix(weights={done.adapter: 1.0})])
     stream.last()
-    asked = engine.bases.switch(str(other))
+    warnings = engine.bases.switch(str(other))
     assert (
-        "2 adapters leave the mixer: Lamps, Long." in asked[0]
-        and "resumed only when this base is back: Long" in asked[1]
+        "2 adapters leave the mixer: Lamps, Long." in warnings[0]
+        and "can be resumed only on this base: Long" in warnings[1]
     )
     assert engine.bases.current().name == str(tiny_base), "nothing has happened yet"
     assert engine.bases.switch(str(other), confirmed=True) == [] and engine.bases.current(
@@ -432,7 +438,7 @@ def test_a_restart_loads_the_chosen_base_or_says_that_it_is_gone(
             now.name == "embedded"
             and not now.error
             and "other" in now.failed
-            and "is not on this machine any more" in now.failed
+            and "is not complete on this machine any more" in now.failed
         )
 
 

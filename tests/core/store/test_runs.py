@@ -53,6 +53,19 @@ def test_the_fields_of_the_extra_object_have_their_types() -> None:
     assert RunExtra.from_json(EXTRAS[1]).cell == 0 and RunExtra().cell is None
 
 
+@pytest.mark.parametrize("launch", [{"launcher": "other"}, {"of_a_later_version": 1}, "torchrun"])
+def test_a_run_with_an_invalid_launch_is_listed_but_not_resumed(launch: Any, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    run = runs.create(workspace, TrainSpec(name="A"), "tiny", "0" * 64)
+    path = runs.folder(workspace, run.id) / "run.json"
+    assert runs.load(workspace, run.id).resumable
+    path.write_text(json.dumps({**json.loads(path.read_text()), "extra": {"launch": launch, "grid": "g"}}))
+    loaded = runs.load(workspace, run.id)
+    assert loaded.status is RunStatus.INTERRUPTED and not loaded.resumable and loaded.extra.grid == "g"
+    runs.update(workspace, loaded, name="B")
+    assert json.loads(path.read_text())["extra"] == {"launch": launch, "grid": "g"}
+
+
 def test_run_json_and_the_terminal_keep_their_keys(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     run = runs.create(workspace, TrainSpec(name="A"), "tiny", "0" * 64)

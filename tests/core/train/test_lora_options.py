@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.engine import Engine
-from core.engine.mix_warnings import departures
+from core.engine.mix_warnings import list_mix_warnings
 from core.errors import AdapterError, SpecError
 from core.spec.mix import Mix, Sampling
 from core.spec.training import OPTIMIZERS, SCHEDULES, RunStatus, TrainSpec
@@ -285,7 +285,7 @@ def test_transposed_weights_can_start_from_pissa_and_olora(tmp_path: Path, start
         resident.remove_trainee()
 
 
-def test_loftq_reduces_the_quantisation_error(packed: Engine, engine: Engine) -> None:
+def test_loftq_reduces_the_quantization_error(packed: Engine, engine: Engine) -> None:
     from core.model.families import LLAMA_LIKE
 
     true = logits_here(engine, Mix())
@@ -316,9 +316,9 @@ def test_loftq_reduces_the_quantisation_error(packed: Engine, engine: Engine) ->
     assert with_it < 0.8 * without
 
 
-def test_loftq_on_an_unquantised_base_is_refused(engine: Engine, corpus: Path) -> None:
+def test_loftq_on_an_unquantized_base_is_refused(engine: Engine, corpus: Path) -> None:
     run = engine.runs.wait(engine.runs.start(spec_of(engine, corpus, initialisation="loftq", name="None")))
-    assert run.status is RunStatus.FAILED and "not quantised" in run.error
+    assert run.status is RunStatus.FAILED and "not quantized" in run.error
     assert train_run(engine, spec_of(engine, corpus, name="After"))[0].status is RunStatus.DONE, (
         "the next run finds the base unchanged"
     )
@@ -659,8 +659,8 @@ def test_a_parent_that_was_deleted_or_changed_is_named() -> None:
         "hyperparameters": {"domain_dropout": 0.0},
     }
     task = Adapter(id="t", name="Asker", sha256="2", stacked_on="d", metadata=meta, **about)
-    (gone,) = departures(Mix(weights={"t": 1.0}), {"t": task})
+    (gone,) = list_mix_warnings(Mix(weights={"t": 1.0}), {"t": task})
     assert "Old papers" in gone and "was deleted" in gone and "Train it again" in gone
     anew = Adapter(id="d", name="New papers", sha256="9", **about)
-    (changed,) = departures(Mix(weights={"t": 1.0, "d": 1.0}), {"t": task, "d": anew})
+    (changed,) = list_mix_warnings(Mix(weights={"t": 1.0, "d": 1.0}), {"t": task, "d": anew})
     assert "changed since" in changed

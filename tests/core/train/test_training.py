@@ -428,7 +428,7 @@ def test_a_disk_error_while_saving_the_adapter_loses_nothing(
     )
 
 
-def test_an_nf4_run_trains_like_one_on_the_dequantised_weights(
+def test_an_nf4_run_trains_like_one_on_the_dequantized_weights(
     tiny_base: Path, tmp_path: Path, corpus: Path
 ) -> None:
     """bitsandbytes packs 4-bit weights for CPU inference; training must not use that form."""

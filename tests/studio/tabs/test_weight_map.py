@@ -14,7 +14,7 @@ from studio import samples
 from studio.components import mixer
 from studio.tabs import analysis, weight_map
 from studio.tabs.analysis_session import AnalysisSession
-from studio.views import analysis as analysis_views
+from studio.views import weight_map as map_views
 from tests.studio.tabs.conftest import acts, cells, draw, ids, marks, pressed, rows_of, sampling, texts
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_maps")]
@@ -208,7 +208,7 @@ def test_a_search_result_is_compared_with_every_method_and_marked_on_the_map(eng
     assert marks(figure)["Search result"] == (best[domain], best[task])
     head, *lines = cells(details)
     assert head[:3] == ["Method", "Sample domain", "Sample task"]
-    assert {row[0].split(",")[0] for row in lines} == set(analysis_views.SEARCH_NAMES.values())
+    assert {row[0].split(",")[0] for row in lines} == set(map_views.SEARCH_LABELS.values())
     gradient = next(row for row in lines if row[0].startswith("Gradient descent, "))
     assert gradient[0].endswith(" s")
     assert gradient[1:3] == [f"{best[a]:.2f}" for a in (domain, task)] and gradient[5].endswith("%")

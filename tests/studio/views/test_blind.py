@@ -256,7 +256,11 @@ def test_a_vote_that_the_disk_refuses_can_be_cast_again(engine, monkeypatch):
     session = Session()
     run_blind_test(engine, session)
     with monkeypatch.context() as full:
-        full.setattr(engine, "vote", lambda *_: (_ for _ in ()).throw(StorageError("The disk is full.")))
+
+        def fail(*_):
+            raise StorageError("The disk is full.")
+
+        full.setattr(engine.votes, "cast", fail)
         with pytest.raises(StorageError):
             vote(engine, session, 0)
     assert blind.is_covered(session)
