@@ -169,8 +169,8 @@ def shift_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
     with an encoder reads inputs that are shifted already.
 
     Returns:
-        Logits (B, P, V) and labels (B, P), the token that each position predicts. P is T - 1 for a causal model,
-        and all positions of a decoder with an encoder.
+        Logits (B, P, V) and labels (B, P), the token that each position predicts. P is T - 1 for a causal
+        model, and all positions of a decoder with an encoder.
     """
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     logits = model(**inputs, use_cache=False).logits

@@ -52,8 +52,8 @@ def count_layers(resident: Resident) -> int:
 def weight_at(mix: Mix, adapter_id: str, module: str, layers: int) -> float:
     """Returns the weight of an adapter in one module under a mix.
 
-    A mix may tilt an adapter's weight over the depth: in layer l of L the weight is `weight · (1 + tilt · (2t
-    - 1))` with t = l / (L - 1). Modules outside the layers are not tilted.
+    A mix may tilt an adapter's weight over the depth. In layer l of L the weight is
+    `weight · (1 + tilt · (2t - 1))` with t = l / (L - 1). Modules outside the layers are not tilted.
 
     Args:
         layers: L, from `count_layers`.
@@ -114,7 +114,7 @@ def _fp64(weight: torch.Tensor) -> torch.Tensor:
 
 def _experts_error(adapter_id: str) -> AdapterError:
     return AdapterError(
-        f"The adapter {adapter_id!r} is trained on experts, whose factors are stored together for all experts.",
+        f"The adapter {adapter_id!r} is trained on experts, and their factors are stored together.",
         EXPERTS_FIX,
     )
 
