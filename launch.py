@@ -1,4 +1,4 @@
-"""Starts Adapter Studio: `launch.py` for the page, `launch.py test` for the tests, `launch.py demo` for the demo.
+"""Starts Adapter Studio: the page, or the test suite (`launch.py test`), or the demo (`launch.py demo`).
 
 The first start creates `.venv` and installs the pinned requirements. Where they are installed already (on a
 Hugging Face Space, or in an environment of your own), nothing is installed.
@@ -39,7 +39,7 @@ def read_pins(file: Path) -> dict[str, str]:
 
 
 def are_installed(file: Path) -> bool:
-    """Whether the packages of a file are installed in their pinned versions; a suffix like +cpu is ignored."""
+    """Whether the packages of a file are installed in their pinned versions, ignoring a suffix like +cpu."""
     try:
         return all(importlib.metadata.version(n).partition("+")[0] == v for n, v in read_pins(file).items())
     except importlib.metadata.PackageNotFoundError:

@@ -19,7 +19,7 @@ from core.errors import StudioError
 
 logger = logging.getLogger(__name__)
 TITLE = "That did not work"
-UNEXPECTED = "Something went wrong inside the studio. Your files are safe; the studio's log has the details."
+UNEXPECTED = "Something went wrong inside the studio. Your files are safe. See the studio's log for details."
 
 
 def user_message(error: BaseException) -> str:

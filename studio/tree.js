@@ -91,7 +91,7 @@ window.studio = (() => {
   }
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") present(false); });
 
-  // Copies a link to the present mix and prompt; it also becomes the URL of this page.
+  // Copies a link to the current mix and prompt, which also becomes the URL of this page.
   async function copyLink(prompt, rows) {
     const on = (Array.isArray(rows) ? rows : []).filter((r) => r.on && r.weight);
     const mix = on.map((r) => r.id + "=" + Number(r.weight.toFixed(4)) + (r.tilt ? "@" + r.tilt : "")).join(",") || "base";
@@ -107,9 +107,9 @@ window.studio = (() => {
     setTimeout(() => snackbar.remove(), 2500);
   }
 
-  // Downloads a Markdown text as a file.
+  // Downloads a text as a file: CSV if its name says so, else Markdown.
   function saveFile(name, text) {
-    const blob = new Blob([text], { type: "text/markdown" });
+    const blob = new Blob([text], { type: name.endsWith(".csv") ? "text/csv" : "text/markdown" });
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);

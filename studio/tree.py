@@ -101,6 +101,27 @@ def facts(pairs: list[tuple[str, Any]]) -> Node:
     )
 
 
+def progress_bar(share: float, label: str = "Progress", cls: str = "bar busy") -> Node:
+    """A progress bar.
+
+    Args:
+        share: 0 to 1.
+        label: what makes progress, for screen readers.
+        cls: "bar", with "busy" while the work goes on and "thin" for a line.
+    """
+    return node(
+        "div",
+        node("div", cls="bar-fill"),
+        cls=cls,
+        vars={"share": f"{100 * share:.1f}%"},
+        role="progressbar",
+        aria_label=label,
+        aria_valuenow=round(100 * share),
+        aria_valuemin=0,
+        aria_valuemax=100,
+    )
+
+
 def table(
     columns: list[str], rows: list[list[Any]], caption: str = "", numeric: frozenset[int] = frozenset()
 ) -> Node:

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from core.engine import Engine
+from core.spec.mix import Mix, Sampling
+from core.spec.presets import resolve
+from examples.train import train
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name != "__init__.py")
 # What each example prints, and the kinds of items that it leaves in its workspace.
 OUTPUT = {
-    "bake": (r"rank 16(.|\n)*live mix +perplexity \d.*\nbaked +perplexity \d.*\n.*\.zip", {"adapters", "reports"}),
+    "bake": (r"rank 16(.|\n)*live mix +perplexity \d.*\nbaked +perplexity \d.*\n.*zip", {"reports"}),
     "blind_test": (r"(.+ -> .+\n){8}(domain|both): \d wins and \d ties in 8 votes(.|\n)*win rate", {"mixes"}),
-    "grid": (r"(rank .*: finished\n){4}(\{'rank': \d+.* loss \d.*\n){4}The second best", {"grids"}),
+    "grid": (r"(Rank x rate: .*: finished\n){4}(\{'rank': \d+.* loss \d.*\n){4}The second best", {"grids"}),
     "mix": (r"\n +base(.|\n)*base, then task 1\.5(.|\n)*half domain \+ task +perplexity +\d", {"reports"}),
     "own_reader": (r"^40 rows, \{'train': 28, 'val': 6, 'test': 6\}\n.*tool \d+\?.*\[In\]", {"datasets"}),
     "train": (r"^\('domain-\w+', 'task-\w+'\)$", {"adapters", "datasets"}),
@@ -63,26 +68,21 @@ def test_the_example_runs_and_prints_its_results(workspace: Path, name: str) -> 
 
 
 def test_train_reads_files_of_your_own(tmp_path: Path, corpus: Path, pairs: Path, tiny_base: Path) -> None:
-    from core.engine import Engine
-    from examples.train import train
-
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
         domain, task = train(engine, corpus, pairs)
         assert [a.id for a in engine.library.adapters()] == [task, domain]
         assert engine.library.adapter(task).stacked_on == domain
-        assert [m.name for m in engine.library.default_mixes()] == ["Base", "Domain", "Task", "Domain + task"]
+        mixes = engine.library.default_mixes()
+        frame = engine.chat.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=4)).last()
+        assert [c.stamp["mix"] for c in frame.columns] == ["Base", "Domain", "Task", "Domain + task"]
 
 
 def test_a_weight_map_of_one_adapter_orders_its_weights(
     tmp_path: Path, corpus: Path, tiny_base: Path
 ) -> None:
     """The row of weight 0 is a sweep of the other adapter: the more of it, the lower the perplexity."""
-    from core.engine import Engine
-    from core.spec.mix import Mix
-    from core.spec.presets import resolve
-
     fast = {"max_steps": 40, "learning_rate": 5e-3, "max_length": 48, "accumulation": 1}
-    weights = (-0.5, 0.0, 0.5, 1.0)
+    weights = (-0.5, 0.0, 0.5, 1.0, 1.5)
     with Engine(tmp_path / "ws", str(tiny_base)) as engine:
         data = engine.datasets.import_files([corpus], "Corpus", "domain").id
         run = engine.runs.wait(
@@ -91,8 +91,9 @@ def test_a_weight_map_of_one_adapter_orders_its_weights(
         mixes = [Mix(name=f"{w:+.2f}", weights={run.adapter: w}) for w in weights]
         progress = engine.evaluation.measure(mixes, data, "test", general=False).last()
         rows = engine.evaluation.report(progress.report).rows
-    perplexities = [row["perplexity"] for row in rows]
-    assert perplexities == sorted(perplexities, reverse=True)
+    assert [row["name"] for row in rows] == ["-0.50", "+0.00", "+0.50", "+1.00", "+1.50"]
+    below, zero, half, one, _ = (row["perplexity"] for row in rows)
+    assert one < half < zero < below
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

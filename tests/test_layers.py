@@ -123,3 +123,20 @@ def test_the_engine_can_be_imported_without_torch_or_gradio() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout
     assert out.strip() == "[]"
+
+
+def test_every_file_that_architecture_names_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`((?:core|studio|tests)/[\w/.]*|launch\.py)`", text))
+    assert len(names) > 40
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def test_every_package_of_the_tree_is_in_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    packages = [p.name for p in (ROOT / "core").iterdir() if (p / "__init__.py").exists()]
+    assert not [name for name in packages if not re.search(rf"^  {name}/", text, re.MULTILINE)]
+    loose = {p.name for p in (ROOT / "core").glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py", "errors.py", "progress.py"}, (
+        "a module belongs into a package"
+    )

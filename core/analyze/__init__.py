@@ -1,0 +1,1 @@
+"""Analysis of mixes: compares weights and outputs, attributes answers, maps and searches weights."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli import demo
 from core.cli.common import AddVerb, ProgressBar, add_setting, read_settings
 from core.engine import Engine
 from core.spec.mix import Mix, Sampling
+
+if TYPE_CHECKING:
+    from core.model.generate import Column
 
 
 def add_verbs(group: Any, add: AddVerb) -> None:
@@ -72,7 +75,13 @@ def generate(engine: Engine, args: argparse.Namespace) -> Any:
     frame = engine.chat.stream(args.prompt, mixes, sampling, chat=not args.raw).last()
     for c in frame.columns:
         print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens, {c.tokens / max(c.seconds, 1e-9):.0f}/s)")
-    return frame.columns
+    return [_column_to_json(c) for c in frame.columns]
+
+
+def _column_to_json(column: Column) -> dict[str, Any]:
+    """A column under the keys of --json, in which the changes of its mix are called "turns"."""
+    values = dataclasses.asdict(column)
+    return {("turns" if k == "mix_changes" else k): v for k, v in values.items()}
 
 
 def evaluate(engine: Engine, args: argparse.Namespace) -> Any:

@@ -1,3 +1,3 @@
-"""The engine: one object whose nouns own the verbs that page, terminal and scripts call."""
+"""The engine: the one object through which the page, the terminal and scripts use the studio."""
 
 from core.engine.engine import Engine as Engine

@@ -1,6 +1,6 @@
-"""What a mix is made of: weight maps, searched weights, interference, attribution. `engine.analysis`.
+"""Analyses of mixes: weight maps, weight search, interference, attribution. `engine.analysis`.
 
-The modules that compute are imported on the model's thread, so the page is painted before torch is loaded.
+The modules that compute are imported on the model's thread, so the page appears before torch is loaded.
 """
 
 from __future__ import annotations
@@ -87,14 +87,18 @@ class Analysis:
         metric: str = "perplexity",
         axis: WeightAxis | None = None,
     ) -> Stream:
-        """Measures a map of two adapters' weights, or continues or reads the stored one.
+        """Measures a metric over a grid of two adapters' weights.
+
+        A map that is stored is read, and continued where it is incomplete.
 
         Args:
             x, y: ids of the two adapters.
-            dataset: its validation split is read; of data that no adapter was trained on, the training split.
+            dataset: its validation split is scored; the training split, if no adapter was trained on it.
             limit: at most this many rows, spread evenly over the split; 0 reads all.
-            around: the mix that the two belong to; its other adapters keep their weights, and all keep their
-                tilts.
+            around: the mix that the two belong to; its other adapters keep their weights, and all adapters
+                keep their tilts.
+            metric: what is measured, such as "perplexity".
+            axis: the weights of both adapters.
 
         Returns:
             a stream of WeightMapProgress.
@@ -121,12 +125,15 @@ class Analysis:
         known_map: WeightMap | None = None,
         exact: bool = True,
     ) -> Stream:
-        """Searches adapter weights by gradient, grid and gradient-free, and compares them on other rows.
+        """Searches adapter weights with three methods, and compares the results on rows none of them read.
+
+        The methods are gradient descent, grid search, and a gradient-free optimizer.
 
         Args:
-            around: as in `weight_map`.
+            adapters: ids of the adapters whose weights are searched.
+            dataset, limit, around: as in `weight_map`.
             known_map: a map of the same rows, which replaces the grid search.
-            exact: also compare exact match, where the dataset has questions.
+            exact: also compare exact match, if the dataset has questions.
 
         Returns:
             a stream of WeightSearchProgress.
@@ -139,20 +146,19 @@ class Analysis:
             tilt = around.tilt if around else {}
             others = _other_weights(around, adapters)
             spec = WeightSearchSpec(tuple(adapters), others, exact=exact, tilt=tilt)
-            yield from search_weights(
-                self._resident(), spec, *self.choose_samples(dataset, limit), known_map
-            )
+            yield from search_weights(self._resident(), spec, *self.choose_samples(dataset, limit), known_map)
 
         return self._worker.stream(work)
 
     def choose_samples(self, dataset: str, limit: int) -> tuple[Sample, Sample]:
-        """Rows to choose weights on and rows to evaluate them on, none of which an adapter was trained on.
+        """Rows to choose weights on, and rows to evaluate them on. No adapter was trained on either.
 
-        Usually the validation and the test split. Of data that no adapter was trained on, weights are chosen
-        on the larger training split and evaluated on the other two.
+        Usually these are the validation and the test split. If no adapter was trained on the dataset, weights
+        are chosen on the larger training split and evaluated on the other two.
 
         Args:
-            limit: at most this many rows to choose on and twice as many to evaluate on; 0 takes all.
+            limit: at most this many rows to choose on, and this many of each split, or twice as many of the
+                test split alone, to evaluate on; 0 takes all.
         """
         from core.evaluate import sample
 
@@ -165,7 +171,10 @@ class Analysis:
         return train, replace(validation, split="val + test", rows=validation.rows + test.rows)
 
     def _is_trained_on(self, dataset: str) -> bool:
-        """Whether an adapter of the library was trained on these rows, under any id, or replayed them."""
+        """Whether an adapter of the library was trained on these rows or replayed them.
+
+        The rows are compared by checksum, so another import of the same files counts too.
+        """
         names = {dataset, load_dataset(self._workspace, dataset).sha256}
         library = (adapter_store.load(self._workspace, a) for a in self._workspace.ids("adapters"))
         return any(names & adapter.training_data for adapter in library)
@@ -203,10 +212,13 @@ class Analysis:
     def attribution(
         self, prompt: str, mix: Mix, answer: str = "", sampling: Sampling | None = None, chat: bool = True
     ) -> Stream:
-        """Computes token by token which adapter made an answer likelier; a stream of AttributionProgress.
+        """Computes, token by token, which adapter made an answer more likely.
 
         Args:
-            answer: the text to attribute; "" lets the mix generate it first.
+            answer: the text to attribute; with "", the mix generates it first.
+
+        Returns:
+            a stream of AttributionProgress.
         """
 
         def work() -> Generator[Any, None, None]:

@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 from core.engine.resident_base import DEFAULT_BASE, BaseInfo, ResidentBase
+from core.engine.runs import Runs
 from core.engine.worker import BackgroundTask, Worker
 from core.errors import BaseModelError, Busy, SpecError, StudioError
 from core.spec.training import QUANTIZATIONS
-from core.store import adapters, base_models, hub, runs
+from core.store import adapters, base_models, hub
 from core.store.base_models import LocalBase
 from core.store.hub import Download
 from core.store.workspace import Workspace
@@ -20,23 +21,28 @@ logger = logging.getLogger(__name__)
 class Bases:
     """Lists, downloads and switches base models. Safe to call from any thread."""
 
-    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase) -> None:
+    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase, runs: Runs) -> None:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
+        self._runs = runs
         self._task: BackgroundTask | None = None
         self._download: Download | None = None
 
-    # --- the resident one
+    # --- the resident base
 
     def load(self) -> None:
         """Starts to load the base, once; returns immediately."""
         self._resident_base.load()
 
     def current(self, wait: bool = False) -> BaseInfo:
-        """What the resident base is; with `wait`, after it is loaded."""
+        """Describes the resident base.
+
+        Args:
+            wait: wait until it is loaded.
+        """
         return self._resident_base.wait() if wait else self._resident_base.info
 
     def unload_warnings(self) -> list[str]:
-        """What is unloaded when the base changes, one sentence each. Nothing on disk is lost."""
+        """What a change of the base would unload, one sentence each. Nothing on disk is deleted."""
         warnings, resident = [], self._resident_base.peek()
         if resident is not None and resident.digests:
             in_library = set(self._workspace.ids("adapters"))
@@ -46,9 +52,11 @@ class Bases:
             leave = _count(len(adapter_names), "adapter leaves", "adapters leave")
             stay = "It stays" if len(adapter_names) == 1 else "They stay"
             names = ", ".join(adapter_names)
-            warnings.append(f"{leave} the mixer: {names}. {stay} in the library, for this base only.")
+            warnings.append(
+                f"{leave} the mixer: {names}. {stay} in the library and can be mixed on this base only."
+            )
         fingerprint = self.current().fingerprint
-        if resumable := [r for r in self._runs() if r.resumable and r.base_fingerprint == fingerprint]:
+        if resumable := [r for r in self._runs.list() if r.resumable and r.base_fingerprint == fingerprint]:
             names = ", ".join(r.name for r in resumable)
             runs_ = _count(len(resumable), "run", "runs")
             warnings.append(f"{runs_} can be resumed only on this base: {names}.")
@@ -61,11 +69,11 @@ class Bases:
 
         Args:
             name: "embedded", a local folder, or a Hub id whose files are on this machine.
-            confirmed: the user has read what is unloaded.
+            confirmed: the user has read the warnings.
 
         Returns:
-            The sentences of `unload_warnings`, if there are any and the change is not `confirmed`: then the
-            base stays. An empty list when the change has begun.
+            An empty list once the change has started. The sentences of `unload_warnings`, if there are any
+            and the change is not `confirmed`; the base stays then.
 
         Raises:
             BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is
@@ -82,9 +90,9 @@ class Bases:
             raise BaseModelError(f"{name!r} is not complete on this machine.", "Download it first.")
         if name != DEFAULT_BASE and (reason := base_models.describe_defect(Path(source))):
             raise BaseModelError(f"{name!r} cannot be used. {reason}", "Choose another folder.")
-        if run := next((r for r in self._runs() if r.status.is_alive), None):
+        if run := next((r for r in self._runs.list() if r.status.is_alive), None):
             raise Busy(
-                f"The run {run.name!r} is {run.status.value} on the present base.",
+                f"The run {run.name!r} is {run.status.value} on the resident base.",
                 "Wait until it ends, or stop it under Train; then change the base.",
             )
         if self.current().loading:
@@ -95,10 +103,7 @@ class Bases:
         self._resident_base.replace(name if name == DEFAULT_BASE or is_hub_id else source, quantization)
         return []
 
-    def _runs(self) -> list[runs.Run]:
-        return [runs.load(self._workspace, i) for i in self._workspace.ids("runs")]
-
-    # --- to choose from
+    # --- on this machine
 
     def list(self) -> list[LocalBase]:
         """Bases on this machine: the embedded one, the Hub's cache, and folders beside known bases."""
@@ -115,7 +120,7 @@ class Bases:
     # --- from the Hub
 
     def download(self, name: str) -> None:
-        """Starts to download a model from the Hub; returns immediately. A partial download is continued.
+        """Starts to download a model from the Hub; returns immediately. A partial download is resumed.
 
         Raises:
             BaseModelError: `name` is not a Hub id. Busy: another download is in progress.
@@ -152,12 +157,12 @@ class Bases:
         return self._download
 
     def stop_download(self) -> None:
-        """Asks the download to end; the bytes that have arrived stay."""
+        """Asks the download to stop; what it has downloaded stays on disk."""
         if self._task is not None:
             self._task.stop()
 
     def wait_for_download(self, seconds: float = 3600.0) -> Download:
-        """Waits until the download ends.
+        """Waits until the download ends, for at most `seconds`, and returns its state.
 
         Raises:
             BaseModelError: it failed.

@@ -7,8 +7,8 @@ An answer follows its mixes while it is generated:
     worker thread: generate ─ before every token ──┴─ the same: decode on
                                                       another: new stamp, prefill again, decode on
 
-The keys and values in the KV cache were computed by layers under a mix, so a cache belongs to that mix. When
-one column changes its mix, the prompt and the text so far are read again under the new mixes in one prefill.
+The keys and values in a KV cache were computed under one mix, so the cache is valid for that mix only. When
+a column changes its mix, one prefill reads the prompt and the answer so far again under the new mixes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from core.model.generate import Column
     from core.model.resident import Resident
 
-FRAME_SECONDS = (
-    0.1  # shortest time between two frames: the browser that draws them may share the model's cores
-)
+# Shortest time between two frames. The browser that draws them may run on the cores that the model uses.
+FRAME_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Chat:
         return stream
 
     def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
-        """Continues an answer under other mixes, from its next token on.
+        """Changes the mixes of an answer that is being generated; they apply from its next token on.
 
         Raises:
             SpecError: the number of mixes differs from the number of columns.
@@ -127,9 +126,12 @@ class Chat:
         chat: bool = True,
         same_noise: bool = True,
     ) -> Stream:
-        """Answers every prompt under every mix, many pairs per batch; a stream of tables that fill up.
+        """Answers every prompt under every mix, with many pairs of prompt and mix in a batch.
 
-        Takes and raises what `stream` does.
+        Args and errors are those of `stream`.
+
+        Returns:
+            a stream of SuiteResults, each with more answers than the one before.
         """
         _check_count(mixes)
         samplings = _column_samplings(sampling or Sampling(), len(mixes), same_noise)

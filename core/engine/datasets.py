@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExampleToken:
-    """One token of a training example: its text, its id, and whether the loss counts it."""
+    """One token of a training example: its text, its id, and whether the loss includes it."""
 
     text: str
     token: int
@@ -44,7 +44,10 @@ class Datasets:
         roles: dict[str, str] | None = None,
         encoding: str = "utf-8",
     ) -> Preview:
-        """What files hold and how they would be read; nothing is stored."""
+        """Shows the content of files and how they would be imported; nothing is stored.
+
+        Args and errors are those of `import_files`.
+        """
         return datasets.preview([Path(p) for p in paths], kind, roles, encoding=encoding)
 
     def import_files(
@@ -59,9 +62,10 @@ class Datasets:
         """Copies files into the workspace as a dataset with its splits.
 
         Args:
+            name: display name of the dataset.
             kind: "domain" (text) or "task" (labelled pairs); None guesses it.
-            roles: role to column; None guesses them.
-            seed: decides the splits.
+            roles: maps a role to a column; None guesses it.
+            seed: seed of the random splits.
         """
         files = [Path(p) for p in paths]
         return datasets.import_dataset(
@@ -105,7 +109,11 @@ class Datasets:
         """One training example as the model reads it, token by token.
 
         Args:
-            max_length: in tokens; at most the base's context.
+            index: of the example in the training split; counting starts again after the last one.
+            max_length: in tokens; at most the base's context is used.
+
+        Raises:
+            NotFound: unknown dataset. BaseModelError: no base is loaded.
         """
         dataset = self.get(dataset_id)
         rows = self.rows(dataset_id, "train")

@@ -1,7 +1,7 @@
-"""The engine: opens a workspace and a base, and wires the nouns that the page, the terminal and scripts call.
+"""The engine: opens a workspace and a base model, and holds the objects that the page and the terminal call.
 
-Every method exists once, on the noun that it belongs to. Whatever needs the model runs on the worker's
-thread, where torch is imported too, so that the page can be painted before.
+Every operation is a method of one of these objects, such as `engine.runs.start`. Work on the model runs on
+the worker's thread, which also imports torch, so that the page appears before torch is loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from core.engine.grids import Grids
 from core.engine.library import Library
 from core.engine.queue import RunQueue
 from core.engine.resident_base import DEFAULT_BASE, ResidentBase
+from core.engine.run_executor import RunExecutor
 from core.engine.runs import Runs
 from core.engine.votes import Votes
 from core.engine.worker import Worker
@@ -29,7 +30,7 @@ class Engine:
     """One studio: a workspace, a base, and a worker. Safe to use from any thread.
 
     Args:
-        workspace: the folder that holds everything; created if it does not exist.
+        workspace: the folder of all datasets, adapters, runs and reports; created if it does not exist.
         base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace, or the
             embedded one.
         quantization: "auto", "nf4", "int8" or "none".
@@ -41,7 +42,8 @@ class Engine:
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
         samples: the sample data that ships with the studio.
-        worker: the thread that owns the model; `resident_base.get()` may be called on it.
+        worker: the thread that owns the model.
+        resident_base: the base model in memory; only the worker's thread may call its `get`.
 
     Example:
         with Engine("workspace") as engine:
@@ -70,10 +72,11 @@ class Engine:
         self.worker = worker = Worker()
         self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)
         self.datasets = Datasets(self.workspace, worker, resident_base.get)
-        self.library = Library(self.workspace, worker, resident_base)
-        self.bases = Bases(self.workspace, worker, resident_base)
         self.queue = RunQueue(self.workspace, worker)
-        self.runs = Runs(self.workspace, worker, resident_base, self.queue, lambda: self.samples)
+        self._executor = RunExecutor(self.workspace, worker, resident_base, self.queue, lambda: self.samples)
+        self.runs = Runs(self.workspace, worker, resident_base, self.queue, self._executor)
+        self.library = Library(self.workspace, worker, resident_base, self.runs)
+        self.bases = Bases(self.workspace, worker, resident_base, self.runs)
         self.grids = Grids(self.workspace, self.runs, self.queue)
         self.chat = Chat(worker, resident_base.get)
         self.votes = Votes(self.workspace)
@@ -86,10 +89,10 @@ class Engine:
 
     def close(self) -> None:
         """Ends the worker. A run that is training saves a checkpoint first and can be resumed."""
-        self.runs.close()
+        self._executor.request_close()
         self.bases.stop_download()
         self.worker.close()
-        self.runs.release()
+        self.queue.release()
         if self._lock:
             self._lock.release()
 

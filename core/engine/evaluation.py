@@ -1,4 +1,4 @@
-"""Measuring mixes, and the reports of it. `engine.evaluation`."""
+"""Evaluates mixes on datasets and stores the reports. `engine.evaluation`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """Measures mixes and keeps reports. Safe to call from any thread.
+    """Evaluates mixes and reads reports. Safe to call from any thread.
 
     Args:
-        samples: returns the sample data, whose general text measures what was forgotten.
+        samples: returns the sample data; perplexity on its general text shows how much a mix has forgotten.
     """
 
     def __init__(
@@ -49,12 +49,17 @@ class Evaluation:
         general: bool = True,
         max_length: int = 512,
     ) -> Stream:
-        """Measures mixes on a split; a stream of Progress whose last one names the report.
+        """Measures mixes on a split of a dataset and stores a report.
 
         Args:
+            dataset: id of the dataset.
+            split: "train", "val", "test" or "all".
             limit: at most this many rows; 0 means all.
             general: also measure perplexity on the general text that ships with the studio.
             max_length: of a sequence, in tokens.
+
+        Returns:
+            a stream of Progress; the last one holds the id of the report.
 
         Raises:
             SpecError: no mixes, or an empty split.
@@ -89,8 +94,8 @@ class Evaluation:
         """Measures mixes on any data and stores a report; see `measure`.
 
         Args:
-            data: makes the data; called on the model's thread.
-            dataset, dataset_name, split: what the report names as its source.
+            data: returns the data; called on the model's thread.
+            dataset, dataset_name, split: the source that the report records.
         """
         listed = list(mixes)
         return self._worker.stream(

@@ -1,13 +1,12 @@
 """Grids of runs: starting cells, collecting runs that were trained elsewhere, the table. `engine.grids`.
 
-A grid is one training description and some axes; a cell is one combination of their values, with a checksum
-of everything it trains with except its name (`core/store/grids.py`). `start` queues one run per cell;
-`define` only writes the grid down, and `collect` adds runs of the workspace whose checksum is that of an open
-cell.
+A grid is a training spec and some axes. A cell is one combination of the axes' values, with a checksum of its
+spec without the name (`core/store/grids.py`). `start` queues one run per cell. `define` only stores the grid;
+`collect` fills its open cells with runs of the workspace that have the same checksum.
 
-Validation events carry the nats and tokens of each sequence, so two runs that scored the same rows are
-compared row by row (`core/train/comparison.py`). That covers the chance of the rows only: the table says that
-one seed is not enough, unless the seed is varied.
+Validation events hold the nats and tokens of each sequence, so two runs that scored the same rows are
+compared row by row (`core/train/comparison.py`). The standard error covers the choice of rows only, not the
+seed; the table says so unless the seed is an axis.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class CellResult:
     Attributes:
         run: None while the cell has no run.
         adapter: its id in the library; "" while there is none.
-        behind: how far its loss is above the best one; None for the best, and without a loss.
+        behind: its loss minus the best loss; None for the best cell, and without a loss.
     """
 
     cell: Cell
@@ -94,7 +93,7 @@ class GridResults:
 
     Attributes:
         counts: status to number of cells.
-        note: how significant the differences are, in a sentence or two; "" while nothing can be compared.
+        note: whether the differences are significant, in a sentence or two; "" with less than two losses.
     """
 
     grid: Grid
@@ -131,7 +130,8 @@ class Grids:
         """Queues one run for every cell; a second click on the same start returns the same grid.
 
         Raises:
-            SpecError, NotFound, InvalidName, AdapterError: nothing was queued. Busy, StorageError
+            SpecError, NotFound, InvalidName, AdapterError: a cell cannot be trained; no cell was queued.
+            Busy: the queue is full. StorageError
         """
         when, last_request, grid_id = self._last_start
         request = (base, axes, name)
@@ -153,7 +153,7 @@ class Grids:
         return grid
 
     def define(self, base: TrainSpec, axes: Axes, name: str) -> Grid:
-        """Writes a grid down without queueing its cells: they run elsewhere, and `collect` adds the results.
+        """Stores a grid without queueing its cells: they run elsewhere, and `collect` adds the results.
 
         Raises:
             SpecError, NotFound, InvalidName, AdapterError, StorageError
@@ -163,10 +163,13 @@ class Grids:
         return grids.create(self._workspace, base, axes, name)
 
     def collect(self, grid_id: str) -> Sequence[int]:
-        """Fills open cells with runs of this workspace that trained what they describe; returns the indices.
+        """Fills open cells with runs of this workspace that have the same spec, wherever they were trained.
 
-        A run is identified by the checksum of its description without its name, wherever it was trained. Of
-        several, the newest one that is DONE is taken, else the newest.
+        Specs are compared by a checksum that leaves out the name. Of several runs, the newest one that is
+        DONE is taken, or else the newest one.
+
+        Returns:
+            indices of the filled cells.
         """
         grid = self.get(grid_id)
         known = {r.id: r for r in reversed(self._runs.list())}
@@ -187,7 +190,7 @@ class Grids:
         return filled
 
     def cancel_open_cells(self, grid_id: str) -> Sequence[str]:
-        """Removes the cells that have not begun from the queue, and returns their run ids."""
+        """Cancels the cells that are still queued, and returns their run ids."""
         own = set(self.get(grid_id).runs)
         waiting = [w.run.id for w in self._queue.list() if w.run.id in own]
         cancelled: list[str] = []
@@ -238,10 +241,11 @@ class Grids:
         return format_csv([[*names, *FIGURES, "mark"], *lines])
 
     def estimate_seconds(self, base: TrainSpec, axes: Axes, base_model: str) -> float | None:
-        """Seconds that a grid would take, from the newest comparable run; None without one.
+        """Estimates how many seconds a grid would take, from comparable runs; None if a cell has none.
 
-        A run is comparable when it finished on the same base and data, with the same kind and sequence
-        length. Its time per sequence is multiplied by the sequences of every cell.
+        A run is comparable if it is DONE and has the same base, dataset, kind and maximum length, and a
+        parent adapter if the cell has one. The time per sequence of the newest one is multiplied by the
+        number of sequences of the cell.
         """
         total = 0.0
         done = [r for r in self._runs.list() if r.status is RunStatus.DONE and r.base == base_model]
@@ -276,17 +280,17 @@ def _is_comparable(done: TrainSpec, planned: TrainSpec) -> bool:
 
 
 def _count_sequences(spec: TrainSpec, rows: int) -> int:
-    """Training sequences that a run reads, at least 1.
+    """Training sequences that a run reads in all its steps, at least 1.
 
     Args:
-        rows: of its training split.
+        rows: number of rows of its training split.
     """
     steps = spec.max_steps or math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation * spec.epochs)
     return max(1, steps) * min(spec.effective_batch, rows)
 
 
 def describe_significance(rows: Sequence[CellResult], grid: Grid) -> str:
-    """What the order of the table is worth, in a sentence or two.
+    """Says whether the order of the table is more than chance, in a sentence or two.
 
     Args:
         rows: cells with a loss, the best first.
@@ -310,7 +314,7 @@ def describe_significance(rows: Sequence[CellResult], grid: Grid) -> str:
         nats = comparison.format_nats(nearest.nats)
         gap = f"The second best is {nats} nats per token behind the best, {error}."
     if not ties:
-        return " ".join(filter(None, [f"{gap} That is more than the chance of the rows explains.", one_seed]))
+        return " ".join(filter(None, [f"{gap} The choice of rows does not explain that.", one_seed]))
     count = f"{len(ties)} of the others are" if len(ties) > 1 else "One of the others is"
     tie = (
         f"{count} within {comparison.SIGNIFICANCE:g} standard errors of the best: "

@@ -11,13 +11,13 @@ from typing import Any
 from core.data import datasets
 from core.engine.mix_warnings import list_mix_warnings
 from core.engine.resident_base import ResidentBase
+from core.engine.runs import Runs
 from core.engine.worker import Stream, Worker
 from core.errors import Busy, NotFound, SpecError
 from core.merge.methods import BakeSpec
 from core.spec.mix import Mix
 from core.store import adapters as adapter_store
 from core.store import mixes as mix_store
-from core.store import runs as run_store
 from core.store.adapters import Adapter
 from core.store.mixes import SavedMix
 from core.store.runs import Run
@@ -30,9 +30,9 @@ class MixableAdapter:
 
     Attributes:
         base: the name of the base it was trained on.
-        training: it is the adapter in training, which is not in the library yet.
-        fits: it can be mixed on the resident base.
-        reason: why it cannot; "" if it can.
+        training: whether it is the adapter in training, which is not in the library yet.
+        fits: whether it can be mixed on the resident base.
+        reason: why it cannot be mixed; "" if it can.
     """
 
     id: str
@@ -48,8 +48,9 @@ class MixableAdapter:
 class Library:
     """Adapters and mixes of the workspace. Safe to call from any thread."""
 
-    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase) -> None:
+    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase, runs: Runs) -> None:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
+        self._runs = runs
 
     # --- adapters
 
@@ -84,8 +85,7 @@ class Library:
         resident = self._resident_base.peek()
         trainee = resident.trainee_id if resident else ""
         if resident and trainee and all(a.id != trainee for a in listed):
-            runs = (run_store.load(self._workspace, i) for i in self._workspace.ids("runs"))
-            run = next((r for r in runs if r.adapter == trainee), None)
+            run = next((r for r in self._runs.list() if r.adapter == trainee), None)
             if run:
                 unmixable = resident.trainee_unmixable_reason
                 reason = f"It cannot be mixed live: {unmixable}." if unmixable else ""
@@ -129,7 +129,7 @@ class Library:
         return mix_store.load_all(self._workspace)
 
     def mix(self, mix_id: str) -> SavedMix:
-        """One saved mix, with warnings where its adapters changed or are gone.
+        """One saved mix, with warnings about adapters that have changed or were deleted.
 
         Raises:
             NotFound, StorageError
@@ -147,9 +147,10 @@ class Library:
         return mix_store.save(self._workspace, name, weights, tilt)
 
     def default_mixes(self) -> list[Mix]:
-        """The base, a domain adapter, a task adapter, and both: those that exist on this base.
+        """Mixes to start from: the base, a domain adapter, a task adapter, and both adapters.
 
-        The newest task adapter is taken, and the domain adapter it was trained on, or else the newest one.
+        Only adapters that fit the resident base are used: the newest task adapter, and its parent adapter, or
+        the newest domain adapter if it has none.
         """
         usable = [a for a in self.mixable_adapters() if a.fits]
         domains, tasks = ([a for a in usable if a.kind == kind] for kind in ("domain", "task"))
@@ -169,7 +170,7 @@ class Library:
         """Where a mix differs from how its adapters were trained, one sentence each."""
         return list_mix_warnings(mix, {a.id: a for a in self.adapters()}) if mix.weights else []
 
-    # --- everything that is stored
+    # --- all kinds of items
 
     def rename(self, kind: str, item_id: str, name: str) -> None:
         """Gives a dataset, adapter or mix another display name.
@@ -178,7 +179,7 @@ class Library:
             kind: "datasets", "adapters" or "mixes".
 
         Raises:
-            SpecError: items of this kind have no name. NotFound, InvalidName
+            SpecError: items of this kind cannot be renamed. NotFound, InvalidName
         """
         renamers: dict[str, Callable[[Workspace, str, str], Any]] = {
             "datasets": datasets.rename_dataset,
@@ -199,8 +200,7 @@ class Library:
             Busy: a live run uses it. NotFound
         """
         self._workspace.find(kind, item_id)
-        for run_id in self._workspace.ids("runs"):
-            run = run_store.load(self._workspace, run_id)
+        for run in self._runs.list():
             if run.status.is_alive and _uses(run, kind, item_id):
                 raise Busy(f"The run {run.name!r} is using it.", "Stop the run first, or wait until it ends.")
         if kind == "adapters" and (resident := self._resident_base.peek()) is not None:
@@ -208,13 +208,13 @@ class Library:
         self._workspace.remove(kind, item_id)
 
     def disk_usage(self) -> dict[str, int]:
-        """Bytes free on the workspace's disk, and bytes used by the workspace."""
+        """Free bytes on the disk of the workspace, and bytes that the workspace uses."""
         used = sum(p.stat().st_size for p in self._workspace.root.rglob("*") if p.is_file())
         return {"free_bytes": shutil.disk_usage(self._workspace.root).free, "used_bytes": used}
 
 
 def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:
-    """An adapter of the library for the mixer; while no base is loaded, every base fits."""
+    """An adapter of the library as the mixer lists it; while no base is loaded, every adapter fits."""
     reason = ""
     if adapter.unmixable:
         reason = f"It cannot be mixed live: {adapter.unmixable}."

@@ -50,13 +50,16 @@ def _compare_weight(
     if abs(weight - trained_weight) > WEIGHT_TOLERANCE:
         return (
             f"{adapter.name} was trained with {name} at {trained_weight:g}, and this mix sets it to "
-            f"{weight:g}: answers may get worse with the distance."
+            f"{weight:g}: the further it is from that, the worse answers may get."
         )
     return ""
 
 
 def _warn_about_switched_off(adapter: Adapter, name: str, trained_weight: float, deleted: bool) -> str:
-    """The warning about a parent adapter that the mix leaves out; "" if domain dropout prepared for that."""
+    """The warning about a parent adapter that the mix leaves out.
+
+    "" if the adapter was trained with domain dropout, because it works without its parent then.
+    """
     settings = adapter.metadata.get("hyperparameters") or {}
     if adapter.metadata.get("domain_dropout", settings.get("domain_dropout", 0.0)):
         return ""

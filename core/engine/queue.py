@@ -1,15 +1,18 @@
 """The queue of training runs: its order, who may change it, and what leaves it. `engine.queue`.
 
-    Runs.start ──> RunQueue.enter ──> worker.choose ──> Runs trains it
+    Runs.start ──> RunQueue.enter ──> worker.choose ──> RunExecutor trains it
                       └ moved or cancelled from any thread, or by another process (core/store/run_order.py)
 
-A waiting run is *pending* in the process that will train it. Beginning and cancelling both remove it from the
-pending runs, and the one that removes it has the run, so a run never both begins and is cancelled. The order
-lies in `runs/lineup.json`, written whole under a lock, so that a terminal can move or cancel what a studio
-holds: the holder reads the file before it begins the next run, and between the steps of the present one.
+A waiting run is *pending* in its owner, the process that will train it. The thread that starts a run and the
+thread that cancels it both pop it from the pending runs, and only the one that finds it there goes on. So a
+run is never both started and cancelled.
 
-A run that trains on top of what another waiting run will have learned is never placed before it; cancelling
-the lower one names the upper one.
+The order is stored in `runs/lineup.json`, which is replaced under a lock, so another process can move or
+cancel a run: the owner reads the file before it starts the next run, and between the steps of the current
+one.
+
+A task run that waits for its parent adapter is never placed before the run that trains the parent. Cancelling
+that run is refused, with the names of the runs that need it, unless they are cancelled together.
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ class QueuedRun:
     """A run in the queue.
 
     Attributes:
-        after: ids of the queued runs that train its parent adapter, which it has to come after.
-        before: ids of the queued runs that need what this one will have learned, directly or not.
-        leaving: another process than its holder cancelled it, and it will not begin.
+        after: ids of the queued runs that train its parent adapter; it must come after them.
+        before: ids of the queued runs that need its adapter, directly or through another run.
+        leaving: a process that is not its owner cancelled it; the owner will remove it.
     """
 
     run: Run
@@ -50,7 +53,7 @@ class RunQueue:
     """Orders and cancels waiting runs. Safe to call from any thread.
 
     Attributes:
-        locks: run id to the lock that marks this process as the run's owner, while it is queued or training.
+        locks: run id to lock. The lock marks this process as the owner of a queued or training run.
     """
 
     def __init__(self, workspace: Workspace, worker: Worker) -> None:
@@ -60,10 +63,10 @@ class RunQueue:
         self._version = 0  # of the order, as it was last read
         worker.choose = self._choose
 
-    # --- verbs of the engine
+    # --- for users of the engine
 
     def list(self) -> Sequence[QueuedRun]:
-        """The waiting runs, the next one first."""
+        """The queued runs, the next one first."""
         order = run_order.read(self._workspace)
         stored = (runs.load(self._workspace, i) for i in self._workspace.ids("runs"))
         by_age = sorted(stored, key=lambda r: r.created)
@@ -83,7 +86,8 @@ class RunQueue:
         """Moves a waiting run: "first", "up", "down" or "last".
 
         Raises:
-            RunError: it is not waiting, or would be placed before a run that it needs. Busy, StorageError
+            RunError: it is not waiting, or would be placed before a run that it needs.
+            Busy: another process is changing the order. StorageError: the order could not be written.
         """
         run = runs.load(self._workspace, run_id)
         queue = self.list()
@@ -96,16 +100,16 @@ class RunQueue:
         run_order.move(self._workspace, names, {w.run.id: w.after for w in queue}, run_id, to)
 
     def cancel(self, run_id: str, together: bool = False) -> Sequence[str]:
-        """Removes a waiting run before it begins.
+        """Removes a waiting run from the queue.
 
         Args:
-            together: also remove the runs that need what it would have learned.
+            together: also cancel the queued runs that need its adapter.
 
         Returns:
-            ids of the runs that will not begin.
+            ids of the cancelled runs.
 
         Raises:
-            Busy: other queued runs need it. RunError: it has begun, or is not waiting.
+            Busy: other queued runs need it. RunError: it has started, or is not waiting.
         """
         run = runs.load(self._workspace, run_id)
         queue = {w.run.id: w for w in self.list()}
@@ -123,20 +127,23 @@ class RunQueue:
             )
         ids = [*reversed(dependents), run_id]
         foreign = [i for i in ids if i not in self.locks]
-        if foreign:  # another process holds them; it reads the order before it begins the next run
+        if foreign:  # their owner reads the order before it starts the next run
             run_order.cancel(self._workspace, foreign)
         cancelled = [i for i in ids if i in foreign or self._remove_run(i)]
         if run_id not in cancelled:
-            raise RunError(f"The run {run.name!r} has just begun.", "Stop it instead.")
+            raise RunError(f"The run {run.name!r} has just started.", "Stop it instead.")
         return cancelled
 
-    # --- for Runs
+    # --- for Runs, Grids and RunExecutor
 
     def check_room(self, count: int) -> None:
-        """Refuses `count` more runs if the queue would become too long.
+        """Checks that the queue can take more runs.
+
+        Args:
+            count: how many.
 
         Raises:
-            Busy
+            Busy: the queue would hold more than QUEUE_LIMIT runs.
         """
         if len(self._pending) + count > QUEUE_LIMIT:
             raise Busy(
@@ -144,13 +151,20 @@ class RunQueue:
                 "Cancel some runs, or wait until they have ended.",
             )
 
+    def lock(self, run_id: str) -> None:
+        """Takes the lock of a run, which marks this process as its owner.
+
+        Raises:
+            Busy: the lock is taken.
+        """
+        self.locks[run_id] = FileLock(runs.lock_path(self._workspace, run_id))
+
     def enter(self, run: Run, train: Callable[[], None]) -> None:
-        """Appends a run. It is locked, and its status is QUEUED, before it can begin.
+        """Appends a locked run. Its status is QUEUED before it can start.
 
         Args:
-            train: called on the model's thread at the run's turn, if the run was not cancelled.
+            train: called on the model's thread at the run's turn, unless the run was cancelled.
         """
-        self.locks[run.id] = FileLock(runs.lock_path(self._workspace, run.id))
         if run.status is not RunStatus.QUEUED:
             runs.update(self._workspace, run, status=RunStatus.QUEUED, error="")
         run_order.enqueue(self._workspace, run.id)
@@ -158,10 +172,15 @@ class RunQueue:
         self._worker.run(lambda: self._begin(run.id, train), run.id)
 
     def unlock(self, run_id: str) -> None:
-        """Releases the lock of a run that has ended."""
+        """Releases the lock of a run that has ended or was cancelled."""
         lock = self.locks.pop(run_id, None)
         if lock:
             lock.release()
+
+    def release(self) -> None:
+        """Releases all locks, once the worker has ended."""
+        for run_id in list(self.locks):
+            self.unlock(run_id)
 
     def poll_cancellations(self) -> None:
         """Drops the pending runs that another process cancelled."""
@@ -176,7 +195,7 @@ class RunQueue:
             train()
 
     def _remove_run(self, run_id: str) -> bool:
-        """Removes one of this process's waiting runs; False if it has just begun."""
+        """Removes one of this process's waiting runs; False if it has just started."""
         if self._pending.pop(run_id, None) is None:
             return False
         try:
@@ -192,7 +211,7 @@ class RunQueue:
     def _choose(self, waiting: Sequence[str]) -> str:
         """The next run among those that the worker holds; called on its thread."""
         self.poll_cancellations()
-        cancelled = [i for i in waiting if i not in self._pending]  # they end immediately
+        cancelled = [i for i in waiting if i not in self._pending]  # `_begin` returns at once for these
         return cancelled[0] if cancelled else run_order.read(self._workspace).sort(waiting)[0]
 
 

@@ -1,6 +1,7 @@
 """The one base model in memory: loads it, replaces it, and remembers which one was chosen.
 
-Models are loaded on the worker's thread, which also imports torch, so that the page can be painted before.
+Models are loaded on the worker's thread, which also imports torch, so that the page appears before torch is
+loaded.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ class BaseInfo:
 
     Attributes:
         error: why no base is loaded; "" without an error.
-        failed: why the base that was requested last is not the resident one.
-        expert_weights: trainable weights per rank of an adapter on all experts; 0 without experts.
+        failed: why the base that was requested last could not be loaded; the previous base is resident then.
+        parameters: number of weights. memory_bytes: size in memory. context: in tokens.
+        targets: the module names that get an adapter by default.
+        expert_weights: trainable weights per LoRA rank of an adapter on all experts; 0 without experts.
     """
 
     name: str
@@ -59,18 +62,17 @@ class BaseChoice(NamedTuple):
 
 
 class ResidentBase:
-    """Holds the base model. All methods are safe on any thread, except `get`, which the worker's thread
-    calls.
+    """Holds the base model. Any thread may call its methods, except `get`: only the worker's thread may.
 
     Args:
         base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace.
-        quantization: one of `core.spec.training.QUANTIZATIONS`; with "auto", a remembered base is loaded as
-            before.
+        quantization: one of `core.spec.training.QUANTIZATIONS`; with "auto", the base chosen last keeps the
+            quantization that it was chosen with.
         device: "auto", "cpu" or "cuda".
 
     Attributes:
-        choice: the base that is resident, or is loaded at the first request.
-        info: what the resident base is.
+        choice: the resident base, or the one that `load` will load.
+        info: describes the resident base, or why none is loaded.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class ResidentBase:
             self._worker.post(self._load_first)
 
     def replace(self, base: str, quantization: str) -> None:
-        """Starts to load another base in place of the present one; returns immediately."""
+        """Starts to replace the resident base by another one; returns immediately."""
         before, info = self.choice, self.info
         choice = before._replace(base=base, quantization=quantization)
         self._requested = True
@@ -102,13 +104,13 @@ class ResidentBase:
         self._worker.post(lambda: self._replace(before, choice, info))
 
     def wait(self) -> BaseInfo:
-        """Waits until the base is loaded and returns what it is."""
+        """Waits until the base is loaded and returns its description."""
         if self.info.loading:
             self._worker.call(lambda: None)
         return self.info
 
     def peek(self) -> Resident | None:
-        """The base for reading its attributes, or None while it is not loaded."""
+        """The base, to read its attributes from any thread; None while no base is loaded."""
         return self._resident
 
     def get(self) -> Resident:
@@ -149,7 +151,7 @@ class ResidentBase:
         return default
 
     def _replace(self, before: BaseChoice, choice: BaseChoice, info: BaseInfo) -> None:
-        """Unloads the present base, then loads the chosen one; reloads the old one if that fails."""
+        """Unloads the resident base, then loads the chosen one; reloads the old one if that fails."""
         self._missing_choice = ""
         resident = self._resident
         if resident is not None and resident.trainee_id:  # a run began after the change was requested
@@ -177,7 +179,7 @@ class ResidentBase:
         self.info = new
 
     def _load(self, choice: BaseChoice) -> BaseInfo:
-        """Loads a base on the worker's thread, and describes it or the error."""
+        """Loads a base on the worker's thread; returns its description, or the error."""
         try:
             from core.model import experts
             from core.model.base import load_base

@@ -1,24 +1,23 @@
 """Training runs: starting, stopping, pausing, resuming, reading and comparing them. `engine.runs`.
 
-A run trains on the model's thread, or in processes of its own (`core/train/launcher.py`). The runs of the
-queue are ordered and cancelled by `engine.queue`.
+A run trains on the model's thread (`core/engine/run_executor.py`), or in processes of its own
+(`core/train/launcher.py`). `engine.queue` orders and cancels the waiting runs.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.data.datasets import Dataset, load_dataset
-from core.data.samples import Samples
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
+from core.engine.run_executor import RunExecutor
 from core.engine.worker import Worker
-from core.errors import Busy, DiskFull, Diverged, OutOfMemory, RunError, SpecError, StudioError
+from core.errors import Busy, RunError, SpecError, StudioError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import adapters, run_order, runs
 from core.store.event_log import read_since
@@ -30,19 +29,11 @@ from core.train.comparison import RunHistory, SettingValues
 if TYPE_CHECKING:
     from core.train.memory import MemoryReport
 
-logger = logging.getLogger(__name__)
-
-# Packages that bring each place the loss can be logged to.
+# Where the loss can be logged, and the packages of which any one is enough.
 REPORTERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "trackio": ("trackio",),
     "wandb": ("wandb",),
-}
-# The status of a run that ended by an error of this kind.
-ERROR_STATUS = {
-    Diverged: RunStatus.DIVERGED,
-    OutOfMemory: RunStatus.OUT_OF_MEMORY,
-    DiskFull: RunStatus.DISK_FULL,
 }
 DOUBLE_CLICK_SECONDS = 2.0  # the same start twice within this time is one start
 COMPARISON_LIMITS = (2, 8)  # runs side by side
@@ -58,11 +49,7 @@ class RunComparison:
 
 
 class Runs:
-    """Starts and reads runs. Safe to call from any thread.
-
-    Args:
-        samples: returns the sample data, whose general text is replayed when a spec names no dataset for it.
-    """
+    """Starts, stops and reads runs. Safe to call from any thread."""
 
     def __init__(
         self,
@@ -70,11 +57,10 @@ class Runs:
         worker: Worker,
         resident_base: ResidentBase,
         queue: RunQueue,
-        samples: Callable[[], Samples],
+        executor: RunExecutor,
     ) -> None:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
-        self._queue, self._samples = queue, samples
-        self._stop_requests: dict[str, str] = {}  # run id to "keep", "pause" or "close"
+        self._queue, self._executor = queue, executor
         self._model_shape: tuple[str, Any] | None = None  # (fingerprint of a base, what decides its memory)
         self._last_start: tuple[float, TrainSpec | None, str] = (0.0, None, "")
         self._histories: dict[str, tuple[int, RunHistory]] = {}  # run id to (bytes of its log, its history)
@@ -95,8 +81,9 @@ class Runs:
         return runs.load(self._workspace, run_id)
 
     def events(self, run_id: str, cursor: int = 0) -> tuple[Sequence[dict[str, Any]], int]:
-        """The events of a run after `cursor`, and the next cursor. `core.store.events` lists their kinds and
-        fields.
+        """The events of a run after `cursor`, and the next cursor.
+
+        `core.store.events` lists the kinds of events and their fields.
 
         Raises:
             NotFound
@@ -147,10 +134,10 @@ class Runs:
     # --- before a start
 
     def list_problems(self, fields: dict[str, Any]) -> Sequence[str]:
-        """What a run lacks before it can start, one sentence each; empty when it is ready.
+        """What prevents a run from starting, one sentence per problem; empty when it can start.
 
         Args:
-            fields: of a TrainSpec, as far as they are filled in.
+            fields: fields of a TrainSpec; the form may not have filled in all of them.
         """
         missing = []
         if error := self._resident_base.info.error:
@@ -186,8 +173,10 @@ class Runs:
         return memory.report_memory(shape, spec, ratio, memory.available_bytes(shape.on_gpu))
 
     def check(self, spec: TrainSpec) -> Dataset:
-        """Checks what a run needs before it can be queued (name, dataset, parent adapter); returns the
-        dataset.
+        """Checks what a run needs before it can be queued: its name, dataset and parent adapter.
+
+        Returns:
+            the dataset.
 
         Raises:
             SpecError, NotFound, InvalidName, AdapterError
@@ -209,9 +198,7 @@ class Runs:
         return dataset
 
     def _check_parent(self, spec: TrainSpec) -> None:
-        """Checks that the parent adapter is in the library and fits the base, or that a live run will add
-        it.
-        """
+        """Checks the parent adapter: it is in the library and fits the base, or a live run will add it."""
         if any(r.adapter == spec.stack_on and r.status.is_alive for r in self.list()):
             return
         adapter = adapters.load(self._workspace, spec.stack_on)
@@ -225,43 +212,46 @@ class Runs:
         """Queues a run and returns its id immediately; a second click on the same start returns the same run.
 
         Args:
-            launch: processes of its own that train it together; None trains it on the resident base.
-            extra: what else is recorded with the run, such as the grid that it belongs to.
+            launch: the processes that train the run; None trains it on the resident base.
+            extra: what is recorded with the run beside its settings, such as the grid that it belongs to.
 
         Raises:
             SpecError, NotFound, InvalidName, AdapterError, StorageError. Busy: the queue is full.
         """
-        when, last_spec, run_id = self._last_start
-        if last_spec == spec and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
-            return run_id
         details = extra or RunExtra()
         if launch and launch.launcher:
             _, quantization, device = self._resident_base.choice
             launcher.check_launch(launch, spec)
             details = replace(details, launch=launch, quantization=quantization, device=device)
+        when, last_spec, run_id = self._last_start
+        if last_spec == spec and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
+            return run_id
         dataset = self.check(spec)
         self._queue.check_room(1)
         run = runs.create(self._workspace, spec, self._resident_base.info.name, dataset.sha256, details)
         self._last_start = (time.monotonic(), spec, run.id)
-        self._enter(run)
+        self._executor.enter(run)
         return run.id
 
     def stop(self, run_id: str) -> None:
-        """Asks a run to end after its step and keep what it learned; a queued run does not begin.
+        """Asks a run to end after its current step and add its adapter to the library.
+
+        A queued run is cancelled instead.
 
         Raises:
-            RunError: it is not running here. Busy: other queued runs need it.
+            RunError: the run does not run in this process. Busy: other queued runs need it.
         """
         run = self.get(run_id)
         if run.status is RunStatus.QUEUED:
             try:
                 self._queue.cancel(run_id)
                 return
-            except RunError:  # it has just begun, and is stopped like any other
+            except RunError:  # it has just started, and is stopped like any other running run
                 if run_id not in self._queue.locks:
                     raise
         is_ours = run_id in self._queue.locks
-        if run.status.is_alive and run.extra.launch and not is_ours:  # another studio or terminal launched it
+        has_processes = run.extra.launch or run.extra.has_unknown_launch
+        if run.status.is_alive and has_processes and not is_ours:  # another process launched it
             runs.write_stop_request(self._workspace, run_id, "keep")
             return
         if not run.status.is_alive or not is_ours:
@@ -269,17 +259,15 @@ class Runs:
                 f"The run {run.name!r} is not running here ({run.status.value}).",
                 "Only a queued or running run can be stopped.",
             )
-        self._stop_requests[run_id] = "keep"
-        self._worker.post(lambda: self._announce_stop(run_id))
+        self._executor.request_stop(run_id, "keep")
 
     def pause(self, run_id: str) -> None:
-        """Asks a run to save a checkpoint after its step and free the model; the next run in the queue then
-        begins.
+        """Asks a run to save a checkpoint after its current step and free the model for the next run.
 
-        For a run in another process, a stop request is written, which that process reads between its steps.
+        A run of another process receives the request as a file, which that process polls between its steps.
 
         Raises:
-            RunError: it is not running.
+            RunError: the run is not running.
         """
         run = self.get(run_id)
         if run.status is not RunStatus.RUNNING:
@@ -290,14 +278,14 @@ class Runs:
         if run_id not in self._queue.locks:
             runs.write_stop_request(self._workspace, run_id, "pause")
             return
-        self._stop_requests[run_id] = "pause"
-        self._worker.post(lambda: self._announce_stop(run_id))
+        self._executor.request_stop(run_id, "pause")
 
     def resume(self, run_id: str) -> None:
         """Queues a run again, from its newest checkpoint that verifies.
 
         Raises:
-            RunError: it is running, it ended, or it began on another base.
+            RunError: the run is alive or finished, or it began on another base. AdapterError, NotFound: its
+                parent adapter. Busy: another process holds it.
         """
         run = self.get(run_id)
         if not run.resumable:
@@ -315,14 +303,16 @@ class Runs:
             )
         if run.spec.stack_on:
             self._check_parent(run.spec)
-        self._enter(run)
+        self._executor.enter(run)
 
     def requeue(self) -> Sequence[str]:
-        """Queues again, in their order, the runs that were waiting when their studio ended; returns their
-        ids.
+        """Queues the runs that were still waiting when their process ended, in their order.
 
-        Nothing begins by itself at a start: a studio opened for another purpose would lose its model to old
-            runs.
+        The engine does not call this at startup: a studio that was opened to chat would lose the model to old
+        runs.
+
+        Returns:
+            ids of the runs.
         """
         order = run_order.read(self._workspace)
         waiting = [r.id for r in reversed(self.list()) if r.was_queued and r.id not in order.cancelled]
@@ -332,12 +322,14 @@ class Runs:
         return ids
 
     def join(self, run_id: str, launch: Launch) -> None:
-        """Adds the processes of this machine to a run that another machine started; returns when they have
-        ended.
+        """Adds the processes of this machine to a run that another machine started, and waits for them.
+
+        Args:
+            launch: as the run was started with, except for the rank of this machine.
 
         Raises:
-            RunError: the run does not wait for other machines, or was started with other numbers.
-                StudioError: the error of a process.
+            RunError: the run does not wait for other machines, or `launch` does not match.
+            StudioError: the error of a process.
         """
         run = self.get(run_id)
         started = run.extra.launch or Launch()
@@ -356,76 +348,6 @@ class Runs:
                 f"--rdzv-endpoint {started.rdzv_endpoint}, and a --node-rank that is still free.",
             )
         launcher.run_processes(self._workspace, run, lambda seconds: None, lambda: "", launch)
-
-    def close(self) -> None:
-        """Asks every run of this process to save a checkpoint and be resumed later; the worker ends after
-        that.
-        """
-        for run_id in list(self._queue.locks):
-            self._stop_requests.setdefault(run_id, "close")
-
-    def release(self) -> None:
-        """Releases all locks, once the worker has ended."""
-        for run_id in list(self._queue.locks):
-            self._queue.unlock(run_id)
-
-    # --- on the model's thread
-
-    def _enter(self, run: Run) -> None:
-        self._stop_requests.pop(run.id, None)
-        self._queue.enter(run, lambda: self._train(run.id))
-
-    def _train(self, run_id: str) -> None:
-        """Trains one run from start to end, and records how it ended."""
-        try:
-            run = runs.load(self._workspace, run_id)
-            run_order.dequeue(self._workspace, run_id)
-            yield_to_requests = self._worker.yield_to_requests
-            if run.extra.launch:
-                launcher.run_processes(
-                    self._workspace, run, yield_to_requests, lambda: self._poll_stop(run_id)
-                )
-                return
-            from core.train.train import train
-
-            train(
-                self._workspace,
-                self._resident_base.get(),
-                run,
-                yield_to_requests,
-                lambda: self._poll_stop(run_id),
-                lambda: self._samples().texts("general"),
-            )
-        except StudioError as e:
-            status = next((s for kind, s in ERROR_STATUS.items() if isinstance(e, kind)), RunStatus.FAILED)
-            self._record_error(run_id, status, str(e))
-        except Exception as e:
-            logger.exception("run %s failed", run_id)
-            self._record_error(run_id, RunStatus.FAILED, f"{type(e).__name__}: {e}")
-        finally:
-            self._stop_requests.pop(run_id, None)
-            runs.write_stop_request(self._workspace, run_id, "")
-            self._queue.unlock(run_id)
-
-    def _record_error(self, run_id: str, status: RunStatus, error: str) -> None:
-        try:
-            runs.update(self._workspace, runs.load(self._workspace, run_id), status=status, error=error)
-        except StudioError:  # the disk is full: the run will be found interrupted, and can be resumed
-            logger.exception("the end of run %s could not be recorded", run_id)
-
-    def _announce_stop(self, run_id: str) -> None:
-        """Runs on the model's thread, so that it cannot overwrite the status the run ended with meanwhile."""
-        run = self.get(run_id)
-        if run.status is RunStatus.RUNNING and run_id in self._queue.locks and not run.extra.launch:
-            runs.update(self._workspace, run, status=RunStatus.STOPPING)
-
-    def _poll_stop(self, run_id: str) -> str:
-        """The stop request of a run, or ""; the trainer calls this between its steps."""
-        try:
-            self._queue.poll_cancellations()
-        except StudioError:  # an unreadable queue must not end the run that trains
-            logger.exception("the order of the queue could not be read")
-        return self._stop_requests.get(run_id) or runs.read_stop_request(self._workspace, run_id)
 
 
 def check_reporters(spec: TrainSpec) -> Sequence[str]:

@@ -29,10 +29,10 @@ class Votes:
         return votes.cast(self._workspace, prompt, stamps, chosen)
 
     def withdraw(self, vote_id: str) -> None:
-        """Takes one vote back.
+        """Withdraws one vote.
 
         Raises:
-            NotFound: unknown vote, or one that was withdrawn before.
+            NotFound: unknown vote, or already withdrawn.
         """
         votes.withdraw(self._workspace, vote_id)
 
@@ -41,7 +41,7 @@ class Votes:
         votes.reset(self._workspace)
 
     def tally(self) -> list[Standing]:
-        """The result of all votes per mix, the best first."""
+        """The standing of every mix after all votes, the best first."""
         return votes.tally(votes.load_all(self._workspace))
 
     def csv(self) -> str:

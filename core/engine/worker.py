@@ -1,8 +1,8 @@
-"""The one thread that owns the model, which therefore needs no lock.
+"""The one thread that owns the model, so that the model needs no lock.
 
-Everything that uses the model arrives here as one of three: a call (short, with a return value), a stream (a
-Python generator that is stepped in turn with the others and can be closed at any time), or a run (long, and
-yields to waiting calls and streams between its own steps).
+Three kinds of requests use the model: a call (short, with a return value), a stream (a Python generator that
+is stepped in turn with the other streams and can be closed at any time), and a run (long; it yields to
+waiting calls and streams between its own steps).
 
     inbox ──> calls ───────────────────────────┐
               streams  s1 s2 s3 (round robin)  ├─> the thread
@@ -31,8 +31,8 @@ STREAM_LIMIT = 16  # streams at once
 class Stream:
     """What a generator on the worker yields, as seen from another thread.
 
-    Only the newest value is kept: values are cumulative, so a slow reader misses nothing and does not block
-    the worker. Iterate over it, or `close()` it from any thread.
+    Only the newest value is kept. Values are cumulative, so a slow reader misses nothing and does not block
+    the worker. Iterate over the stream, or `close()` it from any thread.
 
     Attributes:
         live_mixes: the mixes of an answer that is being generated, which the reader may replace while the
@@ -128,7 +128,7 @@ class BackgroundTask:
         self.stopping = True
 
     def join(self, seconds: float) -> None:
-        """Waits for its end, for at most `seconds`."""
+        """Waits until the task has ended, for at most `seconds`."""
         self._thread.join(seconds)
 
 
@@ -181,8 +181,10 @@ class Worker:
         self._inbox.put(("call", _Call(job)))
 
     def stream(self, start: Callable[[], Generator[Any, None, None]]) -> Stream:
-        """Steps the generator that `start` makes, in turn with the other streams; None values are not
-        published.
+        """Steps a generator in turn with the other streams.
+
+        Args:
+            start: makes the generator; called on the thread. None values of the generator are skipped.
 
         Raises:
             Busy: STREAM_LIMIT streams are open already.
@@ -195,8 +197,7 @@ class Worker:
         return stream
 
     def run(self, job: Callable[[], None], name: str = "") -> None:
-        """Queues a long job. Jobs run one after the other, and each calls `yield_to_requests` between its
-        steps.
+        """Queues a long job. Jobs run one after the other; each calls `yield_to_requests` between its steps.
 
         Args:
             name: identifies the job when `choose` picks the next one.
@@ -220,9 +221,7 @@ class Worker:
         return len(self._open)
 
     def end_streams(self, error: StudioError) -> None:
-        """Ends every running stream with `error`. Runs on the thread, before the model that they use is
-        unloaded.
-        """
+        """Ends every running stream with `error`. Called on the thread, before the model is unloaded."""
         while self._streams:
             stream, generator = self._streams.popleft()
             generator.close()
@@ -230,7 +229,10 @@ class Worker:
             stream.end(error)
 
     def close(self, seconds: float = 30.0) -> None:
-        """Ends the thread after its present step; a run is expected to stop by its own flag."""
+        """Ends the thread after its current step, and waits for that, for at most `seconds`.
+
+        A run that trains must have received a stop request; the thread cannot interrupt it.
+        """
         self._closing = True
         self._inbox.put(("wake", None))
         if threading.current_thread() is not self._thread:
@@ -269,14 +271,12 @@ class Worker:
                 self._runs.append(request)
 
     def _take_next_run(self) -> Callable[[], None]:
-        """Removes the next run from the queue. Only this thread touches the queue, so reordering needs no
-        lock.
-        """
+        """Pops the next run. Only this thread uses the deque of runs, so it needs no lock."""
         names = [name for name, _ in self._runs]
         try:
             index = names.index(self.choose(names))
-        except Exception:  # an order that cannot be read costs the order, never a run
-            logger.exception("the order of the runs could not be read; the oldest request begins")
+        except Exception:  # without a readable order, the runs are trained in the order they arrived
+            logger.exception("the order of the runs could not be read; the oldest one starts")
             index = 0
         _, job = self._runs[index]
         del self._runs[index]

@@ -49,12 +49,12 @@ METHODS: dict[str, BakeMethod] = {
         BakeMethod(
             "concat",
             "Concatenation (exact)",
-            "Exactly the mix; the rank is the sum of the ranks in one layer.",
+            "Equals the mix exactly; its rank is the largest sum of ranks in any layer.",
             exact=True,
         ),
         BakeMethod(
             "svd",
-            "Best of a given rank (SVD)",
+            "Best approximation of a given rank (SVD)",
             "The closest adapter of the rank you choose; reports how much of the mix is lost.",
             chooses_rank=True,
         ),
@@ -112,7 +112,7 @@ class BakeSpec(Settings):
         low=0.01,
         high=1.0,
     )
-    seed: int = setting(SEED, "Seed of the values that dare_ties drops.", low=0, high=2**31 - 1)
+    seed: int = setting(SEED, "Seed for the values that dare_ties drops.", low=0, high=2**31 - 1)
 
 
 def compute_rank(spec: BakeSpec, ranks: Mapping[str, Mapping[str, int]], weights: Mapping[str, float]) -> int:

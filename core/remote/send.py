@@ -1,6 +1,4 @@
-"""Sends the open cells of a grid to other machines: packs a bundle per cell, and runs the user's command with
-it.
-"""
+"""Sends the open cells of a grid to other machines: a bundle per cell, and a command of the user for each."""
 
 from __future__ import annotations
 
@@ -44,8 +42,7 @@ class SentCell:
 def send_cells(
     engine: Engine, grid_id: str, template: str, quantization: str = "auto", again: bool = False
 ) -> Iterator[SentCell]:
-    """Packs every open cell of a grid, and runs the command of the template with it, one cell after the
-    other.
+    """Packs every open cell of a grid and runs the template's command with it, one cell after the other.
 
     Args:
         template: see `core.remote.command_template`.

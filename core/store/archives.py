@@ -92,7 +92,7 @@ def _check_sizes(path: Path, sizes: list[int]) -> None:
     if sizes and (max(sizes) > MEMBER_LIMIT_BYTES or sum(sizes) > TOTAL_LIMIT_BYTES):
         raise _error(
             path,
-            f"It must have at most {TOTAL_LIMIT_BYTES >> 30} GiB, with {MEMBER_LIMIT_BYTES >> 30} GiB per file, "
+            f"It must have at most {TOTAL_LIMIT_BYTES >> 30} GiB, {MEMBER_LIMIT_BYTES >> 30} GiB per file, "
             f"got {sum(sizes) / (1 << 30):.1f} GiB and a file of {max(sizes) / (1 << 30):.1f} GiB.",
             "Pack less data.",
         )

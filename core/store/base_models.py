@@ -147,7 +147,7 @@ def list_nearby(folders: Iterable[str]) -> list[LocalBase]:
 
 
 def find_snapshot(name: str) -> Path | None:
-    """The folder of a complete model in the cache of the Hub, preferably of its main branch; None without one."""
+    """The folder of a complete model in the cache of the Hub, if possible that of its main branch."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

@@ -311,7 +311,7 @@ class Workspace:
         _delete(partial)
 
     def remove_partials(self) -> int:
-        """Removes the partial files and folders that a crash left; returns their number. Call it only at startup."""
+        """Removes partial files and folders that a crash left; returns their number. Only for the startup."""
         count = 0
         for kind in KINDS:
             for path in (self.root / kind).glob(".*.partial"):

@@ -166,7 +166,7 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint with the lowest validation loss; None if the run keeps its present state."""
+        """The checkpoint with the lowest validation loss; None if the run keeps its current weights."""
         best = self.progress.early_stopping.best_step
         if self.spec.keep != "best" or not best or best == self.state.global_step:
             return None

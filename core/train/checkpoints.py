@@ -2,9 +2,9 @@
 
 `Trainer` writes the files of a checkpoint in place, one after the other, and resumes from the highest number,
 complete or not. Here a checkpoint counts only when its manifest of sha256 sums exists and verifies. The
-manifest is written after all other files have reached the disk, through a rename, and a removal deletes it
-first; so a kill at any moment leaves a checkpoint that either verifies or does not count. A run resumes from
-the newest checkpoint that verifies.
+manifest is written after all other files have reached the disk, through a rename, and it is the first file
+that is deleted. So a kill at any moment leaves a checkpoint that either verifies or does not count. A run
+resumes from the newest checkpoint that verifies.
 
 Checkpoints are rotated by step, never by clock, and the best checkpoint that a remaining one names stays. A
 run is marked as finished before its checkpoints are removed, never after (`core.train.train`).

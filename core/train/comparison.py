@@ -52,7 +52,7 @@ class RunHistory:
         final, best: the last validation, and the one with the lowest loss.
         seconds: running time over all sessions.
         tokens_per_second: trained tokens over the time spent on them.
-        sequences: number of training rows; 0 if the run never began.
+        sequences: number of training rows; 0 if the run never started.
     """
 
     train: tuple[tuple[int, float], ...] = ()
@@ -105,7 +105,7 @@ def load_history(workspace: Workspace, run_id: str) -> RunHistory:
 
 
 def log_bytes(workspace: Workspace, run_id: str) -> int:
-    """Size of a run's log; it grows with every event."""
+    """Size of a run's log in bytes; 0 without a log."""
     try:
         return runs.events_path(workspace, run_id).stat().st_size
     except OSError:

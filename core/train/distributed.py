@@ -28,9 +28,9 @@ from core.store import runs
 from core.store.workspace import Workspace
 
 T = TypeVar("T")
-STOP_REQUESTS = ("", "keep", "close", "pause")  # broadcast by their place in this tuple
-# The other ranks wait in a collective while rank 0 validates, so the timeout is long. The launcher detects
-# a process that died at once.
+STOP_REQUESTS = ("", "keep", "close", "pause")  # broadcast as an index into this tuple
+# The other ranks wait in a collective while rank 0 validates, so the timeout is long. It is not needed to
+# notice that a process has died: the launcher does that.
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
 
 
@@ -143,8 +143,7 @@ class PaddedDataset(torch.utils.data.Dataset):  # type: ignore[misc]
 
 
 class EvenBatchSampler:
-    """Fills the last batch, and the number of batches up to a multiple of the world size, with the padding
-    row.
+    """Pads the last batch, and the number of batches to a multiple of the world size, with the padding row.
 
     accelerate would instead start again from the first rows, and train those twice.
 

@@ -1,8 +1,7 @@
-"""Early stopping: the best validation so far, how long no validation was better, and whether the run
-overfits.
+"""Early stopping: the best validation so far, how many validations did not improve on it, and overfitting.
 
-Every checkpoint holds these numbers, so that a resumed run stops at the same step, and keeps the same
-best checkpoint, as a run without interruption.
+Every checkpoint holds these numbers, so that a resumed run stops at the same step, and keeps the same best
+checkpoint, as a run without interruption.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ processes are. When the launcher dies, the pipe to its processes closes, and the
 after their step.
 
 Tested with gloo on CPUs: DDP and FSDP 2 with unquantized weights, on one machine. NCCL, several machines,
-FSDP over 4-bit weights or with activation checkpointing, and resuming with another world size take the same
-path and have not been run.
+FSDP over 4-bit weights or with activation checkpointing, and resuming with another world size use the same
+code and have not been tested.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from core.store.runs import Run
 from core.store.workspace import Workspace, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-# The variables that the processes of a run receive: paths, devices and thread counts. No token is among
-# them.
+# The variables that the processes of a run receive: paths, devices and thread counts, never a token.
 ENVIRONMENT = re.compile(
     r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|PYTHONPATH|LD_LIBRARY_PATH"
     r"|XDG_CACHE_HOME|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
@@ -46,18 +45,16 @@ SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
 POLL_SECONDS = 0.05
 YIELD_SECONDS = 0.1  # longest time for which waiting yields to requests between two polls
 CLOSE_SECONDS = 20.0  # from the request to save and end until the processes are terminated
-KILLED = re.compile(
-    r"Root Cause.*?exitcode\s*: -\d+", re.DOTALL
-)  # torchrun's report of a process that was killed
+# torchrun's report of a process that was killed by a signal
+KILLED = re.compile(r"Root Cause.*?exitcode\s*: -\d+", re.DOTALL)
 LOG_TAIL_BYTES = 8000  # of the processes' output, read when they leave no error file
 
 
 def filter_environment(variables: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a process that we start: allowed variables only, without any that looks like a
-    secret.
+    """The environment of the processes of a run: allowed variables that do not look like secrets.
 
     Args:
-        variables: the environment to filter; None takes that of this process.
+        variables: the environment to filter; None takes the one of this process.
     """
     variables = dict(os.environ) if variables is None else variables
     allowed = {k: v for k, v in variables.items() if ENVIRONMENT.fullmatch(k) and not SECRET.search(k)}

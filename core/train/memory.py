@@ -7,8 +7,8 @@ et al. 2022 (arXiv 2205.05198, section 4.1), for a frozen base: its own weights 
 of a linear layer is kept only for the adapter on it. Letters: T tokens of a micro-batch, h hidden size, i
 feed-forward size, k width of keys and values together, L layers, r rank, V vocabulary.
 
-`core.train.memory_probe` measures a real step, with which later estimates on the same base are corrected;
-`core.train.oom_retry` acts when memory runs out nevertheless.
+`core.train.memory_probe` measures a real step, which corrects later estimates on the same base.
+`core.train.oom_retry` shrinks the micro-batch when a run does not fit in spite of its estimate.
 """
 
 from __future__ import annotations

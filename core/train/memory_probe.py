@@ -1,7 +1,7 @@
 """A measurement of the memory of one real step.
 
-The first thing a run does is one forward and backward of its longest batch. The measured growth over the
-estimate of `core.train.memory` is a ratio, which the run records and later estimates on the same base use.
+A run starts with one forward and backward of its longest batch. It records the ratio of the measured memory
+to the estimate of `core.train.memory`, and later estimates on the same base are multiplied by that ratio.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class MemoryProbe:
 class MemoryMeter:
     """Measures how far memory grows from its construction to `growth()`.
 
-    On a GPU this is torch's allocated memory; on a CPU it is the resident set of the process, whose peak
-    Linux lets a process reset. Memory that the process has kept is used again without growth, so a small
+    On a GPU this is torch's allocated memory. On a CPU it is the resident set of the process, whose peak
+    Linux lets a process reset. A process reuses memory that it has freed before, without growing, so a small
     number is a lower bound.
     """
 

@@ -83,8 +83,8 @@ def _attempt(
 ) -> tuple[StudioTrainer, str]:
     """Trains from the newest checkpoint until the run ends or memory runs out.
 
-    The exception does not leave this function, because its traceback refers to every tensor of the failed
-    step.
+    The exception does not leave this function, because its traceback keeps every tensor of the failed step
+    alive.
 
     Returns:
         The trainer, and the message of the out-of-memory error, "" if there was none.

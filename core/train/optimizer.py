@@ -50,8 +50,7 @@ def optimizer_arguments(spec: TrainSpec, device: str) -> dict[str, Any]:
 
 
 def _check_8bit_kernel(name: str, device: str) -> None:
-    """Takes one step with a throw-away tensor; bitsandbytes has no other way to know whether its kernel runs
-    here.
+    """Takes one step on a dummy tensor: bitsandbytes does not report whether it has a kernel for a device.
 
     Raises:
         SpecError: the step failed or changed nothing.

@@ -106,7 +106,8 @@ def build_sequences(
 
 
 def _check_fit(spec: TrainSpec, dataset: Dataset, context: int) -> None:
-    """
+    """Checks the kind of the dataset and the max length against the spec and the base.
+
     Raises:
         SpecError: the dataset is of another kind than the run, or the max length exceeds the context.
     """

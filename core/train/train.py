@@ -64,7 +64,7 @@ def train(
     if run.base_fingerprint and run.base_fingerprint != base.fingerprint:
         raise RunError(
             f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {base.name!r}.",
-            "Change the base back, then resume it.",
+            "Switch back to that base, then resume the run.",
         )
     try:
         if group.is_main_process:

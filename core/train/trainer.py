@@ -1,8 +1,8 @@
 """transformers' Trainer on the resident base: loss, domain dropout, validation, early stopping and events.
 
 Between its steps, and between its accumulation steps, the trainer yields to waiting requests. They do not
-change the losses: generation draws from random generators of its own, puts train mode back, and never
-touches peft's active adapters.
+change the losses: generation samples from its own random generators, restores train mode, and never changes
+peft's active adapters.
 
 A loss or gradient that is not finite ends the run before the optimizer sees it. Validation does not go
 through Trainer's evaluation loop, whose loss is a mean of batch means: `core.model.scoring` sums nats over
@@ -104,7 +104,7 @@ class StudioTrainer(CheckpointTrainer):
         self.progress = StudioState()
         self.last_logged = (0, 0.0)
         self.memory_ratio: float | None = None  # measured over estimated memory of a step
-        self._substep = 0  # forward passes of the present step; the last step of an epoch may have fewer
+        self._substep = 0  # forward passes of the current step; the last step of an epoch may have fewer
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
@@ -181,7 +181,9 @@ class StudioTrainer(CheckpointTrainer):
         return nats * processes / num_items_in_batch
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient norm. A norm that is not finite, even after a finite loss, would spoil every weight.
+        """The gradient norm. If it is not finite, the next step would make every weight NaN.
+
+        That happens after a finite loss, too.
 
         Raises:
             Diverged: the norm is not finite.

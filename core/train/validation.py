@@ -90,7 +90,11 @@ def _answer_batch(
     prompts: Sequence[PromptIds],
     after_forward: Callable[[], None],
 ) -> dict[str, list[str]]:
-    """Answers prompts under mixes in one batch, greedily: name of a mix -> an answer a prompt."""
+    """Answers prompts under mixes in one batch, greedily.
+
+    Returns:
+        name of a mix -> one answer per prompt.
+    """
     count = len(prompts)
     longest = max(len(ids) for _, ids in prompts)
     sampling = Sampling(max_new_tokens=min(SAMPLE_TOKENS, resident.base.context - longest))

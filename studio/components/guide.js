@@ -8,7 +8,7 @@
 const studio = window.studio;
 const root = element.querySelector(".guide");
 let timer = 0, busy = false, again = false, revision = "";
-let sent = 0, pings = 0, delivered = 0; // events: all of them, the pings among them, and those whose results came
+let sent = 0, pings = 0, delivered = 0; // counts of events: sent, the pings among them, and those whose results have arrived
 
 async function poll() {
   clearTimeout(timer);
@@ -16,9 +16,9 @@ async function poll() {
   busy = true;
   try {
     if (!document.hidden) {
-      const answer = await server.poll({});
-      if (answer.tree) studio.draw(root, answer.tree);
-      if (answer.revision && answer.revision !== revision) { revision = answer.revision; trigger("library_change"); }
+      const response = await server.poll({});
+      if (response.tree) studio.draw(root, response.tree);
+      if (response.revision && response.revision !== revision) { revision = response.revision; trigger("library_change"); }
       else if (sent - pings > delivered) { trigger("ping", { sent: sent - pings }); pings += 1; }
     }
   } catch { /* the server may be restarting: the next poll tries again */ } finally {

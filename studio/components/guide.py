@@ -19,7 +19,7 @@ from core.engine import Engine
 from core.spec.training import RunStatus
 from studio import events, formatting
 from studio.assets import read_asset
-from studio.tree import Node, button, node
+from studio.tree import Node, button, node, progress_bar
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def next_step(base: Any, datasets: Sequence[Any], adapters: Sequence[Any], runs:
     if base.error:
         return NextStep(f"The base model could not be loaded: {base.error}", failed=True)
     if not datasets:
-        text = "Start with data: drop your own files below, or use the sample data."
+        text = "Start with data: add your own files in the Data tab, or use the sample data."
         return NextStep(text, (button("Use the sample data", {"do": "sample"}, "primary"),))
     active = [r for r in runs if r.status.is_alive]
     text, buttons = _suggest(datasets, adapters, active)
@@ -151,7 +151,7 @@ def _suggest(
         text = "Next, train the domain adapter: it learns the language and the facts of your documents."
         return text, (button("Train the domain adapter", {"do": "train", "kind": "domain"}, "primary"),)
     if "task" in data and "task" not in expected:
-        text = "Next, train the task adapter: it learns to answer like your examples, on top of the domain."
+        text = "Next, train the task adapter on top: it learns to answer like your examples."
         if active:
             text += " It starts when the current run ends."
         return text, (button("Train the task adapter", {"do": "train", "kind": "task"}, "primary"),)
@@ -197,16 +197,16 @@ def _spec(name: str, value: str) -> Node:
 
 
 def _specs(base: Any) -> list[tuple[str, str]]:
-    """The facts about the resident model: name and size, device, weights, memory."""
+    """The facts about the resident model: name and size, device, quantization, memory."""
     name = formatting.format_base(base.name) + (" (loading)" if base.loading else "")
     size = f"{formatting.format_count(base.parameters)} parameters" if base.parameters else ""
-    bits = {"nf4": "4-bit (nf4)", "int8": "8-bit (int8)"}.get(base.quantization, "not quantized")
+    bits = {"nf4": "4-bit (nf4)", "int8": "8-bit (int8)"}.get(base.quantization, "none")
     memory = getattr(base, "memory_bytes", 0)
     facts = [
         ("Base", " · ".join(filter(None, [name, size]))),
         ("Device", {"cuda": "GPU", "cpu": "CPU"}.get(base.device, base.device or formatting.NONE)),
     ]
-    facts += [("Weights", bits)] if base.parameters else []
+    facts += [("Quantization", bits)] if base.parameters else []
     return facts + ([("Memory", formatting.format_bytes(memory))] if memory else [])
 
 
@@ -235,8 +235,7 @@ def _path(steps: list[Step]) -> Node:
 def _next(advice: NextStep) -> Node:
     bar = None
     if advice.share is not None:
-        fill = node("div", cls="bar-fill")
-        bar = node("div", fill, cls="bar thin busy", vars={"share": f"{100 * advice.share:.1f}%"})
+        bar = progress_bar(advice.share, "Progress of the run", cls="bar thin busy")
     row = node(
         "div",
         node("p", advice.text, role="alert" if advice.failed else "status"),

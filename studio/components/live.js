@@ -40,7 +40,7 @@ function traces() {
     line("Training", series.train, c("--st-faint"), { line: { width: 1 }, trace: { hovertemplate: "%{y:.4f}" } }),
     line("Training, smoothed", series.smooth, c("--st-accent"), { trace: { hovertemplate: "%{y:.4f}" } }),
     line("Validation", series.validation, c("--st-task"), { trace: { mode: "lines+markers", marker: { size: 7, color: c("--st-task") }, hovertemplate: "%{y:.4f}" } }),
-    line("Gap (validation above training)", series.gap, c("--st-quiet"), { line: { width: 1.5, dash: "dot" }, trace: { yaxis: "y3", visible: series.gap[0].length > 0, hovertemplate: "%{y:.4f}" } }),
+    line("Gap (validation minus training)", series.gap, c("--st-quiet"), { line: { width: 1.5, dash: "dot" }, trace: { yaxis: "y3", visible: series.gap[0].length > 0, hovertemplate: "%{y:.4f}" } }),
     line("Learning rate", series.rate, c("--st-mix"), { trace: { yaxis: "y2", hovertemplate: "%{y:.2e}", showlegend: false } }),
   ];
 }
@@ -121,7 +121,7 @@ async function show(response) {
   const list = samples.slice(-3).reverse().map((s) => ({ tag: "li", kids: [
     { tag: "span", cls: "quiet", kids: ["Step " + s.step] }, { tag: "strong", kids: [s.prompt] }, answers(s)] }));
   const newest = notes.slice(-3).map((n) => ({ tag: "p", cls: "note", kids: [n] }));
-  studio.draw(tail, { tag: "div", kids: [...newest, ...(list.length ? [{ tag: "h3", kids: ["Samples while training"] }, { tag: "ul", cls: "samples", kids: list }] : [])] });
+  studio.draw(tail, { tag: "div", kids: [...newest, ...(list.length ? [{ tag: "h3", kids: ["Samples during training"] }, { tag: "ul", cls: "samples", kids: list }] : [])] });
   if (!run || response.error) return 3000;
   cursor = response.cursor;
   latest = response.latest;

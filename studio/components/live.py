@@ -28,7 +28,7 @@ from core.store.events import (
 )
 from studio import events, formatting
 from studio.assets import read_asset
-from studio.tree import Node, button, chip, empty, node
+from studio.tree import Node, button, chip, empty, node, progress_bar
 
 COLOURS = {
     RunStatus.QUEUED: "",
@@ -47,7 +47,7 @@ FULL_READ = 2000  # a read of more events than this was cut off, so the log hold
 MEGABYTE = 1e6
 NO_RUN = empty(
     "No run yet",
-    "Choose a dataset on the left and start training. The loss curve appears here while the adapter trains.",
+    "Choose a dataset and start training. The loss curve appears here while the adapter trains.",
 )
 
 
@@ -80,28 +80,28 @@ def metrics(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     if not run_id:
         return {"head": NO_RUN}
     run = engine.runs.get(run_id)
-    events, cursor = engine.runs.events(run_id, since if isinstance(since, int) and since >= 0 else 0)
+    log, cursor = engine.runs.events(run_id, since if isinstance(since, int) and since >= 0 else 0)
     previous = request.get("latest")
     latest = {
         **(previous if isinstance(previous, dict) else {}),
-        **latest_by_kind(events, (PlanEvent, DataEvent, MemoryEvent, StepEvent, ValidationEvent)),
+        **latest_by_kind(log, (PlanEvent, DataEvent, MemoryEvent, StepEvent, ValidationEvent)),
     }
     return {
         "cursor": cursor,
         "latest": latest,
-        "more": len(events) > FULL_READ,
+        "more": len(log) > FULL_READ,
         "alive": run.status.is_alive,
         "status": run.status.value,
         "points": {
-            "train": _pairs(of_kind(events, StepEvent), "loss"),
-            "rate": _pairs(of_kind(events, StepEvent), "learning_rate"),
-            "validation": _pairs(of_kind(events, ValidationEvent), "loss"),
-            "gap": _pairs(of_kind(events, ValidationEvent), "gap"),
+            "train": _pairs(of_kind(log, StepEvent), "loss"),
+            "rate": _pairs(of_kind(log, StepEvent), "learning_rate"),
+            "validation": _pairs(of_kind(log, ValidationEvent), "loss"),
+            "gap": _pairs(of_kind(log, ValidationEvent), "gap"),
         },
         "samples": [
-            {k: e.get(k) for k in ("step", "prompt", "text", "answers")} for e in of_kind(events, SampleEvent)
+            {k: e.get(k) for k in ("step", "prompt", "text", "answers")} for e in of_kind(log, SampleEvent)
         ],
-        "notes": [str(e.get("text")) for e in of_kind(events, NoteEvent)],
+        "notes": [str(e.get("text")) for e in of_kind(log, NoteEvent)],
         "head": _head(run, latest),
     }
 
@@ -116,7 +116,6 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     step, validation = latest.get("step", {}), latest.get("validation", {})
     total = run.total_steps or latest.get("plan", {}).get("total_steps") or 0
     current = run.step or step.get("step") or 0
-    share = f"{100 * current / total:.1f}%" if total else "0%"
     eta = step.get("eta_seconds") if run.status is RunStatus.RUNNING else None
     rate = step.get("learning_rate")
     numbers = [
@@ -143,14 +142,7 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     warning = None
     if overfitting and isinstance(overfitting, str):
         warning = node("p", overfitting, cls="note", role="status")
-    bar = node(
-        "div",
-        node("div", cls="bar-fill"),
-        cls=f"bar {'busy' if run.status.is_alive else ''}",
-        vars={"share": share},
-        role="progressbar",
-        aria_label="Progress",
-    )
+    bar = progress_bar(current / total if total else 0.0, cls="bar busy" if run.status.is_alive else "bar")
     return node(
         "div",
         heading,
@@ -184,18 +176,18 @@ def _data(event: dict[str, Any] | None) -> Node | None:
     layout = f"packed, {event['fill']:.0%} full" if event["packed"] else "padded"
     text = (
         f"Trains on {event['sequences']:,} sequences in {event['rows']:,} rows "
-        f"of up to {event['width']:,} tokens ({layout}). The loss counts {event['trained']:,} tokens."
+        f"of up to {event['width']:,} tokens ({layout}). The loss covers {event['trained']:,} tokens."
     )
     if not event["cut"]:
         return node("p", text, cls="quiet")
     text += f" {event['cut']:,} examples were too long and lost {event['lost']:,} tokens."
-    return node("p", text + " Raise max length to keep them.", cls="note")
+    return node("p", text + " Raise Max length to keep them.", cls="note")
 
 
 def _buttons(run: Any) -> list[Node]:
     if run.status is RunStatus.RUNNING:
         pause = button("Pause", {"do": "pause", "run": run.id})
-        return [node("div", pause, button("Stop and keep", {"do": "stop", "run": run.id}), cls="row push")]
+        return [node("div", pause, button("Stop and save", {"do": "stop", "run": run.id}), cls="row push")]
     if run.status is RunStatus.QUEUED:
         remove = button("Remove from queue", {"do": "stop", "run": run.id})
         return [node("div", remove, cls="row push")]

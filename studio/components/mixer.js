@@ -59,8 +59,8 @@ function makeRow(r) {
   exact.addEventListener("change", () => { const weight = snap(exact.value); set(weight ?? Number(range.value), 0); });
   const tilt = document.createElement("select");
   tilt.className = "tilt"; tilt.disabled = !r.fits;
-  tilt.title = "Layers it applies to: all alike, more to the deep ones (near the output), or more to the shallow ones (near the input)";
-  tilt.setAttribute("aria-label", `Depth of ${r.name}`);
+  tilt.title = "Tilt: applies the adapter to all layers equally, more to the deep ones (near the output), or more to the shallow ones (near the input)";
+  tilt.setAttribute("aria-label", `Tilt of ${r.name}`);
   for (const value of new Set([0, 1, -1, r.tilt || 0]))
     tilt.append(Object.assign(document.createElement("option"), { value, textContent: tiltLabel(value), selected: value === r.tilt }));
   tilt.addEventListener("change", () => change(r.id, { tilt: Number(tilt.value) }, 0));

@@ -21,7 +21,7 @@ TILTS = {0.0: "", 1.0: " (deep)", -1.0: " (shallow)"}
 NO_ADAPTERS = empty(
     "No adapters yet",
     "A mix is the base model plus adapters, each with a weight. "
-    "Train an adapter, and it appears here while it trains.",
+    "Train an adapter: it appears here as soon as its training starts.",
     button("Go to Train", {"do": "tab", "tab": "train"}, "primary"),
 )
 

@@ -60,7 +60,7 @@ class AnalysisTab:
 def build() -> AnalysisTab:
     """Makes the components."""
     with gr.Column(elem_classes="card", elem_id="analysis"):
-        view(title("Analyze this mix", "All four tools work on the mix that the mixer above is set to."))
+        view(title("Analyze this mix", "All four tools use the mix that is set in the mixer above."))
         with gr.Tabs():
             with gr.Tab("Weight map"):
                 pane = weight_map.build()

@@ -13,9 +13,9 @@ import gradio as gr
 from core.engine import Engine
 from core.spec.training import QUANTIZATIONS
 from studio import events, fields, formatting
-from studio.tree import Node, button, chip, facts, node, title, view
+from studio.tree import Node, button, chip, facts, node, progress_bar, title, view
 
-BITS = {"auto": "Automatic", "nf4": "4-bit (nf4)", "int8": "8-bit (int8)", "none": "As stored"}
+QUANTIZATION_LABELS = {"auto": "Automatic", "nf4": "4-bit (nf4)", "int8": "8-bit (int8)", "none": "None"}
 POLL_SECONDS = 0.7  # between two updates of a download
 PLACES = {"embedded": "included with the studio", "cache": "in the Hub cache", "folder": "in a folder"}
 
@@ -25,7 +25,7 @@ class BaseTab:
     """The components of the Base tab; `confirmation` holds `warnings`, `confirm` and `cancel`."""
 
     choice: gr.Dropdown
-    bits: gr.Radio
+    quantization: gr.Radio
     use: gr.Button
     download: gr.Button
     confirmation: gr.Column
@@ -53,11 +53,11 @@ def build() -> BaseTab:
                 info="A model on this machine, a folder, or a Hub id such as Qwen/Qwen2.5-0.5B-Instruct.",
                 elem_id="base-choice",
             )
-            bits = gr.Radio(
-                [(BITS[q], q) for q in QUANTIZATIONS],
+            quantization = gr.Radio(
+                [(QUANTIZATION_LABELS[q], q) for q in QUANTIZATIONS],
                 value="auto",
-                label="Weights",
-                info="Automatic means 4-bit on a GPU and as stored on a CPU.",
+                label="Quantization",
+                info="Automatic means 4-bit on a GPU and none on a CPU.",
             )
             with gr.Row():
                 use = gr.Button("Use this base", variant="primary", min_width=140)
@@ -73,7 +73,7 @@ def build() -> BaseTab:
             shelf = view(elem_id="base-shelf")
     return BaseTab(
         choice,
-        bits,
+        quantization,
         use,
         download,
         confirmation,
@@ -93,9 +93,11 @@ def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> No
     confirmation = [tab.confirmation, tab.warnings]
     library_changed.add(refresh, None, lists)
     events.bind(tab.shelf.act, engine, pick_base, None, [tab.choice])
-    events.refresh_after(events.bind(tab.use.click, engine, use_base, [tab.choice, tab.bits], confirmation))
     events.refresh_after(
-        events.bind(tab.confirm.click, engine, change_base, [tab.choice, tab.bits], confirmation)
+        events.bind(tab.use.click, engine, use_base, [tab.choice, tab.quantization], confirmation)
+    )
+    events.refresh_after(
+        events.bind(tab.confirm.click, engine, change_base, [tab.choice, tab.quantization], confirmation)
     )
     events.bind(tab.cancel.click, engine, cancel_change, None, confirmation)
     events.refresh_after(
@@ -123,9 +125,9 @@ def pick_base(engine: Engine, event: gr.EventData) -> str:
     return str((event._data or {}).get("pick", ""))
 
 
-def use_base(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
+def use_base(engine: Engine, choice: str | None, quantization: str) -> tuple[Any, Any]:
     """Changes the base, or asks for confirmation first if adapters would be unloaded."""
-    warnings = engine.bases.switch(choice or "", bits)
+    warnings = engine.bases.switch(choice or "", quantization)
     if not warnings:
         return gr.update(visible=False), None
     return gr.update(visible=True), node(
@@ -133,9 +135,9 @@ def use_base(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
     )
 
 
-def change_base(engine: Engine, choice: str | None, bits: str) -> tuple[Any, Any]:
+def change_base(engine: Engine, choice: str | None, quantization: str) -> tuple[Any, Any]:
     """Changes the base after the confirmation."""
-    engine.bases.switch(choice or "", bits, confirmed=True)
+    engine.bases.switch(choice or "", quantization, confirmed=True)
     return gr.update(visible=False), None
 
 
@@ -182,17 +184,7 @@ def render_progress(download: Any) -> Node:
     if download.total:
         done, total = formatting.format_bytes(download.done), formatting.format_bytes(download.total)
         text = f"{download.name}: {done} of {total} ({share:.0%})"
-    bar = node(
-        "div",
-        node("div", cls="bar-fill"),
-        cls="bar busy",
-        vars={"share": f"{100 * share:.1f}%"},
-        role="progressbar",
-        aria_label=f"Download of {download.name}",
-        aria_valuenow=round(100 * share),
-        aria_valuemin=0,
-        aria_valuemax=100,
-    )
+    bar = progress_bar(share, f"Download of {download.name}")
     return node("div", node("p", text, role="status"), bar, button("Stop the download", {"stop": True}))
 
 
@@ -213,7 +205,7 @@ def render_facts(base: Any) -> Node:
     rows = [
         ("Family", base.family),
         ("Parameters", formatting.format_count(base.parameters) if base.parameters else ""),
-        ("Weights", BITS.get(base.quantization, "")),
+        ("Quantization", QUANTIZATION_LABELS.get(base.quantization, "")),
         ("Memory", formatting.format_bytes(base.memory_bytes) if base.memory_bytes else ""),
         ("Context length", f"{base.context:,} tokens" if base.context else ""),
         ("Target modules", ", ".join(base.targets)),

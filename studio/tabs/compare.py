@@ -21,7 +21,7 @@ from studio.components import board, mixer
 from studio.session import SAMPLING, Session, read_sampling
 from studio.tree import Node, title, view
 from studio.views import blind, suite
-from studio.views.suite import SAVE_CSV, Suite
+from studio.views.suite import Suite
 
 SAME_NOISE_INFO = (
     "Every column samples with the same random numbers, so differences come from the mix. "
@@ -119,7 +119,7 @@ def _build_votes() -> Votes:
             download = gr.Button("Download the votes as CSV", scale=0, min_width=210)
             delete = gr.Button("Delete all votes", variant="stop", scale=0, min_width=140)
         with gr.Row(visible=False, elem_classes="actions") as confirmation:
-            confirm = gr.Button("Yes, delete every vote", variant="stop", scale=0, min_width=180)
+            confirm = gr.Button("Yes, delete all votes", variant="stop", scale=0, min_width=180)
             cancel = gr.Button("Keep them", scale=0, min_width=110)
     return Votes(accordion, tally, download, delete, confirmation, confirm, cancel)
 
@@ -159,7 +159,7 @@ def _wire_votes(tab: CompareTab, engine: Engine) -> None:
     events.bind(votes.download.click, engine, export_votes_csv, None, [tab.file_text]).success(
         fn=None,
         inputs=[tab.file_text],
-        js=f"(text) => ({SAVE_CSV})('votes.csv', text)",
+        js="(text) => { window.studio.saveFile('votes.csv', text); }",
         api_visibility="private",
     )
     events.bind(votes.delete.click, engine, confirm_delete_votes, None, [votes.confirmation])

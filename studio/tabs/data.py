@@ -128,10 +128,8 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
         [tab.picker, tab.split],
         [tab.dataset],
     )
-    example = [
-        tab.example,
-        tab.example_index,
-    ]  # in events of their own: encoding waits for the model's thread
+    # The example has events of its own, because encoding waits for the model's thread.
+    example = [tab.example, tab.example_index]
     events.bind_sequential(tab.picker.change, engine, show_example, [tab.picker], example)
     events.bind(tab.picker.input, engine, unhide_dataset, None, dataset)
     library_changed.then(show_pending_example, [tab.picker, tab.example_index], example)
@@ -185,7 +183,7 @@ def preview_files(engine: Engine, files: list[str] | None, kind: str, encoding: 
 def preview_roles(
     engine: Engine, files: list[str] | None, kind: str, encoding: str, *columns: str
 ) -> tuple[Any, ...]:
-    """Reads the dropped files with the columns that the visitor chose."""
+    """Reads the dropped files with the columns that the user chose."""
     try:
         preview = engine.datasets.preview(files or [], kind=kind, roles=_roles(columns), encoding=encoding)
     except DataError as e:
@@ -198,7 +196,7 @@ def import_files(
 ) -> tuple[Any, ...]:
     """Makes a dataset of the dropped files and picks it."""
     if not files:
-        raise DataError("No files to import.", "Drop files on the left first.")
+        raise DataError("No files to import.", "Drop files into the Files box first.")
     dataset = engine.datasets.import_files(
         files, name or _stem(files[0]), kind=kind, roles=_roles(columns) or None, encoding=encoding
     )

@@ -1,6 +1,6 @@
 """The Evaluate tab: mixes measured on held-out data, with the report as a table, bars and a CSV file.
 
-`core/evaluate` measures; `METRICS` says which figures are shown.
+`core/evaluate` measures; `METRICS` lists the columns of a report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from core.errors import SpecError
 from studio import events, fields, formatting, mix_choices, samples
 from studio.components import bars, mixer
 from studio.session import Session
-from studio.tree import Node, download, empty, node, table, title, view
+from studio.tree import Node, download, empty, node, progress_bar, table, title, view
 
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
 # Key of a report's row -> heading, whether the value is a share, digits.
@@ -247,13 +247,5 @@ def _render_examples(rows: list[dict[str, Any]]) -> Node | None:
 
 
 def _render_progress(part: Any) -> Node:
-    share = f"{100 * part.done / part.total:.1f}%" if part.total else "0%"
-    bar = node(
-        "div",
-        node("div", cls="bar-fill"),
-        cls="bar busy",
-        vars={"share": share},
-        role="progressbar",
-        aria_label="Progress",
-    )
-    return node("div", title("Measuring", f"{part.text}: {part.done} of {part.total}"), bar)
+    share = part.done / part.total if part.total else 0.0
+    return node("div", title("Measuring", f"{part.text}: {part.done} of {part.total}"), progress_bar(share))

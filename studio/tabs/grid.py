@@ -75,7 +75,7 @@ def build(page: gr.Tab) -> GridTab:
             estimate = view(elem_id="grid-estimate")
             start = gr.Button("Queue the grid", variant="primary", interactive=False, elem_id="grid-start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
-            picker = fields.picker("Results of")
+            picker = fields.picker("Show results of")
             results = view(views.NO_GRID, elem_id="grid-results")
             chart = plot.plot("parallel")
     return GridTab(
@@ -170,8 +170,9 @@ def check_form(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[
         estimate = views.render_estimate(count, seconds)
         text, is_ready = f"Queue {count} run{'s' if count > 1 else ''}", not problems
         if problems:
-            has_no_name = problems[0].startswith("Give the adapter")
-            text = "Give the grid a name." if has_no_name else problems[0]
+            # `spec` always has a name, so its problems lack the one that a name solves.
+            needs_name = problems[0] not in engine.runs.list_problems(spec.to_json())
+            text = "Give the grid a name." if needs_name else problems[0]
     start = gr.update(value=text, interactive=is_ready)
     return {tab.common_settings: common, tab.estimate: estimate, tab.start: start}
 

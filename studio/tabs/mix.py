@@ -25,7 +25,7 @@ NO_ANSWER = empty("No answer yet", "Ask something, then move a slider: the answe
 
 @dataclass(frozen=True)
 class MixTab:
-    """The components of the Mix tab; the hidden `query` holds the query string of the page's address."""
+    """The components of the Mix tab; the hidden `query` holds the query string of the page's URL."""
 
     mixer: gr.HTML
     warnings: gr.HTML
@@ -56,12 +56,10 @@ def build() -> MixTab:
     """Makes the components."""
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=7, min_width=320, elem_classes="card", elem_id="mix-side"):
-            view(
-                title(
-                    "Mixer",
-                    "Each adapter has a switch and a weight. Off means no effect; negative weights subtract.",
-                )
+            about = (
+                "Each adapter has a switch and a weight. Off means no effect; a negative weight subtracts."
             )
+            view(title("Mixer", about))
             rows = mixer.mixer()
             warnings = view(elem_id="mix-warnings")
             with gr.Row(elem_classes="save-row"):
@@ -74,12 +72,8 @@ def build() -> MixTab:
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
                 delete = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
         with gr.Column(scale=6, min_width=320, elem_classes="card", elem_id="answer-side"):
-            view(
-                title(
-                    "Answer",
-                    "Move a slider: the answer continues with the new mix, or is regenerated if finished.",
-                )
-            )
+            about = "Move a slider: an answer in progress continues, a finished one is regenerated."
+            view(title("Answer", about))
             prompt = gr.Textbox(
                 label="Prompt", lines=2, max_lines=6, placeholder="Ask something", elem_id="mix-prompt"
             )
@@ -161,7 +155,7 @@ def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
 
 
 def wire_link(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> None:
-    """Connects the page's address: the mix of a shared link is set, and its prompt is answered."""
+    """Connects the page's URL: the mix of a shared link is set, and its prompt is answered."""
     loaded = events.bind(
         page.load,
         engine,
@@ -197,7 +191,7 @@ def open_link(engine: Engine, query: str, rows: Any) -> tuple[Any, ...]:
     if missing := sorted(set(mix.weights) - {a["id"] for a in adapters}):
         raise NotFound(
             f"The link uses the adapter {missing[0]!r}, which is not in this library.",
-            "Ask the sender for the adapter, or mix the adapters of this library.",
+            "Ask the sender for the adapter, or mix the adapters in this library.",
         )
     prompt = parameters.get("prompt", [""])[0]
     return (

@@ -39,7 +39,7 @@ def build() -> RunsTab:
     """Makes the components."""
     with gr.Tabs(elem_classes="inner"):
         with gr.Tab("Queue"), gr.Column(elem_classes="card"):
-            view(title("Queue", "One run trains at a time. A run can be moved until it starts."))
+            view(title("Queue", "One run trains at a time. You can reorder runs until they start."))
             queue = view(views.NO_QUEUE, elem_id="queue")
         with gr.Tab("Grid") as page:
             grid_tab = grid.build(page)
@@ -83,7 +83,7 @@ def show_queue(engine: Engine) -> Node:
 
 
 def change_queue(engine: Engine, event: gr.EventData) -> Any:
-    """Moves or cancels a run, or queues runs again; `actions.run_action` does what the other buttons say."""
+    """Moves or cancels a run, or queues runs again; `actions.run_action` handles the other buttons."""
     data = event._data if isinstance(event._data, dict) else {}
     action, run = data.get("do"), str(data.get("run", ""))
     if action == "move":

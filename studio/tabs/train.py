@@ -79,7 +79,7 @@ def build(engine: Engine) -> TrainTab:
                 "Train on top of",
                 [NO_PARENT],
                 "",
-                info="The domain adapter stays frozen and active while the task is trained.",
+                info="The parent adapter stays frozen and active while the task adapter trains.",
                 visible=False,
             )
             with gr.Accordion("Advanced settings", open=False, elem_classes="quiet-fold"):
@@ -236,7 +236,7 @@ def refresh_form(
     """Updates of the form's lists and the run picker; valid choices stay.
 
     Args:
-        new_kind: the visitor just changed the kind, so everything that depends on it is suggested again.
+        new_kind: the user just changed the kind, so everything that depends on it is suggested again.
     """
     runs = engine.runs.list()
     out: dict[Any, Any] = {}

@@ -23,7 +23,7 @@ from studio.views import weight_map as views
 METRICS = [("Perplexity", "perplexity"), ("Exact match", "exact_match")]
 NO_MAP = empty(
     "No map yet",
-    "Choose two adapters and a dataset. Every point of the map is a mix; a click sets the mixer to it.",
+    "Choose two adapters and a dataset. Every point of the map is a mix; click one to set the mixer to it.",
 )
 
 
@@ -67,7 +67,7 @@ def build() -> WeightMapPane:
                 )
             with gr.Row(elem_classes="actions"):
                 draw = gr.Button("Draw the map", variant="primary", min_width=120)
-                search = gr.Button("Search the weights", min_width=130)
+                search = gr.Button("Search for weights", min_width=130)
                 stop_button = gr.Button("Stop", scale=0, min_width=70)
         with gr.Column(scale=6, min_width=320):
             chart = plot.plot("map")
@@ -196,7 +196,7 @@ def search_weights(
 
 
 def stop(engine: Engine, session: AnalysisSession) -> None:
-    """Stops the current request; a map stays as far as it is measured, on the page and on disk."""
+    """Stops the current request. The measured part of a map stays, on the page and on disk."""
     session.stop()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.merge.methods import METHODS
 from core.progress import Progress
 from studio.components import plot
-from studio.tree import Node, facts, node, table, title
+from studio.tree import Node, facts, node, progress_bar, table, title
 
 if TYPE_CHECKING:
     from core.analyze.attribution import Attribution
@@ -21,17 +21,9 @@ if TYPE_CHECKING:
 
 def render_progress(progress: Progress) -> Node:
     """How far the work is."""
-    share = f"{100 * progress.done / progress.total:.1f}%" if progress.total else "0%"
-    bar = node(
-        "div",
-        node("div", cls="bar-fill"),
-        cls="bar busy",
-        vars={"share": share},
-        role="progressbar",
-        aria_label="Progress",
-    )
+    share = progress.done / progress.total if progress.total else 0.0
     text = f"{progress.text}: {progress.done} of {progress.total}"
-    return node("div", node("p", text, cls="quiet"), bar)
+    return node("div", node("p", text, cls="quiet"), progress_bar(share))
 
 
 def render_attribution(attribution: Attribution, adapters: Mapping[str, tuple[str, str]]) -> Node:
@@ -56,7 +48,7 @@ def render_attribution(attribution: Attribution, adapters: Mapping[str, tuple[st
         [token.strip() or "␣", *[f"{nats[i]:+.2f}" for _, _, nats in lines], f"{attribution.full[i]:.2f}"]
         for i, token in enumerate(attribution.tokens)
     ]
-    caption = "Nats that each adapter adds to the log-probability of a token, and that log-probability"
+    caption = "Nats that each adapter adds to a token's log-probability, which is in the last column"
     legend = "Filled: the adapter made the token more likely. Underlined: less likely."
     summary = attribution.summary({a: name for a, (name, _) in adapters.items()})
     return node(
@@ -100,14 +92,14 @@ def _render_pair(pair: WeightComparison) -> list[Node]:
         "Layer",
         "Cosine",
         "Output overlap",
-        "by chance",
+        "Chance level",
         "Input overlap",
-        "by chance",
+        "Chance level",
         f"Norm of {a}",
         f"Norm of {b}",
     ]
     rows = [_overlap_row(overlap) for overlap in (pair.overall, *pair.layers)]
-    numbers = _numbers(f"Show the numbers of {a} and {b}", headings, rows, f"Weight updates of {a} and {b}")
+    numbers = _numbers(f"Show the numbers for {a} and {b}", headings, rows, f"Weight updates of {a} and {b}")
     return [node("p", pair.summary(), cls="reading"), numbers]
 
 
@@ -177,7 +169,7 @@ def render_bake_result(result: BakeResult) -> Node:
         rows = [*rows, ("Largest logit difference", f"{result.logit_difference:.2g}")]
     if result.divergence is not None:
         rows = [*rows, ("Divergence from the live mix", f"{result.divergence:.2g} nats per token")]
-    where = "It is in the Library, to be verified and downloaded, and in the mixer, to be mixed again."
+    where = "You can verify and download it in the Library, and use it in the mixer."
     return node(
         "div",
         title(f"{result.adapter.name} is baked"),

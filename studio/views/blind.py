@@ -26,7 +26,7 @@ LETTERS = "ABCDEF"
 TEST_OVER = "This blind test is over."
 NO_VOTES = empty(
     "No votes yet",
-    "Press Blind test: the answers come without their names, and you vote for the best one.",
+    "Press Blind test to see the answers without the names of their mixes and vote for the best one.",
 )
 HEADINGS = ["Mix", "Shown", "Won", "No difference", "Win rate", "95 % interval", "Expected by chance"]
 NUMERIC = frozenset(range(1, len(HEADINGS)))
@@ -101,14 +101,14 @@ def render_covered_board(
         foot = node("div", node("p", note, cls="quiet"), _next_buttons())
     elif ready:
         tie = button("No difference", {"vote": None, "round": round_id})
-        foot = node("div", node("p", "Which answer is the best?"), tie, cls="row vote-row")
+        foot = node("div", node("p", "Which answer is best?"), tie, cls="row vote-row")
     else:
         foot = node("div", node("p", "You can vote once every answer is complete.", cls="quiet"))
     return _board_value(picks, columns, heads, foot)
 
 
 def _vote_button(place: int, round_id: str) -> Node:
-    label = f"Answer {LETTERS[place]} is the best"
+    label = f"Answer {LETTERS[place]} is best"
     return button("This one", {"vote": place, "round": round_id}, "primary", aria_label=label)
 
 

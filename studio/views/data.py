@@ -13,8 +13,8 @@ PREVIEW_ROWS = 12
 CELL_LIMIT = 240  # characters of a table cell
 NO_DATASET = empty(
     "No data yet",
-    "A domain is plain text (.txt, .md), for its language and its facts. A task is labelled pairs "
-    "(.jsonl, .csv, …), such as questions with answers. The sample data has one of each.",
+    "Domain data is plain text (.txt, .md), which teaches language and facts. Task data is labelled pairs "
+    "(.jsonl, .csv, …), such as questions and answers. The sample data includes both.",
     button("Use the sample data", {"do": "sample"}, "primary"),
 )
 
@@ -50,7 +50,7 @@ def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> 
             ("Files", ", ".join(f["name"] for f in dataset.files)[:200]),
             ("Split seed", dataset.seed),
             ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
-            ("Fingerprint", dataset.sha256[:16]),
+            ("sha256", dataset.sha256[:16]),
         ]
     )
     return node(

@@ -17,7 +17,7 @@ from studio.tree import Node, button, chip, download, empty, node, table
 
 NO_GRID = empty(
     "No grid yet",
-    "Choose the settings to vary on the left. Every combination is one run, and the results are listed here.",
+    "Choose the settings to vary. Every combination is one run, and the results are listed here.",
 )
 HEADINGS = (
     "Best loss",
@@ -52,9 +52,7 @@ def render_results(results: GridResults) -> Node:
         buttons.insert(0, button(text, {"do": "cancel_queued", "grid": grid.id}, "quiet danger"))
     headings = ["", *[label_of(grids.FIELDS[name]) for name in grid.axes], *HEADINGS]
     numeric = frozenset(range(1, len(headings) - 1))  # all but the adapter
-    caption = (
-        "Losses are in nats per token; the gap to the best has its standard error over the validation rows"
-    )
+    caption = "Losses in nats per token; gap to the best with its standard error over the validation rows"
     counts = ", ".join(f"{count} {status}" for status, count in results.counts.items())
     return node(
         "div",

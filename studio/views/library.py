@@ -17,8 +17,8 @@ EMPTY_LISTS = {
     "adapters": ("No adapters yet", "A run adds its adapter here when it ends or is stopped.", "train"),
     "runs": ("No runs yet", "Every training run is listed with its curve and its settings.", "train"),
     "datasets": ("No datasets yet", "Import files or the sample data.", "data"),
-    "mixes": ("No saved mixes yet", "A mix that is saved in the mixer appears here and in Compare.", "mix"),
-    "reports": ("No reports yet", "Measure some mixes to get one.", "evaluate"),
+    "mixes": ("No saved mixes yet", "Mixes that you save in the mixer appear here and in Compare.", "mix"),
+    "reports": ("No reports yet", "Measure some mixes to create one.", "evaluate"),
 }
 Facts = list[tuple[str, Any]]
 
@@ -107,7 +107,7 @@ def render_details(kind: str, item: Any, names: Mapping[str, str]) -> Node:
 
 def _record(record: Any) -> Node:
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    return node("details", node("summary", "The whole record"), node("pre", text))
+    return node("details", node("summary", "Full record"), node("pre", text))
 
 
 def render_checks(checks: Sequence[str]) -> Node:
@@ -123,7 +123,7 @@ def _adapter_facts(adapter: Any, names: Mapping[str, str]) -> Facts:
         ("Rank and alpha", f"{adapter.rank}, {adapter.alpha:g}"),
         ("Target modules", ", ".join(adapter.target_modules)),
         ("Trained on", adapter.dataset_name),
-        ("On top of", adapter.stacked_on),
+        ("Parent adapter", adapter.stacked_on),
         ("Cannot be mixed live", adapter.unmixable),
         ("Results", ", ".join(f"{name} {value:.4g}" for name, value in results)),
         ("Size", formatting.format_bytes(adapter.bytes)),

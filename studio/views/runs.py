@@ -17,7 +17,7 @@ from studio.tree import Node, button, chip, empty, node, table
 
 NO_QUEUE = empty(
     "The queue is empty",
-    "A run that is started while another one trains waits here, and so do the runs of a grid.",
+    "A run that you start while another one trains waits here, and so do the runs of a grid.",
 )
 NO_COMPARISON = empty(
     "Choose two to eight runs",
@@ -50,13 +50,13 @@ def render_queue(running: Sequence[Run], queue: Sequence[QueuedRun], unqueued: S
 def _requeue_notice(runs: Sequence[Run]) -> Node:
     count = len(runs)
     names = ", ".join(r.name for r in runs[:3]) + (f" and {count - 3} more" if count > 3 else "")
-    text = f"{names} waited in the queue when the studio was closed."
+    text = f"{names} {'was' if count == 1 else 'were'} still in the queue when the studio was closed."
     label = "Queue it again" if count == 1 else f"Queue all {count} again"
     return node("div", node("p", text), button(label, {"do": "requeue"}, "primary"), cls="aside row")
 
 
 def _render_active_run(run: Run) -> Node:
-    stop = button("Stop and keep", {"do": "stop", "run": run.id}) if run.status.value == "running" else None
+    stop = button("Stop and save", {"do": "stop", "run": run.id}) if run.status.value == "running" else None
     return node(
         "li",
         node("span", "▶", cls="queue-number", aria_hidden="true"),
@@ -71,7 +71,7 @@ def _render_waiting_run(place: int, queued: QueuedRun, queue: Sequence[QueuedRun
     run = queued.run
     if queued.leaving:
         return node("li", number, _describe_run(run, "Cancelled; it will not start."), cls="queue-item")
-    parents = [f"Trained on top of {q.run.name}." for q in queue if q.run.id in queued.after]
+    parents = [f"Trains on top of {q.run.name}." for q in queue if q.run.id in queued.after]
     children = [q.run.name for q in queue if q.run.id in queued.before]
     needed = [f"Needed by {', '.join(children)}."] if queued.before else []
     text = f"Cancel with {len(queued.before)} dependent run{'s' if len(queued.before) > 1 else ''}"
@@ -182,7 +182,7 @@ def render_comparison(comparison: RunComparison, differing: bool, datasets: Mapp
         for s in comparison.settings
         if s.is_varied or not differing
     ]
-    caption = "Validation losses are in nats per token, measured in the same way for every run"
+    caption = "Validation losses in nats per token, measured the same way for every run"
     settings_table = node("p", "All settings are the same.", cls="quiet")
     if settings:
         settings_caption = "Settings that differ" if differing else "All settings"

@@ -17,16 +17,10 @@ from core.errors import NotFound, SpecError
 from studio import events
 from studio.components import board
 from studio.session import Session, read_sampling
-from studio.tree import Node, node, table, view
+from studio.tree import Node, node, progress_bar, table, view
 
 SUFFIXES = [".txt", ".csv", ".jsonl"]
 PROMPTS_INFO = f"One per line, at most {PROMPT_LIMIT}. Every column above answers every prompt."
-SAVE_CSV = """(name, text) => {
-  const url = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  const link = Object.assign(document.createElement("a"), { href: url, download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) ->
     events.bind(tab.download.click, engine, export_csv, [tab.session], [tab.csv_text]).success(
         fn=None,
         inputs=[tab.csv_text],
-        js=f"(text) => ({SAVE_CSV})('suite.csv', text)",
+        js="(text) => { window.studio.saveFile('suite.csv', text); }",
         api_visibility="private",
     )
 
@@ -148,23 +142,12 @@ def render_answers(sheet: Any) -> Node:
         notes.append(f"Stopped: {len(rows)} of {len(sheet.prompts)} prompts were answered.")
     if rows and sheet.disagreements < len(rows):
         differing = f"The mixes differ on {sheet.disagreements} of {len(rows)} prompts"
-        notes.append(f"{differing}; on the rest, all answers are equal.")
+        notes.append(f"{differing}; on the rest, all answers are identical.")
     note = node("p", " ".join(notes), cls="quiet below") if notes else None
     answers = table(["Prompt", *sheet.names], rows, "Answers by mix") if rows else None
     return node("div", note, answers, cls="suite")
 
 
 def _render_progress(sheet: Any) -> Node:
-    percent = 100 * sheet.done / sheet.total
-    bar = node(
-        "div",
-        node("div", cls="bar-fill"),
-        cls="bar busy",
-        vars={"share": f"{percent:.1f}%"},
-        role="progressbar",
-        aria_label="Progress of the suite",
-        aria_valuenow=round(percent),
-        aria_valuemin=0,
-        aria_valuemax=100,
-    )
+    bar = progress_bar(sheet.done / sheet.total, "Progress of the suite")
     return node("div", node("p", f"{sheet.done} of {sheet.total} answers", cls="quiet below"), bar)

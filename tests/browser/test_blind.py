@@ -143,7 +143,7 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
     rows = list(csv.DictReader((tmp_path / "votes.csv").open()))
     assert [r["chosen"] for r in rows] == ["no", "yes", "no", "no"] and rows[1]["mix"] == best.name
     press(page, "Delete all votes")
-    press(page, "Yes, delete every vote")
+    press(page, "Yes, delete all votes")
     page.get_by_text("No votes yet").wait_for()
     assert engine.votes.tally() == []
 

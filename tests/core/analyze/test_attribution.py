@@ -111,5 +111,5 @@ def test_the_summary_names_the_effect_of_each_adapter() -> None:
 def test_an_empty_prompt_or_one_too_long_is_refused(resident: Resident) -> None:
     with pytest.raises(SpecError, match="The prompt is empty"):
         next(attribute_answer(resident, " ", MIX, ANSWER))
-    with pytest.raises(SpecError, match="the context of the base is 256"):
+    with pytest.raises(SpecError, match="prompt and answer together may have at most 256 tokens"):
         next(attribute_answer(resident, QUESTION, MIX, "word " * 300))

@@ -152,7 +152,7 @@ def test_three_adapters_are_compared_pairwise(resident: Resident) -> None:
 def test_a_comparison_needs_two_adapters_and_readable_prompts(resident: Resident) -> None:
     with pytest.raises(SpecError, match="at least two adapters, got 1"):
         compare(resident, {"law": 1.0})
-    with pytest.raises(SpecError, match="at least one prompt, got 0 prompts"):
+    with pytest.raises(SpecError, match="at least one prompt, got none"):
         list(compare_outputs(resident, Mix(weights={"law": 1.0, "chat": 1.0}), []))
     with pytest.raises(SpecError, match="must have 1 to 256 tokens, got 257 to 257"):
         list(compare_outputs(resident, Mix(weights={"law": 1.0, "chat": 1.0}), [[5] * 257]))

@@ -1,4 +1,4 @@
-"""The product's claim, whole: the demo trains two adapters on the embedded base, and together they know what neither knows alone."""
+"""The demo on the embedded base: a domain and a task adapter together know what neither knows alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def test_the_demo_shows_that_domain_and_task_together_beat_every_part(tmp_path: 
     assert mixes["domain"]["domain_perplexity"] < 0.4 * mixes["base"]["domain_perplexity"]
     best_part = max(mixes[m]["exact_match"] for m in ("base", "domain", "task"))
     assert mixes["domain+task"]["exact_match"] >= best_part + 0.5
-    # Trained apart, the plain sum depends on the last bits of the training: 83, 58 and 27 % on three machines, same seed and data.
+    # Trained apart, the plain sum depends on the last bits of the training: 83, 58 and 27 % on three machines
+    # with the same seed and data.
     assert mixes["domain+task (summed)"]["exact_match"] >= best_part + 0.1
     assert mixes["domain"]["recall"] >= 0.5 > mixes["base"]["recall"]
-    assert "Training domain" in out and "Done" in out, "it says what it does"
+    assert "Training domain" in out and "Done" in out, "the output names the activities"

@@ -1,4 +1,4 @@
-"""The terminal: the same engine, answers for programs, errors with exit codes."""
+"""The terminal: every verb, its JSON for programs, and errors with exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def terminal(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path) -> None:
+def test_the_terminal_imports_trains_answers_and_measures(terminal: Any, corpus: Path, pairs: Path) -> None:
     code, texts = terminal("data", "add", str(corpus), "--name", "Texts")
     assert code == 0 and texts["kind"] == "domain" and texts["splits"] == {"train": 34, "val": 7, "test": 7}
     _, labelled = terminal(
@@ -87,9 +87,7 @@ def test_the_whole_path_in_the_terminal(terminal: Any, corpus: Path, pairs: Path
     assert [a["name"] for a in terminal("adapters", "list")[1]] == ["Dom"]
 
 
-def test_a_grid_in_the_terminal_is_run_shown_written_and_its_runs_are_compared(
-    terminal: Any, corpus: Path, tmp_path: Path
-) -> None:
+def test_the_terminal_runs_a_grid_and_compares_its_runs(terminal: Any, corpus: Path, tmp_path: Path) -> None:
     _, texts = terminal("data", "add", str(corpus), "--name", "Texts")
     fast = ("--max-steps", "3", "--max-length", "48", "--learning-rate", "0.005")
     code, started = terminal(
@@ -134,10 +132,13 @@ def test_a_grid_in_the_terminal_is_run_shown_written_and_its_runs_are_compared(
         (("runs", "move", "nothing-0001", "up"), "There is no run 'nothing-0001'"),
         (("runs", "compare", "nothing-0001"), "must be between 2 and 8, got 1"),
         (("grid", "show", "nothing-0001"), "There is no grid 'nothing-0001'"),
-        (("grid", "start", "domain", "--dataset", "x", "--vary", "rank"), "--vary must be SETTING=VALUES, got 'rank'"),
+        (
+            ("grid", "start", "domain", "--dataset", "x", "--vary", "rank"),
+            "--vary must be SETTING=VALUES, got 'rank'",
+        ),
     ],
 )
-def test_errors_say_what_and_how_to_fix_it_with_exit_code_1(
+def test_errors_say_what_is_wrong_and_what_to_do_with_exit_code_1(
     terminal: Any, args: tuple[str, ...], expected: str
 ) -> None:
     code, answer = terminal(*args)
@@ -145,7 +146,7 @@ def test_errors_say_what_and_how_to_fix_it_with_exit_code_1(
     assert answer["fix"] or " must be between " in answer["error"], "a limit says by itself what is allowed"
 
 
-def test_every_training_setting_is_an_option_with_its_own_sentence(
+def test_every_training_setting_is_an_option_with_its_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import dataclasses
@@ -159,3 +160,48 @@ def test_every_training_setting_is_an_option_with_its_own_sentence(
         if f.name != "kind":
             assert f"--{f.name.replace('_', '-')}" in shown
             assert "".join(f.metadata["help"].split()) in shown
+
+
+RUN_KEYS = (
+    "adapter base base_fingerprint created dataset_sha256 error extra id kind name resumable "
+    "spec status step total_steps waited"
+)
+GRID_ROW_KEYS = (
+    "adapter best best_loss best_perplexity final_loss final_perplexity rank run seconds status steps "
+    "tokens_per_second"
+)
+JSON_KEYS = {
+    "data list": "columns created duplicates encoding files id kind name ratios roles rows seed sha256 "
+    "split_sha256 splits types",
+    "bases list": "bytes kind name place why",
+    "adapters list": "alpha base base_fingerprint bytes created dataset dataset_name id kind metadata name "
+    "rank results run sha256 stacked_on target_modules unmixable",
+    "runs list": RUN_KEYS,
+    "runs show": f"{RUN_KEYS} meaning next_step",
+    "generate": "done reason seconds stamp text tokens turns",
+    "evaluate": "base created dataset dataset_name id rows seconds split",
+    "grid define": "counts id name note rows",
+    "grid show": "axes base created id name runs",
+    "runs compare": "runs settings",
+}
+
+
+def test_json_output_has_the_keys_of_version_0_1_0(terminal: Any, corpus: Path) -> None:
+    """Programs read these keys, also where an attribute in the code has another name by now."""
+    _, data = terminal("data", "add", str(corpus), "--name", "Texts")
+    fast = ("--dataset", data["id"], "--max-steps", "1", "--max-length", "48")
+    ids = [terminal("train", "domain", "--name", name, *fast)[1]["id"] for name in ("One", "Two")]
+    arguments = {
+        "runs show": [ids[0]],
+        "runs compare": ids,
+        "generate": ["--prompt", "Hi", "--mix", "One", "--max-new-tokens", "2"],
+        "evaluate": ["--dataset", data["id"], "--mix", "", "--no-general", "--limit", "2"],
+        "grid define": ["domain", *fast, "--vary", "rank=2,4"],
+    }
+    values = {verb: terminal(*verb.split(), *arguments.get(verb, ()))[1] for verb in JSON_KEYS}
+    for verb, keys in JSON_KEYS.items():
+        value = values[verb][0] if isinstance(values[verb], list) else values[verb]
+        assert sorted(value) == sorted(keys.split()), verb
+    assert sorted(values["grid define"]["rows"][0]) == sorted(GRID_ROW_KEYS.split())
+    figures = "best_loss final_loss name run seconds status"
+    assert sorted(values["runs compare"]["runs"][0]) == sorted(figures.split())

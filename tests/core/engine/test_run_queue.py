@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from core.engine import Engine, queue
-from core.errors import Busy, RunError
-from core.spec.training import RunStatus, TrainSpec
-from core.store import run_order
+from core.errors import Busy, RunError, SpecError
+from core.spec.training import Launch, RunStatus, TrainSpec
+from core.store import run_order, runs
+from core.store.runs import RunExtra
 from core.store.workspace import FileLock, Workspace
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -222,6 +223,61 @@ def test_the_queue_has_a_limit_for_runs_and_grids(
     with pytest.raises(Busy):
         engine.runs.start(spec(engine, corpus, "C"))
     assert queued(engine) == ["A", "B"] and engine.grids.list() == []
+
+
+def test_a_refused_resume_keeps_the_stop_request_of_the_run(
+    engine: Engine, corpus: Path, gate: threading.Event
+) -> None:
+    run_id = engine.runs.start(spec(engine, corpus, "A", max_steps=50))
+    engine._executor.request_close()
+    # The processes of a launch write their last status while their launcher still holds the lock.
+    runs.update(engine.workspace, engine.runs.get(run_id), status=RunStatus.INTERRUPTED)
+    with pytest.raises(Busy, match="already in use"):
+        engine.runs.resume(run_id)
+    gate.set()
+    run = engine.runs.wait(run_id)
+    assert run.status is RunStatus.INTERRUPTED and run.step == 1
+
+
+def test_a_launch_is_checked_although_the_same_spec_was_just_started(
+    engine: Engine, corpus: Path, gate: threading.Event
+) -> None:
+    same = spec(engine, corpus, "A")
+    run_id = engine.runs.start(same)
+    with pytest.raises(SpecError, match="multiple of the number of processes, 2, got 1"):
+        engine.runs.start(same, Launch(launcher="torchrun", nproc=2))
+    assert engine.runs.start(same) == run_id and queued(engine) == ["A"]
+
+
+def test_a_launch_of_another_version_can_be_stopped_from_here(engine: Engine, corpus: Path) -> None:
+    launches: dict[str, RunExtra] = {
+        "Ours": RunExtra(),
+        "Newer": RunExtra(unknown={"launch": {"launcher": "from another version"}}),
+    }
+    ids = {}
+    for name, extra in launches.items():
+        run = runs.create(engine.workspace, spec(engine, corpus, name), "base", "", extra)
+        ids[name] = runs.update(engine.workspace, run, status=RunStatus.RUNNING).id
+    locks = [FileLock(runs.lock_path(engine.workspace, i)) for i in ids.values()]
+    with pytest.raises(RunError, match="is not running here"):
+        engine.runs.stop(ids["Ours"])
+    engine.runs.stop(ids["Newer"])
+    assert [runs.read_stop_request(engine.workspace, i) for i in ids.values()] == ["", "keep"]
+    for lock in locks:
+        lock.release()
+
+
+def test_closing_releases_the_locks_of_waiting_runs(tiny_base: Path, tmp_path: Path, corpus: Path) -> None:
+    opened = threading.Event()
+    with Engine(tmp_path / "ws", str(tiny_base), quantization="none", device="cpu") as engine:
+        engine.worker.run(lambda: opened.wait(120) and None)
+        run_id = engine.runs.start(spec(engine, corpus, "A"))
+        path = runs.lock_path(engine.workspace, run_id)
+        with pytest.raises(Busy):
+            FileLock(path)
+        threading.Timer(0.2, opened.set).start()  # the engine closes before, so the run does not start
+    FileLock(path).release()
+    assert engine.queue.locks == {} and engine.runs.get(run_id).resumable
 
 
 WAITING = """

@@ -404,6 +404,7 @@ def test_a_grid_is_sent_trained_collected_and_mixed(
         "grid", "send", grid.id, "--quantization", "none", "--template", "bash -c {command}"
     )
     assert code == 0 and len(sent) == 2
+    assert sorted(sent[0]) == ["bundle", "cell", "name", "result", "said"]
     assert terminal("grid", "send", grid.id, "--template", "bash -c {command}")[1] == [], (
         "a cell is not sent twice"
     )

@@ -343,7 +343,7 @@ def test_a_base_change_warns_of_adapters_and_is_refused_during_a_run(
     while engine.runs.get(long).step < 1:
         time.sleep(0.02)
     with pytest.raises(
-        Busy, match="The run 'Long' is running on the present base. Wait until it ends, or stop it"
+        Busy, match="The run 'Long' is running on the resident base. Wait until it ends, or stop it"
     ):
         engine.bases.switch(str(other), confirmed=True)
     engine.runs.stop(long)

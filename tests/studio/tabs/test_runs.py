@@ -151,7 +151,7 @@ def test_cancelling_a_run_cancels_its_dependent_runs_and_its_button_says_so(engi
         acting(tree, "move") == []
         and "Cancel with 1 dependent run" in texts(tree)
         and "Needed by Upper." in texts(tree)
-        and "Trained on top of Lower." in texts(tree)
+        and "Trains on top of Lower." in texts(tree)
     )
     with pytest.raises(Busy, match="'Upper' would be trained on top of 'Lower'"):
         actions.run_action(engine, pressed(do="stop", run=lower))
@@ -196,6 +196,8 @@ def test_the_grid_form_counts_cells_estimates_time_and_requires_a_name(engine, t
         "Give the grid a name.",
         False,
     )
+    without_dataset = {**values(engine, form, tab, rank="2, 4"), form.dataset: ""}
+    assert grid.check_form(engine, tab, form, without_dataset)[tab.start]["value"] == "Choose a text dataset."
     text, button, ready = told(rank="2, 4", epochs="1, 2, 3", name="Mine")
     assert (
         (button, ready) == ("Queue 6 runs", True)

@@ -54,7 +54,7 @@ def test_nothing_that_is_sent_before_the_vote_identifies_a_mix(engine):
     session = Session()
     boards = run_blind_test(engine, session, seed=3, temperature=1.0)
     assert {tuple(b["picks"]) for b in boards} == {tuple(picks(engine))}, (
-        "the pickers keep the order that the visitor chose"
+        "the pickers keep the order that the user chose"
     )
     sent_text = boards_but_picks(boards)
     for adapter in engine.library.adapters():

@@ -1,0 +1,138 @@
+"""Trains the queued runs on the model's thread, and passes stop requests to them.
+
+    Runs.start, Runs.resume ──> RunExecutor.enter ──> RunQueue ──> RunExecutor._train
+    Runs.stop, Runs.pause ────> RunExecutor.request_stop ──> the trainer polls between its steps
+
+A stop request of this process is kept in memory. A stop request of another process is a file in the run's
+folder (`core.store.runs.write_stop_request`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from core.data.samples import Samples
+from core.engine.queue import RunQueue
+from core.engine.resident_base import ResidentBase
+from core.engine.worker import Worker
+from core.errors import DiskFull, Diverged, OutOfMemory, StudioError
+from core.spec.training import RunStatus
+from core.store import run_order, runs
+from core.store.runs import Run
+from core.store.workspace import Workspace
+from core.train import launcher
+
+logger = logging.getLogger(__name__)
+
+# The status of a run that ended with an error of this kind; any other error means FAILED.
+ERROR_STATUS = {
+    Diverged: RunStatus.DIVERGED,
+    OutOfMemory: RunStatus.OUT_OF_MEMORY,
+    DiskFull: RunStatus.DISK_FULL,
+}
+
+
+class RunExecutor:
+    """Enters runs into the queue and trains them one after the other. Safe to call from any thread.
+
+    Args:
+        samples: returns the sample data; its general text is replayed when a spec names no replay dataset.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        worker: Worker,
+        resident_base: ResidentBase,
+        queue: RunQueue,
+        samples: Callable[[], Samples],
+    ) -> None:
+        self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
+        self._queue, self._samples = queue, samples
+        self._stop_requests: dict[str, str] = {}  # run id to "keep", "pause" or "close"
+
+    def enter(self, run: Run) -> None:
+        """Locks a run and appends it to the queue.
+
+        Raises:
+            Busy: another process, or a training run that is ending, holds the lock. StorageError
+        """
+        self._queue.lock(run.id)
+        # Only after the lock is taken: until then, a request may belong to the session that still trains.
+        self._stop_requests.pop(run.id, None)
+        self._queue.enter(run, lambda: self._train(run.id))
+
+    def request_stop(self, run_id: str, request: str) -> None:
+        """Asks a run of this process to end after its current step.
+
+        Args:
+            request: "keep" to add the adapter to the library, "pause" to save a checkpoint and resume later.
+        """
+        self._stop_requests[run_id] = request
+        self._worker.post(lambda: self._announce_stop(run_id))
+
+    def request_close(self) -> None:
+        """Asks every run of this process to save a checkpoint, so that it can be resumed after a restart.
+
+        A stop request that was sent before stays. `Worker.close` then waits for the run.
+        """
+        for run_id in list(self._queue.locks):
+            self._stop_requests.setdefault(run_id, "close")
+
+    # --- on the model's thread
+
+    def _train(self, run_id: str) -> None:
+        """Trains one run from start to end, and records how it ended."""
+        try:
+            run = runs.load(self._workspace, run_id)
+            run_order.dequeue(self._workspace, run_id)
+            yield_to_requests = self._worker.yield_to_requests
+            if run.extra.launch:
+                launcher.run_processes(
+                    self._workspace, run, yield_to_requests, lambda: self._poll_stop(run_id)
+                )
+                return
+            from core.train.train import train
+
+            train(
+                self._workspace,
+                self._resident_base.get(),
+                run,
+                yield_to_requests,
+                lambda: self._poll_stop(run_id),
+                lambda: self._samples().texts("general"),
+            )
+        except StudioError as e:
+            status = next((s for kind, s in ERROR_STATUS.items() if isinstance(e, kind)), RunStatus.FAILED)
+            self._record_error(run_id, status, str(e))
+        except Exception as e:
+            logger.exception("run %s failed", run_id)
+            self._record_error(run_id, RunStatus.FAILED, f"{type(e).__name__}: {e}")
+        finally:
+            self._stop_requests.pop(run_id, None)
+            runs.write_stop_request(self._workspace, run_id, "")
+            self._queue.unlock(run_id)
+
+    def _record_error(self, run_id: str, status: RunStatus, error: str) -> None:
+        try:
+            runs.update(self._workspace, runs.load(self._workspace, run_id), status=status, error=error)
+        except StudioError:  # the disk is full: the run will be found interrupted, and can be resumed
+            logger.exception("the end of run %s could not be recorded", run_id)
+
+    def _announce_stop(self, run_id: str) -> None:
+        """Sets the status of a running run to STOPPING.
+
+        On the model's thread, so that it cannot overwrite the status that the run ends with.
+        """
+        run = runs.load(self._workspace, run_id)
+        if run.status is RunStatus.RUNNING and run_id in self._queue.locks and not run.extra.launch:
+            runs.update(self._workspace, run, status=RunStatus.STOPPING)
+
+    def _poll_stop(self, run_id: str) -> str:
+        """The stop request of a run, or ""; the trainer calls this between its steps."""
+        try:
+            self._queue.poll_cancellations()
+        except StudioError:  # an unreadable queue must not end the run that trains
+            logger.exception("the order of the queue could not be read")
+        return self._stop_requests.get(run_id) or runs.read_stop_request(self._workspace, run_id)
