@@ -14,7 +14,7 @@ An error says what was given, what is allowed, and what to do. The page (`studio
     ├── AdapterError         an adapter that is damaged, foreign or does not fit the base
     ├── RunError             a run that cannot start, stop or resume
     │   ├── Diverged         the loss became NaN or infinite
-    │   └── OutOfMemory      a training step does not fit into memory, even with one row
+    │   └── OutOfMemory      a training step does not fit in memory, even with one row
     └── Busy                 a resource that is in use
 """
 
@@ -87,7 +87,7 @@ class Diverged(RunError):
 
 
 class OutOfMemory(RunError):
-    """A training step does not fit into memory, even with one row."""
+    """A training step does not fit in memory, even with one row."""
 
 
 class Busy(StudioError):

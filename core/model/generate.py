@@ -62,7 +62,7 @@ class Column:
         tokens: how many tokens it has.
         seconds: from the start of the prefill to the newest token.
         done: whether it has ended.
-        reason: why it ended: "end" (an end token), "length", "stop" (a stop text), or "" while it is decoded.
+        reason: why it ended: "end" (an end token), "length", "stop" (a stop string), or "" while it is decoded.
         stamp: the mix that was active, read back from the tensors that the layers multiplied by, and the
             sampling.
         mix_changes: the positions where the mix changed during the answer, in order.
@@ -161,7 +161,7 @@ class SequenceState:
         row: the index of the column, among all columns.
         ids: the answer's token ids.
         seconds, reason, stamp: as in `Column`.
-        text_before_stop: the answer up to its stop text, once it ended at one.
+        text_before_stop: the answer up to its stop string, once it ended at one.
         mix_changes: (tokens before, name of the new mix, stamp) per change.
         processors: transformers' logits processors for this sampling; empty for plain greedy decoding.
     """
@@ -351,7 +351,7 @@ def _gumbel_noise(generator: torch.Generator, size: int) -> torch.Tensor:
 
 
 def append_token(state: SequenceState, token: int, eos: set[int], tokenizer: Any) -> None:
-    """Appends a token to an answer, and ends the answer at an end token, a stop text or its length limit.
+    """Appends a token to an answer, and ends the answer at an end token, a stop string or its length limit.
 
     Args:
         eos: the ids of the base's end tokens; they are not appended.
