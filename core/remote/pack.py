@@ -84,7 +84,7 @@ def _check_can_pack(run: Run) -> None:
 
 
 def _assign_ids(workspace: Workspace, spec: TrainSpec, existing: Run | None) -> tuple[str, str]:
-    """Ids of run and adapter: the existing ones, those of an earlier bundle of these settings, or new ones."""
+    """Ids of run and adapter: existing ones, those of an earlier bundle of these settings, or new ones."""
     if existing is not None:
         return existing.id, existing.adapter
     checksum = grids.spec_checksum(spec)

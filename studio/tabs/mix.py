@@ -66,7 +66,7 @@ def build() -> MixTab:
                 name = gr.Textbox(
                     label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140
                 )
-                save = gr.Button("Save mix", size="md", scale=1, min_width=90)
+                save = gr.Button("Save mix", size="md", scale=1, min_width=110)
             with gr.Row(elem_classes="save-row"):
                 saved = fields.picker("Saved mixes", scale=3, min_width=140)
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
