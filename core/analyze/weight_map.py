@@ -64,7 +64,9 @@ class WeightMapSpec:
                 "Choose another adapter for one of the axes.",
             )
         if self.metric not in METRICS:
-            raise SpecError(f"The metric must be one of {', '.join(METRICS)}, got {self.metric!r}.")
+            raise SpecError(
+                f"The metric must be one of {', '.join(METRICS)}, got {self.metric!r}.", "Choose one of them."
+            )
         for axis in (self.xs, self.ys):
             if (
                 not 2 <= len(axis) <= AXIS_LIMIT

@@ -84,9 +84,11 @@ class WeightSearchSpec:
                 "Choose other adapters.",
             )
         if not 1 <= self.steps <= 1000:
-            raise SpecError(f"The number of steps must be between 1 and 1000, got {self.steps}.")
+            raise SpecError(
+                f"The number of steps must be between 1 and 1000, got {self.steps}.", "Change it."
+            )
         if not 0 < self.stride <= 1:
-            raise SpecError(f"The stride must be above 0 and at most 1, got {self.stride:g}.")
+            raise SpecError(f"The stride must be above 0 and at most 1, got {self.stride:g}.", "Change it.")
 
     def mix(self, weights: Sequence[float], name: str = "") -> Mix:
         """The mix with these weights for `adapters`."""

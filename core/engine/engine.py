@@ -35,7 +35,8 @@ class Engine:
             embedded one.
         quantization: "auto", "nf4", "int8" or "none".
         device: "auto", "cpu" or "cuda".
-        load: load the base now; otherwise only what needs no model works until `bases.load()`.
+        load: load the base now; otherwise operations on the model raise BaseModelError until
+            `bases.load()` has loaded it.
 
     Attributes:
         datasets, library, bases: what is stored, and the base models.

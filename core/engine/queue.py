@@ -17,7 +17,6 @@ that run is refused, with the names of the runs that need it, unless they are ca
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,8 +26,6 @@ from core.spec.training import RunStatus
 from core.store import run_order, runs
 from core.store.runs import Run
 from core.store.workspace import FileLock, Workspace
-
-logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 256  # pending runs in one studio
 

@@ -105,7 +105,9 @@ class Mix(Settings):
 def _check_numbers(what: str, numbers: Any, limit: float) -> dict[str, float]:
     """Adapter id -> number, without the zeros. Raises SpecError for a number outside -limit to limit."""
     if not isinstance(numbers, dict) or not all(isinstance(adapter, str) for adapter in numbers):
-        raise SpecError(f"The {what}s must map adapter ids to numbers, got {numbers!r}.")
+        raise SpecError(
+            f"The {what}s must map adapter ids to numbers, got {numbers!r}.", "Give a number per adapter."
+        )
     for adapter, number in numbers.items():
         if not is_number(number) or abs(number) > limit:
             raise SpecError(

@@ -119,5 +119,5 @@ def resolve(kind: str, preset: str, changes: dict[str, Any]) -> TrainSpec:
         SpecError: an unknown kind, preset or setting, or a value outside its limits.
     """
     if preset not in PRESETS:
-        raise SpecError(f"Preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+        raise SpecError(f"Preset must be one of {', '.join(PRESETS)}, got {preset!r}.", "Choose one of them.")
     return TrainSpec.from_json({"kind": kind, **PRESETS[preset].settings(kind), **changes})

@@ -73,7 +73,7 @@ class Settings:
             SpecError: an unknown field, a wrong type, or a value outside its limits.
         """
         if not isinstance(value, dict):
-            raise SpecError(f"Settings must map names to values, got {value!r}.")
+            raise SpecError(f"Settings must map names to values, got {value!r}.", "Give a value per name.")
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(value) - known):
             raise SpecError(
@@ -110,7 +110,7 @@ def _check_field(f: dataclasses.Field[Any], value: Any) -> Any:
         return _check_number(kind, label, f.metadata, value)
     if kind == "bool":
         if not isinstance(value, bool):
-            raise SpecError(f"{label} must be true or false, got {value!r}.")
+            raise SpecError(f"{label} must be true or false, got {value!r}.", "Use true or false.")
     elif kind == "str":
         _check_text(label, f.metadata, value)
     elif kind.startswith("tuple"):
@@ -122,11 +122,14 @@ def _check_number(kind: str, label: str, metadata: Mapping[str, Any], value: Any
     low, high = metadata.get("low"), metadata.get("high")
     limits = _format_limits(low, high)
     if not is_number(value):
-        raise SpecError(f"{label} must be a number{limits}, got {value!r}.")
+        raise SpecError(f"{label} must be a number{limits}, got {value!r}.", "Enter a number.")
     if kind == "int" and value != int(value):
-        raise SpecError(f"{label} must be a whole number{limits}, got {value!r}.")
+        raise SpecError(f"{label} must be a whole number{limits}, got {value!r}.", "Enter a whole number.")
     if (low is not None and value < low) or (high is not None and value > high):
-        raise SpecError(f"{label} must be{limits.replace(' of ', ' ')}, got {format_number(value)}.")
+        raise SpecError(
+            f"{label} must be{limits.replace(' of ', ' ')}, got {format_number(value)}.",
+            "Enter a value in this range.",
+        )
     return int(value) if kind == "int" else float(value)
 
 
@@ -141,21 +144,22 @@ def _format_limits(low: float | None, high: float | None) -> str:
 def _check_text(label: str, metadata: Mapping[str, Any], value: Any) -> None:
     limit, choices = int(metadata.get("high") or TEXT_LIMIT), metadata.get("choices")
     if not isinstance(value, str):
-        raise SpecError(f"{label} must be a string, got {value!r}.")
+        raise SpecError(f"{label} must be a string, got {value!r}.", "Enter a string.")
     if len(value) > limit:
-        raise SpecError(f"{label} must have at most {limit} characters, got {len(value)}.")
+        raise SpecError(f"{label} must have at most {limit} characters, got {len(value)}.", "Shorten it.")
     if choices and value not in choices:
         names = [c or '""' for c in choices]
-        raise SpecError(f"{label} must be one of {', '.join(names)}, got {value!r}.")
+        raise SpecError(f"{label} must be one of {', '.join(names)}, got {value!r}.", "Choose one of them.")
 
 
 def _check_list(label: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise SpecError(f"{label} must be a list of strings, got {value!r}.")
+        raise SpecError(f"{label} must be a list of strings, got {value!r}.", "Enter a list of strings.")
     if len(value) > LIST_LIMIT or any(len(v) > TEXT_LIMIT for v in value):
         longest = max(map(len, value))
         raise SpecError(
             f"{label} must have at most {LIST_LIMIT} entries of at most {TEXT_LIMIT} characters, "
-            f"got {len(value)} entries of up to {longest} characters."
+            f"got {len(value)} entries of up to {longest} characters.",
+            "Remove or shorten entries.",
         )
     return tuple(value)

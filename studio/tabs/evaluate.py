@@ -55,13 +55,13 @@ def build() -> EvaluateTab:
     """Makes the components."""
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
-            view(title("Evaluate", "Measures mixes on held-out data, which no adapter was trained on."))
+            view(title("Evaluate", "Measures mixes on held-out data that no adapter was trained on."))
             dataset = fields.picker("Dataset")
             split = gr.Radio(
                 SPLITS,
                 value="test",
                 label="Split",
-                info="Choose Everything only for datasets that no adapter was trained on.",
+                info="Choose Everything only for data that no adapter was trained on.",
             )
             mixes = fields.picker("Mixes", value=[], multiselect=True)
             limit = gr.Number(
@@ -213,7 +213,8 @@ def _render_report(report: Any) -> Node:
     lines = [[r["name"], *[_format_metric(r.get(m), m) for m in metrics]] for r in report.rows]
     questions = next((f"{r['questions']} questions, " for r in report.rows if r.get("questions")), "")
     duration, created = formatting.format_duration(report.seconds), formatting.format_time(report.created)
-    about = f"{report.dataset_name}, {report.split} split, {questions}{duration}. {created}"
+    split = "all splits" if report.split == "all" else f"{report.split} split"
+    about = f"{report.dataset_name}, {split}, {questions}{duration}. {created}"
     link = download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv")
     return node(
         "div",

@@ -192,7 +192,11 @@ def test_the_grid_form_counts_cells_estimates_time_and_requires_a_name(engine, t
         "Queue the grid",
         False,
     )
-    assert told(rank="2, 999")[0] == "Rank must be between 1 and 256, got 999." and told(rank="2, 4")[1:] == (
+    assert told(rank="2, 999")[
+        0
+    ] == "Rank must be between 1 and 256, got 999. Enter a value in this range." and told(rank="2, 4")[
+        1:
+    ] == (
         "Give the grid a name.",
         False,
     )
