@@ -107,7 +107,7 @@ def progress_bar(share: float, label: str = "Progress", cls: str = "bar busy") -
     Args:
         share: 0 to 1.
         label: what makes progress, for screen readers.
-        cls: "bar", with "busy" while the work goes on and "thin" for a line.
+        cls: "bar", with "busy" while the work runs and "thin" for a line.
     """
     return node(
         "div",

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Tiny models are fastest on one thread, and two processes that each take all cores slow each other down tenfold.
+# Tiny models are fastest on one thread, and two processes that each take all cores slow each other down
+# tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
@@ -95,7 +96,9 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def held(engine: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Answers that wait after every frame until the event is set: they do not end before they are stopped, however slow their reader is."""
+    """Answers that wait after every frame until the event is set: they do not end before they are stopped,
+    however slow their reader is.
+    """
     goes_on, write = threading.Event(), engine.chat._frames
 
     def waiting(*asked: Any) -> Iterator[Any]:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from core.data import datasets
+from core.engine import Engine
+from core.engine.analysis import WeightAxis
 from core.remote.bundle import list_bundles
 from core.remote.collect import collect
 from core.remote.run_bundle import run_bundle
-from core.engine.analysis import WeightAxis
-from core.data import datasets
-from core.engine import Engine
 from core.spec.mix import Mix, Sampling
 from core.spec.training import RunStatus
 from core.train import checkpoints
@@ -112,7 +112,9 @@ def test_old_adapters_are_listed_and_verify(engine: Engine) -> None:
 
 
 def test_old_runs_are_listed_with_status_and_progress(engine: Engine) -> None:
-    found = [(r.id, r.name, r.status, r.step, r.total_steps, r.resumable, r.adapter) for r in engine.runs.list()]
+    found = [
+        (r.id, r.name, r.status, r.step, r.total_steps, r.resumable, r.adapter) for r in engine.runs.list()
+    ]
     assert found == [
         ("ranks-rank-2-c13c", "Ranks: rank 2", RunStatus.DONE, 4, 4, False, CELL),
         (PAUSED, "Paused", RunStatus.PAUSED, 6, 24, True, "paused-bfb3"),
@@ -236,7 +238,9 @@ def test_an_old_weight_map_is_read_and_not_measured_again(engine: Engine) -> Non
     drawn = engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, axis=axis).last().map
     assert drawn.key == MAP and drawn.complete and drawn.forwards == 3 and file.read_bytes() == before
     assert drawn.value_at(0.0, 0.0) == 2556.9532118808643 and drawn.value_at(1.0, 1.0) == 486.18116012721083
-    wider = engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, axis=WeightAxis(0.0, 1.0, 2)).last().map
+    wider = (
+        engine.analysis.weight_map(DOMAIN, TASK, QUESTIONS, limit=4, axis=WeightAxis(0.0, 1.0, 2)).last().map
+    )
     assert wider.key != MAP
     for spot in wider.points:
         assert spot.value == pytest.approx(drawn.value_at(spot.x, spot.y), rel=PERPLEXITY_TOLERANCE)
@@ -245,7 +249,9 @@ def test_an_old_weight_map_is_read_and_not_measured_again(engine: Engine) -> Non
 def test_old_mixes_answer_with_the_weights_that_they_name(engine: Engine) -> None:
     saved = sorted(engine.library.mixes(), key=lambda m: m.name)
     mixes = [Mix(name="Base"), *(m.mix for m in saved)]
-    columns = engine.chat.stream("Where was the north pump?", mixes, Sampling(max_new_tokens=6)).last().columns
+    columns = (
+        engine.chat.stream("Where was the north pump?", mixes, Sampling(max_new_tokens=6)).last().columns
+    )
     assert all(c.done and c.tokens for c in columns)
     for column, mix in zip(columns, mixes, strict=True):
         assert column.stamp["base_fingerprint"] == FINGERPRINT

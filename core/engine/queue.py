@@ -4,7 +4,7 @@
                       └ moved or cancelled from any thread, or by another process (core/store/run_order.py)
 
 A waiting run is *pending* in its owner, the process that will train it. The thread that starts a run and the
-thread that cancels it both pop it from the pending runs, and only the one that finds it there goes on. So a
+thread that cancels it both pop it from the pending runs, and only the one that finds it there proceeds. So a
 run is never both started and cancelled.
 
 The order is stored in `runs/lineup.json`, which is replaced under a lock, so another process can move or

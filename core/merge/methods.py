@@ -1,6 +1,6 @@
 """The methods of baking a mix into one adapter, with their settings and limits.
 
-This module does not import torch, so that the page can be painted before torch is loaded.
+This module does not import torch, so that the page can be shown before torch is loaded.
 
 `concat` and `svd` combine the updates B A. peft's `ties`, `dare_ties` and `magnitude_prune` combine all A and
 all B separately; the product of the two sums has cross terms that belong to none of the adapters, so their

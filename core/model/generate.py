@@ -62,7 +62,8 @@ class Column:
         tokens: how many tokens it has.
         seconds: from the start of the prefill to the newest token.
         done: whether it has ended.
-        reason: why it ended: "end" (an end token), "length", "stop" (a stop string), or "" while it is decoded.
+        reason: why it ended: "end" (an end token), "length", "stop" (a stop string), or "" while it is
+            decoded.
         stamp: the mix that was active, read back from the tensors that the layers multiplied by, and the
             sampling.
         mix_changes: the positions where the mix changed during the answer, in order.

@@ -9,7 +9,7 @@ be wrong without an error. So every backward pass runs inside `unpack_for_backwa
 
 *The same base every time.* Packing rounds the quantization scales. `round_trip` packs and unpacks every layer
 once, right after loading, so that training finds the same base before and after the first answer. Unpacking
-in `_unpack` keeps the scales, where bitsandbytes would quantize them anew, to other values each time.
+in `_unpack` keeps the scales, where bitsandbytes would quantize them again, with other values each time.
 
 *Speed.* For a few tokens, a third of a packed layer's time is what bitsandbytes looks up and checks per call.
 `Direct4bit` calls the kernel itself and gives the same numbers to the bit.

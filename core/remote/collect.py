@@ -2,7 +2,7 @@
 
 `SHA256SUMS` show damage, not intent, and a result is not signed. So the settings, the data, the fingerprint
 of the base and the parent adapter are read from the record of what was packed (`sent.json`) and compared; the
-adapter is verified like any other and written anew by `adapters.add`; of its metadata, only figures and
+adapter is verified like any other and written again by `adapters.add`; of its metadata, only figures and
 versions are kept. That the weights come from that training rests on trust in the machine.
 """
 

@@ -34,7 +34,7 @@ NUMERIC = frozenset(range(1, len(HEADINGS)))
 
 @dataclass
 class Ballot:
-    """A blind test under way: which mix has which letter. It belongs to the session and is never sent.
+    """A blind test in progress: which mix has which letter. It belongs to the session and is never sent.
 
     Attributes:
         mixes: in the order of the letters.

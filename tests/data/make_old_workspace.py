@@ -29,8 +29,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from core import bundles  # noqa: E402
 from core.composer import Grid  # noqa: E402
+
+from core import bundles  # noqa: E402
 from core.engine import Engine  # noqa: E402
 from core.spec import Mix, RunStatus, Sampling, TrainSpec  # noqa: E402
 from core.train import checkpoints, runs  # noqa: E402

@@ -41,7 +41,9 @@ def question_file(path: Path, sentences: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def here(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An engine, the ids of its domain and task adapter, and of its data: training texts and pairs, unseen pairs."""
+    """An engine, the ids of its domain and task adapter, and of its data: training texts and pairs, unseen
+    pairs.
+    """
     files = tmp_path_factory.mktemp("files")
     with Engine(tmp_path_factory.mktemp("ws"), str(tiny_base), "none", device="cpu") as engine:
         texts = files / "corpus.txt"
@@ -79,7 +81,9 @@ def quiet(engine: Engine, *streams: Stream) -> None:
 
 @pytest.fixture
 def held(here: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Until this is set, every stream waits after a value for which `until` is true, so that slow readers see it."""
+    """Until this is set, every stream waits after a value for which `until` is true, so that slow readers
+    see it.
+    """
     go, real = threading.Event(), here.engine.worker.stream
 
     def stream(start: Callable[[], Any]) -> Stream:

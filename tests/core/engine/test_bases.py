@@ -46,9 +46,18 @@ from tests.conftest import SENTENCES, build_tiny_tokenizer
 from tests.core.model.test_families import by_peft, logits
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "max_position_embeddings": 256, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1,
-}  # fmt: skip
+    "vocab_size": 384,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+}
 STRANGERS = ("gpt_neox", "opt")  # no row in the table
 SMALL: dict[str, Any] = {
     "max_steps": 2,
@@ -63,7 +72,9 @@ SMALL: dict[str, Any] = {
 
 
 def build_tiny(folder: Path, family: str) -> Path:
-    """A random model of two layers of a family with a tokenizer like its own, saved as transformers saves it."""
+    """A random model of two layers of a family with a tokenizer like its own, saved as transformers saves
+    it.
+    """
     build_tiny_tokenizer(folder)
     tokenizer: Any = hf.AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(3)
@@ -90,9 +101,20 @@ def build_tiny(folder: Path, family: str) -> Path:
             additional_special_tokens=[f"<extra_id_{i}>" for i in range(12)],
         )
         model = hf.T5ForConditionalGeneration(
-            hf.T5Config(vocab_size=400, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-                        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
-        )  # fmt: skip
+            hf.T5Config(
+                vocab_size=400,
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=2,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=False,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        )
     else:
         experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if family == "minimax_m2" else {}
         sizes = {"word_embed_proj_dim": 64, "ffn_dim": 128} if family == "opt" else {}

@@ -70,10 +70,16 @@ def test_the_preset_is_eight_cells_of_rank_rate_and_epochs() -> None:
     )
 
 
-@pytest.mark.parametrize("field, text, values", [
-    ("rank", "4, 8; 16", [4, 8, 16]), ("learning_rate", "1e-4,5e-5", [1e-4, 5e-5]), ("use_rslora", "on, off", [True, False]),
-    ("schedule", "linear, cosine", ["linear", "cosine"]), ("target_modules", "q_proj + v_proj, q_proj", [("q_proj", "v_proj"), ("q_proj",)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, text, values",
+    [
+        ("rank", "4, 8; 16", [4, 8, 16]),
+        ("learning_rate", "1e-4,5e-5", [1e-4, 5e-5]),
+        ("use_rslora", "on, off", [True, False]),
+        ("schedule", "linear, cosine", ["linear", "cosine"]),
+        ("target_modules", "q_proj + v_proj, q_proj", [("q_proj", "v_proj"), ("q_proj",)]),
+    ],
+)
 def test_typed_values_become_the_settings_own_type_and_read_back(
     field: str, text: str, values: list[Any]
 ) -> None:
@@ -81,12 +87,20 @@ def test_typed_values_become_the_settings_own_type_and_read_back(
     assert grids.parse_axis(field, ", ".join(grids.format_value(v) for v in values)) == values
 
 
-@pytest.mark.parametrize("field, text, said", [
-    ("rank", "16, 512", "Rank must be between 1 and 256, got 512."), ("rank", "many", "Rank must be a number between 1 and 256, got 'many'."),
-    ("rank", "1.5", "must be a whole number"), ("rank", " , ", "Rank must have at least one value"), ("rank", "8, 8.0", "values of Rank must differ, got 8 twice"),
-    ("schedule", "straight", "Schedule must be one of linear"),
-    ("use_dora", "perhaps", "DoRA must be true or false, got 'perhaps'."), ("name", "a, b", "'name' cannot be varied"), ("nonsense", "1", "cannot be varied"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, text, said",
+    [
+        ("rank", "16, 512", "Rank must be between 1 and 256, got 512."),
+        ("rank", "many", "Rank must be a number between 1 and 256, got 'many'."),
+        ("rank", "1.5", "must be a whole number"),
+        ("rank", " , ", "Rank must have at least one value"),
+        ("rank", "8, 8.0", "values of Rank must differ, got 8 twice"),
+        ("schedule", "straight", "Schedule must be one of linear"),
+        ("use_dora", "perhaps", "DoRA must be true or false, got 'perhaps'."),
+        ("name", "a, b", "'name' cannot be varied"),
+        ("nonsense", "1", "cannot be varied"),
+    ],
+)
 def test_impossible_values_are_refused_with_the_limits(field: str, text: str, said: str) -> None:
     with pytest.raises(SpecError) as told:
         grids.parse_axis(field, text)

@@ -1,4 +1,6 @@
-"""The queue of runs: moved and cancelled from any thread and process, dependencies first, kept over a restart."""
+"""The queue of runs: moved and cancelled from any thread and process, dependencies first, kept over a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -186,8 +188,23 @@ def test_another_process_can_move_and_cancel_waiting_runs(
 
     def terminal(*words: str) -> Any:
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-m", "core", "runs", *words, "--workspace", str(engine.workspace.root), "--json"],
-                              capture_output=True, text=True, env=env, cwd=ROOT, check=True)  # fmt: skip
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "core",
+                "runs",
+                *words,
+                "--workspace",
+                str(engine.workspace.root),
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+            env=env,
+            cwd=ROOT,
+            check=True,
+        )
         return json.loads(done.stdout.splitlines()[-1])
 
     assert terminal("move", ids["C"], "first") == {"queue": [ids["C"], ids["A"], ids["B"]]}
@@ -288,7 +305,8 @@ root, base, corpus = sys.argv[1:]
 engine = Engine(root, base, quantization="none", device="cpu")
 engine.worker.run(lambda: threading.Event().wait(120) and None)
 data = engine.datasets.import_files([corpus], "Corpus", "domain")
-ids = [engine.runs.start(TrainSpec(kind="domain", name=n, dataset=data.id, max_steps=2, batch_size=2, accumulation=1, max_length=48, rank=4)) for n in "ABC"]
+spec = dict(kind="domain", dataset=data.id, max_steps=2, batch_size=2, accumulation=1, max_length=48, rank=4)
+ids = [engine.runs.start(TrainSpec(name=n, **spec)) for n in "ABC"]
 engine.queue.move(ids[2], "first")
 engine.queue.cancel(ids[0])
 print("ready", flush=True)

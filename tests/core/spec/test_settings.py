@@ -45,7 +45,10 @@ def test_t24_every_number_has_limits_that_are_kept(spec, f):
             spec(**{f.name: value})
         limits = [int(limit) if limit == int(limit) else limit for limit in (low, high)]
         between = f"must be between {limits[0]} and {limits[1]}, got ".replace("1e-07", "1e-7")
-        assert caught.value.what.startswith(f"{label_of(f)} {between}") and caught.value.fix == "Enter a value in this range."
+        assert (
+            caught.value.what.startswith(f"{label_of(f)} {between}")
+            and caught.value.fix == "Enter a value in this range."
+        )
 
 
 @pytest.mark.parametrize(("spec", "f"), NUMBERS, ids=name_of)
