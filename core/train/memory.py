@@ -207,7 +207,7 @@ def report_memory(shape: ModelShape, spec: TrainSpec, ratio: float | None, free:
     need = estimate(shape, spec, ratio or 1.0)
     extra = need.total - need.base
     basis = "measured on this base" if ratio else "estimated"
-    text = f"Needs about {format_bytes(extra)} beside the base's {format_bytes(need.base)} ({basis})"
+    text = f"Needs about {format_bytes(extra)} in addition to the base's {format_bytes(need.base)} ({basis})"
     if free is None:
         text += "."
     elif extra <= free:
