@@ -65,9 +65,8 @@ class RunQueue:
     def list(self) -> Sequence[QueuedRun]:
         """The queued runs, the next one first."""
         order = run_order.read(self._workspace)
-        stored = (runs.load(self._workspace, i) for i in self._workspace.ids("runs"))
-        by_age = sorted(stored, key=lambda r: r.created)
-        waiting = {r.id: r for r in by_age if r.status is RunStatus.QUEUED}
+        oldest_first = reversed(runs.load_all(self._workspace))
+        waiting = {r.id: r for r in oldest_first if r.status is RunStatus.QUEUED}
         after = _map_parents(waiting.values())
         ids = order.sort(waiting)
         return [

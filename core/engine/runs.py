@@ -69,8 +69,7 @@ class Runs:
 
     def list(self) -> Sequence[Run]:
         """All runs, newest first."""
-        stored = (runs.load(self._workspace, i) for i in self._workspace.ids("runs"))
-        return sorted(stored, key=lambda r: -r.created)
+        return runs.load_all(self._workspace)
 
     def get(self, run_id: str) -> Run:
         """One run.

@@ -289,6 +289,15 @@ def load(workspace: Workspace, run_id: str) -> Run:
     )
 
 
+def load_all(workspace: Workspace) -> list[Run]:
+    """All runs, newest first.
+
+    Raises:
+        StorageError
+    """
+    return sorted((load(workspace, i) for i in workspace.ids("runs")), key=lambda r: -r.created)
+
+
 def update(workspace: Workspace, run: Run, **fields: Any) -> Run:
     """Changes fields of a run and writes run.json; a new status is also appended to its event log."""
     new = replace(run, **fields)

@@ -266,7 +266,7 @@ def test_reading_the_stream_of_an_impossible_map_raises(here: Any) -> None:
     with pytest.raises(NotFound):
         analysis.weight_map(here.domain, here.task, "nowhere").last()
     with pytest.raises(NotFound):
-        analysis.weight_map(here.domain, "nobody", here.pairs).last()
+        analysis.weight_map(here.domain, "unknown-0001", here.pairs).last()
     with pytest.raises(SpecError, match="weights"):
         analysis.weight_map(here.domain, here.task, here.pairs, axis=WeightAxis(-3, 3, 5)).last()
     quiet(here.engine)
