@@ -21,7 +21,8 @@ from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample, l
 from core.model.resident import Resident
 from core.progress import Progress
 from core.spec.mix import WEIGHT_LIMIT, Mix
-from core.store.workspace import Workspace, read_json, write_json
+from core.store.files import read_json, write_json
+from core.store.workspace import Workspace
 
 FORMAT = 1
 MAP_FILE = "map.json"

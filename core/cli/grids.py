@@ -14,7 +14,7 @@ from core.remote.send import send_cells
 from core.spec.settings import label_of
 from core.spec.training import KINDS
 from core.store import grids
-from core.store.workspace import atomic_write
+from core.store.files import atomic_write
 
 
 def add_verbs(group: Any, add: AddVerb) -> None:

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,15 +35,8 @@ from core.data.readers import (
 from core.data.splits import RATIOS, SPLITS, content_key, split
 from core.errors import DataError, NotFound, StorageError, StudioError
 from core.spec.settings import SEED
-from core.store.workspace import (
-    Workspace,
-    check_name,
-    ensure_space,
-    read_json,
-    sha256_of,
-    storage_error,
-    write_json,
-)
+from core.store.files import ensure_space, read_json, sha256_of, write_json
+from core.store.workspace import Workspace, check_name
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +182,8 @@ def import_dataset(
     sources = find_files(paths)
     source_bytes = sum(source.path.lstat().st_size for source in sources)
     ensure_space(workspace.root, 4 * source_bytes)
-    dataset_id, folder = workspace.new_dir("datasets", name)
-    try:
+    with workspace.build("datasets", name) as draft:
+        dataset_id, folder = draft.id, draft.path
         copies, files = _copy(sources, folder / "source")
         raw = read_sources(copies, encoding)
         kind, columns, roles = _resolve_layout(raw, kind, roles)
@@ -224,12 +216,8 @@ def import_dataset(
             split_sha256=digests,
         )
         write_json(folder / "dataset.json", dataclasses.asdict(dataset))
-        workspace.commit_dir("datasets", dataset_id, folder)
-    except BaseException as e:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(e, OSError):
-            raise storage_error(e, folder) from e
-        raise
+        draft.expect("dataset.json", "rows.jsonl", *(f"source/{f['stored']}" for f in files))
+        draft.expect(*(f"splits/{dataset_id}_{s}.jsonl" for s in SPLITS))
     return dataset
 
 

@@ -25,7 +25,7 @@ from typing import IO, Any, NoReturn
 from core.data import jsonrows, parquet
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
 from core.errors import DataError, InvalidName, NotFound
-from core.store.workspace import check_regular_file
+from core.store.files import check_regular_file
 
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
 ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")

@@ -23,7 +23,8 @@ from core.engine.runs import Runs
 from core.engine.votes import Votes
 from core.engine.worker import Worker
 from core.errors import Busy
-from core.store.workspace import FileLock, Workspace
+from core.store.locks import FileLock
+from core.store.workspace import Workspace
 
 
 class Engine:
@@ -73,7 +74,7 @@ class Engine:
         self.worker = worker = Worker()
         self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)
         self.datasets = Datasets(self.workspace, worker, resident_base.get)
-        self.queue = RunQueue(self.workspace, worker)
+        self.queue = RunQueue(self.workspace, worker, resident_base)
         self._executor = RunExecutor(self.workspace, worker, resident_base, self.queue, lambda: self.samples)
         self.runs = Runs(self.workspace, worker, resident_base, self.queue, self._executor)
         self.library = Library(self.workspace, worker, resident_base, self.runs)

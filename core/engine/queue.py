@@ -11,21 +11,33 @@ The order is stored in `runs/lineup.json`, which is replaced under a lock, so an
 cancel a run: the owner reads the file before it starts the next run, and between the steps of the current
 one.
 
+A run enters the queue completely or not at all: after an error it has the status that it had before, its lock
+is released, and it is not pending. A run that needs the resident base starts once that base is loaded; until
+then it waits, and the runs that have processes of their own go first.
+
 A task run that waits for its parent adapter is never placed before the run that trains the parent. Cancelling
 that run is refused, with the names of the runs that need it, unless they are cancelled together.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from core.engine.resident_base import ResidentBase
 from core.engine.worker import Worker
-from core.errors import Busy, RunError
+from core.errors import Busy, RunError, StudioError
 from core.spec.training import RunStatus
 from core.store import run_order, runs
+from core.store.files import storage_error
+from core.store.locks import FileLock
 from core.store.runs import Run
-from core.store.workspace import FileLock, Workspace
+from core.store.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 256  # pending runs in one studio
 
@@ -38,12 +50,14 @@ class QueuedRun:
         after: ids of the queued runs that train its parent adapter; it must come after them.
         before: ids of the queued runs that need its adapter, directly or through another run.
         leaving: a process that is not its owner cancelled it; the owner will remove it.
+        waits: why it cannot start although the model may be free, as a sentence; "" otherwise.
     """
 
     run: Run
     after: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     leaving: bool = False
+    waits: str = ""
 
 
 class RunQueue:
@@ -53,10 +67,13 @@ class RunQueue:
         locks: run id to lock. The lock marks this process as the owner of a queued or training run.
     """
 
-    def __init__(self, workspace: Workspace, worker: Worker) -> None:
-        self._workspace, self._worker = workspace, worker
+    def __init__(
+        self, workspace: Workspace, worker: Worker, resident_base: ResidentBase | None = None
+    ) -> None:
+        self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self.locks: dict[str, FileLock] = {}
-        self._pending: dict[str, bool] = {}
+        self._pending: dict[str, Run] = {}
+        self._entrance = threading.Lock()  # held while the pending runs are counted and one is added
         self._version = 0  # of the order, as it was last read
         worker.choose = self._choose
 
@@ -70,9 +87,40 @@ class RunQueue:
         after = _map_parents(waiting.values())
         ids = order.sort(waiting)
         return [
-            QueuedRun(waiting[i], after[i], _list_dependents(i, ids, after), i in order.cancelled)
+            QueuedRun(
+                waiting[i],
+                after[i],
+                _list_dependents(i, ids, after),
+                i in order.cancelled,
+                self.explain_wait(i),
+            )
             for i in ids
         ]
+
+    def explain_wait(self, run_id: str) -> str:
+        """Why a pending run of this process cannot start yet, as a sentence; "" if it can."""
+        pending = dict(self._pending)
+        run = pending.get(run_id)
+        if run is None:
+            return ""
+        parents = (r.id for r in pending.values() if r.adapter and r.adapter == run.spec.stack_on)
+        return self._explain_base(run) or next(filter(None, map(self.explain_wait, parents)), "")
+
+    def _explain_base(self, run: Run) -> str:
+        """Why the resident base cannot train a run now, as a sentence; "" if it can."""
+        if run.extra.launch or self._resident_base is None:
+            return ""
+        resident, info = self._resident_base.peek(), self._resident_base.info
+        if resident is None:
+            if info.loading:
+                return "It starts when the base model is loaded."
+            return f"It waits for a base model. {info.error or 'None is loaded.'}"
+        if run.base_fingerprint not in ("", resident.base.fingerprint):
+            return (
+                f"It waits for the base {run.base!r}, on which it began; "
+                f"the resident base is {resident.base.name!r}."
+            )
+        return ""
 
     def version(self) -> int:
         """A number that changes with the order of the queue."""
@@ -151,21 +199,59 @@ class RunQueue:
         """Takes the lock of a run, which marks this process as its owner.
 
         Raises:
-            Busy: the lock is taken.
+            Busy: the lock is taken. StorageError: the lock file could not be written.
         """
-        self.locks[run_id] = FileLock(runs.lock_path(self._workspace, run_id))
+        path = runs.lock_path(self._workspace, run_id)
+        try:
+            self.locks[run_id] = FileLock(path)
+        except OSError as e:
+            raise storage_error(e, path) from e
 
     def enter(self, run: Run, train: Callable[[], None]) -> None:
         """Appends a locked run. Its status is QUEUED before it can start.
 
+        After an error the run is not queued, has its former status, and its lock is released.
+
         Args:
             train: called on the model's thread at the run's turn, unless the run was cancelled.
+
+        Raises:
+            Busy: the queue is full, or another process is changing the order. StorageError: the order or the
+                status could not be written. StudioError: the studio is closing.
         """
-        if run.status is not RunStatus.QUEUED:
-            runs.update(self._workspace, run, status=RunStatus.QUEUED, error="")
-        run_order.enqueue(self._workspace, run.id)
-        self._pending[run.id] = True
-        self._worker.run(lambda: self._begin(run.id, train), run.id)
+        is_ordered = False
+        try:
+            self._worker.check_open()
+            with self._entrance:
+                self.check_room(1)
+                self._pending[run.id] = run
+            run_order.enqueue(self._workspace, run.id)
+            is_ordered = True
+            if run.status is not RunStatus.QUEUED:
+                runs.update(self._workspace, run, status=RunStatus.QUEUED, error="")
+            self._worker.run(lambda: self._begin(run.id, train), run.id)
+        except BaseException:
+            self._withdraw(run, is_ordered)
+            raise
+
+    def _withdraw(self, run: Run, is_ordered: bool) -> None:
+        """Undoes a part of `enter`.
+
+        Args:
+            is_ordered: whether the run is in the order.
+        """
+        self._pending.pop(run.id, None)
+        try:
+            if is_ordered:
+                with contextlib.suppress(StudioError):
+                    run_order.dequeue(self._workspace, run.id)
+            # A run that was queued when its process ended has that status on disk already.
+            if run.status is not RunStatus.QUEUED and not run.was_queued:
+                with contextlib.suppress(StudioError):
+                    if runs.load(self._workspace, run.id).status is RunStatus.QUEUED:
+                        runs.update(self._workspace, run, status=run.status, error=run.error)
+        finally:
+            self.unlock(run.id)
 
     def unlock(self, run_id: str) -> None:
         """Releases the lock of a run that has ended or was cancelled."""
@@ -174,9 +260,13 @@ class RunQueue:
             lock.release()
 
     def release(self) -> None:
-        """Releases all locks, once the worker has ended."""
-        for run_id in list(self.locks):
-            self.unlock(run_id)
+        """Releases the locks, at the end of the worker; a run that still trains keeps its own until it ends."""
+        for run_id in list(self._pending):
+            if self._pending.pop(run_id, None) is not None:
+                self.unlock(run_id)
+        if not self._worker.is_running:
+            for run_id in list(self.locks):
+                self.unlock(run_id)
 
     def poll_cancellations(self) -> None:
         """Drops the pending runs that another process cancelled."""
@@ -184,7 +274,10 @@ class RunQueue:
         if version != self._version:
             self._version = version
             for run_id in run_order.read(self._workspace).cancelled:
-                self._remove_run(run_id)
+                try:
+                    self._remove_run(run_id)
+                except StudioError:  # it does not start; the next start of the studio shows it as interrupted
+                    logger.exception("the end of the cancelled run %s could not be recorded", run_id)
 
     def _begin(self, run_id: str, train: Callable[[], None]) -> None:
         if self._pending.pop(run_id, None) is not None:
@@ -196,19 +289,23 @@ class RunQueue:
             return False
         try:
             run = runs.load(self._workspace, run_id)
-            runs.log(self._workspace, run_id).append("note", text="Cancelled before it began.")
             extra = replace(run.extra, cancelled=True)
             runs.update(self._workspace, run, status=RunStatus.STOPPED, extra=extra)
+            with contextlib.suppress(StudioError):
+                runs.log(self._workspace, run_id).append("note", text="Cancelled before it began.")
             run_order.dequeue(self._workspace, run_id)
         finally:
             self.unlock(run_id)
         return True
 
-    def _choose(self, waiting: Sequence[str]) -> str:
-        """The next run among those that the worker holds; called on its thread."""
+    def _choose(self, waiting: Sequence[str]) -> str | None:
+        """The next run among those that the worker holds, or None; called on its thread."""
         self.poll_cancellations()
         cancelled = [i for i in waiting if i not in self._pending]  # `_begin` returns at once for these
-        return cancelled[0] if cancelled else run_order.read(self._workspace).sort(waiting)[0]
+        if cancelled:
+            return cancelled[0]
+        ordered = run_order.read(self._workspace).sort(waiting)
+        return next((i for i in ordered if not self.explain_wait(i)), None)
 
 
 def _map_parents(waiting: Iterable[Run]) -> dict[str, tuple[str, ...]]:

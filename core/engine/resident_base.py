@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from core.engine.worker import Worker
 from core.errors import BaseModelError, StorageError, StudioError
 from core.store import base_models
-from core.store.workspace import Workspace, read_json, write_json
+from core.store.files import read_json, write_json
+from core.store.workspace import Workspace
 
 if TYPE_CHECKING:
     from core.model.resident import Resident

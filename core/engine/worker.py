@@ -7,6 +7,9 @@ waiting calls and streams between its own steps).
     inbox ──> calls ───────────────────────────┐
               streams  s1 s2 s3 (round robin)  ├─> the thread
               runs     r1 | r2 r3 (as chosen) ─┘      a run calls yield_to_requests() between its steps
+
+No request outlives the thread: `close` refuses new requests, and whatever the thread leaves when it ends is
+answered with an error.
 """
 
 from __future__ import annotations
@@ -26,6 +29,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LEASE_SECONDS = 60.0  # a stream that has no reader for this long is closed
 STREAM_LIMIT = 16  # streams at once
+POLL_SECONDS = 0.5  # how often a waiting thread looks whether what it waits for can still come
+START_AGAIN = "Start the studio again, then repeat the request."
+
+
+def closing_error() -> StudioError:
+    """The error of a request that the worker cannot answer any more."""
+    return StudioError("The studio is closing.", START_AGAIN)
 
 
 class Stream:
@@ -34,13 +44,17 @@ class Stream:
     Only the newest value is kept. Values are cumulative, so a slow reader misses nothing and does not block
     the worker. Iterate over the stream, or `close()` it from any thread.
 
+    Args:
+        is_served: whether the thread that steps the generator still runs.
+
     Attributes:
         live_mixes: the mixes of an answer that is being generated, which the reader may replace while the
             generator runs (see `core.engine.chat.LiveMixes`); None for other streams.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_served: Callable[[], bool] = lambda: True) -> None:
         self._changed = threading.Condition()
+        self._is_served = is_served
         self._value: Any = None
         self._fresh = False
         self._ended = False
@@ -66,8 +80,10 @@ class Stream:
                 with self._changed:
                     self._read_at = time.monotonic()
                     while not (self._fresh or self._ended or self.closed):
-                        self._changed.wait(0.5)
+                        self._changed.wait(POLL_SECONDS)
                         self._read_at = time.monotonic()
+                        if not (self._fresh or self._ended or self.closed or self._is_served()):
+                            self._ended, self._error = True, closing_error()
                     fresh, value, self._fresh = self._fresh, self._value, False
                     error, over = self._error, self._ended or self.closed
                 if fresh:
@@ -97,7 +113,8 @@ class Stream:
     def end(self, error: BaseException | None = None) -> None:
         """Marks the stream as ended, with the error that ended it."""
         with self._changed:
-            self._ended, self._error = True, error
+            if not self._ended:
+                self._ended, self._error = True, error
             self._changed.notify_all()
 
     @property
@@ -144,41 +161,52 @@ class Worker:
     """Starts the thread; everything else goes through `call`, `stream` and `run`.
 
     Attributes:
-        choose: receives the names of the waiting runs and returns the next one; called on the thread.
+        choose: receives the names of the waiting runs and returns the next one, or None while none of them
+            may start; called on the thread.
     """
 
     def __init__(self, name: str = "model") -> None:
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._streams: deque[tuple[Stream, Generator[Any, None, None]]] = deque()
         self._runs: deque[tuple[str, Callable[[], None]]] = deque()
-        self.choose: Callable[[Sequence[str]], str] = lambda waiting: waiting[0]
+        self.choose: Callable[[Sequence[str]], str | None] = lambda waiting: waiting[0]
         self._open: set[Stream] = set()  # requested and not yet ended
+        self._entrance = threading.Lock()  # held while a request enters the inbox, and while it closes
         self._closing = False
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run_thread, name=name, daemon=True)
         self._thread.start()
 
     def call(self, job: Callable[[], T], seconds: float | None = None) -> T:
         """Runs `job` on the thread and returns its value; immediately, if called from the thread itself.
 
         Args:
-            seconds: how long to wait; None waits without a limit.
+            seconds: how long to wait; None waits until the job is done, or the thread has ended.
 
         Raises:
-            Busy: no answer within `seconds`. Also any error that `job` raises.
+            Busy: no answer within `seconds`. StudioError: the worker is closing. Also any error that `job`
+                raises.
         """
         if threading.current_thread() is self._thread:
             return job()
         call = _Call(job)
-        self._inbox.put(("call", call))
-        if not call.done.wait(seconds):
-            raise Busy("The model is busy with another request.", "Try again in a moment.")
+        self._send("call", call)
+        end = None if seconds is None else time.monotonic() + seconds
+        while not call.done.wait(POLL_SECONDS if end is None else min(POLL_SECONDS, end - time.monotonic())):
+            if end is not None and time.monotonic() >= end:
+                raise Busy("The model is busy with another request.", "Try again in a moment.")
+            if not self.is_running and not call.done.is_set():
+                raise closing_error()
         if call.error is not None:
             raise call.error
         return call.value  # type: ignore[no-any-return]
 
     def post(self, job: Callable[[], Any]) -> None:
-        """Runs `job` on the thread before any later request, without waiting for it."""
-        self._inbox.put(("call", _Call(job)))
+        """Runs `job` on the thread before any later request, without waiting for it.
+
+        Raises:
+            StudioError: the worker is closing.
+        """
+        self._send("call", _Call(job))
 
     def stream(self, start: Callable[[], Generator[Any, None, None]]) -> Stream:
         """Steps a generator in turn with the other streams.
@@ -187,13 +215,10 @@ class Worker:
             start: makes the generator; called on the thread. None values of the generator are skipped.
 
         Raises:
-            Busy: STREAM_LIMIT streams are open already.
+            Busy: STREAM_LIMIT streams are open already. StudioError: the worker is closing.
         """
-        if len(self._open) >= STREAM_LIMIT:
-            raise Busy(f"{STREAM_LIMIT} answers are being generated already.", "Wait until one has ended.")
-        stream = Stream()
-        self._open.add(stream)
-        self._inbox.put(("stream", (stream, start)))
+        stream = Stream(lambda: self.is_running)
+        self._send("stream", (stream, start))
         return stream
 
     def run(self, job: Callable[[], None], name: str = "") -> None:
@@ -201,8 +226,20 @@ class Worker:
 
         Args:
             name: identifies the job when `choose` picks the next one.
+
+        Raises:
+            StudioError: the worker is closing.
         """
-        self._inbox.put(("run", (name, job)))
+        self._send("run", (name, job))
+
+    def check_open(self) -> None:
+        """Checks that new requests are accepted.
+
+        Raises:
+            StudioError: the worker is closing.
+        """
+        if self._closing or not self.is_running:
+            raise closing_error()
 
     def yield_to_requests(self, seconds: float) -> None:
         """Runs waiting calls and streams: at least one round, at most about `seconds`."""
@@ -216,6 +253,11 @@ class Worker:
                 return
 
     @property
+    def is_running(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def open_streams(self) -> int:
         """How many streams are running or wait to start."""
         return len(self._open)
@@ -223,58 +265,106 @@ class Worker:
     def end_streams(self, error: StudioError) -> None:
         """Ends every running stream with `error`. Called on the thread, before the model is unloaded."""
         while self._streams:
-            stream, generator = self._streams.popleft()
-            generator.close()
-            self._open.discard(stream)
-            stream.end(error)
+            self._end_stream(*self._streams.popleft(), error)
 
-    def close(self, seconds: float = 30.0) -> None:
+    def close(self, seconds: float = 30.0) -> bool:
         """Ends the thread after its current step, and waits for that, for at most `seconds`.
 
-        A run that trains must have received a stop request; the thread cannot interrupt it.
+        Requests that come later are refused. Requests that the thread leaves end with an error. A run that
+        trains must have received a stop request; the thread cannot interrupt it.
+
+        Returns:
+            Whether the thread has ended.
         """
-        self._closing = True
+        with self._entrance:
+            self._closing = True
         self._inbox.put(("wake", None))
         if threading.current_thread() is not self._thread:
             self._thread.join(seconds)
+        return not self.is_running
+
+    def _send(self, kind: str, request: Any) -> None:
+        with self._entrance:
+            self.check_open()
+            if kind == "stream":
+                if len(self._open) >= STREAM_LIMIT:
+                    raise Busy(
+                        f"{STREAM_LIMIT} answers are being generated already.", "Wait until one has ended."
+                    )
+                self._open.add(request[0])
+            self._inbox.put((kind, request))
 
     # --- the thread
 
+    def _run_thread(self) -> None:
+        try:
+            self._loop()
+        except BaseException:  # a job raised SystemExit or the like; nothing may wait for this thread any more
+            logger.exception("the thread of the model ended")
+        finally:
+            with self._entrance:
+                self._closing = True
+            self._end_requests()
+
     def _loop(self) -> None:
         while not self._closing:
-            self._receive(wait=not (self._streams or self._runs))
-            if self._runs and not self._closing:
+            self._receive()
+            job = None if self._closing else self._take_next_run()
+            if job is not None:
                 try:
-                    self._take_next_run()()
+                    job()
                 except Exception:
                     logger.exception("a run raised an error that it did not handle")
             elif self._streams:
                 self._step()
-        for stream, generator in self._streams:
-            generator.close()
-            stream.end()
+            else:  # with runs that may not start yet, `choose` is called again from time to time
+                self._receive(wait=True, seconds=POLL_SECONDS if self._runs else None)
 
-    def _receive(self, wait: bool = False) -> None:
-        """Empties the inbox; calls are answered immediately."""
+    def _end_requests(self) -> None:
+        """Ends what the thread leaves: streams, and requests in the inbox. Runs stay queued on disk."""
+        self.end_streams(closing_error())
         while True:
             try:
-                kind, request = self._inbox.get(block=wait)
+                kind, request = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if kind == "call":
+                request.error = closing_error()
+                request.done.set()
+        for stream in list(self._open):  # those that were still in the inbox
+            stream.end(closing_error())
+        self._open.clear()
+        self._runs.clear()
+
+    def _receive(self, wait: bool = False, seconds: float | None = None) -> None:
+        """Empties the inbox; calls are answered immediately.
+
+        Args:
+            wait: wait for a first request, for at most `seconds`, where given.
+        """
+        while True:
+            try:
+                kind, request = self._inbox.get(block=wait, timeout=seconds if wait else None)
             except queue.Empty:
                 return
             wait = False
             if kind == "call":
                 self._answer(request)
             elif kind == "stream":
-                stream, start = request
-                self._streams.append((stream, start()))
+                self._start_stream(*request)
             elif kind == "run":
                 self._runs.append(request)
 
-    def _take_next_run(self) -> Callable[[], None]:
+    def _take_next_run(self) -> Callable[[], None] | None:
         """Pops the next run. Only this thread uses the deque of runs, so it needs no lock."""
+        if not self._runs:
+            return None
         names = [name for name, _ in self._runs]
         try:
-            index = names.index(self.choose(names))
+            chosen = self.choose(names)
+            if chosen is None:
+                return None
+            index = names.index(chosen)
         except Exception:  # without a readable order, the runs are trained in the order they arrived
             logger.exception("the order of the runs could not be read; the oldest one starts")
             index = 0
@@ -290,6 +380,13 @@ class Worker:
             call.error = e
         call.done.set()
 
+    def _start_stream(self, stream: Stream, start: Callable[[], Generator[Any, None, None]]) -> None:
+        try:
+            self._streams.append((stream, start()))
+        except Exception as e:  # noqa: BLE001 (the reader of the stream raises it)
+            self._open.discard(stream)
+            stream.end(e)
+
     def _step(self) -> None:
         """Runs one step of the next stream."""
         stream, generator = self._streams.popleft()
@@ -301,7 +398,6 @@ class Worker:
                     stream.put(value)
                 self._streams.append((stream, generator))
                 return
-            generator.close()
         except StopIteration:
             pass
         except StudioError as e:
@@ -309,5 +405,15 @@ class Worker:
         except Exception as e:  # noqa: BLE001 (the reader of the stream raises it)
             logger.exception("a stream raised an error")
             error = e
+        self._end_stream(stream, generator, error)
+
+    def _end_stream(
+        self, stream: Stream, generator: Generator[Any, None, None], error: Exception | None
+    ) -> None:
+        """Closes the generator of a stream and ends the stream."""
+        try:
+            generator.close()
+        except Exception:
+            logger.exception("a stream raised an error when it was closed")
         self._open.discard(stream)
         stream.end(error)

@@ -38,7 +38,8 @@ from core.progress import Progress
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.adapters import Adapter
-from core.store.workspace import check_name, ensure_space, make_id
+from core.store.files import ensure_space
+from core.store.workspace import check_name, make_id
 
 
 def bake(
@@ -93,7 +94,7 @@ def bake(
     finally:
         if not succeeded and resident.workspace.path("adapters", adapter_id).exists():
             resident.unload(adapter_id)
-            resident.workspace.remove("adapters", adapter_id)
+            resident.workspace.delete("adapters", adapter_id)
     yield Progress(total, total, "Done", adapter_id)
     yield result
 

@@ -24,7 +24,8 @@ from core.model.resident import OFFSET, TRAINEE, Resident
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.adapter_config import parse_config
-from core.store.workspace import Workspace, read_json
+from core.store.files import read_json
+from core.store.workspace import Workspace
 
 PREFIX = "base_model.model."  # of every key in peft's file format
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")

@@ -33,7 +33,8 @@ from core.spec.mix import Mix
 from core.store import adapters
 from core.store.adapter_config import UNMIXABLE, parse_config
 from core.store.adapters import Adapter
-from core.store.workspace import Workspace, read_json
+from core.store.files import read_json
+from core.store.workspace import Workspace
 
 # peft's name of the adapter in training. With any other name, transformers silently loads nothing when it
 # loads the best or latest checkpoint.

@@ -28,8 +28,9 @@ from core.errors import NotFound, SpecError
 from core.spec.training import QUANTIZATIONS, RunStatus, TrainSpec
 from core.store import adapters, grids
 from core.store.adapters import Adapter
+from core.store.files import read_json, write_json
 from core.store.runs import Run, RunExtra
-from core.store.workspace import ID, Workspace, read_json, write_json
+from core.store.workspace import ID, Workspace
 
 FORMAT = 1
 BUNDLE_FILE, RESULT_FILE, SENT_FILE = "bundle.json", "result.json", "sent.json"

@@ -26,8 +26,10 @@ from core.store import adapters, archives, grids, runs
 from core.store.adapter_config import parse_config
 from core.store.event_log import read_all
 from core.store.events import is_event
+from core.store.files import read_json
+from core.store.locks import FileLock
 from core.store.runs import Run
-from core.store.workspace import FileLock, Workspace, read_json
+from core.store.workspace import Workspace
 
 TEXT_LIMIT = 200  # characters of a text in a result
 JSON_LIMIT_BYTES = 16 << 20
@@ -46,7 +48,7 @@ def collect(engine: Engine, path: Path) -> Run:
             Busy: the run is queued or training here.
     """
     workspace = engine.workspace
-    with _temporary_folder(workspace) as folder:
+    with workspace.temporary_folder() as folder:
         names = archives.extract(path, folder, RESULT_MEMBERS)
         for name in names:
             if name.endswith(".json") and (folder / name).stat().st_size > JSON_LIMIT_BYTES:
@@ -76,16 +78,6 @@ def collect(engine: Engine, path: Path) -> Run:
         if any(c.key == bundle.checksum for c in grid.cells):
             engine.grids.collect(grid.id)
     return engine.runs.get(bundle.run_id)
-
-
-@contextmanager
-def _temporary_folder(workspace: Workspace) -> Iterator[Path]:
-    """An empty folder in the workspace; after a crash, the next start removes it."""
-    _, folder = workspace.new_dir("exports", "result")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -26,8 +26,9 @@ from core.remote.bundle import (
 )
 from core.spec.training import RunStatus
 from core.store import adapters, archives, grids, runs
+from core.store.files import read_json
 from core.store.runs import Run
-from core.store.workspace import Workspace, read_json
+from core.store.workspace import Workspace
 
 WAIT_SECONDS = 30 * 86400.0  # longest training that is waited for
 

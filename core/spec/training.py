@@ -18,6 +18,11 @@ KEEP_CHOICES = ("best", "last")
 QUANTIZATIONS = ("auto", "nf4", "int8", "none")  # how the base of a run is loaded
 LAUNCHERS = ("", "torchrun", "accelerate")
 SHARDINGS = ("ddp", "fsdp")
+# The version of the rules by which a run trains, beside its settings. A run keeps the rules that it began under,
+# so that it resumes to the same weights.
+#   1  0.1.0: the warm-up starts at a rate of 0; documents and chats are encoded as 0.1.0 did
+#   2  every step has a rate above 0 (`core.train.schedule`); every template is asked as it was trained
+RULES = 2
 
 
 class RunStatus(str, Enum):

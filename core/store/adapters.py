@@ -23,8 +23,9 @@ from core.errors import AdapterError
 from core.store import adapter_config, adapter_weights
 from core.store.adapter_config import UNMIXABLE, parse_config
 from core.store.adapter_weights import check_weights
+from core.store.files import atomic_write, read_json, sha256_of, write_json
 from core.store.model_card import format_model_card
-from core.store.workspace import Workspace, atomic_write, check_name, read_json, sha256_of, write_json
+from core.store.workspace import Workspace, check_name
 
 WEIGHTS = adapter_weights.FILE
 CONFIG = adapter_config.FILE
@@ -94,23 +95,21 @@ def add(
     Raises:
         AdapterError: the weights or the config are invalid. StorageError: the files could not be written.
     """
-    workspace.clear_partial("adapters", adapter_id)  # one process owns the run that the id is reserved for
-    _, partial = workspace.new_dir("adapters", name, adapter_id)
-    write_weights(partial / WEIGHTS)
-    write_json(partial / CONFIG, config)
-    check_weights(partial, parse_config(config, for_mixing=False))
-    full = {
-        "format": FORMAT,
-        "id": adapter_id,
-        "name": check_name(name),
-        "sha256": sha256_of(partial / WEIGHTS),
-        "created": time.time(),
-        **metadata,
-    }
-    _write_metadata(partial, full, config)
-    if workspace.path("adapters", adapter_id).exists():  # a stopped run was resumed
-        workspace.remove("adapters", adapter_id)
-    workspace.commit_dir("adapters", adapter_id, partial)
+    # A stopped run that was resumed replaces its adapter.
+    with workspace.build("adapters", name, adapter_id, replace=True) as draft:
+        write_weights(draft.path / WEIGHTS)
+        write_json(draft.path / CONFIG, config)
+        check_weights(draft.path, parse_config(config, for_mixing=False))
+        full = {
+            "format": FORMAT,
+            "id": adapter_id,
+            "name": check_name(name),
+            "sha256": sha256_of(draft.path / WEIGHTS),
+            "created": time.time(),
+            **metadata,
+        }
+        _write_metadata(draft.path, full, config)
+        draft.expect(WEIGHTS, CONFIG, METADATA, CHECKSUMS, CARD)
     return load(workspace, adapter_id)
 
 

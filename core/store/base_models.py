@@ -6,13 +6,13 @@ Honours HF_HOME and HF_HUB_CACHE, as huggingface_hub does. `core.store.hub` down
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import BaseModelError
+from core.store.json_text import parse_json
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "embedded-base"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -80,14 +80,14 @@ def locate(name: str) -> tuple[str, bool]:
 def describe_defect(folder: Path) -> str:
     """Why a model folder cannot be a base, in one sentence; "" if its files look complete."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_bytes())
         architecture = str((config.get("architectures") or [""])[0])
     except (OSError, ValueError, AttributeError):
         return "Its config.json is missing or cannot be read."
     if not architecture.endswith(TEXT_MODEL_SUFFIXES):
         return f"It is not a text generation model ({architecture or 'its config names no architecture'})."
     try:
-        indexes = [json.loads(i.read_text(encoding="utf-8")) for i in folder.glob("*.safetensors.index.json")]
+        indexes = [parse_json(i.read_bytes()) for i in folder.glob("*.safetensors.index.json")]
         files = {file for index in indexes for file in index["weight_map"].values()}
     except (OSError, ValueError, KeyError, AttributeError):
         return "The index of its weight files cannot be read."
@@ -102,7 +102,7 @@ def describe_defect(folder: Path) -> str:
 
 def _describe(name: str, place: str, folder: Path) -> LocalBase:
     try:
-        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+        kind = str(parse_json((folder / "config.json").read_bytes()).get("model_type", ""))
     except (OSError, ValueError, AttributeError):
         kind = ""
     size = sum(f.stat().st_size for f in folder.glob(WEIGHTS) if f.is_file())

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from core.store.events import EVENT_KINDS, UnreadableEvent
-from core.store.workspace import storage_error
+from core.store.files import storage_error
+from core.store.json_text import parse_json
 
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # the most that one call of `read_since` reads
 
@@ -109,8 +110,8 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
 
 def _parse_line(line: bytes) -> dict[str, Any]:
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+        event = parse_json(line)
+    except ValueError:
         return _unreadable()
     return event if isinstance(event, dict) else _unreadable()
 

@@ -19,7 +19,8 @@ from typing import Any
 from core.errors import SpecError, StudioError
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
-from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id, read_json, write_json
+from core.store.files import read_json, write_json
+from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id
 
 CELL_LIMIT = 64
 NOT_VARIED = ("kind", "name", "report_to", "sample_prompts")  # they do not change the training

@@ -16,7 +16,8 @@ from typing import Any
 
 from core.errors import BaseModelError, StudioError
 from core.store.base_models import HUB_ID, WEIGHTS
-from core.store.workspace import FileLock, atomic_write, ensure_space, sha256_of
+from core.store.files import atomic_write, ensure_space, sha256_of
+from core.store.locks import FileLock
 
 # Only these files of a repository are downloaded: no pickles, no code, and nothing from subfolders.
 DOWNLOADED_FILES = (

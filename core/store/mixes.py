@@ -10,7 +10,8 @@ from typing import Any
 from core.errors import NotFound, SpecError, StorageError
 from core.spec.mix import Mix
 from core.store import adapters
-from core.store.workspace import Workspace, check_name, make_id, read_json, write_json
+from core.store.files import read_json, write_json
+from core.store.workspace import Workspace, check_name, make_id
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from core.store.csv_tables import escape_cell
-from core.store.workspace import Workspace, atomic_write, read_json, write_json
+from core.store.files import atomic_write, read_json, write_json
+from core.store.workspace import Workspace
 
 FIRST_COLUMNS = ("name", "mix", "perplexity", "exact_match", "f1", "latency_seconds", "tokens_per_second")
 
@@ -45,12 +46,12 @@ def save(
     rows: list[dict[str, Any]],
 ) -> Report:
     """Writes a report and its CSV; both appear together."""
-    report_id, partial = workspace.new_dir("reports", f"{dataset_name}-{split}")
-    report = Report(report_id, time.time(), dataset, dataset_name, split, base, seconds, rows)
-    write_json(partial / "report.json", report.__dict__)
-    with atomic_write(partial / "report.csv", "w") as f:
-        f.write(format_report(rows))
-    workspace.commit_dir("reports", report_id, partial)
+    with workspace.build("reports", f"{dataset_name}-{split}") as draft:
+        report = Report(draft.id, time.time(), dataset, dataset_name, split, base, seconds, rows)
+        write_json(draft.path / "report.json", report.__dict__)
+        with atomic_write(draft.path / "report.csv", "w") as f:
+            f.write(format_report(rows))
+        draft.expect("report.json", "report.csv")
     return report
 
 

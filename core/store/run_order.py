@@ -7,12 +7,13 @@ or cancel the run without owning it. The file is replaced under a file lock.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.errors import Busy, RunError, StorageError
-from core.store.workspace import FileLock, Workspace, read_json, write_json
+from core.store.files import read_json, storage_error, write_json
+from core.store.locks import FileLock
+from core.store.workspace import Workspace
 
 MOVES = ("first", "up", "down", "last")
 LOCK_TIMEOUT_SECONDS = 5.0  # one change holds the lock for a few milliseconds
@@ -132,18 +133,12 @@ def _write(workspace: Workspace, new: RunOrder) -> None:
 @contextlib.contextmanager
 def _lock(workspace: Workspace) -> Iterator[RunOrder]:
     """Locks the file and yields its content."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
-    while True:
-        try:
-            lock = FileLock(workspace.run_order_path.with_suffix(".lock"))
-            break
-        except Busy:
-            if time.monotonic() > deadline:
-                raise Busy(
-                    "Another process is changing the order of the queue.", "Try again in a moment."
-                ) from None
-            time.sleep(0.01)
+    path = workspace.run_order_path.with_suffix(".lock")
     try:
+        lock = FileLock(path, LOCK_TIMEOUT_SECONDS)
+    except Busy:
+        raise Busy("Another process is changing the order of the queue.", "Try again in a moment.") from None
+    except OSError as e:
+        raise storage_error(e, path) from e
+    with lock:
         yield read(workspace)
-    finally:
-        lock.release()

@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from core.errors import SpecError
-from core.spec.training import Launch, RunStatus, TrainSpec
+from core.spec.training import RULES, Launch, RunStatus, TrainSpec
 from core.store.event_log import EventLog
-from core.store.workspace import Workspace, atomic_write, is_locked, make_id, read_json, write_json
+from core.store.files import atomic_write, read_json, write_json
+from core.store.locks import is_locked
+from core.store.workspace import Workspace, make_id
 
 TAIL_BYTES = 64 * 1024  # the end of a log in which the newest step is looked up
 # Statuses that can be resumed without a checkpoint: the run then starts from its first step.
@@ -63,6 +65,7 @@ class RunExtra:
         made_smaller: every reduction of the batch, oldest first.
         cancelled: the run was cancelled before it began.
         handed, collected: when it was handed to another machine, and collected from there; Unix seconds.
+        rules: version of the training rules that the run began under; None in runs of 0.1.0, which is 1.
         unknown: keys and values of other versions; they stay as they are.
     """
 
@@ -77,6 +80,7 @@ class RunExtra:
     cancelled: bool = False
     handed: float | None = None
     collected: float | None = None
+    rules: int | None = None
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -143,6 +147,11 @@ class Run:
     was_queued: bool = False
     extra: RunExtra = field(default_factory=RunExtra)
 
+    @property
+    def rules(self) -> int:
+        """Version of the training rules that the run began under (`core.spec.training.RULES`)."""
+        return 1 if self.extra.rules is None else self.extra.rules
+
     def to_json(self) -> dict[str, Any]:
         """All fields under the keys of the terminal's `--json`; run.json holds a part of them."""
         values = {**asdict(self), "spec": self.spec.to_json(), "extra": self.extra.to_json()}
@@ -158,23 +167,27 @@ _RECORD_KEYS = (  # of run.json
 def create(
     workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: RunExtra | None = None
 ) -> Run:
-    """Creates a queued run: its folder, run.json and first event."""
-    run_id, partial = workspace.new_dir("runs", spec.name)
-    run = Run(
-        id=run_id,
-        name=spec.name,
-        kind=spec.kind,
-        status=RunStatus.QUEUED,
-        spec=spec,
-        adapter=make_id(spec.name),
-        created=time.time(),
-        base=base,
-        dataset_sha256=dataset_sha256,
-        extra=extra or RunExtra(),
-    )
-    write_json(partial / "run.json", _to_record(run))
-    workspace.commit_dir("runs", run_id, partial)
-    log(workspace, run_id).append("status", status=run.status.value)
+    """Creates a queued run: its folder, run.json and first event.
+
+    A new run is trained under the present rules, unless `extra` names others.
+    """
+    extra = extra or RunExtra()
+    with workspace.build("runs", spec.name) as draft:
+        run = Run(
+            id=draft.id,
+            name=spec.name,
+            kind=spec.kind,
+            status=RunStatus.QUEUED,
+            spec=spec,
+            adapter=make_id(spec.name),
+            created=time.time(),
+            base=base,
+            dataset_sha256=dataset_sha256,
+            extra=extra if extra.rules is not None else replace(extra, rules=RULES),
+        )
+        write_json(draft.path / "run.json", _to_record(run))
+        EventLog(draft.path / events_path(workspace, draft.id).name).append("status", status=run.status.value)
+        draft.expect("run.json")
     return run
 
 
@@ -192,12 +205,11 @@ def put(workspace: Workspace, run: Run, events: bytes = b"") -> None:
             f.write(events)
         write_json(folder(workspace, run.id) / "run.json", _to_record(run))
         return
-    workspace.clear_partial("runs", run.id)
-    _, partial = workspace.new_dir("runs", run.name, run.id)
-    with atomic_write(partial / "events.jsonl") as f:
-        f.write(events)
-    write_json(partial / "run.json", _to_record(run))
-    workspace.commit_dir("runs", run.id, partial)
+    with workspace.build("runs", run.name, run.id) as draft:
+        with atomic_write(draft.path / "events.jsonl") as f:
+            f.write(events)
+        write_json(draft.path / "run.json", _to_record(run))
+        draft.expect("run.json", "events.jsonl")
 
 
 def _to_record(run: Run) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 from core.errors import NotFound, SpecError
 from core.store.event_log import EventLog, read_all
 from core.store.events import VoteEvent, WithdrawnEvent, is_kind
-from core.store.workspace import Workspace, storage_error
+from core.store.files import storage_error
+from core.store.workspace import Workspace
 
 Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution: a 95 % interval
 LETTERS = "ABCDEFGH"  # what the page calls the answers

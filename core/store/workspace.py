@@ -1,4 +1,4 @@
-"""The layout of a workspace and atomic writes: every path inside a workspace is formed here.
+"""The layout of a workspace: every path inside a workspace is formed here, and items appear and vanish whole.
 
     <root>/datasets/<id>/{source/, rows.jsonl, splits/<id>_{train,val,test}.jsonl, dataset.json}
            runs/<id>/{run.json, events.jsonl, checkpoints/}            (core.store.runs)
@@ -6,29 +6,33 @@
                           checksums.txt, README.md}                    (core.store.adapters)
            mixes/<id>.json   grids/<id>.json   reports/<id>/   maps/<sha256>/map.json   exports/<id>/
            mixes/votes.jsonl    runs/lineup.json    base.json
-           */.<id>.partial      not committed yet; removed at the next start
+           trash/<entry>/       deleted items                          (core.store.trash)
+           */.<id>.partial      a draft, not committed yet
+           */.<id>.claim        locked by the process that writes the draft
+           */.<id>.ready        a complete draft that is about to replace the item of its id
+           */.<id>.lock         locked by the process that changes the item
 
-A file or folder appears complete or not at all: it is written beside its place as `.partial`, flushed to the
-disk, and renamed. The module of each kind names the files inside the folder of an item.
+An item appears complete or not at all: it is written as a draft beside its place, flushed to the disk, and
+renamed. A draft whose claim is free was left by a killed process, and the next start removes it. Files are
+written by `core.store.files`; the module of each kind names the files inside the folder of an item.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
 import os
 import re
 import secrets
-import shutil
-import stat
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
-from core.errors import Busy, DiskFull, InvalidName, NotFound, StorageError
+from core.errors import Busy, InvalidName, NotFound, StorageError
+from core.store import trash
+from core.store.files import delete, remove_partial_file, storage_error, sync_file, sync_folder
+from core.store.locks import FileLock
+from core.store.trash import TrashedItem
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports")
@@ -36,7 +40,25 @@ FILE_KINDS = ("mixes", "grids")  # an item is one JSON file; items of the other 
 NAME_LIMIT = 120  # characters of a display name
 # Bidirectional control characters reorder text, so that one name can look like another.
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-MARGIN_BYTES = 64 * 1024 * 1024  # stays free, so that event logs and run states can still be written
+LOCK_SECONDS = 10.0  # a change of one item holds its lock for milliseconds
+
+
+@dataclass
+class Draft:
+    """An item that is being written.
+
+    Attributes:
+        path: the partial folder to fill.
+        expected: names of files and folders inside it that must exist when it is committed.
+    """
+
+    id: str
+    path: Path
+    expected: list[str] = field(default_factory=list)
+
+    def expect(self, *names: str) -> None:
+        """Adds names that must exist when the draft is committed."""
+        self.expected += names
 
 
 def make_id(name: str) -> str:
@@ -65,123 +87,6 @@ def check_name(name: str) -> str:
     ):
         raise InvalidName(f"The name {clean!r} is not allowed.", allowed)
     return clean
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as f:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(f, "sha256").hexdigest()
-        return _digest(f)
-
-
-def _digest(file: IO[bytes]) -> str:  # Python 3.10 has no hashlib.file_digest
-    sha = hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha.update(block)
-    return sha.hexdigest()
-
-
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """Converts an OSError into the error that the user sees.
-
-    Args:
-        path: the file or folder that was written.
-    """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(
-            f"The disk is full: {path.name} could not be written, and no partial file was left.",
-            "Free some space (delete unused items under Library) and try again.",
-        )
-    if error.errno == errno.EFBIG:
-        return DiskFull(
-            f"{path.name} is larger than the system's file size limit.",
-            "Raise the limit (`ulimit -f`), or use another disk.",
-        )
-    return StorageError(
-        f"{path.name} could not be written: {error.strerror or error}.",
-        "Check the permissions of the workspace folder.",
-    )
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a file that appears at `path` complete or not at all (partial file, fsync, os.replace).
-
-    Args:
-        mode: "wb", or "w" for UTF-8 text.
-
-    Raises:
-        StorageError: the file could not be written; the partial file is removed.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
-        with open(partial, mode, **text) as f:  # type: ignore[call-overload]
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    except OSError as e:
-        raise storage_error(e, path) from e
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, completely or not at all."""
-    with atomic_write(path, "w") as f:
-        json.dump(value, f, ensure_ascii=False, indent=2, sort_keys=True)
-        f.write("\n")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of the workspace.
-
-    Raises:
-        StorageError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise StorageError(
-            f"{path.parent.name}/{path.name} cannot be read: {e}.",
-            "Delete the item under Library, or restore it from a backup.",
-        ) from e
-
-
-def ensure_space(path: Path, need_bytes: int) -> None:
-    """Checks that the disk has enough free space, before a large write.
-
-    Raises:
-        DiskFull: less than `need_bytes` plus a margin is free.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path).free
-    if free < need_bytes + MARGIN_BYTES:
-        raise DiskFull(
-            f"The disk is full: {need_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free.",
-            "Free some space (delete unused items under Library) and try again.",
-        )
-
-
-def check_regular_file(path: Path) -> Path:
-    """Checks that `path` is a regular file, not a link, FIFO, device or folder; returns it.
-
-    Raises:
-        InvalidName: it is not a regular file. NotFound: it does not exist.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except (OSError, ValueError) as e:
-        raise NotFound(f"File not found: {str(path)!r}.", "Check the path.") from e
-    if not stat.S_ISREG(mode):
-        raise InvalidName(
-            f"{path.name!r} is not a regular file.", "Choose a file, not a link, folder or device."
-        )
-    return path
 
 
 class Workspace:
@@ -222,17 +127,26 @@ class Workspace:
             NotFound: it does not exist. InvalidName: see `path`.
         """
         path = self.path(kind, item_id)
-        if not path.exists():
+        if not path.exists() and not self._wait_for_replacement(kind, item_id):
             raise NotFound(
                 f"There is no {'mix' if kind == 'mixes' else kind[:-1]} {item_id!r} in this workspace.",
                 "See Library for the items of this workspace.",
             )
         return path
 
+    def _wait_for_replacement(self, kind: str, item_id: str) -> bool:
+        """Ends a replacement that was cut short between its two renames; returns whether the item exists."""
+        if self._hidden(kind, item_id, "ready").exists():
+            with self._claim(kind, item_id, LOCK_SECONDS):
+                self._roll_forward(kind, item_id)
+        return self.path(kind, item_id).exists()
+
     def ids(self, kind: str) -> list[str]:
         """The ids of all items of a kind, oldest first."""
         suffix = ".json" if kind in FILE_KINDS else ""
         items = []
+        for ready in (self.root / kind).glob(".*.ready"):
+            self._wait_for_replacement(kind, ready.name.split(".")[1])
         for path in (self.root / kind).iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process has just removed it
                 if path.suffix == suffix and ID.fullmatch(path.stem):
@@ -254,125 +168,207 @@ class Workspace:
         """The base model that was chosen last."""
         return self.root / "base.json"
 
-    def new_dir(self, kind: str, name: str, item_id: str = "") -> tuple[str, Path]:
-        """Creates a hidden folder for a new item. Fill it, then `commit_dir` renames it to its id.
+    # --- writing
+
+    @contextlib.contextmanager
+    def lock(self, kind: str, item_id: str = "") -> Iterator[None]:
+        """Holds the lock of an item while its record is read, changed and written. Not reentrant.
 
         Args:
-            name: the display name that a new id is made from.
-            item_id: the id, if one is reserved already.
-
-        Returns:
-            (id, partial folder)
+            item_id: "" is the lock of the whole kind, under which names are kept unique.
 
         Raises:
-            StorageError: the folder could not be created, or that of `item_id` exists already.
+            Busy: another process has held it for ten seconds. StorageError: the workspace is read-only.
         """
+        path = self.path(kind, item_id).with_name(f".{item_id}.lock") if item_id else None
+        lock = self._lock_file(path or self.root / kind / ".lock", LOCK_SECONDS)
+        try:
+            if item_id and self._hidden(kind, item_id, "ready").exists():
+                with contextlib.suppress(Busy), self._claim(kind, item_id):
+                    self._roll_forward(kind, item_id)
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def build(self, kind: str, name: str, item_id: str = "", replace: bool = False) -> Iterator[Draft]:
+        """Writes an item: fill the folder of the draft inside the block, which commits it at its end.
+
+        After an error the draft is removed. A process that is killed leaves the draft, or the whole item.
+
+        Args:
+            kind: a kind whose items are folders.
+            name: the display name that a new id is made from.
+            item_id: the id, if one is reserved already.
+            replace: replace the item of this id, if there is one, in one step.
+
+        Raises:
+            Busy: another process writes an item of this id.
+            StorageError: the folder could not be written, a name that the draft expects is missing, or the id
+                exists already.
+
+        Example:
+            >>> with workspace.build("reports", "Notes") as draft:
+            ...     write_json(draft.path / "report.json", {})
+            ...     draft.expect("report.json")
+        """
+        claim = contextlib.ExitStack()
         while True:
             chosen = item_id or make_id(name)
-            partial = self.root / kind / f".{chosen}.partial"
             if not item_id and self.path(kind, chosen).exists():
                 continue
             try:
-                partial.mkdir(parents=True)
-            except FileExistsError as e:
+                claim.enter_context(self._claim(kind, chosen))
+                break
+            except Busy:
                 if item_id:
-                    raise storage_error(e, partial) from e
-                continue
+                    raise
+        with claim:
+            draft = Draft(chosen, self._hidden(kind, chosen, "partial"))
+            try:
+                self._roll_forward(kind, chosen)
+                delete(draft.path)  # left by a killed process: its claim was free
+                draft.path.mkdir(parents=True)
+                yield draft
+                self._commit(kind, draft, replace)
             except OSError as e:
-                raise storage_error(e, partial) from e
-            return chosen, partial
+                raise storage_error(e, self.path(kind, chosen)) from e
+            finally:
+                delete(draft.path)
 
-    def clear_partial(self, kind: str, item_id: str) -> None:
-        """Removes the partial folder of a killed process. Only the owner of the id may call it."""
-        shutil.rmtree(self.path(kind, item_id).with_name(f".{item_id}.partial"), ignore_errors=True)
+    @contextlib.contextmanager
+    def temporary_folder(self) -> Iterator[Path]:
+        """A folder that is removed at the end of the block; after a crash, the next start removes it."""
+        item_id = make_id("temporary")
+        path = self._hidden("exports", item_id, "partial")
+        with self._claim("exports", item_id):
+            try:
+                path.mkdir(parents=True)
+                yield path
+            except OSError as e:
+                raise storage_error(e, path) from e
+            finally:
+                delete(path)
 
-    def commit_dir(self, kind: str, item_id: str, partial: Path) -> Path:
-        """Flushes a partial folder to the disk and renames it to its id; returns its path."""
-        final = self.path(kind, item_id)
+    def _commit(self, kind: str, draft: Draft, replace: bool) -> None:
+        """Flushes a draft to the disk and gives it its name."""
+        final = self.path(kind, draft.id)
+        if missing := [n for n in draft.expected if not (draft.path / n).exists()]:
+            raise StorageError(
+                f"{missing[0]} of {final.name!r} vanished while it was written; nothing was saved.",
+                "Another process may clean up this workspace. Try again.",
+            )
+        for path in draft.path.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+            elif path.is_file():
+                sync_file(path)
+        sync_folder(draft.path)
+        if not final.exists():
+            os.rename(draft.path, final)
+            sync_folder(final.parent)
+        elif replace:
+            os.rename(draft.path, self._hidden(kind, draft.id, "ready"))
+            sync_folder(final.parent)
+            self._roll_forward(kind, draft.id)
+        else:
+            raise StorageError(f"{final.name!r} exists already; nothing was changed.", "Choose another id.")
+
+    def _roll_forward(self, kind: str, item_id: str) -> None:
+        """Ends a replacement: the complete draft takes the place of the item. Its claim must be held."""
+        ready, final = self._hidden(kind, item_id, "ready"), self.path(kind, item_id)
+        if not ready.exists():
+            return
+        old = final.with_name(f".{item_id}.{secrets.token_hex(4)}.partial")
+        if final.exists():
+            os.rename(final, old)
+        os.rename(ready, final)
+        sync_folder(final.parent)
+        delete(old)
+
+    def _hidden(self, kind: str, item_id: str, suffix: str) -> Path:
+        return self.path(kind, item_id).parent / f".{item_id}.{suffix}"
+
+    def _claim(self, kind: str, item_id: str, seconds: float = 0.0) -> FileLock:
+        return self._lock_file(self._hidden(kind, item_id, "claim"), seconds)
+
+    def _lock_file(self, path: Path, seconds: float) -> FileLock:
         try:
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    with open(file, "rb") as f:
-                        os.fsync(f.fileno())
-            os.replace(partial, final)
+            return FileLock(path, seconds, temporary=True)
         except OSError as e:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise storage_error(e, final) from e
-        return final
+            raise storage_error(e, path) from e
 
-    def remove(self, kind: str, item_id: str) -> None:
-        """Deletes an item. It is renamed first, so that a crash leaves no partial item under its id."""
+    # --- deleting
+
+    def remove(self, kind: str, item_id: str, name: str = "") -> TrashedItem:
+        """Moves an item to the trash.
+
+        Args:
+            name: its display name.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return trash.move_to_trash(self._trash_path, self.find(kind, item_id), kind, item_id, name)
+
+    def delete(self, kind: str, item_id: str) -> None:
+        """Deletes an item for good. It is renamed first, so that a crash leaves no partial item under its id.
+
+        Raises:
+            NotFound, StorageError
+        """
         path = self.find(kind, item_id)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
-            os.replace(path, partial)
+            os.rename(path, partial)
         except OSError as e:
             raise storage_error(e, path) from e
-        _delete(partial)
+        sync_folder(path.parent)
+        delete(partial)
+
+    @property
+    def _trash_path(self) -> Path:
+        return self.root / "trash"
+
+    def trash(self) -> list[TrashedItem]:
+        """The deleted items, the newest first."""
+        return trash.list_trash(self._trash_path)
+
+    def restore(self, entry: str) -> TrashedItem:
+        """Moves a deleted item back.
+
+        Raises:
+            NotFound: the trash has no such entry. Busy: its id is taken. StorageError
+        """
+        item = trash.find_trashed(self._trash_path, entry)
+        trash.restore_item(self._trash_path, item, self.path(item.kind, item.id))
+        return item
+
+    def empty_trash(self) -> int:
+        """Deletes the items in the trash for good; returns their number."""
+        return trash.empty(self._trash_path)
+
+    # --- startup
 
     def remove_partials(self) -> int:
-        """Removes partial files and folders that a crash left; returns their number. Only for the startup."""
+        """Ends replacements and removes drafts and partial files of killed processes; returns their number.
+
+        What a living process is writing stays.
+        """
         count = 0
+        for folder in (self.root, *(self.root / kind for kind in KINDS)):
+            for path in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+                if path.is_file():
+                    count += remove_partial_file(path)
         for kind in KINDS:
-            for path in (self.root / kind).glob(".*.partial"):
-                _delete(path)
-                count += 1
+            for path in [*(self.root / kind).glob(".*.partial"), *(self.root / kind).glob(".*.ready")]:
+                item_id = path.name.split(".")[1]
+                if path.is_dir() and ID.fullmatch(item_id):
+                    with contextlib.suppress(Busy), self._claim(kind, item_id):
+                        self._roll_forward(kind, item_id)
+                        if path.suffix == ".partial":
+                            delete(path)
+                            count += 1
+            for path in [*(self.root / kind).glob(".*.claim"), *(self.root / kind).glob(".*lock")]:
+                remove_partial_file(path)
         return count
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-class FileLock:
-    """An exclusive lock on a file. The operating system releases it when the process dies.
-
-    Raises:
-        Busy: another process or object holds it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] | None = open(path, "ab")  # noqa: SIM115 (open while the lock is held)
-        if not _lock(self._file):
-            self.release()
-            raise Busy(
-                f"{path.parent.name!r} is already in use.",
-                "Wait until the process that uses it has finished, or stop that process.",
-            )
-
-    def release(self) -> None:
-        """Releases the lock; a second call does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock on `path`."""
-    if not path.exists():
-        return False
-    with open(path, "ab") as f:
-        return not _lock(f)
-
-
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            return True
-        except OSError:
-            return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False

@@ -27,7 +27,7 @@ from core.errors import Diverged, StudioError
 from core.model.resident import OFFSET, Resident
 from core.spec.training import TrainSpec
 from core.store.adapters import CONFIG, WEIGHTS
-from core.store.workspace import ensure_space, write_json
+from core.store.files import ensure_space, write_json
 from core.train import checkpoints, fsdp
 from core.train.checkpoints import StudioState
 from core.train.context import TrainerContext

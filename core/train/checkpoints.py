@@ -23,7 +23,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from core.errors import DiskFull, RunError, StorageError, StudioError
-from core.store.workspace import read_json, sha256_of, storage_error, write_json
+from core.store.files import read_json, sha256_of, storage_error, write_json
 from core.train.early_stopping import EarlyStopping
 
 MANIFEST = "MANIFEST.json"

@@ -27,7 +27,9 @@ from core.model.base import load_base
 from core.model.resident import Resident
 from core.spec.training import QUANTIZATIONS, Launch, RunStatus
 from core.store import runs
-from core.store.workspace import FileLock, Workspace, write_json
+from core.store.files import write_json
+from core.store.locks import FileLock
+from core.store.workspace import Workspace
 from core.train.distributed import COLLECTIVE_TIMEOUT, ProcessGroup
 from core.train.train import train
 

@@ -31,8 +31,9 @@ from core import errors
 from core.errors import RunError, SpecError, StorageError, StudioError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import runs
+from core.store.files import read_json
 from core.store.runs import Run
-from core.store.workspace import Workspace, read_json
+from core.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 # The variables that the processes of a run receive: paths, devices and thread counts, never a token.

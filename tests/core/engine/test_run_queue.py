@@ -21,8 +21,9 @@ from core.engine import Engine, queue
 from core.errors import Busy, RunError, SpecError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import run_order, runs
+from core.store.locks import FileLock
 from core.store.runs import RunExtra
-from core.store.workspace import FileLock, Workspace
+from core.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[3]
 FAST: dict[str, Any] = {

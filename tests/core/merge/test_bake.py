@@ -27,7 +27,8 @@ from core.model.resident import Resident
 from core.progress import Progress
 from core.spec.mix import Mix
 from core.store import adapters
-from core.store.workspace import Workspace, read_json
+from core.store.files import read_json
+from core.store.workspace import Workspace
 
 IDS = torch.tensor([[5, 9, 40, 77, 101, 12, 3, 260]])
 SIZES = {

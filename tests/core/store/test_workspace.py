@@ -15,21 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import Busy, InvalidName, NotFound, StorageError
+from core.store import files
 from core.store import workspace as workspace_module
-from core.store.workspace import (
-    FileLock,
-    Workspace,
+from core.store.files import (
     atomic_write,
-    check_name,
     check_regular_file,
     ensure_space,
-    is_locked,
-    make_id,
     read_json,
     sha256_of,
     storage_error,
     write_json,
 )
+from core.store.locks import FileLock, is_locked
+from core.store.workspace import Workspace, check_name, make_id
 
 
 @pytest.fixture
@@ -38,10 +36,9 @@ def workspace(tmp_path):
 
 
 def fill(workspace, kind, name, text="x"):
-    item_id, place = workspace.new_dir(kind, name)
-    (place / "file").write_text(text)
-    workspace.commit_dir(kind, item_id, place)
-    return item_id
+    with workspace.build(kind, name) as draft:
+        (draft.path / "file").write_text(text)
+    return draft.id
 
 
 # ------------------------------------------------------------ ids and names
@@ -166,7 +163,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
     code = (
-        "import os, sys, pathlib\nfrom core.store.workspace import atomic_write\n"
+        "import os, sys, pathlib\nfrom core.store.files import atomic_write\n"
         "with atomic_write(pathlib.Path(sys.argv[1])) as f: f.write(b'new'); f.flush(); os._exit(9)"
     )
     done = subprocess.run(
@@ -201,11 +198,11 @@ def test_an_oserror_becomes_a_storage_error():
 
 def test_a_write_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        workspace_module.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
+        files.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
     )
-    ensure_space(tmp_path, 100_000_000 - workspace_module.MARGIN_BYTES)
+    ensure_space(tmp_path, 100_000_000 - files.MARGIN_BYTES)
     with pytest.raises(StorageError, match="The disk is full: 33 MB are needed and 100 MB are free"):
-        ensure_space(tmp_path, 100_000_000 - workspace_module.MARGIN_BYTES + 1)
+        ensure_space(tmp_path, 100_000_000 - files.MARGIN_BYTES + 1)
 
 
 def test_sha256_is_that_of_the_bytes_on_every_python(tmp_path):
@@ -213,7 +210,7 @@ def test_sha256_is_that_of_the_bytes_on_every_python(tmp_path):
     expected = hashlib.sha256(b"x" * 3_000_000).hexdigest()
     assert sha256_of(tmp_path / "a") == expected
     with open(tmp_path / "a", "rb") as f:
-        assert workspace_module._digest(f) == expected
+        assert files._digest(f) == expected
 
 
 def test_t7_only_regular_files_are_regular(tmp_path):
@@ -233,12 +230,12 @@ def test_t7_only_regular_files_are_regular(tmp_path):
 
 
 def test_an_item_appears_at_once_and_is_listed_oldest_first(workspace):
-    item_id, place = workspace.new_dir("datasets", "a")
-    (place / "file").write_text("x")
-    assert workspace.ids("datasets") == []
-    with pytest.raises(NotFound, match=f"no dataset '{item_id}' in this workspace"):
-        workspace.find("datasets", item_id)
-    workspace.commit_dir("datasets", item_id, place)
+    with workspace.build("datasets", "a") as draft:
+        item_id = draft.id
+        (draft.path / "file").write_text("x")
+        assert workspace.ids("datasets") == []
+        with pytest.raises(NotFound, match=f"no dataset '{item_id}' in this workspace"):
+            workspace.find("datasets", item_id)
     assert (workspace.find("datasets", item_id) / "file").read_text() == "x"
     other = fill(workspace, "datasets", "b")
     os.utime(workspace.path("datasets", other), ns=(1, 1))
@@ -259,23 +256,141 @@ def test_an_existing_id_is_not_used_again(workspace, monkeypatch):
     drawn = iter(["0000", "0000", "0000", "0001", "0001", "0002"])
     monkeypatch.setattr(workspace_module.secrets, "token_hex", lambda n: next(drawn))
     assert fill(workspace, "datasets", "a") == "a-0000"
-    assert workspace.new_dir("datasets", "a")[0] == "a-0001"
-    assert workspace.new_dir("datasets", "a")[0] == "a-0002"
+    with workspace.build("datasets", "a") as first, workspace.build("datasets", "a") as second:
+        assert (first.id, second.id) == ("a-0001", "a-0002")
 
 
-def test_a_reserved_id_is_used_and_refused_while_its_folder_is_filled(workspace):
-    assert workspace.new_dir("adapters", "a", "mine")[0] == "mine"
-    with pytest.raises(StorageError):
-        workspace.new_dir("adapters", "a", "mine")
+def test_a_reserved_id_is_used_and_refused_while_its_draft_is_filled(workspace):
+    with workspace.build("adapters", "a", "mine") as draft:
+        assert draft.id == "mine"
+        with pytest.raises(Busy), workspace.build("adapters", "a", "mine"):
+            pass
+        (draft.path / "file").write_text("x")
+    assert (workspace.find("adapters", "mine") / "file").read_text() == "x"
 
 
 def test_a_commit_onto_an_existing_item_changes_nothing(workspace):
     item_id = fill(workspace, "datasets", "a", "first")
-    _, place = workspace.new_dir("datasets", "b")
-    (place / "file").write_text("second")
-    with pytest.raises(StorageError):
-        workspace.commit_dir("datasets", item_id, place)
-    assert (workspace.find("datasets", item_id) / "file").read_text() == "first" and not place.exists()
+    with (
+        pytest.raises(StorageError, match="exists already"),
+        workspace.build("datasets", "b", item_id) as draft,
+    ):
+        (draft.path / "file").write_text("second")
+    assert (workspace.find("datasets", item_id) / "file").read_text() == "first"
+    assert [p.name for p in (workspace.root / "datasets").iterdir()] == [item_id]
+
+
+def test_a_draft_replaces_the_item_of_its_id(workspace):
+    item_id = fill(workspace, "adapters", "a", "first")
+    with workspace.build("adapters", "a", item_id, replace=True) as draft:
+        (draft.path / "file").write_text("second")
+    assert (workspace.find("adapters", item_id) / "file").read_text() == "second"
+    assert [p.name for p in (workspace.root / "adapters").iterdir()] == [item_id]
+
+
+@pytest.mark.parametrize("read", ["find", "ids", "remove_partials", "lock", "build"])
+@pytest.mark.parametrize("moment", ["both", "ready"])
+def test_a_replacement_that_was_cut_short_is_ended(workspace, moment, read):
+    item_id = fill(workspace, "adapters", "a", "first")
+    folder = workspace.root / "adapters"
+    (folder / f".{item_id}.ready").mkdir()
+    (folder / f".{item_id}.ready" / "file").write_text("second")
+    if moment == "ready":  # killed between the two renames
+        os.rename(folder / item_id, folder / f".{item_id}.0000.partial")
+    if read == "lock":
+        with workspace.lock("adapters", item_id):
+            pass
+    elif read == "build":
+        with pytest.raises(StorageError), workspace.build("adapters", "a", item_id):
+            pass
+    elif read == "remove_partials":
+        workspace.remove_partials()
+    elif read == "ids" or moment == "ready":
+        assert (
+            workspace.ids("adapters") == [item_id] if read == "ids" else workspace.find("adapters", item_id)
+        )
+    if moment == "ready" or read != "find":
+        assert (workspace.find("adapters", item_id) / "file").read_text() == "second"
+    workspace.remove_partials()
+    assert [p.name for p in folder.iterdir()] == [item_id]
+    assert (folder / item_id / "file").read_text() == "second"
+
+
+def test_a_draft_without_an_expected_name_is_refused(workspace):
+    with (
+        pytest.raises(StorageError, match=r"source/1\.txt of .* vanished"),
+        workspace.build("datasets", "a") as draft,
+    ):
+        draft.expect("source/1.txt")
+    assert list((workspace.root / "datasets").iterdir()) == []
+
+
+def test_an_error_while_a_draft_is_written_leaves_nothing(workspace):
+    with pytest.raises(ZeroDivisionError), workspace.build("datasets", "a") as draft:
+        (draft.path / "file").write_text("x")
+        raise ZeroDivisionError
+    assert list((workspace.root / "datasets").iterdir()) == []
+
+
+def test_a_sweep_leaves_what_is_being_written(workspace):
+    item_id = fill(workspace, "adapters", "a", "first")
+    target = workspace.path("mixes", "m")
+    with workspace.build("datasets", "b") as draft, atomic_write(target, "w") as f:
+        f.write("{}")
+        with workspace.temporary_folder() as folder:
+            assert Workspace(workspace.root).remove_partials() == 0
+            assert draft.path.is_dir() and folder.is_dir()
+    with workspace.build("adapters", "a", item_id, replace=True) as draft:
+        (draft.path / "file").write_text("second")
+        assert Workspace(workspace.root).remove_partials() == 0
+    assert target.read_text() == "{}" and len(workspace.ids("datasets")) == 1
+    assert (workspace.find("adapters", item_id) / "file").read_text() == "second"
+
+
+def test_changes_of_one_item_wait_for_each_other(workspace):
+    path = workspace.path("mixes", "m")
+    write_json(path, {"n": 0})
+
+    def change():
+        for _ in range(20):
+            with workspace.lock("mixes", "m"):
+                write_json(path, {"n": read_json(path)["n"] + 1})
+
+    threads = [threading.Thread(target=change) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert read_json(path) == {"n": 160}
+    assert [p.name for p in path.parent.iterdir()] == ["m.json"]
+
+
+def test_a_deleted_item_is_restored_from_the_trash(workspace):
+    item_id = fill(workspace, "adapters", "a")
+    write_json(workspace.path("mixes", "m"), {"n": 1})
+    workspace.remove("adapters", item_id, "A")
+    workspace.remove("mixes", "m")
+    assert [(i.kind, i.id, i.name) for i in workspace.trash()] == [
+        ("mixes", "m", "m"),
+        ("adapters", item_id, "A"),
+    ]
+    for item in workspace.trash():
+        workspace.restore(item.entry)
+    assert workspace.trash() == [] and read_json(workspace.path("mixes", "m")) == {"n": 1}
+    assert (workspace.find("adapters", item_id) / "file").read_text() == "x"
+    assert list((workspace.root / "trash").iterdir()) == []
+
+
+def test_an_item_is_not_restored_over_another_one(workspace):
+    write_json(workspace.path("mixes", "m"), {"n": 1})
+    entry = workspace.remove("mixes", "m").entry
+    write_json(workspace.path("mixes", "m"), {"n": 2})
+    with pytest.raises(Busy, match="in the workspace already"):
+        workspace.restore(entry)
+    assert read_json(workspace.path("mixes", "m")) == {"n": 2} and len(workspace.trash()) == 1
+    assert workspace.empty_trash() == 1 and workspace.trash() == []
+    with pytest.raises(NotFound):
+        workspace.restore(entry)
 
 
 def test_a_removed_item_is_gone(workspace):
@@ -291,9 +406,10 @@ def test_a_removed_item_is_gone(workspace):
 
 def test_partial_files_of_a_crash_are_removed_and_nothing_else(workspace):
     kept = fill(workspace, "datasets", "a")
-    workspace.new_dir("datasets", "half")
+    (workspace.root / "datasets" / ".half-0000.partial").mkdir()
     (workspace.root / "mixes" / ".m.json.0000.partial").write_text("half")
-    assert workspace.remove_partials() == 2 and workspace.remove_partials() == 0
+    (workspace.root / "datasets" / kept / ".dataset.json.0000.partial").write_text("half")
+    assert workspace.remove_partials() == 3 and workspace.remove_partials() == 0
     assert workspace.ids("datasets") == [kept]
 
 
@@ -322,7 +438,7 @@ def test_a_file_lock_has_one_owner_until_it_is_released(tmp_path):
 def test_a_file_lock_is_released_when_its_process_dies(tmp_path):
     path = tmp_path / "lock"
     code = (
-        "import sys, pathlib\nfrom core.store.workspace import FileLock\n"
+        "import sys, pathlib\nfrom core.store.locks import FileLock\n"
         "lock = FileLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
