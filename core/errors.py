@@ -9,7 +9,8 @@ An error says what was given, what is allowed, and what to do. The page (`studio
     ├── NotFound             an id or name that is not in the workspace
     ├── InvalidName          a name or path that is not allowed
     ├── StorageError         a file that cannot be written, or is damaged
-    │   └── DiskFull         the disk is full
+    │   ├── DiskFull         the disk is full
+    │   └── DamagedRecord    a record that cannot be read (with file and reason)
     ├── BaseModelError       a base model that cannot be loaded or is not supported
     ├── AdapterError         an adapter that is damaged, foreign or does not fit the base
     ├── RunError             a run that cannot start, stop or resume
@@ -68,6 +69,22 @@ class StorageError(StudioError):
 
 class DiskFull(StorageError):
     """The disk is full."""
+
+
+class DamagedRecord(StorageError):
+    """A record of the workspace that cannot be read.
+
+    Args:
+        file: its file, with the last folder: "notes-1f3a/run.json".
+        reason: what is wrong with it, as a clause without a full stop.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        self.file, self.reason = file, reason
+        super().__init__(
+            f"{file} cannot be read: {reason}.",
+            "Delete the item under Library, or restore the file from a backup.",
+        )
 
 
 class BaseModelError(StudioError):

@@ -11,6 +11,24 @@ from studio.tree import Node, node
 ENDINGS = {"length": ", cut at the limit", "cancelled": ", stopped"}
 
 
+def render_thought(thought: str, tokens: int, is_done: bool = True) -> Node | None:
+    """Renders what a reasoning model wrote before its answer, folded away; None without a thought.
+
+    Args:
+        tokens: of the thought.
+        is_done: whether the thought is complete.
+    """
+    if not thought:
+        return None
+    summary = f"Thought for {tokens} tokens" if is_done else f"Thinking, {tokens} tokens so far"
+    return node("details", node("summary", summary), node("p", thought, cls="thought-text"), cls="thought")
+
+
+def render_thought_of(column: Any) -> Node | None:
+    """Renders the thought of a column."""
+    return render_thought(column.thought, column.thought_tokens, bool(column.done or column.text))
+
+
 def render_parts(column: Any) -> list[Node]:
     """Renders the text of an answer, with a mark wherever its mix changed."""
     pieces, start = [], 0
@@ -29,6 +47,8 @@ def render_parts(column: Any) -> list[Node]:
 
 def placeholder(column: Any) -> str:
     """The text to show for an answer that has no text."""
+    if column.thought and column.done:
+        return "The answer is empty: it ended inside its thought."
     return "(empty answer)" if column.reason == "end" else "…"
 
 
@@ -52,7 +72,8 @@ def _short_digest(digest: str) -> str:
 def format_speed(column: Any) -> str:
     """Formats the tokens and the tokens per second of a column."""
     rate = column.tokens / column.seconds if column.seconds else 0.0
-    return f"{column.tokens} tokens · {rate:.0f} tokens/s{ENDINGS.get(column.reason, '')}"
+    thought = f", {column.thought_tokens} of them a thought" if column.thought else ""
+    return f"{column.tokens} tokens{thought} · {rate:.0f} tokens/s{ENDINGS.get(column.reason, '')}"
 
 
 def to_markdown(session: Session) -> str:

@@ -20,12 +20,16 @@ window.studio = (() => {
     return e;
   }
 
-  // Draws `node` into `root` unless `root` shows it already. The focused control keeps the focus.
+  // Draws `node` into `root` unless `root` shows it already. The focused control keeps the focus, and a thought
+  // that the user has unfolded stays open while its answer grows.
   function draw(root, node) {
     const text = JSON.stringify(node ?? null);
     if (root.dataset.drawn === text) return;
     const focused = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
+    const thoughts = () => [...root.querySelectorAll("details.thought")];
+    const open = thoughts().map((e) => e.open);
     root.replaceChildren(make(node));
+    thoughts().forEach((e, i) => { e.open = Boolean(open[i]); });
     root.dataset.drawn = text;
     if (focused) [...root.querySelectorAll("[data-act]")].find((e) => e.dataset.act === focused)?.focus({ preventScroll: true });
   }

@@ -16,11 +16,11 @@ import pytest
 from core.data import datasets
 from core.engine import Engine
 from core.engine.analysis import WeightAxis
-from core.remote.bundle import list_bundles
 from core.remote.collect import collect
 from core.remote.run_bundle import run_bundle
 from core.spec.mix import Mix, Sampling
 from core.spec.training import RunStatus
+from core.store.bundles import list_bundles
 from core.train import checkpoints
 
 STORED = Path(__file__).parent / "data" / "old_workspace"

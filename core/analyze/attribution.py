@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from core.data.encoding import encode_answer
 from core.errors import SpecError
 from core.model.decoding import answer_logits
 from core.model.generate import encode_prompt, generate, inference_mode_for
@@ -125,7 +126,7 @@ def attribute_answer(
     tokenizer = resident.base.tokenizer
     sampling = sampling or Sampling()
     if answer:
-        ids = list(tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        ids = encode_answer(tokenizer, answer)
         prefix = encode_prompt(resident, prompt, chat, len(ids))
     else:
         prefix = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)

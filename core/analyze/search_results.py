@@ -60,7 +60,12 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class SearchComparison:
-    """All searches and references; "single" is the single adapter with the best validation loss."""
+    """All searches and references; "single" is the single adapter with the best validation loss.
+
+    Attributes:
+        max_new_tokens: longest answer to a test question, in tokens; 0 where none was generated.
+        note: on the rows that were cut or left out.
+    """
 
     adapters: tuple[str, ...]
     fixed: dict[str, float]
@@ -72,6 +77,8 @@ class SearchComparison:
     seed: int
     results: tuple[SearchResult, ...]
     tilt: dict[str, float] = field(default_factory=dict)
+    max_new_tokens: int = 0
+    note: str = ""
 
     def result(self, name: str) -> SearchResult:
         """The result with this name.
@@ -100,6 +107,9 @@ class SearchComparison:
             for reference, gain in result.gains.items():
                 sentences.append(_describe_gain(gain, references[reference]))
         sentences.append(f"The weights were chosen on {self.validation} and evaluated on {self.test}.")
+        if self.max_new_tokens:
+            sentences.append(f"Answers were cut at {self.max_new_tokens} tokens.")
+        sentences += [self.note] if self.note else []
         return " ".join(sentences)
 
     def _describe_weights(self, name: str, names: Mapping[str, str] | None) -> str:
@@ -156,14 +166,15 @@ def bootstrap_gain(
     """
     tokens = losses.encoded.tokens
     generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(tokens), (RESAMPLES, len(tokens)), generator=generator)
+    measured = tokens.nonzero()[:, 0]  # the rows that were not left out
+    picks = measured[torch.randint(len(measured), (RESAMPLES, len(measured)), generator=generator)]
     saved = losses.nats[reference] - losses.nats[ours]  # (N,) nats of each row
     low, high = _compute_interval(saved[picks].sum(1) / tokens[picks].sum(1))
     nats = float(saved.sum() / tokens.sum())
     if matches is None:
         return Gain(nats, low, high)
-    won = matches.exact[ours] - matches.exact[reference]
-    return Gain(nats, low, high, float(won.mean()), *_compute_interval(won[picks].mean(1)))
+    won = matches.exact[ours] - matches.exact[reference]  # NaN for a question that was left out
+    return Gain(nats, low, high, float(won.nanmean()), *_compute_interval(won[picks].nanmean(1).nan_to_num()))
 
 
 def _compute_interval(values: torch.Tensor) -> tuple[float, float]:

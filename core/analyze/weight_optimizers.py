@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from core.analyze.timing import StepTimer
-from core.analyze.weight_map import WeightMap
+from core.store.weight_maps import WeightMap
 from core.data.collation import collate
 from core.errors import SpecError
 from core.evaluate.sample import EncodedSample, RowLosses
@@ -57,7 +57,8 @@ class WeightSearchSpec:
         steps: at most this many evaluations of loss and gradient. stride: length of the first step, in
             weight.
         exact: also compare exact match, where the sample has questions.
-        max_length: longest sequence, in tokens. max_new_tokens: longest generated answer, in tokens.
+        max_length: longest sequence, in tokens. max_new_tokens: longest generated answer, in tokens; 0 takes
+            the longest reference answer.
         seed: of the gradient-free search and of the bootstrap.
 
     Raises:
@@ -70,7 +71,7 @@ class WeightSearchSpec:
     stride: float = 0.25
     exact: bool = False
     max_length: int = 512
-    max_new_tokens: int = 64
+    max_new_tokens: int = 0
     seed: int = SEED
     tilt: Mapping[str, float] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.analyze.search_results import SEARCH_NAMES, SearchComparison, SearchResult, bootstrap_gain
-from core.analyze.weight_map import WeightMap
+from core.store.weight_maps import WeightMap
 from core.analyze.weight_optimizers import (
     SearchState,
     WeightSearchSpec,
@@ -20,7 +20,8 @@ from core.analyze.weight_optimizers import (
     run_grid_search,
 )
 from core.errors import SpecError
-from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample, load_stable_adapters
+from core.evaluate.rows import describe_notes
+from core.evaluate.sample import EncodedSample, RowLosses, RowMatches, Sample, encode_sample, load_stable_adapters
 from core.model.resident import Resident
 from core.progress import Progress
 
@@ -73,7 +74,8 @@ def search_weights(
     candidates = _list_candidates(spec, searches)
     mixes = [spec.mix(c.weights) for c in candidates]
     validation_losses = RowLosses(resident, encoded, mixes)
-    test_losses = RowLosses(resident, encode_sample(resident, test, spec.max_length), mixes)
+    encoded_test = encode_sample(resident, test, spec.max_length)
+    test_losses = RowLosses(resident, encoded_test, mixes)
     for share in validation_losses.compute():
         yield WeightSearchProgress(int(300 + 30 * share), 400, f"Evaluating on {validation.split}")
     for share in test_losses.compute():
@@ -94,8 +96,18 @@ def search_weights(
         seed=spec.seed,
         results=_collect_results(spec, candidates, validation_losses, test_losses, matches),
         tilt=dict(spec.tilt),
+        max_new_tokens=matches.max_new_tokens if matches is not None else 0,
+        note=_describe_rows(validation, encoded, test, encoded_test),
     )
     yield WeightSearchProgress(400, 400, "Done", comparison=comparison)
+
+
+def _describe_rows(
+    validation: Sample, encoded: EncodedSample, test: Sample, encoded_test: EncodedSample
+) -> str:
+    """What was cut and left out of both samples; "" where nothing was."""
+    parts = ((validation, describe_notes(encoded.notes)), (test, describe_notes(encoded_test.notes)))
+    return " ".join(f"Of {sample}: {text}" for sample, text in parts if text)
 
 
 def _replaces_grid(
@@ -149,7 +161,7 @@ def _collect_results(
                 forwards=candidate.timer.forwards,
                 validation_loss=validation.losses[i],
                 test_loss=test.losses[i],
-                exact_match=float(matches.exact[i].mean()) if matches is not None else None,
+                exact_match=matches.shares[i] if matches is not None else None,
                 gains=gains,
                 note=candidate.note,
             )

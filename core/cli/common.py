@@ -15,6 +15,7 @@ from core.spec.presets import PRESETS, resolve
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store.events import (
+    MachineEvent,
     NoteEvent,
     ResultEvent,
     SampleEvent,
@@ -41,6 +42,7 @@ class AddVerb(Protocol):
         *,
         needs_model: bool = False,
         needs_engine: bool = True,
+        needs_workspace: bool = False,
     ) -> argparse.ArgumentParser:
         """Adds one verb.
 
@@ -48,6 +50,7 @@ class AddVerb(Protocol):
             group: the subparsers of the group.
             needs_model: load the base model before the verb runs.
             needs_engine: open an engine on the workspace; otherwise the verb receives None in its place.
+            needs_workspace: add --workspace to a verb without an engine.
         """
 
 
@@ -118,6 +121,7 @@ def follow(engine: Engine, run_id: str) -> Any:
         if has_ended and not events:
             break
         has_ended = not engine.runs.get(run_id).status.is_alive
+        engine.runs.check_base(run_id)
         time.sleep(REFRESH_SECONDS)
     run = engine.runs.get(run_id)
     if run.error:
@@ -128,19 +132,28 @@ def follow(engine: Engine, run_id: str) -> Any:
 def _print_event(e: dict[str, Any]) -> None:
     if is_kind(e, StepEvent):
         print(
-            f"step {e['step']}/{e['total_steps']}  loss {e['loss']:.4f}  "
-            f"{e['tokens_per_second']:.0f} tokens/s  {e['eta_seconds']:.0f} s left"
+            f"step {e['step']}/{e.get('total_steps', '?')}  loss {_format_number(e.get('loss'), 4)}  "
+            f"{_format_number(e.get('tokens_per_second'))} tokens/s  "
+            f"{_format_number(e.get('eta_seconds'))} s left"
         )
     elif is_kind(e, ValidationEvent):
-        line = f"validation at step {e['step']}: loss {e['loss']:.4f}, perplexity {e['perplexity']:.3f}"
+        loss, perplexity = _format_number(e.get("loss"), 4), _format_number(e.get("perplexity"), 3)
+        line = f"validation at step {e['step']}: loss {loss}, perplexity {perplexity}"
         print(f"{line}  {e.get('overfitting', '')}".rstrip())
+    elif is_kind(e, MachineEvent):
+        print(f"machine: {e.get('text') or 'quiet again; the run trains at full speed.'}")
     elif is_kind(e, SampleEvent):
-        print(f"sample at step {e['step']}: {e['prompt']}")
+        print(f"sample at step {e.get('step', '?')}: {e.get('prompt', '')}")
         for answer in e.get("answers", [{"who": "In training", "text": e.get("text", "")}]):
-            print(f"    {answer['who']}: {answer['text']}")
+            print(f"    {answer.get('who', '')}: {answer.get('text', '')}")
     elif any(is_kind(e, t) for t in (StatusEvent, NoteEvent, ResultEvent)):
         fields = ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("kind", "time", "elapsed"))
         print(f"{e['kind']}: {fields}")
+
+
+def _format_number(value: Any, digits: int = 0) -> str:
+    """A number of an event, which may be missing, or written as text because it is not finite."""
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value or "?")
 
 
 # --- tables and progress bars

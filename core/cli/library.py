@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,24 @@ from core.engine import Engine
 from core.spec.settings import SEED
 from core.spec.training import KINDS
 
+PREVIEW_ROWS = 3
+PREVIEW_WIDTH = 500  # characters of a row
+
 
 def add_data_verbs(group: Any, add: AddVerb) -> None:
     """Adds the group `data`."""
+    p = add(group, "preview", preview_data, "Show how files would be imported; nothing is stored.")
+    _add_reading_options(p)
     p = add(group, "add", import_data, "Import files or a folder as a dataset.")
-    p.add_argument("paths", nargs="+", type=Path)
+    _add_reading_options(p)
     p.add_argument("--name", default="", help="Default: the name of the first file.")
+    p.add_argument("--seed", type=int, default=SEED, help="Decides the train, validation and test splits.")
+    add(group, "list", list_data, "List datasets.")
+
+
+def _add_reading_options(p: argparse.ArgumentParser) -> None:
+    """Adds the files and how they are read."""
+    p.add_argument("paths", nargs="+", type=Path)
     p.add_argument("--kind", choices=KINDS, help="domain is text, task is labelled pairs. Default: guessed.")
     p.add_argument(
         "--role",
@@ -27,8 +40,6 @@ def add_data_verbs(group: Any, add: AddVerb) -> None:
         help="Set the column of a role, for example question=q. Default: guessed.",
     )
     p.add_argument("--encoding", default="utf-8", help="Of text files. Default: utf-8.")
-    p.add_argument("--seed", type=int, default=SEED, help="Decides the train, validation and test splits.")
-    add(group, "list", list_data, "List datasets.")
 
 
 def add_base_verbs(group: Any, add: AddVerb) -> None:
@@ -49,12 +60,40 @@ def add_adapter_verbs(group: Any, add: AddVerb) -> None:
     add(group, "remove", remove_adapter, "Delete an adapter.").add_argument("adapter")
 
 
+def preview_data(engine: Engine, args: argparse.Namespace) -> Any:
+    preview = engine.datasets.preview(args.paths, args.kind, _read_roles(args), args.encoding)
+    layout = f", {preview.layout}" if preview.layout else ""
+    print(f"{preview.total} rows read as {preview.kind} data{layout}: {preview.read} can be learned")
+    roles = ", ".join(f"{role} = {column}" for role, column in preview.roles.items())
+    print(f"Roles: {roles or 'none'}")
+    _print_notes(preview)
+    for row in preview.canonical[:PREVIEW_ROWS]:
+        print(json.dumps(row, ensure_ascii=False)[:PREVIEW_WIDTH])
+    if preview.problem:
+        print(f"An import would be refused: {preview.problem}")
+    return preview
+
+
 def import_data(engine: Engine, args: argparse.Namespace) -> Any:
-    roles = dict(r.split("=", 1) for r in args.role if "=" in r) or None
-    name = args.name or args.paths[0].stem
+    roles, name = _read_roles(args), args.name or args.paths[0].stem
     dataset = engine.datasets.import_files(args.paths, name, args.kind, roles, args.seed, args.encoding)
     print(f"{dataset.id}: {dataset.rows} {dataset.kind} rows, {dataset.splits}")
+    _print_notes(dataset)
     return dataset
+
+
+def _read_roles(args: argparse.Namespace) -> dict[str, str] | None:
+    return dict(r.split("=", 1) for r in args.role if "=" in r) or None
+
+
+def _print_notes(data: Any) -> None:
+    """Prints what a preview or a dataset says about its rows."""
+    for note in data.notes:
+        print(f"Note: {note}")
+    if data.duplicates:
+        print(f"Note: {data.duplicates} rows repeat an earlier question or text; they stay in one split.")
+    if data.unread:
+        print(f"Columns that are not read: {', '.join(data.unread)}")
 
 
 def list_data(engine: Engine, args: argparse.Namespace) -> Any:

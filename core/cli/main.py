@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.cli import bundles, grids, library, mixes, runs
+from core.cli import bundles, grids, library, mixes, runs, workspace
 from core.cli.common import Verb
 from core.engine import Engine
 from core.errors import StudioError
@@ -103,6 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
         _add_verb,
     )
     bundles.add_verbs(add_group("bundle", "Runs that another machine trains."), _add_verb)
+    workspace.add_workspace_verbs(
+        add_group("workspace", "Back up a whole workspace, and move it to another machine."), _add_verb
+    )
+    workspace.add_trash_verbs(add_group("trash", "Deleted items."), _add_verb)
     return top
 
 
@@ -114,24 +118,30 @@ def _add_verb(
     *,
     needs_model: bool = False,
     needs_engine: bool = True,
+    needs_workspace: bool = False,
 ) -> argparse.ArgumentParser:
     """Adds a verb; see `core.cli.common.AddVerb`."""
     p: argparse.ArgumentParser = group.add_parser(name, help=help, description=help)
     p.set_defaults(verb=verb, needs_model=needs_model, needs_engine=needs_engine)
+    if needs_engine or needs_workspace:
+        _add_workspace_option(p)
     if needs_engine:
         _add_engine_options(p)
     p.add_argument("--json", action="store_true", help=JSON_HELP)
     return p
 
 
-def _add_engine_options(p: argparse.ArgumentParser) -> None:
-    """The options of every verb that opens a workspace."""
+def _add_workspace_option(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--workspace",
         type=Path,
         default=Path(os.environ.get(WORKSPACE_VARIABLE, "workspace")),
         help=f"Folder of datasets, runs, adapters and mixes. Default: {WORKSPACE_VARIABLE}, or ./workspace.",
     )
+
+
+def _add_engine_options(p: argparse.ArgumentParser) -> None:
+    """The options of every verb that opens an engine."""
     p.add_argument("--base", default="embedded", help='Base model: "embedded", a local folder, or a Hub id.')
     p.add_argument(
         "--quantization",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 from core.cli import demo
@@ -30,6 +31,12 @@ def add_verbs(group: Any, add: AddVerb) -> None:
     p.add_argument("--limit", type=int, default=0, help="At most this many rows; 0 means all.")
     p.add_argument(
         "--no-general", action="store_true", help="Do not measure perplexity on general text as well."
+    )
+    p.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=0,
+        help="Longest answer, in tokens; 0 follows the longest answer of the data.",
     )
     _add_mixes(p)
 
@@ -87,9 +94,16 @@ def _column_to_json(column: Column) -> dict[str, Any]:
 def evaluate(engine: Engine, args: argparse.Namespace) -> Any:
     engine.bases.current(wait=True)
     progress = engine.evaluation.measure(
-        _read_mixes(engine, args), args.dataset, args.split, args.limit, general=not args.no_general
+        _read_mixes(engine, args),
+        args.dataset,
+        args.split,
+        args.limit,
+        general=not args.no_general,
+        max_new_tokens=args.max_new_tokens,
     ).last()
     report = engine.evaluation.report(progress.report)
+    for note in report.conditions.notes:
+        print(f"Row {note.row} ({note.text!r}) was {note.effect}: {note.reason}.", file=sys.stderr)
     print(engine.evaluation.report_csv(report.id).read_text(encoding="utf-8"), end="")
     return report
 

@@ -89,8 +89,8 @@ def train(engine: Engine, args: argparse.Namespace) -> Any:
 def list_runs(engine: Engine, args: argparse.Namespace) -> Any:
     runs = engine.runs.list()
     for r in runs:
-        resumable = "  (resumable)" if r.resumable else ""
-        print(f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{resumable}")
+        notes = "  (resumable)" * r.resumable + "  (its adapter equals the base)" * r.has_learned_nothing
+        print(f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{notes}")
     for status in sorted({r.status for r in runs}, key=lambda s: s.value):
         print(f"{status.value}: {status.explanation} {status.next_step}")
     return runs
@@ -99,10 +99,10 @@ def list_runs(engine: Engine, args: argparse.Namespace) -> Any:
 def show_run(engine: Engine, args: argparse.Namespace) -> Any:
     r = engine.runs.get(args.run)
     progress = f"{r.name}: {r.status.value}, step {r.step} of {r.total_steps}"
-    for line in (progress, r.error, r.status.explanation, r.status.next_step):
+    for line in (progress, r.error, r.explanation, r.next_step):
         if line:
             print(line)
-    return {**r.to_json(), "meaning": r.status.explanation, "next_step": r.status.next_step}
+    return {**r.to_json(), "meaning": r.explanation, "next_step": r.next_step}
 
 
 def pause_run(engine: Engine, args: argparse.Namespace) -> Any:

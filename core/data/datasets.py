@@ -14,33 +14,43 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import logging
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypedDict
 
-from core.data.columns import guess_kind, guess_roles, list_columns, to_canonical
 from core.data.readers import (
     FILE_LIMIT_BYTES,
-    RawRow,
     Source,
     find_files,
     open_source,
     read_files,
     read_sources,
 )
-from core.data.splits import RATIOS, SPLITS, content_key, split
+from core.data.reading import Reading, read_rows
+from core.data.splits import RATIOS, SPLITS, count_repeats, split
 from core.errors import DataError, NotFound, StorageError, StudioError
 from core.spec.settings import SEED
-from core.store.files import ensure_space, read_json, sha256_of, write_json
+from core.store.files import ensure_space, sha256_of, write_json
+from core.store.record_types import Count, Kind, Time, check_type
+from core.store.records import load_items, read_record, reading, write_record
 from core.store.workspace import Workspace, check_name
 
-logger = logging.getLogger(__name__)
-
 DAMAGED = "Import the data again. The original files are in the dataset's source folder."
+
+Check = Callable[[Reading], Sequence[str]]  # raises DataError, or returns sentences for the notes
+
+
+class SourceFile(TypedDict):
+    """An imported file. `stored` is its name in the source folder."""
+
+    name: str
+    bytes: Count
+    sha256: str
+    stored: str
 
 
 @dataclass(frozen=True)
@@ -61,27 +71,36 @@ class Dataset:
         files: name, bytes, sha256 and stored (the name in source/) of each imported file.
         created: unix time in seconds.
         types: rows of each type, the most frequent first.
-        duplicates: rows that repeat an earlier one. They stay in the dataset, in the same split as the first.
+        duplicates: rows that ask what an earlier one asks, or read as an earlier one. They stay in the
+            dataset, in the same split as the first.
         encoding: encoding of the text files.
         split_sha256: digest of each split's file.
+        layout: name of the layout that was recognized (see `layouts`), or "".
+        unread: columns of the files that nothing reads.
+        notes: sentences about what was left out, changed or chosen.
+        left_out: rows of the files that cannot be learned and were left out.
     """
 
     id: str
     name: str
-    kind: str
-    rows: int
-    splits: dict[str, int]
+    kind: Kind
+    rows: Count
+    splits: dict[str, Count]
     seed: int
     ratios: tuple[float, float, float]
     sha256: str
     roles: dict[str, str]
     columns: list[str]
     files: list[dict[str, Any]]
-    created: float
-    types: dict[str, int] = field(default_factory=dict)
-    duplicates: int = 0
+    created: Time
+    types: dict[str, Count] = field(default_factory=dict)
+    duplicates: Count = 0
     encoding: str = "utf-8"
     split_sha256: dict[str, str] = field(default_factory=dict)
+    layout: str = ""
+    unread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: Count = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,13 @@ class Preview:
         total: rows of all files.
         canonical: the first canonical rows.
         problem: why an import would be refused; empty if it would succeed.
+        choices: columns that can have a role; those of the files, or those that the layout gives.
+        layout: what the page calls the layout that was recognized; "" for plain columns.
+        unread: columns of the files that nothing reads.
+        notes: sentences about what is left out, changed or chosen.
+        read: rows that an import would store.
+        left_out: rows that cannot be learned.
+        duplicates: rows that ask what an earlier one asks, or read as an earlier one.
     """
 
     kind: str
@@ -105,6 +131,13 @@ class Preview:
     total: int
     canonical: list[dict[str, Any]]
     problem: str
+    choices: list[str] = field(default_factory=list)
+    layout: str = ""
+    unread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    read: int = 0
+    left_out: int = 0
+    duplicates: int = 0
 
 
 def preview(
@@ -113,42 +146,47 @@ def preview(
     roles: Mapping[str, str] | None = None,
     limit: int = 20,
     encoding: str = "utf-8",
+    check: Check | None = None,
 ) -> Preview:
     """Reads the files as an import would, without writing anything.
 
     Args:
         paths: files or folders.
-        kind: "domain" or "task"; None guesses it from the column names.
-        roles: role to column; None guesses them from the column names.
+        kind: "domain" or "task"; None guesses it from the columns.
+        roles: role to column; None guesses them from the columns.
         limit: how many raw and canonical rows to return.
         encoding: encoding of the text files.
+        check: a further check of the rows, see `import_dataset`.
 
     Raises:
         DataError: a file cannot be read at all. Problems with roles and cells are in `Preview.problem`.
     """
     raw = read_files(paths, encoding)
-    kind, columns, roles = _resolve_layout(raw, kind, roles)
-    rows: list[dict[str, Any]] = []
-    problem = ""
+    result = read_rows(raw, kind, roles)
+    problem, notes = "", result.notes
     try:
-        rows = to_canonical(raw, kind, roles)
-        split(rows)
+        if result.problem is not None:
+            raise result.problem
+        split(result.rows)
+        notes = [*notes, *(check(result) if check else ())]
     except StudioError as e:
         problem = str(e)
-    return Preview(kind, columns, roles, [r.values for r in raw[:limit]], len(raw), rows[:limit], problem)
-
-
-def _resolve_layout(
-    raw: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None
-) -> tuple[str, list[str], dict[str, str]]:
-    """Resolves kind, columns and roles: the given values, and guesses for the others."""
-    columns = list_columns(raw)
-    assigned = {role: column for role, column in (roles or {}).items() if column}
-    if not kind and assigned:
-        kind = "domain" if "text" in assigned else "task"
-    elif not kind:
-        kind = guess_kind(raw)
-    return kind, columns, assigned or guess_roles(columns, kind)
+    return Preview(
+        kind=result.kind,
+        columns=result.columns,
+        roles=result.roles,
+        rows=[r.values for r in raw[:limit]],
+        total=len(raw),
+        canonical=result.rows[:limit],
+        problem=problem,
+        choices=result.choices,
+        layout=result.title,
+        unread=result.unread,
+        notes=notes,
+        read=len(result.rows),
+        left_out=result.left_out,
+        duplicates=count_repeats(result.rows),
+    )
 
 
 def import_dataset(
@@ -159,6 +197,7 @@ def import_dataset(
     roles: Mapping[str, str] | None = None,
     seed: int = SEED,
     encoding: str = "utf-8",
+    check: Check | None = None,
 ) -> Dataset:
     """Imports files as a dataset: copies them, reads the copies, splits the rows, and publishes the folder.
 
@@ -168,10 +207,12 @@ def import_dataset(
         workspace: workspace that gets the dataset.
         paths: files or folders; links are never followed.
         name: display name.
-        kind: "domain" or "task"; None guesses it from the column names.
-        roles: role to column; None guesses them from the column names.
+        kind: "domain" or "task"; None guesses it from the columns.
+        roles: role to column; None guesses them from the columns.
         seed: seed of the split.
         encoding: encoding of the text files.
+        check: a further check of the rows, such as whether the base's chat template accepts them. It raises
+            DataError, or returns sentences for the dataset's notes.
 
     Raises:
         DataError: a file or row cannot be read; names file, line and remedy.
@@ -186,10 +227,13 @@ def import_dataset(
         dataset_id, folder = draft.id, draft.path
         copies, files = _copy(sources, folder / "source")
         raw = read_sources(copies, encoding)
-        kind, columns, roles = _resolve_layout(raw, kind, roles)
-        rows = to_canonical(raw, kind, roles)
+        result = read_rows(raw, kind, roles)
         del raw
+        if result.problem is not None:
+            raise result.problem
+        rows = result.rows
         parts = split(rows, seed)
+        notes = [*result.notes, *(check(result) if check else ())]
         lines = [_to_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
         _write(folder / "rows.jsonl", lines)
@@ -200,20 +244,24 @@ def import_dataset(
         dataset = Dataset(
             id=dataset_id,
             name=name,
-            kind=kind,
+            kind=result.kind,
             rows=len(rows),
             splits={s: len(parts[s]) for s in SPLITS},
             seed=seed,
             ratios=RATIOS,
             sha256=_compute_fingerprint(folder / "rows.jsonl", seed, RATIOS),
-            roles=roles,
-            columns=columns,
+            roles=result.roles,
+            columns=result.columns,
             files=files,
             created=time.time(),
             types=dict(Counter(row["type"] for row in rows if "type" in row).most_common()),
-            duplicates=len(rows) - len({content_key(row) for row in rows}),
+            duplicates=count_repeats(rows),
             encoding=encoding,
             split_sha256=digests,
+            layout=result.layout,
+            unread=result.unread,
+            notes=notes,
+            left_out=result.left_out,
         )
         write_json(folder / "dataset.json", dataclasses.asdict(dataset))
         draft.expect("dataset.json", "rows.jsonl", *(f"source/{f['stored']}" for f in files))
@@ -272,28 +320,34 @@ def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
 
     Raises:
         NotFound: the dataset does not exist.
-        StorageError: its record is damaged.
+        DamagedRecord: its record is damaged, or a split is missing or cut off.
     """
-    workspace.find("datasets", dataset_id)
-    record = read_json(workspace.path("datasets", dataset_id, "dataset.json"))
-    try:
-        dataset = Dataset(**{**record, "ratios": tuple(record["ratios"])})
-        if dataset.id != dataset_id or set(dataset.splits) != set(SPLITS):
-            raise ValueError("it belongs to another dataset")
-        return dataset
-    except (TypeError, KeyError, ValueError) as e:
-        raise StorageError(f"The record of the dataset {dataset_id!r} is damaged: {e}.", DAMAGED) from e
+    path = workspace.find("datasets", dataset_id) / "dataset.json"
+    dataset = read_record(path, Dataset, dataset_id)
+    with reading(path):
+        check_type(list[SourceFile], dataset.files)
+        if set(dataset.splits) != set(SPLITS):
+            raise ValueError(f"its splits must be {', '.join(SPLITS)}, got {', '.join(dataset.splits)}")
+    for name in SPLITS:
+        path = workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{name}.jsonl")
+        with reading(path), open(path, "rb") as f:
+            _check_end(f, dataset.splits[name])
+    return dataset
+
+
+def _check_end(file: IO[bytes], rows: int) -> None:
+    """Checks that a split ends where a row ends; reading it checks its sha256."""
+    size = file.seek(0, os.SEEK_END)
+    if not rows:
+        return
+    file.seek(max(0, size - 1))
+    if file.read(1) != b"\n":
+        raise ValueError("it is cut off")
 
 
 def list_datasets(workspace: Workspace) -> list[Dataset]:
-    """Lists all datasets, oldest first; a dataset with a damaged record is logged and left out."""
-    datasets = []
-    for dataset_id in workspace.ids("datasets"):
-        try:
-            datasets.append(load_dataset(workspace, dataset_id))
-        except (StorageError, NotFound) as e:
-            logger.warning("dataset left out: %s", e)
-    return sorted(datasets, key=lambda d: (d.created, d.id))
+    """Every dataset that can be read, oldest first."""
+    return sorted(load_items(workspace, "datasets", load_dataset)[0], key=lambda d: (d.created, d.id))
 
 
 def read_split(
@@ -322,7 +376,7 @@ def read_split(
     try:
         with open(path, "rb") as f:
             return [json.loads(line) for line in itertools.islice(f, limit)]
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise StorageError(f"{path.name} cannot be read: {e}.", DAMAGED) from e
 
 
@@ -371,6 +425,8 @@ def rename_dataset(workspace: Workspace, dataset_id: str, name: str) -> Dataset:
     Raises:
         InvalidName: the name cannot be used.
     """
-    dataset = dataclasses.replace(load_dataset(workspace, dataset_id), name=check_name(name))
-    write_json(workspace.path("datasets", dataset_id, "dataset.json"), dataclasses.asdict(dataset))
+    clean = check_name(name)
+    with workspace.lock("datasets", dataset_id):
+        dataset = dataclasses.replace(load_dataset(workspace, dataset_id), name=clean)
+        write_record(workspace.path("datasets", dataset_id, "dataset.json"), dataclasses.asdict(dataset))
     return dataset

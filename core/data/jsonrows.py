@@ -1,8 +1,8 @@
 """JSON text to rows, each with the line it begins on; checks depth and length. `readers` opens the files.
 
-The nesting depth is checked before any parser sees the text, because a line of 40,000 opening brackets
-crashes the process in parsers that recurse, and an `except` does not catch that. `load_dataset("json")` and
-the JSON reader of pyarrow are not used for the same reason.
+The nesting depth is checked before any parser sees the text, because deep nesting can end the process in
+parsers that recurse, and an `except` does not catch that. `load_dataset("json")` and the JSON reader of pyarrow
+are not used for the same reason.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from core.errors import DataError
+from core.store.json_text import DEPTH_LIMIT, find_depth_excess
 
 LINE_LIMIT = 1_000_000  # characters of a line, a CSV cell, or an object in a .json file
-DEPTH_LIMIT = 32  # nested brackets
 FIELD_LIMIT = 64  # columns
 
-_MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _OBJECTS_WANTED = (
     "A .json file must be an array of objects, or an object with exactly one array of objects. "
@@ -50,26 +49,14 @@ def check_depth(text: str, file: str, line: int) -> None:
     Raises:
         DataError: they are nested deeper.
     """
-    if text.count("[") + text.count("{") <= DEPTH_LIMIT:
-        return
-    depth, quoted = 0, False
-    for mark in _MARK.finditer(text):
-        c = mark.group()
-        if c == '"':
-            quoted = not quoted
-        elif quoted or len(c) > 1:
-            continue
-        elif c in "[{":
-            depth += 1
-            if depth > DEPTH_LIMIT:
-                raise DataError(
-                    f"the JSON is nested deeper than {DEPTH_LIMIT} levels.",
-                    "Flatten it: a row is an object of texts, or an object with a list of messages.",
-                    file=file,
-                    line=line + text.count("\n", 0, mark.start()),
-                )
-        else:
-            depth -= 1
+    position = find_depth_excess(text, DEPTH_LIMIT)
+    if position is not None:
+        raise DataError(
+            f"the JSON is nested deeper than {DEPTH_LIMIT} levels.",
+            "Flatten it: a row is an object of texts, or an object with a list of messages.",
+            file=file,
+            line=line + text.count("\n", 0, position),
+        )
 
 
 def read_jsonl(lines: Iterator[tuple[int, str]], file: str) -> Iterator[tuple[int, dict[str, Any]]]:

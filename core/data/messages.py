@@ -6,8 +6,8 @@
     assistant   assistant, gpt, bot, model, ai     tool call   its JSON text, as context
     tool        tool, function, observation
 
-An assistant message that is not trained on carries `"weight": 0`. A canonical conversation ends with a trained
-assistant message: what follows it cannot be learned and is dropped.
+An assistant message that is not trained on carries `"weight": 0`. A canonical conversation ends with a
+trained assistant message: what follows it cannot be learned and is dropped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _ROLES = {
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _WEIGHT_KEYS = ("weight", "train", "loss")  # OpenAI; axolotl; ms-swift
-_FORM = 'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
+_FORM = (
+    'Write it as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]. '
+    "Roles of other tools are read too: developer, human, gpt, bot, model, tool, function."
+)
 
 
 def read_conversation(row: RawRow, column: str, notes: Notes) -> list[Message]:
@@ -135,7 +138,7 @@ def _read_message(item: Any, number: int, row: RawRow, column: str, notes: Notes
     role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise _error(
-            f"the role of message {number} must be system, user, assistant or tool, got {name!r}.",
+            f"the role of message {number} must be system, user or assistant, got {name!r}.",
             row,
             column,
         )

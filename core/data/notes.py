@@ -5,6 +5,7 @@ from __future__ import annotations
 from core.data.readers import RawRow
 
 NOTE_LIMIT = 20  # sentences that are shown and stored
+_SINGULAR = {"have": "has", "end": "ends"}
 
 
 class RowLeftOut(Exception):
@@ -61,8 +62,9 @@ class Notes:
                 sentences.append(what)
                 continue
             count = self._counts[what]
-            place = f"{row.file}, line {row.line}"
-            sentences.append(f"{count:,} row{'s' if count != 1 else ''} {what} (first: {place}).")
+            verb, _, rest = what.partition(" ")
+            subject = f"1 row {_SINGULAR.get(verb, verb)}" if count == 1 else f"{count:,} rows {verb}"
+            sentences.append(f"{subject} {rest} (first: {row.file}, line {row.line}).")
         if len(sentences) > NOTE_LIMIT:
             rest = len(sentences) - NOTE_LIMIT + 1
             sentences = [*sentences[: NOTE_LIMIT - 1], f"{rest} more notes are not shown."]

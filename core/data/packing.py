@@ -18,26 +18,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.data.encoding import EncodedSequence
+from core.data.encoded_sequence import EncodedSequence
 from core.errors import SpecError
 
 
 def split_into_windows(
-    boundary: int, ids: Sequence[int], max_length: int, overlap: int = 0
+    boundary: int | Sequence[int],
+    ids: Sequence[int],
+    max_length: int,
+    overlap: int = 0,
+    repeat: bool = False,
 ) -> list[EncodedSequence]:
     """Splits a document into sequences of at most `max_length` tokens; every token is trained exactly once.
 
-    The first window opens with the boundary token. Each later window opens with the last `overlap` tokens (at
-    least one) of the window before it, as context that is not trained.
+    The first window opens with the boundary tokens. Each later window opens with the last `overlap` tokens
+    (at least one) of the window before it, as context that is not trained.
 
         max_length 6, overlap 2      ids        b a1 a2 a3 a4 a5 | a4 a5 a6 a7 a8 a9
                                      loss_mask  0  1  1  1  1  1 |  0  0  1  1  1  1
+        repeat                       ids        b a1 a2 a3 a4 a5 | b a4 a5 a6 a7 a8 | b a7 a8 a9
+                                     loss_mask  0  1  1  1  1  1 | 0  0  0  1  1  1 | 0  0  0  1
 
     Args:
-        boundary: id of the token that stands before a document, never trained.
+        boundary: ids of the tokens that stand before a document, never trained.
         ids: token ids of the document, with eos at the end.
         max_length: tokens of a window.
         overlap: tokens that two neighbouring windows share.
+        repeat: whether every window opens with the boundary tokens; a base that was trained with BOS before
+            every text expects it there.
 
     Raises:
         SpecError: the overlap is more than half of a window.
@@ -47,13 +55,18 @@ def split_into_windows(
             f"Overlap must be at most {max_length // 2}, half of the max length, got {overlap}.",
             "Choose a smaller overlap or a larger max length.",
         )
-    document, shared = [boundary, *ids], max(1, overlap)
+    opening = [boundary] if isinstance(boundary, int) else list(boundary)
+    later = opening if repeat else []
+    document, shared = [*opening, *ids], max(1, overlap)
     first = document[:max_length]
-    sequences = [EncodedSequence(first, [0] + [1] * (len(first) - 1))]
+    known = min(len(opening), len(first))
+    sequences = [EncodedSequence(first, [0] * known + [1] * (len(first) - known))]
     end = max_length
+    size = max(shared + 1, max_length - len(later))
     while end < len(document):
-        part = document[end - shared : end - shared + max_length]
-        sequences.append(EncodedSequence(part, [0] * shared + [1] * (len(part) - shared)))
+        part = document[end - shared : end - shared + size]
+        context = len(later) + shared
+        sequences.append(EncodedSequence([*later, *part], [0] * context + [1] * (len(part) - shared)))
         end += len(part) - shared
     return sequences
 
@@ -101,7 +114,8 @@ class PackingStats:
         width: tokens of a full row.
         packed: whether sequences share rows.
         cut: examples that were longer than the max length.
-        lost: tokens that were cut off from them.
+        lost: tokens that were cut off from them; `lost_answer`, `lost_question` and `lost_system` are its
+            parts.
         windows: windows that long documents were split into; their tokens are all read.
     """
 
@@ -114,6 +128,9 @@ class PackingStats:
     packed: bool
     cut: int = 0
     lost: int = 0
+    lost_answer: int = 0
+    lost_question: int = 0
+    lost_system: int = 0
     windows: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -154,6 +171,9 @@ def build_rows(
         packed=packed,
         cut=sum(e.truncated > 0 for e in sequences),
         lost=sum(e.truncated for e in sequences),
+        lost_answer=sum(e.cut.answer for e in sequences),
+        lost_question=sum(e.cut.question for e in sequences),
+        lost_system=sum(e.cut.system for e in sequences),
     )
     return rows, stats
 

@@ -1,5 +1,7 @@
 """Parquet files to rows, with a limit on the size after dictionary decoding. Files are opened in `readers`.
 
+Columns of other types, such as images and vectors, are not read: their cells are `UnreadCell`.
+
 A small file can decode to gigabytes: a dictionary of one long text and a million references to it takes a few
 kilobytes. Text columns therefore stay dictionary-encoded until their decoded size is known.
 pyarrow is imported when a file is read, because the import is slow.
@@ -8,6 +10,7 @@ pyarrow is imported when a file is read, because the import is slow.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
 from core.data.jsonrows import FIELD_LIMIT
@@ -18,7 +21,21 @@ TEXT_LIMIT_BYTES = 1 << 30  # of all cells of a file, decoded
 RATIO_LIMIT = 1000  # decoded bytes per byte of the file, from RATIO_FLOOR_BYTES on
 RATIO_FLOOR_BYTES = 64 << 20
 BATCH_ROWS = 512
-TYPE_DEPTH_LIMIT = 4
+TYPE_DEPTH_LIMIT = 8  # a list of messages with tool calls has 7
+
+
+@dataclass(frozen=True)
+class UnreadCell:
+    """A cell of a column whose type is not supported.
+
+    Attributes:
+        type_name: the type, as Arrow writes it.
+    """
+
+    type_name: str
+
+    def __str__(self) -> str:
+        return f"({self.type_name}, not read)"
 
 
 def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
@@ -38,9 +55,11 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
     limit = min(TEXT_LIMIT_BYTES, max(RATIO_FLOOR_BYTES, RATIO_LIMIT * file.seek(0, 2)))
     done = decoded = 0
     try:
-        dictionary_columns = _check(pq.ParquetFile(file, **limits), name)
+        dictionary_columns, unread = _check(pq.ParquetFile(file, **limits), name)
         parquet = pq.ParquetFile(file, read_dictionary=dictionary_columns, **limits)
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+        columns = parquet.schema_arrow.names
+        wanted = [c for c in columns if c not in unread]
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
             done += batch.num_rows
             decoded += sum(_count_decoded_bytes(column) for column in batch.columns)
             if done > ROW_LIMIT:
@@ -55,7 +74,8 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
                 )  # fmt: skip
             names = batch.schema.names
             for cells in zip(*(column.to_pylist() for column in batch.columns)):
-                yield {n: _to_json_value(c) for n, c in zip(names, cells)}
+                row = {n: _to_json_value(c) for n, c in zip(names, cells)}
+                yield {c: unread[c] if c in unread else row[c] for c in columns} if unread else row
     except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as e:
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
         raise DataError(
@@ -66,11 +86,11 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
         ) from e
 
 
-def _check(parquet: Any, name: str) -> list[str]:
+def _check(parquet: Any, name: str) -> tuple[list[str], dict[str, UnreadCell]]:
     """Checks size, columns and encodings before any cell is read.
 
     Returns:
-        Paths of the text columns that are read as dictionaries.
+        Paths of the text columns that are read as dictionaries, and the columns that are not read.
     """
     meta, schema = parquet.metadata, parquet.schema_arrow
     if meta.num_rows > ROW_LIMIT:
@@ -88,13 +108,16 @@ def _check(parquet: Any, name: str) -> list[str]:
     names = schema.names
     if duplicate := next((n for n in names if names.count(n) > 1), None):
         raise DataError(f"two columns are named {duplicate!r}.", "Give each column its own name.", file=name)
-    for field in schema:
-        if not _is_supported(field.type, 0):
-            raise DataError(
-                f"the column {field.name!r} has the type {str(field.type)[:60]}, which is not supported.",
-                "Keep the columns of texts, numbers and lists of messages, and remove the others.",
-                file=name,
-            )
+    unread = {
+        f.name: UnreadCell(" ".join(str(f.type).split())[:60]) for f in schema if not _is_supported(f.type, 0)
+    }
+    if len(unread) == len(schema):
+        types = ", ".join(f"{column!r} ({cell.type_name})" for column, cell in unread.items())
+        raise DataError(
+            f"no column has a type that can be read: {types}.",
+            "Write texts, numbers or lists of messages.",
+            file=name,
+        )
     size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     if size > TEXT_LIMIT_BYTES:
         raise DataError(
@@ -106,6 +129,8 @@ def _check(parquet: Any, name: str) -> list[str]:
     for i in range(meta.num_row_groups):
         for j in range(meta.num_columns):
             chunk = meta.row_group(i).column(j)
+            if chunk.path_in_schema.split(".")[0] in unread or chunk.path_in_schema in unread:
+                continue
             if chunk.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in chunk.encodings:
                 raise DataError(
                     f"the encoding DELTA_BYTE_ARRAY of the column {chunk.path_in_schema!r} is not supported.",
@@ -114,7 +139,7 @@ def _check(parquet: Any, name: str) -> list[str]:
                 )
             if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in e for e in chunk.encodings):
                 dictionary_columns[chunk.path_in_schema] = None
-    return list(dictionary_columns)
+    return list(dictionary_columns), unread
 
 
 def _is_supported(kind: Any, depth: int) -> bool:

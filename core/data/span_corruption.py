@@ -19,16 +19,23 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from core.data.special_tokens import encoder_of
+from core.data.truncation import Cut
+
 NOISE_DENSITY = 0.15  # share of a document's tokens that are hidden
 MEAN_SPAN_LENGTH = 3.0  # tokens
 
 
 class Sides(NamedTuple):
-    """Token ids of the decoder, which of them are trained on and scored, and token ids of the encoder."""
+    """Token ids of the decoder, which of them are trained on and scored, and token ids of the encoder.
+
+    `cut` counts the tokens that were cut off to respect the max length.
+    """
 
     decoder_ids: list[int]
     loss_mask: list[int]
     encoder_ids: list[int]
+    cut: Cut = Cut()
 
 
 @lru_cache(maxsize=8)
@@ -50,9 +57,11 @@ def encode_task(tokenizer: Any, question: Sequence[int], answer: str, max_length
         answer: text of the last message; an answer that is too long loses its end.
         max_length: most tokens of each side.
     """
-    written = [*_encode_plain(tokenizer, answer), tokenizer.eos_token_id][: max_length - 1]
+    whole = [*_encode_plain(tokenizer, answer), tokenizer.eos_token_id]
+    written = whole[: max_length - 1]
     decoder_ids = [tokenizer.decoder_start_token_id, *written]
-    return Sides(decoder_ids, [0] + [1] * len(written), list(question)[-max_length:])
+    cut = Cut(len(whole) - len(written), max(0, len(question) - max_length))
+    return Sides(decoder_ids, [0] + [1] * len(written), list(question)[-max_length:], cut)
 
 
 def split_for_encoder(tokenizer: Any, ids: Sequence[int], max_length: int) -> Iterator[list[int]]:
@@ -121,4 +130,4 @@ def encode_cloze(tokenizer: Any, prompt: str, completion: str) -> Sides:
 
 
 def _encode_plain(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return encoder_of(tokenizer).encode_user(text)

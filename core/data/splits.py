@@ -1,18 +1,21 @@
 """Stratified splits of canonical rows into train, val and test.
 
-The same rows and seed always give the same split, every type is spread over the three splits, and equal rows
-never fall into two splits.
+The same rows and seed always give the same split, every type is spread over the three splits, and no question
+falls into two splits: rows that ask the same, and texts that read the same, form a group.
 
-    rows of equal content form a group ─┐   groups sorted by type, within a type by a hash of seed and content
-                                        ▼
-    a a a a a b b b b c c c c c c c    each group goes to the split that is furthest below its share:
-    T T v T t T T T v T T t T T T v    after n groups every split holds its share of n, give or take two
+    rows that ask the same form a group ─┐  groups sorted by type, within a type by a hash of seed and content
+                                         ▼
+    a a a a a b b b b c c c c c c c    each group goes to the split that is furthest below its share of rows:
+    T T v T t T T T v T T t T T T v    after n rows every split holds its share of n, give or take two rows
+
+Where groups have several rows, a split may miss its share by the rows of the largest group as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ from core.spec.settings import SEED
 
 SPLITS = ("train", "val", "test")
 RATIOS = (0.70, 0.15, 0.15)
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))  # soft hyphen, zero width
 
 
 def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
@@ -52,6 +56,38 @@ def content_key(row: Mapping[str, Any]) -> str:
     return "".join(f"{m['role']}:{len(m['content'])}:{m['content']}" for m in row["messages"])
 
 
+def question_key(row: Mapping[str, Any]) -> str:
+    """Builds a key that is equal for two canonical rows that ask the same, or whose texts read the same.
+
+    What a task row asks are its messages before the first trained answer, without those of the assistant. An
+    answer that opens the conversation does not count as the first one. Texts are compared without case,
+    compatibility forms (NFKC) and the number of blanks.
+    """
+    if "text" in row:
+        return normalize_text(str(row["text"]))
+    parts: list[str] = []
+    has_question = False
+    for message in row["messages"]:
+        if message["role"] != "assistant":
+            text = normalize_text(message["content"])
+            parts.append(f"{message['role']}:{len(text)}:{text}")
+            has_question = has_question or message["role"] == "user"
+        elif has_question and message.get("weight", 1):
+            break
+    return "".join(parts)
+
+
+def normalize_text(text: str) -> str:
+    """A text without case, compatibility forms and invisible characters, with one space for its blanks."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.translate(_INVISIBLE).split())
+
+
+def count_repeats(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Counts the rows that ask what an earlier row asks, or read as an earlier one."""
+    return len(rows) - len({question_key(row) for row in rows})
+
+
 def split(
     rows: Sequence[Mapping[str, Any]], seed: int = SEED, ratios: Sequence[float] = RATIOS
 ) -> dict[str, list[int]]:
@@ -66,29 +102,51 @@ def split(
         "train", "val" and "test", each with ascending indices into `rows`; every index occurs once.
 
     Raises:
-        DataError: there are fewer than three different rows.
+        DataError: there are fewer than three different questions or texts.
         SpecError: the ratios are not valid.
     """
     shares = check_ratios(ratios)
-    groups: dict[str, list[int]] = {}
+    by_question: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(content_key(row), []).append(index)
-    if len(groups) < len(SPLITS):
+        by_question.setdefault(question_key(row), []).append(index)
+    if len(by_question) < len(SPLITS):
         raise DataError(
             "A dataset needs at least 3 different rows, one each for train, val and test, "
-            f"got {len(groups)}.",
-            "Add rows, or split one long text into documents with lines of only `---` between blank lines.",
+            f"got {len(by_question)}.",
+            "Rows that ask the same question count as one. Add rows, or split one long text into documents "
+            "with lines of only `---` between blank lines.",
         )
 
-    def sort_key(content: str) -> tuple[str, bytes]:
-        kind = min(str(rows[i].get("type", "")) for i in groups[content])
+    def sort_key(group: list[int]) -> tuple[str, bytes]:
+        kind = min(str(rows[i].get("type", "")) for i in group)
+        content = min(content_key(rows[i]) for i in group)
         return kind, hashlib.sha256(f"{seed}:{content}".encode("utf-8", "surrogatepass")).digest()
 
-    parts: list[list[str]] = [[], [], []]
-    for n, content in enumerate(sorted(groups, key=sort_key), start=1):
-        deficits = [share * n - len(part) for share, part in zip(shares, parts)]
-        parts[deficits.index(max(deficits))].append(content)
+    groups = sorted(by_question.values(), key=sort_key)
+    # Equal rows count once, unless they are so many that the sizes would miss their shares.
+    parts = _assign(groups, shares, [len({content_key(rows[i]) for i in group}) for group in groups])
+    slack = max(map(len, groups)) + 1
+    if any(abs(sum(map(len, p)) - share * len(rows)) > slack for p, share in zip(parts, shares)):
+        parts = _assign(groups, shares, list(map(len, groups)))
+    return {name: sorted(i for group in part for i in group) for name, part in zip(SPLITS, parts)}
+
+
+def _assign(
+    groups: Sequence[list[int]], shares: Sequence[float], weights: Sequence[int]
+) -> list[list[list[int]]]:
+    """Assigns each group in turn to the split that is furthest below its share of the weights so far."""
+    parts: list[list[list[int]]] = [[], [], []]
+    sizes, done = [0, 0, 0], 0
+    for group, weight in zip(groups, weights):
+        done += weight
+        deficits = [share * done - size for share, size in zip(shares, sizes)]
+        chosen = deficits.index(max(deficits))
+        parts[chosen].append(group)
+        sizes[chosen] += weight
     for part in parts:
-        if not part:  # very small data: take a group from the largest split
-            part.append(max(parts, key=len).pop())
-    return {name: sorted(i for content in part for i in groups[content]) for name, part in zip(SPLITS, parts)}
+        if not part:  # very small data: take the smallest group from the split with most groups
+            largest = max(parts, key=len)
+            smallest = min(map(len, largest))
+            last = max(i for i, group in enumerate(largest) if len(group) == smallest)
+            part.append(largest.pop(last))
+    return parts

@@ -53,3 +53,27 @@ def split_thought(text: str, is_open: bool = False) -> tuple[str, str]:
     if is_open:
         return text.strip(), ""
     return "", text
+
+
+def find_written_thought(content: str) -> tuple[str, str, str, str] | None:
+    """Finds the complete thought at the beginning of an answer of the data.
+
+    Returns:
+        (opening, thought, closing, answer): the markers with the blanks around them, the rest without; None
+        where the answer does not begin with a complete thought.
+    """
+    start = len(content) - len(content.lstrip())
+    for opening, closing in MARKERS:
+        if not content.startswith(opening, start):
+            continue
+        begin, end = start + len(opening), content.find(closing, start + len(opening))
+        if end < 0:
+            continue
+        thought, answer = content[begin:end], content[end + len(closing) :]
+        if not thought.strip():
+            return content[:begin], "", closing, answer.lstrip()
+        first = begin + len(thought) - len(thought.lstrip())
+        last = begin + len(thought.rstrip())
+        rest = len(content) - len(answer.lstrip())
+        return content[start:first], content[first:last], content[last:rest], content[rest:]
+    return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.data.datasets import load_dataset
 from core.engine.worker import Stream, Worker
-from core.errors import SpecError
+from core.errors import SpecError, StudioError
 from core.progress import Progress
 from core.spec.mix import Mix, Sampling
 from core.store import adapters as adapter_store
@@ -20,7 +20,7 @@ from core.store.workspace import Workspace
 if TYPE_CHECKING:
     from core.analyze.interference import WeightComparison
     from core.analyze.output_comparison import OutputComparison
-    from core.analyze.weight_map import WeightMap
+    from core.store.weight_maps import WeightMap
     from core.evaluate.sample import Sample
     from core.model.resident import Resident
 
@@ -60,11 +60,13 @@ class InterferenceProgress(Progress):
 
     Attributes:
         pairs: one comparison of weights per pair of adapters.
-        outputs: the comparison on the prompts; None without prompts.
+        outputs: the comparison on the prompts; None without prompts that fit the base.
+        note: on the prompts that were left out.
     """
 
     pairs: tuple[WeightComparison, ...] = ()
     outputs: OutputComparison | None = None
+    note: str = ""
 
 
 class Analysis:
@@ -168,7 +170,9 @@ class Analysis:
         train, validation, test = (
             sample.load_sample(self._workspace, dataset, split, limit) for split in ("train", "val", "test")
         )
-        return train, replace(validation, split="val + test", rows=validation.rows + test.rows)
+        numbers = validation.numbers + test.numbers
+        rows = validation.rows + test.rows
+        return train, replace(validation, split="val + test", rows=rows, numbers=numbers)
 
     def _is_trained_on(self, dataset: str) -> bool:
         """Whether an adapter of the library was trained on these rows or replayed them.
@@ -176,7 +180,7 @@ class Analysis:
         The rows are compared by checksum, so another import of the same files counts too.
         """
         names = {dataset, load_dataset(self._workspace, dataset).sha256}
-        library = (adapter_store.load(self._workspace, a) for a in self._workspace.ids("adapters"))
+        library = adapter_store.load_all(self._workspace)
         return any(names & adapter.training_data for adapter in library)
 
     def interference(self, mix: Mix, prompts: Sequence[str] = ()) -> Stream:
@@ -192,7 +196,12 @@ class Analysis:
             from core.model.generate import encode_prompt
 
             resident = self._resident()
-            ids = [encode_prompt(resident, p, True, 0) for p in prompts if p.strip()]
+            ids, left_out = [], []
+            for number, prompt in enumerate((p for p in prompts if p.strip()), 1):
+                try:
+                    ids.append(encode_prompt(resident, prompt, True, 0))
+                except StudioError as e:
+                    left_out.append(f"Prompt {number} was left out: {e.what}")
             pairs: Any = ()
             outputs: Any = None
             for part in compare_weights(resident, mix):
@@ -205,7 +214,7 @@ class Analysis:
                     yield InterferenceProgress(step.done, step.total, step.text, pairs=pairs)
                 else:
                     outputs = step
-            yield InterferenceProgress(1, 1, "Done", pairs=pairs, outputs=outputs)
+            yield InterferenceProgress(1, 1, "Done", pairs=pairs, outputs=outputs, note=" ".join(left_out))
 
         return self._worker.stream(work)
 

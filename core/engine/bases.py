@@ -45,10 +45,8 @@ class Bases:
         """What a change of the base would unload, one sentence each. Nothing on disk is deleted."""
         warnings, resident = [], self._resident_base.peek()
         if resident is not None and resident.digests:
-            in_library = set(self._workspace.ids("adapters"))
-            adapter_names = sorted(
-                adapters.load(self._workspace, a).name for a in list(resident.digests) if a in in_library
-            )
+            library = adapters.load_all(self._workspace)
+            adapter_names = sorted(a.name for a in library if a.id in resident.digests)
             leave = _count(len(adapter_names), "adapter leaves", "adapters leave")
             stay = "It stays" if len(adapter_names) == 1 else "They stay"
             names = ", ".join(adapter_names)
@@ -77,7 +75,7 @@ class Bases:
 
         Raises:
             BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is
-                training or queued, or a base is being loaded.
+                training or queued on the resident base, or a base is being loaded.
         """
         name = name.strip()
         if quantization not in QUANTIZATIONS:
@@ -90,7 +88,8 @@ class Bases:
             raise BaseModelError(f"{name!r} is not complete on this machine.", "Download it first.")
         if name != DEFAULT_BASE and (reason := base_models.describe_defect(Path(source))):
             raise BaseModelError(f"{name!r} cannot be used. {reason}", "Choose another folder.")
-        if run := next((r for r in self._runs.list() if r.status.is_alive), None):
+        alive = (r for r in self._runs.list() if r.status.is_alive)
+        if run := next((r for r in alive if not self._runs.explain_wait(r.id)), None):
             raise Busy(
                 f"The run {run.name!r} is {run.status.value} on the resident base.",
                 "Wait until it ends, or stop it under Train; then change the base.",
@@ -109,7 +108,7 @@ class Bases:
         """Bases on this machine: the embedded one, the Hub's cache, and folders beside known bases."""
         known = [
             self.current().name,
-            *(adapters.load(self._workspace, a).base for a in self._workspace.ids("adapters")),
+            *(a.base for a in adapters.load_all(self._workspace)),
         ]
         return [
             LocalBase(DEFAULT_BASE, DEFAULT_BASE, "llama"),

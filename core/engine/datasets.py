@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.data import datasets
 from core.data.datasets import Dataset, Preview
+from core.data.reading import Reading
+from core.engine.import_checks import check_rows
 from core.engine.worker import Worker
 from core.errors import SpecError
 from core.spec.settings import SEED
@@ -48,7 +50,8 @@ class Datasets:
 
         Args and errors are those of `import_files`.
         """
-        return datasets.preview([Path(p) for p in paths], kind, roles, encoding=encoding)
+        files = [Path(p) for p in paths]
+        return datasets.preview(files, kind, roles, encoding=encoding, check=self._check_rows)
 
     def import_files(
         self,
@@ -66,11 +69,18 @@ class Datasets:
             kind: "domain" (text) or "task" (labelled pairs); None guesses it.
             roles: maps a role to a column; None guesses it.
             seed: seed of the random splits.
+
+        Raises:
+            DataError: a file or a row cannot be read, or the chat template of the base that is loaded refuses
+                a conversation; names file and line.
         """
         files = [Path(p) for p in paths]
         return datasets.import_dataset(
-            self._workspace, files, name, kind, roles, seed=seed, encoding=encoding
+            self._workspace, files, name, kind, roles, seed=seed, encoding=encoding, check=self._check_rows
         )
+
+    def _check_rows(self, reading: Reading) -> Sequence[str]:
+        return check_rows(reading, self._worker, self._resident)
 
     def list(self) -> Sequence[Dataset]:
         """All datasets, newest first."""

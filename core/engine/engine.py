@@ -16,14 +16,13 @@ from core.engine.datasets import Datasets
 from core.engine.evaluation import Evaluation
 from core.engine.grids import Grids
 from core.engine.library import Library
+from core.engine.ownership import Ownership
 from core.engine.queue import RunQueue
 from core.engine.resident_base import DEFAULT_BASE, ResidentBase
 from core.engine.run_executor import RunExecutor
 from core.engine.runs import Runs
 from core.engine.votes import Votes
 from core.engine.worker import Worker
-from core.errors import Busy
-from core.store.locks import FileLock
 from core.store.workspace import Workspace
 
 
@@ -45,6 +44,7 @@ class Engine:
         chat, votes, analysis, evaluation: using and understanding mixes.
         samples: the sample data that ships with the studio.
         worker: the thread that owns the model.
+        notices: what is not possible in this workspace now, and why, a sentence or two each; usually empty.
         resident_base: the base model in memory; only the worker's thread may call its `get`.
 
     Example:
@@ -65,11 +65,8 @@ class Engine:
         load: bool = True,
     ) -> None:
         self.workspace = Workspace(workspace)
-        try:
-            self._lock: FileLock | None = FileLock(self.workspace.root / "owner.lock")
-            self.workspace.remove_partials()
-        except Busy:  # another studio or terminal uses the workspace: its partial files must stay
-            self._lock = None
+        self._ownership = Ownership(self.workspace)
+        self.notices: tuple[str, ...] = self._ownership.notices
         self.samples = Samples()
         self.worker = worker = Worker()
         self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)
@@ -90,13 +87,15 @@ class Engine:
             self.bases.load()
 
     def close(self) -> None:
-        """Ends the worker. A run that is training saves a checkpoint first and can be resumed."""
+        """Ends the worker. A run that is training saves a checkpoint first and can be resumed.
+
+        Requests that still wait for the model end with an error.
+        """
         self._executor.request_close()
         self.bases.stop_download()
         self.worker.close()
         self.queue.release()
-        if self._lock:
-            self._lock.release()
+        self._ownership.release()
 
     def __enter__(self) -> Engine:
         return self

@@ -11,7 +11,9 @@ seed; the table says so unless the seed is an axis.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections import Counter
@@ -21,7 +23,8 @@ from typing import Any
 
 from core.engine.queue import RunQueue
 from core.engine.runs import DOUBLE_CLICK_SECONDS, Runs
-from core.errors import NotFound
+from core.engine.worker import make_lock
+from core.errors import DamagedRecord, InvalidName, NotFound, StudioError
 from core.spec.training import RunStatus, TrainSpec
 from core.store import grids
 from core.store.csv_tables import format_csv
@@ -30,6 +33,8 @@ from core.store.runs import Run, RunExtra
 from core.store.workspace import Workspace, check_name
 from core.train import comparison
 from core.train.comparison import LossDifference, RunHistory, ValidationPoint
+
+logger = logging.getLogger(__name__)
 
 FIGURES = (
     "status", "final_loss", "best_loss", "final_perplexity", "best_perplexity", "steps", "seconds",
@@ -45,6 +50,7 @@ class CellResult:
         run: None while the cell has no run.
         adapter: its id in the library; "" while there is none.
         behind: its loss minus the best loss; None for the best cell, and without a loss.
+        is_damaged: it has a run, whose record cannot be read.
     """
 
     cell: Cell
@@ -53,6 +59,14 @@ class CellResult:
     adapter: str = ""
     best: bool = False
     behind: LossDifference | None = None
+    is_damaged: bool = False
+
+    @property
+    def status(self) -> str:
+        """The status of its run, in words."""
+        if self.run:
+            return self.run.status.value
+        return "damaged" if self.is_damaged else "not run"
 
     @property
     def loss(self) -> float:
@@ -74,7 +88,7 @@ class CellResult:
         final, best = self.history.final, self.history.best
         speed = self.history.tokens_per_second
         return {
-            "status": self.run.status.value if self.run else "not run",
+            "status": self.status,
             "final_loss": final.loss if final else None,
             "best_loss": best.loss if best else None,
             "final_perplexity": final.perplexity if final else None,
@@ -112,6 +126,7 @@ class Grids:
 
     def __init__(self, workspace: Workspace, runs: Runs, queue: RunQueue) -> None:
         self._workspace, self._runs, self._queue = workspace, runs, queue
+        self._starting = make_lock()  # a second click waits until the first one has its grid
         self._last_start: tuple[float, Any, str] = (0.0, None, "")
 
     def list(self) -> Sequence[Grid]:
@@ -133,24 +148,42 @@ class Grids:
             SpecError, NotFound, InvalidName, AdapterError: a cell cannot be trained; no cell was queued.
             Busy: the queue is full. StorageError
         """
-        when, last_request, grid_id = self._last_start
-        request = (base, axes, name)
-        if last_request == request and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
-            return self.get(grid_id)
-        cells = grids.make_cells(base, axes, check_name(name))
-        self._queue.check_room(len(cells))
-        for cell in cells:
-            self._runs.check(cell.spec)
-        grid = grids.create(self._workspace, base, axes, name)
-        self._last_start = (math.inf, request, grid.id)  # a second click while the cells are queued
-        try:
-            for cell in grid.cells:
-                extra = RunExtra(grid=grid.id, cell=cell.index)
-                grid.runs[cell.index] = self._runs.start(cell.spec, extra=extra)
-                grids.save(self._workspace, grid)  # after each run, so that a crash loses none
-        finally:
+        request = (base, {f: list(values) for f, values in axes.items()}, name)
+        with self._starting:
+            when, last_request, grid_id = self._last_start
+            if last_request == request and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
+                with contextlib.suppress(StudioError):  # it was deleted meanwhile
+                    return self.get(grid_id)
+            cells = grids.make_cells(base, axes, check_name(name))
+            self._queue.check_room(len(cells))
+            for cell in cells:
+                self._runs.check(cell.spec)
+            grid = grids.create(self._workspace, base, axes, name)
+            try:
+                for cell in grid.cells:
+                    run_id = self._runs.start(cell.spec, extra=RunExtra(grid=grid.id, cell=cell.index))
+                    grid.runs[cell.index] = run_id
+                    # After each run, so that a crash loses none.
+                    grids.set_runs(self._workspace, grid.id, {cell.index: run_id})
+            except BaseException:
+                self._withdraw(grid)
+                raise
             self._last_start = (time.monotonic(), request, grid.id)
-        return grid
+            return grid
+
+    def _withdraw(self, grid: Grid) -> None:
+        """Removes a grid that could not be queued whole, and its queued runs; with runs that began it stays."""
+        has_begun = False
+        for run_id in filter(None, grid.runs):
+            try:
+                self._queue.cancel(run_id)
+                self._workspace.delete("runs", run_id)
+            except (StudioError, OSError):
+                logger.exception("the run %s of an incomplete grid stays", run_id)
+                has_begun = True
+        if not has_begun:
+            with contextlib.suppress(StudioError, OSError):
+                self._workspace.delete("grids", grid.id)
 
     def define(self, base: TrainSpec, axes: Axes, name: str) -> Grid:
         """Stores a grid without queueing its cells: they run elsewhere, and `collect` adds the results.
@@ -186,7 +219,7 @@ class Grids:
                 grid.runs[cell.index] = candidate.id
                 filled.append(cell.index)
         if filled:
-            grids.save(self._workspace, grid)
+            grids.set_runs(self._workspace, grid_id, {i: grid.runs[i] for i in filled})
         return filled
 
     def cancel_open_cells(self, grid_id: str) -> Sequence[str]:
@@ -215,14 +248,16 @@ class Grids:
                 if r.validation
             ]
             ended = [dataclasses.replace(ended[0], best=True), *behind]
-        counts = Counter(r.run.status.value if r.run else "not run" for r in rows)
+        counts = Counter(r.status for r in rows)
         return GridResults(grid, (*ended, *others), dict(counts), describe_significance(ended, grid))
 
     def _read_cell(self, cell: Cell, run_id: str, library: set[str]) -> CellResult:
         try:
             run = self._runs.get(run_id) if run_id else None
-        except NotFound:  # it was deleted
+        except (NotFound, InvalidName):  # it was deleted
             run = None
+        except DamagedRecord:
+            return CellResult(cell, None, is_damaged=True)
         if run is None:
             return CellResult(cell, None)
         adapter = run.adapter if run.adapter in library else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data import datasets
+from core.engine.damaged import WORKSPACE, check_deletable, delete_file, list_damaged
 from core.engine.mix_warnings import list_mix_warnings
 from core.engine.resident_base import ResidentBase
 from core.engine.runs import Runs
@@ -17,11 +18,16 @@ from core.errors import Busy, NotFound, SpecError
 from core.merge.methods import BakeSpec
 from core.spec.mix import Mix
 from core.store import adapters as adapter_store
+from core.store import grids as grid_store
 from core.store import mixes as mix_store
+from core.store import runs as run_store
 from core.store.adapters import Adapter
+from core.store.files import size_of
 from core.store.mixes import SavedMix
+from core.store.records import Damaged
 from core.store.runs import Run
-from core.store.workspace import Workspace
+from core.store.trash import TrashedItem
+from core.store.workspace import KINDS, Workspace
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,7 @@ class Library:
 
     def adapters(self) -> list[Adapter]:
         """All adapters, newest first."""
-        stored = (adapter_store.load(self._workspace, i) for i in self._workspace.ids("adapters"))
-        return sorted(stored, key=lambda a: -a.created)
+        return adapter_store.load_all(self._workspace)
 
     def adapter(self, adapter_id: str) -> Adapter:
         """One adapter.
@@ -173,25 +178,28 @@ class Library:
     # --- all kinds of items
 
     def rename(self, kind: str, item_id: str, name: str) -> None:
-        """Gives a dataset, adapter or mix another display name.
+        """Gives a dataset, adapter, mix, run or grid another display name, in one step.
 
         Args:
-            kind: "datasets", "adapters" or "mixes".
+            kind: "datasets", "adapters", "mixes", "runs" or "grids".
 
         Raises:
-            SpecError: items of this kind cannot be renamed. NotFound, InvalidName
+            SpecError: items of this kind cannot be renamed, or another mix has the name. NotFound, InvalidName,
+                StorageError
         """
         renamers: dict[str, Callable[[Workspace, str, str], Any]] = {
             "datasets": datasets.rename_dataset,
             "adapters": adapter_store.rename,
             "mixes": mix_store.rename,
+            "runs": run_store.rename,
+            "grids": grid_store.rename,
         }
         if kind not in renamers:
             raise SpecError(f"A {kind.rstrip('s')} cannot be renamed.", f"Only {', '.join(renamers)} can.")
         renamers[kind](self._workspace, item_id, name)
 
-    def delete(self, kind: str, item_id: str) -> None:
-        """Deletes an item of the workspace; deleting a grid keeps its runs and adapters.
+    def delete(self, kind: str, item_id: str) -> TrashedItem:
+        """Moves an item of the workspace to the trash; deleting a grid keeps its runs and adapters.
 
         Args:
             kind: one of `core.store.workspace.KINDS`.
@@ -205,12 +213,64 @@ class Library:
                 raise Busy(f"The run {run.name!r} is using it.", "Stop the run first, or wait until it ends.")
         if kind == "adapters" and (resident := self._resident_base.peek()) is not None:
             self._worker.call(lambda: resident.unload(item_id))
-        self._workspace.remove(kind, item_id)
+        with self._workspace.lock(kind, item_id):  # a change that has begun ends first
+            return self._workspace.remove(kind, item_id)
+
+    # --- damaged items
+
+    def damaged(self, *kinds: str) -> list[Damaged]:
+        """What cannot be read in the workspace, with the file and the reason; the lists leave it out.
+
+        Args:
+            kinds: kinds of items, and "workspace" for files that belong to no item; none means all.
+        """
+        return list_damaged(self._workspace, kinds or (*KINDS, WORKSPACE))
+
+    def delete_damaged(self, kind: str, item_id: str) -> None:
+        """Moves a damaged item to the trash; deletes a damaged file of the workspace.
+
+        Args:
+            kind, item_id: of `Damaged`.
+
+        Raises:
+            Busy: a live run uses it. NotFound, StorageError
+        """
+        if kind == WORKSPACE:
+            delete_file(self._workspace, item_id)
+            return
+        check_deletable(self._workspace, kind, item_id)
+        self.delete(kind, item_id)
+
+    # --- the trash
+
+    def trash(self) -> list[TrashedItem]:
+        """The deleted items, the newest first."""
+        return self._workspace.trash()
+
+    def restore(self, entry: str) -> TrashedItem:
+        """Undoes a deletion.
+
+        Args:
+            entry: `TrashedItem.entry`.
+
+        Raises:
+            NotFound: the trash has no such entry. Busy: its id, or the name of a mix, is taken.
+        """
+        return self._workspace.restore(entry)
+
+    def empty_trash(self) -> int:
+        """Deletes the items in the trash for good; returns their number."""
+        return self._workspace.empty_trash()
+
+    # --- the disk
 
     def disk_usage(self) -> dict[str, int]:
-        """Free bytes on the disk of the workspace, and bytes that the workspace uses."""
-        used = sum(p.stat().st_size for p in self._workspace.root.rglob("*") if p.is_file())
-        return {"free_bytes": shutil.disk_usage(self._workspace.root).free, "used_bytes": used}
+        """Free bytes on the disk of the workspace, and bytes that the workspace and its trash use."""
+        return {
+            "free_bytes": shutil.disk_usage(self._workspace.root).free,
+            "used_bytes": size_of(self._workspace.root),
+            "trash_bytes": sum(item.bytes for item in self.trash()),
+        }
 
 
 def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:

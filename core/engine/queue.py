@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.engine.resident_base import ResidentBase
-from core.engine.worker import Worker
+from core.engine.worker import Worker, make_lock
 from core.errors import Busy, RunError, StudioError
 from core.spec.training import RunStatus
 from core.store import run_order, runs
@@ -73,7 +72,7 @@ class RunQueue:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self.locks: dict[str, FileLock] = {}
         self._pending: dict[str, Run] = {}
-        self._entrance = threading.Lock()  # held while the pending runs are counted and one is added
+        self._entrance = make_lock()  # held while the pending runs are counted and one is added
         self._version = 0  # of the order, as it was last read
         worker.choose = self._choose
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from core.engine.worker import Worker
-from core.errors import BaseModelError, StorageError, StudioError
+from core.errors import BaseModelError, DamagedRecord, StorageError, StudioError
 from core.store import base_models
-from core.store.files import read_json, write_json
+from core.store.files import write_json
 from core.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -132,19 +132,19 @@ class ResidentBase:
 
     def _read_choice(self, quantization: str, device: str) -> BaseChoice:
         """The base chosen last, if it is complete on this machine; otherwise the embedded base."""
-        default, file = BaseChoice(DEFAULT_BASE, quantization, device), self._workspace.base_path
-        if not file.is_file():
-            return default
+        default = BaseChoice(DEFAULT_BASE, quantization, device)
         try:
-            choice = read_json(file)
-            name, stored_quantization = str(choice["base"]), str(choice["quantization"])
-        except (StudioError, KeyError, TypeError):
-            self._missing_choice = f"The base chosen last could not be read from {file.name}."
+            choice = base_models.read_choice(self._workspace)
+        except DamagedRecord as e:
+            self._missing_choice = f"The base chosen last could not be read. {e.what}"
             return default
+        if choice is None:
+            return default
+        name, stored_quantization = choice.base, choice.quantization
         try:
             source, is_local = base_models.locate(name)
             complete = is_local and (name == DEFAULT_BASE or not base_models.describe_defect(Path(source)))
-        except (StudioError, OSError, RuntimeError):  # the folder is gone, or on a mount that does not answer
+        except (StudioError, OSError, RuntimeError, ValueError):  # the folder is gone, or on a mount that does not answer
             complete = False
         if complete:
             return BaseChoice(name, stored_quantization if quantization == "auto" else quantization, device)

@@ -6,18 +6,20 @@ A run trains on the model's thread (`core/engine/run_executor.py`), or in proces
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from core.data.datasets import Dataset, load_dataset
+from core.data.datasets import Dataset, load_dataset, read_split
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
 from core.engine.run_executor import RunExecutor
-from core.engine.worker import Worker
-from core.errors import Busy, RunError, SpecError, StudioError
+from core.engine.worker import Worker, make_lock
+from core.errors import BaseModelError, Busy, DataError, RunError, SpecError, StudioError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import adapters, run_order, runs
 from core.store.event_log import read_since
@@ -29,12 +31,15 @@ from core.train.comparison import RunHistory, SettingValues
 if TYPE_CHECKING:
     from core.train.memory import MemoryReport
 
+logger = logging.getLogger(__name__)
+
 # Where the loss can be logged, and the packages of which any one is enough.
 REPORTERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
+CHECK_SECONDS = 10.0  # longest wait for the model's thread before a start
 DOUBLE_CLICK_SECONDS = 2.0  # the same start twice within this time is one start
 COMPARISON_LIMITS = (2, 8)  # runs side by side
 
@@ -62,7 +67,9 @@ class Runs:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self._queue, self._executor = queue, executor
         self._model_shape: tuple[str, Any] | None = None  # (fingerprint of a base, what decides its memory)
-        self._last_start: tuple[float, TrainSpec | None, str] = (0.0, None, "")
+        self._checked = ("", "")  # sha256 of a dataset, fingerprint of the base whose template accepts it
+        self._starting = make_lock()  # a second click waits until the first one has its run
+        self._last_start: tuple[float, Any, str] = (0.0, None, "")  # when, what was started, run id
         self._histories: dict[str, tuple[int, RunHistory]] = {}  # run id to (bytes of its log, its history)
 
     # --- reading
@@ -121,14 +128,32 @@ class Runs:
         """Blocks until a run has ended.
 
         Raises:
-            Busy: it has not ended after `seconds`.
+            Busy: it has not ended after `seconds`. BaseModelError: see `check_base`.
         """
         end = time.monotonic() + seconds
         while (run := self.get(run_id)).status.is_alive or run_id in self._queue.locks:
+            self.check_base(run_id)
             if time.monotonic() > end:
                 raise Busy(f"The run {run.name!r} is still {run.status.value}.", "Wait longer, or stop it.")
             time.sleep(0.05)
         return self.get(run_id)
+
+    def explain_wait(self, run_id: str) -> str:
+        """Why a queued run of this process cannot start yet, as a sentence; "" if it can."""
+        return self._queue.explain_wait(run_id)
+
+    def check_base(self, run_id: str) -> None:
+        """Checks that a run does not wait for a base that is not being loaded. It stays in the queue.
+
+        Raises:
+            BaseModelError: the base could not be loaded, or is another one than that of the run.
+        """
+        info = self._resident_base.info
+        has_base = bool(info.error) or self._resident_base.peek() is not None
+        if has_base and not info.loading and (reason := self.explain_wait(run_id)):
+            raise BaseModelError(
+                reason, "Load that base: the run then starts. After a restart it can be queued again."
+            )
 
     # --- before a start
 
@@ -178,7 +203,7 @@ class Runs:
             the dataset.
 
         Raises:
-            SpecError, NotFound, InvalidName, AdapterError
+            SpecError, NotFound, InvalidName, AdapterError. DataError: the base's chat template refuses a row.
         """
         check_name(spec.name)
         if not spec.dataset:
@@ -194,7 +219,39 @@ class Runs:
             raise SpecError(missing[0], "Or remove it from the places where the loss is logged.")
         if spec.stack_on:
             self._check_parent(spec)
+        if spec.kind == "task" and spec.rules > 1:
+            self._check_conversations(dataset)
         return dataset
+
+    def _check_conversations(self, dataset: Dataset) -> None:
+        """Checks that the chat template of the resident base accepts the rows, with one row of each shape.
+
+        Without a base, or while the model is busy for long, the run checks it when it begins.
+
+        Raises:
+            DataError: it refuses a row; names the row, in the template's words.
+        """
+        resident = self._resident_base.peek()
+        if resident is None or self._checked == (dataset.sha256, resident.base.fingerprint):
+            return
+        from core.data.conversations import check_conversation, read_turns, shape_of
+
+        firsts: dict[Any, tuple[str, int, dict[str, Any]]] = {}
+        for split in ("train", "val", "test"):
+            for i, row in enumerate(read_split(self._workspace, dataset.id, split), start=1):
+                firsts.setdefault(shape_of(read_turns(row["messages"])), (split, i, row))
+
+        def check() -> None:
+            for split, number, row in firsts.values():
+                try:
+                    check_conversation(resident.base.tokenizer, row["messages"])
+                except DataError as e:
+                    place = f"Row {number} of the {split} split of {dataset.name!r}"
+                    raise DataError(f"{place}: {e.what[:1].lower()}{e.what[1:]}", e.fix) from e
+
+        with contextlib.suppress(Busy):
+            self._worker.call(check, CHECK_SECONDS)
+            self._checked = (dataset.sha256, resident.base.fingerprint)
 
     def _check_parent(self, spec: TrainSpec) -> None:
         """Checks the parent adapter: it is in the library and fits the base, or a live run will add it."""
@@ -210,6 +267,9 @@ class Runs:
     def start(self, spec: TrainSpec, launch: Launch | None = None, extra: RunExtra | None = None) -> str:
         """Queues a run and returns its id immediately; a second click on the same start returns the same run.
 
+        A start is the same if its settings, its processes and what is recorded with it are the same. The run
+        waits in the queue until a base is loaded. If it cannot enter the queue, nothing of it stays.
+
         Args:
             launch: the processes that train the run; None trains it on the resident base.
             extra: what is recorded with the run beside its settings, such as the grid that it belongs to.
@@ -222,15 +282,39 @@ class Runs:
             _, quantization, device = self._resident_base.choice
             launcher.check_launch(launch, spec)
             details = replace(details, launch=launch, quantization=quantization, device=device)
-        when, last_spec, run_id = self._last_start
-        if last_spec == spec and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
-            return run_id
-        dataset = self.check(spec)
-        self._queue.check_room(1)
-        run = runs.create(self._workspace, spec, self._resident_base.info.name, dataset.sha256, details)
-        self._last_start = (time.monotonic(), spec, run.id)
-        self._executor.enter(run)
-        return run.id
+        with self._starting:
+            when, last_request, run_id = self._last_start
+            if last_request == (spec, details) and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
+                with contextlib.suppress(StudioError):  # it was deleted meanwhile
+                    if not self.get(run_id).extra.cancelled:
+                        return run_id
+            dataset = self.check(spec)
+            self._queue.check_room(1)
+            run = runs.create(self._workspace, spec, self._resident_base.info.name, dataset.sha256, details)
+            try:
+                self._executor.enter(run)
+            except BaseException as e:
+                self._discard(run, str(e))
+                raise
+            self._last_start = (time.monotonic(), (spec, details), run.id)
+            return run.id
+
+    def _discard(self, run: Run, reason: str) -> None:
+        """Deletes a run that could not enter the queue; where that fails, its status says why it ended."""
+        try:
+            self._queue.lock(run.id)  # another process may have queued it meanwhile
+        except Busy:
+            return
+        except StudioError:
+            logger.exception("the run %s could not be locked", run.id)
+        try:
+            self._workspace.delete("runs", run.id)
+        except (StudioError, OSError):
+            logger.exception("the run %s could not be deleted", run.id)
+            with contextlib.suppress(StudioError):
+                runs.update(self._workspace, run, status=RunStatus.FAILED, error=reason)
+        finally:
+            self._queue.unlock(run.id)
 
     def stop(self, run_id: str) -> None:
         """Asks a run to end after its current step and add its adapter to the library.
@@ -282,6 +366,8 @@ class Runs:
     def resume(self, run_id: str) -> None:
         """Queues a run again, from its newest checkpoint that verifies.
 
+        While no base is loaded, or another base than its own, it waits in the queue.
+
         Raises:
             RunError: the run is alive or finished, or it began on another base. AdapterError, NotFound: its
                 parent adapter. Busy: another process holds it.
@@ -312,12 +398,22 @@ class Runs:
 
         Returns:
             ids of the runs.
+
+        Raises:
+            StudioError: the first error, after the other runs were queued.
         """
         order = run_order.read(self._workspace)
         waiting = [r.id for r in reversed(self.list()) if r.was_queued and r.id not in order.cancelled]
-        ids = order.sort(waiting)
-        for run_id in ids:
-            self.resume(run_id)
+        ids, errors = [], []
+        for run_id in order.sort(waiting):
+            try:
+                self.resume(run_id)
+                ids.append(run_id)
+            except StudioError as e:
+                logger.warning("the run %s was not queued: %s", run_id, e)
+                errors.append(e)
+        if errors:
+            raise errors[0]
         return ids
 
     def join(self, run_id: str, launch: Launch) -> None:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from core.errors import Busy, StudioError
@@ -36,6 +37,11 @@ START_AGAIN = "Start the studio again, then repeat the request."
 def closing_error() -> StudioError:
     """The error of a request that the worker cannot answer any more."""
     return StudioError("The studio is closing.", START_AGAIN)
+
+
+def make_lock() -> AbstractContextManager[bool]:
+    """A lock for a few lines that several threads of the page may run at once. The model needs no lock."""
+    return threading.Lock()
 
 
 class Stream:

@@ -5,26 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.data.encoding import (
-    EncodedSequence,
-    encode_chat,
-    encode_cloze,
-    encode_task,
-    encode_text,
-    encode_text_prompt,
+from core.data.encoding import EncodedSequence, encode_cloze, encode_text_prompt
+from core.evaluate.metrics import exact_match, f1, squad_exact_match, squad_f1
+from core.evaluate.rows import (
+    Question,
+    RowNote,
+    choose_answer_length,
+    encode_answers,
+    encode_documents,
+    encode_questions,
+    require_rows,
 )
-from core.evaluate.metrics import exact_match, f1, normalise
-from core.model.generate import generate
+from core.evaluate.words import split_words
+from core.model.columns import Column, SequenceState
+from core.model.generate import answer_room, generate
 from core.model.resident import Resident
 from core.model.scoring import score
 from core.progress import Progress
 from core.spec.mix import Mix, Sampling
 
 BATCH_QUESTIONS = 16
+BATCH_TOKENS = 32_768  # of questions and answers together, in one batch
+EXAMPLES = 20  # answers that a report shows
+
+METRICS = {"exact_match": exact_match, "f1": f1, "squad_exact_match": squad_exact_match, "squad_f1": squad_f1}
 
 
 @dataclass(frozen=True)
@@ -46,56 +55,117 @@ class EvaluationData:
     cloze: Sequence[tuple[str, str]] = ()
 
 
+class Measurement(list[dict[str, Any]]):
+    """One dict of figures per mix, and how they were measured.
+
+    Attributes:
+        max_length: longest sequence that was scored, in tokens.
+        max_new_tokens: longest answer, in tokens; 0 without questions.
+        notes: the rows that were cut or left out.
+    """
+
+    max_length: int = 0
+    max_new_tokens: int = 0
+    notes: tuple[RowNote, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The data of a measurement as token ids; keys are the prefixes of the figures."""
+
+    scored: dict[str, list[EncodedSequence]]
+    questions: dict[str, list[Question]]
+    cloze: list[tuple[list[int], str, int]]  # prompt, completion, longest answer
+    cloze_rows: int
+    notes: tuple[RowNote, ...]
+
+
 def measure(
-    resident: Resident, mixes: Sequence[Mix], data: EvaluationData, max_length: int, max_new_tokens: int = 64
-) -> Iterator[Progress | list[dict[str, Any]]]:
+    resident: Resident, mixes: Sequence[Mix], data: EvaluationData, max_length: int, max_new_tokens: int = 0
+) -> Iterator[Progress | Measurement]:
     """Measures every mix on all of the data.
+
+    A row that does not fit into the context is cut or left out; the notes of the measurement name it.
 
     Args:
         max_length: longest sequence scored for perplexity, in tokens.
-        max_new_tokens: longest answer to a question, in tokens.
+        max_new_tokens: longest answer to a question, in tokens; 0 takes the longest reference answer, within
+            the context.
 
     Yields:
-        Progress between batches; last, a list with one dict of figures per mix. Perplexities are
-        exp(sum of nats / sum of tokens). `latency_seconds` is the mean time from a question to its
-        complete answer, in batches of up to 16 questions under that mix alone; `tokens_per_second` is
-        the throughput of such a batch.
+        Progress between batches; last, a Measurement. Perplexities are exp(sum of nats / sum of tokens).
+        `latency_seconds` is the mean time from a question to its complete answer, in batches of up to 16
+        questions under that mix alone; `tokens_per_second` is the throughput of such a batch.
+
+    Raises:
+        SpecError: no row of one of the sets can be measured.
     """
-    tokenizer = resident.base.tokenizer
     length = min(max_length, resident.base.context)
-    scored = {
-        f"{name}_" if name else "": [e for t in texts for e in encode_text(tokenizer, t, length, trusted)]
-        for trusted, group in ((False, data.texts), (True, data.trusted_texts))
-        for name, texts in group.items()
-    }
-    for name, rows in data.questions.items():
-        if not name:  # the completions of the main questions
-            scored["answer_" if "" in scored else ""] = [
-                encode_task(tokenizer, r["messages"], length, resident.base.eos_ids) for r in rows
-            ]
-    total = sum(len(s) for s in scored.values()) + len(mixes) * (
-        sum(map(len, data.questions.values())) + len(data.cloze)
-    )
-    figures: list[dict[str, Any]] = [{} for _ in mixes]
+    if not max_new_tokens and data.questions:
+        rows = [row for of_set in data.questions.values() for row in of_set]
+        max_new_tokens = choose_answer_length(resident.base, rows)
+    encoded = _encode(resident, data, length, max_new_tokens)
+    total = sum(len(s) for s in encoded.scored.values())
+    total += len(mixes) * (sum(map(len, encoded.questions.values())) + len(encoded.cloze))
+    figures = Measurement({} for _ in mixes)
+    figures.max_length, figures.notes = length, encoded.notes
+    figures.max_new_tokens = max_new_tokens if data.questions else 0
     done = 0
-    for prefix, sequences in scored.items():
+    for prefix, sequences in encoded.scored.items():
         for part in _measure_perplexity(resident, mixes, sequences, prefix, figures):
             yield Progress(
                 done + part, total, f"Measuring the perplexity of {prefix.rstrip('_') or 'the split'}"
             )
         done += len(sequences)
     for i, mix in enumerate(mixes):
-        for name, rows in data.questions.items():
-            for part in _measure_answers(
-                resident, mix, rows, f"{name}_" if name else "", max_new_tokens, figures[i]
-            ):
+        for prefix, questions in encoded.questions.items():
+            for part in _measure_answers(resident, mix, questions, prefix, figures[i]):
                 yield Progress(done + part, total, f"Answering the questions with {mix.name or mix}")
-            done += len(rows)
-        if data.cloze:
-            for part in _measure_recall(resident, mix, data.cloze, figures[i]):
+            done += len(questions)
+        if encoded.cloze:
+            for part in _measure_recall(resident, mix, encoded.cloze, encoded.cloze_rows, figures[i]):
                 yield Progress(done + part, total, f"Probing the recall of {mix.name or mix}")
-            done += len(data.cloze)
+            done += len(encoded.cloze)
+    for figure in figures:  # a figure that is not a number is not shown as one
+        figure.update({k: None for k, v in figure.items() if isinstance(v, float) and not math.isfinite(v)})
     yield figures
+
+
+def _encode(resident: Resident, data: EvaluationData, length: int, max_new_tokens: int) -> _Encoded:
+    """Encodes all data, in the order of `EvaluationData`."""
+    base = resident.base
+    scored: dict[str, list[EncodedSequence]] = {}
+    questions: dict[str, list[Question]] = {}
+    notes: list[RowNote] = []
+
+    for trusted, group in ((False, data.texts), (True, data.trusted_texts)):
+        for name, texts in group.items():
+            rows = [{"text": t} for t in texts]
+            sequences, _, own = encode_documents(base, rows, length, name, trusted)
+            require_rows(len(sequences), len(rows), name, own)
+            scored[f"{name}_" if name else ""] = sequences
+            notes += own
+    for name, task_rows in data.questions.items():
+        prefix = f"{name}_" if name else ""
+        questions[prefix], own = encode_questions(base, task_rows, max_new_tokens, name)
+        require_rows(len(questions[prefix]), len(task_rows), name, own)
+        notes += own
+        if not name:  # the completions of the main questions
+            sequences, _, own = encode_answers(base, task_rows, length, name)
+            require_rows(len(sequences), len(task_rows), name, own)
+            scored["answer_" if "" in scored else ""] = sequences
+            known = {(n.data, n.row, n.reason) for n in notes}
+            notes += [n for n in own if (n.data, n.row, n.reason) not in known]
+    cloze = []
+    for i, (prompt, completion) in enumerate(data.cloze):
+        ids = encode_text_prompt(base.tokenizer, prompt)
+        longest = len(encode_cloze(base.tokenizer, "", completion).ids) + 1
+        if answer_room(base, ids) >= longest:
+            cloze.append((ids, completion, longest))
+        else:
+            reason = f"it has {len(ids) + longest} tokens and the context of this base {base.context}"
+            notes.append(RowNote("recall probe", i + 1, prompt[:60], "left out", reason))
+    return _Encoded(scored, questions, cloze, len(data.cloze), tuple(notes))
 
 
 def _measure_perplexity(
@@ -111,69 +181,100 @@ def _measure_perplexity(
         figure |= {f"{prefix}perplexity": s.perplexity, f"{prefix}nats": s.nats, f"{prefix}tokens": s.tokens}
 
 
+def batch_by_length(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Splits questions into batches of similar lengths, the shortest first.
+
+    A batch has at most BATCH_QUESTIONS rows and, unless one row alone has more, BATCH_TOKENS tokens.
+    """
+    batch: list[Question] = []
+    longest = 0
+    for question in sorted(questions, key=lambda q: len(q.prompt)):
+        size = len(question.prompt) + question.limit
+        is_full = len(batch) == BATCH_QUESTIONS or max(longest, size) * (len(batch) + 1) > BATCH_TOKENS
+        if batch and is_full:
+            yield batch
+            batch, longest = [], 0
+        batch.append(question)
+        longest = max(longest, size)
+    if batch:
+        yield batch
+
+
 def _measure_answers(
-    resident: Resident,
-    mix: Mix,
-    rows: Sequence[dict[str, Any]],
-    prefix: str,
-    max_new_tokens: int,
-    figure: dict[str, Any],
+    resident: Resident, mix: Mix, questions: Sequence[Question], prefix: str, figure: dict[str, Any]
 ) -> Iterator[int]:
-    match_sum = f1_sum = latency_sum = tokens = seconds = 0.0
-    examples = []
-    for start in range(0, len(rows), BATCH_QUESTIONS):
-        batch = rows[start : start + BATCH_QUESTIONS]
-        prompts = [
-            encode_chat(resident.base.tokenizer, r["messages"][:-1], add_generation_prompt=True)
-            for r in batch
-        ]
-        states: Any = []
+    sums: dict[str, float] = dict.fromkeys(METRICS, 0.0)
+    latency_sum = tokens = seconds = 0.0
+    done = cut = 0
+    answers: dict[int, tuple[Question, Column]] = {}
+    for batch in batch_by_length(questions):
+        states: Sequence[SequenceState] = []
         for states in generate(
-            resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=max_new_tokens)] * len(batch)
+            resident,
+            [q.prompt for q in batch],
+            [mix] * len(batch),
+            [Sampling(max_new_tokens=q.limit) for q in batch],
         ):
-            yield start
-        for row, state in zip(batch, states, strict=True):
-            answer, reference = state.column(resident.base.tokenizer).text, row["messages"][-1]["content"]
-            match_sum += exact_match(answer, reference)
-            f1_sum += f1(answer, reference)
+            yield done
+        for question, state in zip(batch, states, strict=True):
+            column = state.column(resident.base.tokenizer)
+            for name, metric in METRICS.items():
+                sums[name] += metric(column.text, question.reference)
             latency_sum += state.seconds
             tokens += len(state.ids)
-            examples.append(
-                {"question": row["messages"][-2]["content"], "answer": answer, "reference": reference}
-            )
+            cut += state.reason == "length"
+            answers[question.index] = question, column
         seconds += max(s.seconds for s in states)
-        yield start + len(batch)
-    if rows:
-        figure |= {
-            f"{prefix}exact_match": match_sum / len(rows),
-            f"{prefix}f1": f1_sum / len(rows),
-            f"{prefix}questions": len(rows),
-        }
+        done += len(batch)
+        yield done
+    if questions:
+        figure |= {f"{prefix}{name}": total / len(questions) for name, total in sums.items()}
+        figure |= {f"{prefix}questions": len(questions), f"{prefix}answers_cut": cut}
         if not prefix:
             figure |= {
-                "latency_seconds": latency_sum / len(rows),
+                "latency_seconds": latency_sum / len(questions),
                 "tokens_per_second": tokens / max(seconds, 1e-9),
-                "examples": examples[:20],
+                "examples": _make_examples(answers[i] for i in sorted(answers)[:EXAMPLES]),
             }
 
 
+def _make_examples(answers: Iterable[tuple[Question, Column]]) -> list[dict[str, Any]]:
+    examples = []
+    for question, column in answers:
+        example: dict[str, Any] = {
+            "question": question.text,
+            "answer": column.text,
+            "reference": question.reference,
+        }
+        if column.thought:
+            example |= {"thought": column.thought, "thought_tokens": column.thought_tokens}
+        if column.reason == "length":
+            example["cut"] = column.tokens
+        examples.append(example)
+    return examples
+
+
 def _measure_recall(
-    resident: Resident, mix: Mix, cloze: Sequence[tuple[str, str]], figure: dict[str, Any]
+    resident: Resident,
+    mix: Mix,
+    cloze: Sequence[tuple[list[int], str, int]],
+    rows: int,
+    figure: dict[str, Any],
 ) -> Iterator[int]:
     """Counts the prompts that greedy decoding continues with their completion."""
-    tokenizer = resident.base.tokenizer
     hits = 0
     for start in range(0, len(cloze), 2 * BATCH_QUESTIONS):
         batch = cloze[start : start + 2 * BATCH_QUESTIONS]
-        prompts = [encode_text_prompt(tokenizer, p) for p, _ in batch]
-        lengths = [len(encode_cloze(tokenizer, "", c).ids) + 1 for _, c in batch]
         states: Any = []
         for states in generate(
-            resident, prompts, [mix] * len(batch), [Sampling(max_new_tokens=n) for n in lengths]
+            resident,
+            [ids for ids, _, _ in batch],
+            [mix] * len(batch),
+            [Sampling(max_new_tokens=longest) for _, _, longest in batch],
         ):
             yield start
-        for (_, completion), state in zip(batch, states, strict=True):
-            text = normalise(state.column(tokenizer).text) + " "
-            hits += text.startswith(normalise(completion) + " ")
+        for (_, completion, _), state in zip(batch, states, strict=True):
+            expected = split_words(completion)
+            hits += split_words(state.column(resident.base.tokenizer).text)[: len(expected)] == expected
         yield start + len(batch)
     figure["recall"] = hits / len(cloze)

@@ -1,6 +1,6 @@
 """Exact match and F1 of answers: by the studio's own rule, and by SQuAD's.
 
-The rule of `exact_match` and `f1` is `RULE`; `core.evaluate.words` splits a text into the words that it compares.
+The rule of `exact_match` and `f1` is `core.spec.metric_rules.RULE`; `core.evaluate.words` splits a text into the words that it compares.
 SQuAD's rule stays available under its own name: lower case, no ASCII punctuation, no articles, single spaces.
 By that rule "1.5" equals "15", "-5" equals "5", "C++" equals "C", and "A" equals nothing at all.
 
@@ -53,8 +53,5 @@ def squad_f1(answer: str, reference: str) -> float:
 def _overlap(words: Sequence[str], expected: Sequence[str]) -> float:
     if not words or not expected:
         return float(words == expected)
-    counts, expected_counts = Counter(words), Counter(expected)
-    if counts == expected_counts:
-        return 1.0
-    shared = sum((counts & expected_counts).values())
+    shared = sum((Counter(words) & Counter(expected)).values())
     return 2 * shared / (len(words) + len(expected))

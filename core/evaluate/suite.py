@@ -10,10 +10,11 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from core.errors import SpecError
-from core.model.generate import SequenceState, encode_prompt, generate
+from core.errors import SpecError, StudioError
+from core.model.columns import Column, SequenceState
+from core.model.generate import encode_prompt, generate
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 from core.store.csv_tables import format_csv
@@ -27,19 +28,24 @@ class SuiteResult:
 
     Attributes:
         names: of the mixes, in the order of the columns.
-        answers: one row per prompt, one text per mix; an empty row for a prompt that is not answered yet.
+        answers: one row per prompt, one text per mix; an empty row for a prompt that is not answered yet. A
+            thought is not part of an answer.
         done: number of complete answers.
+        columns: the same answers with their thoughts and reasons.
+        left_out: number of a prompt, from 1 -> why it cannot be answered.
     """
 
     prompts: tuple[str, ...]
     names: tuple[str, ...]
     answers: tuple[tuple[str, ...], ...]
     done: int
+    columns: tuple[tuple[Column, ...], ...] = ()
+    left_out: dict[int, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """Number of answers in the complete suite."""
-        return len(self.prompts) * len(self.names)
+        return (len(self.prompts) - len(self.left_out)) * len(self.names)
 
     @property
     def rows(self) -> list[tuple[str, tuple[str, ...]]]:
@@ -65,6 +71,9 @@ def run_suite(
 ) -> Iterator[SuiteResult]:
     """Answers every prompt under every mix.
 
+    A prompt that does not fit into the context is left out, and the results name it. Where only a part of the
+    longest answer fits, answers end at the context.
+
     Args:
         samplings: one per mix.
         chat: render with the chat template; otherwise the prompts are continued as plain text.
@@ -73,38 +82,38 @@ def run_suite(
         A SuiteResult after every token; rows of answers appear batch by batch.
 
     Raises:
-        SpecError: the suite is empty, or a prompt is empty or too long; the message names its number.
+        SpecError: the suite has no prompts, or none that can be answered; the message has the first reason.
     """
     if not prompts:
         raise SpecError("The suite has no prompts.", "Enter some, one per line, or choose a file.")
-    ids = [
-        _encode_prompt(resident, p, i, chat, max(s.max_new_tokens for s in samplings))
-        for i, p in enumerate(prompts, 1)
-    ]
+    ids: dict[int, list[int]] = {}
+    left_out: dict[int, str] = {}
+    for i, prompt in enumerate(prompts):
+        try:
+            ids[i] = encode_prompt(resident, prompt, chat, 1)
+        except StudioError as e:
+            left_out[i + 1] = e.what
+    if not ids:
+        number, reason = next(iter(left_out.items()))
+        raise SpecError(f"No prompt of the suite can be answered. Prompt {number}: {reason}", "Shorten them.")
     names = tuple(m.name or str(m) for m in mixes)
-    answers: list[tuple[str, ...]] = [()] * len(prompts)
+    columns: list[tuple[Column, ...]] = [()] * len(prompts)
     width = len(mixes)
-    order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
+
+    def result(done: int) -> SuiteResult:
+        answers = tuple(tuple(c.text for c in row) for row in columns)
+        return SuiteResult(tuple(prompts), names, answers, done, tuple(columns), left_out)
+
+    order = sorted(ids, key=lambda i: len(ids[i]))
     prompts_per_batch = max(1, BATCH_ROWS // width)
-    yield SuiteResult(tuple(prompts), names, tuple(answers), 0)
+    yield result(0)
     for start in range(0, len(order), prompts_per_batch):
         batch = order[start : start + prompts_per_batch]
         rows = [ids[i] for i in batch for _ in mixes]
         states: list[SequenceState] = []
         for states in generate(resident, rows, list(mixes) * len(batch), list(samplings) * len(batch)):
-            yield SuiteResult(
-                tuple(prompts), names, tuple(answers), start * width + sum(bool(s.reason) for s in states)
-            )
-        texts = [s.column(resident.base.tokenizer).text for s in states]
+            yield result(start * width + sum(bool(s.reason) for s in states))
+        written = [s.column(resident.base.tokenizer) for s in states]
         for row, i in enumerate(batch):
-            answers[i] = tuple(texts[row * width : (row + 1) * width])
-        yield SuiteResult(tuple(prompts), names, tuple(answers), (start + len(batch)) * width)
-
-
-def _encode_prompt(
-    resident: Resident, prompt: str, number: int, chat: bool, max_new_tokens: int
-) -> list[int]:
-    try:
-        return encode_prompt(resident, prompt, chat, max_new_tokens)
-    except SpecError as e:
-        raise SpecError(f"Prompt {number}: {e.what}", e.fix) from e
+            columns[i] = tuple(written[row * width : (row + 1) * width])
+        yield result((start + len(batch)) * width)

@@ -53,20 +53,31 @@ _SAME = str.maketrans(
     }
 )
 _VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_EN_DASH_SIGN = re.compile(r"[\u2012\u2013](?=\.?\d)")
 _OWN_CLASS = frozenset(".,:/'-+#%_")
-# Over a string of one class per character: L letter, N digit, M mark, U letter of an unspaced script, S symbol,
-# C currency, O opening punctuation, P other punctuation, B blank; the characters of _OWN_CLASS stand for themselves.
+# Over a string of one class per character: L letter, N digit, M mark, U letter of an unspaced script, C currency,
+# E operator, S other symbol, O opening punctuation, P other punctuation, B blank; the characters of _OWN_CLASS
+# stand for themselves.
 _WORD = re.compile(
     r"""
-    (?P<sign>(?<![LNM'"%+\-)PS.])[-+](?=C?\.?N|L(?![LNM])))?     # not in 10-20, 5%-10%, x-ray
-    (?P<currency>C?)(?P<inner>(?<![LNMC])[-+](?=\.?N))?          # -$5 and $-5
+    (?P<sign>                                                    # -5, -$5, x=-5, -x; not 10-20, 5%-10%, x-ray
+        (?<![LNMP+\-])(?<!N[SCU%])[-+](?=C?\.?N|L(?![LNM]))
+    )?
+    (?:(?P<currency>C)(?P<inner>(?<!NC)[-+](?=\.?N))?)?          # $5, $-5
     (?P<word>
         (?:(?<![LNMU.])\.(?=N)|(?<![^BO])\.(?=L))?               # .5, .NET
-        [LN](?:[LNM]|(?<=N)[.,:/'](?=N)|(?<=[LM])['.\-](?=L)|(?<=[LNM])_(?=[LN]))*
-        (?:[+#]+(?![LNU])|(?<=[LNM])-(?=[BO,:/]|P|$))?
+        [LN](?:
+            [LNM]
+            |(?<=N)[.,:/'](?=N)                                  # 1.5, 1,000, 12:30, 1/2
+            |(?<=[LM])['.](?=L)                                  # don't, U.S.
+            |(?<=[LM][LM])-(?=L)|(?<=[LM])-(?=LL)                # cold-rack, x-ray; not x-y
+            |(?<=[LNM])_(?=[LN])                                 # snake_case
+        )*
+        (?:[+#]+(?![+#LNU])|(?<=[LM])-(?=[BOP.,:/']|$))?           # C++, C#, A-
     )
-    |(?P<unspaced>UM*)
-    |(?P<symbol>[SC+%]M*|M+)
+    |UM*
+    |[SCE+%]M*
+    |M+
     """,
     re.VERBOSE,
 )
@@ -102,6 +113,7 @@ def _fold(text: str) -> str:
         return text.casefold().replace("`", "'")
     folded = unicodedata.normalize("NFKC", "".join(_separate(text)).translate(_SAME)).casefold()
     folded = unicodedata.normalize("NFKC", folded).translate(_SAME)
+    folded = _EN_DASH_SIGN.sub("-", folded)
     visible = [c for c in _VARIATION_SELECTORS.sub("", folded) if unicodedata.category(c) != "Cf"]
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in visible)
 
@@ -134,10 +146,12 @@ def _classify(c: str) -> str:
         return "N"
     if category[0] == "M":
         return "M"
+    if c in "‰‱":
+        return "S"
     if category[0] == "P":
         return "O" if category in ("Ps", "Pi") or c == '"' else "P"
     if category[0] == "S":
-        return "C" if category == "Sc" else "S"
+        return {"Sc": "C", "So": "S"}.get(category, "E")
     code = ord(c)
     return "U" if any(low <= code <= high for low, high in UNSPACED) else "L"
 
@@ -149,13 +163,12 @@ def _read_words(match: re.Match[str], folded: str) -> list[str]:
         start, end = match.span(name)
         return folded[start:end] if start >= 0 else ""
 
-    if not part("word"):
-        return [match_text] if (match_text := folded[match.start() : match.end()]) else []
     word = part("word")
-    if word[:1].isdigit() or word[:2][1:].isdigit():
-        word = _THOUSANDS.sub(lambda m: m[0].replace(",", "").replace("'", ""), word)
-        numbers = word.replace("'", " ")
-        words = (numbers.replace(",", " ") if numbers.count(",") > 1 else numbers).split()
+    if not word:
+        return [folded[match.start() : match.end()]]
+    if word.lstrip(".")[0].isdigit():
+        word = _THOUSANDS.sub(lambda m: m[0].replace(",", "").replace("'", ""), word).replace("'", " ")
+        words = (word.replace(",", " ") if word.count(",") > 1 else word).split()
     else:
         words = [_join_letters(word)]
     words[0] = (part("sign") or part("inner")) + words[0]
@@ -163,5 +176,10 @@ def _read_words(match: re.Match[str], folded: str) -> list[str]:
 
 
 def _join_letters(word: str) -> str:
-    """A word without the apostrophes, points and hyphens between its letters."""
-    return word[0] + re.sub(r"(?<=[^\W\d_])['.\-](?=[^\W\d_])|(?<=\w)'(?=\w)", "", word[1:])
+    """A word without the apostrophes, points and hyphens between its letters.
+
+    A hyphen at its end is a sign after one or two letters (A-, AB-), otherwise the mark of a division.
+    """
+    if word.endswith("-"):
+        word = word if len(word) <= 3 else word[:-1]
+    return re.sub(r"(?<=[^\W\d_])['.\-](?=[^\W\d_])", "", word)

@@ -26,6 +26,7 @@ from core.errors import BaseModelError
 from core.model import nf4_cpu
 from core.model.experts import quantize_experts
 from core.model.families import Family, family_of
+from core.model.token_ids import check_config, complete_tokenizer, read_ids
 from core.store.base_models import EMBEDDED as EMBEDDED  # re-exported for callers of `load_base`
 from core.store.base_models import locate as locate
 
@@ -63,9 +64,8 @@ class Base:
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end an answer."""
-        eos = self.model.generation_config.eos_token_id
-        ids = eos if isinstance(eos, list) else [eos]
-        return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
+        ids = read_ids(self.model.generation_config, "eos_token_id")
+        return sorted({*ids, *read_ids(self.tokenizer, "eos_token_id")})
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -131,6 +131,7 @@ def load_base(
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config)
         _refuse_quantized_checkpoint(name, config)
+        check_config(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if family.seq2seq else AutoModelForCausalLM
         model = auto.from_pretrained(
@@ -146,18 +147,15 @@ def load_base(
         if quantization == "nf4":
             quantize_experts(model)
             nf4_cpu.round_trip(model.eval())
+        has_own_template = bool(tokenizer.chat_template)
+        if not has_own_template:
+            tokenizer.chat_template = family.template_for(tokenizer)
+        complete_tokenizer(name, tokenizer, model, family.seq2seq)
     except BaseModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+    except Exception as e:  # whatever a damaged folder makes the libraries raise
         raise _to_base_model_error(name, local, e) from e
     model.eval().requires_grad_(False)
-    has_own_template = bool(tokenizer.chat_template)
-    if not has_own_template:
-        tokenizer.chat_template = family.template
-    if tokenizer.pad_token_id is None:  # batches are masked by attention mask, never by this id
-        tokenizer.pad_token = tokenizer.eos_token
-    if family.seq2seq:
-        tokenizer.decoder_start_token_id = model.config.decoder_start_token_id
     return Base(
         name=name,
         model=model,

@@ -154,11 +154,16 @@ def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
         AdapterError: its files are damaged, or it is trained on experts.
     """
     adapters.verify(workspace, adapter_id)
-    folder = workspace.find("adapters", adapter_id)
-    config = parse_config(read_json(folder / adapters.CONFIG))
+    config, tensors = adapters.read_files(
+        workspace,
+        adapter_id,
+        lambda folder: (
+            parse_config(read_json(folder / adapters.CONFIG)),
+            load_file(folder / adapters.WEIGHTS),
+        ),
+    )
     if config.get("target_parameters"):
         raise _experts_error(adapter_id)
-    tensors = load_file(folder / adapters.WEIGHTS)
     keys = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
     factors = {
         k.removeprefix(PREFIX): Factors(tensors[f"{k}.lora_A.weight"], tensors[f"{k}.lora_B.weight"])

@@ -10,13 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from core.data.rendering import OPENING_BOS
+from core.data.special_tokens import text_prefix
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LLAMA_LIKE = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 # Sibling layers that usually read the same tensor; the mixer checks at run time whether they do. T5's `q` is
 # left out, because in cross attention it reads another tensor than `k` and `v`.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("k", "v"), ("wi_0", "wi_1"))
 
-# Chat templates for tokenizers without one. Both end every assistant turn with eos.
+# Chat templates for tokenizers without one. Both end every assistant turn with eos. The blank after
+# "Assistant:" is encoded with the answer (`core.data.rendering`), since it merges with the first word.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] }}"
     "{{ eos_token + '\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
@@ -55,6 +59,11 @@ class Family:
     def task_type(self) -> str:
         """peft's `task_type`."""
         return "SEQ_2_SEQ_LM" if self.seq2seq else "CAUSAL_LM"
+
+    def template_for(self, tokenizer: Any) -> str:
+        """The chat template for a tokenizer without one; it begins with BOS where the tokenizer puts BOS."""
+        puts_bos = tokenizer.bos_token_id is not None and text_prefix(tokenizer) == (tokenizer.bos_token_id,)
+        return OPENING_BOS + self.template if puts_bos and not self.seq2seq else self.template
 
 
 _ROWS = (

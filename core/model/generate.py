@@ -17,69 +17,27 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from core.data.encoding import encode_chat, encode_text_prompt
 from core.errors import SpecError
+from core.model.columns import Column as Column  # re-exported for callers of `generate`
+from core.model.columns import SequenceState
 from core.model.decoding import make_decoder
+from core.model.detokenizer import Detokenizer
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 
 
-@dataclass(frozen=True)
-class MixChange:
-    """A position in an answer where its mix changed.
-
-    Attributes:
-        at: characters before it.
-        tokens: tokens before it.
-        mix: the name of the new mix.
-        stamp: what the model had active from there on, as `Column.stamp`.
-    """
-
-    at: int
-    tokens: int
-    mix: str
-    stamp: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One mix's answer so far, as text.
-
-    Attributes:
-        text: the decoded answer.
-        tokens: how many tokens it has.
-        seconds: from the start of the prefill to the newest token.
-        done: whether it has ended.
-        reason: why it ended: "end" (an end token), "length", "stop" (a stop string), or "" while it is
-            decoded.
-        stamp: the mix that was active, read back from the tensors that the layers multiplied by, and the
-            sampling.
-        mix_changes: the positions where the mix changed during the answer, in order.
-    """
-
-    text: str = ""
-    tokens: int = 0
-    seconds: float = 0.0
-    done: bool = False
-    reason: str = ""
-    stamp: dict[str, Any] = field(default_factory=dict)
-    mix_changes: tuple[MixChange, ...] = ()
-
-
 def encode_prompt(
-    resident: Resident, prompt: str | Sequence[dict[str, str]], chat: bool, max_new_tokens: int
+    resident: Resident,
+    prompt: str | Sequence[dict[str, str]],
+    chat: bool,
+    max_new_tokens: int,
+    thinking: bool = False,
 ) -> list[int]:
     """Encodes a prompt and checks that prompt and answer fit into the context.
 
@@ -87,6 +45,7 @@ def encode_prompt(
         prompt: a text, or chat messages with `role` and `content`.
         chat: whether to apply the chat template; without it, the last message is continued as plain text.
         max_new_tokens: tokens to reserve for the answer.
+        thinking: whether the answer begins with a thought, with bases that think.
 
     Returns:
         Token ids.
@@ -100,7 +59,7 @@ def encode_prompt(
         raise SpecError("The prompt is empty.", "Write a question or the beginning of a text.")
     tokenizer = resident.base.tokenizer
     if chat:
-        ids = encode_chat(tokenizer, messages, add_generation_prompt=True)
+        ids = encode_chat(tokenizer, messages, add_generation_prompt=True, thinking=thinking)
     else:
         ids = encode_text_prompt(tokenizer, messages[-1]["content"])
     context = resident.base.context
@@ -155,70 +114,6 @@ def _set_eval(resident: Resident) -> list[Any]:
     return was_training
 
 
-class SequenceState:
-    """One row of a generation: its mix, its sampler and the tokens so far.
-
-    Attributes:
-        row: the index of the column, among all columns.
-        ids: the answer's token ids.
-        seconds, reason, stamp: as in `Column`.
-        text_before_stop: the answer up to its stop string, once it ended at one.
-        mix_changes: (tokens before, name of the new mix, stamp) per change.
-        processors: transformers' logits processors for this sampling; empty for plain greedy decoding.
-    """
-
-    def __init__(self, row: int, mix: Mix, sampling: Sampling) -> None:
-        self.row = row
-        self.mix = mix
-        self.sampling = sampling
-        self.ids: list[int] = []
-        self.seconds = 0.0
-        self.reason = ""
-        self.text_before_stop: str | None = None
-        self.stamp: dict[str, Any] = {}
-        self.mix_changes: list[tuple[int, str, dict[str, Any]]] = []
-        processors: list[Any] = []
-        if sampling.repetition_penalty != 1.0:
-            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if sampling.temperature > 0:
-            processors.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k:
-                processors.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1.0:
-                processors.append(TopPLogitsWarper(sampling.top_p))
-        self.processors = LogitsProcessorList(processors)
-
-    def change_mix(self, mix: Mix) -> None:
-        """Uses another mix from the next token on; its stamp is recorded after the next forward."""
-        self.mix, self.stamp = mix, {}
-
-    def record_stamp(self, stamp: dict[str, Any]) -> None:
-        """Records what the model had active, once per mix."""
-        if not self.stamp:
-            self.stamp = stamp
-            if self.ids:
-                self.mix_changes.append((len(self.ids), self.mix.name or str(self.mix), stamp))
-
-    def column(self, tokenizer: Any) -> Column:
-        """Decodes the answer so far."""
-        if self.text_before_stop is None:
-            decoded = tokenizer.decode(self.ids, skip_special_tokens=True)
-        else:
-            decoded = self.text_before_stop
-        text = decoded.strip() if self.reason else decoded
-        leading = len(decoded) - len(decoded.lstrip()) if self.reason else 0
-
-        def characters_before(tokens: int) -> int:
-            prefix = tokenizer.decode(self.ids[:tokens], skip_special_tokens=True)
-            return min(max(len(prefix) - leading, 0), len(text))
-
-        changes = tuple(
-            MixChange(characters_before(n), n, name, stamp) for n, name, stamp in self.mix_changes
-        )
-        stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
-        return Column(text, len(self.ids), self.seconds, bool(self.reason), self.reason, stamp, changes)
-
-
 def generate(
     resident: Resident,
     prompts: Sequence[Sequence[int]],
@@ -237,6 +132,8 @@ def generate(
     prompts and answers so far are prefilled again under the new mixes, in one forward, and decoding continues
     from there. A new name alone is not a change. The column records a `MixChange` with a new stamp.
 
+    An answer is never longer than the room that its prompt leaves in the context.
+
     Args:
         prompts: token ids, one list per column.
         mixes, samplings: one per column.
@@ -246,6 +143,9 @@ def generate(
         The states of all columns after every step. They are the same objects each time;
         `SequenceState.column` decodes one of them.
 
+    Raises:
+        SpecError: a prompt leaves no room for an answer.
+
     Example:
         >>> ids = encode_prompt(resident, "Where is the red lamp?", chat=True, max_new_tokens=32)
         >>> mixes = [Mix(), Mix(weights={"my-adapter": 1.0})]
@@ -254,9 +154,9 @@ def generate(
         >>> [s.column(resident.base.tokenizer).text for s in states]
     """
     base, tokenizer = resident.base, resident.base.tokenizer
-    states = [SequenceState(i, mix, s) for i, (mix, s) in enumerate(zip(mixes, samplings, strict=True))]
+    states = make_states(base, prompts, mixes, samplings)
     active = list(states)
-    decoder = make_decoder(base, prompts, max(s.max_new_tokens for s in samplings))
+    decoder = make_decoder(base, prompts, max(s.limit for s in states))
     # Only a repetition penalty reads the tokens so far.
     history = decoder.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
     generators = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
@@ -289,6 +189,40 @@ def generate(
                 history = None if history is None else history[rows]
         active = [active[b] for b in remaining]
         yield states
+
+
+def answer_room(base: Any, prompt: Sequence[int]) -> int:
+    """Tokens that an answer to a prompt may have; 0 or less where the prompt fills the context.
+
+    An encoder-decoder base has the whole context on each side; the decoder's start token takes one position.
+    """
+    if base.family.seq2seq:
+        return base.context - 1 if len(prompt) <= base.context else 0
+    return int(base.context) - len(prompt)
+
+
+def make_states(
+    base: Any, prompts: Sequence[Sequence[int]], mixes: Sequence[Mix], samplings: Sequence[Sampling]
+) -> list[SequenceState]:
+    """Makes the states of a generation, before its first token.
+
+    Raises:
+        SpecError: a prompt leaves no room for an answer.
+    """
+    detokenizer = Detokenizer(base.tokenizer)
+    states = []
+    for row, (prompt, mix, sampling) in enumerate(zip(prompts, mixes, samplings, strict=True)):
+        room = answer_room(base, prompt)
+        if room < 1:
+            raise SpecError(
+                f"A prompt must leave room for an answer in the context of {base.context} tokens, "
+                f"got {len(prompt)} tokens.",
+                "Shorten the prompt.",
+            )
+        state = SequenceState(row, mix, sampling, min(sampling.max_new_tokens, room), detokenizer)
+        state.opens_in_thought = detokenizer.opens_thought(prompt)
+        states.append(state)
+    return states
 
 
 def change_mixes(active: Sequence[SequenceState], mixes: Sequence[Mix]) -> bool:
@@ -361,11 +295,7 @@ def append_token(state: SequenceState, token: int, eos: set[int], tokenizer: Any
         state.reason = "end"
         return
     state.ids.append(token)
-    if state.sampling.stop:
-        text = tokenizer.decode(state.ids, skip_special_tokens=True)
-        ends = [text.index(s) for s in state.sampling.stop if s and s in text]
-        if ends:
-            state.text_before_stop, state.reason = text[: min(ends)], "stop"
-            return
-    if len(state.ids) >= state.sampling.max_new_tokens:
+    if state.sampling.stop and state.end_at_stop(tokenizer):
+        return
+    if len(state.ids) >= state.limit:
         state.reason = "length"

@@ -179,9 +179,14 @@ class Resident:
         adapter = adapters.load(self.workspace, adapter_id)
         self.check_same_base(adapter)
         adapters.verify(self.workspace, adapter_id)
-        folder = self.workspace.find("adapters", adapter_id)
-        config = parse_config(read_json(folder / adapters.CONFIG))
-        tensors = load_file(folder / adapters.WEIGHTS)
+        config, tensors = adapters.read_files(
+            self.workspace,
+            adapter_id,
+            lambda folder: (
+                parse_config(read_json(folder / adapters.CONFIG)),
+                load_file(folder / adapters.WEIGHTS),
+            ),
+        )
         self.add_adapter(adapter_id, config)
         self._copy_tensors(adapter_id, tensors)
         self.digests[adapter_id] = adapter.sha256  # `verify` has just compared it with the file

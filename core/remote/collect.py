@@ -20,10 +20,11 @@ from typing import Any
 from core.data.datasets import load_dataset
 from core.engine import Engine
 from core.errors import AdapterError, NotFound, RunError, StorageError, StudioError
-from core.remote.bundle import RESULT_FILE, RESULT_MEMBERS, Bundle, load_bundle
+from core.remote.bundle import RESULT_FILE, RESULT_MEMBERS
 from core.spec.training import RunStatus, TrainSpec
 from core.store import adapters, archives, grids, runs
 from core.store.adapter_config import parse_config
+from core.store.bundles import Bundle, load_bundle
 from core.store.event_log import read_all
 from core.store.events import is_event
 from core.store.files import read_json
@@ -71,7 +72,12 @@ def collect(engine: Engine, path: Path) -> Run:
                 config,
                 _make_metadata(workspace, bundle, metadata),
             )
-            extra = dataclasses.replace(bundle.extra, handed=None, collected=time.time())
+            extra = dataclasses.replace(
+                bundle.extra,
+                handed=None,
+                collected=time.time(),
+                equals_base=_filter_plain(metadata.get("results")).get("equals_base") is True,
+            )
             run = dataclasses.replace(bundle, extra=extra).to_run(RunStatus.DONE)
             runs.put(workspace, run, events)
     for grid in engine.grids.list():
@@ -122,12 +128,13 @@ def _check_result(bundle: Bundle, result: dict[str, Any], record: dict[str, Any]
         RunError: they differ.
     """
     try:
-        checksum = grids.spec_checksum(TrainSpec.from_json(record["spec"]))
+        spec = TrainSpec.from_record(record["spec"])
+        checksum = grids.spec_checksum(spec)
     except (KeyError, TypeError, AttributeError, StudioError) as e:
         raise RunError(f"The result's settings cannot be read ({e}).", RUN_AGAIN) from e
     main_sha256 = bundle.data_sha256[bundle.spec.dataset]
     matches = {
-        "settings": checksum == bundle.checksum == result.get("settings"),
+        "settings": checksum == bundle.checksum == result.get("settings") and spec.rules == bundle.spec.rules,
         "data": result.get("data") == bundle.data_sha256 and record.get("dataset_sha256") == main_sha256,
         "base model": result.get("fingerprint") == bundle.base_fingerprint == record.get("base_fingerprint"),
     }

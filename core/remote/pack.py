@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
-from core.errors import BaseModelError, Busy, RunError
-from core.remote.bundle import BUNDLE_FILE, Bundle, list_bundles, list_files, load_inputs, save_bundle
+from core.errors import BaseModelError, Busy, DamagedRecord, NotFound, RunError, StudioError
+from core.remote.bundle import BUNDLE_FILE, list_files, load_inputs
 from core.spec.training import RunStatus, TrainSpec
 from core.store import archives, grids, runs
+from core.store.bundles import SENT_FILE, Bundle, find_bundle, list_bundles, save_bundle
 from core.store.runs import Run, RunExtra
 from core.store.workspace import Workspace, make_id
 
@@ -68,12 +70,30 @@ def pack(
         items.append(("adapters", parent.id))
     files = {name: path for kind, item_id in items for name, path in list_files(workspace, kind, item_id)}
     description = {**bundle.to_json(), "extra": {}}
-    archives.write(
-        out or workspace.path("exports", run_id, "bundle.zip"),
-        {BUNDLE_FILE: json.dumps(description).encode(), **files},
-    )
-    save_bundle(workspace, bundle)
+    earlier = None
+    with contextlib.suppress(NotFound, DamagedRecord):
+        earlier = find_bundle(workspace, run_id)
+    save_bundle(workspace, bundle)  # before the file, whose result could not be collected without it
+    try:
+        archives.write(
+            out or workspace.path("exports", run_id, "bundle.zip"),
+            {BUNDLE_FILE: json.dumps(description).encode(), **files},
+        )
+    except BaseException:
+        _withdraw(workspace, run_id, earlier)
+        raise
     return bundle
+
+
+def _withdraw(workspace: Workspace, run_id: str, earlier: Bundle | None) -> None:
+    """Puts the record of a bundle back that could not be written."""
+    with contextlib.suppress(StudioError, OSError):
+        if earlier is not None:
+            save_bundle(workspace, earlier)
+            return
+        record = workspace.path("exports", run_id, SENT_FILE)
+        record.unlink(missing_ok=True)
+        record.parent.rmdir()  # unless it holds other exports
 
 
 def _check_can_pack(run: Run) -> None:
@@ -88,7 +108,7 @@ def _assign_ids(workspace: Workspace, spec: TrainSpec, existing: Run | None) -> 
     if existing is not None:
         return existing.id, existing.adapter
     checksum = grids.spec_checksum(spec)
-    finished = {i for i in workspace.ids("runs") if runs.load(workspace, i).status is RunStatus.DONE}
+    finished = {r.id for r in runs.load_all(workspace) if r.status is RunStatus.DONE}
     for earlier in list_bundles(workspace):
         if earlier.checksum == checksum and earlier.run_id not in finished:
             return earlier.run_id, earlier.adapter_id

@@ -14,19 +14,11 @@ from typing import Any
 
 from core.engine import Engine
 from core.errors import BaseModelError, Busy, RunError, SpecError
-from core.remote.bundle import (
-    BUNDLE_FILE,
-    BUNDLE_MEMBERS,
-    FORMAT,
-    PACK_AGAIN,
-    RESULT_FILE,
-    Bundle,
-    list_files,
-    load_inputs,
-)
+from core.remote.bundle import BUNDLE_FILE, BUNDLE_MEMBERS, RESULT_FILE, list_files, load_inputs
 from core.spec.training import RunStatus
 from core.store import adapters, archives, grids, runs
-from core.store.files import read_json
+from core.store.bundles import FORMAT, PACK_AGAIN, Bundle
+from core.store.files import read_json, sync_folder
 from core.store.runs import Run
 from core.store.workspace import Workspace
 
@@ -132,6 +124,7 @@ def unpack(path: Path, folder: Path) -> Bundle:
             )
         runs.put(workspace, bundle.to_run(RunStatus.QUEUED))
         partial.replace(folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return bundle

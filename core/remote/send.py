@@ -14,9 +14,9 @@ from core.engine import Engine
 from core.engine.grids import CellResult
 from core.errors import RunError, SpecError
 from core.remote import command_template
-from core.remote.bundle import list_bundles, save_bundle
 from core.remote.pack import pack
 from core.spec.training import RunStatus
+from core.store.bundles import list_bundles, save_bundle
 from core.store.runs import RunExtra
 from core.train import launcher
 

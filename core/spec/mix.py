@@ -13,6 +13,7 @@ WEIGHT_LIMIT = 2.0  # weights are between -WEIGHT_LIMIT and WEIGHT_LIMIT
 WEIGHT_STEP = 0.05  # of a slider
 TILT_LIMIT = 1.0  # tilts are between -TILT_LIMIT and TILT_LIMIT
 COLUMN_LIMIT = 6  # mixes that are compared side by side
+NEW_TOKENS_LIMIT = 4096  # the longest answer that may be asked for, in tokens
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,11 @@ class Sampling(Settings):
     """How the next token is sampled."""
 
     max_new_tokens: int = setting(
-        96, "Maximum length of an answer, in tokens.", low=1, high=4096, label="Longest answer (tokens)"
+        96,
+        "Maximum length of an answer, in tokens.",
+        low=1,
+        high=NEW_TOKENS_LIMIT,
+        label="Longest answer (tokens)",
     )
     temperature: float = setting(
         0.0, "0 always takes the most likely token; higher values give more varied text.", low=0.0, high=4.0

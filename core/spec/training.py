@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from core.errors import SpecError
 from core.spec.settings import SEED, Settings, setting
@@ -18,10 +19,10 @@ KEEP_CHOICES = ("best", "last")
 QUANTIZATIONS = ("auto", "nf4", "int8", "none")  # how the base of a run is loaded
 LAUNCHERS = ("", "torchrun", "accelerate")
 SHARDINGS = ("ddp", "fsdp")
-# The version of the rules by which a run trains, beside its settings. A run keeps the rules that it began under,
-# so that it resumes to the same weights.
-#   1  0.1.0: the warm-up starts at a rate of 0; documents and chats are encoded as 0.1.0 did
-#   2  every step has a rate above 0 (`core.train.schedule`); every template is asked as it was trained
+# The version of the rules by which new runs train: how the settings become rates and token ids. A run keeps the
+# rules that it began under (`TrainSpec.rules`), so that it resumes to the same weights.
+#   1  as 0.1.0 trained: the learning rate of the first step is 0 where there is a warm-up
+#   2  every step has a learning rate above 0 (`core.train.schedule`)
 RULES = 2
 
 
@@ -105,6 +106,13 @@ STATUS_TEXTS: dict[RunStatus, tuple[str, str]] = {  # (explanation, next step)
 }
 
 
+# Of a finished run whose adapter equals its base: (explanation, next step).
+EQUALS_BASE = (
+    "It completed its steps, but its adapter equals the base: training changed no answer.",
+    "Start a new run with more steps or a higher learning rate.",
+)
+
+
 @dataclass(frozen=True)
 class TrainSpec(Settings):
     """The settings that determine the result of a training run.
@@ -165,7 +173,7 @@ class TrainSpec(Settings):
         (), "Layers that get an adapter; empty selects the usual layers of the model family."
     )
     warmup_ratio: float = setting(
-        0.03, "Share of the steps during which the learning rate rises from zero.", low=0.0, high=0.9
+        0.03, "Share of the steps during which the learning rate rises to its peak.", low=0.0, high=0.9
     )
     schedule: str = setting("cosine", "How the learning rate changes after the warm-up.", choices=SCHEDULES)
     weight_decay: float = setting(
@@ -262,6 +270,22 @@ class TrainSpec(Settings):
         (),
         "Prompts that the adapter answers at every validation; empty uses one from the validation split.",
     )
+    rules: int = setting(
+        RULES,
+        f"Version of the training rules: {RULES} is the present one, and 1 trains as version 0.1.0 did.",
+        low=1,
+        high=RULES,
+        label="Training rules",
+    )
+
+    @classmethod
+    def from_record(cls, value: dict[str, Any]) -> TrainSpec:
+        """Settings that were stored with a run, grid or bundle; those of 0.1.0 name no rules, which means 1.
+
+        Raises:
+            SpecError: an unknown field, a wrong type, or a value outside its limits.
+        """
+        return cls.from_json({"rules": 1, **value} if isinstance(value, dict) else value)
 
     def __post_init__(self) -> None:
         super().__post_init__()

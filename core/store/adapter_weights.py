@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +16,7 @@ from core.errors import AdapterError
 from core.store.adapter_config import COPIES, UNMIXABLE
 
 FILE = "adapter_model.safetensors"
+HEADER_LIMIT = 100_000_000  # bytes of JSON, as in safetensors
 MAGNITUDE = "lora_magnitude_vector"  # the tensor that DoRA adds: one number per output
 # Part of a tensor's name -> why its adapter cannot be mixed.
 FOREIGN_TENSORS = {
@@ -38,6 +41,32 @@ NON_FINITE_BITS = {
     "C64": ("<u4", 0x7F80_0000),  # two F32
 }
 INTEGERS = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+
+
+def check_size(path: Path) -> None:
+    """Checks that a safetensors file is as long as its header says, without reading the tensors.
+
+    Raises:
+        AdapterError: it is not. OSError
+    """
+    stat = os.stat(path)
+    _check_size(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_size(path: Path, size: int, modified: int) -> None:
+    """See `check_size`; a file that passed and has not changed since is not read again."""
+    try:
+        with open(path, "rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_bytes <= min(size - 8, HEADER_LIMIT):
+                raise ValueError("it has no header")
+            file.seek(0)
+            end = max((end for _, end in _read_header(file).values()), default=8 + header_bytes)
+            if end != size:
+                raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
+        raise AdapterError(f"it is not a complete safetensors file ({e})") from e
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:

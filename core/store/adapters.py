@@ -12,28 +12,42 @@ tensors, when it is loaded.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, TypeVar
 
-from core.errors import AdapterError
-from core.store import adapter_config, adapter_weights
+from core.errors import AdapterError, Busy, DamagedRecord, StorageError, StudioError
+from core.store import adapter_weights
 from core.store.adapter_config import UNMIXABLE, parse_config
+from core.store.adapter_files import (
+    CARD,
+    CHECKSUMS,
+    CONFIG,
+    METADATA,
+    REWRITTEN,
+    WEIGHTS,
+    find_repairable,
+    read_checksums,
+    verify_folder,
+    write_checksums,
+)
 from core.store.adapter_weights import check_weights
-from core.store.files import atomic_write, read_json, sha256_of, write_json
+from core.store.files import atomic_write, link_folder, sha256_of, write_json
 from core.store.model_card import format_model_card
-from core.store.workspace import Workspace, check_name
+from core.store.record_types import OneOf, Time, check_type
+from core.store.records import load_items, read_object, reading, sum_sizes
+from core.store.workspace import Draft, Workspace, check_name
 
-WEIGHTS = adapter_weights.FILE
-CONFIG = adapter_config.FILE
-METADATA = "EXPERIMENT_METADATA.json"
-CHECKSUMS = "checksums.txt"
-CARD = "README.md"
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 FORMAT = 1
-CODE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".py", ".ckpt")  # loading such files can run code
+ATTEMPTS = 20  # to read a folder that is being replaced
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,61 @@ class Adapter:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def repairs(self) -> str:
+        """Names of the files that were written again because they did not match the others; usually ""."""
+        names = self.metadata.get("repaired")
+        return " and ".join(str(n) for n in names) if isinstance(names, list) else ""
+
+    @property
     def training_data(self) -> frozenset[str]:
         """Ids and sha256 of its training data and replay data; for a baked adapter, of all its parts."""
         settings, data = self.metadata.get("hyperparameters") or {}, self.metadata.get("dataset") or {}
         replay = settings.get("replay_dataset") if settings.get("replay_share") else ""
         own = {str(x) for x in (self.dataset, replay, data.get("sha256")) if x}
         return frozenset(own | {str(x) for x in self.metadata.get("learned_from") or ()})
+
+
+class _Base(TypedDict, total=False):
+    name: str
+    fingerprint: str
+
+
+class _Origin(TypedDict, total=False):
+    """A dataset or an adapter that the metadata names."""
+
+    id: str
+    name: str
+    sha256: str
+
+
+class _Part(TypedDict):
+    """An adapter that a mix was baked of."""
+
+    name: str
+    sha256: str
+    weight: float
+
+
+class _Required(TypedDict):
+    name: str
+    sha256: str
+    created: Time
+
+
+class _Metadata(_Required, total=False):
+    """The keys of EXPERIMENT_METADATA.json that are read; it has others, for people."""
+
+    kind: Annotated[str, OneOf(("domain", "task", "mix"))]
+    base: _Base | None
+    dataset: _Origin | None
+    stacked_on: _Origin | None
+    run: str | None
+    trained_with: dict[str, float] | None
+    domain_dropout: float | None
+    hyperparameters: dict[str, Any] | None
+    results: dict[str, Any] | None
+    learned_from: list[str] | None
+    baked_from: list[_Part] | None
 
 
 def add(
@@ -86,6 +149,9 @@ def add(
 ) -> Adapter:
     """Adds an adapter to the library. It appears complete or not at all, and replaces one with the same id.
 
+    The adapter of a stopped run is replaced when the run is resumed; it keeps a display name that the user gave
+    it.
+
     Args:
         adapter_id: the id that was reserved when its run was created.
         write_weights: writes the safetensors file at the path that it receives.
@@ -95,79 +161,117 @@ def add(
     Raises:
         AdapterError: the weights or the config are invalid. StorageError: the files could not be written.
     """
-    # A stopped run that was resumed replaces its adapter.
-    with workspace.build("adapters", name, adapter_id, replace=True) as draft:
+    clean = check_name(name)
+    with (
+        workspace.lock("adapters", adapter_id),
+        workspace.build("adapters", name, adapter_id, replace=True) as draft,
+    ):
+        with contextlib.suppress(StudioError):  # there is none, or it is damaged
+            clean = load(workspace, adapter_id).name
         write_weights(draft.path / WEIGHTS)
         write_json(draft.path / CONFIG, config)
         check_weights(draft.path, parse_config(config, for_mixing=False))
         full = {
             "format": FORMAT,
             "id": adapter_id,
-            "name": check_name(name),
+            "name": clean,
             "sha256": sha256_of(draft.path / WEIGHTS),
             "created": time.time(),
             **metadata,
         }
-        _write_metadata(draft.path, full, config)
-        draft.expect(WEIGHTS, CONFIG, METADATA, CHECKSUMS, CARD)
+        _write_metadata(draft, full, config)
     return load(workspace, adapter_id)
 
 
-def _write_metadata(folder: Path, metadata: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the metadata, and the model card and checksums that follow from it."""
-    write_json(folder / METADATA, metadata)
-    with atomic_write(folder / CARD, "w") as f:
+def _write_metadata(
+    draft: Draft, metadata: dict[str, Any], config: dict[str, Any], known: dict[str, str] | None = None
+) -> None:
+    """Writes the metadata into a draft, and the model card and checksums that follow from it.
+
+    Args:
+        known: file name -> sha256 of files that did not change.
+    """
+    write_json(draft.path / METADATA, metadata)
+    with atomic_write(draft.path / CARD, "w") as f:
         f.write(format_model_card(metadata, config))
-    _write_checksums(folder)
+    write_checksums(draft.path, known)
+    draft.expect(WEIGHTS, CONFIG, METADATA, CHECKSUMS, CARD)
 
 
-def _write_checksums(folder: Path) -> None:
-    names = sorted(
-        p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS and not p.name.startswith(".")
-    )
-    with atomic_write(folder / CHECKSUMS, "w") as f:
-        f.writelines(f"{sha256_of(folder / n)}  {n}\n" for n in names)
+def read_files(workspace: Workspace, adapter_id: str, read: Callable[[Path], T]) -> T:
+    """Calls `read` with the folder of an adapter; again, if the adapter is replaced meanwhile.
+
+    Raises:
+        NotFound: no such adapter. Also what `read` raises.
+    """
+    for _ in range(ATTEMPTS):
+        folder = workspace.find("adapters", adapter_id)
+        try:
+            inode = folder.stat().st_ino
+        except FileNotFoundError:  # between the two renames of a replacement
+            continue
+        try:
+            return read(folder)
+        except (StudioError, OSError):
+            with contextlib.suppress(FileNotFoundError):
+                if workspace.find("adapters", adapter_id).stat().st_ino == inode:
+                    raise
+    return read(workspace.find("adapters", adapter_id))
 
 
 def load(workspace: Workspace, adapter_id: str) -> Adapter:
     """Reads the record of an adapter.
 
     Raises:
-        NotFound: no such adapter. StorageError: its metadata is damaged.
+        NotFound: no such adapter. DamagedRecord: its metadata, config or weights are damaged.
     """
-    folder = workspace.find("adapters", adapter_id)
-    meta, config = read_json(folder / METADATA), read_json(folder / CONFIG)
+    return read_files(workspace, adapter_id, lambda folder: _load_folder(folder, adapter_id))
+
+
+def _load_folder(folder: Path, adapter_id: str) -> Adapter:
+    meta = read_object(folder / METADATA)
+    with reading(folder / METADATA):
+        check_type(_Metadata, meta)
+    with reading(folder / CONFIG):
+        config = parse_config(read_object(folder / CONFIG), for_mixing=False)
+    with reading(folder / WEIGHTS):
+        adapter_weights.check_size(folder / WEIGHTS)
     base, data = meta.get("base") or {}, meta.get("dataset") or {}
     return Adapter(
         id=adapter_id,
-        name=meta.get("name", adapter_id),
+        name=meta["name"],
         kind=meta.get("kind", "task"),
         base=base.get("name", ""),
         base_fingerprint=base.get("fingerprint", ""),
-        rank=int(config.get("r", 0)),
-        alpha=float(config.get("lora_alpha", 0)),
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
         target_modules=tuple(config.get("target_modules", ())),
-        sha256=meta.get("sha256", ""),
-        bytes=sum(p.stat().st_size for p in folder.iterdir() if p.is_file()),
-        created=float(meta.get("created", 0)),
+        sha256=meta["sha256"],
+        bytes=sum_sizes(folder),
+        created=float(meta["created"]),
         dataset=data.get("id", ""),
         dataset_name=data.get("name", ""),
-        run=meta.get("run", ""),
+        run=meta.get("run") or "",
         stacked_on=(meta.get("stacked_on") or {}).get("id", ""),
         unmixable=UNMIXABLE["use_dora"].reason if config.get("use_dora") else "",
-        results=meta.get("results", {}),
+        results=meta.get("results") or {},
         metadata=meta,
     )
 
 
+def load_all(workspace: Workspace) -> list[Adapter]:
+    """Every adapter that can be read, newest first."""
+    return sorted(load_items(workspace, "adapters", load)[0], key=lambda a: -a.created)
+
+
 def rename(workspace: Workspace, adapter_id: str, name: str) -> Adapter:
-    """Changes the display name; the weights and their sha256 stay the same."""
-    folder = workspace.find("adapters", adapter_id)
-    meta = read_json(folder / METADATA)
-    meta["name"] = check_name(name)
-    write_json(folder / METADATA, meta)
-    _write_checksums(folder)
-    return load(workspace, adapter_id)
+    """Changes the display name; the weights and their sha256 stay the same.
+
+    Raises:
+        InvalidName, NotFound, DamagedRecord, StorageError. Busy: another process changes the adapter.
+    """
+    clean = check_name(name)
+    return _rewrite(workspace, adapter_id, lambda metadata: {**metadata, "name": clean})
 
 
 def add_results(
@@ -177,80 +281,79 @@ def add_results(
 
     Args:
         provenance: further metadata fields to set.
+
+    Raises:
+        NotFound, DamagedRecord, StorageError. Busy: another process changes the adapter.
     """
-    folder = workspace.find("adapters", adapter_id)
-    meta = read_json(folder / METADATA)
-    meta = {**meta, **(provenance or {}), "results": {**meta.get("results", {}), **results}}
-    _write_metadata(folder, meta, read_json(folder / CONFIG))
+
+    def change(metadata: dict[str, Any]) -> dict[str, Any]:
+        recorded = metadata.get("results") or {}
+        return {**metadata, **(provenance or {}), "results": {**recorded, **results}}
+
+    return _rewrite(workspace, adapter_id, change)
+
+
+def _rewrite(
+    workspace: Workspace, adapter_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Adapter:
+    """Replaces the metadata, model card and checksums of an adapter in one step; its other files are linked.
+
+    Args:
+        change: from the metadata on disk to the new metadata.
+    """
+    with workspace.lock("adapters", adapter_id):
+        folder = workspace.find("adapters", adapter_id)
+        metadata, config = read_object(folder / METADATA), read_object(folder / CONFIG)
+        digests, _ = read_checksums(folder)
+        known = {name: digest for name, digest in digests.items() if name not in REWRITTEN}
+        with workspace.build("adapters", adapter_id, adapter_id, replace=True) as draft:
+            link_folder(folder, draft.path, REWRITTEN)
+            _write_metadata(draft, change(metadata), config, known)
     return load(workspace, adapter_id)
 
 
 def verify(workspace: Workspace, adapter_id: str) -> list[str]:
-    """Checks the files of an adapter in the library; see `verify_folder`."""
-    return verify_folder(workspace.find("adapters", adapter_id))
+    """Checks the files of an adapter in the library; see `verify_folder`.
 
-
-def verify_folder(folder: Path) -> list[str]:
-    """Checks the files of an adapter: checksums, tensor names, shapes and finite values.
-
-    Args:
-        folder: in the library or elsewhere; its name is the adapter's id.
+    Where the weights, the config and the metadata prove to be the ones that were saved, a model card or
+    checksums that do not match them are written again.
 
     Returns:
-        What was checked, one sentence each.
+        What was checked and what was repaired, one sentence each.
 
     Raises:
-        AdapterError: a file was changed, is missing, or is invalid.
+        NotFound. AdapterError: a file was changed, is missing, or is invalid. DamagedRecord: it cannot be read.
     """
-    entries = _read_checksums(folder)
-    checksums = dict(entries)
-    for name in (WEIGHTS, CONFIG, METADATA):
-        if name not in checksums:
-            raise AdapterError(f"{CHECKSUMS} does not list {name}.", "Restore the folder from a backup.")
-    for name, digest in entries:
-        if "/" in name or not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise AdapterError(
-                f"{name} of the adapter {folder.name!r} is missing or has changed since it was saved.",
-                "Restore it from a backup, or train the adapter again.",
-            )
-    if read_json(folder / METADATA).get("sha256") != checksums[WEIGHTS]:
-        raise AdapterError(
-            f"The sha256 in {METADATA} of the adapter {folder.name!r} is not that of {WEIGHTS}.",
-            "Restore the folder from a backup.",
-        )
-    for file in folder.iterdir():
-        if file.suffix in CODE_SUFFIXES:
-            raise AdapterError(
-                f"The adapter folder holds {file.name}, which could run code.",
-                "Delete that file: only safetensors files are used.",
-            )
-    config = parse_config(read_json(folder / CONFIG), for_mixing=False)
-    tensors, values = check_weights(folder, config)
-    return [
-        f"All {len(entries)} files have the sha256 that was saved with them.",
-        f"All {tensors} tensors have the names and shapes of a rank-{config['r']} adapter.",
-        f"All {values:,} values are finite.",
-    ]
-
-
-def _read_checksums(folder: Path) -> list[tuple[str, str]]:
-    """(file name, sha256) of every line."""
-    path = folder / CHECKSUMS
-    if not path.is_file():
-        raise AdapterError(
-            f"The adapter {folder.name!r} has no {CHECKSUMS}.",
-            "Restore the folder from a backup, or train the adapter again.",
-        )
-    lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines() if "  " in line]
-    return [(name, digest) for digest, name in lines]
+    try:
+        return read_files(workspace, adapter_id, verify_folder)
+    except (AdapterError, DamagedRecord) as e:
+        repaired: list[str] = []
+        with contextlib.suppress(AdapterError, DamagedRecord):
+            repaired = read_files(workspace, adapter_id, find_repairable)
+        if not repaired:
+            raise e
+    said = (
+        f"{' and '.join(repaired)} did not match the other files, as after an interrupted change. The weights "
+        "have the sha256 that is recorded with them"
+    )
+    try:
+        _rewrite(workspace, adapter_id, lambda metadata: {**metadata, "repaired": repaired})
+    except (StorageError, Busy) as e:
+        logger.warning("The adapter %r: %s and are used; not repaired: %s", adapter_id, said, e)
+        return [f"{said} and are used. The files could not be written again: {e.what}"]
+    logger.warning("The adapter %r: %s; the files were written again.", adapter_id, said)
+    return [*read_files(workspace, adapter_id, verify_folder), f"{said}; the files were written again."]
 
 
 def export_zip(workspace: Workspace, adapter_id: str) -> Path:
     """Writes the folder of an adapter to exports/<id>/<id>.zip; returns the path."""
-    folder = workspace.find("adapters", adapter_id)
     target = workspace.path("exports", adapter_id, f"{adapter_id}.zip")
-    with atomic_write(target) as f, zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as z:
-        for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.name.startswith("."):
-                z.write(file, f"{adapter_id}/{file.name}")
+
+    def write(folder: Path) -> None:
+        with atomic_write(target) as f, zipfile.ZipFile(f, "w", zipfile.ZIP_STORED) as z:
+            for file in sorted(folder.iterdir()):
+                if file.is_file() and not file.name.startswith("."):
+                    z.write(file, f"{adapter_id}/{file.name}")
+
+    read_files(workspace, adapter_id, write)
     return target

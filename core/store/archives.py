@@ -151,7 +151,7 @@ def extract(
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as e:
         raise _error(path, f"It cannot be read as a zip file ({e}).", REPACK) from e
     except OSError as e:
-        raise storage_error(e, path) from e
+        raise storage_error(e, folder) from e
     return [m.filename for m in members if m.filename != SUMS]
 
 

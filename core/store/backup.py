@@ -1,26 +1,20 @@
 """A backup of a whole workspace: one zip file with the sha256 of every file, and a folder made from it.
 
-    backup.zip   WORKSPACE.json                     the `BackupRecord`: the order of the items, what was left out
+    backup.zip   WORKSPACE.json                     the `BackupRecord`: order of the items, what is left out
                  base.json   datasets/<id>/*  ...   as they lie in the workspace
                  SHA256SUMS                         the sha256 of every member
 
-A backup is consistent while a studio uses the workspace: each item is linked into a temporary folder under
-its lock, before the first byte is packed. A run that is training is packed with its committed checkpoints,
-as if its process had been killed at that moment. Records that name other items are linked before them: grids
-before runs, runs before adapters and datasets.
+A backup is consistent while a studio uses the workspace (`core.store.snapshot`). A run that is training is
+packed with its committed checkpoints, as if its process had been killed at that moment.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import glob
 import json
 import os
 import re
-import shutil
 import time
-import unicodedata
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,31 +22,23 @@ from typing import Any
 from core.errors import Busy, DataError, InvalidName, NotFound, StorageError
 from core.store import archives
 from core.store.archives import Limits, Report
-from core.store.files import delete, ensure_space, read_json, storage_error, sync_file, sync_folder
-from core.store.json_text import parse_json
+from core.store.files import (
+    delete,
+    read_json,
+    remove_partial_file,
+    rename,
+    storage_error,
+    sync_file,
+    sync_folder,
+)
 from core.store.locks import FileLock
-from core.store.workspace import FILE_KINDS, KINDS, Workspace
+from core.store.snapshot import NAMES, open_snapshot
+from core.store.workspace import KINDS, Workspace
 
 RECORD = "WORKSPACE.json"
 FORMAT = 1
 LIMITS = Limits(count=1_000_000, member_bytes=1 << 40, total_bytes=16 << 40, sums_bytes=256 << 20)
-TRASH = "trash"
-# An item is linked before the items that it names.
-LINK_ORDER = ("grids", "mixes", "reports", "maps", "runs", "adapters", "datasets", "exports", TRASH)
-APPENDED = (".jsonl", ".log")  # are copied: a link would grow with the original
-DEVICES = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])"  # are not file names on Windows
-_PART = (
-    rf"(?!(?i:{DEVICES})(?:\.|/|$))[^\x00-\x1f\x7f/\\:*?\"<>|. ]"
-    r"(?:[^\x00-\x1f\x7f/\\:*?\"<>|]{0,198}[^\x00-\x1f\x7f/\\:*?\"<>|. ])?"
-)
-MEMBERS = re.compile(rf"(?:{RECORD}|\w[\w-]*\.json|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}})")
-RECORDS = {  # the file of an item's folder that must be readable
-    "datasets": "dataset.json",
-    "runs": "run.json",
-    "adapters": "EXPERIMENT_METADATA.json",
-    "reports": "report.json",
-    "maps": "map.json",
-}
+MEMBERS = re.compile(rf"{RECORD}|{NAMES.pattern}")
 
 
 @dataclass(frozen=True)
@@ -93,179 +79,26 @@ def pack(root: Path, path: Path, with_trash: bool = False, report: Report | None
         report: receives the progress before each file.
 
     Raises:
-        NotFound: there is no workspace. DiskFull, StorageError: the file could not be written.
+        NotFound: the folder is not a workspace. DiskFull, StorageError: the file could not be written.
     """
     if not any((root / kind).is_dir() for kind in KINDS):
-        raise NotFound(f"There is no workspace in {str(root)!r}.", "Give its folder with --workspace.")
-    with _open_snapshot(Workspace(root), with_trash) as (members, record):
-        text = json.dumps(record.to_json(), ensure_ascii=False, indent=1)
-        archives.write(path, {RECORD: text.encode(), **members}, LIMITS, report)
-    return record
-
-
-@contextlib.contextmanager
-def _open_snapshot(workspace: Workspace, with_trash: bool) -> Iterator[tuple[dict[str, Path], BackupRecord]]:
-    """The files of a workspace as they were at one moment: (name -> file, record)."""
-    try:
-        folder = workspace.temporary_folder()
-        place: Path | None = folder.__enter__()
-    except StorageError:  # a read-only workspace is read in place: no studio can write to it
-        folder, place = contextlib.nullcontext(), None
-    with contextlib.ExitStack() as stack:
-        stack.push(folder)
-        snapshot = _Snapshot(workspace, place)
-        snapshot.add_loose_files(workspace.root, "")
-        for kind in LINK_ORDER if with_trash else LINK_ORDER[:-1]:
-            snapshot.add_kind(kind)
-        yield snapshot.members, snapshot.record()
-
-
-class _Snapshot:
-    """Collects the files of a workspace.
-
-    Args:
-        place: the folder that receives links to the files; None names the files where they are.
-    """
-
-    def __init__(self, workspace: Workspace, place: Path | None) -> None:
-        self._workspace, self._place = workspace, place
-        self.members: dict[str, Path] = {}
-        self._items: dict[str, list[str]] = {}
-        self._modified: dict[str, int] = {}
-        self._damaged: dict[str, str] = {}
-        self._left_out: dict[str, str] = {}
-        self._folded: set[str] = set()
-
-    def record(self) -> BackupRecord:
-        sizes = [p.stat().st_size for p in self.members.values()]
-        return BackupRecord(
+        raise NotFound(f"{str(root)!r} is not a workspace.", "Give its folder with --workspace.")
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        remove_partial_file(partial)  # left by a killed process
+    with open_snapshot(Workspace(root), with_trash) as snapshot:
+        sizes = [p.stat().st_size for p in snapshot.members.values()]
+        record = BackupRecord(
             created=time.time(),
-            items=self._items,
-            modified=self._modified,
-            damaged=self._damaged,
-            left_out=self._left_out,
+            items=snapshot.items,
+            modified=snapshot.modified,
+            damaged=snapshot.damaged,
+            left_out=snapshot.left_out,
             files=len(sizes),
             bytes=sum(sizes),
         )
-
-    def add_kind(self, kind: str) -> None:
-        """Adds all items of a kind, and the files beside them, such as the log of the votes."""
-        folder = self._workspace.root / kind
-        if not folder.is_dir():
-            return
-        if kind == TRASH:
-            for path in sorted(p for p in folder.iterdir() if p.is_dir()):
-                self._add_folder(path, f"{TRASH}/{path.name}")
-            return
-        self._items[kind] = []
-        for item_id in self._workspace.ids(kind):
-            with self._lock(kind, item_id):
-                self._add_item(kind, item_id)
-        self.add_loose_files(folder, f"{kind}/")
-
-    def add_loose_files(self, folder: Path, prefix: str) -> None:
-        """Adds the files of a folder that do not belong to an item: base.json, votes.jsonl, lineup.json."""
-        for path in sorted(folder.iterdir()):
-            name = prefix + path.name
-            if name in self.members or _is_of_this_machine(path):
-                continue
-            if path.is_file() and path.suffix in (".json", ".jsonl"):
-                self._add_file(path, name)
-            elif not (path.is_dir() and (prefix or path.name in (*KINDS, TRASH))):
-                self._left_out[name] = "It does not belong to the workspace."
-
-    def _lock(self, kind: str, item_id: str) -> contextlib.AbstractContextManager[None]:
-        return self._workspace.lock(kind, item_id) if self._place else contextlib.nullcontext()
-
-    def _add_item(self, kind: str, item_id: str) -> None:
-        path = self._workspace.path(kind, item_id)
-        name = f"{kind}/{path.name}"
-        try:
-            modified = path.stat().st_mtime_ns
-            if kind in FILE_KINDS:
-                self._add_file(path, name)
-            else:
-                self._add_folder(path, name)
-        except FileNotFoundError:  # it was deleted in the meantime
-            return
-        self._items[kind].append(item_id)
-        self._modified[name] = modified
-        if defect := _describe_defect(path / RECORDS[kind] if kind in RECORDS else path):
-            self._damaged[name] = defect
-
-    def _add_folder(self, folder: Path, prefix: str) -> None:
-        for path in sorted(folder.iterdir()):
-            name = f"{prefix}/{path.name}"
-            if _is_of_this_machine(path):
-                continue
-            if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                self._left_out[name] = "It is a link or a device, not a regular file."
-            elif path.is_file():
-                with contextlib.suppress(FileNotFoundError):
-                    self._add_file(path, name)
-            elif not path.name.startswith("checkpoint-"):
-                self._add_folder(path, name)
-            elif (path / "MANIFEST.json").is_file():  # others are not committed yet
-                self._add_checkpoint(path, name)
-
-    def _add_checkpoint(self, folder: Path, prefix: str) -> None:
-        """Adds a checkpoint, unless the run that is training removes it in the meantime."""
-        before = dict(self.members)
-        self._add_folder(folder, prefix)
-        if not (folder / "MANIFEST.json").is_file():  # the first file that is removed
-            self.members = before
-
-    def _add_file(self, path: Path, name: str) -> None:
-        folded = unicodedata.normalize("NFC", name).casefold()
-        if not MEMBERS.fullmatch(name):
-            self._left_out[name] = "Its name is not portable."
-        elif folded in self._folded:
-            self._left_out[name] = "Its name differs from another one in upper and lower case only."
-        elif self._place is None:
-            self.members[name] = path
-        else:
-            self.members[name] = self._place / name
-            _link(path, self._place / name)
-        self._folded.add(folded)
-
-
-def _is_of_this_machine(path: Path) -> bool:
-    """Whether a file is a lock, a draft, or a file of the system's file browser."""
-    return path.name.startswith(".") or path.suffix in (".lock", ".partial")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Links a file that is only ever replaced, and copies one that grows; copies where links are missing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix not in APPENDED and hasattr(os, "link"):
-        try:
-            os.link(source, target)
-            return
-        except FileNotFoundError:
-            raise
-        except OSError as e:
-            if e.errno == errno.ENOSPC:
-                raise storage_error(e, target) from e
-    ensure_space(target.parent, source.stat().st_size)
-    shutil.copyfile(source, target)
-    if source.suffix == ".jsonl":
-        _cut_torn_line(target)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cuts a last line that was being written while the log was copied."""
-    with open(path, "rb+") as f:
-        end = f.read().rfind(b"\n") + 1
-        f.truncate(end)
-
-
-def _describe_defect(path: Path) -> str:
-    """Why the record of an item cannot be read; "" if it can."""
-    try:
-        value = parse_json(path.read_bytes())
-    except (OSError, ValueError) as e:
-        return f"{path.name} cannot be read: {e}."
-    return "" if isinstance(value, dict) else f"{path.name} is not an object."
+        text = json.dumps(record.to_json(), ensure_ascii=False, indent=1)
+        archives.write(path, {RECORD: text.encode(), **snapshot.members}, LIMITS, report)
+    return record
 
 
 # --- unpacking
@@ -298,7 +131,7 @@ def unpack(path: Path, folder: Path, report: Report | None = None) -> BackupReco
                 _check_is_empty(folder)
                 if folder.exists():
                     folder.rmdir()
-                os.rename(partial, folder)
+                rename(partial, folder)
                 sync_folder(folder.parent)
             finally:
                 delete(partial)
@@ -336,12 +169,15 @@ def _read_record(path: Path, partial: Path) -> BackupRecord:
             )
         items = {str(k): [str(i) for i in ids] for k, ids in raw["items"].items()}
         modified = {str(n): int(t) for n, t in raw["modified"].items()}
-        texts = [{str(n): str(why) for n, why in raw[key].items()} for key in ("damaged", "left_out")]
-        record = BackupRecord(
-            float(raw["created"]), items, modified, *texts, int(raw["files"]), int(raw["bytes"])
+        damaged, left_out = (
+            {str(n): str(why) for n, why in raw[key].items()} for key in ("damaged", "left_out")
         )
+        files, size = int(raw["files"]), int(raw["bytes"])
+        record = BackupRecord(float(raw["created"]), items, modified, damaged, left_out, files, size)
     except StorageError as e:
-        raise DataError(f"It is not a backup of a workspace: {RECORD} is missing.", fix, file=path.name) from e
+        raise DataError(
+            f"It is not a backup of a workspace: {RECORD} is missing.", fix, file=path.name
+        ) from e
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"{RECORD} is not valid ({e}).", fix, file=path.name) from e
     (partial / RECORD).unlink()

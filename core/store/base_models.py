@@ -10,9 +10,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from core.errors import BaseModelError
+from core.spec.training import QUANTIZATIONS
 from core.store.json_text import parse_json
+from core.store.record_types import OneOf
+from core.store.records import read_record
+from core.store.workspace import Workspace
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "embedded-base"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -39,6 +44,24 @@ class LocalBase:
     kind: str = ""
     bytes: int = 0
     why: str = ""
+
+
+@dataclass(frozen=True)
+class StoredChoice:
+    """The content of base.json: the base that was chosen last in a workspace."""
+
+    base: str
+    quantization: Annotated[str, OneOf(QUANTIZATIONS)]
+
+
+def read_choice(workspace: Workspace) -> StoredChoice | None:
+    """The base that was chosen last; None if none was chosen yet.
+
+    Raises:
+        DamagedRecord
+    """
+    path = workspace.base_path
+    return read_record(path, StoredChoice) if path.exists() else None
 
 
 def locate(name: str) -> tuple[str, bool]:

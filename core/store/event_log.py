@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.store.events import EVENT_KINDS, UnreadableEvent
+from core.errors import DamagedRecord
+from core.store.events import EVENT_KINDS, UnreadableEvent, is_damaged
 from core.store.files import storage_error
-from core.store.json_text import parse_json
+from core.store.records import parse_object
 
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # the most that one call of `read_since` reads
 
@@ -89,6 +90,9 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
         path: an event log; a missing file has no events.
         cursor: byte offset returned by the previous call; 0 reads from the start.
 
+    Raises:
+        DamagedRecord: the log is not a file that can be read.
+
     Returns:
         (events, new cursor). One call reads at most `READ_LIMIT_BYTES`; call again until the cursor stays the
         same.
@@ -101,19 +105,22 @@ def read_since(path: Path, cursor: int = 0) -> tuple[list[dict[str, Any]], int]:
             block = f.read(READ_LIMIT_BYTES)
     except FileNotFoundError:
         return [], 0
+    except OSError as e:
+        raise DamagedRecord(f"{path.parent.name}/{path.name}", e.strerror or str(e)) from e
     end = block.rfind(b"\n") + 1
     if not end and len(block) == READ_LIMIT_BYTES:
         # The line is longer than one read. Without this, the cursor would never move on.
         return [_unreadable()], cursor + len(block)
-    return [_parse_line(line) for line in block[:end].split(b"\n") if line.strip()], cursor + end
+    return [parse_line(line) for line in block[:end].split(b"\n") if line.strip()], cursor + end
 
 
-def _parse_line(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The event of a line; an `UnreadableEvent` if the line is not an event of a known form."""
     try:
-        event = parse_json(line)
+        event = parse_object(line)
     except ValueError:
         return _unreadable()
-    return event if isinstance(event, dict) else _unreadable()
+    return _unreadable() if is_damaged(event) else event
 
 
 def _unreadable() -> dict[str, Any]:

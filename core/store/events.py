@@ -11,6 +11,7 @@ Every event has `kind`, `time` (Unix seconds) and `elapsed` (seconds since its l
     data          DataEvent         core.train             what the training rows hold (`PackingStats`)
     plan          PlanEvent         core.train             sizes and steps of the run, before the first step
     memory        MemoryEvent       core.train             "probe": a measured step, "smaller": a new batch
+    machine       MachineEvent      core.train             other processes slow the run down, or no longer do
     step          StepEvent         core.train             an optimizer step
     validation    ValidationEvent   core.train             a validation
     sample        SampleEvent       core.train             answers to a sample prompt
@@ -29,14 +30,16 @@ from other machines, may lack fields, so readers use `get` for every field that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict, TypeGuard, TypeVar
+from typing import Annotated, Any, TypedDict, TypeGuard, TypeVar
+
+from core.store.record_types import Between, Count, Mismatch, Time, check_event
 
 
 class Event(TypedDict):
     """The fields of every event."""
 
     kind: str
-    time: float
+    time: Time
     elapsed: float
 
 
@@ -63,20 +66,23 @@ class DataEvent(Event):
     sequences: int
     tokens: int
     trained: int
-    fill: float
+    fill: Annotated[float, Between(0, 1)]
     width: int
     packed: bool
     cut: int
     lost: int
+    lost_answer: int
+    lost_question: int
+    lost_system: int
     windows: int
 
 
 class PlanEvent(Event):
     """Sizes and steps of a run; again after every resume."""
 
-    step: int
-    total_steps: int
-    train_rows: int
+    step: Count
+    total_steps: Count
+    train_rows: Count
     validation_rows: int
     effective_batch: int
     trainable_parameters: int
@@ -105,16 +111,27 @@ class MemoryEvent(_Memory, total=False):
     from_step: int
 
 
+class MachineEvent(Event):
+    """Other processes began to slow the run down, or no longer do."""
+
+    step: int
+    threads: int  # of the run from now on
+    most_threads: int  # that it uses on a quiet machine
+    cores: int  # that it may use
+    others: float | None  # cores that other processes use; None if the system does not say
+    text: str  # a sentence, or "" on a quiet machine
+
+
 class StepEvent(Event):
     """An optimizer step."""
 
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     epoch: float
     loss: float  # nats per token
     learning_rate: float
     grad_norm: float
-    tokens: int  # since the run began
+    tokens: Count  # since the run began
     tokens_per_second: float
     eta_seconds: float
 
@@ -122,7 +139,7 @@ class StepEvent(Event):
 class ValidationEvent(Event):
     """A validation of the adapter in training."""
 
-    step: int
+    step: Count
     loss: float  # nats per token
     perplexity: float
     tokens: int
@@ -131,13 +148,13 @@ class ValidationEvent(Event):
     best_step: int
     best_loss: float
     overfitting: str  # a sentence, or ""
-    rows: list[list[float]]  # [nats, tokens] of each row
+    rows: list[tuple[float, Count]]  # [nats, tokens] of each row
 
 
 class SampleEvent(Event):
     """What the model answers to a sample prompt, with and without the adapter in training."""
 
-    step: int
+    step: Count
     prompt: str
     text: str  # the answer of the adapter in training
     answers: list[dict[str, str]]  # {"who", "text"}, the adapter in training last
@@ -146,7 +163,7 @@ class SampleEvent(Event):
 class CheckpointEvent(Event):
     """A checkpoint is committed."""
 
-    step: int
+    step: Count
 
 
 class _Result(Event):
@@ -166,6 +183,7 @@ class ResultEvent(_Result, total=False):
     best_step: int
     last_validation_loss: float
     stopped_early: bool
+    equals_base: bool  # the adapter has no effect
 
 
 class VoteEvent(Event):
@@ -199,6 +217,7 @@ EVENT_KINDS: dict[type, str] = {
     DataEvent: "data",
     PlanEvent: "plan",
     MemoryEvent: "memory",
+    MachineEvent: "machine",
     StepEvent: "step",
     ValidationEvent: "validation",
     SampleEvent: "sample",
@@ -207,6 +226,15 @@ EVENT_KINDS: dict[type, str] = {
     VoteEvent: "vote",
     WithdrawnEvent: "withdrawn",
     UnreadableEvent: "unreadable",
+}
+# Keys that readers use without a default.
+REQUIRED_KEYS: dict[type, tuple[str, ...]] = {
+    StatusEvent: ("status",),
+    StepEvent: ("step",),
+    ValidationEvent: ("step",),
+    CheckpointEvent: ("step",),
+    WithdrawnEvent: ("vote",),
+    DataEvent: ("rows", "sequences", "trained", "fill", "width", "packed", "cut", "lost"),
 }
 TRAINER_EVENTS = (PlanEvent, StepEvent, ValidationEvent, SampleEvent, CheckpointEvent, ResultEvent)
 AnyEvent = Mapping[str, Any]  # an event as it was read: its kind is not known yet
@@ -237,6 +265,26 @@ def latest_by_kind(events: Iterable[AnyEvent], event_types: Iterable[type]) -> d
     """Kind -> the last event of that kind, for the kinds that occur."""
     kinds = {EVENT_KINDS[t] for t in event_types}
     return {str(e["kind"]): e for e in events if e.get("kind") in kinds}
+
+
+def is_damaged(event: AnyEvent) -> bool:
+    """Whether an event lacks what every version writes, or a field of its kind has another type.
+
+    Kinds of other versions are not damaged: their fields are not known here.
+    """
+    kind = event.get("kind")
+    event_type = next((t for t, name in EVENT_KINDS.items() if name == kind), None)
+    if not isinstance(kind, str):
+        return True
+    if event_type is None:
+        return False
+    if any(key not in event for key in REQUIRED_KEYS.get(event_type, ())):
+        return True
+    try:
+        check_event(event_type, event)
+    except Mismatch:
+        return True
+    return False
 
 
 def is_event(line: AnyEvent) -> bool:

@@ -10,19 +10,28 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from core.errors import DiskFull, InvalidName, NotFound, StorageError
+from core.store.json_text import parse_json
 from core.store.locks import is_same_file, lock_file
 
 MARGIN_BYTES = 64 * 1024 * 1024  # stays free, so that event logs and run states can still be written
 CAN_REPLACE_OPEN_FILES = os.name != "nt"
+SYNC_MODE = "rb+" if os.name == "nt" else "rb"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# Error codes of Windows: a path is longer than 260 characters; another process has a file open.
+TOO_LONG, IN_USE = (206, 111), (5, 32, 33)
+OPEN_SECONDS = 2.0  # another process reads a record for milliseconds
 
 
 def sha256_of(path: Path) -> str:
@@ -46,20 +55,61 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     Args:
         path: the file or folder that was written.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return DiskFull(
             f"The disk is full: {path.name} could not be written, and no partial file was left.",
-            "Free some space (delete unused items under Library) and try again.",
+            suggest_space(path),
         )
     if error.errno == errno.EFBIG:
         return DiskFull(
             f"{path.name} is larger than the system's file size limit.",
             "Raise the limit (`ulimit -f`), or use another disk.",
         )
+    if error.errno in NO_LOCKS:
+        return StorageError(
+            f"{path.name} could not be locked: this disk or this system has no file locks.",
+            "Move the workspace to a local disk: without locks, two processes would damage it.",
+        )
+    if error.errno == errno.ENAMETOOLONG or getattr(error, "winerror", None) in TOO_LONG:
+        return StorageError(
+            f"The path of {path.name} is too long for this system.",
+            "Use a workspace in a folder with a shorter path.",
+        )
+    if getattr(error, "winerror", None) in IN_USE:
+        return StorageError(
+            f"{path.name} could not be written: it is open in another program, or you may not change it.",
+            "Close that program, or check the permissions of the workspace folder.",
+        )
     return StorageError(
         f"{path.name} could not be written: {error.strerror or error}.",
         "Check the permissions of the workspace folder.",
     )
+
+
+def suggest_space(path: Path) -> str:
+    """What to do when the disk of a path is full; names the trash of its workspace if it holds something."""
+    for folder in path.parents:
+        if (folder / "trash").is_dir() and (folder / "datasets").is_dir():
+            size = size_of(folder / "trash")
+            if size:
+                return f"Empty the trash under Library ({_format_mb(size, math.ceil)}) and try again."
+            break
+    return "Free some space (delete unused items under Library, and empty the trash) and try again."
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    size = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(OSError):  # another process removes it
+            size += file.lstat().st_size if file.is_file() else 0
+    return size
+
+
+def _format_mb(size: float, to_integer: Callable[[float], int]) -> str:
+    return f"{to_integer(size / 1e6)} MB"
 
 
 @contextlib.contextmanager
@@ -81,9 +131,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
             if CAN_REPLACE_OPEN_FILES:  # its lock then lasts until it has its name
-                os.replace(partial, path)
+                replace(partial, path)
         if not CAN_REPLACE_OPEN_FILES:
-            os.replace(partial, path)
+            replace(partial, path)
         sync_folder(path.parent)
     except OSError as e:
         raise storage_error(e, path) from e
@@ -130,8 +180,8 @@ def read_json(path: Path) -> Any:
         StorageError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as e:
         raise StorageError(
             f"{path.parent.name}/{path.name} cannot be read: {e}.",
             "Delete the item under Library, or restore it from a backup.",
@@ -142,14 +192,20 @@ def ensure_space(path: Path, need_bytes: int) -> None:
     """Checks that the disk has enough free space, before a large write.
 
     Raises:
-        DiskFull: less than `need_bytes` plus a margin is free.
+        DiskFull: less than `need_bytes` plus a margin is free. StorageError: the folder cannot be created.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path).free
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path).free
+    except OSError as e:
+        raise storage_error(e, path) from e
     if free < need_bytes + MARGIN_BYTES:
+        # Rounded so that the numbers add up: what is needed is more than what is free.
+        need, margin = math.ceil(need_bytes / 1e6), math.ceil(MARGIN_BYTES / 1e6)
         raise DiskFull(
-            f"The disk is full: {need_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free.",
-            "Free some space (delete unused items under Library) and try again.",
+            f"The disk is full: {need + margin} MB are needed and {_format_mb(free, math.floor)} are free "
+            f"({need} MB to write, and {margin} MB that stay free for logs).",
+            suggest_space(path / "file"),
         )
 
 
@@ -171,22 +227,83 @@ def check_regular_file(path: Path) -> Path:
 
 
 def sync_file(path: Path) -> None:
-    """Flushes a file to the disk."""
-    with open(path, "rb") as f:
+    """Flushes a file to the disk. Windows flushes only files that are open for writing."""
+    with open(path, SYNC_MODE) as f:
         os.fsync(f.fileno())
 
 
 def sync_folder(path: Path) -> None:
     """Flushes a folder to the disk, so that the renames inside it survive a power failure.
 
-    Systems that cannot open a folder (Windows) write renames in order by themselves.
+    Windows cannot open a folder, and some network disks cannot flush one; they order renames by themselves.
+
+    Raises:
+        OSError: the disk is failing.
     """
-    with contextlib.suppress(OSError):
+    try:
         descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno == errno.EIO:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Renames a file or folder. On Windows it waits while another process has one of its files open.
+
+    Raises:
+        OSError: `target` exists (on Windows, also a file), or the disk refused.
+    """
+    _retry(os.rename, source, target)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file, in place of `target` if that exists; waits as `rename` does.
+
+    Raises:
+        OSError
+    """
+    _retry(os.replace, source, target)
+
+
+def _retry(move: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+    deadline = time.monotonic() + OPEN_SECONDS
+    while True:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            return move(source, target)
+        except OSError as e:
+            if getattr(e, "winerror", None) not in IN_USE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Gives a file a second name (a hard link), or copies it where the file system has no hard links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError, AttributeError):  # a system may have no os.link
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def link_folder(source: Path, target: Path, leave_out: Container[str] = ()) -> None:
+    """Fills an existing folder with links to the files of another one, without partial files.
+
+    Args:
+        leave_out: names directly in `source` that are not linked.
+    """
+    for path in source.iterdir():
+        if path.name in leave_out or path.suffix == ".partial":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            (target / path.name).mkdir()
+            link_folder(path, target / path.name)
+        else:
+            link_file(path, target / path.name)
 
 
 def delete(path: Path) -> None:

@@ -7,6 +7,7 @@ runs and reads their results.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -19,11 +20,21 @@ from typing import Any
 from core.errors import SpecError, StudioError
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
-from core.store.files import read_json, write_json
+from core.store.record_types import Time
+from core.store.records import load_items, read_record, reading, write_record
 from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id
 
 CELL_LIMIT = 64
-NOT_VARIED = ("kind", "name", "report_to", "sample_prompts")  # they do not change the training
+NOT_VARIED = ("kind", "name", "report_to", "sample_prompts", "rules")  # they do not change the result
+# The settings of the first version. `spec_checksum` always counts these, and a later one only where it differs
+# from its default, so that the checksums in bundles and grids of earlier versions still match.
+FIRST_SETTINGS = frozenset((
+    "accumulation", "alpha", "batch_size", "dataset", "domain_dropout", "dropout", "early_stopping", "epochs",
+    "eval_steps", "experts", "gradient_checkpointing", "initialisation", "keep", "kind", "learning_rate",
+    "lora_plus_ratio", "max_length", "max_steps", "neftune_alpha", "optimizer", "overlap", "packing", "rank",
+    "replay_dataset", "replay_share", "report_to", "sample_prompts", "save_steps", "schedule", "seed", "stack_on",
+    "target_modules", "use_dora", "use_rslora", "warmup_ratio", "weight_decay",
+))  # fmt: skip
 FIELDS = {f.name: f for f in dataclasses.fields(TrainSpec) if f.name not in NOT_VARIED}
 BOOLEAN_WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 GRID_PRESETS: dict[str, dict[str, list[Any]]] = {
@@ -61,19 +72,39 @@ class Grid:
 
     id: str
     name: str
-    created: float
+    created: Time
     base: dict[str, Any]
     axes: Axes
     runs: list[str]
 
     @property
     def cells(self) -> list[Cell]:
-        return make_cells(TrainSpec.from_json(self.base), self.axes, self.name)
+        return make_cells(TrainSpec.from_record(self.base), self.axes, self.name)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The content of grids/<id>.json. The axes are pairs, because the keys of an object have no order."""
+
+    id: str
+    name: str
+    created: Time
+    base: dict[str, Any]
+    axes: list[tuple[str, list[Any]]]
+    runs: list[str]
 
 
 def spec_checksum(spec: TrainSpec) -> str:
-    """A checksum of all settings but the name: equal for runs that train the same on the same data."""
-    settings = {k: v for k, v in spec.to_json().items() if k != "name"}
+    """A checksum of all settings but the name: equal for runs that train the same on the same data.
+
+    The rules are not a part of it: the same settings in a run of an earlier version fill the same cell.
+    """
+    defaults = type(spec)().to_json()
+    settings = {
+        k: v
+        for k, v in spec.to_json().items()
+        if k in FIRST_SETTINGS or (k not in ("name", "rules") and v != defaults[k])
+    }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -188,32 +219,79 @@ def create(workspace: Workspace, base: TrainSpec, axes: Axes, name: str) -> Grid
     Raises:
         SpecError: see `make_cells`. InvalidName, StorageError.
     """
-    grid = Grid(
-        make_id(check_name(name)),
-        name.strip(),
-        time.time(),
-        base.to_json(),
-        {f: list(v) for f, v in axes.items()},
-        [],
-    )
-    grid = dataclasses.replace(grid, runs=[""] * len(grid.cells))
-    save(workspace, grid)
+    clean = check_name(name)
+    grid = Grid("", clean, time.time(), base.to_json(), {f: list(v) for f, v in axes.items()}, [])
+    runs = [""] * len(grid.cells)
+    with workspace.lock("grids"):
+        grid_id = make_id(clean)
+        while workspace.path("grids", grid_id).exists():
+            grid_id = make_id(clean)
+        grid = dataclasses.replace(grid, id=grid_id, runs=runs)
+        _write(workspace, grid)
     return grid
 
 
-def save(workspace: Workspace, grid: Grid) -> None:
-    """Writes a grid."""
+def set_runs(workspace: Workspace, grid_id: str, runs: Mapping[int, str]) -> Grid:
+    """Records the runs of cells; the runs of the other cells stay.
+
+    Args:
+        runs: index of a cell -> run id.
+
+    Raises:
+        NotFound, DamagedRecord, StorageError. Busy: another process changes the grid.
+    """
+    with workspace.lock("grids", grid_id):
+        grid = load(workspace, grid_id)
+        for index, run_id in runs.items():
+            grid.runs[index] = run_id
+        _write(workspace, grid)
+    return grid
+
+
+def rename(workspace: Workspace, grid_id: str, name: str) -> Grid:
+    """Changes the display name of a grid; its runs keep theirs.
+
+    Raises:
+        InvalidName, NotFound, DamagedRecord, StorageError. Busy: another process changes the grid.
+    """
+    clean = check_name(name)
+    with workspace.lock("grids", grid_id):
+        grid = dataclasses.replace(load(workspace, grid_id), name=clean)
+        _write(workspace, grid)
+    return grid
+
+
+def _write(workspace: Workspace, grid: Grid) -> None:
     # The axes have an order, and `write_json` sorts the keys of objects. So they are written as pairs.
     pairs = [[f, list(v)] for f, v in grid.axes.items()]
-    write_json(workspace.path("grids", grid.id), {**grid.__dict__, "axes": pairs})
+    write_record(workspace.path("grids", grid.id), {**grid.__dict__, "axes": pairs})
 
 
 def load(workspace: Workspace, grid_id: str) -> Grid:
-    """Reads a grid. Raises NotFound or StorageError."""
-    raw = read_json(workspace.find("grids", grid_id))
-    return Grid(**{**{f.name: raw[f.name] for f in dataclasses.fields(Grid)}, "axes": dict(raw["axes"])})
+    """Reads a grid. Raises NotFound or DamagedRecord."""
+    path = workspace.find("grids", grid_id)
+    record = read_record(path, _Record, grid_id)
+    with reading(path):
+        cells = _count_cells(json.dumps([record.base, record.axes]))
+        if len(record.runs) != cells:
+            raise ValueError(f"it names {len(record.runs)} runs for {cells} cells")
+    return Grid(**{**record.__dict__, "axes": dict(record.axes)})
+
+
+@functools.lru_cache(maxsize=256)
+def _count_cells(text: str) -> int:
+    """The number of cells of a stored grid. The page reads grids often, and making their cells is slow.
+
+    Args:
+        text: JSON of the common settings and the axes.
+
+    Raises:
+        SpecError: they are not valid settings.
+    """
+    base, axes = json.loads(text)
+    return len(make_cells(TrainSpec.from_record(base), dict(axes)))
 
 
 def load_all(workspace: Workspace) -> list[Grid]:
-    """All grids, newest first."""
-    return sorted((load(workspace, i) for i in workspace.ids("grids")), key=lambda g: -g.created)
+    """Every grid that can be read, newest first."""
+    return sorted(load_items(workspace, "grids", load)[0], key=lambda g: -g.created)

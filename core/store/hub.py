@@ -14,9 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import BaseModelError, StudioError
+from core.errors import BaseModelError, DiskFull, StudioError
 from core.store.base_models import HUB_ID, WEIGHTS
-from core.store.files import atomic_write, ensure_space, sha256_of
+from core.store.files import (
+    FULL,
+    atomic_write,
+    ensure_space,
+    replace,
+    sha256_of,
+    sync_file,
+    sync_folder,
+)
 from core.store.locks import FileLock
 
 # Only these files of a repository are downloaded: no pickles, no code, and nothing from subfolders.
@@ -207,7 +215,9 @@ def _commit_part(part: Path, blob: Path, size: int) -> None:
             "A weight file failed its checksum.",
             "Start the download again; the complete files are kept.",
         )
-    part.replace(blob)
+    sync_file(part)
+    replace(part, blob)
+    sync_folder(blob.parent)
 
 
 def _make_silent_bar() -> Any:
@@ -232,6 +242,11 @@ def convert_error(name: str, error: Exception) -> StudioError:
 
     if isinstance(error, StudioError):
         return error
+    if isinstance(error, OSError) and error.errno in FULL:
+        return DiskFull(
+            f"The disk is full: the download of {name!r} stopped.",
+            "Free some space and start the download again; the bytes that have arrived are kept.",
+        )
     text = f"{type(error).__name__}: {error}".strip().split("\n")[0][:200]
     if isinstance(error, GatedRepoError):
         return BaseModelError(

@@ -1,4 +1,4 @@
-"""JSON text of records and logs to values, with a limit on nesting. `core.data.jsonrows` reads users' rows."""
+"""JSON text of records and logs to values, with a limit on nesting. `core.data.jsonrows` reads user data."""
 
 from __future__ import annotations
 

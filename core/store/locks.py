@@ -1,9 +1,15 @@
-"""Locks on files, between processes and between threads. The system releases them when their process ends."""
+"""Locks on files, between processes and between threads. The system releases them when their process ends.
+
+Linux and macOS lock the whole file (`flock`). Windows locks a range of bytes, which other processes then
+cannot read or write; so one byte is locked that lies far behind the content of these files.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import IO
@@ -11,6 +17,11 @@ from typing import IO
 from core.errors import Busy
 
 RETRY_SECONDS = 0.005
+TEST_SECONDS = 0.05  # `is_locked` of another process holds the lock for an instant
+LOCKED_BYTE = 0x7FFFFFF0  # on Windows
+# What a system answers when a lock has another owner; it is EACCES and EDEADLOCK on Windows.
+OWNED = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+CAN_REMOVE_OPEN_FILES = os.name != "nt"
 
 
 class FileLock:
@@ -24,14 +35,17 @@ class FileLock:
         temporary: remove the file when the lock is released.
 
     Raises:
-        Busy: another process or object holds it.
+        Busy: another process or object holds it. OSError: the file cannot be written, or the disk has no
+            locks; `core.store.files.storage_error` converts it.
     """
 
     def __init__(self, path: Path, seconds: float = 0.0, temporary: bool = False) -> None:
         self._path, self._is_temporary = path, temporary
         self._file: IO[bytes] | None = None
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + max(seconds, TEST_SECONDS)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():  # in place of the file, it would keep every process out
+            os.rename(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.damaged"))
         while not self._acquire():
             if time.monotonic() >= deadline:
                 raise Busy(
@@ -41,19 +55,31 @@ class FileLock:
             time.sleep(RETRY_SECONDS)
 
     def _acquire(self) -> bool:
-        file = open(self._path, "ab")  # noqa: SIM115 (open while the lock is held)
-        if lock_file(file) and is_same_file(file, self._path):
-            self._file = file
-            return True
-        file.close()  # locked by another owner, or removed by the owner that has just released it
+        try:
+            file = open(self._path, "ab")  # noqa: SIM115 (open while the lock is held)
+        except PermissionError:
+            if CAN_REMOVE_OPEN_FILES or not self._path.exists():
+                raise
+            return False  # on Windows: its owner is removing it
+        try:
+            if lock_file(file) and is_same_file(file, self._path):
+                self._file = file
+                return True
+        finally:
+            if self._file is not file:
+                file.close()  # locked by another owner, or removed by the owner that has just released it
         return False
 
     def release(self) -> None:
         """Releases the lock; a second call does nothing."""
         if self._file is None:
             return
+        if not CAN_REMOVE_OPEN_FILES:
+            self._file.close()
         if self._is_temporary:
-            with contextlib.suppress(OSError):  # while it is locked: a later owner checks `is_same_file`
+            # While it is locked: a later owner checks `is_same_file`. Windows does not remove a file that is
+            # open elsewhere.
+            with contextlib.suppress(OSError):
                 self._path.unlink()
         self._file.close()
         self._file = None
@@ -70,8 +96,10 @@ def is_locked(path: Path) -> bool:
     try:
         with open(path, "rb") as f:
             return not lock_file(f)
-    except FileNotFoundError:
-        return False
+    except OSError:
+        if path.is_file():
+            raise
+        return False  # missing, or a folder, which no process can lock
 
 
 def is_same_file(file: IO[bytes], path: Path) -> bool:
@@ -83,20 +111,39 @@ def is_same_file(file: IO[bytes], path: Path) -> bool:
 
 
 def lock_file(file: IO[bytes]) -> bool:
-    """Locks an open file until it is closed; returns False if it is locked already."""
+    """Locks an open file until it is closed; returns False if it is locked already.
+
+    Raises:
+        OSError: the system or the disk has no file locks.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            return True
-        except OSError:
-            return False
+    except ImportError:
+        return _lock_byte(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except OSError:
-        return False
+    except OSError as e:
+        if e.errno in OWNED:
+            return False
+        raise
+
+
+def _lock_byte(file: IO[bytes]) -> bool:
+    """Locks one byte of a file that has just been opened, on Windows; its position stays."""
+    try:
+        import msvcrt
+    except ImportError as e:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from e
+    descriptor = file.fileno()
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        return True
+    except OSError as e:
+        if e.errno in OWNED:
+            return False
+        raise
+    finally:
+        os.lseek(descriptor, position, os.SEEK_SET)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.errors import NotFound, SpecError, StorageError
+from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix
 from core.store import adapters
-from core.store.files import read_json, write_json
+from core.store.record_types import Time
+from core.store.records import load_items, read_record, reading, write_record
 from core.store.workspace import Workspace, check_name, make_id
 
 
@@ -30,7 +31,7 @@ class SavedMix:
     name: str
     weights: dict[str, float]
     adapters: dict[str, str]
-    created: float
+    created: Time
     warnings: list[str] = field(default_factory=list)
     tilt: dict[str, float] = field(default_factory=dict)
 
@@ -46,51 +47,79 @@ def save(
 
     Raises:
         SpecError: a weight or tilt is outside its limits, or the name exists already. InvalidName, NotFound.
+        Busy: another process is saving a mix. StorageError.
     """
     mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
-    if any(mix.name == m.name for m in load_all(workspace)):
+    with workspace.lock("mixes"):  # two processes that save one name at the same time make one mix
+        _check_unused(workspace, mix.name)
+        digests = {a: adapters.load(workspace, a).sha256 for a in mix.weights}
+        mix_id = make_id(mix.name)
+        while workspace.path("mixes", mix_id).exists():
+            mix_id = make_id(mix.name)
+        saved = SavedMix(mix_id, mix.name, mix.weights, digests, time.time(), tilt=mix.tilt)
+        _write(workspace, saved)
+    return saved
+
+
+def _check_unused(workspace: Workspace, name: str, mix_id: str = "") -> None:
+    """Checks that no mix but `mix_id` has this name.
+
+    Raises:
+        SpecError: another mix has it.
+    """
+    if any(name == m.name and m.id != mix_id for m in load_all(workspace)):
         raise SpecError(
-            f"There is already a mix called {mix.name!r}.",
+            f"There is already a mix called {name!r}.",
             "Choose another name, or delete the existing mix first.",
         )
-    digests = {a: adapters.load(workspace, a).sha256 for a in mix.weights}
-    saved = SavedMix(make_id(mix.name), mix.name, mix.weights, digests, time.time(), tilt=mix.tilt)
-    _write(workspace, saved)
-    return saved
 
 
 def _write(workspace: Workspace, saved: SavedMix) -> None:
     value: dict[str, Any] = {k: v for k, v in saved.__dict__.items() if k != "warnings"}
-    write_json(workspace.path("mixes", saved.id), value)
+    write_record(workspace.path("mixes", saved.id), value)
 
 
 def load(workspace: Workspace, mix_id: str) -> SavedMix:
     """Reads a mix, with a warning for each adapter that has changed or was deleted.
 
     Raises:
-        NotFound, StorageError
+        NotFound, DamagedRecord
     """
-    raw = read_json(workspace.find("mixes", mix_id))
-    warnings = []
-    for adapter_id, digest in raw["adapters"].items():
-        try:
-            adapter = adapters.load(workspace, adapter_id)
-        except (NotFound, StorageError):
-            warnings.append(f"The adapter {adapter_id!r} was deleted from the library.")
-            continue
-        if adapter.sha256 != digest:
-            warnings.append(f"The adapter {adapter.name!r} has changed since this mix was saved.")
-    return SavedMix(**raw, warnings=warnings)
+    path = workspace.find("mixes", mix_id)
+    saved = read_record(path, SavedMix, mix_id)
+    with reading(path):
+        Mix(name=saved.name, weights=saved.weights, tilt=saved.tilt)  # checks their limits
+    warnings = [_compare_adapter(workspace, a, digest) for a, digest in saved.adapters.items()]
+    return replace(saved, warnings=[w for w in warnings if w])
+
+
+def _compare_adapter(workspace: Workspace, adapter_id: str, digest: str) -> str:
+    """The warning about an adapter that is not the one that a mix was saved with, or ""."""
+    try:
+        adapter = adapters.load(workspace, adapter_id)
+    except NotFound:
+        return f"The adapter {adapter_id!r} was deleted from the library."
+    except StudioError as e:
+        return f"The adapter {adapter_id!r} is damaged. {e.what}"
+    if adapter.sha256 != digest:
+        return f"The adapter {adapter.name!r} has changed since this mix was saved."
+    return ""
 
 
 def load_all(workspace: Workspace) -> list[SavedMix]:
-    """Every saved mix, oldest first."""
-    return [load(workspace, i) for i in workspace.ids("mixes")]
+    """Every saved mix that can be read, oldest first."""
+    return load_items(workspace, "mixes", load)[0]
 
 
 def rename(workspace: Workspace, mix_id: str, name: str) -> SavedMix:
-    """Changes the display name of a mix."""
-    saved = load(workspace, mix_id)
-    new = SavedMix(saved.id, check_name(name), saved.weights, saved.adapters, saved.created, tilt=saved.tilt)
-    _write(workspace, new)
+    """Changes the display name of a mix.
+
+    Raises:
+        SpecError: another mix has this name. InvalidName, NotFound, StorageError
+    """
+    new = check_name(name)
+    with workspace.lock("mixes"), workspace.lock("mixes", mix_id):
+        saved = replace(load(workspace, mix_id), name=new)
+        _check_unused(workspace, new, mix_id)
+        _write(workspace, saved)
     return load(workspace, mix_id)

@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from core.errors import Busy, RunError, StorageError
-from core.store.files import read_json, storage_error, write_json
+from core.errors import Busy, DamagedRecord, RunError
+from core.store.files import delete, storage_error, write_json
 from core.store.locks import FileLock
+from core.store.records import read_record
 from core.store.workspace import Workspace
 
 MOVES = ("first", "up", "down", "last")
@@ -40,11 +41,21 @@ class RunOrder:
 def read(workspace: Workspace) -> RunOrder:
     """Reads the file. If it is missing or damaged, the order is empty; no run is lost."""
     try:
-        raw = read_json(workspace.run_order_path)
-        order, cancelled = ([str(i) for i in raw.get(k, ())] for k in ("order", "cancelled"))
-        return RunOrder(tuple(dict.fromkeys(order)), tuple(dict.fromkeys(cancelled)))
-    except (StorageError, AttributeError, TypeError):
+        return read_strictly(workspace)
+    except DamagedRecord:
         return RunOrder()
+
+
+def read_strictly(workspace: Workspace) -> RunOrder:
+    """Reads the file; without a file, the order is empty.
+
+    Raises:
+        DamagedRecord
+    """
+    if not workspace.run_order_path.exists():
+        return RunOrder()
+    stored = read_record(workspace.run_order_path, RunOrder)
+    return RunOrder(tuple(dict.fromkeys(stored.order)), tuple(dict.fromkeys(stored.cancelled)))
 
 
 def read_version(workspace: Workspace) -> int:
@@ -127,6 +138,8 @@ def reorder(
 
 
 def _write(workspace: Workspace, new: RunOrder) -> None:
+    if workspace.run_order_path.is_dir():  # in place of the file, it would keep every run out of the queue
+        delete(workspace.run_order_path)
     write_json(workspace.run_order_path, {"order": list(new.order), "cancelled": list(new.cancelled)})
 
 

@@ -13,21 +13,30 @@ processes are.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from core.errors import SpecError
-from core.spec.training import RULES, Launch, RunStatus, TrainSpec
-from core.store.event_log import EventLog
-from core.store.files import atomic_write, read_json, write_json
+from core.errors import DamagedRecord, SpecError, StorageError
+from core.spec.training import EQUALS_BASE, Launch, RunStatus, TrainSpec
+from core.store.event_log import EventLog, parse_line
+from core.store.events import PlanEvent, StepEvent, is_kind
+from core.store.files import atomic_write, delete, link_folder, write_json
 from core.store.locks import is_locked
-from core.store.workspace import Workspace, make_id
+from core.store.record_types import Kind, Mismatch, Time, check_type
+from core.store.records import load_items, read_object, read_record, reading, write_record
+from core.store.workspace import Workspace, check_name, make_id
 
+logger = logging.getLogger(__name__)
+
+RECORD, EVENTS, CHECKPOINTS = "run.json", "events.jsonl", "checkpoints"
+SETTINGS = frozenset(f.name for f in fields(TrainSpec))
+STOP_REQUESTS = ("keep", "pause", "close")
 TAIL_BYTES = 64 * 1024  # the end of a log in which the newest step is looked up
 # Statuses that can be resumed without a checkpoint: the run then starts from its first step.
 RESUMABLE = (RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.DISK_FULL)
@@ -65,7 +74,7 @@ class RunExtra:
         made_smaller: every reduction of the batch, oldest first.
         cancelled: the run was cancelled before it began.
         handed, collected: when it was handed to another machine, and collected from there; Unix seconds.
-        rules: version of the training rules that the run began under; None in runs of 0.1.0, which is 1.
+        equals_base: the run ended with an adapter that has no effect.
         unknown: keys and values of other versions; they stay as they are.
     """
 
@@ -80,22 +89,29 @@ class RunExtra:
     cancelled: bool = False
     handed: float | None = None
     collected: float | None = None
-    rules: int | None = None
+    equals_base: bool = False
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> RunExtra:
-        """Reads an "extra" object. A `launch` that is invalid here is kept as unknown."""
-        known = {k: v for k, v in raw.items() if k in _EXTRA_KEYS}
+        """Reads an "extra" object. A `launch` that is invalid here is kept as unknown.
+
+        Raises:
+            ValueError: a value has another type.
+        """
+        known = {k: v for k, v in raw.items() if k in _EXTRA_KEYS and k != "launch"}
         unknown = {k: v for k, v in raw.items() if k not in _EXTRA_KEYS}
-        if "launch" in known:
+        launch = None
+        if raw.get("launch") is not None:
             try:
-                known["launch"] = Launch.from_json(known["launch"])
-            except SpecError:  # another version allows more; such a run must not hide all others
-                unknown["launch"] = known.pop("launch")
-        if "made_smaller" in known:
-            known["made_smaller"] = tuple(known["made_smaller"])
-        return cls(**known, unknown=unknown)
+                launch = Launch.from_json(raw["launch"])
+            except SpecError:  # another version may allow more
+                unknown["launch"] = raw["launch"]
+        try:
+            extra: RunExtra = check_type(cls, known)
+        except Mismatch as e:
+            raise e.under("extra") from None
+        return replace(extra, launch=launch, unknown=unknown)
 
     @property
     def has_unknown_launch(self) -> bool:
@@ -128,6 +144,7 @@ class Run:
         resumable: the run can be resumed: it is not alive, and has a checkpoint or can start from its first
             step.
         was_queued: the run was still queued when its process ended; it can be queued again.
+        unknown_settings: settings of another version; the run is listed, and cannot be resumed here.
     """
 
     id: str
@@ -146,15 +163,28 @@ class Run:
     resumable: bool = False
     was_queued: bool = False
     extra: RunExtra = field(default_factory=RunExtra)
+    unknown_settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def rules(self) -> int:
-        """Version of the training rules that the run began under (`core.spec.training.RULES`)."""
-        return 1 if self.extra.rules is None else self.extra.rules
+    def has_learned_nothing(self) -> bool:
+        """Whether it ended with an adapter that equals its base."""
+        return self.extra.equals_base and self.status in (RunStatus.DONE, RunStatus.STOPPED)
+
+    @property
+    def explanation(self) -> str:
+        """One sentence: what its status means."""
+        return EQUALS_BASE[0] if self.has_learned_nothing else self.status.explanation
+
+    @property
+    def next_step(self) -> str:
+        """One sentence: what the user can do next."""
+        return EQUALS_BASE[1] if self.has_learned_nothing else self.status.next_step
 
     def to_json(self) -> dict[str, Any]:
         """All fields under the keys of the terminal's `--json`; run.json holds a part of them."""
-        values = {**asdict(self), "spec": self.spec.to_json(), "extra": self.extra.to_json()}
+        spec = {**self.unknown_settings, **self.spec.to_json()}
+        values = {**asdict(self), "spec": spec, "extra": self.extra.to_json()}
+        del values["unknown_settings"]
         return {("waited" if k == "was_queued" else k): v for k, v in values.items()}
 
 
@@ -162,16 +192,35 @@ _RECORD_KEYS = (  # of run.json
     "id", "name", "kind", "adapter", "created", "base", "base_fingerprint", "dataset_sha256", "error",
     "extra", "status", "spec",
 )  # fmt: skip
+# Keys whose value in run.json is that of the attribute.
+_COMMON_KEYS = tuple(k for k in _RECORD_KEYS if k not in ("extra", "status", "spec"))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The content of run.json."""
+
+    id: str
+    name: str
+    status: RunStatus
+    kind: Kind
+    spec: dict[str, Any]
+    adapter: str
+    created: Time
+    base: str
+    base_fingerprint: str = ""
+    dataset_sha256: str = ""
+    error: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def create(
     workspace: Workspace, spec: TrainSpec, base: str, dataset_sha256: str, extra: RunExtra | None = None
 ) -> Run:
-    """Creates a queued run: its folder, run.json and first event.
-
-    A new run is trained under the present rules, unless `extra` names others.
-    """
-    extra = extra or RunExtra()
+    """Creates a queued run: its folder, run.json and first event; they appear together."""
+    adapter = make_id(spec.name)
+    while workspace.path("adapters", adapter).exists():  # the run would replace that adapter
+        adapter = make_id(spec.name)
     with workspace.build("runs", spec.name) as draft:
         run = Run(
             id=draft.id,
@@ -179,20 +228,22 @@ def create(
             kind=spec.kind,
             status=RunStatus.QUEUED,
             spec=spec,
-            adapter=make_id(spec.name),
+            adapter=adapter,
             created=time.time(),
             base=base,
             dataset_sha256=dataset_sha256,
-            extra=extra if extra.rules is not None else replace(extra, rules=RULES),
+            extra=extra or RunExtra(),
         )
-        write_json(draft.path / "run.json", _to_record(run))
-        EventLog(draft.path / events_path(workspace, draft.id).name).append("status", status=run.status.value)
-        draft.expect("run.json")
+        write_json(draft.path / RECORD, _to_record(run))
+        EventLog(draft.path / EVENTS).append("status", status=run.status.value)
+        draft.expect(RECORD, EVENTS)
     return run
 
 
 def put(workspace: Workspace, run: Run, events: bytes = b"") -> None:
-    """Writes a run of another machine, which already has its id; replaces a run of the same id.
+    """Writes a run of another machine, which already has its id; replaces a run of the same id, in one step.
+
+    The other files of that run stay, such as the lock that the caller holds; checkpoints are left out.
 
     Args:
         events: the content of its event log.
@@ -200,16 +251,14 @@ def put(workspace: Workspace, run: Run, events: bytes = b"") -> None:
     Raises:
         StorageError: it could not be written.
     """
-    if workspace.path("runs", run.id).exists():
-        with atomic_write(events_path(workspace, run.id)) as f:
+    with workspace.lock("runs", run.id), workspace.build("runs", run.name, run.id, replace=True) as draft:
+        present = workspace.path("runs", run.id)
+        if present.exists():
+            link_folder(present, draft.path, (RECORD, EVENTS, CHECKPOINTS))
+        with atomic_write(draft.path / EVENTS) as f:
             f.write(events)
-        write_json(folder(workspace, run.id) / "run.json", _to_record(run))
-        return
-    with workspace.build("runs", run.name, run.id) as draft:
-        with atomic_write(draft.path / "events.jsonl") as f:
-            f.write(events)
-        write_json(draft.path / "run.json", _to_record(run))
-        draft.expect("run.json", "events.jsonl")
+        write_json(draft.path / RECORD, _to_record(run))
+        draft.expect(RECORD, EVENTS)
 
 
 def _to_record(run: Run) -> dict[str, Any]:
@@ -223,11 +272,11 @@ def folder(workspace: Workspace, run_id: str) -> Path:
 
 
 def checkpoints_folder(workspace: Workspace, run_id: str) -> Path:
-    return workspace.path("runs", run_id, "checkpoints")
+    return workspace.path("runs", run_id, CHECKPOINTS)
 
 
 def events_path(workspace: Workspace, run_id: str) -> Path:
-    return workspace.path("runs", run_id, "events.jsonl")
+    return workspace.path("runs", run_id, EVENTS)
 
 
 def lock_path(workspace: Workspace, run_id: str) -> Path:
@@ -253,19 +302,21 @@ def write_stop_request(workspace: Workspace, run_id: str, word: str) -> None:
             request.
     """
     path = workspace.path("runs", run_id, "asked")
+    if not word or path.is_dir():
+        delete(path)
     if not word:
-        path.unlink(missing_ok=True)
         return
     with atomic_write(path, "w") as f:
         f.write(word)
 
 
 def read_stop_request(workspace: Workspace, run_id: str) -> str:
-    """The stop request of a run, or ""."""
+    """The stop request of a run, or ""; a file that cannot be read is not a request."""
     try:
-        return workspace.path("runs", run_id, "asked").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+        word = workspace.path("runs", run_id, "asked").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
         return ""
+    return word if word in STOP_REQUESTS else ""
 
 
 def log(workspace: Workspace, run_id: str) -> EventLog:
@@ -277,71 +328,116 @@ def load(workspace: Workspace, run_id: str) -> Run:
     """Reads a run. A run that should be alive, but whose locks are free, is INTERRUPTED.
 
     Raises:
-        NotFound: no such run. StorageError: its files are damaged.
+        NotFound: no such run. DamagedRecord: run.json or the event log cannot be read.
     """
-    raw = read_json(folder(workspace, run_id) / "run.json")
-    status = RunStatus(raw["status"])
+    path = folder(workspace, run_id) / RECORD
+    record = read_record(path, _Record, run_id)
+    with reading(path):
+        extra = RunExtra.from_json(record.extra)
+        unknown = {k: v for k, v in record.spec.items() if k not in SETTINGS}
+        spec = TrainSpec.from_record({k: v for k, v in record.spec.items() if k in SETTINGS})
+    status = record.status
     if status.is_alive and not is_alive(workspace, run_id):
         status = RunStatus.INTERRUPTED
     step, total = _read_progress(events_path(workspace, run_id))
-    has_checkpoint = any(checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"))
-    is_resumable = status in RESUMABLE or (status in RESUMABLE_FROM_CHECKPOINT and has_checkpoint)
-    extra = RunExtra.from_json(raw.get("extra", {}))
+    is_resumable = status in RESUMABLE or (
+        status in RESUMABLE_FROM_CHECKPOINT and _has_checkpoint(workspace, run_id)
+    )
     return Run(
-        **{k: raw[k] for k in ("id", "name", "kind", "adapter", "created", "base", "error") if k in raw},
-        base_fingerprint=raw.get("base_fingerprint", ""),
-        dataset_sha256=raw.get("dataset_sha256", ""),
-        extra=extra,
-        status=status,
-        spec=TrainSpec.from_json(raw["spec"]),
+        **{**record.__dict__, "status": status, "spec": spec, "extra": extra},
         step=step,
         total_steps=total,
-        was_queued=status is RunStatus.INTERRUPTED and raw["status"] == RunStatus.QUEUED.value,
-        resumable=is_resumable and not extra.has_unknown_launch,
+        was_queued=status is RunStatus.INTERRUPTED and record.status is RunStatus.QUEUED,
+        resumable=is_resumable and not extra.has_unknown_launch and not unknown,
+        unknown_settings=unknown,
     )
 
 
 def load_all(workspace: Workspace) -> list[Run]:
-    """All runs, newest first.
+    """Every run that can be read, newest first."""
+    return sorted(load_items(workspace, "runs", load)[0], key=lambda r: -r.created)
 
-    Raises:
-        StorageError
-    """
-    return sorted((load(workspace, i) for i in workspace.ids("runs")), key=lambda r: -r.created)
+
+def _has_checkpoint(workspace: Workspace, run_id: str) -> bool:
+    """Whether a checkpoint of the run is committed; resuming verifies its files."""
+    for manifest in checkpoints_folder(workspace, run_id).glob("checkpoint-*/MANIFEST.json"):
+        with contextlib.suppress(DamagedRecord):
+            if read_object(manifest).get("run") == run_id:
+                return True
+    return False
 
 
 def update(workspace: Workspace, run: Run, **fields: Any) -> Run:
-    """Changes fields of a run and writes run.json; a new status is also appended to its event log."""
+    """Changes fields of a run in run.json; a new status is also appended to its event log.
+
+    The fields are applied to the record on disk, so what another thread or process has changed meanwhile
+    stays. Of `extra`, only the keys that differ from those of `run` are changed. A damaged record is written
+    whole.
+
+    Returns:
+        the run as it is recorded now.
+
+    Raises:
+        NotFound, StorageError. Busy: another process changes the record.
+    """
     new = replace(run, **fields)
-    write_json(folder(workspace, run.id) / "run.json", _to_record(new))
+    with workspace.lock("runs", run.id):
+        path, record = folder(workspace, run.id) / RECORD, _to_record(new)
+        with contextlib.suppress(DamagedRecord), reading(path):
+            stored = read_record(path, _Record, run.id)
+            changed = {k: record[k] for k in fields if k in record}
+            if "extra" in changed:
+                changed["extra"] = _merge(stored.extra, run.extra.to_json(), record["extra"])
+            merged = {**record, **read_object(path), **changed}
+            present = {k: merged[k] for k in _COMMON_KEYS}
+            new, record = replace(new, **present, extra=RunExtra.from_json(merged["extra"])), merged
+        write_record(path, record)
     if "status" in fields:
-        log(workspace, run.id).append(
-            "status", status=new.status.value, **({"error": new.error} if new.error else {})
-        )
+        try:
+            log(workspace, run.id).append(
+                "status", status=new.status.value, **({"error": new.error} if new.error else {})
+            )
+        except StorageError:  # the status itself is recorded
+            logger.exception("the status of the run %s was not logged", run.id)
     return new
+
+
+def _merge(stored: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What is stored, with the differences between `before` and `after` applied to it."""
+    merged = {k: v for k, v in stored.items() if k in after or k not in before}
+    return merged | {k: v for k, v in after.items() if k not in before or before[k] != v}
+
+
+def rename(workspace: Workspace, run_id: str, name: str) -> Run:
+    """Changes the display name of a run; its adapter keeps its own.
+
+    Raises:
+        InvalidName, NotFound, DamagedRecord, StorageError
+    """
+    update(workspace, load(workspace, run_id), name=check_name(name))
+    return load(workspace, run_id)
 
 
 def remove_finished_checkpoints(workspace: Workspace) -> None:
     """Removes checkpoints of finished runs. A process that was killed after its last step leaves them."""
-    for run_id in workspace.ids("runs"):
-        checkpoints = checkpoints_folder(workspace, run_id)
-        if checkpoints.exists() and load(workspace, run_id).status is RunStatus.DONE:
+    for run in load_all(workspace):
+        checkpoints = checkpoints_folder(workspace, run.id)
+        if run.status is RunStatus.DONE and checkpoints.exists():
             shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _read_progress(path: Path) -> tuple[int, int]:
     """The newest (step, total_steps) in the end of a log."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
-            lines = f.read().split(b"\n")
-    except FileNotFoundError:
+    if not path.exists():
         return 0, 0
+    with reading(path), open(path, "rb") as f:
+        f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
+        lines = f.read().split(b"\n")
     for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:
+        if b"total_steps" not in line:
             continue
-        if isinstance(event, dict) and "total_steps" in event:
-            return int(event.get("step", 0)), int(event["total_steps"])
+        event = parse_line(line)
+        is_progress = is_kind(event, StepEvent) or is_kind(event, PlanEvent)
+        if is_progress and "total_steps" in event:
+            return event.get("step", 0), event["total_steps"]
     return 0, 0

@@ -1,24 +1,38 @@
 """The trash of a workspace: deleted items, which can be restored until the trash is emptied.
 
-    trash/<entry>/entry.json     kind and id of the item, its display name, when it was deleted
-                  item           the item: its folder, or its JSON file
+    trash/<kind>.<id>.<hex>/entry.json     display name of the item, and when it was deleted
+                            item           the item: its folder, or its JSON file
+    trash/<kind>.<id>.<hex>                the item itself, deleted on a disk that was too full for a record
+         .<entry>.partial                  is being deleted for good
 
-An entry without `item` is the rest of a deletion or a restoration that a crash cut short; it does not count.
+An entry folder without `item` is the rest of a deletion or a restoration that a crash cut short; it does not
+count. An entry whose record is damaged keeps the kind and the id of its item, which are in its name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import Busy, NotFound, StorageError
-from core.store.files import delete, read_json, storage_error, sync_folder, write_json
+from core.errors import Busy, DiskFull, NotFound, StorageError
+from core.store.files import (
+    delete,
+    read_json,
+    rename,
+    replace,
+    size_of,
+    storage_error,
+    sync_folder,
+    write_json,
+)
 
 RECORD, ITEM = "entry.json", "item"
+ENTRY = re.compile(r"([a-z]+)\.([a-z0-9][a-z0-9-]{0,63})\.[0-9a-f]{8}")
+UNFINISHED_SECONDS = 60.0  # an older entry without its item was left by a killed process
 
 
 @dataclass(frozen=True)
@@ -41,54 +55,77 @@ class TrashedItem:
 
 
 def move_to_trash(folder: Path, path: Path, kind: str, item_id: str, name: str = "") -> TrashedItem:
-    """Moves an item to the trash, in one step.
+    """Moves an item to the trash, in one step. It works on a full disk, too; the display name is then lost.
 
     Args:
         folder: the trash.
         path: the item.
-        name: its display name; "" is its id.
+        name: its display name; "" reads it from the item.
 
     Raises:
         StorageError
     """
-    entry = f"{item_id}-{secrets.token_hex(4)}"
-    item = TrashedItem(entry, kind, item_id, name or item_id, time.time())
-    record = asdict(item)
-    del record["bytes"], record["entry"]
+    entry = f"{kind}.{item_id}.{secrets.token_hex(4)}"
+    item = TrashedItem(entry, kind, item_id, name or read_name(path) or item_id, time.time())
     try:
-        write_json(folder / entry / RECORD, record)
-        os.replace(path, folder / entry / ITEM)
-        sync_folder(folder / entry)
+        try:
+            write_json(folder / entry / RECORD, {"name": item.name, "deleted": item.deleted})
+            target = folder / entry / ITEM
+        except DiskFull:
+            delete(folder / entry)
+            target = folder / entry
+        replace(path, target)
+        sync_folder(target.parent)
         sync_folder(path.parent)
-    except OSError as e:
-        delete(folder / entry)
-        raise storage_error(e, path) from e
+    except (OSError, StorageError) as e:
+        if not (folder / entry / ITEM).exists():
+            delete(folder / entry)
+        raise (storage_error(e, path) if isinstance(e, OSError) else e) from e
     return item
+
+
+def read_name(path: Path) -> str:
+    """The display name in the JSON of an item; "" if it has none, or is damaged."""
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        with contextlib.suppress(StorageError, AttributeError):
+            record = read_json(file)
+            if isinstance(name := record.get("name") or record.get("dataset_name"), str):
+                return name
+    return ""
 
 
 def list_trash(folder: Path) -> list[TrashedItem]:
     """All deleted items, the newest first."""
     items = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(StorageError, KeyError, TypeError, ValueError, OSError):
-            raw = read_json(path / RECORD)
-            if (path / ITEM).exists():
-                size = sum(p.lstat().st_size for p in (path / ITEM).rglob("*") if p.is_file())
-                size = size or (path / ITEM).lstat().st_size
+        with contextlib.suppress(OSError):  # another process has just removed it
+            if (name := ENTRY.fullmatch(path.name)) and (content := _find_content(path)) is not None:
+                display_name, deleted = _read_record(path)
+                kind, item_id = name.groups()
                 items.append(
-                    TrashedItem(
-                        path.name,
-                        str(raw["kind"]),
-                        str(raw["id"]),
-                        str(raw["name"]),
-                        float(raw["deleted"]),
-                        size,
-                    )
+                    TrashedItem(path.name, kind, item_id, display_name or item_id, deleted, size_of(content))
                 )
     return sorted(items, key=lambda i: -i.deleted)
 
 
-def find_trashed(folder: Path, entry: str) -> TrashedItem:
+def _find_content(path: Path) -> Path | None:
+    """The item of an entry; None if the entry has none, or not yet."""
+    if (path / ITEM).exists():
+        return path / ITEM
+    is_record_only = path.is_dir() and all(p.name == RECORD or p.suffix == ".partial" for p in path.iterdir())
+    return None if is_record_only else path
+
+
+def _read_record(path: Path) -> tuple[str, float]:
+    """(display name, when it was deleted) of an entry; ("", time of its folder) without a readable record."""
+    try:
+        raw = read_json(path / RECORD)
+        return str(raw["name"]), float(raw["deleted"])
+    except (StorageError, KeyError, TypeError, ValueError):
+        return "", path.stat().st_ctime
+
+
+def find_item(folder: Path, entry: str) -> TrashedItem:
     """One deleted item.
 
     Raises:
@@ -98,6 +135,11 @@ def find_trashed(folder: Path, entry: str) -> TrashedItem:
         if item.entry == entry:
             return item
     raise NotFound(f"The trash has no item {entry!r}.", "It may be restored or deleted already.")
+
+
+def item_path(folder: Path, item: TrashedItem) -> Path:
+    """Where a deleted item lies in the trash."""
+    return _find_content(folder / item.entry) or folder / item.entry / ITEM
 
 
 def restore_item(folder: Path, item: TrashedItem, path: Path) -> None:
@@ -112,7 +154,7 @@ def restore_item(folder: Path, item: TrashedItem, path: Path) -> None:
     if path.exists():
         raise Busy(f"{item.name!r} is in the workspace already.", "Delete that one first.")
     try:
-        os.replace(folder / item.entry / ITEM, path)
+        replace(item_path(folder, item), path)
         sync_folder(path.parent)
     except OSError as e:
         raise storage_error(e, path) from e
@@ -120,7 +162,38 @@ def restore_item(folder: Path, item: TrashedItem, path: Path) -> None:
 
 
 def empty(folder: Path) -> int:
-    """Deletes everything in the trash for good; returns the number of items."""
-    count = len(list_trash(folder))
-    delete(folder)
-    return count
+    """Deletes everything in the trash for good; returns the number of items.
+
+    An entry is renamed first, so that a crash leaves no half of an item that could be restored.
+
+    Raises:
+        StorageError: something could not be deleted.
+    """
+    items = list_trash(folder)
+    names = {item.entry for item in items}
+    for path in [*folder.iterdir()] if folder.is_dir() else ():
+        try:
+            if path.name in names or time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                delete_entry(path)
+        except OSError as e:
+            raise storage_error(e, path) from e
+    return len(items)
+
+
+def delete_entry(path: Path) -> None:
+    """Deletes one entry for good.
+
+    Raises:
+        OSError
+    """
+    if path.suffix != ".partial":
+        partial = path.with_name(f".{path.name}.partial")
+        rename(path, partial)
+        path = partial
+    delete(path)
+
+
+def remove_partials(folder: Path) -> None:
+    """Ends the deletions that a crash cut short. Only for the startup."""
+    for path in folder.glob(".*.partial"):
+        delete(path)

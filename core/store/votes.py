@@ -13,13 +13,14 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from core.errors import NotFound, SpecError
-from core.store.event_log import EventLog, read_all
+from core.errors import DamagedRecord, NotFound, SpecError
+from core.store.event_log import EventLog, parse_line, read_all
 from core.store.events import VoteEvent, WithdrawnEvent, is_kind
-from core.store.files import storage_error
+from core.store.files import atomic_write, delete, storage_error
+from core.store.record_types import Mismatch, Time, check_type
 from core.store.workspace import Workspace
 
 Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution: a 95 % interval
@@ -81,7 +82,7 @@ class Vote:
     """
 
     id: str
-    time: float
+    time: Time
     prompt: str
     base: str
     base_fingerprint: str
@@ -224,11 +225,15 @@ def reset(workspace: Workspace) -> None:
 
 
 def load_all(workspace: Workspace) -> list[Vote]:
-    """Every vote that counts, oldest first; damaged lines are skipped."""
+    """Every vote that counts, oldest first; damaged lines are skipped, and so is a log that is not a file."""
     votes: dict[str, Vote] = {}
-    for event in read_all(workspace.votes_path):
+    try:
+        events = read_all(workspace.votes_path)
+    except DamagedRecord:
+        return []
+    for event in events:
         if is_kind(event, WithdrawnEvent):
-            votes.pop(str(event.get("vote")), None)
+            votes.pop(event["vote"], None)
         elif is_kind(event, VoteEvent) and (vote := _parse(event)):
             votes[vote.id] = vote
     return list(votes.values())
@@ -237,12 +242,40 @@ def load_all(workspace: Workspace) -> list[Vote]:
 def _parse(event: Mapping[str, Any]) -> Vote | None:
     """The vote of an event, or None if it is damaged."""
     try:
-        values = {f.name: event[f.name] for f in fields(Vote)}
-        vote = Vote(**{**values, "shown": tuple(BlindAnswer(**a) for a in event["shown"])})
-        is_valid = len(vote.identities) > 1 and (vote.chosen is None or vote.chosen in range(len(vote.shown)))
-    except (KeyError, TypeError, ValueError, AttributeError):
+        vote: Vote = check_type(Vote, event)
+    except Mismatch:
         return None
+    is_valid = len(vote.shown) > 1 and (vote.chosen is None or vote.chosen in range(len(vote.shown)))
     return vote if is_valid else None
+
+
+def count_damaged_lines(workspace: Workspace) -> int:
+    """Lines of the log that are neither a vote nor a withdrawal.
+
+    Raises:
+        DamagedRecord: the log is not a file that can be read.
+    """
+    return sum(not _is_readable(event) for event in read_all(workspace.votes_path))
+
+
+def remove_damaged_lines(workspace: Workspace) -> None:
+    """Writes the log again without the damaged lines; deletes it if it is not a file.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    path = workspace.votes_path
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        delete(path)
+        return
+    with atomic_write(path) as f:
+        f.writelines(line for line in lines if line.endswith(b"\n") and _is_readable(parse_line(line)))
+
+
+def _is_readable(event: Mapping[str, Any]) -> bool:
+    return is_kind(event, WithdrawnEvent) or (is_kind(event, VoteEvent) and _parse(event) is not None)
 
 
 def tally(votes: Sequence[Vote]) -> list[Standing]:

@@ -20,7 +20,6 @@ written by `core.store.files`; the module of each kind names the files inside th
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import unicodedata
@@ -30,13 +29,22 @@ from pathlib import Path
 
 from core.errors import Busy, InvalidName, NotFound, StorageError
 from core.store import trash
-from core.store.files import delete, remove_partial_file, storage_error, sync_file, sync_folder
+from core.store.files import (
+    delete,
+    remove_partial_file,
+    rename,
+    storage_error,
+    sync_file,
+    sync_folder,
+)
 from core.store.locks import FileLock
 from core.store.trash import TrashedItem
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports")
 FILE_KINDS = ("mixes", "grids")  # an item is one JSON file; items of the other kinds are folders
+UNIQUE_NAMES = ("mixes",)  # two items of such a kind never have the same display name
+SINGULAR = {kind: "mix" if kind == "mixes" else kind[:-1] for kind in KINDS}
 NAME_LIMIT = 120  # characters of a display name
 # Bidirectional control characters reorder text, so that one name can look like another.
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -97,8 +105,11 @@ class Workspace:
         try:
             for kind in KINDS:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise storage_error(e, self.root) from e
+        except OSError as e:  # a workspace of an older version on a read-only disk can be read
+            if not any((self.root / kind).is_dir() for kind in KINDS):
+                raise storage_error(e, self.root) from e
+        with contextlib.suppress(OSError):  # a workspace of an older version on a read-only disk
+            self._trash_path.mkdir(exist_ok=True)
 
     def path(self, kind: str, item_id: str, *parts: str) -> Path:
         """The path of an item, or of a file in it; it need not exist.
@@ -129,7 +140,7 @@ class Workspace:
         path = self.path(kind, item_id)
         if not path.exists() and not self._wait_for_replacement(kind, item_id):
             raise NotFound(
-                f"There is no {'mix' if kind == 'mixes' else kind[:-1]} {item_id!r} in this workspace.",
+                f"There is no {SINGULAR[kind]} {item_id!r} in this workspace.",
                 "See Library for the items of this workspace.",
             )
         return path
@@ -145,6 +156,8 @@ class Workspace:
         """The ids of all items of a kind, oldest first."""
         suffix = ".json" if kind in FILE_KINDS else ""
         items = []
+        if not (self.root / kind).is_dir():
+            return []
         for ready in (self.root / kind).glob(".*.ready"):
             self._wait_for_replacement(kind, ready.name.split(".")[1])
         for path in (self.root / kind).iterdir():
@@ -265,10 +278,10 @@ class Workspace:
                 sync_file(path)
         sync_folder(draft.path)
         if not final.exists():
-            os.rename(draft.path, final)
+            rename(draft.path, final)
             sync_folder(final.parent)
         elif replace:
-            os.rename(draft.path, self._hidden(kind, draft.id, "ready"))
+            rename(draft.path, self._hidden(kind, draft.id, "ready"))
             sync_folder(final.parent)
             self._roll_forward(kind, draft.id)
         else:
@@ -281,8 +294,8 @@ class Workspace:
             return
         old = final.with_name(f".{item_id}.{secrets.token_hex(4)}.partial")
         if final.exists():
-            os.rename(final, old)
-        os.rename(ready, final)
+            rename(final, old)
+        rename(ready, final)
         sync_folder(final.parent)
         delete(old)
 
@@ -304,7 +317,7 @@ class Workspace:
         """Moves an item to the trash.
 
         Args:
-            name: its display name.
+            name: its display name; "" reads it from the item.
 
         Raises:
             NotFound, StorageError
@@ -320,7 +333,7 @@ class Workspace:
         path = self.find(kind, item_id)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
-            os.rename(path, partial)
+            rename(path, partial)
         except OSError as e:
             raise storage_error(e, path) from e
         sync_folder(path.parent)
@@ -338,14 +351,31 @@ class Workspace:
         """Moves a deleted item back.
 
         Raises:
-            NotFound: the trash has no such entry. Busy: its id is taken. StorageError
+            NotFound: the trash has no such entry. Busy: its id, or a name that must be unique, is taken.
+            StorageError
         """
-        item = trash.find_trashed(self._trash_path, entry)
-        trash.restore_item(self._trash_path, item, self.path(item.kind, item.id))
+        item = trash.find_item(self._trash_path, entry)
+        with self.lock(item.kind):
+            self._check_restored_name(item)
+            trash.restore_item(self._trash_path, item, self.path(item.kind, item.id))
         return item
 
+    def _check_restored_name(self, item: TrashedItem) -> None:
+        if item.kind not in UNIQUE_NAMES:
+            return
+        name = trash.read_name(trash.item_path(self._trash_path, item))
+        if name and any(trash.read_name(self.path(item.kind, i)) == name for i in self.ids(item.kind)):
+            raise Busy(
+                f"There is already a {SINGULAR[item.kind]} called {name!r}.",
+                "Rename or delete that one first, and restore this one then.",
+            )
+
     def empty_trash(self) -> int:
-        """Deletes the items in the trash for good; returns their number."""
+        """Deletes the items in the trash for good; returns their number.
+
+        Raises:
+            StorageError
+        """
         return trash.empty(self._trash_path)
 
     # --- startup
@@ -355,6 +385,7 @@ class Workspace:
 
         What a living process is writing stays.
         """
+        trash.remove_partials(self._trash_path)
         count = 0
         for folder in (self.root, *(self.root / kind for kind in KINDS)):
             for path in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:

@@ -44,7 +44,7 @@ def training_arguments(
         "per_device_train_batch_size": spec.batch_size,
         "gradient_accumulation_steps": spec.accumulation // world_size,
         "learning_rate": spec.learning_rate,
-        "warmup_steps": math.ceil(total * spec.warmup_ratio),
+        "warmup_steps": math.ceil(total * spec.warmup_ratio),  # under the first rules only
         "seed": spec.seed,
         "data_seed": spec.seed,
         "logging_strategy": "steps",

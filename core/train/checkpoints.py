@@ -13,23 +13,25 @@ run is marked as finished before its checkpoints are removed, never after (`core
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors import SafetensorError
 
 from core.errors import DiskFull, RunError, StorageError, StudioError
-from core.store.files import read_json, sha256_of, storage_error, write_json
+from core.store.files import read_json, sha256_of, storage_error, sync_file, sync_folder, write_json
+from core.store.record_types import Between, Count
+from core.store.records import read_record
 from core.train.early_stopping import EarlyStopping
 
 MANIFEST = "MANIFEST.json"
 STATE = "studio_state.json"  # `StudioState`, beside Trainer's own trainer_state.json
 REQUIRED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 KEEP = 2
+PROCESS_LIMIT = 64 * 64  # as in `core.spec.training.Launch`
 
 
 @dataclass
@@ -76,6 +78,21 @@ class StudioState:
         )
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """The content of MANIFEST.json.
+
+    Attributes:
+        processes: number of processes that wrote the checkpoint.
+        files: name -> sha256 of every other file.
+    """
+
+    run: str
+    step: Count
+    files: dict[str, str]
+    processes: Annotated[int, Between(1, PROCESS_LIMIT)] = 1
+
+
 def step_of(folder: Path) -> int:
     """The step in a checkpoint's name, or -1."""
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -105,30 +122,30 @@ def commit(folder: Path, run_id: str, world_size: int = 1) -> None:
             "This is a bug in Adapter Studio; please report it.",
         )
     for name in files:
-        with open(folder / name, "rb") as f:
-            os.fsync(f.fileno())
+        sync_file(folder / name)
     manifest = {"run": run_id, "step": step_of(folder), "processes": world_size, "files": files}
     write_json(folder / MANIFEST, manifest)
+    sync_folder(folder.parent)
 
 
 def is_intact(folder: Path, run_id: str) -> bool:
     """Whether this is a complete, unchanged checkpoint of this run."""
     try:
-        manifest = read_json(folder / MANIFEST)
-        files = manifest["files"]
+        manifest = read_record(folder / MANIFEST, Manifest)
+        files = manifest.files
         return (
-            manifest["run"] == run_id
-            and manifest["step"] == step_of(folder)
-            and all(n in files for n in checkpoint_files(manifest.get("processes", 1)))
+            manifest.run == run_id
+            and manifest.step == step_of(folder)
+            and all(n in files for n in checkpoint_files(manifest.processes))
             and all("/" not in n and sha256_of(folder / n) == digest for n, digest in files.items())
         )
-    except (StorageError, OSError, KeyError, TypeError):
+    except (StorageError, OSError):
         return False
 
 
 def world_size_of(folder: Path) -> int:
     """The number of processes that wrote a committed checkpoint."""
-    return int(read_json(folder / MANIFEST).get("processes", 1))
+    return read_record(folder / MANIFEST, Manifest).processes
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -148,7 +165,12 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def best_checkpoint(folder: Path) -> Path:
     """The checkpoint that was the best one when `folder` was written; step 0 if there was none."""
-    return folder.with_name(f"checkpoint-{int(read_state(folder).get('track', {}).get('best_step', 0))}")
+    try:
+        track = read_state(folder).get("track")
+        step = track.get("best_step", 0) if isinstance(track, dict) else 0
+    except StorageError:  # `is_intact` refuses this checkpoint; the others stay usable
+        step = 0
+    return folder.with_name(f"checkpoint-{step if isinstance(step, int) else 0}")
 
 
 def rotate(folder: Path) -> None:

@@ -182,8 +182,11 @@ def compare_losses(lower: ValidationPoint, higher: ValidationPoint) -> LossDiffe
 def _standard_error(rows: Sequence[tuple[float, int]]) -> float:
     """Standard error of sum(nats) / sum(tokens) over rows of (nats, tokens)."""
     total, n = sum(t for _, t in rows), len(rows)
+    if not total:
+        return math.nan
     mean = sum(v for v, _ in rows) / total
-    return math.sqrt(n / (n - 1) * sum((v - mean * t) ** 2 for v, t in rows)) / total
+    errors = [v - mean * t for v, t in rows]
+    return math.sqrt(n / (n - 1) * sum(e * e for e in errors)) / total
 
 
 def compare_settings(compared: Sequence[Run]) -> list[SettingValues]:

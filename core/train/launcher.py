@@ -25,13 +25,15 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from core import errors
-from core.errors import RunError, SpecError, StorageError, StudioError
+from core.errors import DamagedRecord, RunError, SpecError, StorageError, StudioError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import runs
-from core.store.files import read_json
+from core.store.record_types import Count, Time
+from core.store.records import read_record
 from core.store.runs import Run
 from core.store.workspace import Workspace
 
@@ -49,6 +51,23 @@ CLOSE_SECONDS = 20.0  # from the request to save and end until the processes are
 # torchrun's report of a process that was killed by a signal
 KILLED = re.compile(r"Root Cause.*?exitcode\s*: -\d+", re.DOTALL)
 LOG_TAIL_BYTES = 8000  # of the processes' output, read when they leave no error file
+
+
+@dataclass(frozen=True)
+class ProcessError:
+    """The content of error-<rank>.json, which `core.train.job` writes.
+
+    Attributes:
+        kind: the class in `core.errors`.
+        process, of: rank of the process, and the number of processes.
+    """
+
+    kind: str
+    what: str
+    fix: str
+    time: Time
+    process: Count
+    of: Count
 
 
 def filter_environment(variables: dict[str, str] | None = None) -> dict[str, str]:
@@ -181,18 +200,27 @@ def _wait_for_end(
 
 def terminate(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and all processes that it started."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+    for is_forced in (False, True):
         if process.poll() is not None:
             break
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, sign)
+        _signal_group(process, is_forced)
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # workers that outlived their launcher
+    _signal_group(process, is_forced=True)  # workers that outlived their launcher
     if process.stdin:
         process.stdin.close()
     process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], is_forced: bool) -> None:
+    """Signals a process and its workers. Windows has no process groups: `job.is_orphaned` ends the workers."""
+    with suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL if is_forced else signal.SIGTERM)
+        elif is_forced:
+            process.kill()
+        else:
+            process.terminate()
 
 
 def _raise_error(workspace: Workspace, run_id: str, code: int, output: Path) -> None:
@@ -201,13 +229,16 @@ def _raise_error(workspace: Workspace, run_id: str, code: int, output: Path) -> 
     Raises:
         StudioError: the error of a process, or the last exception in its output.
     """
-    reports = [read_json(p) for p in runs.folder(workspace, run_id).glob("error-*.json")]
+    reports = []
+    for path in runs.folder(workspace, run_id).glob("error-*.json"):
+        with suppress(DamagedRecord):
+            reports.append(read_record(path, ProcessError))
     if reports:
-        first = min(reports, key=lambda e: float(e.get("time", 0)))
-        kind = getattr(errors, str(first["kind"]), RunError)
-        kind = kind if isinstance(kind, type) and issubclass(kind, StudioError) else RunError
-        rank = f"Rank {first['process']} of {first['of']}: " if first["of"] > 1 else ""
-        raise kind(rank + first["what"], first["fix"])
+        first = min(reports, key=lambda e: e.time)
+        kind = getattr(errors, first.kind, RunError)
+        is_plain = isinstance(kind, type) and issubclass(kind, StudioError) and kind is not DamagedRecord
+        rank = f"Rank {first.process} of {first.of}: " if first.of > 1 else ""
+        raise (kind if is_plain else RunError)(rank + first.what, first.fix)
     run = runs.load(workspace, run_id)
     # processes whose launcher was killed save and end in order, without an error
     launcher_died = run.status is RunStatus.INTERRUPTED and not run.error and code < 0

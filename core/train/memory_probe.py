@@ -92,19 +92,24 @@ def memory_ratio(measured: int | None, estimated: int) -> float | None:
     return round(min(RATIO_LIMIT, max(1 / RATIO_LIMIT, measured / estimated)), 3)
 
 
+def longest_batch(trainer: Any) -> tuple[dict[str, Any], int, int]:
+    """The batch of the longest rows, as the collator returns it; its rows, and its length in tokens."""
+    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = longest[: trainer.args.per_device_train_batch_size]
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in longest])
+    return batch, len(longest), lengths[longest[0]]
+
+
 def probe_step(trainer: Any, spec: TrainSpec, base: Any) -> MemoryProbe:
     """Measures one forward and backward of the longest batch. Gradients and random state are as before it.
 
     Args:
         trainer: a StudioTrainer whose model is ready to train.
     """
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    longest = longest[: trainer.args.per_device_train_batch_size]
-    length = lengths[longest[0]]
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in longest])
+    batch, rows, length = longest_batch(trainer)
     shape = ModelShape.from_base(base)
-    need = estimate(shape, replace(spec, max_length=max(16, length), batch_size=len(longest)))
+    need = estimate(shape, replace(spec, max_length=max(16, length), batch_size=rows))
     batch.pop("row_lengths", None)  # counts tokens only; the model does not accept it
     count = trainer._get_num_items_in_batch([batch], trainer.args.device)
     trainer.model_wrapped.train()
@@ -115,7 +120,7 @@ def probe_step(trainer: Any, spec: TrainSpec, base: Any) -> MemoryProbe:
     measured = meter.growth()
     trainer.model_wrapped.zero_grad()
     return MemoryProbe(
-        rows=len(longest),
+        rows=rows,
         length=length,
         estimated_step=need.step,
         measured_step=measured,

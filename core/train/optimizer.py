@@ -1,4 +1,4 @@
-"""The optimizer of a run and its learning-rate schedule, as transformers and bitsandbytes name them."""
+"""The optimizer of a run, as transformers and bitsandbytes name it; `core.train.schedule` has its learning rate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from core.errors import SpecError
 from core.spec.training import TrainSpec
+from core.train.schedule import MIN_RATE
 
 FUSED_DEVICES = ("cuda", "cpu", "mps")  # where torch has a fused AdamW
 OPTIMIZER_NAMES = {
@@ -19,7 +20,6 @@ OPTIMIZER_NAMES = {
     "paged_adamw_8bit": "paged_adamw_8bit",
     "adafactor": "adafactor",
 }
-MIN_RATE = 0.1  # share of the learning rate at which cosine_with_min_lr ends
 MIN_8BIT_SIZE = 4096  # bitsandbytes keeps the state of smaller tensors in 32 bits
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from core.data.datasets import Dataset
@@ -53,7 +56,7 @@ def add_to_library(
         run.name,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
         config,
-        {**metadata, "results": training_results(trainer, step)},
+        {**metadata, "results": training_results(trainer, step, equals_base(tensors))},
     )
     resident.add_saved_adapter(adapter, config, tensors)
     return adapter
@@ -117,17 +120,43 @@ def adapter_metadata(
     }
 
 
-def training_results(trainer: StudioTrainer, kept_step: int) -> dict[str, Any]:
+def equals_base(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether an adapter has no effect: the product B A of every layer is zero.
+
+    peft starts B at zero, so this is an adapter that was never trained. After a PiSSA or OLoRA start, the two
+    halves of the factors then cancel each other (`core.model.lora_init`).
+
+    Args:
+        tensors: its state dict, with a B (O, R) for every A (R, I).
+    """
+    factors = [n for n in tensors if ".lora_B" in n or ".lora_embedding_B" in n]
+    return all(
+        _has_no_product(tensors[re.sub(r"(\.lora_(?:embedding_)?)B", r"\1A", n)], tensors[n]) for n in factors
+    )
+
+
+def _has_no_product(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether B A is exactly zero: one factor is, or the second half of the rank undoes the first."""
+    if not bool(b.any()) or not bool(a.any()):
+        return True
+    half = len(a) // 2
+    return len(a) == 2 * half and torch.equal(a[:half], a[half:]) and torch.equal(b[:, :half], -b[:, half:])
+
+
+def training_results(trainer: StudioTrainer, kept_step: int, has_no_effect: bool) -> dict[str, Any]:
     """Results of the run and of the adapter that it keeps.
 
     Args:
         kept_step: the step of the adapter that goes into the library.
+        has_no_effect: the adapter equals its base.
     """
     results: dict[str, Any] = {
         "train_loss": trainer.progress.last_loss,
         "steps": trainer.state.global_step,
         "kept_step": kept_step,
     }
+    if has_no_effect:
+        results["equals_base"] = True
     validations = trainer.progress.early_stopping
     if trainer.validation_sequences:
         loss = validations.best_loss if kept_step == validations.best_step else validations.loss

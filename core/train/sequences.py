@@ -16,15 +16,19 @@ from typing import Any
 
 import datasets
 
+from core.data import first_rules
+from core.data.conversations import check_conversations, list_texts
 from core.data.datasets import Dataset, read_split
 from core.data.encoding import (
     EncodedSequence,
+    boundary_ids,
     count_with_special_tokens,
     encode_documents,
     encode_span_corruption,
-    encode_task,
     encode_text,
+    encode_turns,
     is_seq2seq,
+    text_prefix,
 )
 from core.data.packing import PackingStats, build_rows, split_into_windows
 from core.data.replay import add_replay
@@ -81,19 +85,18 @@ def build_sequences(
     if spec.kind == "domain":
         texts = [r["text"] for r in train_rows]
         replay = _encode_replay(workspace, tokenizer, spec, general_texts) if spec.replay_share else []
-        documents = add_replay(list(encode_documents(tokenizer, texts)), replay, spec.replay_share, spec.seed)
+        own = first_rules.encode_documents if spec.rules == 1 else encode_documents
+        documents = add_replay(list(own(tokenizer, texts)), replay, spec.replay_share, spec.seed)
         windows = _split_documents(tokenizer, documents, spec)
         sequences = [e for document in windows for e in document]
         window_count = sum(len(document) for document in windows if len(document) > 1)
-        encoded = (encode_text(tokenizer, r["text"], spec.max_length) for r in validation_rows)
+        encode = first_rules.encode_text if spec.rules == 1 else encode_text
+        encoded = (encode(tokenizer, r["text"], spec.max_length) for r in validation_rows)
         validation = [e for document in encoded for e in document][:VALIDATION_ROWS]
     else:
-        eos_ids = resident.base.eos_ids
-        texts = [m["content"] for r in train_rows for m in r["messages"]]
-        sequences = [encode_task(tokenizer, r["messages"], spec.max_length, eos_ids) for r in train_rows]
-        validation = [
-            encode_task(tokenizer, r["messages"], spec.max_length, eos_ids) for r in validation_rows
-        ]
+        texts = [text for r in train_rows for text in list_texts(r["messages"])]
+        sequences = _encode_conversations(resident, spec, train_rows, note)
+        validation = _encode_conversations(resident, spec, validation_rows)
     if count := count_with_special_tokens(tokenizer, texts):
         note(f"{count} texts contain the tokenizer's special tokens; they are read as plain characters.")
     packed = spec.packing
@@ -123,14 +126,33 @@ def _check_fit(spec: TrainSpec, dataset: Dataset, context: int) -> None:
         )
 
 
+def _encode_conversations(
+    resident: Resident,
+    spec: TrainSpec,
+    rows: Sequence[dict[str, Any]],
+    note: Callable[[str], None] = lambda text: None,
+) -> list[EncodedSequence]:
+    """The sequences of task rows: one per row, or several where a template rewrites earlier turns."""
+    tokenizer, eos_ids = resident.base.tokenizer, resident.base.eos_ids
+    if spec.rules == 1:
+        return [first_rules.encode_task(tokenizer, r["messages"], spec.max_length, eos_ids) for r in rows]
+    for text in check_conversations(tokenizer, rows):
+        note(text)
+    encoded = (encode_turns(tokenizer, r["messages"], spec.max_length, eos_ids) for r in rows)
+    return [sequence for conversation in encoded for sequence in conversation]
+
+
 def _split_documents(
     tokenizer: Any, documents: list[list[int]], spec: TrainSpec
 ) -> list[list[EncodedSequence]]:
     """The sequences of every document: one, or the windows of a long one."""
     if is_seq2seq(tokenizer):
         return encode_span_corruption(tokenizer, documents, spec.max_length, spec.seed)
-    boundary = tokenizer.eos_token_id
-    return [split_into_windows(boundary, ids, spec.max_length, spec.overlap) for ids in documents]
+    if spec.rules == 1:
+        boundary, repeat = [tokenizer.eos_token_id], False
+    else:
+        boundary, repeat = boundary_ids(tokenizer), bool(text_prefix(tokenizer))
+    return [split_into_windows(boundary, ids, spec.max_length, spec.overlap, repeat) for ids in documents]
 
 
 def _encode_replay(
@@ -139,7 +161,8 @@ def _encode_replay(
     """Token ids of the general texts that are mixed into a domain run."""
     if spec.replay_dataset:
         texts = [r["text"] for r in read_split(workspace, spec.replay_dataset, "train")]
-        return list(encode_documents(tokenizer, texts))
+        own = first_rules.encode_documents if spec.rules == 1 else encode_documents
+        return list(own(tokenizer, texts))
     return list(encode_documents(tokenizer, general_texts(), allow_special_tokens=True))
 
 
@@ -149,5 +172,11 @@ def sample_prompts(workspace: Workspace, spec: TrainSpec) -> list[str]:
         return list(spec.sample_prompts)
     row = read_split(workspace, spec.dataset, "val", limit=1)[0]
     if spec.kind == "task":
-        return [row["messages"][-2]["content"]]
+        return [_question_of(row["messages"])]
     return [" ".join(row["text"].split()[:OPENING_WORDS])]
+
+
+def _question_of(messages: Sequence[dict[str, Any]]) -> str:
+    """The text of the last question of a conversation."""
+    questions = [m["content"] for m in messages if m["role"] == "user"]
+    return str(questions[-1]) if questions else str(messages[0]["content"])

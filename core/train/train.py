@@ -20,7 +20,7 @@ from core.errors import RunError
 from core.model import experts
 from core.model.nf4_cpu import unpack_for_backward
 from core.model.resident import Resident
-from core.spec.training import RunStatus, describe_expert_training
+from core.spec.training import EQUALS_BASE, RunStatus, describe_expert_training
 from core.store import runs
 from core.store.workspace import Workspace
 from core.train import provenance
@@ -29,6 +29,8 @@ from core.train.distributed import SINGLE_PROCESS, ProcessGroup
 from core.train.oom_retry import TrainingInputs, train_with_retries
 from core.train.optimizer import remove_neftune_hook
 from core.train.sequences import build_sequences, sample_prompts
+from core.train.threads import ThreadControl
+from core.train.trainer import StudioTrainer
 
 # The status of a run that a stop request leaves to be resumed; "keep" ends a run instead.
 RESUMABLE_STATUS = {"pause": RunStatus.PAUSED, "close": RunStatus.INTERRUPTED}
@@ -61,6 +63,9 @@ def train(
     """
     base = resident.base
     log = group.open_log(workspace, run.id)
+    threads = None
+    if base.device.type == "cpu" and group.world_size == 1:
+        threads = ThreadControl(lambda fields: log.append("machine", **fields))
     if run.base_fingerprint and run.base_fingerprint != base.fingerprint:
         raise RunError(
             f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {base.name!r}.",
@@ -88,7 +93,7 @@ def train(
             note(describe_expert_training(parameters, run.spec.rank, base.parameters))
         sequences = build_sequences(workspace, resident, run.spec, dataset, general_texts, note)
         log.append("data", **sequences.stats.to_json())
-        context = TrainerContext(log, yield_to_requests, poll_stop, group)
+        context = TrainerContext(log, yield_to_requests, poll_stop, group, threads)
         prompts = sample_prompts(workspace, run.spec)
         inputs = TrainingInputs(sequences.rows, sequences.validation, prompts, context)
         with unpack_for_backward(base.model):
@@ -98,17 +103,30 @@ def train(
             return group.update_run(workspace, run, status=RESUMABLE_STATUS[request])
         seconds = time.monotonic() - begin
         adapter = provenance.add_to_library(workspace, resident, run, dataset, trainer, seconds)
+        equals_base = bool(adapter and adapter.results.get("equals_base"))
         if adapter:
             log.append("result", adapter=adapter.id, **adapter.results)
+        if equals_base:
+            note(f"The adapter equals the base: {_describe_steps(trainer)}. {EQUALS_BASE[1]}")
         ratio = trainer.memory_ratio or run.extra.memory_ratio
         status = RunStatus.STOPPED if stopped else RunStatus.DONE
-        run = group.update_run(workspace, run, status=status, extra=replace(run.extra, memory_ratio=ratio))
+        extra = replace(run.extra, memory_ratio=ratio, equals_base=equals_base)
+        run = group.update_run(workspace, run, status=status, extra=extra)
         if not stopped and group.is_main_process:
             # After the status, never before: a run that is killed in between must still be able to resume.
             shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
         return run
     finally:
+        if threads:
+            threads.restore()
         _restore_base(resident, group)
+
+
+def _describe_steps(trainer: StudioTrainer) -> str:
+    """How long a run trained, and how fast, as part of a sentence."""
+    steps = int(trainer.state.global_step)
+    plural = "" if steps == 1 else "s"
+    return f"{steps} step{plural} at a learning rate of {trainer.spec.learning_rate:g} had no effect on it"
 
 
 def _restore_base(resident: Resident, group: ProcessGroup) -> None:

@@ -33,13 +33,16 @@ from core.data.encoding import IGNORE_INDEX, EncodedSequence
 from core.model.resident import Resident
 from core.model.scoring import Score
 from core.spec.training import TrainSpec
-from core.train import fsdp, optimizer, validation
+from core.train import fsdp, memory_probe, optimizer, schedule, validation
 from core.train.arguments import parallel_arguments, training_arguments
 from core.train.callback import StudioCallback
 from core.train.checkpoint_io import CheckpointTrainer
 from core.train.checkpoints import StudioState
 from core.train.context import YIELD_SECONDS, TrainerContext
 from core.train.distributed import PaddedDataset, shard_batches
+from core.train.threads import digest_step
+
+DIGEST_SEQUENCES = 2  # validation sequences that are scored when two numbers of threads are compared
 
 
 class StudioTrainer(CheckpointTrainer):
@@ -113,6 +116,15 @@ class StudioTrainer(CheckpointTrainer):
             )
         return super().create_optimizer(model)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate of every step, under the rules that the run began with."""
+        if self.lr_scheduler is None and self.spec.rules > 1:
+            self.lr_scheduler: Any = schedule.create_scheduler(
+                optimizer or self.optimizer, self.spec, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.args.fsdp_plugin_args is not None and not self.is_fsdp_enabled:
@@ -141,11 +153,26 @@ class StudioTrainer(CheckpointTrainer):
 
     def begin_step(self) -> None:
         self._substep = 0
+        if self.context.threads:
+            self.context.threads.apply(self._digest_step)
+
+    def choose_first_threads(self) -> None:
+        """Chooses the number of threads from the load of the machine, before the first forward."""
+        if self.context.threads:
+            self.context.threads.choose_first(self._digest_step)
+
+    def _digest_step(self) -> str:
+        """A checksum of a step on the longest batch, by which two numbers of threads are compared."""
+        batch, _, _ = memory_probe.longest_batch(self)
+        few = self.validation_sequences[:DIGEST_SEQUENCES]
+        return digest_step(self, batch, few, validation.trainee_mix(self.resident))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         begin = time.perf_counter()
+        threads = self.context.threads
+        start = threads.start_pass() if threads else None
         inputs = dict(inputs)
         # packed rows have no attention mask, and give their lengths instead
         tokens = inputs.pop("row_lengths", inputs.get("attention_mask"))
@@ -155,6 +182,8 @@ class StudioTrainer(CheckpointTrainer):
             raise self.divergence_error("loss", float(loss))
         self.progress.tokens += int(tokens.sum())
         self.progress.busy_seconds += time.perf_counter() - begin
+        if threads and start:
+            threads.end_pass(start, inputs["input_ids"].numel(), int(self.state.global_step))
         return loss
 
     def compute_loss(

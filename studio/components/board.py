@@ -79,9 +79,11 @@ def _column(column: Any, base: str) -> Node:
 
 
 def render_answer(column: Any, pieces: list[Any]) -> Node:
-    """Renders the text of an answer, with a cursor while it is being generated."""
-    return node(
+    """Renders an answer below its folded thought, with a cursor while it is being generated."""
+    text = node(
         "p",
         *(pieces or [answers.placeholder(column)]),
         cls="answer-text" if column.done else "answer-text writing",
     )
+    thought = answers.render_thought_of(column)
+    return node("div", thought, text, cls="answered") if thought else text

@@ -86,7 +86,8 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     compared = bool(reports) or bool(engine.votes.tally())
     steps = path_steps(datasets, adapters, bool(mixes), compared)
     advice = next_step(base, datasets, adapters, runs)
-    return {"revision": revision, "tree": node("div", _bar(base), _path(steps), _next(advice))}
+    notices = [node("p", text, cls="note", role="status") for text in engine.notices]
+    return {"revision": revision, "tree": node("div", _bar(base), *notices, _path(steps), _next(advice))}
 
 
 def path_steps(

@@ -17,6 +17,7 @@ from core.spec.training import RunStatus
 from core.store.events import (
     AnyEvent,
     DataEvent,
+    MachineEvent,
     MemoryEvent,
     NoteEvent,
     PlanEvent,
@@ -49,6 +50,13 @@ NO_RUN = empty(
     "No run yet",
     "Choose a dataset and start training. The loss curve appears here while the adapter trains.",
 )
+
+
+def status_chip(run: Any) -> Node:
+    """The status of a run; not green where its adapter equals the base."""
+    if run.has_learned_nothing:
+        return chip(f"{run.status.value}, equals the base", "warn")
+    return chip(run.status.value, COLOURS[run.status])
 
 
 def chart(engine: Engine) -> gr.HTML:
@@ -84,7 +92,7 @@ def metrics(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     previous = request.get("latest")
     latest = {
         **(previous if isinstance(previous, dict) else {}),
-        **latest_by_kind(log, (PlanEvent, DataEvent, MemoryEvent, StepEvent, ValidationEvent)),
+        **latest_by_kind(log, (PlanEvent, DataEvent, MemoryEvent, MachineEvent, StepEvent, ValidationEvent)),
     }
     return {
         "cursor": cursor,
@@ -131,12 +139,12 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         "div",
         node("strong", run.name),
         chip(run.kind, run.kind),
-        chip(run.status.value, COLOURS[run.status]),
+        status_chip(run),
         *_buttons(run),
         cls="row run-title",
     )
     cells = [node("div", node("span", k), node("strong", v), cls="stat") for k, v in numbers]
-    explanation = node("p", f"{run.status.explanation} {run.status.next_step}", cls="run-status")
+    explanation = node("p", f"{run.explanation} {run.next_step}", cls="run-status")
     error = node("p", run.error, cls="problem", role="alert") if run.error else None
     overfitting = validation.get("overfitting")
     warning = None
@@ -150,19 +158,29 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         error,
         bar,
         node("div", *cells, cls="stats"),
+        _machine(latest.get("machine")) if run.status is RunStatus.RUNNING else None,
         warning,
         _data(latest.get("data")),
         _memory(latest.get("memory")),
     )
 
 
+def _machine(event: dict[str, Any] | None) -> Node | None:
+    """Why the machine slows the run down, while it does."""
+    text = event.get("text") if event else None
+    return node("p", text, cls="note", role="status") if text and isinstance(text, str) else None
+
+
 def _memory(event: dict[str, Any] | None) -> Node | None:
     """How much memory a training step was measured to need, if the measurement was large enough to count."""
     if not event or event.get("what") != "probe" or not event.get("ratio"):
         return None
+    if not event.get("measured_step") or not event.get("estimated_step"):
+        return None
     measured, estimated = event["measured_step"] / MEGABYTE, event["estimated_step"] / MEGABYTE
     text = (
-        f"The longest batch needs {measured:,.0f} MB ({event['measured_as']}; estimate: {estimated:,.0f} MB)"
+        f"The longest batch needs {measured:,.0f} MB "
+        f"({event.get('measured_as', 'measured')}; estimate: {estimated:,.0f} MB)"
     )
     if event.get("free"):
         text += f"; {event['free'] / MEGABYTE:,.0f} MB were free"
@@ -180,7 +198,10 @@ def _data(event: dict[str, Any] | None) -> Node | None:
     )
     if not event["cut"]:
         return node("p", text, cls="quiet")
-    text += f" {event['cut']:,} examples were too long and lost {event['lost']:,} tokens."
+    kinds = {"lost_answer": "of answers", "lost_question": "of questions", "lost_system": "of system texts"}
+    parts = [f"{event[key]:,} {name}" for key, name in kinds.items() if event.get(key)]
+    detail = f" ({', '.join(parts)})" if parts else ""
+    text += f" {event['cut']:,} examples were too long and lost {event['lost']:,} tokens{detail}."
     return node("p", text + " Raise Max length to keep them.", cls="note")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.analyze.search_results import SearchComparison
-    from core.analyze.weight_map import WeightMap
+    from core.store.weight_maps import WeightMap
 
 
 class AnalysisSession:

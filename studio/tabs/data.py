@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import gradio as gr
 
 from core.data.columns import ROLE_SETS
 from core.data.columns import ROLES as ROLES_OF
+from core.data.datasets import Preview
 from core.data.readers import SUFFIXES
 from core.engine import Engine
 from core.errors import DataError, StudioError
@@ -27,7 +27,7 @@ ENCODINGS = [
     ("Windows-1252", "cp1252"),
     ("UTF-16", "utf-16"),
 ]
-KINDS = [("Domain: plain text", "domain"), ("Task: labelled pairs", "task")]
+KINDS = [(label, kind) for kind, label in views.KIND_NAMES.items()]
 PENDING = -1  # the index of the shown example while the base still loads
 
 
@@ -154,10 +154,13 @@ def read_files(engine: Engine, files: list[str] | None, encoding: str) -> tuple[
     dataset = (gr.update(visible=not files), gr.update(visible=not files))
     if not files:
         return gr.update(visible=False), gr.skip(), "", *dataset, *_no_preview()
-    kind, name = "domain", _stem(files[0])
-    with contextlib.suppress(StudioError):  # `preview_files` shows the same error
-        kind = engine.datasets.preview(files, encoding=encoding).kind
-    return gr.update(visible=True), kind, name, *dataset, *preview_files(engine, files, kind, encoding)
+    name = _stem(files[0])
+    try:
+        preview = engine.datasets.preview(files, encoding=encoding)
+    except DataError as e:
+        problem = views.render_problem(events.user_message(e))
+        return gr.update(visible=True), "domain", name, *dataset, problem, *_no_preview()[1:]
+    return gr.update(visible=True), preview.kind, name, *dataset, *_show_preview(preview, files)
 
 
 def preview_files(engine: Engine, files: list[str] | None, kind: str, encoding: str) -> tuple[Any, ...]:
@@ -168,10 +171,15 @@ def preview_files(engine: Engine, files: list[str] | None, kind: str, encoding: 
         preview = engine.datasets.preview(files, kind=kind, encoding=encoding)
     except DataError as e:
         return views.render_problem(events.user_message(e)), *_no_preview()[1:]
-    visible = _visible_roles(kind, preview.roles)
+    return _show_preview(preview, files)
+
+
+def _show_preview(preview: Preview, files: list[str]) -> tuple[Any, ...]:
+    """Shows a preview, and the role of each column in the pickers."""
+    visible = _visible_roles(preview.kind, preview.roles)
     pickers = [
         gr.update(
-            choices=[("(none)", ""), *[(c, c) for c in preview.columns]],
+            choices=[("(none)", ""), *[(c, c) for c in preview.choices]],
             value=preview.roles.get(r, ""),
             visible=r in visible,
         )

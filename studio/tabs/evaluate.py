@@ -13,7 +13,9 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import events, fields, formatting, mix_choices, samples
+from core.spec.metric_rules import describe_rule, label_metric
+from core.spec.mix import NEW_TOKENS_LIMIT
+from studio import answers, events, fields, formatting, mix_choices, samples
 from studio.components import bars, mixer
 from studio.session import Session
 from studio.tree import Node, download, empty, node, progress_bar, table, title, view
@@ -29,6 +31,8 @@ METRICS = {
     "latency_seconds": ("Latency (s)", False, 2),
     "tokens_per_second": ("Tokens / s", False, 0),
 }
+RULED_METRICS = ("exact_match", "f1")  # those that compare answers by a rule
+NOTES_SHOWN = 20  # rows that the page names
 BAR_METRICS = ("exact_match", "f1", "perplexity", "general_perplexity")
 NO_REPORT = empty(
     "No report yet", "Choose a dataset and some mixes, then press Measure. Reports are saved in the Library."
@@ -43,6 +47,7 @@ class EvaluateTab:
     split: gr.Radio
     mixes: gr.Dropdown
     limit: gr.Number
+    longest: gr.Number
     start: gr.Button
     stop: gr.Button
     picker: gr.Dropdown
@@ -72,6 +77,14 @@ def build() -> EvaluateTab:
                 maximum=1_000_000,
                 precision=0,
             )
+            longest = gr.Number(
+                0,
+                label="Longest answer (tokens)",
+                info="0 follows the longest answer of the data, as far as the base's context allows.",
+                minimum=0,
+                maximum=NEW_TOKENS_LIMIT,
+                precision=0,
+            )
             with gr.Row(elem_classes="actions"):
                 start = gr.Button("Measure", variant="primary", scale=2)
                 stop = gr.Button("Stop", scale=1, min_width=80)
@@ -84,6 +97,7 @@ def build() -> EvaluateTab:
         split,
         mixes,
         limit,
+        longest,
         start,
         stop,
         picker,
@@ -101,7 +115,7 @@ def wire(
     mixer_rows: gr.HTML,
 ) -> None:
     """Connects the events."""
-    inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.session]
+    inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.session, tab.longest]
     outputs = [tab.report, tab.bars, tab.picker]
     events.refresh_after(
         events.bind(tab.start.click, engine, measure_mixes, inputs, outputs, concurrency_limit=4)
@@ -158,14 +172,29 @@ def suggest_split(engine: Engine, dataset: str | None) -> str:
 
 
 def measure_mixes(
-    engine: Engine, dataset: str | None, split: str, mixes: list[str], limit: int, rows: Any, session: Session
+    engine: Engine,
+    dataset: str | None,
+    split: str,
+    mixes: list[str],
+    limit: int,
+    rows: Any,
+    session: Session,
+    longest: int = 0,
 ) -> Iterator[tuple[Any, ...]]:
-    """Measures the chosen mixes; yields the progress, then the report."""
+    """Measures the chosen mixes; yields the progress, then the report.
+
+    Args:
+        limit: at most this many rows; 0 means all.
+        rows: the mixer's value.
+        longest: tokens of an answer; 0 follows the longest answer of the data.
+    """
     if not dataset:
         raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.")
     session.stop()
     chosen = mix_choices.parse_mixes(engine, mixes or [], mixer.current_mix(engine, rows))
-    session.stream = stream = engine.evaluation.measure(chosen, dataset, split, int(limit or 0))
+    session.stream = stream = engine.evaluation.measure(
+        chosen, dataset, split, int(limit or 0), max_new_tokens=int(longest or 0)
+    )
     report_id = ""
     try:
         for part in stream:
@@ -194,7 +223,7 @@ def open_report(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     names = [r["name"] for r in report.rows]
     colours = [_colour_of(r["weights"], kinds) for r in report.rows]
     panels = [
-        bars.panel(METRICS[m][0], names, colours, [r.get(m) for r in report.rows], METRICS[m][1])
+        bars.panel(_heading(m, report), names, colours, [r.get(m) for r in report.rows], METRICS[m][1])
         for m in BAR_METRICS
         if any(isinstance(r.get(m), (int, float)) for r in report.rows)
     ]
@@ -220,13 +249,53 @@ def _render_report(report: Any) -> Node:
         "div",
         node("div", title("Report", about), link, cls="row spread"),
         table(
-            ["Mix", *[METRICS[m][0] for m in metrics]],
+            ["Mix", *[_heading(m, report) for m in metrics]],
             lines,
             "Metrics for each mix",
             frozenset(range(1, len(metrics) + 1)),
         ),
+        _render_conditions(report),
+        _render_notes(report.conditions),
         _render_examples(report.rows),
     )
+
+
+def _heading(metric: str, report: Any) -> str:
+    """The heading of a metric, with its rule where that is not the studio's own."""
+    name = METRICS[metric][0]
+    return label_metric(name, report.conditions.rule) if metric in RULED_METRICS else name
+
+
+def _render_conditions(report: Any) -> Node | None:
+    """How the answers were generated and compared; None for texts."""
+    if not any(r.get("questions") for r in report.rows):
+        return None
+    how, sentences = report.conditions, []
+    if how.max_new_tokens:
+        cuts = [f"{r['name']} {r['answers_cut']}" for r in report.rows if r.get("answers_cut")]
+        sentences.append(f"Answers were cut at {how.max_new_tokens} tokens.")
+        if cuts:
+            sentences.append(f"Answers that reached this length: {', '.join(cuts)}.")
+    sentences.append(f"Exact match and F1: {describe_rule(how.rule)}")
+    if any("squad_f1" in r for r in report.rows):
+        sentences.append("SQuAD's own figures are in the CSV file.")
+    return node("p", " ".join(sentences), cls="quiet below")
+
+
+def _render_notes(how: Any) -> Node | None:
+    """The rows that were cut or left out, by name; None where every row was measured whole."""
+    counts = [(how.rows_left_out, "left out"), (how.rows_cut, "cut")]
+    parts = [f"{count} row{'s were' if count > 1 else ' was'} {effect}" for count, effect in counts if count]
+    if not parts:
+        return None
+    lines = [
+        node("li", f"Row {n.row}{f' of {n.data}' if n.data else ''} was {n.effect}: {n.reason}. “{n.text}”")
+        for n in how.notes[:NOTES_SHOWN]
+    ]
+    more = how.rows_left_out + how.rows_cut - len(lines)
+    rest = node("p", f"And {more} more, which the report's file names.", cls="quiet") if more > 0 else None
+    fold = node("details", node("summary", "Which rows"), node("ul", *lines), rest)
+    return node("div", node("p", f"{' and '.join(parts)}. The figures are those of the others."), fold, cls="note")
 
 
 def _format_metric(value: Any, metric: str) -> str:
@@ -240,11 +309,21 @@ def _render_examples(rows: list[dict[str, Any]]) -> Node | None:
     if not answered:
         return None
     lines = [
-        [e["question"], e["reference"], *[r["examples"][i]["answer"] for r in answered]]
+        [e["question"], e["reference"], *[_render_example(r["examples"][i]) for r in answered]]
         for i, e in enumerate(answered[0]["examples"][:5])
     ]
-    answers = table(["Question", "Reference", *[r["name"] for r in answered]], lines, "Answers by mix")
-    return node("details", node("summary", "Sample answers"), answers)
+    shown = table(["Question", "Reference", *[r["name"] for r in answered]], lines, "Answers by mix")
+    return node("details", node("summary", "Sample answers"), shown)
+
+
+def _render_example(example: dict[str, Any]) -> Node:
+    """An answer below its folded thought."""
+    thought = answers.render_thought(example.get("thought", ""), example.get("thought_tokens", 0))
+    text = example["answer"]
+    if not text:
+        text = "The answer is empty: it ended inside its thought." if thought else "(empty answer)"
+    cut = node("div", f"cut at {example['cut']} tokens", cls="quiet") if example.get("cut") else None
+    return node("div", thought, node("span", text), cut)
 
 
 def _render_progress(part: Any) -> Node:

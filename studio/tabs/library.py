@@ -1,4 +1,4 @@
-"""The Library tab: inspect, rename and delete adapters, runs, datasets, mixes and reports."""
+"""The Library tab: inspect, rename, delete and restore adapters, runs, datasets, mixes and reports."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from core.errors import NotFound
 from studio import events
 from studio.tree import Node, node, view
 from studio.views import library as views
+from studio.views import trash as trash_views
 
 KINDS = [
     ("Adapters", "adapters"),
@@ -21,7 +22,8 @@ KINDS = [
     ("Mixes", "mixes"),
     ("Reports", "reports"),
 ]
-RENAMABLE = ("adapters", "datasets", "mixes")
+TRASH = "trash"  # is shown like a kind
+RENAMABLE = ("adapters", "datasets", "mixes", "runs")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def build() -> LibraryTab:
     """Makes the components."""
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=5, min_width=300, elem_classes="card"):
-            kind = gr.Radio(KINDS, value="adapters", label="Show", elem_classes="segments")
+            kind = gr.Radio(
+                [*KINDS, ("Trash", TRASH)], value="adapters", label="Show", elem_classes="segments"
+            )
             shelf = view(elem_id="shelf")
         with gr.Column(scale=7, min_width=320, elem_classes="card"):
             details = view(views.NOTHING_SELECTED, elem_id="details")
@@ -54,7 +58,7 @@ def build() -> LibraryTab:
                 rename = gr.Button("Rename", size="md", scale=1, min_width=90)
                 delete = gr.Button("Delete", size="md", variant="stop", scale=1, min_width=80)
             with gr.Column(visible=False) as confirmation:
-                view(node("p", "Delete this item? This cannot be undone.", cls="problem"))
+                view(node("p", "Delete this item? It can be restored from the trash.", cls="problem"))
                 with gr.Row():
                     confirm = gr.Button("Yes, delete it", variant="stop")
                     cancel = gr.Button("Keep it")
@@ -70,8 +74,10 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     outputs = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.confirmation]
     library_changed.add(refresh, inputs, outputs)
     events.bind(tab.kind.input, engine, refresh, inputs, outputs)
-    events.bind(tab.shelf.act, engine, pick_item, inputs, outputs)
-    events.bind(tab.details.act, engine, verify_adapter, inputs, [tab.details], show_progress="minimal")
+    events.refresh_after(events.bind(tab.shelf.act, engine, pick_item, inputs, outputs))
+    events.refresh_after(
+        events.bind(tab.details.act, engine, act_on_item, inputs, outputs, show_progress="minimal")
+    )
     events.refresh_after(events.bind(tab.rename.click, engine, rename_item, [*inputs, tab.name], outputs))
     events.bind(tab.delete.click, engine, confirm_delete, None, [tab.confirmation])
     events.bind(tab.cancel.click, engine, cancel_delete, None, [tab.confirmation])
@@ -80,21 +86,65 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
 
 def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
     """Updates the list of one kind; the details stay open while the item exists."""
+    if kind == TRASH:
+        return _refresh_trash(engine, picked)
     items = list_items(engine, kind)
     item = next((i for i in items if i.id == picked), None)
     shelf = views.render_shelf(kind, items, picked if item else "", engine.library.disk_usage())
     hidden, visible = gr.update(visible=False), gr.update(visible=True)
     if item is None:
-        return shelf, "", views.NOTHING_SELECTED, hidden, "", gr.skip(), hidden
+        # Without a selection, the details may offer to undo a deletion.
+        details = views.NOTHING_SELECTED if picked else gr.skip()
+        return shelf, "", details, hidden, "", gr.skip(), hidden
     is_renamable = kind in RENAMABLE
     name = gr.update(value=getattr(item, "name", ""), visible=is_renamable)
     rename = gr.update(visible=is_renamable)
     return shelf, picked, _render_details(engine, kind, item), visible, name, rename, hidden
 
 
+def _refresh_trash(engine: Engine, picked: str, asks: bool = False) -> tuple[Any, ...]:
+    items = engine.library.trash()
+    item = next((i for i in items if i.entry == picked), None)
+    shelf = trash_views.render_trash(items, picked if item else "", engine.library.disk_usage(), asks)
+    details = views.NOTHING_SELECTED if picked else gr.skip()
+    if item:
+        details = trash_views.render_trash_item(item)
+    hidden = gr.update(visible=False)
+    return shelf, picked if item else "", details, hidden, "", gr.skip(), hidden
+
+
 def pick_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tuple[Any, ...]:
-    """Shows the pressed item of the list."""
-    return refresh(engine, kind, str((event._data or {}).get("pick", picked)))
+    """Shows the pressed item of the list, or empties the trash after a confirmation."""
+    action = event._data or {}
+    if kind == TRASH and action.get("do") == "empty":
+        count = engine.library.empty_trash()
+        gr.Info(f"Deleted {count} {'item' if count == 1 else 'items'} for good.", title="Done")
+        shelf, picked, _, *rest = _refresh_trash(engine, "")
+        return shelf, picked, views.NOTHING_SELECTED, *rest
+    if kind == TRASH and action.get("do") == "ask_empty":
+        return _refresh_trash(engine, picked, asks=True)
+    return refresh(engine, kind, str(action.get("pick", picked)))
+
+
+def act_on_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tuple[Any, ...]:
+    """Runs the pressed button of the details: restores a deleted item, or verifies an adapter."""
+    action = event._data or {}
+    if action.get("do") == "restore":
+        return restore_item(engine, kind, str(action.get("entry", "")))
+    shelf, picked, details, *rest = refresh(engine, kind, picked)
+    if kind == "adapters" and picked:
+        details = verify_adapter(engine, kind, picked)
+    return shelf, picked, details, *rest
+
+
+def restore_item(engine: Engine, kind: str, entry: str) -> tuple[Any, ...]:
+    """Undoes a deletion. In the list of its kind, the item is selected again."""
+    item = engine.library.restore(entry)
+    shown = refresh(engine, kind, item.id if kind == item.kind else "")
+    if kind == item.kind:
+        return shown
+    shelf, picked, _, *rest = shown
+    return shelf, picked, trash_views.render_restoration(item), *rest
 
 
 def verify_adapter(engine: Engine, kind: str, picked: str) -> Node:
@@ -120,15 +170,16 @@ def cancel_delete(engine: Engine) -> Any:
 
 
 def delete_item(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
-    """Deletes an item.
+    """Moves an item to the trash, and offers to undo that.
 
     Raises:
         NotFound: no item is selected.
     """
     if not picked:
         raise NotFound("Nothing is selected.", "Select an item in the list first.")
-    engine.library.delete(kind, picked)
-    return refresh(engine, kind, "")
+    item = engine.library.delete(kind, picked)
+    shelf, picked, _, *rest = refresh(engine, kind, "")
+    return shelf, picked, trash_views.render_undo(item), *rest
 
 
 def list_items(engine: Engine, kind: str) -> list[Any]:

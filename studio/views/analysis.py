@@ -83,6 +83,8 @@ def render_overlap(interference: InterferenceProgress) -> Node:
         kids += _render_pair(pair)
     if interference.outputs is not None:
         kids += _render_outputs(interference.outputs)
+    if interference.note:
+        kids.append(node("p", interference.note, cls="note"))
     return node("div", *kids)
 
 

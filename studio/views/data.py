@@ -9,6 +9,7 @@ from studio import formatting
 from studio.tree import Node, button, chip, empty, facts, node, table, title
 
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
+KIND_NAMES = {"domain": "Domain: plain text", "task": "Task: labelled pairs"}
 PREVIEW_ROWS = 12
 CELL_LIMIT = 240  # characters of a table cell
 NO_DATASET = empty(
@@ -25,13 +26,46 @@ def render_problem(message: str) -> Node:
 
 
 def render_preview(preview: Any, files: list[str]) -> Node:
-    """The first rows of files that are not imported yet."""
+    """How files that are not imported yet are read: facts, notes, and their first rows before and after."""
     count = f"{len(files)} file{'s' if len(files) != 1 else ''}, {preview.total:,} rows."
     problem = node("p", preview.problem, cls="problem", role="alert") if preview.problem else None
     columns = list(preview.columns)
     cells = [[_cell(row.get(c)) for c in columns] for row in preview.rows[:PREVIEW_ROWS]]
-    rows = table(columns, cells, "First rows of the files")
-    return node("div", title("Preview", f"{count} Nothing is imported yet."), problem, rows)
+    about = facts(
+        [
+            ("Read as", KIND_NAMES.get(preview.kind, preview.kind)),
+            ("Layout", preview.layout),
+            ("Columns read", ", ".join(f"{c} ({role})" for role, c in preview.roles.items())),
+            *_row_facts(preview),
+        ]
+    )
+    return node(
+        "div",
+        title("Preview", f"{count} Nothing is imported yet."),
+        problem,
+        about,
+        _render_notes(preview.notes),
+        _rows_table(preview.kind, "What is learned: the first rows as they are read", preview.canonical[:6])
+        if preview.canonical
+        else None,
+        table(columns, cells, "First rows of the files"),
+    )
+
+
+def _row_facts(data: Any) -> list[tuple[str, Any]]:
+    """What a preview or a dataset says about rows and columns that are not as the others."""
+    return [
+        ("Rows left out", f"{data.left_out:,}" if data.left_out else ""),
+        ("Rows that repeat a question or text", f"{data.duplicates:,}" if data.duplicates else ""),
+        ("Columns that are not read", ", ".join(data.unread)),
+    ]
+
+
+def _render_notes(notes: Sequence[str]) -> Node | None:
+    """Notes of an import as a list."""
+    if not notes:
+        return None
+    return node("div", node("ul", *[node("li", note) for note in notes]), cls="note", aria_label="Notes")
 
 
 def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> Node:
@@ -50,30 +84,50 @@ def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> 
             ("Files", ", ".join(f["name"] for f in dataset.files)[:200]),
             ("Split seed", dataset.seed),
             ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
+            *_row_facts(dataset),
             ("sha256", dataset.sha256[:16]),
         ]
     )
+    caption = f"First rows of the {SPLITS.get(split, split).lower()} split"
     return node(
         "div",
         node("div", node("h2", dataset.name), chip(dataset.kind, dataset.kind), cls="row"),
         node("div", *parts, cls="parts", aria_label="Split sizes", role="group"),
         about,
-        _rows_table(dataset.kind, split, rows),
+        _render_notes(dataset.notes),
+        _rows_table(dataset.kind, caption, rows),
     )
 
 
-def _rows_table(kind: str, split: str, rows: Sequence[dict[str, Any]]) -> Node:
-    caption = f"First rows of the {SPLITS.get(split, split).lower()} split"
+def _rows_table(kind: str, caption: str, rows: Sequence[dict[str, Any]]) -> Node:
     if kind == "domain":
         return table(["Text"], [[_cell(r.get("text"))] for r in rows], caption)
     has_types = any(r.get("type") for r in rows)
     lines = []
     for row in rows:
         *prompt, answer = row["messages"]
-        line = [_cell("\n".join(m["content"] for m in prompt)), _cell(answer["content"])]
+        line = [_cell(_write_prompt(prompt)), _cell(_write_answer(answer))]
         lines.append([*line, row.get("type", "")] if has_types else line)
     headings = ["Prompt", "Answer (trained on)"]
     return table([*headings, "Type"] if has_types else headings, lines, caption)
+
+
+def _write_prompt(messages: Sequence[dict[str, Any]]) -> str:
+    """What comes before the answer; with several messages, each one under its role."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n".join(f"{_name_message(m)}: {m['content']}" for m in messages)
+
+
+def _name_message(message: dict[str, Any]) -> str:
+    if message["role"] != "assistant":
+        return str(message["role"]).capitalize()
+    return "Assistant (trained on)" if message.get("weight", 1) else "Assistant (context)"
+
+
+def _write_answer(message: dict[str, Any]) -> str:
+    thought = message.get("thought")
+    return f"(Thought: {thought})\n{message['content']}" if thought else str(message["content"])
 
 
 def _cell(value: Any) -> str:

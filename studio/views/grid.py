@@ -90,7 +90,7 @@ def _status_chip(row: CellResult) -> Node:
     if row.best:
         return chip("best", "good")
     if row.run is None:
-        return chip("not run")
+        return chip(row.status, "bad" if row.is_damaged else "")
     return chip(row.run.status.value, COLOURS[row.run.status])
 
 

@@ -125,6 +125,7 @@ def _adapter_facts(adapter: Any, names: Mapping[str, str]) -> Facts:
         ("Trained on", adapter.dataset_name),
         ("Parent adapter", adapter.stacked_on),
         ("Cannot be mixed live", adapter.unmixable),
+        ("Repaired after an interrupted change", adapter.repairs),
         ("Results", ", ".join(f"{name} {value:.4g}" for name, value in results)),
         ("Size", formatting.format_bytes(adapter.bytes)),
         ("sha256", adapter.sha256[:16]),

@@ -12,7 +12,7 @@ from core.store.runs import Run
 from core.train.comparison import thin_out
 from studio import formatting
 from studio.components import plot
-from studio.components.live import COLOURS
+from studio.components.live import status_chip
 from studio.tree import Node, button, chip, empty, node, table
 
 NO_QUEUE = empty(
@@ -83,7 +83,8 @@ def _render_waiting_run(place: int, queued: QueuedRun, queue: Sequence[QueuedRun
         aria_label=f"{cancel_label}: {run.name}",
     )
     tools = node("div", *_move_buttons(place, queued, queue), cancel, cls="row push")
-    return node("li", number, _describe_run(run, " ".join([*parents, *needed])), tools, cls="queue-item")
+    details = " ".join(filter(None, [queued.waits, *parents, *needed]))
+    return node("li", number, _describe_run(run, details), tools, cls="queue-item")
 
 
 def _move_buttons(place: int, queued: QueuedRun, queue: Sequence[QueuedRun]) -> list[Node]:
@@ -118,7 +119,7 @@ def _describe_run(run: Run, note: str) -> Node:
         "div",
         node("strong", run.name),
         chip(run.kind, run.kind),
-        chip(run.status.value, COLOURS[run.status]),
+        status_chip(run),
         cls="row",
     )
     return node("div", head, node("p", note, cls="quiet") if note else None, cls="queue-run")
@@ -200,7 +201,7 @@ def _result_rows(comparison: RunComparison) -> list[list[str]]:
     histories = comparison.histories
     finals = [h.final for h in histories]
     return [
-        ["Status", *[r.status.value for r in comparison.runs]],
+        ["Status", *[_format_status(r) for r in comparison.runs]],
         ["Best validation loss", *[_format(h.best.loss if h.best else None, 4) for h in histories]],
         ["Final validation loss", *[_format(f.loss if f else None, 4) for f in finals]],
         ["Final perplexity", *[_format(f.perplexity if f else None, 3) for f in finals]],
@@ -208,6 +209,10 @@ def _result_rows(comparison: RunComparison) -> list[list[str]]:
         ["Time", *[formatting.format_duration(h.seconds) for h in histories]],
         ["Tokens / s", *[_format(h.tokens_per_second, 0) for h in histories]],
     ]
+
+
+def _format_status(run: Run) -> str:
+    return f"{run.status.value}, equals the base" if run.has_learned_nothing else run.status.value
 
 
 def _format(value: float | None, digits: int) -> str:

@@ -14,7 +14,7 @@ import gradio as gr
 from core.data.prompts import PROMPT_LIMIT, read_prompts
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from studio import events
+from studio import answers, events
 from studio.components import board
 from studio.session import Session, read_sampling
 from studio.tree import Node, node, progress_bar, table, view
@@ -136,18 +136,27 @@ def export_csv(engine: Engine, session: Session) -> str:
 
 def render_answers(sheet: Any) -> Node:
     """Prompts by mixes, with the number of prompts on which the mixes differ."""
-    rows = [[prompt, *answers] for prompt, answers in sheet.rows]
-    notes = []
-    if len(rows) < len(sheet.prompts):
+    rows = [
+        [prompt, *map(_render_answer, columns)]
+        for prompt, columns in zip(sheet.prompts, sheet.columns, strict=True)
+        if columns
+    ]
+    notes = [f"Prompt {number} was left out: {why}" for number, why in sheet.left_out.items()]
+    if len(rows) < len(sheet.prompts) - len(sheet.left_out):
         notes.append(f"Stopped: {len(rows)} of {len(sheet.prompts)} prompts were answered.")
     if rows and sheet.disagreements < len(rows):
         differing = f"The mixes differ on {sheet.disagreements} of {len(rows)} prompts"
         notes.append(f"{differing}; on the rest, all answers are identical.")
     note = node("p", " ".join(notes), cls="quiet below") if notes else None
-    answers = table(["Prompt", *sheet.names], rows, "Answers by mix") if rows else None
-    return node("div", note, answers, cls="suite")
+    written = table(["Prompt", *sheet.names], rows, "Answers by mix") if rows else None
+    return node("div", note, written, cls="suite")
+
+
+def _render_answer(column: Any) -> Node:
+    thought = answers.render_thought_of(column)
+    return node("div", thought, node("span", column.text or answers.placeholder(column)))
 
 
 def _render_progress(sheet: Any) -> Node:
-    bar = progress_bar(sheet.done / sheet.total, "Progress of the suite")
+    bar = progress_bar(sheet.done / max(sheet.total, 1), "Progress of the suite")
     return node("div", node("p", f"{sheet.done} of {sheet.total} answers", cls="quiet below"), bar)

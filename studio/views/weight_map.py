@@ -12,7 +12,7 @@ from studio.tree import Node, button, node, table
 
 if TYPE_CHECKING:
     from core.analyze.search_results import SearchComparison, SearchResult
-    from core.analyze.weight_map import WeightMap
+    from core.store.weight_maps import WeightMap
 
 SEARCH_LABELS = {
     "gradient": "Gradient descent",

@@ -22,6 +22,7 @@ from core.model.generate import generate, inference_mode_for
 from core.model.resident import Resident
 from core.model.scoring import score, score_each
 from core.spec.mix import Mix, Sampling
+from core.store import weight_maps
 from core.store.workspace import Workspace
 from tests.conftest import SENTENCES
 from tests.core.model.test_mixing import SHAPES, add_random_adapters
@@ -158,7 +159,7 @@ def test_a_measured_map_is_read_without_a_forward_under_any_id(
     monkeypatch.setattr(type(resident.base.model), "forward", refuse)
     assert measure_map(resident, SPEC, TEXTS) == first
     assert (
-        weight_map.load_all(resident.workspace)
+        weight_maps.load_all(resident.workspace)
         == [first]
         == [weight_map.load_map(resident.workspace, first.key)]
     )
@@ -196,7 +197,8 @@ def test_a_stopped_map_deactivates_its_mix_and_continues_later(resident: Residen
 def test_a_map_survives_json_and_a_damaged_one_is_refused(resident: Resident) -> None:
     result = measure_map(resident, SPEC, TEXTS)
     assert WeightMap.from_json(json.loads(json.dumps(result.to_json()))) == result
-    for damage in ({"format": 99}, {"values": [[1.0]]}, {"xs": None}, {"extra": 1}):
+    assert WeightMap.from_json({**result.to_json(), "extra": 1}) == result, "another version has more keys"
+    for damage in ({"format": 99}, {"values": [[1.0]]}, {"xs": None}, {"rows": True}):
         with pytest.raises(StorageError, match="cannot be read"):
             WeightMap.from_json({**result.to_json(), **damage})
     with pytest.raises(NotFound):

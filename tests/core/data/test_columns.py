@@ -224,9 +224,10 @@ def test_t3_a_bad_cell_is_refused_with_file_and_line(cell, what):
         ("hello", "not a list of messages"),
         (["hello"], "message 1 is not an object"),
         (
-            [{"role": "tool", "content": "x"}],
-            "the role of message 1 must be system, user or assistant, got 'tool'",
+            [{"role": "narrator", "content": "x"}],
+            "the role of message 1 must be system, user or assistant, got 'narrator'",
         ),
+        ([{"role": "tool", "content": "x"}], "the role of the last message must be assistant, got tool"),
         (
             [{"role": ["user"], "content": "x"}],
             "the role of message 1 must be system, user or assistant, got ['user']",
@@ -235,7 +236,7 @@ def test_t3_a_bad_cell_is_refused_with_file_and_line(cell, what):
         (pair("hi", ""), "message 2 of the column 'm' is empty"),
         ([{"role": "user"}, {"role": "assistant", "content": "x"}], "message 1 of the column 'm' is null"),
         (
-            pair("hi", "yo") + [{"role": "user", "content": "x"}],
+            [{"role": "user", "content": "x"}],
             "the role of the last message must be assistant, got user: the adapter learns to write",
         ),
         ([{"role": "assistant", "content": "x"}], "no message has the role user"),
@@ -243,7 +244,7 @@ def test_t3_a_bad_cell_is_refused_with_file_and_line(cell, what):
             pair("hi", "yo") + [{"role": "system", "content": "x"}],
             "message 3 has the role system; only the first message may have it",
         ),
-        ("[" * 40_000, "nested deeper than 32"),
+        ("[" * 33 + "]" * 33, "nested deeper than 32"),
         ('[{"role": ', "the JSON is incomplete"),
     ],
 )

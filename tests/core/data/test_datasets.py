@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,8 +24,9 @@ from core.data.datasets import (
     rename_dataset,
     verify_dataset,
 )
-from core.errors import DataError, InvalidName, NotFound, StorageError
+from core.errors import DataError, InvalidName, NotFound, StorageError, StudioError
 from core.spec.settings import SEED
+from core.store.records import load_items
 from core.store.workspace import Workspace
 
 
@@ -247,7 +249,7 @@ def test_free_space_is_checked_before_anything_is_written(workspace, qa, monkeyp
     monkeypatch.setattr(
         "core.store.files.shutil.disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 1000)
     )
-    with pytest.raises(StorageError, match="The disk is full: 0 MB are needed and 0 MB are free"):
+    with pytest.raises(StorageError, match="The disk is full: 69 MB are needed and 0 MB are free"):
         import_dataset(workspace, [qa], "x")
     assert leftovers(workspace) == []
 
@@ -397,12 +399,14 @@ def test_a_changed_seed_in_the_record_is_found(workspace, qa):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"ratios": [1]}', "null"])
-def test_a_damaged_record_is_an_error_and_does_not_hide_other_datasets(workspace, qa, content, caplog):
+def test_a_damaged_record_is_an_error_and_does_not_hide_other_datasets(workspace, qa, content):
     bad, good = import_dataset(workspace, [qa], "bad"), import_dataset(workspace, [qa], "good")
     (folder_of(workspace, bad) / "dataset.json").write_text(content)
     with pytest.raises(StorageError):
         load_dataset(workspace, bad.id)
-    assert list_datasets(workspace) == [good] and bad.id in caplog.text
+    assert list_datasets(workspace) == [good]
+    (damaged,) = load_items(workspace, "datasets", load_dataset)[1]
+    assert (damaged.id, damaged.file) == (bad.id, f"datasets/{bad.id}/dataset.json")
 
 
 def test_an_unknown_dataset_or_split_is_not_found(workspace, qa):
@@ -425,3 +429,101 @@ def test_datasets_are_imported_without_heavy_packages():
         ).stdout.strip()
         == "[]"
     )
+
+
+# ------------------------------------------------------------ what an import says
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def chat(question, answer, **fields):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **fields}]
+
+
+def test_preview_and_record_name_layout_unread_columns_and_rows_left_out(workspace, tmp_path):
+    rows = [
+        {"messages": chat(f"q {i}", "a"), "kto_tag": i != 3, "tools": "[]", "id": i} for i in range(10)
+    ]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    note = "1 row left out: the column 'kto_tag' marks the answer as bad (first: a.jsonl, line 4)."
+    result = preview([path])
+    assert (result.layout, result.unread, result.notes) == (
+        "Answers marked good or bad (KTO)",
+        ["tools", "id"],
+        [note],
+    )
+    assert (result.total, result.read, result.left_out, result.duplicates) == (10, 9, 1, 0)
+    dataset = import_dataset(workspace, [path], "x", kind=result.kind, roles=result.roles)
+    assert (dataset.layout, dataset.unread, dataset.notes) == ("kto", ["tools", "id"], [note])
+    assert (dataset.rows, dataset.left_out, sum(dataset.splits.values())) == (9, 1, 9)
+    assert load_dataset(workspace, dataset.id) == dataset
+    assert "q 3" not in (folder_of(workspace, dataset) / "rows.jsonl").read_text()
+
+
+def test_rows_of_weight_0_are_stored_with_it_and_others_without(workspace, tmp_path):
+    rows = [{"messages": [*chat(f"q {i}", "hm", weight=0), *chat("look", f"a {i}", weight=1)]} for i in range(4)]
+    dataset = import_dataset(workspace, [write_rows(tmp_path / "a.jsonl", rows)], "x")
+    lines = (folder_of(workspace, dataset) / "rows.jsonl").read_text().splitlines()
+    assert lines[0] == json.dumps(
+        {"messages": [*chat("q 0", "hm", weight=0), *chat("look", "a 0")]}, ensure_ascii=False
+    )
+
+
+def test_questions_that_read_the_same_count_as_duplicates_and_stay_together(workspace, tmp_path):
+    rows = [
+        {"question": q.format(i), "answer": f"{i} {k}"}
+        for i in range(10)
+        for k, q in enumerate(("Where is {}?", " WHERE  is {}? ", "Ｗhere is {}?"))
+    ]
+    dataset = import_dataset(workspace, [write_rows(tmp_path / "a.jsonl", rows)], "x")
+    assert (dataset.rows, dataset.duplicates) == (30, 20)
+    asked = [
+        {row["messages"][1]["content"].split()[0] for row in read_split(workspace, dataset.id, s)}
+        for s in ("train", "val", "test")
+    ]
+    assert sum(map(len, asked)) == 10 and set.union(*asked) == {str(i) for i in range(10)}
+
+
+def test_a_record_from_before_layouts_loads(workspace, qa):
+    dataset = import_dataset(workspace, [qa], "a")
+    path = folder_of(workspace, dataset) / "dataset.json"
+    record = json.loads(path.read_text())
+    for key in ("layout", "unread", "notes", "left_out"):
+        del record[key]
+    path.write_text(json.dumps(record))
+    assert load_dataset(workspace, dataset.id) == dataset
+
+
+def test_a_check_adds_notes_or_refuses_and_leaves_nothing(workspace, qa):
+    def accept(reading):
+        return [f"{len(reading.rows)} rows, the last one on line {reading.places[-1].line}"]
+
+    def refuse(reading):
+        raise DataError("no.", "Do not.", file=reading.places[1].file, line=reading.places[1].line)
+
+    assert preview([qa], check=accept).notes == ["100 rows, the last one on line 100"]
+    assert preview([qa], check=refuse).problem == "qa.jsonl, line 2: no. Do not."
+    assert import_dataset(workspace, [qa], "x", check=accept).notes == ["100 rows, the last one on line 100"]
+    before = leftovers(workspace)
+    with pytest.raises(DataError, match="qa.jsonl, line 2: no"):
+        import_dataset(workspace, [qa], "x", check=refuse)
+    assert leftovers(workspace) == before
+
+
+@pytest.mark.parametrize("lost", ["source", "source/0001.jsonl", "rows.jsonl", "splits"])
+def test_an_import_whose_files_vanish_fails_in_words(workspace, qa, monkeypatch, lost):
+    def vanish(rows):
+        (partial,) = (workspace.root / "datasets").glob(".*.partial")
+        target = partial / lost
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        return honest(rows)
+
+    honest = datasets.count_repeats
+    monkeypatch.setattr(datasets, "count_repeats", vanish)
+    with pytest.raises(StudioError) as caught:
+        import_dataset(workspace, [qa], "x")
+    assert caught.value.what and caught.value.fix
+    assert list_datasets(workspace) == [] and leftovers(workspace) == []

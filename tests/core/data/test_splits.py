@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.splits import RATIOS, split
+from core.data.splits import RATIOS, count_repeats, normalize_text, question_key, split
 from core.errors import DataError, SpecError
 from core.spec.settings import SEED
 
@@ -38,12 +38,14 @@ ROWS = st.lists(
 
 
 def key(row):
-    return row.get("text", tuple((m["role"], m["content"]) for m in row.get("messages", ())))
+    """What a row asks, or how its text reads."""
+    question = row["messages"][0]["content"] if "messages" in row else row["text"]
+    return "messages" in row, normalize_text(question)
 
 
 @given(rows=ROWS, seed=st.integers(0, 2**31 - 1))
 @settings(max_examples=100, deadline=None)
-def test_every_row_is_in_one_split_and_no_content_in_two(rows, seed):
+def test_every_row_is_in_one_split_and_no_question_in_two(rows, seed):
     if len({key(r) for r in rows}) < 3:
         with pytest.raises(DataError):
             split(rows, seed)
@@ -150,3 +152,117 @@ def test_fewer_than_three_different_rows_are_refused_with_a_remedy(rows, message
 def test_invalid_ratios_are_refused(ratios):
     with pytest.raises(SpecError, match="sum to 1"):
         split(texts(10), ratios=ratios)
+
+
+# ------------------------------------------------------------ questions
+
+
+def chat(*turns):
+    """A row of messages; "a0" marks an assistant turn that is context."""
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool", "a0": "assistant"}
+    return {
+        "messages": [
+            {"role": roles[r], "content": c, **({"weight": 0} if r == "a0" else {})} for r, c in turns
+        ]
+    }
+
+
+def spell(word, style):
+    """Writes a question in another way that reads the same."""
+    return {
+        "as it is": word,
+        "upper": word.upper(),
+        "blanks": "  " + word.replace(" ", " \t\n ") + " ",
+        "wide": "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in word),
+        "no-break": word.replace(" ", "\u00a0"),
+        "soft hyphen": word[:2] + "\u00ad" + word[2:],
+    }[style]
+
+
+STYLES = ("as it is", "upper", "blanks", "wide", "no-break", "soft hyphen")
+WORDS = st.sampled_from([f"where is the {w} lamp" for w in ("red", "blue", "straße", "ﬁne", "old", "dry", "wet")])
+NEAR_EQUAL = st.lists(
+    st.tuples(WORDS, st.sampled_from(STYLES), st.text(max_size=4), st.sampled_from("ab"), st.booleans()),
+    max_size=60,
+)
+
+
+def build_near_equal(drawn):
+    rows = []
+    for word, style, answer, kind, is_text in drawn:
+        text = spell(word, style)
+        row = {"text": text} if is_text else chat(("u", text), ("a", answer))
+        rows.append({**row, "type": kind})
+    return rows
+
+
+@given(drawn=NEAR_EQUAL, seed=st.integers(0, 2**31 - 1), order=st.randoms(use_true_random=False))
+@settings(max_examples=150, deadline=None)
+def test_questions_that_read_the_same_never_fall_into_two_splits(drawn, seed, order):
+    rows = build_near_equal(drawn)
+    groups = [(word, is_text) for word, _, _, _, is_text in drawn]
+    if len(set(groups)) < 3:
+        with pytest.raises(DataError, match="ask the same question count as one"):
+            split(rows, seed)
+        return
+    parts = split(rows, seed)
+    asked = [{groups[i] for i in part} for part in parts.values()]
+    assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
+    assert all(parts.values())
+    largest = max(groups.count(g) for g in groups)
+    for part, ratio in zip(parts.values(), RATIOS):
+        assert abs(len(part) - ratio * len(rows)) <= largest + 1
+    assert count_repeats(rows) == len(rows) - len(set(groups))
+    positions = list(range(len(rows)))
+    order.shuffle(positions)
+    shuffled = split([rows[i] for i in positions], seed)
+    assert {name: sorted(positions[i] for i in part) for name, part in shuffled.items()} == parts
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (chat(("u", "Where?"), ("a", "Here.")), chat(("u", " where? "), ("a", "There."))),
+        (
+            chat(("u", "Where?"), ("a", "Here."), ("u", "Sure?"), ("a", "Yes.")),
+            chat(("u", "Where?"), ("a", "No idea.")),
+        ),
+        (
+            chat(("u", "Where?"), ("a0", "Who knows."), ("u", "Look."), ("a", "Here.")),
+            chat(("u", "where?"), ("a0", "Hm."), ("u", "look."), ("a", "There.")),
+        ),
+        (
+            chat(("a", "Hello."), ("u", "Where?"), ("a", "Here.")),
+            chat(("a", "Good day."), ("u", "Where?"), ("a", "Here.")),
+        ),
+        ({"text": "One  line.\n"}, {"text": "one line."}),
+    ],
+)
+def test_rows_that_ask_the_same_have_one_key(one, two):
+    assert question_key(one) == question_key(two)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (chat(("u", "Where?"), ("a", "Here.")), chat(("u", "When?"), ("a", "Here."))),
+        (chat(("s", "To German."), ("u", "Hi"), ("a", "x")), chat(("s", "To French."), ("u", "Hi"), ("a", "x"))),
+        (
+            chat(("u", "Where?"), ("a0", "Hm."), ("u", "Look."), ("a", "Here.")),
+            chat(("u", "Where?"), ("a0", "Hm."), ("u", "Think."), ("a", "Here.")),
+        ),
+        (chat(("u", "is 5"), ("a", "x")), chat(("u", "is -5"), ("a", "x"))),
+        (chat(("u", "ab"), ("u", "c"), ("a", "x")), chat(("u", "a"), ("u", "bc"), ("a", "x"))),
+        ({"text": "one"}, {"text": "on e"}),
+    ],
+)
+def test_rows_that_ask_something_else_have_two_keys(one, two):
+    assert question_key(one) != question_key(two)
+
+
+def test_many_equal_rows_do_not_pull_the_sizes_off_their_shares():
+    rows = texts(200) + [{"text": "the same"}] * 100
+    sizes = {name: len(part) for name, part in split(rows).items()}
+    assert sizes["train"] == pytest.approx(210, abs=101) and sum(sizes.values()) == 300
+    several = [chat(("u", f"q {i % 50}"), ("a", str(i))) for i in range(1000)]
+    assert [len(p) for p in split(several).values()] == pytest.approx([700, 150, 150], abs=21)

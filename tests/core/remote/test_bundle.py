@@ -26,13 +26,13 @@ from core.errors import (
     SpecError,
     StudioError,
 )
-from core.remote.bundle import list_bundles
 from core.remote.collect import collect
 from core.remote.pack import pack
 from core.remote.run_bundle import run_bundle, unpack
 from core.spec.mix import Mix, Sampling
 from core.spec.training import RunStatus, TrainSpec
 from core.store import archives, runs
+from core.store.bundles import list_bundles
 from tests.conftest import SENTENCES, build_tiny_llama
 
 FAST: dict[str, Any] = {
@@ -248,7 +248,7 @@ def edit_json(member: str, change: Callable[[dict[str, Any]], Any]) -> Callable[
             "not a LoRA factor of rank 8",
         ),
         (
-            edit_json("adapter_config.json", lambda c: c.update(target_modules="(a+)+")),
+            edit_json("adapter_config.json", lambda c: c.update(target_modules=".*_proj")),
             True,
             AdapterError,
             "target_modules",
@@ -403,7 +403,7 @@ def test_a_grid_is_sent_trained_collected_and_mixed(
     code, sent = terminal(
         "grid", "send", grid.id, "--quantization", "none", "--template", "bash -c {command}"
     )
-    assert code == 0 and len(sent) == 2
+    assert code == 0 and len(sent) == 2, sent
     assert sorted(sent[0]) == ["bundle", "cell", "name", "result", "said"]
     assert terminal("grid", "send", grid.id, "--template", "bash -c {command}")[1] == [], (
         "a cell is not sent twice"

@@ -19,6 +19,7 @@ from core.errors import AdapterError, InvalidName, NotFound, SpecError
 from core.spec.mix import Mix, Sampling
 from core.store import adapters, mixes
 from core.store.adapter_config import UNMIXABLE, parse_config
+from core.store.adapter_files import write_checksums
 from core.store.model_card import format_model_card
 from core.store.workspace import Workspace
 from tests.conftest import build_tiny_llama
@@ -91,7 +92,7 @@ def test_an_adapter_appears_with_checksums_that_hold(workspace: Workspace) -> No
 
 
 @pytest.mark.parametrize(
-    "file", ["adapter_model.safetensors", "adapter_config.json", "EXPERIMENT_METADATA.json", "README.md"]
+    "file", ["adapter_model.safetensors", "adapter_config.json", "EXPERIMENT_METADATA.json"]
 )
 def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
     adapter = put(workspace, "mine", "f" * 64)
@@ -177,11 +178,11 @@ def test_finite_weights_of_every_type_are_accepted_without_torch(
 @pytest.mark.parametrize(
     "change",
     [
-        {"target_modules": "(a+)+$"},
-        {"target_modules": ["(a+)+$"]},
+        {"target_modules": ".*_proj"},
+        {"target_modules": [".*_proj"]},
         {"target_modules": []},
-        {"target_parameters": ["(a+)+$"]},
-        {"rank_pattern": {"(a+)+$": 4}},
+        {"target_parameters": [".*_proj"]},
+        {"rank_pattern": {".*_proj": 4}},
         {"rank_pattern": {"q_proj": 0}},
         {"rank_pattern": ["q_proj"]},
         {"alpha_pattern": {"q_proj": "x"}},
@@ -211,7 +212,7 @@ def test_t10_t11_configs_are_read_from_an_allow_list(change: dict[str, Any]) -> 
         ("use_dora", True, "DoRA rescales the base weights"),
         ("layers_to_transform", 0, "selects layers by rules"),
         ("layers_to_transform", [0, 1], "selects layers by rules"),
-        ("exclude_modules", "(a+)+$", "selects layers by rules"),
+        ("exclude_modules", ".*_proj", "selects layers by rules"),
         ("layer_replication", [[0, 1]], "number of layers of the base"),
         ("use_qalora", True, "not the plain product"),
         ("alora_invocation_tokens", [5], "not the plain product"),
@@ -476,6 +477,6 @@ def test_metadata_of_other_weights_is_refused_despite_valid_checksums(
     folder = workspace.find("adapters", adapter.id)
     meta = json.loads((folder / adapters.METADATA).read_text())
     (folder / adapters.METADATA).write_text(json.dumps({**meta, "sha256": "0" * 64}))
-    adapters._write_checksums(folder)
+    write_checksums(folder)
     with pytest.raises(AdapterError, match="is not that of adapter_model.safetensors"):
         adapters.verify(workspace, adapter.id)

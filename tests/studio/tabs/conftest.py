@@ -8,7 +8,7 @@ import threading
 import gradio as gr
 import pytest
 
-from core.analyze.weight_map import WeightMap
+from core.store.weight_maps import WeightMap
 from core.engine import Engine
 from core.engine.analysis import WeightAxis
 from core.spec.mix import Mix, Sampling

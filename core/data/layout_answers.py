@@ -1,0 +1,180 @@
+"""Layouts of question answering: SQuAD, answers as lists, and multiple choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from core.data.cells import is_blank, is_missing, parse_cell
+from core.data.layout_table import (
+    Layout,
+    Parts,
+    Table,
+    Values,
+    each_row,
+    take_first_text,
+    take_list,
+    write_value,
+)
+from core.data.notes import Notes, RowLeftOut
+from core.data.readers import RawRow
+from core.errors import DataError
+
+_QUESTIONS = ("question", "query", "prompt", "sentence", "instruction")
+_ANSWERS = (
+    "answer", "answers", "answerkey", "answeridx", "answerindex", "correctanswer", "correct", "label", "cop",
+)  # fmt: skip
+
+
+def _match_squad(table: Table) -> Parts:
+    parts = table.find_parts(paragraphs=("paragraphs",))
+    return parts if parts and table.every(parts["paragraphs"], lambda c: isinstance(c, list)) else {}
+
+
+def _rewrite_squad(row: RawRow, parts: Parts, notes: Notes) -> Iterator[Values]:
+    for paragraph in take_list(row.values.get(parts["paragraphs"])):
+        questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        if not isinstance(questions, list) or not all(isinstance(q, dict) for q in questions):
+            raise DataError(
+                "a paragraph has no list of questions named qas.",
+                "Write each paragraph as SQuAD does: context and qas.",
+                file=row.file,
+                line=row.line,
+            )
+        for question in questions:
+            answer = take_first_text(question.get("answers"), row, notes, "answers")
+            if not answer:
+                notes.leave_out("the question has no answer", RawRow({}, row.file, row.line))
+                continue
+            yield {
+                "context": paragraph.get("context"),
+                "question": question.get("question"),
+                "answer": answer,
+            }
+
+
+SQUAD = Layout("squad", "SQuAD: paragraphs with questions", _match_squad, each_row(_rewrite_squad))
+
+
+def _match_answers(table: Table) -> Parts:
+    parts = table.find_parts(answer=("answer", "answers", "response", "output"))
+    if not parts or not table.find(*_QUESTIONS, "input"):
+        return {}
+    return parts if table.every(parts["answer"], _is_answer_list) else {}
+
+
+def _is_answer_list(cell: Any) -> bool:
+    """Whether a cell is a list of texts, or an object with a list of texts."""
+    if isinstance(cell, dict):
+        cell = cell.get("text", cell.get("value"))
+        return isinstance(cell, (str, list))
+    if not isinstance(cell, list) or any(isinstance(a, dict) and "role" in a for a in cell):
+        return False
+    return all(isinstance(a, (str, int, float)) or (isinstance(a, dict) and "text" in a) for a in cell)
+
+
+def _rewrite_answers(row: RawRow, parts: Parts, notes: Notes) -> Values:
+    answer = take_first_text(row.values.get(parts["answer"]), row, notes, "answers")
+    if not answer.strip():
+        raise RowLeftOut("the question has no answer")
+    return {parts["answer"]: answer}
+
+
+SQUAD_ANSWERS = Layout(
+    "answer-lists", "Questions with lists of answers", _match_answers, each_row(_rewrite_answers)
+)
+
+
+def _match_choices(table: Table) -> Parts:
+    parts = table.find_parts(
+        question=_QUESTIONS, choices=("choices", "options", "endings", "candidates"), answer=_ANSWERS
+    )
+    if not parts or not table.every(parts["choices"], lambda c: bool(_list_choices(c))):
+        return {}
+    return parts if table.every(parts["answer"], lambda c: isinstance(c, (str, int))) else {}
+
+
+def _list_choices(cell: Any) -> list[tuple[str, str]]:
+    """The choices as (label, text): from [text], [{label, text}], {text: [], label: []}, or {label: text}."""
+    if isinstance(cell, str):
+        try:
+            cell = parse_cell(cell, RawRow({}, "", 0))
+        except DataError:
+            return []
+    if isinstance(cell, dict) and isinstance(cell.get("text"), list):
+        texts, labels = cell["text"], cell.get("label") or []
+        items = [(_letter(i) if i >= len(labels) else str(labels[i]), t) for i, t in enumerate(texts)]
+    elif isinstance(cell, dict):
+        items = list(cell.items())
+    elif isinstance(cell, list) and all(isinstance(c, dict) for c in cell):
+        items = [(str(c.get("label", _letter(i))), c.get("text")) for i, c in enumerate(cell)]
+    elif isinstance(cell, list):
+        items = [(_letter(i), t) for i, t in enumerate(cell)]
+    else:
+        return []
+    if any(is_blank(t) or not isinstance(t, (str, int, float)) for _, t in items):
+        return []
+    return [(label, write_value(t)) for label, t in items]
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else str(index)
+
+
+def _rewrite_choices(row: RawRow, parts: Parts, first: int) -> Values:
+    choices = _list_choices(row.values.get(parts["choices"]))
+    answer = row.values.get(parts["answer"])
+    if is_missing(answer) or answer == -1 or answer == "":
+        raise RowLeftOut("the question has no answer")
+    index = _find_choice(answer, choices, first)
+    if index is None:
+        raise DataError(
+            f"the answer {answer!r} is not one of the {len(choices)} choices.",
+            "Write it as the number of the choice, its letter, or its text.",
+            file=row.file,
+            line=row.line,
+        )
+    question = row.values.get(parts["question"])
+    listing = "\n".join(f"{label}. {text}" for label, text in choices)
+    return {"question": f"{question}\n\n{listing}", "answer": choices[index][1]}
+
+
+def _find_choice(answer: Any, choices: list[tuple[str, str]], first: int) -> int | None:
+    """Finds the choice that an answer names: by its text, its label, its letter, or its number."""
+    text = str(answer).strip()
+    if isinstance(answer, str):
+        for names in ([t for _, t in choices], [label for label, _ in choices]):
+            if text in names:
+                return names.index(text)
+        letters = [_letter(i) for i in range(len(choices))]
+        if text.upper() in letters:
+            return letters.index(text.upper())
+    if not isinstance(answer, bool) and text.isdecimal() and 0 <= int(text) - first < len(choices):
+        return int(text) - first
+    return None
+
+
+def _rewrite_all_choices(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[RawRow]:
+    """Rewrites all rows; numbers count from 1 if one equals the number of choices and none is 0."""
+    numbers = [
+        (int(answer), len(_list_choices(row.values.get(parts["choices"]))))
+        for row in rows
+        if (answer := str(row.values.get(parts["answer"]))).isdecimal()
+    ]
+    counts_from_one = any(n == size for n, size in numbers) and all(n > 0 for n, _ in numbers)
+    if counts_from_one:
+        notes.say("The numbers of the right choices count from 1.")
+
+    def rewrite(row: RawRow, parts: Parts, notes: Notes) -> Values:
+        return _rewrite_choices(row, parts, int(counts_from_one))
+
+    return each_row(rewrite)(rows, parts, notes)
+
+
+CHOICES = Layout(
+    "multiple-choice",
+    "Multiple choice",
+    _match_choices,
+    _rewrite_all_choices,
+    ("The choices are part of the question, and the text of the right choice is learned.",),
+)

@@ -1,0 +1,111 @@
+"""Layouts of other tools: recognized by their columns, and rewritten into rows with the usual columns.
+
+    rows of the files ─ find_layout ─> rows with question, answer, ... ─ columns ─> canonical rows
+
+The first layout of LAYOUTS that matches is used. A layout keeps the columns that it does not read, so that
+they can still have a role, such as the type. A kind or a column that the user chose and that the layout does
+not have switches it off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from core.data.columns import list_columns
+from core.data.layout_annotations import (
+    ARGILLA,
+    ARGILLA_RECORDS,
+    LABEL_LISTS,
+    LABEL_STUDIO,
+    LABEL_STUDIO_ROWS,
+    PRODIGY,
+)
+from core.data.layout_answers import CHOICES, SQUAD, SQUAD_ANSWERS
+from core.data.layout_chats import HISTORY, MESSAGE_TREES
+from core.data.layout_pairs import INPUT_OUTPUT, LABELS, SENTENCE_PAIRS, SUMMARIES, TRANSLATIONS
+from core.data.layout_preferences import KTO, OPENAI_PREFERENCE, PREFERENCE
+from core.data.layout_table import Layout, Table
+from core.data.notes import Notes
+from core.data.readers import RawRow
+from core.errors import DataError
+
+LAYOUTS: tuple[Layout, ...] = (
+    LABEL_STUDIO,
+    LABEL_STUDIO_ROWS,
+    ARGILLA,
+    ARGILLA_RECORDS,
+    PRODIGY,
+    OPENAI_PREFERENCE,
+    PREFERENCE,
+    KTO,
+    MESSAGE_TREES,
+    SQUAD,
+    CHOICES,
+    SQUAD_ANSWERS,
+    HISTORY,
+    LABEL_LISTS,
+    SENTENCE_PAIRS,
+    LABELS,
+    SUMMARIES,
+    TRANSLATIONS,
+    INPUT_OUTPUT,
+)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Rows that a layout has rewritten.
+
+    Attributes:
+        layout: the layout.
+        rows: the new rows; each has the file and line of the row that it comes from.
+        reads: columns of the files that the layout has read.
+        notes: what was left out or chosen.
+    """
+
+    layout: Layout
+    rows: list[RawRow]
+    reads: tuple[str, ...]
+    notes: Notes
+
+
+def find_layout(
+    rows: Sequence[RawRow], kind: str | None = None, roles: Mapping[str, str] | None = None
+) -> Rewrite | None:
+    """Finds the first layout that matches, and rewrites the rows with it.
+
+    Args:
+        rows: rows of the files.
+        kind: the kind that the user chose, or None.
+        roles: role to column, as the user chose.
+
+    Returns:
+        None if no layout matches, or if the user chose a kind or a column that the layout does not have.
+
+    Raises:
+        DataError: the layout matches, but a row cannot be read, or no row is left.
+    """
+    table = Table(list_columns(rows), rows)
+    for layout in LAYOUTS:
+        parts = layout.match(table)
+        if not parts:
+            continue
+        if kind not in (None, layout.kind):
+            return None
+        notes = Notes()
+        for sentence in layout.notes:
+            notes.say(sentence)
+        rewritten = layout.rewrite(rows, parts, notes)
+        if not rewritten:
+            raise DataError(
+                f"{layout.title}: no row can be learned. {' '.join(notes.list_sentences())}".strip(),
+                "Choose another file, or assign the columns by hand.",
+                file=rows[0].file,
+                line=rows[0].line,
+            )
+        columns = list_columns(rewritten)
+        if any(column not in columns for column in (roles or {}).values()):
+            return None
+        return Rewrite(layout, rewritten, layout.list_columns_read(parts), notes)
+    return None

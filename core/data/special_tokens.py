@@ -1,0 +1,321 @@
+"""Control tokens: which tokens of a tokenizer a text may never become, and how text is encoded without them.
+
+A control token is a token that steers the model: special tokens in any declaration, tokens that the chat
+template writes, and added tokens that look like markup. What stays an ordinary token: runs of blanks, HTML
+tags that the template does not write (Gemma), and added words. Markers that a tokenizer spells out in
+ordinary pieces (Llama 2's [INST]) are text like any other.
+
+Where a user wrote out a control token, a private copy of the tokenizer encodes the text. In the copy every
+control token has another name, and only those that the template wrote are renamed in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from core.data.marked_text import MarkedText
+from core.data.rendering import TEMPLATE_ERRORS, Turn, fill, render, template_of
+
+# A name of a renamed token: characters that Unicode reserves for the inside of a program, and a number.
+_OPEN, _CLOSE = "\ufdd2", "\ufdd3"
+_REPLACEMENT = "\ufffd"  # stands for these characters in a user's text
+_MARKUP = re.compile(r"<.*>|\[.*\]|\{.*\}|\|.*\||.*<\|.*|.*\|>.*", re.DOTALL)
+_WRITTEN = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]")
+_HTML = re.compile(
+    r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code|p|br|hr|"
+    r"div|span|ul|ol|li|a|img|pre)/?>"
+)
+
+
+@lru_cache(maxsize=16)
+def _control_tokens(tokenizer: Any, template: str, size: int) -> dict[str, int]:
+    added = {str(token.content): (int(i), token) for i, token in tokenizer.added_tokens_decoder.items()}
+    special = {t for t in tokenizer.all_special_tokens if t}
+    special |= set(getattr(tokenizer, "chat_control_tokens", None) or ())
+    written = _render_roles(tokenizer)
+    found: dict[str, int] = {}
+    for content, (number, token) in added.items():
+        if not content.strip("\u2581 \t\r\n"):
+            continue
+        is_written = content in written or (not content.isalnum() and content in template)
+        is_markup = _MARKUP.fullmatch(content) is not None and not _HTML.fullmatch(content)
+        if token.special or content in special or is_written or is_markup:
+            found[content] = number
+    for content in special - found.keys():
+        number = tokenizer.convert_tokens_to_ids(content)
+        if content.strip() and number is not None:
+            found[content] = int(number)
+    for content in set(_WRITTEN.findall(written)) - added.keys() - found.keys():
+        # A token of the vocabulary that was never added, such as a sentencepiece of the kind "control".
+        if tokenizer(content, add_special_tokens=False)["input_ids"] == [
+            tokenizer.convert_tokens_to_ids(content)
+        ]:
+            found[content] = int(tokenizer.convert_tokens_to_ids(content))
+    return found
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """The tokens that a text never becomes, and their ids."""
+    template = template_of(tokenizer) if tokenizer.chat_template else ""
+    return _control_tokens(tokenizer, template, len(tokenizer))
+
+
+def _render_roles(tokenizer: Any) -> str:
+    """What the chat template writes around a conversation, or "" without a template."""
+    if not tokenizer.chat_template:
+        return ""
+    turns = [Turn("system", ("x",)), Turn("user", ("x",)), Turn("assistant", ("x",))]
+    for part in (turns, turns[1:]):
+        try:
+            texts = [render(tokenizer, part), render(tokenizer, part[:-1], generation_prompt=True)]
+        except TEMPLATE_ERRORS:
+            continue
+        return "\n".join(fill(text, part).text for text in texts)
+    return ""
+
+
+@lru_cache(maxsize=16)
+def _control_pattern(contents: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(_alternate(contents) if contents else "(?!)")
+
+
+def _alternate(words: Sequence[str]) -> str:
+    """A regular expression that matches the longest of several words, by their common prefixes."""
+    by_letter: dict[str, list[str]] = {}
+    for word in words:
+        if word:
+            by_letter.setdefault(word[0], []).append(word[1:])
+    branches = [re.escape(letter) + _alternate(rest) for letter, rest in by_letter.items() if rest != [""]]
+    branches += [re.escape(letter) for letter, rest in by_letter.items() if rest == [""]]
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in words else "")
+
+
+def count_with_special_tokens(tokenizer: Any, texts: Iterable[str]) -> int:
+    """Counts the texts in which a control token is written out."""
+    pattern = _control_pattern(tuple(control_tokens(tokenizer)))
+    return sum(pattern.search(text) is not None for text in texts)
+
+
+def boundary_ids(tokenizer: Any) -> list[int]:
+    """The tokens that stand before a document: what the tokenizer itself puts there, else eos."""
+    return list(text_prefix(tokenizer)) or [int(tokenizer.eos_token_id)]
+
+
+def text_prefix(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that the tokenizer itself puts before a text, such as BOS; empty where it puts none."""
+    return _text_prefix(tokenizer, getattr(tokenizer, "add_bos_token", None))
+
+
+@lru_cache(maxsize=16)
+def _text_prefix(tokenizer: Any, add_bos_token: Any) -> tuple[int, ...]:
+    alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    at = next((i for i in range(len(whole)) if whole[i : i + len(alone)] == alone), 0)
+    return tuple(whole[:at])
+
+
+def encoder_of(tokenizer: Any) -> TextEncoder:
+    """The encoder of a tokenizer; one per tokenizer, template and number of tokens."""
+    return _encoder_of(tokenizer, tuple(control_tokens(tokenizer).items()))
+
+
+@lru_cache(maxsize=8)
+def _encoder_of(tokenizer: Any, controls: tuple[tuple[str, int], ...]) -> TextEncoder:
+    return TextEncoder(tokenizer, dict(controls))
+
+
+class TextEncoder:
+    """Encodes marked texts: the template's control tokens are tokens, those in a user's text are characters.
+
+    Args:
+        controls: the control tokens and their ids.
+    """
+
+    def __init__(self, tokenizer: Any, controls: dict[str, int]) -> None:
+        self.tokenizer = tokenizer
+        self.controls = controls
+        self.pattern = _control_pattern(tuple(controls))
+        self._private: dict[bool, _PrivateTokenizer | None] = {}
+
+    def encode(self, text: MarkedText) -> list[int]:
+        """Encodes a text from its beginning.
+
+        A control token that a user wrote does not merge with the text around it, unless the tokenizer puts a
+        blank before every text.
+        """
+        forged = [m.span() for m in self.pattern.finditer(text.text) if text.overlaps_user(*m.span())]
+        if not forged:
+            return self._encode_original(text.text)
+        if _puts_blank_first(self.tokenizer):
+            return self._encode_forged(text, prefix=True)
+        cuts = [0, *(at for span in forged for at in span), len(text)]
+        pieces = (text.cut(start, end) for start, end in zip(cuts, cuts[1:], strict=False))
+        return [i for piece in pieces if len(piece) for i in self._encode_forged(piece, prefix=True)]
+
+    def encode_user(self, text: str) -> list[int]:
+        """Encodes a text that comes from a user as a whole."""
+        if not self.pattern.search(text):
+            return self._encode_original(text)
+        return self._encode_forged(MarkedText.join([(text, True)]), prefix=True)
+
+    def encode_continuation(self, text: MarkedText) -> list[int]:
+        """Encodes a text that follows another one: the tokenizer puts no blank before it."""
+        if not _puts_blank_first(self.tokenizer):
+            return self.encode(text)
+        first = self.find_control(text)
+        at = len(text) if first is None else first[0]
+        head = self._encode_forged(text.cut(0, at), prefix=False) if at else []
+        return head + (self.encode(text.cut(at)) if at < len(text) else [])
+
+    def find_control(self, text: MarkedText, start: int = 0) -> tuple[int, int] | None:
+        """The first control token at or after `start` that the template wrote: its first and last offset."""
+        spans = (m.span() for m in self.pattern.finditer(text.text, start))
+        return next((span for span in spans if not text.overlaps_user(*span)), None)
+
+    def find_last_control(self, text: MarkedText) -> int | None:
+        """The offset of the last control token that the template wrote."""
+        spans = [m.span() for m in self.pattern.finditer(text.text)]
+        return next((span[0] for span in reversed(spans) if not text.overlaps_user(*span)), None)
+
+    def _encode_original(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+    def _encode_forged(self, text: MarkedText, prefix: bool) -> list[int]:
+        """Encodes a text in which a user wrote out a control token, or without a blank before it."""
+        if prefix not in self._private:
+            self._private[prefix] = _PrivateTokenizer.build(self.tokenizer, self.controls, prefix)
+        private = self._private[prefix]
+        if private is not None:
+            return private.encode(text, self.pattern)
+        return self._encode_pieces(text, prefix)
+
+    def _encode_pieces(self, text: MarkedText, prefix: bool) -> list[int]:
+        """As `_encode_forged`, for tokenizers that are not built on the tokenizers library."""
+        cuts = [0, len(text)]
+        for m in self.pattern.finditer(text.text):
+            if text.overlaps_user(*m.span()):
+                cuts.append(m.start() + 1)  # neither part is a token
+        cuts.sort()
+        ids: list[int] = []
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            piece = text.text[start:end]
+            ids += self._encode_original(piece) if prefix and not start else self._encode_after_newline(piece)
+        return ids
+
+    def _encode_after_newline(self, text: str) -> list[int]:
+        newline = self._encode_original("\n")
+        ids = self._encode_original("\n" + text)
+        return ids[len(newline) :] if ids[: len(newline)] == newline else self._encode_original(text)
+
+
+@dataclass(frozen=True)
+class _PrivateTokenizer:
+    """A copy of a fast tokenizer in which every control token has another name.
+
+    Attributes:
+        backend: of the tokenizers library.
+        names: control token to its name in the copy.
+    """
+
+    backend: Any
+    names: dict[str, str]
+
+    @classmethod
+    def build(cls, tokenizer: Any, controls: dict[str, int], prefix: bool) -> _PrivateTokenizer | None:
+        """Builds the copy; None for a tokenizer of another library.
+
+        Args:
+            prefix: whether the copy puts a blank before a text, where the original does.
+        """
+        original = getattr(tokenizer, "backend_tokenizer", None)
+        if original is None:
+            return None
+        from tokenizers import Tokenizer
+
+        state = json.loads(original.to_str())
+        names = {content: f"{_OPEN}{i}{_CLOSE}" for i, content in enumerate(controls)}
+        _rename(state, names)
+        known = {token["content"] for token in state["added_tokens"]}
+        state["added_tokens"] += [
+            {"id": controls[content], "content": name, "special": True, **_PLAIN_FLAGS}
+            for content, name in names.items()
+            if name not in known
+        ]
+        state["added_tokens"].sort(key=lambda token: token["id"])
+        state |= {"truncation": None, "padding": None, "post_processor": None}
+        if not prefix:
+            for part in ("normalizer", "pre_tokenizer"):
+                state[part] = _without_blank(state[part])
+        backend = Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+        if any(backend.token_to_id(names[content]) != i for content, i in controls.items()):
+            return None
+        return cls(backend, names)
+
+    def encode(self, text: MarkedText, pattern: re.Pattern[str]) -> list[int]:
+        """Encodes a text; only the control tokens that the template wrote are tokens."""
+        parts: list[str] = []
+        at = 0
+        for start, end in [*text.user, (len(text), len(text))]:
+            written = text.text[at:start]
+            parts.append(pattern.sub(lambda m: self.names[m.group()], written))
+            parts.append(_RESERVED.sub(_REPLACEMENT, text.text[start:end]))
+            at = end
+        return list(self.backend.encode("".join(parts), add_special_tokens=False).ids)
+
+
+_PLAIN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+_RESERVED = re.compile(f"[{_OPEN}{_CLOSE}]")
+
+
+def _rename(state: dict[str, Any], names: dict[str, str]) -> None:
+    """Renames tokens in the state of a tokenizer, so that no text is merged into one of them."""
+    for token in state["added_tokens"]:
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "normalized": False, "single_word": False}
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if model.get("merges"):
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [
+            m
+            for m, (left, right) in zip(model["merges"], pairs, strict=True)
+            if left not in names and right not in names and left + right not in names
+        ]
+
+
+def _without_blank(part: Any) -> Any:
+    """A normalizer or pre-tokenizer that does not put a blank before a text."""
+    if not part:
+        return part
+    if part["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in part else "pretokenizers"
+        inner = [_without_blank(p) for p in part[key]]
+        return {**part, key: [p for p in inner if p]}
+    if part["type"] == "Prepend":
+        return None
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    return {**part, "add_prefix_space": False} if part.get("add_prefix_space") else part
+
+
+@lru_cache(maxsize=16)
+def _puts_blank_first(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a blank before a text, as sentencepiece does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return True  # not known, and the way around it gives the same ids
+    parts = (p for p in (backend.normalizer, backend.pre_tokenizer) if p is not None)
+    states = [json.loads(p.__getstate__()) for p in parts]
+    return any(_without_blank(state) != state for state in states)
