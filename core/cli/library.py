@@ -91,7 +91,7 @@ def _print_notes(data: Any) -> None:
     for note in data.notes:
         print(f"Note: {note}")
     if data.duplicates:
-        print(f"Note: {data.duplicates} rows repeat an earlier question or text; they stay in one split.")
+        print(f"Repeats of an earlier question or text: {data.duplicates:,}; each stays in the same split.")
     if data.unread:
         print(f"Columns that are not read: {', '.join(data.unread)}")
 

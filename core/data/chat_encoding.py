@@ -45,7 +45,7 @@ def encode_chat(
     if not add_generation_prompt and (not turns or turns[-1].role != "assistant"):
         return _encode_rendered(tokenizer, turns, False, False)
     if add_generation_prompt:
-        turns.append(Turn("assistant", ("",), thought="x" if thinking else ""))
+        turns.append(Turn("assistant", ("x",), thought="x" if thinking else ""))  # left out below
     turns, _ = adapt_turns(tokenizer, turns)
     if is_seq2seq(tokenizer):
         return _encode_rendered(tokenizer, turns[:-1], True, thinking)

@@ -92,10 +92,13 @@ def adapt_turns(tokenizer: Any, turns: Sequence[Turn]) -> tuple[list[Turn], tupl
     plan = _plan(tokenizer, template_of(tokenizer), shape_of(turns))
     if plan.error:
         raise refusal(plan.error)
-    changed = list(turns)
-    for name in plan.steps:
-        changed = _STEPS[name](changed)
-    return changed, plan.notes
+    return _apply(plan.steps, list(turns)), plan.notes
+
+
+def _apply(steps: Sequence[str], turns: list[Turn]) -> list[Turn]:
+    for name in steps:
+        turns = _STEPS[name](turns)
+    return turns
 
 
 def shape_of(turns: Sequence[Turn]) -> Shape:
@@ -118,13 +121,14 @@ class _Plan:
 
 @lru_cache(maxsize=4096)
 def _plan(tokenizer: Any, template: str, shape: Shape) -> _Plan:
-    turns = [
-        Turn(role, ("" if is_blank else "x",), thought="x" if thought else "")
-        for role, thought, is_blank in shape
-    ]
+    turns = [Turn(role, ("x",), thought="x" if thought else "") for role, thought, _ in shape]
+    blanks = [i for i, (_, _, is_blank) in enumerate(shape) if is_blank]
     incomplete, error = None, ""
     for steps, changed in _list_candidates(turns):
         try:
+            if blanks:
+                emptied = [replace(t, parts=("",)) if i in blanks else t for i, t in enumerate(turns)]
+                render_answer(tokenizer, _apply(steps, emptied))
             if _renders_all(tokenizer, changed):
                 return _Plan(steps, steps)
             incomplete = incomplete or _Plan(steps, (*steps, "left out"))

@@ -31,7 +31,7 @@ from core.data.readers import (
     read_sources,
 )
 from core.data.reading import Reading, read_rows
-from core.data.splits import RATIOS, SPLITS, count_repeats, split
+from core.data.splits import RATIOS, SPLITS, count_repeats, list_questions, split
 from core.errors import DataError, NotFound, StorageError, StudioError
 from core.spec.settings import SEED
 from core.store.files import ensure_space, sha256_of, write_json
@@ -163,11 +163,13 @@ def preview(
     """
     raw = read_files(paths, encoding)
     result = read_rows(raw, kind, roles)
-    problem, notes = "", result.notes
+    problem, notes, duplicates = "", result.notes, 0
     try:
         if result.problem is not None:
             raise result.problem
-        split(result.rows)
+        questions = list_questions(result.rows)
+        duplicates = count_repeats(result.rows, questions)
+        split(result.rows, questions=questions)
         notes = [*notes, *(check(result) if check else ())]
     except StudioError as e:
         problem = str(e)
@@ -185,7 +187,7 @@ def preview(
         notes=notes,
         read=len(result.rows),
         left_out=result.left_out,
-        duplicates=count_repeats(result.rows),
+        duplicates=duplicates,
     )
 
 
@@ -232,7 +234,8 @@ def import_dataset(
         if result.problem is not None:
             raise result.problem
         rows = result.rows
-        parts = split(rows, seed)
+        questions = list_questions(rows)
+        parts = split(rows, seed, questions=questions)
         notes = [*result.notes, *(check(result) if check else ())]
         lines = [_to_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
@@ -255,7 +258,7 @@ def import_dataset(
             files=files,
             created=time.time(),
             types=dict(Counter(row["type"] for row in rows if "type" in row).most_common()),
-            duplicates=count_repeats(rows),
+            duplicates=count_repeats(rows, questions),
             encoding=encoding,
             split_sha256=digests,
             layout=result.layout,

@@ -9,6 +9,7 @@ from typing import Any
 from core.data.columns import check_kind, list_columns
 from core.data.guesses import Attempt, attempt, read_with_guesses
 from core.data.layouts import Rewrite, find_layout
+from core.data.parquet import UnreadCell
 from core.data.readers import RawRow
 from core.errors import DataError
 
@@ -95,7 +96,7 @@ def _to_reading(
         kind=result.kind,
         roles=result.roles,
         columns=columns,
-        choices=list_columns(source),
+        choices=_list_choices(source),
         layout=rewrite.layout.name if rewrite else "",
         title=rewrite.layout.title if rewrite else "",
         unread=[c for c in columns if c not in read],
@@ -105,6 +106,12 @@ def _to_reading(
         places=result.places,
         problem=result.problem,
     )
+
+
+def _list_choices(rows: Sequence[RawRow]) -> list[str]:
+    """The columns that can have a role: all but those of types that are not read."""
+    unread = {c for row in rows[:1] for c, cell in row.values.items() if isinstance(cell, UnreadCell)}
+    return [c for c in list_columns(rows) if c not in unread]
 
 
 def _fail(columns: list[str], kind: str, problem: DataError) -> Reading:

@@ -195,8 +195,10 @@ def render_answer(tokenizer: Any, turns: Sequence[Turn]) -> Answer:
     start = find_content(after, turns, len(turns) - 1)
     end = start + len(content.strip())
     ends = itertools.accumulate(len(part) + len(PART_SEPARATOR) for part in turns[-1].parts[:-1])
-    lead = len(content) - len(content.lstrip())
-    cuts = tuple(min(max(start, start - lead + offset), end) for offset in ends)
+    lead = content[: len(content) - len(content.lstrip())]
+    is_trimmed = not completion.text[:start].endswith(lead)
+    first = start if is_trimmed else start - len(lead)
+    cuts = tuple(min(max(first, start - len(lead) + offset), end) for offset in ends)
     blanks = len(prompt) - len(prompt.text.rstrip(" "))
     if blanks and merges_blanks(tokenizer):  # a blank belongs to the word that follows it
         at = len(prompt) - blanks

@@ -172,7 +172,7 @@ class Grids:
             return grid
 
     def _withdraw(self, grid: Grid) -> None:
-        """Removes a grid that could not be queued whole, and its queued runs; with runs that began it stays."""
+        """Removes a grid that could not be queued whole, with its queued runs. It stays if a run began."""
         has_begun = False
         for run_id in filter(None, grid.runs):
             try:

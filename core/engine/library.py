@@ -184,8 +184,8 @@ class Library:
             kind: "datasets", "adapters", "mixes", "runs" or "grids".
 
         Raises:
-            SpecError: items of this kind cannot be renamed, or another mix has the name. NotFound, InvalidName,
-                StorageError
+            SpecError: items of this kind cannot be renamed, or another mix has the name.
+            NotFound, InvalidName, StorageError
         """
         renamers: dict[str, Callable[[Workspace, str, str], Any]] = {
             "datasets": datasets.rename_dataset,

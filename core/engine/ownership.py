@@ -1,12 +1,13 @@
 """Ownership of a workspace: the first process that opens it owns it, and the others say what that means.
 
-Several processes can use one workspace. Records are changed under locks of their own (`Workspace.lock`), so the
-owner has one task more than the others: it removes what killed processes left. `owner.lock` holds the process,
-the machine and the time of its start.
+Several processes can use one workspace. Records are changed under locks of their own (`Workspace.lock`), so
+the owner has one task more than the others: it removes what killed processes left. `owner.lock` holds its
+process, its machine and the time of its start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -61,23 +62,22 @@ def _describe_process() -> dict[str, object]:
 def explain_second_process(path: Path) -> str:
     """Says which process owns the workspace, and what works beside it."""
     owner = "Another process"
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError):  # of another version
         raw = json.loads(path.read_text(encoding="utf-8"))
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(raw["started"])))
         owner = f"Process {int(raw['process'])} on {str(raw['machine'])[:80]!r}, started {since},"
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):  # it has just started, or is of another version
-        pass
     return (
         f"{owner} has this workspace open too. Datasets, adapters, mixes, runs and reports are shared, and "
-        "both can change them. Each process has a base model of its own in memory. A run trains in the process "
-        "that queued it: here it can be followed, paused, moved and cancelled, but not stopped."
+        "both can change them. Each process has a base model of its own in memory. A run trains in the "
+        "process that queued it: here it can be followed, paused, moved and cancelled, but not stopped."
     )
 
 
 def explain_read_only(root: Path, error: StorageError) -> str:
     """Says that a workspace cannot be written, why, and what works nevertheless."""
     return (
-        f"The workspace {root.name!r} is read-only. {error.what} Its datasets, adapters, mixes, runs and reports "
-        "can be read, and its adapters can be mixed and asked. Importing, training, saving, renaming, voting "
-        "and deleting are not possible. Change the permissions of the folder, or open another workspace."
+        f"The workspace {root.name!r} is read-only. {error.what} Its datasets, adapters, mixes, runs and "
+        "reports can be read, and its adapters can be mixed and asked. Importing, training, saving, "
+        "renaming, voting and deleting are not possible. Change the permissions of the folder, or open "
+        "another workspace."
     )

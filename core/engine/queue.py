@@ -259,7 +259,7 @@ class RunQueue:
             lock.release()
 
     def release(self) -> None:
-        """Releases the locks, at the end of the worker; a run that still trains keeps its own until it ends."""
+        """Releases the locks, at the end of the worker; a run that still trains keeps its own."""
         for run_id in list(self._pending):
             if self._pending.pop(run_id, None) is not None:
                 self.unlock(run_id)

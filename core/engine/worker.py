@@ -34,7 +34,7 @@ POLL_SECONDS = 0.5  # how often a waiting thread looks whether what it waits for
 START_AGAIN = "Start the studio again, then repeat the request."
 
 
-def closing_error() -> StudioError:
+def make_closing_error() -> StudioError:
     """The error of a request that the worker cannot answer any more."""
     return StudioError("The studio is closing.", START_AGAIN)
 
@@ -89,7 +89,7 @@ class Stream:
                         self._changed.wait(POLL_SECONDS)
                         self._read_at = time.monotonic()
                         if not (self._fresh or self._ended or self.closed or self._is_served()):
-                            self._ended, self._error = True, closing_error()
+                            self._ended, self._error = True, make_closing_error()
                     fresh, value, self._fresh = self._fresh, self._value, False
                     error, over = self._error, self._ended or self.closed
                 if fresh:
@@ -201,7 +201,7 @@ class Worker:
             if end is not None and time.monotonic() >= end:
                 raise Busy("The model is busy with another request.", "Try again in a moment.")
             if not self.is_running and not call.done.is_set():
-                raise closing_error()
+                raise make_closing_error()
         if call.error is not None:
             raise call.error
         return call.value  # type: ignore[no-any-return]
@@ -245,7 +245,7 @@ class Worker:
             StudioError: the worker is closing.
         """
         if self._closing or not self.is_running:
-            raise closing_error()
+            raise make_closing_error()
 
     def yield_to_requests(self, seconds: float) -> None:
         """Runs waiting calls and streams: at least one round, at most about `seconds`."""
@@ -305,7 +305,7 @@ class Worker:
     def _run_thread(self) -> None:
         try:
             self._loop()
-        except BaseException:  # a job raised SystemExit or the like; nothing may wait for this thread any more
+        except BaseException:  # a job raised SystemExit; no caller may wait for this thread any more
             logger.exception("the thread of the model ended")
         finally:
             with self._entrance:
@@ -328,17 +328,17 @@ class Worker:
 
     def _end_requests(self) -> None:
         """Ends what the thread leaves: streams, and requests in the inbox. Runs stay queued on disk."""
-        self.end_streams(closing_error())
+        self.end_streams(make_closing_error())
         while True:
             try:
                 kind, request = self._inbox.get_nowait()
             except queue.Empty:
                 break
             if kind == "call":
-                request.error = closing_error()
+                request.error = make_closing_error()
                 request.done.set()
         for stream in list(self._open):  # those that were still in the inbox
-            stream.end(closing_error())
+            stream.end(make_closing_error())
         self._open.clear()
         self._runs.clear()
 

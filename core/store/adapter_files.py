@@ -2,8 +2,8 @@
 
 The weights and the config are written once. The metadata, the model card and the checksums are written again
 when the adapter is renamed or gets a result. The first version wrote these three one after the other, so a
-kill could leave new metadata beside old checksums. The metadata holds the sha256 of the weights too, and where
-that one holds, such a folder is repaired instead of refused (`core.store.adapters.verify`).
+kill could leave new metadata beside old checksums. The metadata holds the sha256 of the weights, too; where
+it matches, such a folder is repaired instead of refused (`core.store.adapters.verify`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def verify_folder(folder: Path) -> list[str]:
             f"{CHECKSUMS} of the adapter {folder.name!r} is missing or incomplete.",
             "Restore the folder from a backup, or train the adapter again.",
         )
-    if changed := list_changed(folder, digests):
+    if changed := find_changes(folder, digests):
         raise AdapterError(
             f"{changed[0]} of the adapter {folder.name!r} is missing or has changed since it was saved.",
             "Restore it from a backup, or train the adapter again.",
@@ -80,7 +80,7 @@ def verify_folder(folder: Path) -> list[str]:
     return [f"All {len(digests)} files have the sha256 that was saved with them.", *_check_content(folder)]
 
 
-def list_changed(folder: Path, digests: dict[str, str]) -> list[str]:
+def find_changes(folder: Path, digests: dict[str, str]) -> list[str]:
     """The names among `digests` whose file is missing or has another sha256."""
     return [n for n, d in digests.items() if not (folder / n).is_file() or sha256_of(folder / n) != d]
 
@@ -98,7 +98,7 @@ def find_repairable(folder: Path) -> list[str]:
         AdapterError, DamagedRecord: the other files do not fit together.
     """
     digests, is_complete = read_checksums(folder)
-    changed = list_changed(folder, digests)
+    changed = find_changes(folder, digests)
     if any(n not in REWRITTEN for n in changed):
         return []
     _check_content(folder)

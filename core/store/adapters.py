@@ -27,15 +27,15 @@ from core.store.adapter_config import UNMIXABLE, parse_config
 from core.store.adapter_files import (
     CARD,
     CHECKSUMS,
-    CONFIG,
-    METADATA,
     REWRITTEN,
-    WEIGHTS,
     find_repairable,
     read_checksums,
-    verify_folder,
     write_checksums,
 )
+from core.store.adapter_files import CONFIG as CONFIG
+from core.store.adapter_files import METADATA as METADATA
+from core.store.adapter_files import WEIGHTS as WEIGHTS
+from core.store.adapter_files import verify_folder as verify_folder
 from core.store.adapter_weights import check_weights
 from core.store.files import atomic_write, link_folder, sha256_of, write_json
 from core.store.model_card import format_model_card
@@ -149,8 +149,8 @@ def add(
 ) -> Adapter:
     """Adds an adapter to the library. It appears complete or not at all, and replaces one with the same id.
 
-    The adapter of a stopped run is replaced when the run is resumed; it keeps a display name that the user gave
-    it.
+    The adapter of a stopped run is replaced when the run is resumed. It keeps the display name that the user
+    gave it.
 
     Args:
         adapter_id: the id that was reserved when its run was created.
@@ -228,12 +228,20 @@ def load(workspace: Workspace, adapter_id: str) -> Adapter:
     return read_files(workspace, adapter_id, lambda folder: _load_folder(folder, adapter_id))
 
 
-def _load_folder(folder: Path, adapter_id: str) -> Adapter:
-    meta = read_object(folder / METADATA)
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    metadata = read_object(folder / METADATA)
     with reading(folder / METADATA):
-        check_type(_Metadata, meta)
+        check_type(_Metadata, metadata)
+    return metadata
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     with reading(folder / CONFIG):
-        config = parse_config(read_object(folder / CONFIG), for_mixing=False)
+        return parse_config(read_object(folder / CONFIG), for_mixing=False)
+
+
+def _load_folder(folder: Path, adapter_id: str) -> Adapter:
+    meta, config = _read_metadata(folder), _read_config(folder)
     with reading(folder / WEIGHTS):
         adapter_weights.check_size(folder / WEIGHTS)
     base, data = meta.get("base") or {}, meta.get("dataset") or {}
@@ -303,7 +311,7 @@ def _rewrite(
     """
     with workspace.lock("adapters", adapter_id):
         folder = workspace.find("adapters", adapter_id)
-        metadata, config = read_object(folder / METADATA), read_object(folder / CONFIG)
+        metadata, config = _read_metadata(folder), _read_config(folder)
         digests, _ = read_checksums(folder)
         known = {name: digest for name, digest in digests.items() if name not in REWRITTEN}
         with workspace.build("adapters", adapter_id, adapter_id, replace=True) as draft:
@@ -322,7 +330,8 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
         What was checked and what was repaired, one sentence each.
 
     Raises:
-        NotFound. AdapterError: a file was changed, is missing, or is invalid. DamagedRecord: it cannot be read.
+        NotFound. AdapterError: a file was changed, is missing, or is invalid. DamagedRecord: a file cannot be
+            read.
     """
     try:
         return read_files(workspace, adapter_id, verify_folder)
@@ -333,8 +342,8 @@ def verify(workspace: Workspace, adapter_id: str) -> list[str]:
         if not repaired:
             raise e
     said = (
-        f"{' and '.join(repaired)} did not match the other files, as after an interrupted change. The weights "
-        "have the sha256 that is recorded with them"
+        f"{' and '.join(repaired)} did not match the other files, as after an interrupted change. "
+        "The weights have the sha256 that is recorded with them"
     )
     try:
         _rewrite(workspace, adapter_id, lambda metadata: {**metadata, "repaired": repaired})

@@ -149,8 +149,13 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO[Any]]:
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         file = open(partial, mode.replace("w", "x"), **text)  # type: ignore[call-overload] # noqa: SIM115
-        if lock_file(file) and is_same_file(file, partial):
-            return partial, file
+        try:
+            if lock_file(file) and is_same_file(file, partial):
+                return partial, file
+        except OSError:
+            file.close()
+            partial.unlink(missing_ok=True)
+            raise
         file.close()  # a sweep removed it between the two lines
 
 

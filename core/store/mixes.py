@@ -51,7 +51,7 @@ def save(
     """
     mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
     with workspace.lock("mixes"):  # two processes that save one name at the same time make one mix
-        _check_unused(workspace, mix.name)
+        _check_name_is_free(workspace, mix.name)
         digests = {a: adapters.load(workspace, a).sha256 for a in mix.weights}
         mix_id = make_id(mix.name)
         while workspace.path("mixes", mix_id).exists():
@@ -61,7 +61,7 @@ def save(
     return saved
 
 
-def _check_unused(workspace: Workspace, name: str, mix_id: str = "") -> None:
+def _check_name_is_free(workspace: Workspace, name: str, mix_id: str = "") -> None:
     """Checks that no mix but `mix_id` has this name.
 
     Raises:
@@ -120,6 +120,6 @@ def rename(workspace: Workspace, mix_id: str, name: str) -> SavedMix:
     new = check_name(name)
     with workspace.lock("mixes"), workspace.lock("mixes", mix_id):
         saved = replace(load(workspace, mix_id), name=new)
-        _check_unused(workspace, new, mix_id)
+        _check_name_is_free(workspace, new, mix_id)
         _write(workspace, saved)
     return load(workspace, mix_id)

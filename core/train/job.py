@@ -28,11 +28,12 @@ from core.model.resident import Resident
 from core.spec.training import QUANTIZATIONS, Launch, RunStatus
 from core.store import runs
 from core.store.files import write_json
-from core.store.locks import FileLock
+from core.store.locks import FileLock, is_locked
 from core.store.workspace import Workspace
 from core.train.distributed import COLLECTIVE_TIMEOUT, ProcessGroup
 from core.train.train import train
 
+CAN_POLL_PIPES = os.name != "nt"
 LOCK_SECONDS = 10.0  # a process that checks whether the run is alive holds its lock for a moment
 
 
@@ -116,7 +117,7 @@ class StopRequests:
 
     def __call__(self) -> str:
         request = runs.read_stop_request(self.workspace, self.run_id)
-        if not request and is_orphaned():
+        if not request and is_orphaned(runs.lock_path(self.workspace, self.run_id)):
             request = "close"
         if request == "keep" and not self._is_marked:
             self._is_marked = True
@@ -124,8 +125,15 @@ class StopRequests:
         return request
 
 
-def is_orphaned() -> bool:
-    """Whether the launcher has died: standard input is a pipe from it, without data, that ends with it."""
+def is_orphaned(launcher_lock: Path) -> bool:
+    """Whether the launcher has died: standard input is a pipe from it, without data, that ends with it.
+
+    Args:
+        launcher_lock: the lock that the launcher holds. Windows cannot look into a pipe without waiting, and
+            looks at the lock instead.
+    """
+    if not CAN_POLL_PIPES:
+        return not is_locked(launcher_lock)
     try:
         return bool(select.select([sys.stdin], [], [], 0)[0]) and not os.read(sys.stdin.fileno(), 1)
     except (OSError, ValueError):

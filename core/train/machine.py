@@ -35,11 +35,16 @@ def available_cpus() -> tuple[int, ...]:
         return tuple(range(os.cpu_count() or 1))
 
 
+def ticks_per_second() -> int:
+    """The unit of the counters in /proc/stat."""
+    return os.sysconf("SC_CLK_TCK")
+
+
 class CpuMeter:
     """Measures the load from one `read` to the next.
 
-    Linux counts the time of every CPU in /proc/stat, in ticks of 10 ms. Where there is no such file, as on macOS
-    and Windows, `read` returns None.
+    Linux counts the time of every CPU in /proc/stat, in ticks of 10 ms. Where there is no such file, as on
+    macOS and Windows, `read` returns None.
 
     Args:
         stat: the file with the counters.
@@ -68,10 +73,6 @@ class CpuMeter:
         own = self._last[1] - before[1]
         return Load(seconds, max(0.0, busy - own) / seconds, max(0.0, idle) / seconds)
 
-    def seconds(self) -> float:
-        """Seconds since the previous `read`."""
-        return self._clock() - self._last[0]
-
     def _sample(self) -> tuple[float, float, float, float]:
         """(wall-clock time, own CPU seconds, busy seconds, idle seconds), the last two over all CPUs."""
         busy, idle = read_cpu_seconds(self._stat, self._cpus)
@@ -81,12 +82,11 @@ class CpuMeter:
 def read_cpu_seconds(stat: Path, cpus: tuple[int, ...]) -> tuple[float, float]:
     """Busy and idle seconds of some CPUs since the start of the system; zeros where they are not reported.
 
-    Source: proc_stat(5). The columns are user, nice, system, idle, iowait, irq, softirq and steal; the time of
-    guests, which follows, is a part of user.
+    Source: proc_stat(5). The columns are user, nice, system, idle, iowait, irq, softirq and steal; the
+    time of guests, which follows, is a part of user.
     """
     try:
-        lines = stat.read_text(encoding="ascii").splitlines()
-        ticks_per_second = os.sysconf("SC_CLK_TCK")
+        lines, ticks = stat.read_text(encoding="ascii").splitlines(), ticks_per_second()
     except (OSError, ValueError, AttributeError):
         return 0.0, 0.0
     names, busy, idle = {f"cpu{n}" for n in cpus}, 0, 0
@@ -97,4 +97,4 @@ def read_cpu_seconds(stat: Path, cpus: tuple[int, ...]) -> tuple[float, float]:
             waiting = sum(columns[3:5])
             idle += waiting
             busy += sum(columns) - waiting
-    return busy / ticks_per_second, idle / ticks_per_second
+    return busy / ticks, idle / ticks

@@ -1,4 +1,4 @@
-"""The optimizer of a run, as transformers and bitsandbytes name it; `core.train.schedule` has its learning rate."""
+"""The optimizer of a run, as transformers and bitsandbytes name it. `core.train.schedule` has the rates."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """How many threads a run on the CPU uses, chosen again while it trains.
 
 With one thread per core, the threads of a step wait for each other after every layer, and libgomp lets them
-spin. Beside another busy process, one of them has no core of its own, and all others wait for it: on two cores,
-the embedded base falls from 10 steps a second to 3, and beside two processes to less than 1. One thread keeps
-6 and 4. So a run uses one thread per core that is free, and watches:
+spin. Beside another busy process, one of them has no core of its own, and all others wait for it: on two
+cores, the embedded base falls from 10 steps a second to 3, and beside two processes to less than 1. One thread
+keeps 6 and 4. So a run uses one thread per core that is free, and watches:
 
     /proc/stat ── CpuMeter ──> cores of other processes ─┐
     CPU time of the training thread ─────────────────────┼─> ThreadChoice ──> torch.set_num_threads
@@ -159,7 +159,7 @@ class ThreadChoice:
 
     def _fit(self, others: float, slack: float) -> int:
         """The largest number of threads that have a core, where `slack` of a core does not count."""
-        return next((c for c in self.choices if c <= self.cores - others + slack), 1)
+        return next((c for c in self.choices if c <= self.cores - others + slack), self.choices[-1])
 
     def _next_below(self) -> int:
         return max((c for c in self.choices if c < self.threads), default=self.threads)

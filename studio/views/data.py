@@ -11,6 +11,7 @@ from studio.tree import Node, button, chip, empty, facts, node, table, title
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 KIND_NAMES = {"domain": "Domain: plain text", "task": "Task: labelled pairs"}
 PREVIEW_ROWS = 12
+SHOWN_ROWS = 6  # canonical rows of a preview
 CELL_LIMIT = 240  # characters of a table cell
 NO_DATASET = empty(
     "No data yet",
@@ -45,11 +46,18 @@ def render_preview(preview: Any, files: list[str]) -> Node:
         problem,
         about,
         _render_notes(preview.notes),
-        _rows_table(preview.kind, "What is learned: the first rows as they are read", preview.canonical[:6])
-        if preview.canonical
-        else None,
-        table(columns, cells, "First rows of the files"),
+        *_render_canonical(preview),
+        node("h3", "First rows of the files"),
+        table(columns, cells),
     )
+
+
+def _render_canonical(preview: Any) -> list[Node]:
+    """The first rows as they are read, if they can be."""
+    if not preview.canonical:
+        return []
+    rows = _rows_table(preview.kind, "", preview.canonical[:SHOWN_ROWS])
+    return [node("h3", "First rows as they are read"), rows]
 
 
 def _row_facts(data: Any) -> list[tuple[str, Any]]:

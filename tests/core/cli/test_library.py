@@ -33,7 +33,7 @@ def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 NOTES = [
     "Note: 2 rows left out: the column 'label' marks the answer as bad (first: marked.jsonl, line 3).",
-    "Note: 1 rows repeat an earlier question or text; they stay in one split.",
+    "Repeats of an earlier question or text: 1; each stays in the same split.",
     "Columns that are not read: id",
 ]
 

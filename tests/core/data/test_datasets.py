@@ -515,11 +515,11 @@ def test_a_check_adds_notes_or_refuses_and_leaves_nothing(workspace, qa):
 
 @pytest.mark.parametrize("lost", ["source", "source/0001.jsonl", "rows.jsonl", "splits"])
 def test_an_import_whose_files_vanish_fails_in_words(workspace, qa, monkeypatch, lost):
-    def vanish(rows):
+    def vanish(rows, questions):
         (partial,) = (workspace.root / "datasets").glob(".*.partial")
         target = partial / lost
         shutil.rmtree(target) if target.is_dir() else target.unlink()
-        return honest(rows)
+        return honest(rows, questions)
 
     honest = datasets.count_repeats
     monkeypatch.setattr(datasets, "count_repeats", vanish)

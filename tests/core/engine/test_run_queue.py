@@ -4,6 +4,7 @@ restart.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from core.cli.common import follow
 from core.engine import Engine, queue
-from core.errors import Busy, RunError, SpecError
+from core.engine import runs as run_module
+from core.errors import BaseModelError, Busy, DiskFull, RunError, SpecError, StorageError, StudioError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import run_order, runs
+from core.store.files import storage_error
 from core.store.locks import FileLock
 from core.store.runs import RunExtra
 from core.store.workspace import Workspace
@@ -366,3 +370,248 @@ def test_only_one_process_at_a_time_writes_the_order(tmp_path: Path, monkeypatch
     held.release()
     run_order.enqueue(workspace, "b")
     assert run_order.read(workspace).order == ("a", "b") and workspace.ids("runs") == []
+
+
+# --- entering the queue completely or not at all
+
+
+def fail_to_write_the_order(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def refuse(*_: object) -> None:
+        raise storage_error(error, Path("lineup.json"))
+
+    monkeypatch.setattr(run_order, "_write", refuse)
+
+
+@pytest.mark.parametrize("reason", ["full disk", "busy order", "no order file", "closing"])
+def test_a_run_that_cannot_enter_the_queue_leaves_nothing(
+    engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    wanted = spec(engine, corpus, "A")
+    held = None
+    with monkeypatch.context() as patch:
+        if reason == "full disk":
+            fail_to_write_the_order(patch, OSError(errno.ENOSPC, "No space left on device"))
+        elif reason == "busy order":
+            patch.setattr(run_order, "LOCK_TIMEOUT_SECONDS", 0.05)
+            held = FileLock(engine.workspace.run_order_path.with_suffix(".lock"))
+        elif reason == "no order file":
+            engine.workspace.run_order_path.mkdir()
+            (engine.workspace.run_order_path / "x").write_text("")
+        else:
+            patch.setattr(engine.worker, "_closing", True)
+        with pytest.raises(StudioError):
+            engine.runs.start(wanted)
+    assert engine.workspace.ids("runs") == [] and engine.queue.list() == []
+    assert engine.queue.locks == {} and engine.queue._pending == {} and run_order.read(engine.workspace).order == ()
+    assert [p.name for p in (engine.workspace.root / "runs").glob(".*")] == []
+    if held:
+        held.release()
+    if reason == "no order file":
+        (engine.workspace.run_order_path / "x").unlink()
+        engine.workspace.run_order_path.rmdir()
+    run_id = engine.runs.start(wanted)  # the same start at once is not the failed one
+    gate.set()
+    assert engine.runs.wait(run_id).status is RunStatus.DONE
+
+
+def test_a_folder_that_cannot_be_deleted_says_why_its_run_ended(
+    engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("The folder is in use.", "Close it.")
+
+    fail_to_write_the_order(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(engine.workspace, "delete", refuse)
+    with pytest.raises(DiskFull):
+        engine.runs.start(spec(engine, corpus, "A"))
+    run = engine.runs.list()[0]
+    assert run.status is RunStatus.FAILED and "The disk is full" in run.error and not run.was_queued
+    assert engine.queue.list() == [] and engine.queue.locks == {}
+
+
+@pytest.mark.parametrize("before", [RunStatus.PAUSED, RunStatus.INTERRUPTED, RunStatus.QUEUED])
+def test_a_resume_that_cannot_enter_the_queue_changes_no_status(
+    engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, before: RunStatus
+) -> None:
+    made = runs.create(engine.workspace, spec(engine, corpus, "A"), "base", "")
+    runs.update(engine.workspace, made, status=before, error="as it was")
+    was = engine.runs.get(made.id)
+    with monkeypatch.context() as patch:
+        fail_to_write_the_order(patch, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(DiskFull):
+            engine.runs.resume(made.id)
+    now = engine.runs.get(made.id)
+    assert (now.status, now.error, now.was_queued) == (was.status, "as it was", was.was_queued)
+    assert engine.queue.locks == {} and engine.queue._pending == {}
+    engine.runs.resume(made.id)
+    assert queued(engine) == ["A"]
+
+
+def test_a_full_queue_is_full_for_threads_that_start_at_the_same_moment(
+    engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "QUEUE_LIMIT", 3)
+    specs = [spec(engine, corpus, f"R{i}") for i in range(8)]
+    refused: list[str] = []
+
+    def start(wanted: TrainSpec) -> None:
+        try:
+            engine.runs.start(wanted)
+        except Busy as e:
+            refused.append(str(e))
+
+    run_together([lambda s=s: start(s) for s in specs])
+    assert len(refused) == 5 and len(engine.queue.list()) == 3 and len(engine.runs.list()) == 3
+
+
+def test_a_grid_that_cannot_be_queued_whole_leaves_no_cell(
+    engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, calls = engine.runs.start, []
+
+    def fail_third(*args: Any, **kwargs: Any) -> str:
+        calls.append(1)
+        if len(calls) == 3:
+            raise DiskFull("The disk is full.", "")
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(engine.runs, "start", fail_third)
+    with pytest.raises(DiskFull):
+        engine.grids.start(spec(engine, corpus, "Grid"), {"rank": [1, 2, 3]}, "Grid")
+    assert engine.grids.list() == [] and engine.runs.list() == [] and engine.queue.locks == {}
+
+
+# --- one click, one run
+
+
+def run_together(calls: list[Callable[[], Any]]) -> None:
+    """Calls everything at the same moment, each on a thread of its own."""
+    barrier = threading.Barrier(len(calls))
+
+    def begin(call: Callable[[], Any]) -> None:
+        barrier.wait(10)
+        call()
+
+    threads = [threading.Thread(target=begin, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(t.is_alive() for t in threads)
+
+
+def test_two_threads_that_start_the_same_run_start_one(
+    engine: Engine, corpus: Path, gate: threading.Event
+) -> None:
+    for i in range(5):
+        same, ids = spec(engine, corpus, f"R{i}"), []
+        run_together([lambda s=same, into=ids: into.append(engine.runs.start(s))] * 4)
+        assert len(ids) == 4 and len(set(ids)) == 1
+    assert len(engine.runs.list()) == 5
+
+
+def test_a_start_with_another_launch_or_record_is_not_a_double_click(
+    engine: Engine, corpus: Path, gate: threading.Event
+) -> None:
+    same = spec(engine, corpus, "A", accumulation=2)
+    first = engine.runs.start(same)
+    others = [
+        engine.runs.start(same, extra=RunExtra(grid="grid-0001", cell=1)),
+        engine.runs.start(same, extra=RunExtra(grid="grid-0001", cell=2)),
+        engine.runs.start(same, Launch(launcher="torchrun", nproc=2)),
+    ]
+    assert len({first, *others}) == 4 and engine.runs.get(others[2]).extra.launch is not None
+    assert engine.runs.start(same, Launch(launcher="torchrun", nproc=2)) == others[2]
+
+
+def test_a_second_start_after_the_window_or_after_a_cancellation_is_meant(
+    engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = spec(engine, corpus, "A")
+    first = engine.runs.start(same)
+    assert engine.runs.start(same) == first
+    engine.queue.cancel(first)
+    second = engine.runs.start(same)
+    monkeypatch.setattr(run_module, "DOUBLE_CLICK_SECONDS", 0.0)
+    third = engine.runs.start(same)
+    assert len({first, second, third}) == 3 and queued(engine) == ["A", "A"]
+
+
+def test_two_threads_that_start_the_same_grid_start_one(
+    engine: Engine, corpus: Path, gate: threading.Event
+) -> None:
+    same, made = spec(engine, corpus, "Grid"), []
+    run_together([lambda: made.append(engine.grids.start(same, {"rank": [1, 2]}, "Grid").id)] * 3)
+    assert len(made) == 3 and len(set(made)) == 1 and len(engine.runs.list()) == 2
+
+
+# --- runs that wait for a base
+
+
+def test_runs_that_start_or_resume_before_the_base_wait_for_it(
+    tiny_base: Path, tmp_path: Path, corpus: Path
+) -> None:
+    with Engine(tmp_path / "ws", str(tiny_base), "none", "cpu", load=False) as engine:
+        old = runs.create(engine.workspace, spec(engine, corpus, "Old"), "base", "")
+        runs.update(engine.workspace, old, status=RunStatus.PAUSED)
+        new = engine.runs.start(spec(engine, corpus, "New"))
+        engine.runs.resume(old.id)
+        time.sleep(1.2)
+        assert queued(engine) == ["New", "Old"]
+        assert [w.waits for w in engine.queue.list()] == ["It waits for a base model. None is loaded."] * 2
+        engine.queue.move(old.id, "first")
+        engine.bases.load()
+        assert [engine.runs.wait(i).status for i in (new, old.id)] == [RunStatus.DONE] * 2
+        assert began(engine) == ["Old", "New"]
+
+
+def test_a_base_that_cannot_be_loaded_fails_no_run(tiny_base: Path, tmp_path: Path, corpus: Path) -> None:
+    with Engine(tmp_path / "ws", str(tmp_path / "nothing"), "none", "cpu") as engine:
+        run_id = engine.runs.start(spec(engine, corpus, "A"))
+        engine.bases.current(wait=True)
+        with pytest.raises(BaseModelError, match="It waits for a base model"):
+            engine.runs.wait(run_id, 30)
+        with pytest.raises(BaseModelError, match="It waits for a base model"):
+            follow(engine, run_id)
+        assert engine.runs.get(run_id).status is RunStatus.QUEUED and queued(engine) == ["A"]
+        assert engine.bases.switch(str(tiny_base), "none") == []  # the waiting run does not prevent it
+        until(lambda: engine.runs.get(run_id).status is RunStatus.DONE)
+
+
+def test_a_run_of_another_base_waits_and_others_go_first(
+    tiny_base: Path, tmp_path: Path, corpus: Path
+) -> None:
+    with Engine(tmp_path / "ws", str(tiny_base), "none", "cpu", load=False) as engine:
+        foreign = runs.create(engine.workspace, spec(engine, corpus, "Foreign"), "other", "")
+        runs.update(engine.workspace, foreign, status=RunStatus.PAUSED, base_fingerprint="0" * 64)
+        engine.runs.resume(foreign.id)
+        run_id = engine.runs.start(spec(engine, corpus, "Ours"))
+        engine.bases.load()
+        assert engine.runs.wait(run_id).status is RunStatus.DONE
+        waiting = engine.queue.list()[0]
+        assert waiting.run.id == foreign.id and "It waits for the base 'other'" in waiting.waits
+        with pytest.raises(BaseModelError, match="It waits for the base 'other'"):
+            engine.runs.wait(foreign.id, 30)
+        engine.queue.cancel(foreign.id)
+        assert engine.runs.get(foreign.id).status is RunStatus.STOPPED
+
+
+def test_requests_of_a_run_that_still_trains_at_close_keep_its_lock(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, held = threading.Event(), threading.Event()
+    engine.bases.current(wait=True)
+    run = runs.create(engine.workspace, spec(engine, corpus, "A"), "base", "")
+    engine.queue.lock(run.id)
+    engine.queue.enter(run, lambda: held.set() or gate.wait(30) and None)
+    assert held.wait(10)
+    waiting = engine.runs.start(spec(engine, corpus, "B"))
+    close = engine.worker.close
+    monkeypatch.setattr(engine.worker, "close", lambda seconds=30.0: close(0.05))
+    engine.close()
+    assert list(engine.queue.locks) == [run.id], "it still trains"
+    FileLock(runs.lock_path(engine.workspace, waiting)).release()
+    gate.set()
+    assert close(10)
+    engine.close()
+    assert engine.queue.locks == {}

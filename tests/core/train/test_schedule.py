@@ -76,5 +76,13 @@ def test_after_the_warm_up_the_rates_are_those_of_transformers(schedule: str) ->
 
 
 def test_a_warm_up_is_a_share_of_the_steps_and_leaves_one() -> None:
-    cases = {(1, 0.9): 0, (2, 0.9): 1, (10, 0.9): 9, (100, 0.07): 7, (100, 0.03): 3, (34, 0.1): 4, (9, 0.0): 0}
+    cases = {
+        (1, 0.9): 0,
+        (2, 0.9): 1,
+        (10, 0.9): 9,
+        (100, 0.07): 7,
+        (100, 0.03): 3,
+        (34, 0.1): 4,
+        (9, 0.0): 0,
+    }
     assert {key: warmup_steps(key[1], key[0]) for key in cases} == cases
