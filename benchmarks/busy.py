@@ -4,12 +4,13 @@
     python -m benchmarks.busy                   windows of 10 seconds, five turns
 
 The embedded base trains on short pairs in one process per policy: one thread per core that spins while it
-waits, one per core that waits passively, one thread, and the studio's own choice. All processes are loaded once.
-One of them runs at a time, and the others are stopped (SIGSTOP), so that the policies take turns within seconds of
-each other, alone and beside one and two processes that compute all the time. Steps are counted from the event
-logs, after a settling time in each window. Linux and macOS only. With --json, the last line is one JSON object.
+waits, one per core that waits passively, one thread, and the studio's own choice. All processes are loaded
+once. One of them runs at a time, and the others are stopped (SIGSTOP), so that the policies take turns within
+seconds of each other, alone and beside one and two processes that compute all the time. Steps are counted
+from the event logs, after a settling time in each window. Linux and macOS only. With --json, the last line is one
+JSON object.
 
-Other programs falsify the figures: "load" is the number of cores that other processes used just before.
+Other programs falsify the figures: "load" is the number of cores that they used just before.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def measure_turns(
                     for process in busy:
                         process.kill()
                         process.wait()
-        for trainee in trainees:  # the step that was under way at the end of the last window
+        for trainee in trainees:  # the step that was unfinished at the end of the last window
             trainee.resume()
         time.sleep(2.0)
         events = {t.policy: t.events() for t in trainees}

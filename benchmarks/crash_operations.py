@@ -372,7 +372,7 @@ def read_items(folder: Path) -> dict[str, Any]:
     for path in archives_here:
         if path.is_file():
             with zipfile.ZipFile(path) as z:
-                items[f"archives/{path.name}/{path.parent.name}"] = z.testzip() or "complete"
+                items[f"archives/{path.relative_to(folder)}"] = z.testzip() or "complete"
     return items
 
 

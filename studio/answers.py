@@ -11,7 +11,7 @@ from studio.tree import Node, node
 ENDINGS = {"length": ", cut at the limit", "cancelled": ", stopped"}
 
 
-def render_thought(thought: str, tokens: int, is_done: bool = True) -> Node | None:
+def render_fold(thought: str, tokens: int, is_done: bool = True) -> Node | None:
     """Renders what a reasoning model wrote before its answer, folded away; None without a thought.
 
     Args:
@@ -24,9 +24,9 @@ def render_thought(thought: str, tokens: int, is_done: bool = True) -> Node | No
     return node("details", node("summary", summary), node("p", thought, cls="thought-text"), cls="thought")
 
 
-def render_thought_of(column: Any) -> Node | None:
+def render_column_fold(column: Any) -> Node | None:
     """Renders the thought of a column."""
-    return render_thought(column.thought, column.thought_tokens, bool(column.done or column.text))
+    return render_fold(column.thought, column.thought_tokens, bool(column.done or column.text))
 
 
 def render_parts(column: Any) -> list[Node]:

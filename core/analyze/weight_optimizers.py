@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import torch
 
 from core.analyze.timing import StepTimer
-from core.store.weight_maps import WeightMap
 from core.data.collation import collate
 from core.errors import SpecError
 from core.evaluate.sample import EncodedSample, RowLosses
@@ -28,6 +27,7 @@ from core.model.resident import Resident
 from core.model.scoring import sum_row_nats
 from core.spec.mix import WEIGHT_LIMIT, Mix
 from core.spec.settings import SEED
+from core.store.weight_maps import WeightMap
 
 ADAPTER_LIMIT = 6
 GRADIENT_ROWS = 8  # sequences per forward and backward

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.analyze.search_results import SEARCH_NAMES, SearchComparison, SearchResult, bootstrap_gain
-from core.store.weight_maps import WeightMap
 from core.analyze.weight_optimizers import (
     SearchState,
     WeightSearchSpec,
@@ -21,9 +20,17 @@ from core.analyze.weight_optimizers import (
 )
 from core.errors import SpecError
 from core.evaluate.rows import describe_notes
-from core.evaluate.sample import EncodedSample, RowLosses, RowMatches, Sample, encode_sample, load_stable_adapters
+from core.evaluate.sample import (
+    EncodedSample,
+    RowLosses,
+    RowMatches,
+    Sample,
+    encode_sample,
+    load_stable_adapters,
+)
 from core.model.resident import Resident
 from core.progress import Progress
+from core.store.weight_maps import WeightMap
 
 
 @dataclass(frozen=True)

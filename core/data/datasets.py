@@ -331,6 +331,8 @@ def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
         check_type(list[SourceFile], dataset.files)
         if set(dataset.splits) != set(SPLITS):
             raise ValueError(f"its splits must be {', '.join(SPLITS)}, got {', '.join(dataset.splits)}")
+        if set(dataset.split_sha256) != set(SPLITS):
+            raise ValueError("split_sha256 must have a digest for each split")
     for name in SPLITS:
         path = workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{name}.jsonl")
         with reading(path), open(path, "rb") as f:

@@ -1,8 +1,8 @@
 """JSON text to rows, each with the line it begins on; checks depth and length. `readers` opens the files.
 
 The nesting depth is checked before any parser sees the text, because deep nesting can end the process in
-parsers that recurse, and an `except` does not catch that. `load_dataset("json")` and the JSON reader of pyarrow
-are not used for the same reason.
+parsers that recurse, and an `except` does not catch that. `load_dataset("json")` and the JSON reader of
+pyarrow are not used for the same reason.
 """
 
 from __future__ import annotations

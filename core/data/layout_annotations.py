@@ -10,7 +10,7 @@ from typing import Any
 
 from core.data.cells import is_blank, parse_cell
 from core.data.columns import find_columns
-from core.data.layout_pairs import TEXTS
+from core.data.layout_pairs import TEXTS, name_pair
 from core.data.layout_preferences import parse_or_none
 from core.data.layout_table import (
     Layout,
@@ -66,7 +66,7 @@ def _rewrite_studio(row: RawRow, parts: Parts, notes: Notes) -> Iterator[Values]
         values = _read_results(annotation["result"], row, notes)
         if "answer" not in values and "answer" not in data:
             raise RowLeftOut("the annotation has no text and no choice")
-        yield {**data, **values}
+        yield name_pair({**data, **values})
 
 
 def _read_results(results: Any, row: RawRow, notes: Notes) -> Values:
@@ -113,8 +113,13 @@ def _rewrite_studio_row(row: RawRow, parts: Parts, notes: Notes) -> Values:
         answer = take_first_text(cell, row, notes, "answers")
         if not answer.strip():
             raise RowLeftOut("the annotation has no answer")
-        values[parts["answer"]] = answer
-    return values
+        name = parts["answer"] if _is_answer_name(parts["answer"]) else "answer"
+        values[name] = answer
+    return name_pair(values)
+
+
+def _is_answer_name(column: str) -> bool:
+    return any(find_columns(role, [column]) for role in ("answer", "output", "completion"))
 
 
 def _join_values(cell: Any) -> Any:
@@ -149,9 +154,18 @@ def _rewrite_argilla(row: RawRow, parts: Parts, notes: Notes) -> Values:
         given = [r for r, s in zip(responses, statuses) if s == "submitted"]
         name = column.removesuffix(".responses")
         values[name] = take_first_text(given, row, notes, f"responses of {name}")
-    if not values.get(_find_answer(list(values))):
+    answer = _find_answer(list(values))
+    if not values.get(answer):
         raise RowLeftOut("no response was submitted")
-    return values
+    fields = {c: v for c, v in row.values.items() if c not in parts}
+    return name_pair({**fields, **_name_answer(values, answer)})
+
+
+def _name_answer(values: Values, answer: str) -> Values:
+    """Names the response that is the answer so, unless its own name says it."""
+    if _is_answer_name(answer):
+        return values
+    return {"answer" if name == answer else name: value for name, value in values.items()}
 
 
 def _find_answer(questions: Sequence[str]) -> str:
@@ -180,9 +194,10 @@ def _rewrite_argilla_record(row: RawRow, parts: Parts, notes: Notes) -> Values:
     values: Values = {}
     for name, responses in take_object(row.values.get(parts["responses"])).items():
         values[name] = take_first_text(responses, row, notes, f"responses of {name}")
-    if not values.get(_find_answer(list(values))):
+    answer = _find_answer(list(values))
+    if not values.get(answer):
         raise RowLeftOut("the record has no response")
-    return {**fields, **values}
+    return name_pair({**fields, **_name_answer(values, answer)})
 
 
 ARGILLA_RECORDS = Layout(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from core.data.cells import is_blank, read_cell
+from core.data.columns import guess_roles, match_role_set, normalize_name
 from core.data.layout_table import Layout, Parts, Table, Values, each_row, write_value
 from core.data.notes import Notes, RowLeftOut
 from core.data.readers import RawRow
 from core.errors import DataError
 
 TEXTS = ("text", "sentence", "content", "review", "tweet", "comment", "utterance", "headline")
+_FIRST = ("prompt", "instruction", "question", "query", "input", "inputs", *TEXTS, "source", "src")
+_SECOND = (
+    "answer", "answers", "response", "responses", "completion", "completions", "output", "outputs", "target",
+    "targets", "tgt", "reply",
+)  # fmt: skip
+_PAIR_NAMES = (("question", "answer"), ("instruction", "output"))
 LABELS_NAMES = ("labeltext", "labelname", "label", "labels", "sentiment", "intent", "class")
 _QUESTIONS = ("question", "instruction", "prompt", "messages", "conversations", "query")
 
@@ -110,28 +118,28 @@ def _rewrite_translation(row: RawRow, parts: Parts, notes: Notes) -> Values:
 TRANSLATIONS = Layout("translations", "Translations", _match_translations, each_row(_rewrite_translation))
 
 
-def _match_input_output(table: Table) -> Parts:
-    if table.find(*_QUESTIONS):
+def find_pair(columns: Sequence[str]) -> Parts:
+    """Finds a question and an answer under less usual names; empty if the usual names form a pair already."""
+    if match_role_set(guess_roles(columns, "task"), "task"):
         return {}
-    for first, second in (
-        ("input", "output"),
-        ("input", "target"),
-        ("input", "response"),
-        ("input", "completion"),
-        ("inputs", "targets"),
-        ("inputs", "outputs"),
-        ("source", "target"),
-        ("src", "tgt"),
-    ):
-        if parts := table.find_parts(text=(first,), answer=(second,)):
-            return parts
-    return {}
+    return Table(columns, ()).find_parts(text=_FIRST, answer=_SECOND)
+
+
+def name_pair(values: Values) -> Values:
+    """Renames the question and the answer of a row to their usual names, unless it has such names."""
+    parts = find_pair(list(values))
+    names = _PAIR_NAMES[normalize_name(parts["text"]) == "instruction"] if parts else ("", "")
+    new = {parts["text"]: names[0], parts["answer"]: names[1]} if parts else {}
+    return {new.get(column, column): value for column, value in values.items()}
 
 
 def _rewrite_input_output(row: RawRow, parts: Parts, notes: Notes) -> Values:
-    return {"prompt": row.values.get(parts["text"]), "completion": row.values.get(parts["answer"])}
+    return name_pair({column: row.values.get(column) for column in parts.values()})
 
 
 INPUT_OUTPUT = Layout(
-    "input-output", "Inputs and outputs", _match_input_output, each_row(_rewrite_input_output)
+    "input-output",
+    "Inputs and outputs",
+    lambda table: find_pair(table.columns),
+    each_row(_rewrite_input_output),
 )

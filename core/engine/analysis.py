@@ -20,9 +20,9 @@ from core.store.workspace import Workspace
 if TYPE_CHECKING:
     from core.analyze.interference import WeightComparison
     from core.analyze.output_comparison import OutputComparison
-    from core.store.weight_maps import WeightMap
     from core.evaluate.sample import Sample
     from core.model.resident import Resident
+    from core.store.weight_maps import WeightMap
 
 MAP_ROWS = 40  # default number of rows that a weight map or a weight search reads
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from core.data.samples import Samples
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
-from core.engine.worker import Worker
+from core.engine.worker import BackgroundTask, Worker
 from core.errors import DiskFull, Diverged, OutOfMemory, StudioError
 from core.spec.training import RunStatus
 from core.store import run_order, runs
@@ -102,6 +102,7 @@ class RunExecutor:
                 yield_to_requests,
                 lambda: self._poll_stop(run_id),
                 lambda: self._samples().texts("general"),
+                background=BackgroundTask,
             )
         except StudioError as e:
             status = next((s for kind, s in ERROR_STATUS.items() if isinstance(e, kind)), RunStatus.FAILED)

@@ -1,4 +1,4 @@
-"""Rows of data as a base can read them: questions with their prompts, sequences to score, and notes on the rest.
+"""Rows of data as a base can read them: questions and sequences to score, with notes on the rows that do not fit.
 
 A row that does not fit is cut or left out, and a `RowNote` names it; the other rows are measured.
 """
@@ -107,7 +107,7 @@ def encode_questions(
         data: the name of the data, for the notes.
 
     Returns:
-        (the questions that leave room for an answer, the notes on all others and on answers with too little room)
+        (the questions that leave room for an answer, notes on all others and on answers with too little room)
     """
     questions, notes = [], []
     for index, row in enumerate(rows):
@@ -201,7 +201,7 @@ def encode_documents(
 
 
 def describe_notes(notes: Sequence[RowNote]) -> str:
-    """What was cut and left out, in a few sentences that name the first rows; "" where there are no notes."""
+    """What was cut and left out, in a few sentences that name the first rows; "" without notes."""
     counts = [(sum(n.effect == effect for n in notes), effect) for effect in (LEFT_OUT, CUT)]
     parts = [f"{count} row{'s were' if count > 1 else ' was'} {effect}" for count, effect in counts if count]
     if not parts:

@@ -6,7 +6,7 @@
 - Unicode: NFKC, then case folding; decimal digits of all scripts are equal. `3½` is `3 1/2`, `10²` is `10^2`.
 - Punctuation (categories P*, quotes, dashes) is dropped. Inside a word, an apostrophe, a point or a hyphen
   between two letters joins them (don't, U.S., cold-rack); all other punctuation separates words.
-- A number keeps its sign, and the points, colons and slashes inside it. Commas and apostrophes of thousands
+- A number keeps its sign and the points, colons and slashes inside it. Commas and apostrophes of thousands
   are dropped (1,000 is 1000); one other comma is a decimal comma and stays; several separate a list.
 - Symbols (categories S*) and % are words of their own: $5 is $ 5, and neither is 5. A `+`, `#` or `-` that ends
   a word (C++, C#, A-, O+) and the point of .NET belong to the word.

@@ -159,7 +159,9 @@ class SequenceState:
         if not has_answer:
             return len(self.ids)
         if not self._thought_tokens:
-            self._thought_tokens = (self._detokenizer or Detokenizer(tokenizer)).count_thought_tokens(self.ids)
+            self._thought_tokens = (self._detokenizer or Detokenizer(tokenizer)).count_thought_tokens(
+                self.ids
+            )
         return self._thought_tokens
 
 

@@ -1,9 +1,9 @@
 """Token ids of an answer to text, without halves of characters, and with its thought apart.
 
-A character may be encoded in several tokens: with byte-level BPE, and with sentencepiece's byte fallback. While
-its last bytes are missing, `tokenizer.decode` writes U+FFFD in its place. `Detokenizer` leaves such bytes out: an
-unfinished character waits for its end while an answer is streamed, and is dropped where the answer ends before it.
-A U+FFFD that the model wrote (bytes EF BF BD) stays, and so does one for bytes that no other byte can complete.
+A character may be encoded in several tokens, with byte-level BPE and with sentencepiece's byte fallback. While its
+last bytes are missing, `tokenizer.decode` writes U+FFFD in its place. `Detokenizer` leaves such bytes out: an
+unfinished character waits for its end while an answer is streamed, and is dropped where the answer ends before
+it. A U+FFFD that the model wrote (bytes EF BF BD) stays, and so does one for bytes that no byte can complete.
 
 So the texts of a growing answer extend one another:
 
@@ -64,7 +64,7 @@ class Detokenizer:
         text = self._decode(ids)
         return text if REPLACEMENT not in text else self._decode(self._complete(ids))
 
-    def opens_thought(self, prompt: Sequence[int]) -> bool:
+    def is_in_thought(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as the templates of some reasoning models do."""
         return self.decode(prompt[-PROMPT_END:]).rstrip().endswith(_OPENINGS)
 
@@ -113,9 +113,7 @@ class Detokenizer:
 
     def _decode_piece(self, ids: Sequence[int]) -> str:
         # A clean-up of spaces rewrites text that was shown already, and changes what the model wrote.
-        return str(
-            self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _complete(self, ids: Sequence[int]) -> list[int]:
         """The ids without the bytes of a last, unfinished character.
@@ -126,7 +124,7 @@ class Detokenizer:
         begin = len(kept)
         while begin and self._read_bytes(kept[begin - 1]) is not None:
             begin -= 1
-        missing = _count_unfinished(b"".join(self._read_bytes(i) or b"" for i in kept[begin:]))
+        missing = _count_tail_bytes(b"".join(self._read_bytes(i) or b"" for i in kept[begin:]))
         while missing > 0:
             data = self._read_bytes(kept.pop()) or b""
             rest = (self._find_token(CHARACTER_OF[b]) for b in data[: max(len(data) - missing, 0)])
@@ -183,7 +181,7 @@ class Detokenizer:
         return found if found is not None and self._tokenizer.convert_ids_to_tokens(found) == name else None
 
 
-def _count_unfinished(data: bytes) -> int:
+def _count_tail_bytes(data: bytes) -> int:
     """How many bytes at the end begin a UTF-8 character that is not complete."""
     for size in range(1, min(3, len(data)) + 1):
         decoder = codecs.getincrementaldecoder("utf-8")()

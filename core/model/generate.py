@@ -220,7 +220,7 @@ def make_states(
                 "Shorten the prompt.",
             )
         state = SequenceState(row, mix, sampling, min(sampling.max_new_tokens, room), detokenizer)
-        state.opens_in_thought = detokenizer.opens_thought(prompt)
+        state.opens_in_thought = detokenizer.is_in_thought(prompt)
         states.append(state)
     return states
 

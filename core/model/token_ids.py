@@ -1,7 +1,7 @@
 """Checks, when a base is loaded, that every token id in use lies within its embedding; finds its eos and pad.
 
     what            where it is looked for, in this order
-    eos             tokenizer, generation config, config; a base without one never ends an answer and is refused
+    eos             tokenizer, generation config, config; without one no answer would end: the base is refused
     pad             the same, then eos: batches are masked, so any token will do
     decoder start   config, generation config, bos of the config (of encoder-decoder bases)
 
@@ -54,8 +54,15 @@ def complete_tokenizer(name: str, tokenizer: Any, model: Any, seq2seq: bool) -> 
             "Without one an answer never ends. Set eos_token in its tokenizer_config.json.",
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = _find_token(name, tokenizer, "pad_token_id", sources, rows) or tokenizer.eos_token
-    _check(name, "the eos_token_id of its generation config", read_ids(model.generation_config, "eos_token_id"), rows)
+        tokenizer.pad_token = (
+            _find_token(name, tokenizer, "pad_token_id", sources, rows) or tokenizer.eos_token
+        )
+    _check(
+        name,
+        "the eos_token_id of its generation config",
+        read_ids(model.generation_config, "eos_token_id"),
+        rows,
+    )
     for kind in ("eos", "pad", "bos"):
         _check(name, f"the {kind} token of its tokenizer", read_ids(tokenizer, f"{kind}_token_id"), rows)
     _check_vocabulary(name, tokenizer, rows)
@@ -63,7 +70,8 @@ def complete_tokenizer(name: str, tokenizer: Any, model: Any, seq2seq: bool) -> 
         start = _find_start(sources)
         if start is None:
             raise BaseModelError(
-                f"{name!r} has no decoder_start_token_id.", "Set it in its config.json; T5 has 0, its pad token."
+                f"{name!r} has no decoder_start_token_id.",
+                "Set it in its config.json; T5 has 0, its pad token.",
             )
         _check(name, "its decoder_start_token_id", [start], rows)
         tokenizer.decoder_start_token_id = start
@@ -126,9 +134,7 @@ def _check_vocabulary(name: str, tokenizer: Any, rows: int) -> None:
     added = tokenizer.added_tokens_decoder
     template = str(tokenizer.chat_template or "")
     in_use = {
-        i: token
-        for i, token in beyond.items()
-        if not (i in added and added[i].special) or token in template
+        i: token for i, token in beyond.items() if not (i in added and added[i].special) or token in template
     }
     if not in_use:
         logger.info("%s: %d special tokens beyond the embedding are never used", name, len(beyond))
@@ -145,6 +151,7 @@ def _check_vocabulary(name: str, tokenizer: Any, rows: int) -> None:
 
 def _out_of_range(name: str, what: str, token_id: int, rows: int) -> BaseModelError:
     return BaseModelError(
-        f"{name!r} cannot be used: {what} must be below {rows:,}, the rows of its embedding, got {token_id:,}.",
+        f"{name!r} cannot be used: {what} must be below {rows:,}, the rows of its embedding, "
+        f"got {token_id:,}.",
         "Correct it in the files of the base, or choose another copy.",
     )

@@ -9,10 +9,10 @@ RULE = "words"  # of the figures `exact_match` and `f1`
 FIRST_RULE = "squad"  # of records without a rule
 RULES = {
     "words": (
-        "Case, punctuation and articles do not count; signs and points of numbers, symbols such as % and C++, "
-        "and all scripts do."
+        "Case, punctuation and articles do not count. Signs and points of numbers, symbols such as % and the "
+        "signs of C++ do."
     ),
-    "squad": "SQuAD's rule: ASCII punctuation, articles and case do not count, so 1.5 equals 15 and C++ equals C.",
+    "squad": "SQuAD's: ASCII punctuation, articles and case do not count, so 1.5 equals 15 and C++ equals C.",
 }
 LABELS = {"words": "", "squad": "SQuAD"}  # behind the name of a metric
 

@@ -19,8 +19,8 @@ KEEP_CHOICES = ("best", "last")
 QUANTIZATIONS = ("auto", "nf4", "int8", "none")  # how the base of a run is loaded
 LAUNCHERS = ("", "torchrun", "accelerate")
 SHARDINGS = ("ddp", "fsdp")
-# The version of the rules by which new runs train: how the settings become rates and token ids. A run keeps the
-# rules that it began under (`TrainSpec.rules`), so that it resumes to the same weights.
+# The version of the rules by which new runs train: how the settings become rates and token ids. A run keeps
+# the rules that it began under (`TrainSpec.rules`), so that it resumes to the same weights.
 #   1  as 0.1.0 trained: the learning rate of the first step is 0 where there is a warm-up
 #   2  every step has a learning rate above 0 (`core.train.schedule`)
 RULES = 2

@@ -39,7 +39,7 @@ from core.store.adapter_files import verify_folder as verify_folder
 from core.store.adapter_weights import check_weights
 from core.store.files import atomic_write, link_folder, sha256_of, write_json
 from core.store.model_card import format_model_card
-from core.store.record_types import OneOf, Time, check_type
+from core.store.record_types import Between, OneOf, Time, check_type
 from core.store.records import load_items, read_object, reading, sum_sizes
 from core.store.workspace import Draft, Workspace, check_name
 
@@ -126,6 +126,7 @@ class _Required(TypedDict):
 class _Metadata(_Required, total=False):
     """The keys of EXPERIMENT_METADATA.json that are read; it has others, for people."""
 
+    format: Annotated[int, Between(1, FORMAT)]
     kind: Annotated[str, OneOf(("domain", "task", "mix"))]
     base: _Base | None
     dataset: _Origin | None

@@ -25,15 +25,16 @@ from core.store.records import load_items, read_record, reading, write_record
 from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id
 
 CELL_LIMIT = 64
-NOT_VARIED = ("kind", "name", "report_to", "sample_prompts", "rules")  # they do not change the result
-# The settings of the first version. `spec_checksum` always counts these, and a later one only where it differs
-# from its default, so that the checksums in bundles and grids of earlier versions still match.
+NOT_VARIED = ("kind", "name", "report_to", "sample_prompts", "rules")  # not axes of a grid
+# The settings of the first version. `spec_checksum` always counts these, and a later one only where it
+# differs from its default, so that the checksums in bundles and grids of earlier versions still match.
 FIRST_SETTINGS = frozenset((
-    "accumulation", "alpha", "batch_size", "dataset", "domain_dropout", "dropout", "early_stopping", "epochs",
-    "eval_steps", "experts", "gradient_checkpointing", "initialisation", "keep", "kind", "learning_rate",
-    "lora_plus_ratio", "max_length", "max_steps", "neftune_alpha", "optimizer", "overlap", "packing", "rank",
-    "replay_dataset", "replay_share", "report_to", "sample_prompts", "save_steps", "schedule", "seed", "stack_on",
-    "target_modules", "use_dora", "use_rslora", "warmup_ratio", "weight_decay",
+    "accumulation", "alpha", "batch_size", "dataset", "domain_dropout", "dropout", "early_stopping",
+    "epochs", "eval_steps", "experts", "gradient_checkpointing", "initialisation", "keep", "kind",
+    "learning_rate", "lora_plus_ratio", "max_length", "max_steps", "neftune_alpha", "optimizer", "overlap",
+    "packing", "rank", "replay_dataset", "replay_share", "report_to", "sample_prompts", "save_steps",
+    "schedule", "seed", "stack_on", "target_modules", "use_dora", "use_rslora", "warmup_ratio",
+    "weight_decay",
 ))  # fmt: skip
 FIELDS = {f.name: f for f in dataclasses.fields(TrainSpec) if f.name not in NOT_VARIED}
 BOOLEAN_WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
@@ -106,6 +107,16 @@ def spec_checksum(spec: TrainSpec) -> str:
         if k in FIRST_SETTINGS or (k not in ("name", "rules") and v != defaults[k])
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_complete(settings: Mapping[str, Any]) -> None:
+    """Checks that stored settings have those that every version writes; another default would replace them.
+
+    Raises:
+        SpecError: one is missing.
+    """
+    if missing := sorted(FIRST_SETTINGS - set(settings)):
+        raise SpecError(f"The setting {missing[0]} is missing.", "Restore the file from a backup.")
 
 
 def parse_axis(field: str, text: str) -> list[Any]:
@@ -289,6 +300,7 @@ def _count_cells(text: str) -> int:
         SpecError: they are not valid settings.
     """
     base, axes = json.loads(text)
+    check_complete(base)
     return len(make_cells(TrainSpec.from_record(base), dict(axes)))
 
 

@@ -89,6 +89,8 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
     saved = read_record(path, SavedMix, mix_id)
     with reading(path):
         Mix(name=saved.name, weights=saved.weights, tilt=saved.tilt)  # checks their limits
+        if set(saved.weights) != set(saved.adapters):
+            raise ValueError("its weights and its sha256 sums belong to different adapters")
     warnings = [_compare_adapter(workspace, a, digest) for a, digest in saved.adapters.items()]
     return replace(saved, warnings=[w for w in warnings if w])
 

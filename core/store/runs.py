@@ -27,6 +27,7 @@ from core.spec.training import EQUALS_BASE, Launch, RunStatus, TrainSpec
 from core.store.event_log import EventLog, parse_line
 from core.store.events import PlanEvent, StepEvent, is_kind
 from core.store.files import atomic_write, delete, link_folder, write_json
+from core.store.grids import check_complete
 from core.store.locks import is_locked
 from core.store.record_types import Kind, Mismatch, Time, check_type
 from core.store.records import load_items, read_object, read_record, reading, write_record
@@ -334,6 +335,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
     record = read_record(path, _Record, run_id)
     with reading(path):
         extra = RunExtra.from_json(record.extra)
+        check_complete(record.spec)
         unknown = {k: v for k, v in record.spec.items() if k not in SETTINGS}
         spec = TrainSpec.from_record({k: v for k, v in record.spec.items() if k in SETTINGS})
     status = record.status

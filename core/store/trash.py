@@ -194,6 +194,11 @@ def delete_entry(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Ends the deletions that a crash cut short. Only for the startup."""
+    """Ends the deletions and restorations that a crash cut short. Only for the startup."""
     for path in folder.glob(".*.partial"):
         delete(path)
+    for path in [*folder.iterdir()] if folder.is_dir() else ():
+        with contextlib.suppress(OSError):  # another process has just removed it
+            is_old = time.time() - path.stat().st_mtime > UNFINISHED_SECONDS
+            if is_old and ENTRY.fullmatch(path.name) and _find_content(path) is None:
+                delete_entry(path)

@@ -167,7 +167,7 @@ class WeightMap:
             StorageError: it is not a map of this format.
         """
         try:
-            if raw.get("format") != FORMAT:
+            if check_type(int, raw.get("format")) != FORMAT:
                 raise ValueError(f"its format is {raw.get('format')!r}, and must be {FORMAT}")
             weight_map: WeightMap = check_type(cls, raw)
             if [len(row) for row in weight_map.values] != [len(weight_map.xs)] * len(weight_map.ys):

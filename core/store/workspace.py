@@ -281,9 +281,15 @@ class Workspace:
             rename(draft.path, final)
             sync_folder(final.parent)
         elif replace:
-            rename(draft.path, self._hidden(kind, draft.id, "ready"))
-            sync_folder(final.parent)
-            self._roll_forward(kind, draft.id)
+            ready = self._hidden(kind, draft.id, "ready")
+            rename(draft.path, ready)
+            try:
+                sync_folder(final.parent)
+                self._roll_forward(kind, draft.id)
+            except OSError:  # the disk refused: the old item stays
+                if final.exists():
+                    delete(ready)
+                raise
         else:
             raise StorageError(f"{final.name!r} exists already; nothing was changed.", "Choose another id.")
 
@@ -295,9 +301,16 @@ class Workspace:
         old = final.with_name(f".{item_id}.{secrets.token_hex(4)}.partial")
         if final.exists():
             rename(final, old)
-        rename(ready, final)
-        sync_folder(final.parent)
-        delete(old)
+        try:
+            rename(ready, final)
+        except OSError:
+            if old.exists():
+                rename(old, final)
+            raise
+        try:
+            sync_folder(final.parent)
+        finally:
+            delete(old)
 
     def _hidden(self, kind: str, item_id: str, suffix: str) -> Path:
         return self.path(kind, item_id).parent / f".{item_id}.{suffix}"

@@ -1,4 +1,4 @@
-"""How much of the CPUs other processes use, from the system's own counters."""
+"""How much of the CPUs other processes use, from the system's own counters, and what the user reads about it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.train.thread_choice import LOWER_CORES, RAISE_CORES, Window
+
+REPORT_SECONDS = 3.0  # a shorter change of the load is not reported
+SMOOTHING = 0.3  # weight of the newest window in the reported load
 STAT = Path("/proc/stat")
 MIN_COVERAGE = 0.5  # counters that moved by a smaller share of the time are not those of this machine
 
@@ -43,8 +47,8 @@ def ticks_per_second() -> int:
 class CpuMeter:
     """Measures the load from one `read` to the next.
 
-    Linux counts the time of every CPU in /proc/stat, in ticks of 10 ms. Where there is no such file, as on
-    macOS and Windows, `read` returns None.
+    Linux counts the time of every CPU in /proc/stat, in ticks of 10 ms. Without this file, as on macOS and
+    Windows, `read` returns None.
 
     Args:
         stat: the file with the counters.
@@ -98,3 +102,57 @@ def read_cpu_seconds(stat: Path, cpus: tuple[int, ...]) -> tuple[float, float]:
             idle += waiting
             busy += sum(columns) - waiting
     return busy / ticks, idle / ticks
+
+
+class LoadReport:
+    """Notices when other processes slow a run down for a while, and when they no longer do.
+
+    Args:
+        most: threads that the run would use on a quiet machine.
+        cores: cores that this process may use.
+    """
+
+    def __init__(self, most: int, cores: int) -> None:
+        self._most, self._cores = most, cores
+        self._missing = 0.0  # cores that the run lacks, smoothed
+        self._since: float | None = None  # since when the state differs from the reported one
+        self.is_slowed = False  # as reported
+
+    def update(self, window: Window, threads: int, now: float) -> bool:
+        """Whether the reported state has changed.
+
+        Args:
+            threads: threads during the window.
+            now: seconds of any steady clock.
+        """
+        if window.others is None:
+            missing = threads * (1 - min(1.0, window.share)) + (self._most - threads)
+        else:
+            missing = max(0.0, window.others - (self._cores - self._most))
+        self._missing += SMOOTHING * (missing - self._missing)
+        if (self._missing > LOWER_CORES) == self.is_slowed or RAISE_CORES < self._missing <= LOWER_CORES:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        if now - self._since < REPORT_SECONDS:
+            return False
+        self._since, self.is_slowed = None, not self.is_slowed
+        return True
+
+
+def describe_load(others: float | None, cores: int, threads: int, most: int) -> str:
+    """Why a run is slower than the machine allows, and what to do, for the user.
+
+    Args:
+        others: cores that other processes use; None if unknown.
+        cores: cores of the machine.
+        threads, most: threads of the run, and on a quiet machine.
+    """
+    use = "compete for the CPU" if others is None else f"use about {others:.1f} of {cores} CPU cores"
+    plural = "" if threads == 1 else "s"
+    now = f"it trains on {threads} thread{plural}" + (f" instead of {most}" if threads != most else "")
+    return (
+        f"The machine is busy: other processes {use}, so this run is slower; {now}. "
+        "Close other programs to speed it up; its losses stay the same."
+    )

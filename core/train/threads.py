@@ -1,19 +1,20 @@
-"""How many threads a run on the CPU uses, chosen again while it trains.
+"""How many threads a run on the CPU uses, and how they wait for each other, chosen again while it trains.
 
 With one thread per core, the threads of a step wait for each other after every layer, and libgomp lets them
 spin. Beside another busy process, one of them has no core of its own, and all others wait for it: on two
 cores, the embedded base falls from 10 steps a second to 3, and beside two processes to less than 1. One thread
-keeps 6 and 4. So a run uses one thread per core that is free, and watches:
+keeps 6 and 4, and two threads that sleep while they wait keep 5 and 4, but only 8 alone. So a run watches:
 
     /proc/stat ── CpuMeter ──> cores of other processes ─┐
     CPU time of the training thread ─────────────────────┼─> ThreadChoice ──> torch.set_num_threads
-    tokens per second before and after a change ─────────┘
+    tokens per second under each policy ─────────────────┘                    PassiveWait
 
-The load decides when another number is tried, and the measured speed decides whether it stays. Where the system
-does not report the load, the CPU time that the training thread gets decides when to try.
+The load decides when policies are compared, and the measured speed decides which one stays. Where the system
+does not report the load, the CPU time that the training thread gets decides when to compare.
 
-A number is used only after one step has given the same bits with it (`digest_step`), because the losses of a
-run must not depend on what else the machine does. On CUDA nothing of this happens.
+A number of threads is used only after one step has given the same bits with it (`digest_step`), because the
+losses of a run must not depend on what else the machine does. Runs on a GPU, and runs of several processes,
+keep their policy.
 """
 
 from __future__ import annotations
@@ -21,188 +22,72 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from core.model.scoring import score
-from core.train.machine import CpuMeter
+from core.train.machine import CpuMeter, LoadReport, describe_load
+from core.train.thread_choice import Policy, ThreadChoice, Window
 
 WINDOW_SECONDS = 0.4  # the shortest time over which speed and load are compared
-LOWER_CORES = 0.4  # a run gives up a core when other processes use more than this share of it
-RAISE_CORES = 0.2  # and takes it back when they use less than this
-MIN_SHARE = 0.85  # of its time; a training thread that computes for less has lost its core to something else
-MIN_GAIN = 1.05  # speed of more threads over fewer, from which they are worth it
-MAX_LOSS = 0.95  # speed after a change over the speed before, below which it is taken back
-RETRY_SECONDS = (5.0, 160.0)  # first and longest time until a change that was taken back is tried again
-NEW_LOAD_CORES = 0.5  # a change of the load after which an earlier trial says nothing
-REPORT_SECONDS = 3.0  # a shorter change of the load is not reported
-SMOOTHING = 0.3  # weight of the newest window in the reported load
+TEAM_SECONDS = 5.0  # the longest time that a second team may take to start or to end
+TEAM_POLL_SECONDS = 0.05
 
 
-@dataclass(frozen=True)
-class Window:
-    """What was measured over some forward and backward passes.
+class Background(Protocol):
+    """A job on a thread of its own, which ends when it is asked to (`core.engine.worker.BackgroundTask`)."""
 
-    Attributes:
-        seconds: their time.
-        work: token positions that they computed, padding included.
-        share: CPU time of the training thread over the time.
-        others: cores that other processes used meanwhile; None if unknown.
-    """
+    stopping: bool
 
-    seconds: float
-    work: float
-    share: float
-    others: float | None
+    def stop(self) -> None:
+        """Asks the job to end."""
+
+    def join(self, seconds: float) -> None:
+        """Waits until it has ended."""
 
 
-def list_choices(most: int) -> list[int]:
-    """Numbers of threads that are tried, the largest first: all, all but one, half and one."""
-    return sorted({most, max(1, most - 1), max(1, most // 2), 1}, reverse=True)
+StartBackground = Callable[[Callable[[Any], None]], Background]
 
 
-@dataclass(frozen=True)
-class Block:
-    """A number of threads that was tried and was slower.
+class PassiveWait:
+    """Makes libgomp's threads sleep instead of spin, at run time.
 
-    Attributes:
-        until: when it may be tried again.
-        seconds: for how long it is blocked; twice as long after the next trial.
-        others: cores that other processes used; None if unknown. Under another load it is tried at once.
-    """
+    OMP_WAIT_POLICY counts only when libgomp is loaded. But libgomp also spins for 100 rounds only, which is next
+    to nothing, while the process has more OpenMP threads than CPUs. So a second team of threads, which computes
+    nothing, makes the first one passive, and its end makes the first one spin again. OpenMP libraries without
+    this rule ignore it, and then the measured speed is the same.
 
-    until: float
-    seconds: float
-    others: float | None
-
-    def holds(self, others: float | None, now: float) -> bool:
-        """Whether it is still too early to try the number."""
-        is_same = others is None or self.others is None or abs(others - self.others) <= NEW_LOAD_CORES
-        return now < self.until and is_same
-
-
-class ThreadChoice:
-    """Decides how many threads the next passes use. It measures nothing itself, so that tests can drive it.
+    Source: GOMP_SPINCOUNT in the manual of libgomp.
 
     Args:
-        most: the largest number of threads.
-        cores: cores that this process may use.
-
-    Attributes:
-        threads: the present choice.
+        start: starts a job on a thread of its own.
+        team: threads of the second team, so many that both teams outnumber the CPUs.
     """
 
-    def __init__(self, most: int, cores: int) -> None:
-        self.most, self.cores = most, cores
-        self.choices = list_choices(most)
-        self.threads = most
-        self._before: tuple[int, float] | None = None  # threads and speed before a change that is on trial
-        self._blocked: dict[int, Block] = {}  # threads to the time for which they are not tried again
+    def __init__(self, start: StartBackground, team: int) -> None:
+        self._start, self._team = start, team
+        self._task: Background | None = None
+        self._is_ready = False
 
-    def forbid(self, threads: int) -> None:
-        """Removes a number that gives other bits, and returns to the largest."""
-        self.choices = [c for c in self.choices if c != threads or c == self.most]
-        self._before, self.threads = None, self.most
+    def switch(self, on: bool) -> None:
+        """Starts or ends the second team."""
+        if on and self._task is None:
+            self._is_ready, end = False, time.monotonic() + TEAM_SECONDS
+            self._task = self._start(self._hold_team)
+            while not self._is_ready and time.monotonic() < end:
+                time.sleep(0.001)
+        elif not on and self._task is not None:
+            self._task.stop()
+            self._task.join(TEAM_SECONDS)
+            self._task = None
 
-    def choose_first(self, others: float | None) -> None:
-        """Chooses before the first step, from the load alone."""
-        if others is not None:
-            self.threads = self._fit(others, LOWER_CORES)
-
-    def update(self, window: Window, now: float) -> int:
-        """Chooses after a window with the present number of threads.
-
-        Args:
-            now: seconds of any steady clock.
-
-        Returns:
-            threads for the next passes.
-        """
-        speed = window.work / window.seconds
-        if self._before is not None:
-            return self._judge_trial(speed, window.others, now)
-        wanted = self._propose(window)
-        block = self._blocked.get(wanted)
-        if wanted != self.threads and not (block and block.holds(window.others, now)):
-            self._before, self.threads = (self.threads, speed), wanted
-        return self.threads
-
-    def _judge_trial(self, speed: float, others: float | None, now: float) -> int:
-        """Keeps the number that is on trial, or returns to the one before and blocks it for a while."""
-        assert self._before is not None
-        (previous, previous_speed), tried = self._before, self.threads
-        self._before = None
-        limit = MIN_GAIN if tried > previous else MAX_LOSS
-        if speed >= limit * previous_speed:
-            self._blocked.pop(tried, None)
-            return self.threads
-        first, longest = RETRY_SECONDS
-        last = self._blocked.get(tried)
-        wait = min(longest, 2 * last.seconds) if last else first
-        self._blocked[tried] = Block(now + wait, wait, others)
-        self.threads = previous
-        return previous
-
-    def _propose(self, window: Window) -> int:
-        """The number that fits the load, or the next one up or down where the load is not known."""
-        is_preempted = window.share < MIN_SHARE
-        if window.others is None:
-            return self._next_below() if is_preempted else self._next_above()
-        lower, higher = self._fit(window.others, LOWER_CORES), self._fit(window.others, RAISE_CORES)
-        if lower < self.threads:
-            return lower
-        if is_preempted:  # by a limit of the container, which the counters of the CPUs do not show
-            return self._next_below()
-        return max(higher, self.threads)
-
-    def _fit(self, others: float, slack: float) -> int:
-        """The largest number of threads that have a core, where `slack` of a core does not count."""
-        return next((c for c in self.choices if c <= self.cores - others + slack), self.choices[-1])
-
-    def _next_below(self) -> int:
-        return max((c for c in self.choices if c < self.threads), default=self.threads)
-
-    def _next_above(self) -> int:
-        return min((c for c in self.choices if c > self.threads), default=self.threads)
-
-
-class LoadReport:
-    """Notices when other processes slow a run down for a while, and when they no longer do.
-
-    Args:
-        most: threads that the run would use on a quiet machine.
-        cores: cores that this process may use.
-    """
-
-    def __init__(self, most: int, cores: int) -> None:
-        self._most, self._cores = most, cores
-        self._missing = 0.0  # cores that the run lacks, smoothed
-        self._since: float | None = None  # since when the state differs from the reported one
-        self.is_slowed = False  # as reported
-
-    def update(self, window: Window, threads: int, now: float) -> bool:
-        """Whether the reported state has changed.
-
-        Args:
-            threads: threads during the window.
-            now: seconds of any steady clock.
-        """
-        if window.others is None:
-            missing = threads * (1 - min(1.0, window.share)) + (self._most - threads)
-        else:
-            missing = max(0.0, window.others - (self._cores - self._most))
-        self._missing += SMOOTHING * (missing - self._missing)
-        if (self._missing > LOWER_CORES) == self.is_slowed or RAISE_CORES < self._missing <= LOWER_CORES:
-            self._since = None
-            return False
-        if self._since is None:
-            self._since = now
-        if now - self._since < REPORT_SECONDS:
-            return False
-        self._since, self.is_slowed = None, not self.is_slowed
-        return True
+    def _hold_team(self, task: Any) -> None:
+        torch.set_num_threads(self._team)
+        torch.zeros(1 << 18).add_(1)  # large enough for a parallel region, which makes the team
+        self._is_ready = True
+        while not task.stopping:
+            time.sleep(TEAM_POLL_SECONDS)
 
 
 class ThreadControl:
@@ -210,7 +95,8 @@ class ThreadControl:
 
     Args:
         report: receives the fields of a "machine" event.
-        is_fixed: keep the number of threads, and only report.
+        is_fixed: keep the policy, and only report.
+        background: starts a job on a thread of its own; without it, threads always spin.
         meter: the load of the machine.
         clock, thread_time: wall-clock time, and CPU time of the calling thread, in seconds.
     """
@@ -219,6 +105,7 @@ class ThreadControl:
         self,
         report: Callable[[dict[str, Any]], None],
         is_fixed: bool = False,
+        background: StartBackground | None = None,
         meter: CpuMeter | None = None,
         clock: Callable[[], float] = time.perf_counter,
         thread_time: Callable[[], float] = time.thread_time,
@@ -226,9 +113,11 @@ class ThreadControl:
         self._report, self._is_fixed = report, is_fixed
         self._meter = meter or CpuMeter()
         self._clock, self._thread_time = clock, thread_time
-        self.most = self.threads = torch.get_num_threads()
-        self.choice = ThreadChoice(self.most, self._meter.cores)
-        self._load = LoadReport(self.most, self._meter.cores)
+        self.most, cores = torch.get_num_threads(), self._meter.cores
+        self.policy = Policy(self.most)
+        self.choice = ThreadChoice(self.most, cores, background is not None)
+        self._passive = PassiveWait(background, max(2, cores - self.most + 2)) if background else None
+        self._load = LoadReport(self.most, cores)
         self._exact = {self.most: True}  # threads to whether they give the bits of `most`
         self._seconds = self._cpu_seconds = self._work = 0.0
 
@@ -239,30 +128,34 @@ class ThreadControl:
         self.apply(digest)
 
     def apply(self, digest: Callable[[], str]) -> None:
-        """Switches to the chosen number of threads. Called between steps, while there are no gradients.
+        """Switches to the chosen policy. Called between steps, when all gradients are cleared.
 
         Args:
             digest: computes one step, and returns a checksum of its bits.
         """
-        wanted = self.choice.threads
-        if self._is_fixed or wanted == self.threads:
+        wanted = self.choice.policy
+        if self._is_fixed or wanted == self.policy:
             return
-        if wanted not in self._exact:
-            self._exact[wanted] = self._digest_with(self.most, digest) == self._digest_with(wanted, digest)
-        if not self._exact[wanted]:
-            self.choice.forbid(wanted)
-            wanted = self.choice.threads
-        self._set(wanted)
+        count = wanted.threads
+        if count not in self._exact:
+            all_threads = Policy(self.most, self._passive is not None)  # spinning would take longest here
+            self._exact[count] = self._digest_with(all_threads, digest) == self._digest_with(wanted, digest)
+        if not self._exact[count]:
+            self.choice.forbid(count)
+        self._set(self.choice.policy)
 
-    def _digest_with(self, threads: int, digest: Callable[[], str]) -> str:
-        self._set(threads)
+    def _digest_with(self, policy: Policy, digest: Callable[[], str]) -> str:
+        self._set(policy)
         return digest()
 
-    def _set(self, threads: int) -> None:
-        if threads != self.threads:
-            torch.set_num_threads(threads)
-            self.threads = threads
-            self._seconds = self._cpu_seconds = self._work = 0.0  # a window has one number of threads
+    def _set(self, policy: Policy) -> None:
+        if policy == self.policy:
+            return
+        if self._passive:
+            self._passive.switch(policy.is_passive)
+        torch.set_num_threads(policy.threads)
+        self.policy = policy
+        self._seconds = self._cpu_seconds = self._work = 0.0  # a window has one policy
 
     def start_pass(self) -> tuple[float, float]:
         """Starts to measure a forward and backward pass."""
@@ -285,46 +178,29 @@ class ThreadControl:
         others = load.others if load else None
         window = Window(self._seconds, self._work, self._cpu_seconds / self._seconds, others)
         self._seconds = self._cpu_seconds = self._work = 0.0
-        if self._load.update(window, self.threads, now):
+        if self._load.update(window, self.policy.threads, now):
             self._report(self._describe(window, step))
-        if not self._is_fixed and self.choice.threads == self.threads:
+        if not self._is_fixed and self.choice.policy == self.policy:
             self.choice.update(window, now)
 
     def restore(self) -> None:
-        """Returns to the number of threads before the run."""
-        self._set(self.most)
+        """Returns to the policy before the run."""
+        self._set(Policy(self.most))
 
     def _describe(self, window: Window, step: int) -> dict[str, Any]:
         """The fields of a "machine" event; its text is a sentence for the user, "" on a quiet machine."""
         text = ""
         if self._load.is_slowed:
-            text = describe_load(window.others, self._meter.cores, self.choice.threads, self.most)
+            text = describe_load(window.others, self._meter.cores, self.policy.threads, self.most)
         others = None if window.others is None else round(window.others, 2)
         return {
             "step": step,
-            "threads": self.choice.threads,
+            "threads": self.policy.threads,
             "most_threads": self.most,
             "cores": self._meter.cores,
             "others": others,
             "text": text,
         }
-
-
-def describe_load(others: float | None, cores: int, threads: int, most: int) -> str:
-    """Why a run is slower than the machine allows, and what to do, for the user.
-
-    Args:
-        others: cores that other processes use; None if unknown.
-        cores: cores of the machine.
-        threads, most: threads of the run, and on a quiet machine.
-    """
-    use = "compete for the CPU" if others is None else f"use about {others:.1f} of {cores} CPU cores"
-    plural = "" if threads == 1 else "s"
-    now = f"it trains on {threads} thread{plural}" + (f" instead of {most}" if threads != most else "")
-    return (
-        f"The machine is busy: other processes {use}, so this run is slower; {now}. "
-        "Close other programs to speed it up; its losses stay the same."
-    )
 
 
 def digest_step(trainer: Any, batch: dict[str, Any], sequences: Iterable[Any], mix: Any) -> str:

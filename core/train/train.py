@@ -29,7 +29,7 @@ from core.train.distributed import SINGLE_PROCESS, ProcessGroup
 from core.train.oom_retry import TrainingInputs, train_with_retries
 from core.train.optimizer import remove_neftune_hook
 from core.train.sequences import build_sequences, sample_prompts
-from core.train.threads import ThreadControl
+from core.train.threads import StartBackground, ThreadControl
 from core.train.trainer import StudioTrainer
 
 # The status of a run that a stop request leaves to be resumed; "keep" ends a run instead.
@@ -44,6 +44,7 @@ def train(
     poll_stop: Callable[[], str],
     general_texts: Callable[[], Sequence[str]],
     group: ProcessGroup = SINGLE_PROCESS,
+    background: StartBackground | None = None,
 ) -> runs.Run:
     """Trains a run to its end, from its newest checkpoint if it has one. The caller holds the run's lock.
 
@@ -53,6 +54,7 @@ def train(
             checkpoint and resume later.
         general_texts: returns the built-in texts that are replayed when the spec names no replay dataset.
         group: the processes that train the run; each of them calls this function.
+        background: starts a job on a thread of its own (`core.train.threads.PassiveWait`).
 
     Returns:
         The run as it ended: DONE; STOPPED, with its adapter in the library; or PAUSED or INTERRUPTED, with a
@@ -65,7 +67,7 @@ def train(
     log = group.open_log(workspace, run.id)
     threads = None
     if base.device.type == "cpu" and group.world_size == 1:
-        threads = ThreadControl(lambda fields: log.append("machine", **fields))
+        threads = ThreadControl(lambda fields: log.append("machine", **fields), background=background)
     if run.base_fingerprint and run.base_fingerprint != base.fingerprint:
         raise RunError(
             f"The run {run.name!r} began on the base {run.base!r}, and the resident base is {base.name!r}.",

@@ -85,5 +85,5 @@ def render_answer(column: Any, pieces: list[Any]) -> Node:
         *(pieces or [answers.placeholder(column)]),
         cls="answer-text" if column.done else "answer-text writing",
     )
-    thought = answers.render_thought_of(column)
+    thought = answers.render_column_fold(column)
     return node("div", thought, text, cls="answered") if thought else text

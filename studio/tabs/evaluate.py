@@ -295,7 +295,9 @@ def _render_notes(how: Any) -> Node | None:
     more = how.rows_left_out + how.rows_cut - len(lines)
     rest = node("p", f"And {more} more, which the report's file names.", cls="quiet") if more > 0 else None
     fold = node("details", node("summary", "Which rows"), node("ul", *lines), rest)
-    return node("div", node("p", f"{' and '.join(parts)}. The figures are those of the others."), fold, cls="note")
+    return node(
+        "div", node("p", f"{' and '.join(parts)}. The figures are those of the others."), fold, cls="note"
+    )
 
 
 def _format_metric(value: Any, metric: str) -> str:
@@ -318,7 +320,7 @@ def _render_examples(rows: list[dict[str, Any]]) -> Node | None:
 
 def _render_example(example: dict[str, Any]) -> Node:
     """An answer below its folded thought."""
-    thought = answers.render_thought(example.get("thought", ""), example.get("thought_tokens", 0))
+    thought = answers.render_fold(example.get("thought", ""), example.get("thought_tokens", 0))
     text = example["answer"]
     if not text:
         text = "The answer is empty: it ended inside its thought." if thought else "(empty answer)"

@@ -291,7 +291,7 @@ def _render_answer(column: Any) -> Node:
     name = column.stamp.get("mix", "")
     return node(
         "div",
-        answers.render_thought_of(column),
+        answers.render_column_fold(column),
         text,
         node("p", answers.format_speed(column), cls="quiet"),
         node("p", name, cls="quiet"),

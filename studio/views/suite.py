@@ -153,7 +153,7 @@ def render_answers(sheet: Any) -> Node:
 
 
 def _render_answer(column: Any) -> Node:
-    thought = answers.render_thought_of(column)
+    thought = answers.render_column_fold(column)
     return node("div", thought, node("span", column.text or answers.placeholder(column)))
 
 

@@ -221,6 +221,9 @@ def test_questions_without_an_answer_are_left_out():
         ({"translation": {"de": "q", "en": "a"}}, "translations", "q", "a"),
         ({"input": "q", "output": "a"}, "input-output", "q", "a"),
         ({"source": "q", "target": "a"}, "input-output", "q", "a"),
+        ({"text": "q", "answer": "a", "source": "faq"}, "input-output", "q", "a"),
+        ({"prompt": "q", "answer": "a", "context": "c"}, "input-output", "c\n\nq", "a"),
+        ({"instruction": "q", "input": "i", "answer": "a"}, "input-output", "q\n\ni", "a"),
     ],
 )
 def test_labelled_pairs_never_become_text(row, layout, question, answer):
@@ -284,6 +287,16 @@ def test_label_studio_learns_finished_annotations_only():
     assert "1 row has several answers" in text and "1 row has a ground truth" in text
 
 
+def test_classified_texts_of_label_studio_are_labelled_pairs():
+    rows = [
+        {"id": i, "data": {"text": f"q{i}"}, "annotations": [annotate(region("good", "mood", "choices"))]}
+        for i in range(2)
+    ]
+    assert read(*rows, layout="label-studio", unread=("id",)) == [ask("q0", "good"), ask("q1", "good")]
+    row = {"text": "q", "label": {"choices": ["good"]}, "annotation_id": 1, "lead_time": 2}
+    assert read(row, layout="label-studio-rows") == [ask("q", "good")]
+
+
 @pytest.mark.parametrize("is_csv", [False, True])
 def test_short_exports_of_label_studio_leave_out_tasks_without_an_answer(is_csv):
     blank = "" if is_csv else None
@@ -314,6 +327,13 @@ def test_argilla_learns_submitted_responses_only():
     ]
     notes = ["suggestions, drafts and discarded responses are not read", "2 rows left out: no response was submitted"]
     assert read(*rows, layout="argilla", unread=("answer.suggestion",), left_out=2, notes=notes) == [ask("q0", "a")]
+
+
+def test_fields_of_argilla_may_have_other_names():
+    row = {"text": "q", "mood.responses": ["good"], "mood.responses.status": ["submitted"]}
+    assert read(row, layout="argilla") == [ask("q", "good")]
+    row = {"fields": {"prompt": "q"}, "responses": {"reply": [{"value": "a"}]}}
+    assert read(row, layout="argilla-records") == [ask("q", "a")]
 
 
 def test_argilla_records_without_statuses_are_read_with_a_warning():

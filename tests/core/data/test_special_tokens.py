@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from core.data.encoding import (
@@ -35,7 +35,9 @@ def talk(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def count_controls(tokenizer: Any, ids: list[int]) -> Counter[int]:
-    return Counter(i for i in ids if i in set(control_tokens(tokenizer).values()))
+    """How often each control token occurs; unk stands for characters outside the vocabulary and is not counted."""
+    controls = set(control_tokens(tokenizer).values()) - {tokenizer.unk_token_id}
+    return Counter(i for i in ids if i in controls)
 
 
 @pytest.mark.parametrize("family", SHAPES)
@@ -58,20 +60,12 @@ def test_a_written_out_control_token_is_plain_text_in_documents(family: str) -> 
     for token in control_tokens(tokenizer):
         text = f"yes {token}{token} no"
         (ids,) = encode_documents(tokenizer, [text])
-        assert count_controls(tokenizer, ids[:-1]) - Counter(unknown(tokenizer, ids)) == Counter()
-        assert ids[-1] == tokenizer.eos_token_id
-        assert not count_controls(tokenizer, encode_answer(tokenizer, text)) - Counter(
-            unknown(tokenizer, encode_answer(tokenizer, text))
-        )
+        assert not count_controls(tokenizer, ids[:-1]) and ids[-1] == tokenizer.eos_token_id
+        assert not count_controls(tokenizer, encode_answer(tokenizer, text))
         if family != "t5":
             opening = len(boundary_ids(tokenizer))
             assert not count_controls(tokenizer, encode_text_prompt(tokenizer, text)[opening:])
             assert not count_controls(tokenizer, encode_cloze(tokenizer, text, text).ids[opening:])
-
-
-def unknown(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids of characters that the vocabulary does not have; no text can choose them."""
-    return [i for i in ids if i == tokenizer.unk_token_id]
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -112,13 +106,6 @@ def declare(how: str, folder: Path) -> Any:
             "<|user|>", special=False, normalized=how == "normalized", single_word=how == "single word"
         )
         backend.add_tokens([token])
-    elif how == "in the vocabulary only":
-        state = json.loads(backend.to_str())
-        for left, right in (("<", "|"), ("<|", "user"), ("|", ">"), ("<|user", "|>")):
-            for piece in (left, right, left + right):
-                state["model"]["vocab"].setdefault(piece, len(state["model"]["vocab"]) + 2)
-            state["model"]["merges"].insert(len(state["model"]["merges"]), [left, right])
-        backend = Tokenizer.from_str(json.dumps(state))
     more = {"additional_special_tokens": ["<|user|>"]} if how == "additional_special_tokens" else {}
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|pad|>", **more
@@ -161,10 +148,28 @@ def test_every_declaration_of_a_token_keeps_it_for_the_template(how: str, tmp_pa
 def test_a_text_cannot_complete_a_token_that_the_template_begins() -> None:
     tokenizer = build_tokenizer("qwen2.5")
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|' + m['content'] + '<|im_end|>' }}{% endfor %}{{ '<|im_start|>' }}"
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<|' + m.content }}{% else %}"
+        "{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
     )
     asked = encode_chat(tokenizer, [{"role": "user", "content": "im_start|>"}], True)
     assert asked.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 1
+
+
+def test_a_token_of_the_vocabulary_that_was_never_added_is_a_control_token() -> None:
+    """As a sentencepiece of the kind "control": the letters of a text would merge into it."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz<>: ", "<e", "<e>"]
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [("<", "e"), ("<e", ">")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<e>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    token = tokenizer.convert_tokens_to_ids("<e>")
+    assert tokenizer("a <e>", add_special_tokens=False)["input_ids"].count(token) == 1
+    asked = encode_chat(tokenizer, talk("a <e> b", "")[:1], True)
+    assert asked.count(token) == 1 and tokenizer.decode(asked).count("<e>") == 1
+    assert token not in next(encode_documents(tokenizer, ["a <e>"]))
+    assert count_with_special_tokens(tokenizer, ["a <e>", "a <e"]) == 1
 
 
 # --- what stands before a text

@@ -1,4 +1,4 @@
-"""Measuring: no row ends an evaluation, every row that was cut or left out is named, and lengths follow the data."""
+"""Measuring: no row ends an evaluation, rows that are cut or left out are named, lengths follow the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from core.engine import Engine
 from core.errors import SpecError
 from core.evaluate import measure as measure_module
 from core.evaluate.measure import EvaluationData, Measurement, batch_by_length, measure
-from core.evaluate.rows import Question, choose_answer_length, count_reference_tokens, describe_notes, encode_questions
+from core.evaluate.rows import (
+    Question,
+    choose_answer_length,
+    count_reference_tokens,
+    describe_notes,
+    encode_questions,
+)
 from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample
 from core.model.base import load_base
 from core.model.generate import generate
@@ -35,9 +41,7 @@ LONG = "lamp " * 400  # more tokens than the context of 256
 
 
 def row(question: str, answer: str) -> dict[str, Any]:
-    return {
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    }
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def measured(resident: Resident, data: EvaluationData, length: int = 512, new_tokens: int = 0) -> Measurement:
@@ -123,7 +127,10 @@ def test_a_thought_of_a_reference_counts_for_the_longest_answer(resident: Reside
     plain, thinking = row("Where?", "North."), row("Where?", "North.")
     thinking["messages"][1]["thought"] = SENTENCES[0]
     extra = len(resident.base.tokenizer(SENTENCES[0])["input_ids"])
-    assert count_reference_tokens(resident.base, thinking) >= count_reference_tokens(resident.base, plain) + extra
+    assert (
+        count_reference_tokens(resident.base, thinking)
+        >= count_reference_tokens(resident.base, plain) + extra
+    )
 
 
 def test_answers_that_reach_their_limit_are_counted(resident: Resident) -> None:
@@ -131,7 +138,10 @@ def test_answers_that_reach_their_limit_are_counted(resident: Resident) -> None:
     expected = 0
     for question in batch_by_length([q for q in encode(resident, 4)]):
         *_, states = generate(
-            resident, [q.prompt for q in question], [Mix()] * len(question), [Sampling(max_new_tokens=4)] * len(question)
+            resident,
+            [q.prompt for q in question],
+            [Mix()] * len(question),
+            [Sampling(max_new_tokens=4)] * len(question),
         )
         expected += sum(s.reason == "length" for s in states)
     assert found[0]["answers_cut"] == expected > 0
@@ -181,7 +191,11 @@ def test_answers_are_compared_without_their_thought(
     found = measured(resident, EvaluationData(questions={"": rows}))
     assert (found[0]["exact_match"], found[0]["squad_exact_match"], found[0]["f1"]) == (0.5, 0.5, 0.5)
     example = found[0]["examples"][0]
-    assert (example["answer"], example["reference"], example["thought"]) == ("North.", "North.", "North, or south?")
+    assert (example["answer"], example["reference"], example["thought"]) == (
+        "North.",
+        "North.",
+        "North, or south?",
+    )
     assert example["thought_tokens"] > 5
 
 
@@ -198,7 +212,9 @@ def test_figures_use_the_studios_rule_and_squads_beside_it(
 
 
 def task_sample(rows: list[dict[str, Any]]) -> Sample:
-    return Sample("d", "D", "task", "0" * 64, "val", tuple(rows), tuple(10 * i for i in range(1, len(rows) + 1)))
+    return Sample(
+        "d", "D", "task", "0" * 64, "val", tuple(rows), tuple(10 * i for i in range(1, len(rows) + 1))
+    )
 
 
 def test_a_sample_measures_the_rest_and_names_rows_by_their_numbers(resident: Resident) -> None:
@@ -246,7 +262,9 @@ def test_the_report_names_its_rule_its_lengths_and_its_rows(tiny_base: Path, tmp
 
 def test_a_report_without_a_rule_is_one_of_squads(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    made = reports.save(workspace, "d", "D", "test", "b", 1.0, [{"name": "Base", "mix": "base", "weights": {}}])
+    made = reports.save(
+        workspace, "d", "D", "test", "b", 1.0, [{"name": "Base", "mix": "base", "weights": {}}]
+    )
     path = workspace.path("reports", made.id, "report.json")
     raw = json.loads(path.read_text(encoding="utf-8"))
     del raw["conditions"]

@@ -119,7 +119,9 @@ def test_other_answers_are_not_equal(answer: str, reference: str) -> None:
         ("$5", "5", 2 / 3),
     ],
 )
-def test_f1_counts_words_and_characters_of_unspaced_scripts(answer: str, reference: str, score: float) -> None:
+def test_f1_counts_words_and_characters_of_unspaced_scripts(
+    answer: str, reference: str, score: float
+) -> None:
     assert f1(answer, reference) == pytest.approx(score)
 
 

@@ -220,6 +220,6 @@ def test_a_prompt_that_ends_inside_a_thought_is_recognised(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     detokenizer = Detokenizer(tokenizer)
     question = "Where is it? " * 9
-    assert detokenizer.opens_thought(encode(tokenizer, f"{question}<think>\n"))
-    assert not detokenizer.opens_thought(encode(tokenizer, f"{question}<think>\n\n</think>\n\n"))
-    assert not detokenizer.opens_thought(encode(tokenizer, question))
+    assert detokenizer.is_in_thought(encode(tokenizer, f"{question}<think>\n"))
+    assert not detokenizer.is_in_thought(encode(tokenizer, f"{question}<think>\n\n</think>\n\n"))
+    assert not detokenizer.is_in_thought(encode(tokenizer, question))

@@ -1,4 +1,4 @@
-"""Loading: ids in use lie within the embedding, eos and pad are found in order, a broken base is refused in words."""
+"""Loading: ids in use lie within the embedding, eos and pad are found, a broken base is refused in words."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, file: str, **values: Any) -> None:
-    """Sets keys of a JSON file of a base; None becomes null, because a missing key gets the family's default."""
+    """Sets keys of a JSON file of a base; None is written as null: a missing key gets the family's default."""
     path = folder / file
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps({**raw, **values}), encoding="utf-8")
@@ -74,7 +74,9 @@ def use(base: Base, tmp_path: Path) -> None:
     assert 0 < scores[0].loss < 20
 
 
-def test_eos_is_found_in_tokenizer_generation_config_and_config_in_order(folder: Path, tmp_path: Path) -> None:
+def test_eos_is_found_in_tokenizer_generation_config_and_config_in_order(
+    folder: Path, tmp_path: Path
+) -> None:
     edit(folder, "generation_config.json", eos_token_id=[2, 3])
     edit(folder, "config.json", eos_token_id=4)
     base = load(folder)

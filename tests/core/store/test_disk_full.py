@@ -106,7 +106,7 @@ WORK: dict[str, Work] = {
 
 def prepare(folder: Path) -> Workspace:
     workspace = Workspace(folder / "w")
-    (folder / "rows.txt").write_text("\n\n".join(f"Row {i} of the notes. " * 30 for i in range(60)))
+    (folder / "rows.txt").write_text("\n\n---\n\n".join(f"Row {i} of the notes. " * 30 for i in range(60)))
     add_adapter(workspace, 0.5)
     mixes.save(workspace, "First", {"law-0001": 1.0})
     runs.create(workspace, TrainSpec(name="Old"), "embedded", "0" * 64)

@@ -142,8 +142,8 @@ def test_a_short_load_and_a_load_on_spare_cores_are_not_reported() -> None:
 
 def test_the_sentence_names_the_load_the_threads_and_what_to_do() -> None:
     assert describe_load(1.04, 2, 1, 2) == (
-        "The machine is busy: other processes use about 1.0 of 2 CPU cores, so this run is slower; it trains on "
-        "1 thread instead of 2. Close other programs to speed it up; its losses stay the same."
+        "The machine is busy: other processes use about 1.0 of 2 CPU cores, so this run is slower; it trains "
+        "on 1 thread instead of 2. Close other programs to speed it up; its losses stay the same."
     )
     assert "compete for the CPU, so this run is slower; it trains on 2 threads. " in describe_load(
         None, 4, 2, 2
