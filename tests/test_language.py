@@ -166,6 +166,7 @@ IRREGULAR = frozenset(
 # Words that end like participles and are none, or are nouns of the field.
 NOT_PARTICIPLES = frozenset(
     [
+        "damaged",  # an item that cannot be read
         "embed",
         "feed",
         "seed",

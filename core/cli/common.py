@@ -156,6 +156,12 @@ def _format_number(value: Any, digits: int = 0) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value or "?")
 
 
+def warn_of_damaged(engine: Engine, *kinds: str) -> None:
+    """Prints a line on standard error for every damaged item of these kinds, which the lists leave out."""
+    for d in engine.library.damaged(*kinds):
+        print(f"damaged: {d.name} ({d.file}): {d.reason}", file=sys.stderr)
+
+
 # --- tables and progress bars
 
 

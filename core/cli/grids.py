@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from core.cli.common import AddVerb, add_training_settings, print_table, read_train_spec
+from core.cli.common import AddVerb, add_training_settings, print_table, read_train_spec, warn_of_damaged
 from core.engine import Engine
 from core.errors import SpecError
 from core.remote.run_bundle import WAIT_SECONDS
@@ -120,6 +120,7 @@ def show_grid(engine: Engine, args: argparse.Namespace) -> Any:
     stored = engine.grids.list()
     for g in stored:
         print(f"{g.id:<40} {len(g.runs):>3} cells  {g.name}")
+    warn_of_damaged(engine, "grids")
     return stored
 
 

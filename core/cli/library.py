@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar
+from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar, warn_of_damaged
 from core.engine import Engine
+from core.engine.damaged import WORKSPACE
 from core.spec.settings import SEED
 from core.spec.training import KINDS
+from core.store import workspace
 
 PREVIEW_ROWS = 3
 PREVIEW_WIDTH = 500  # characters of a row
@@ -74,6 +76,14 @@ def preview_data(engine: Engine, args: argparse.Namespace) -> Any:
     return preview
 
 
+def add_library_verbs(group: Any, add: AddVerb) -> None:
+    """Adds the group `library`."""
+    add(group, "damaged", list_damaged, "List what cannot be read, with the file and the reason.")
+    p = add(group, "delete", delete_item, "Move an item to the trash, whether it can be read or not.")
+    p.add_argument("kind", choices=(*workspace.KINDS, WORKSPACE))
+    p.add_argument("item", help="The id of the item.")
+
+
 def import_data(engine: Engine, args: argparse.Namespace) -> Any:
     roles, name = _read_roles(args), args.name or args.paths[0].stem
     dataset = engine.datasets.import_files(args.paths, name, args.kind, roles, args.seed, args.encoding)
@@ -100,6 +110,7 @@ def list_data(engine: Engine, args: argparse.Namespace) -> Any:
     datasets = engine.datasets.list()
     for d in datasets:
         print(f"{d.id:<40} {d.kind:<7} {d.rows:>8} rows  {d.name}")
+    warn_of_damaged(engine, "datasets")
     return datasets
 
 
@@ -126,7 +137,23 @@ def list_adapters(engine: Engine, args: argparse.Namespace) -> Any:
     adapters = engine.library.adapters()
     for a in adapters:
         print(f"{a.id:<40} {a.kind:<7} rank {a.rank:<4} on {a.base}  {a.name}")
+    warn_of_damaged(engine, "adapters")
     return adapters
+
+
+def list_damaged(engine: Engine, args: argparse.Namespace) -> Any:
+    damaged = engine.library.damaged()
+    for d in damaged:
+        print(f"{d.kind:<10} {d.id:<40} {d.name}\n    {d.file}: {d.reason}")
+    if not damaged:
+        print("Nothing is damaged.")
+    return damaged
+
+
+def delete_item(engine: Engine, args: argparse.Namespace) -> Any:
+    engine.library.delete_damaged(args.kind, args.item)
+    print(f"deleted {args.item}")
+    return {"removed": args.item}
 
 
 def verify_adapter(engine: Engine, args: argparse.Namespace) -> Any:

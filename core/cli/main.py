@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     runs.add_train_verbs(add_group("train", "Train an adapter."), _add_verb)
     library.add_base_verbs(add_group("bases", "Base models."), _add_verb)
     library.add_adapter_verbs(add_group("adapters", "The library of adapters."), _add_verb)
+    library.add_library_verbs(add_group("library", "All kinds of items, damaged ones too."), _add_verb)
     mixes.add_verbs(commands, _add_verb)
     runs.add_verbs(add_group("runs", "Training runs."), _add_verb)
     grids.add_verbs(

@@ -14,6 +14,7 @@ from core.cli.common import (
     print_table,
     read_settings,
     read_train_spec,
+    warn_of_damaged,
 )
 from core.engine import Engine
 from core.spec.training import KINDS, Launch
@@ -93,6 +94,7 @@ def list_runs(engine: Engine, args: argparse.Namespace) -> Any:
         print(f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{notes}")
     for status in sorted({r.status for r in runs}, key=lambda s: s.value):
         print(f"{status.value}: {status.explanation} {status.next_step}")
+    warn_of_damaged(engine, "runs")
     return runs
 
 

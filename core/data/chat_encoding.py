@@ -82,13 +82,11 @@ class _JoinedAnswer:
     """Where an answer stands in the ids of its conversation.
 
     Attributes:
-        start: tokens of its prompt.
         parts: (first token, one past the last) of each part of the answer; the last one has its end.
         rest: what the template writes after that.
         continues: whether the prompt continues the conversation so far.
     """
 
-    start: int
     parts: list[tuple[int, int]]
     rest: MarkedText
     continues: bool
@@ -107,13 +105,12 @@ def _join_answer(
     control = encoder_of(tokenizer).find_control(answer.completion, answer.end)
     end = control[1] if control else len(answer.completion)
     bounds = [0, *answer.cuts] if is_open else [0, *answer.cuts, end]
-    start = len(joiner.ids)
     parts = []
     for first, last in zip(bounds, bounds[1:], strict=False):
         before = len(joiner.ids)
         joiner.add(answer.completion.cut(first, last))
         parts.append((before, len(joiner.ids)))
-    return _JoinedAnswer(start, parts, answer.completion.cut(end), continues)
+    return _JoinedAnswer(parts, answer.completion.cut(end), continues)
 
 
 def encode_turns(
@@ -164,7 +161,7 @@ class _Completion:
 
     Attributes:
         turns: the conversation up to the answer.
-        start: tokens of its prompt.
+        start: tokens before the first trained one.
         stop: one past the last trained token.
         spans: (first, one past the last) of the trained tokens.
         missing: ids that follow `stop` where the template does not end an answer; eos is the last of them.
@@ -184,14 +181,15 @@ def _complete(
     spans = [span for span, trained in zip(joined.parts, turns[-1].trained, strict=True) if trained]
     if not spans:
         return None
+    start = spans[0][0]
     if not turns[-1].trained[-1]:
-        return _Completion(turns, joined.start, spans[-1][1], spans, [])
+        return _Completion(turns, start, spans[-1][1], spans, [])
     first, last = spans[-1]
     end = next((i for i in range(first, last) if ids[i] in ends), None)
     if end is not None:
-        return _Completion(turns, joined.start, end + 1, [*spans[:-1], (first, end + 1)], [])
+        return _Completion(turns, start, end + 1, [*spans[:-1], (first, end + 1)], [])
     rest = encoder_of(tokenizer).encode_continuation(joined.rest) if len(joined.rest) else []
-    return _Completion(turns, joined.start, last, spans, [*rest, tokenizer.eos_token_id])
+    return _Completion(turns, start, last, spans, [*rest, tokenizer.eos_token_id])
 
 
 def _finish_group(

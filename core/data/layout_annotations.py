@@ -10,7 +10,7 @@ from typing import Any
 
 from core.data.cells import is_blank, parse_cell
 from core.data.columns import find_columns
-from core.data.layout_pairs import TEXTS, name_pair
+from core.data.layout_pairs import FIRST, TEXTS, name_pair
 from core.data.layout_preferences import parse_or_none
 from core.data.layout_table import (
     Layout,
@@ -98,7 +98,8 @@ def _match_studio_rows(table: Table) -> Parts:
     columns = [c for c in table.columns if c not in _STUDIO_META]
     answers = [c for role in ("answer", "output", "completion") for c in find_columns(role, columns)]
     answers += [c for c in ("label", "labels", "summary") if c in columns]
-    return {**parts, "answer": answers[0]} if answers else parts
+    parts |= {"answer": answers[0]} if answers else {}
+    return parts | ({"question": question} if (question := table.find(*FIRST)) else {})
 
 
 def _rewrite_studio_row(row: RawRow, parts: Parts, notes: Notes) -> Values:
@@ -140,9 +141,10 @@ LABEL_STUDIO_ROWS = Layout(
 
 
 def _match_argilla(table: Table) -> Parts:
-    return {
-        c: c for c in table.columns if c.endswith(".responses") and f"{c}.status" in table.columns
-    } | {c: c for c in table.columns if c.endswith(".responses.status")}
+    questions = [c for c in table.columns if c.endswith(".responses") and f"{c}.status" in table.columns]
+    parts = {c: c for name in questions for c in (name, f"{name}.status")}
+    question = table.find(*FIRST) if parts else ""
+    return parts | ({"question": question} if question else {})
 
 
 def _rewrite_argilla(row: RawRow, parts: Parts, notes: Notes) -> Values:
@@ -158,6 +160,8 @@ def _rewrite_argilla(row: RawRow, parts: Parts, notes: Notes) -> Values:
     if not values.get(answer):
         raise RowLeftOut("no response was submitted")
     fields = {c: v for c, v in row.values.items() if c not in parts}
+    if "question" in parts:
+        fields[parts["question"]] = row.values.get(parts["question"])
     return name_pair({**fields, **_name_answer(values, answer)})
 
 

@@ -69,18 +69,22 @@ def _rewrite_trees(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[R
         rank = row.values.get(parts.get("rank", ""))
         return float(rank) if isinstance(rank, (int, float)) and rank == rank else float("inf")
 
-    conversations, used = [], 0
+    conversations: list[RawRow] = []
+    used = 0
     for root in children.get("", []):
-        messages: list[Message] = []
-        row: RawRow | None = root
-        seen: set[str] = set()
-        while row is not None:
-            name = str(row.values.get(parts["id"]))
-            seen.add(name)
-            role, text = row.values.get(parts["role"]), row.values.get(parts["text"])
-            messages.append({"role": role, "content": text})
-            replies = [r for r in children.get(name, []) if str(r.values.get(parts["id"])) not in seen]
-            row = min(replies, key=rank_of) if replies else None
+        path, seen, replies = [root], {str(root.values.get(parts["id"]))}, [root]
+        while replies:
+            replies = [
+                r
+                for r in children.get(str(path[-1].values.get(parts["id"])), [])
+                if str(r.values.get(parts["id"])) not in seen
+            ]
+            if replies:
+                path.append(min(replies, key=rank_of))
+                seen.add(str(path[-1].values.get(parts["id"])))
+        messages: list[Message] = [
+            {"role": r.values.get(parts["role"]), "content": r.values.get(parts["text"])} for r in path
+        ]
         if any(str(m["role"]).lower() in ("assistant", "gpt", "bot", "model") for m in messages):
             conversations.append(RawRow({"messages": messages}, root.file, root.line))
             used += len(messages)

@@ -13,7 +13,7 @@ from core.data.readers import RawRow
 from core.errors import DataError
 
 TEXTS = ("text", "sentence", "content", "review", "tweet", "comment", "utterance", "headline")
-_FIRST = ("prompt", "instruction", "question", "query", "input", "inputs", *TEXTS, "source", "src")
+FIRST = ("prompt", "instruction", "question", "query", "input", "inputs", *TEXTS, "source", "src")
 _SECOND = (
     "answer", "answers", "response", "responses", "completion", "completions", "output", "outputs", "target",
     "targets", "tgt", "reply",
@@ -122,7 +122,7 @@ def find_pair(columns: Sequence[str]) -> Parts:
     """Finds a question and an answer under less usual names; empty if the usual names form a pair already."""
     if match_role_set(guess_roles(columns, "task"), "task"):
         return {}
-    return Table(columns, ()).find_parts(text=_FIRST, answer=_SECOND)
+    return Table(columns, ()).find_parts(text=FIRST, answer=_SECOND)
 
 
 def name_pair(values: Values) -> Values:

@@ -14,7 +14,7 @@ from core.data.notes import Notes, RowLeftOut
 from core.data.readers import RawRow
 from core.errors import DataError
 
-_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _MESSAGES = ("messages", "conversations", "conversation")
 _COMPLETIONS = ("completion", "response", "output", "answer")
@@ -75,9 +75,9 @@ def _is_user(message: Values) -> bool:
 def _split_turns(text: str, row: RawRow, column: str) -> list[Values]:
     r"""Splits a conversation that is written as "\n\nHuman: ...\n\nAssistant: ..."."""
     turns = _TURN.split(text)
-    if len(turns) < 3:
+    if len(turns) < 3 or turns[0].strip():
         raise DataError(
-            f"the column {column!r} has no question: there is no column of prompts beside it, and the text "
+            f"the column {column!r} has no question: no column of prompts stands beside it, and the text "
             "is not written as Human: and Assistant: turns.",
             "Add a column named prompt.",
             file=row.file,

@@ -159,7 +159,7 @@ def _read_message(item: Any, number: int, row: RawRow, column: str, notes: Notes
         notes.count("have tool calls beside the text of an answer; only the text is read", row)
     message: Message = {"role": role, "content": to_text(None if content is None else text, what, row)}
     if role == "assistant":
-        thought = thought or _read_thought(item, what, row)
+        thought = thought or _find_thought_of(item, what, row)
         if thought:
             message["thought"] = thought
         if _read_weight(item, what, row) == 0:
@@ -196,7 +196,7 @@ def _read_content(content: Any, what: str, row: RawRow) -> tuple[str, str]:
     return text, "\n\n".join(thoughts)
 
 
-def _read_thought(item: Message, what: str, row: RawRow) -> str:
+def _find_thought_of(item: Message, what: str, row: RawRow) -> str:
     key = next((k for k in THOUGHT_KEYS if not is_blank(item.get(k))), "")
     return to_text(item[key], f"{key} of {what}", row).strip() if key else ""
 

@@ -66,6 +66,6 @@ class Notes:
             subject = f"1 row {_SINGULAR.get(verb, verb)}" if count == 1 else f"{count:,} rows {verb}"
             sentences.append(f"{subject} {rest} (first: {row.file}, line {row.line}).")
         if len(sentences) > NOTE_LIMIT:
-            rest = len(sentences) - NOTE_LIMIT + 1
-            sentences = [*sentences[: NOTE_LIMIT - 1], f"{rest} more notes are not shown."]
+            more = len(sentences) - NOTE_LIMIT + 1
+            sentences = [*sentences[: NOTE_LIMIT - 1], f"{more} more notes are not shown."]
         return sentences

@@ -75,7 +75,7 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
             names = batch.schema.names
             for cells in zip(*(column.to_pylist() for column in batch.columns)):
                 row = {n: _to_json_value(c) for n, c in zip(names, cells)}
-                yield {c: unread[c] if c in unread else row[c] for c in columns} if unread else row
+                yield {c: unread.get(c, row.get(c)) for c in columns} if unread else row
     except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as e:
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
         raise DataError(

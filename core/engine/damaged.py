@@ -1,8 +1,8 @@
 """Lists and deletes what cannot be read in a workspace. `engine.library.damaged`.
 
 Every kind of item has a loader here, so a new kind is covered by one line; a test compares the table with
-`KINDS`. The files of the workspace itself (votes, the order of the queue, the chosen base) are listed under the
-kind WORKSPACE.
+`KINDS`. The files of the workspace itself (votes, the order of the queue, the chosen base) are listed under
+the kind WORKSPACE.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from typing import Any
 
 from core.data.datasets import load_dataset
 from core.errors import Busy, DamagedRecord, NotFound
-from core.store import adapters, base_models, bundles, grids, mixes, reports, run_order, runs, votes, weight_maps
+from core.store import (
+    adapters,
+    base_models,
+    bundles,
+    grids,
+    mixes,
+    reports,
+    run_order,
+    runs,
+    votes,
+    weight_maps,
+)
 from core.store.files import delete
 from core.store.records import Damaged, load_items
 from core.store.workspace import KINDS, Workspace
@@ -60,7 +71,7 @@ def delete_file(workspace: Workspace, file_id: str) -> None:
     """Deletes a damaged file of the workspace; of the votes, only the damaged lines.
 
     Raises:
-        NotFound: there is no such file. StorageError
+        NotFound: no such file. StorageError
     """
     if file_id not in (VOTES, ORDER, BASE):
         raise NotFound(f"The workspace has no file {file_id!r}.", f"Choose {VOTES}, {ORDER} or {BASE}.")

@@ -66,7 +66,7 @@ class Engine:
     ) -> None:
         self.workspace = Workspace(workspace)
         self._ownership = Ownership(self.workspace)
-        self.notices: tuple[str, ...] = self._ownership.notices
+        self.notices: list[str] = self._ownership.notices
         self.samples = Samples()
         self.worker = worker = Worker()
         self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)

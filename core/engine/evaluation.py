@@ -61,7 +61,7 @@ class Evaluation:
             limit: at most this many rows; 0 means all.
             general: also measure perplexity on the general text that ships with the studio.
             max_length: of a sequence, in tokens.
-            max_new_tokens: longest answer, in tokens; 0 takes the longest reference answer, within the context.
+            max_new_tokens: longest answer, in tokens; 0 takes the longest reference, within the context.
 
         Returns:
             a stream of Progress; the last one holds the id of the report.
@@ -83,7 +83,7 @@ class Evaluation:
             raise SpecError(f"The split {split!r} of {source.name!r} is empty.", "Choose another split.")
 
         def data() -> EvaluationData:
-            from core.evaluate.measure import EvaluationData, Measurement
+            from core.evaluate.measure import EvaluationData
 
             return EvaluationData(
                 questions={"": list(rows)} if source.kind == "task" else {},

@@ -36,7 +36,7 @@ def check_rows(reading: Reading, worker: Worker, resident: Callable[[], Resident
         notes = _check_template(reading, worker, resident)
         for start in range(0, len(reading.rows), PORTION):
             rows = reading.rows[start : start + PORTION]
-            forged += worker.call(lambda rows=rows: _count_forged(resident(), rows), WAIT_SECONDS)  # type: ignore[misc]
+            forged += worker.call(lambda rows=rows: _count_forged_texts(resident(), rows), WAIT_SECONDS)  # type: ignore[misc]
     except BaseModelError:
         return []
     except Busy:
@@ -72,7 +72,7 @@ def _check_template(reading: Reading, worker: Worker, resident: Callable[[], Res
     return [f"{note} ({n:,} {'row' if n == 1 else 'rows'})" for note, n in found.items()]
 
 
-def _count_forged(resident: Resident, rows: Sequence[dict[str, Any]]) -> int:
+def _count_forged_texts(resident: Resident, rows: Sequence[dict[str, Any]]) -> int:
     """Counts the texts of the rows in which a control token of the base is written out."""
     from core.data.encoding import count_with_special_tokens
 

@@ -18,6 +18,7 @@ from core.errors import Busy, NotFound, SpecError
 from core.merge.methods import BakeSpec
 from core.spec.mix import Mix
 from core.store import adapters as adapter_store
+from core.store import backup
 from core.store import grids as grid_store
 from core.store import mixes as mix_store
 from core.store import runs as run_store
@@ -81,6 +82,9 @@ class Library:
         for adapter in self.adapters():
             if text in (adapter.id, adapter.name):
                 return adapter.id
+        for damaged in self.damaged("adapters"):  # it can be deleted; loading it says what is wrong
+            if text in (damaged.id, damaged.name):
+                return damaged.id
         raise NotFound(f"The library has no adapter {text!r}.", "`adapters list` shows all adapters.")
 
     def mixable_adapters(self) -> list[MixableAdapter]:
@@ -263,6 +267,14 @@ class Library:
         return self._workspace.empty_trash()
 
     # --- the disk
+
+    def back_up(self) -> Path:
+        """Writes a backup of the whole workspace and returns its path; the caller deletes it.
+
+        Raises:
+            Busy: another backup is being made. DiskFull, StorageError
+        """
+        return backup.pack_download(self._workspace)
 
     def disk_usage(self) -> dict[str, int]:
         """Free bytes on the disk of the workspace, and bytes that the workspace and its trash use."""

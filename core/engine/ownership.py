@@ -32,7 +32,7 @@ class Ownership:
     """
 
     def __init__(self, workspace: Workspace) -> None:
-        self.notices: tuple[str, ...] = ()
+        self.notices: list[str] = []
         self._lock: FileLock | None = None
         path = workspace.root / "owner.lock"
         try:
@@ -40,11 +40,11 @@ class Ownership:
             path.write_text(json.dumps(_describe_process()), encoding="utf-8")
             workspace.remove_partials()
         except Busy:
-            self.notices = (explain_second_process(path),)
+            self.notices = [explain_second_process(path)]
         except OSError as e:
-            self.notices = (explain_read_only(workspace.root, storage_error(e, path)),)
+            self.notices = [explain_read_only(workspace.root, storage_error(e, path))]
         except StorageError as e:
-            self.notices = (explain_read_only(workspace.root, e),)
+            self.notices = [explain_read_only(workspace.root, e)]
         for text in self.notices:
             logger.warning(text)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.data.encoding import EncodedSequence, encode_cloze, encode_text_prompt
 from core.evaluate.metrics import exact_match, f1, squad_exact_match, squad_f1
 from core.evaluate.rows import (
+    CUT,
+    LEFT_OUT,
     Question,
     RowNote,
     choose_answer_length,
@@ -22,6 +24,7 @@ from core.evaluate.rows import (
     require_rows,
 )
 from core.evaluate.words import split_words
+from core.model.base import Base
 from core.model.columns import Column, SequenceState
 from core.model.generate import answer_room, generate
 from core.model.resident import Resident
@@ -76,7 +79,6 @@ class _Encoded:
     scored: dict[str, list[EncodedSequence]]
     questions: dict[str, list[Question]]
     cloze: list[tuple[list[int], str, int]]  # prompt, completion, longest answer
-    cloze_rows: int
     notes: tuple[RowNote, ...]
 
 
@@ -123,7 +125,7 @@ def measure(
                 yield Progress(done + part, total, f"Answering the questions with {mix.name or mix}")
             done += len(questions)
         if encoded.cloze:
-            for part in _measure_recall(resident, mix, encoded.cloze, encoded.cloze_rows, figures[i]):
+            for part in _measure_recall(resident, mix, encoded.cloze, figures[i]):
                 yield Progress(done + part, total, f"Probing the recall of {mix.name or mix}")
             done += len(encoded.cloze)
     for figure in figures:  # a figure that is not a number is not shown as one
@@ -149,13 +151,9 @@ def _encode(resident: Resident, data: EvaluationData, length: int, max_new_token
         prefix = f"{name}_" if name else ""
         questions[prefix], own = encode_questions(base, task_rows, max_new_tokens, name)
         require_rows(len(questions[prefix]), len(task_rows), name, own)
-        notes += own
         if not name:  # the completions of the main questions
-            sequences, _, own = encode_answers(base, task_rows, length, name)
-            require_rows(len(sequences), len(task_rows), name, own)
-            scored["answer_" if "" in scored else ""] = sequences
-            known = {(n.data, n.row, n.reason) for n in notes}
-            notes += [n for n in own if (n.data, n.row, n.reason) not in known]
+            own, scored["answer_" if "" in scored else ""] = _encode_main(base, task_rows, length, own)
+        notes += own
     cloze = []
     for i, (prompt, completion) in enumerate(data.cloze):
         ids = encode_text_prompt(base.tokenizer, prompt)
@@ -165,7 +163,33 @@ def _encode(resident: Resident, data: EvaluationData, length: int, max_new_token
         else:
             reason = f"it has {len(ids) + longest} tokens and the context of this base {base.context}"
             notes.append(RowNote("recall probe", i + 1, prompt[:60], "left out", reason))
-    return _Encoded(scored, questions, cloze, len(data.cloze), tuple(notes))
+    return _Encoded(scored, questions, cloze, tuple(notes))
+
+
+def _encode_main(
+    base: Base, rows: Sequence[dict[str, Any]], length: int, notes: Sequence[RowNote]
+) -> tuple[list[RowNote], list[EncodedSequence]]:
+    """Encodes the answers of the main questions for scoring.
+
+    Args:
+        notes: on the questions; a row that is left out of them is not scored either.
+
+    Returns:
+        (one note per row that is cut or left out, the sequences)
+    """
+    left_out = {n.row for n in notes if n.effect == LEFT_OUT}
+    encoded, indices, own = encode_answers(base, rows, length)
+    by_row = {n.row: n for n in notes}
+    for note in own:
+        reason = (
+            note.reason if note.effect == CUT else f"{note.reason}, so that its perplexity is not measured"
+        )
+        if note.row not in by_row:
+            by_row[note.row] = replace(note, effect=CUT, reason=reason)
+        elif note.row not in left_out:
+            by_row[note.row] = replace(note, effect=CUT, reason=f"{by_row[note.row].reason}; {reason}")
+    sequences = [e for e, i in zip(encoded, indices, strict=True) if i + 1 not in left_out]
+    return [by_row[row] for row in sorted(by_row)], sequences
 
 
 def _measure_perplexity(
@@ -258,7 +282,6 @@ def _measure_recall(
     resident: Resident,
     mix: Mix,
     cloze: Sequence[tuple[list[int], str, int]],
-    rows: int,
     figure: dict[str, Any],
 ) -> Iterator[int]:
     """Counts the prompts that greedy decoding continues with their completion."""

@@ -1,7 +1,7 @@
 """Exact match and F1 of answers: by the studio's own rule, and by SQuAD's.
 
-The rule of `exact_match` and `f1` is `core.spec.metric_rules.RULE`; `core.evaluate.words` splits a text into the
-words that it compares.
+The rule of `exact_match` and `f1` is `core.spec.metric_rules.RULE`; `core.evaluate.words` splits a text into
+the words that it compares.
 SQuAD's rule stays available under its own name: lower case, no ASCII punctuation, no articles, single spaces.
 By that rule "1.5" equals "15", "-5" equals "5", "C++" equals "C", and "A" equals nothing at all.
 

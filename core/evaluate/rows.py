@@ -1,4 +1,4 @@
-"""Rows of data as a base can read them: questions and sequences to score, with notes on the rows that do not fit.
+"""Rows of data as a base can read them: questions, sequences to score, and notes on rows that do not fit.
 
 A row that does not fit is cut or left out, and a `RowNote` names it; the other rows are measured.
 """
@@ -107,7 +107,7 @@ def encode_questions(
         data: the name of the data, for the notes.
 
     Returns:
-        (the questions that leave room for an answer, notes on all others and on answers with too little room)
+        (the questions that leave room for an answer, notes on others and on answers with too little room)
     """
     questions, notes = [], []
     for index, row in enumerate(rows):
@@ -147,8 +147,7 @@ def encode_answers(
         data: the name of the data, for the notes.
 
     Returns:
-        (the sequences with a token to score, the index of the row of each, notes on rows that were cut or left
-        out)
+        (the sequences with a token to score, the index of the row of each, notes on rows that do not fit)
     """
     sequences: list[EncodedSequence] = []
     indices: list[int] = []

@@ -8,8 +8,8 @@
   between two letters joins them (don't, U.S., cold-rack); all other punctuation separates words.
 - A number keeps its sign and the points, colons and slashes inside it. Commas and apostrophes of thousands
   are dropped (1,000 is 1000); one other comma is a decimal comma and stays; several separate a list.
-- Symbols (categories S*) and % are words of their own: $5 is $ 5, and neither is 5. A `+`, `#` or `-` that ends
-  a word (C++, C#, A-, O+) and the point of .NET belong to the word.
+- Symbols (categories S*) and % are words of their own: $5 is $ 5, and neither is 5. A `+`, `#` or `-` that
+  ends a word (C++, C#, A-, O+) and the point of .NET belong to the word.
 - An English article before another word is dropped; "vitamin A" and the answer "A" keep theirs.
 - Scripts that are written without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have one word per
   character, with the marks on it.
@@ -55,9 +55,9 @@ _SAME = str.maketrans(
 _VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _EN_DASH_SIGN = re.compile(r"[\u2012\u2013](?=\.?\d)")
 _OWN_CLASS = frozenset(".,:/'-+#%_")
-# Over a string of one class per character: L letter, N digit, M mark, U letter of an unspaced script, C currency,
-# E operator, S other symbol, O opening punctuation, P other punctuation, B blank; the characters of _OWN_CLASS
-# stand for themselves.
+# Over a string of one class per character: L letter, N digit, M mark, U letter of an unspaced script, C
+# currency, E operator, S other symbol, O opening punctuation, P other punctuation, B blank; the characters of
+# _OWN_CLASS stand for themselves.
 _WORD = re.compile(
     r"""
     (?P<sign>                                                    # -5, -$5, x=-5, -x; not 10-20, 5%-10%, x-ray

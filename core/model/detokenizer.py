@@ -1,9 +1,10 @@
 """Token ids of an answer to text, without halves of characters, and with its thought apart.
 
-A character may be encoded in several tokens, with byte-level BPE and with sentencepiece's byte fallback. While its
-last bytes are missing, `tokenizer.decode` writes U+FFFD in its place. `Detokenizer` leaves such bytes out: an
-unfinished character waits for its end while an answer is streamed, and is dropped where the answer ends before
-it. A U+FFFD that the model wrote (bytes EF BF BD) stays, and so does one for bytes that no byte can complete.
+A character may be encoded in several tokens, with byte-level BPE and with sentencepiece's byte fallback. While
+its last bytes are missing, `tokenizer.decode` writes U+FFFD in its place. `Detokenizer` leaves such bytes out:
+an unfinished character waits for its end while an answer is streamed, and is dropped where the answer ends
+before it. A U+FFFD that the model wrote (bytes EF BF BD) stays, and so does one for bytes that no byte can
+complete.
 
 So the texts of a growing answer extend one another:
 

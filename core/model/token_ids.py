@@ -41,7 +41,7 @@ def complete_tokenizer(name: str, tokenizer: Any, model: Any, seq2seq: bool) -> 
         tokenizer: changed in place.
 
     Raises:
-        BaseModelError: there is no eos or no decoder start token, or an id in use is beyond the embedding.
+        BaseModelError: eos or the decoder start token is missing, or an id in use is beyond the embedding.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     sources = [("generation config", model.generation_config), ("config", model.config)]

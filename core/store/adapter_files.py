@@ -16,7 +16,7 @@ from core.store import adapter_config, adapter_weights
 from core.store.adapter_config import parse_config
 from core.store.adapter_weights import check_weights
 from core.store.files import atomic_write, sha256_of
-from core.store.records import read_object, reading
+from core.store.records import read_object, report_damage
 
 WEIGHTS = adapter_weights.FILE
 CONFIG = adapter_config.FILE
@@ -47,7 +47,7 @@ def read_checksums(folder: Path) -> tuple[dict[str, str], bool]:
     path = folder / CHECKSUMS
     if not path.is_file():
         return {}, False
-    with reading(path):
+    with report_damage(path):
         lines = path.read_bytes().decode("utf-8", "replace").splitlines()
     matches = [m for m in map(_LINE.fullmatch, lines) if m]
     digests = {m.group(2): m.group(1) for m in matches}
@@ -111,7 +111,7 @@ def _check_content(folder: Path) -> list[str]:
     Raises:
         AdapterError, DamagedRecord
     """
-    with reading(folder / WEIGHTS):
+    with report_damage(folder / WEIGHTS):
         digest = sha256_of(folder / WEIGHTS)
     if read_object(folder / METADATA).get("sha256") != digest:
         raise AdapterError(

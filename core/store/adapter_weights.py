@@ -6,6 +6,8 @@ import functools
 import json
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,6 +69,22 @@ def _check_size(path: Path, size: int, modified: int) -> None:
                 raise ValueError(f"it has {size:,} bytes, and its header describes {end:,}")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise AdapterError(f"it is not a complete safetensors file ({e})") from e
+
+
+def write_weights(write: Callable[[Path], None], path: Path) -> None:
+    """Writes weights with safetensors, which reports the error of the system only as a text.
+
+    Args:
+        write: writes the safetensors file at the path that it receives.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        write(path)
+    except SafetensorError as e:
+        number = re.search(r"os error (\d+)", str(e))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(e))) from e
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:

@@ -40,7 +40,7 @@ from core.store.adapter_weights import check_weights
 from core.store.files import atomic_write, link_folder, sha256_of, write_json
 from core.store.model_card import format_model_card
 from core.store.record_types import Between, OneOf, Time, check_type
-from core.store.records import load_items, read_object, reading, sum_sizes
+from core.store.records import load_items, read_object, report_damage, sum_sizes
 from core.store.workspace import Draft, Workspace, check_name
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def add(
     ):
         with contextlib.suppress(StudioError):  # there is none, or it is damaged
             clean = load(workspace, adapter_id).name
-        write_weights(draft.path / WEIGHTS)
+        adapter_weights.write_weights(write_weights, draft.path / WEIGHTS)
         write_json(draft.path / CONFIG, config)
         check_weights(draft.path, parse_config(config, for_mixing=False))
         full = {
@@ -231,19 +231,19 @@ def load(workspace: Workspace, adapter_id: str) -> Adapter:
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     metadata = read_object(folder / METADATA)
-    with reading(folder / METADATA):
+    with report_damage(folder / METADATA):
         check_type(_Metadata, metadata)
     return metadata
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    with reading(folder / CONFIG):
+    with report_damage(folder / CONFIG):
         return parse_config(read_object(folder / CONFIG), for_mixing=False)
 
 
 def _load_folder(folder: Path, adapter_id: str) -> Adapter:
     meta, config = _read_metadata(folder), _read_config(folder)
-    with reading(folder / WEIGHTS):
+    with report_damage(folder / WEIGHTS):
         adapter_weights.check_size(folder / WEIGHTS)
     base, data = meta.get("base") or {}, meta.get("dataset") or {}
     return Adapter(

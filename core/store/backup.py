@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import re
+import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +40,10 @@ RECORD = "WORKSPACE.json"
 FORMAT = 1
 LIMITS = Limits(count=1_000_000, member_bytes=1 << 40, total_bytes=16 << 40, sums_bytes=256 << 20)
 MEMBERS = re.compile(rf"{RECORD}|{NAMES.pattern}")
+
+
+DOWNLOAD = ".backup.zip"  # in the workspace; hidden, so that no backup holds it
+DOWNLOAD_SECONDS = 24 * 3600.0  # no download takes longer
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,26 @@ def pack(root: Path, path: Path, with_trash: bool = False, report: Report | None
         text = json.dumps(record.to_json(), ensure_ascii=False, indent=1)
         archives.write(path, {RECORD: text.encode(), **snapshot.members}, LIMITS, report)
     return record
+
+
+def pack_download(workspace: Workspace) -> Path:
+    """Packs a workspace into a file of its own folder, which the caller deletes; one at a time.
+
+    Raises:
+        Busy: another backup of this workspace is being made or downloaded. DiskFull, StorageError
+    """
+    path = workspace.root / f"{DOWNLOAD}.{secrets.token_hex(4)}.partial"
+    try:
+        with FileLock(workspace.root / f"{DOWNLOAD}.lock", temporary=True):
+            for old in workspace.root.glob(f"{DOWNLOAD}.*.partial"):  # of a download that broke off
+                if time.time() - old.stat().st_mtime > DOWNLOAD_SECONDS:
+                    delete(old)
+            pack(workspace.root, path)
+    except Busy as e:
+        raise Busy("Another backup of this workspace is being made.", "Wait until it has ended.") from e
+    except OSError as e:
+        raise storage_error(e, path) from e
+    return path
 
 
 # --- unpacking

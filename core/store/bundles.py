@@ -15,7 +15,7 @@ from core.spec.training import QUANTIZATIONS, RunStatus, TrainSpec
 from core.store import grids
 from core.store.files import write_json
 from core.store.record_types import check_type
-from core.store.records import load_items, read_object, reading
+from core.store.records import load_items, read_object, report_damage
 from core.store.runs import Run, RunExtra
 from core.store.workspace import ID, Workspace
 
@@ -79,10 +79,10 @@ class Bundle:
             values["parent"] = check_type(dict[str, str], values["parent"])
             bundle = cls(**values)
             is_valid = bundle._has_valid_fields()
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
-            raise SpecError(
-                f"The bundle's description cannot be read ({type(e).__name__}: {e}).", PACK_AGAIN
-            ) from e
+        except KeyError as e:
+            raise SpecError(f"The bundle's description has no {e}.", PACK_AGAIN) from e
+        except (TypeError, AttributeError, ValueError) as e:
+            raise SpecError(f"The bundle's description cannot be read ({e}).", PACK_AGAIN) from e
         if not is_valid or bundle.checksum != grids.spec_checksum(bundle.spec):
             raise SpecError("The bundle's settings do not match its checksum.", PACK_AGAIN)
         return bundle
@@ -130,15 +130,15 @@ def find_bundle(workspace: Workspace, run_id: str) -> Bundle | None:
     """The bundle of an exported item; None for a download, which has no record.
 
     Raises:
-        NotFound: there is no such item. DamagedRecord
+        NotFound: no such item. DamagedRecord
     """
     folder = workspace.find("exports", run_id)
     path = folder / SENT_FILE
-    with reading(folder):
+    with report_damage(folder):
         if not any(f.name == SENT_FILE for f in folder.iterdir()):
             return None
     raw = read_object(path)
-    with reading(path):
+    with report_damage(path):
         bundle = Bundle.from_json(raw)
         if bundle.run_id != run_id:
             raise ValueError(f"it is the record of {bundle.run_id!r}")

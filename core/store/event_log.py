@@ -17,7 +17,7 @@ from typing import Any
 from core.errors import DamagedRecord
 from core.store.events import EVENT_KINDS, UnreadableEvent, is_damaged
 from core.store.files import storage_error
-from core.store.records import parse_object
+from core.store.json_text import parse_object
 
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # the most that one call of `read_since` reads
 

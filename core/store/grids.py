@@ -21,7 +21,7 @@ from core.errors import SpecError, StudioError
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store.record_types import Time
-from core.store.records import load_items, read_record, reading, write_record
+from core.store.records import load_items, read_record, report_damage, write_record
 from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id
 
 CELL_LIMIT = 64
@@ -282,7 +282,7 @@ def load(workspace: Workspace, grid_id: str) -> Grid:
     """Reads a grid. Raises NotFound or DamagedRecord."""
     path = workspace.find("grids", grid_id)
     record = read_record(path, _Record, grid_id)
-    with reading(path):
+    with report_damage(path):
         cells = _count_cells(json.dumps([record.base, record.axes]))
         if len(record.runs) != cells:
             raise ValueError(f"it names {len(record.runs)} runs for {cells} cells")

@@ -11,7 +11,7 @@ from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.record_types import Time
-from core.store.records import load_items, read_record, reading, write_record
+from core.store.records import load_items, read_record, report_damage, write_record
 from core.store.workspace import Workspace, check_name, make_id
 
 
@@ -87,7 +87,7 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
     """
     path = workspace.find("mixes", mix_id)
     saved = read_record(path, SavedMix, mix_id)
-    with reading(path):
+    with report_damage(path):
         Mix(name=saved.name, weights=saved.weights, tilt=saved.tilt)  # checks their limits
         if set(saved.weights) != set(saved.adapters):
             raise ValueError("its weights and its sha256 sums belong to different adapters")
@@ -96,7 +96,7 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
 
 
 def _compare_adapter(workspace: Workspace, adapter_id: str, digest: str) -> str:
-    """The warning about an adapter that is not the one that a mix was saved with, or ""."""
+    """The warning about an adapter that has changed since a mix was saved, or ""."""
     try:
         adapter = adapters.load(workspace, adapter_id)
     except NotFound:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from core.errors import StudioError
-from core.spec.settings import Settings
+from core.spec.settings import Settings, format_number
 from core.spec.training import KINDS
 
 T = TypeVar("T")
@@ -35,6 +35,10 @@ class Between:
 
     low: float
     high: float
+
+    def describe(self) -> str:
+        low = format_number(self.low)
+        return f"at least {low}" if self.high >= 2**63 else f"between {low} and {format_number(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _allow_text_for_floats(hint: Any) -> Any:
 def _compile(hint: Any) -> Check:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _check_annotated(arguments[0], arguments[1:])
+        return _compile_annotation(arguments[0], arguments[1:])
     if hint in _SCALARS:
         return _SCALARS[hint]
     if origin in (Union, types.UnionType):
@@ -161,8 +165,9 @@ def _compile_class(hint: type) -> Check:
         return functools.partial(_check_dataclass, hint, parts)
     if is_typeddict(hint):
         hints = get_type_hints(hint, include_extras=True)
-        parts = {key: _compile(h) for key, h in hints.items()}
-        return functools.partial(_check_typed_dict, parts, frozenset(hint.__required_keys__))
+        checks = {key: _compile(h) for key, h in hints.items()}
+        required = frozenset(getattr(hint, "__required_keys__", ()))
+        return functools.partial(_check_typed_dict, checks, required)
     if issubclass(hint, enum.Enum):
         return functools.partial(_check_enum, hint)
     return functools.partial(_check_list, _accept) if hint is list else _accept
@@ -233,7 +238,7 @@ _SCALARS: dict[Any, Check] = {
 }
 
 
-def _check_annotated(hint: Any, marks: tuple[Any, ...]) -> Check:
+def _compile_annotation(hint: Any, marks: tuple[Any, ...]) -> Check:
     if _AnyFloat in marks:
         return _check_figure
     if _EventFloat in marks:
@@ -250,7 +255,7 @@ def _check_annotated(hint: Any, marks: tuple[Any, ...]) -> Check:
 def _check_limits(check: Check, limits: Between, value: Any) -> Any:
     number = check(value)
     if not limits.low <= number <= limits.high:
-        raise Mismatch.of(f"between {limits.low:g} and {limits.high:g}", value)
+        raise Mismatch.of(limits.describe(), value)
     return number
 
 

@@ -1,6 +1,6 @@
 """Reads records, and lists the items of a kind around the damaged ones: one damaged file costs one item.
 
-    load(workspace, id) ── reading(file) ──> item, or DamagedRecord with file and reason
+    load(workspace, id) ── report_damage(file) ──> item, or DamagedRecord with file and reason
     load_items(workspace, kind, load) ─────> (items, Damaged)
 
 The types of a record are the annotations of its dataclass (`core.store.record_types`). Unknown keys of other
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from typing import Any, TypeVar
 
 from core.errors import DamagedRecord, NotFound, StudioError
 from core.store.files import write_json
-from core.store.json_text import parse_json
+from core.store.json_text import parse_object
 from core.store.record_types import check_type
 from core.store.workspace import Workspace
 
 T = TypeVar("T")
-INTEGER_LIMIT = 2**63  # larger integers overflow a float or the JSON of the page
-_SURROGATE, _LONG_NUMBER = re.compile(r"\\u[dD][89a-fA-F]"), re.compile(r"\d{19}")
 # What code that reads a damaged file can raise; all of it is converted into DamagedRecord.
 _READ_ERRORS = (
     StudioError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
@@ -38,7 +35,7 @@ class Damaged:
     """An item that cannot be read.
 
     Attributes:
-        kind, id: as `engine.library.delete` takes them.
+        kind, id: as `engine.library.delete_damaged` takes them.
         name: its display name where that can still be read, else its id.
         file: the damaged file, relative to the workspace.
         reason: what is wrong with it, as a clause.
@@ -109,37 +106,10 @@ def read_object(path: Path) -> dict[str, Any]:
         DamagedRecord: the file is missing or is not a file, or it does not hold a JSON object whose numbers
             and texts can be shown.
     """
-    with reading(path):
+    with report_damage(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("it is not a file")
         return parse_object(path.read_bytes())
-
-
-def parse_object(content: bytes) -> dict[str, Any]:
-    """Parses one JSON object.
-
-    Raises:
-        ValueError: it is not UTF-8 or not a JSON object, or has a number or text that a page cannot show.
-    """
-    text = content.decode("utf-8")
-    value = parse_json(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"it must hold a JSON object, got {type(value).__name__}")
-    if _SURROGATE.search(text):
-        json.dumps(value, ensure_ascii=False).encode()  # raises for half of a character
-    if _LONG_NUMBER.search(text):
-        _check_integers(value)
-    return value
-
-
-def _check_integers(value: Any) -> None:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            _check_integers(item)
-    elif isinstance(value, int) and abs(value) >= INTEGER_LIMIT:
-        raise ValueError(f"a number has {len(str(abs(value)))} digits")
 
 
 def read_record(path: Path, record_type: type[T], item_id: str = "") -> T:
@@ -152,7 +122,7 @@ def read_record(path: Path, record_type: type[T], item_id: str = "") -> T:
         DamagedRecord
     """
     raw = read_object(path)
-    with reading(path):
+    with report_damage(path):
         record: T = check_type(record_type, raw)
         if item_id and raw.get("id") != item_id:
             raise ValueError(f"it is the record of {raw.get('id')!r}")
@@ -169,7 +139,7 @@ def sum_sizes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def report_damage(path: Path) -> Iterator[None]:
     """Converts what a damaged file raises into DamagedRecord with the name of the file.
 
     Args:

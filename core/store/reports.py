@@ -13,7 +13,7 @@ from core.spec.metric_rules import FIRST_RULE
 from core.store.csv_tables import escape_cell
 from core.store.files import atomic_write, delete, write_json
 from core.store.record_types import Count, Figure, Seconds, Time, check_type
-from core.store.records import load_items, read_record, reading
+from core.store.records import load_items, read_record, report_damage
 from core.store.workspace import Workspace
 
 FIRST_COLUMNS = ("name", "mix", "perplexity", "exact_match", "f1", "latency_seconds", "tokens_per_second")
@@ -138,7 +138,7 @@ def load(workspace: Workspace, report_id: str) -> Report:
     """Reads a report. Raises NotFound or DamagedRecord."""
     path = workspace.find("reports", report_id) / "report.json"
     report = read_record(path, Report, report_id)
-    with reading(path):
+    with report_damage(path):
         check_type(list[ReportRow], report.rows)
     return report
 
@@ -157,7 +157,7 @@ def csv_path(workspace: Workspace, report_id: str) -> Path:
     path = workspace.find("reports", report_id) / "report.csv"
     text = format_report(load(workspace, report_id).rows)
     if not path.is_file() or path.read_bytes() != text.encode():
-        with reading(path):
+        with report_damage(path):
             delete(path)
         with atomic_write(path, "w") as f:
             f.write(text)

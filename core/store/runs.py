@@ -30,7 +30,7 @@ from core.store.files import atomic_write, delete, link_folder, write_json
 from core.store.grids import check_complete
 from core.store.locks import is_locked
 from core.store.record_types import Kind, Mismatch, Time, check_type
-from core.store.records import load_items, read_object, read_record, reading, write_record
+from core.store.records import load_items, read_object, read_record, report_damage, write_record
 from core.store.workspace import Workspace, check_name, make_id
 
 logger = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ def load(workspace: Workspace, run_id: str) -> Run:
     """
     path = folder(workspace, run_id) / RECORD
     record = read_record(path, _Record, run_id)
-    with reading(path):
+    with report_damage(path):
         extra = RunExtra.from_json(record.extra)
         check_complete(record.spec)
         unknown = {k: v for k, v in record.spec.items() if k not in SETTINGS}
@@ -385,7 +385,7 @@ def update(workspace: Workspace, run: Run, **fields: Any) -> Run:
     new = replace(run, **fields)
     with workspace.lock("runs", run.id):
         path, record = folder(workspace, run.id) / RECORD, _to_record(new)
-        with contextlib.suppress(DamagedRecord), reading(path):
+        with contextlib.suppress(DamagedRecord), report_damage(path):
             stored = read_record(path, _Record, run.id)
             changed = {k: record[k] for k in fields if k in record}
             if "extra" in changed:
@@ -432,7 +432,7 @@ def _read_progress(path: Path) -> tuple[int, int]:
     """The newest (step, total_steps) in the end of a log."""
     if not path.exists():
         return 0, 0
-    with reading(path), open(path, "rb") as f:
+    with report_damage(path), open(path, "rb") as f:
         f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
         lines = f.read().split(b"\n")
     for line in reversed(lines):

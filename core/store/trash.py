@@ -29,6 +29,8 @@ from core.store.files import (
     sync_folder,
     write_json,
 )
+from core.store.json_text import parse_object
+from core.store.record_types import Time, check_type
 
 RECORD, ITEM = "entry.json", "item"
 ENTRY = re.compile(r"([a-z]+)\.([a-z0-9][a-z0-9-]{0,63})\.[0-9a-f]{8}")
@@ -119,9 +121,9 @@ def _find_content(path: Path) -> Path | None:
 def _read_record(path: Path) -> tuple[str, float]:
     """(display name, when it was deleted) of an entry; ("", time of its folder) without a readable record."""
     try:
-        raw = read_json(path / RECORD)
-        return str(raw["name"]), float(raw["deleted"])
-    except (StorageError, KeyError, TypeError, ValueError):
+        raw = parse_object((path / RECORD).read_bytes())
+        return check_type(str, raw["name"]), float(check_type(Time, raw["deleted"]))
+    except (OSError, KeyError, ValueError):
         return "", path.stat().st_ctime
 
 

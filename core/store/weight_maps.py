@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from core.errors import NotFound, StorageError
 from core.spec.metric_rules import FIRST_RULE, label_metric
 from core.store.record_types import Count, Figure, Kind, OneOf, Seconds, Time, check_type
-from core.store.records import load_items, read_object, reading
+from core.store.records import load_items, read_object, report_damage
 from core.store.workspace import Workspace
 
 FORMAT = 1
@@ -194,7 +194,7 @@ def load_map(workspace: Workspace, key: str, missing: WeightMap | None = None) -
             return missing
         raise NotFound(f"The weight map {key!r} was not found.", "Measure it first.")
     raw = read_object(path)
-    with reading(path):
+    with report_damage(path):
         weight_map = WeightMap.from_json(raw)
         if weight_map.key != key:
             raise ValueError(f"it is the map {weight_map.key!r}")

@@ -1,4 +1,4 @@
-"""How much of the CPUs other processes use, from the system's own counters, and what the user reads about it."""
+"""How much of the CPUs other processes use, from the system's counters, and what the user reads about it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ RAISE_CORES = 0.2  # and takes it back when they use less than this
 MIN_SHARE = 0.85  # of its time; a training thread that computes for less has lost its core to something else
 MIN_GAIN = 1.05  # speed over that of the present policy, from which another one is worth a change
 NEW_LOAD_CORES = 0.25  # a change of the load after which an earlier comparison says nothing
+HOLD_SECONDS = 3.0  # the shortest time between two comparisons, unless all threads spin
 RETRY_SECONDS = (10.0, 160.0)  # first and longest time until a comparison without a change is repeated
 
 
@@ -53,8 +54,8 @@ def list_counts(most: int) -> list[int]:
 class ThreadChoice:
     """Decides how the next passes use threads. It measures nothing itself, so that tests can drive it.
 
-    On a quiet machine the policy is `most` threads that spin. When the load has changed, the policies that may
-    suit it each train for one window, and the fastest stays.
+    On a quiet machine the policy is `most` threads that spin. When the load has changed, the policies that
+    may suit it each train for one window, and the fastest stays.
 
     Args:
         most: the largest number of threads.
@@ -74,6 +75,7 @@ class ThreadChoice:
         self._settled_load: float | None = None  # cores of others, in the first window after a comparison
         self._is_settled = False
         self._retry_at, self._retry_seconds = 0.0, RETRY_SECONDS[0]
+        self._hold_until = 0.0
 
     def forbid(self, threads: int) -> None:
         """Removes a number that gives other bits, and returns to the largest."""
@@ -116,6 +118,7 @@ class ThreadChoice:
         first, longest = RETRY_SECONDS
         self._retry_seconds = first if best != present else min(longest, 2 * self._retry_seconds)
         self._retry_at = now + self._retry_seconds
+        self._hold_until = now + HOLD_SECONDS
         self.policy, self._speeds, self._is_settled = best, {}, False
 
     def _propose(self, window: Window, now: float) -> list[Policy]:
@@ -126,6 +129,8 @@ class ThreadChoice:
         is_preempted = window.share < MIN_SHARE and not self.policy.is_passive
         is_early = now < self._retry_at and not self._has_new_load(window.others)
         full = Policy(self.most)
+        if self.policy != full and now < self._hold_until:
+            return []
         passive = [Policy(self.most, True)] if self.can_wait else []
         if window.others is None:
             if is_early or (self.policy == full and not is_preempted):

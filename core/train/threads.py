@@ -2,8 +2,8 @@
 
 With one thread per core, the threads of a step wait for each other after every layer, and libgomp lets them
 spin. Beside another busy process, one of them has no core of its own, and all others wait for it: on two
-cores, the embedded base falls from 10 steps a second to 3, and beside two processes to less than 1. One thread
-keeps 6 and 4, and two threads that sleep while they wait keep 5 and 4, but only 8 alone. So a run watches:
+cores, the embedded base falls from 10 steps a second to 3, and beside two processes to less than 1. One
+thread keeps 6 and 4; two threads that sleep while they wait keep 5 and 4, but only 8 alone. So a run watches:
 
     /proc/stat ── CpuMeter ──> cores of other processes ─┐
     CPU time of the training thread ─────────────────────┼─> ThreadChoice ──> torch.set_num_threads
@@ -53,10 +53,10 @@ StartBackground = Callable[[Callable[[Any], None]], Background]
 class PassiveWait:
     """Makes libgomp's threads sleep instead of spin, at run time.
 
-    OMP_WAIT_POLICY counts only when libgomp is loaded. But libgomp also spins for 100 rounds only, which is next
-    to nothing, while the process has more OpenMP threads than CPUs. So a second team of threads, which computes
-    nothing, makes the first one passive, and its end makes the first one spin again. OpenMP libraries without
-    this rule ignore it, and then the measured speed is the same.
+    OMP_WAIT_POLICY counts only when libgomp is loaded. But libgomp also spins for 100 rounds only, which is
+    next to nothing, while the process has more OpenMP threads than CPUs. So a second team of threads, which
+    computes nothing, makes the first one passive, and its end makes the first one spin again. OpenMP libraries
+    without this rule ignore it, and then the measured speed is the same.
 
     Source: GOMP_SPINCOUNT in the manual of libgomp.
 

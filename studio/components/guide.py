@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     engine.bases.load()  # in the background, so that importing torch does not delay the first paint
     base, download = engine.bases.current(), engine.bases.download_state()
     datasets, adapters, runs = engine.datasets.list(), engine.library.adapters(), engine.runs.list()
-    mixes, reports = engine.library.mixes(), engine.evaluation.reports()
+    mixes, reports, grids = engine.library.mixes(), engine.evaluation.reports(), engine.grids.list()
     state = [
         (base.loading, base.error, base.name, base.quantization, base.failed),
         [(d.id, d.name) for d in datasets],
@@ -79,7 +79,9 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         [(m.id, m.name) for m in mixes],
         [r.id for r in reports],
         engine.queue.version(),
-        [g.id for g in engine.grids.list()],
+        [g.id for g in grids],
+        _unlisted(engine, {"datasets": datasets, "adapters": adapters, "runs": runs, "mixes": mixes,
+                           "reports": reports, "grids": grids}),
         download and (download.name, download.over, download.error),
     ]
     revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
@@ -88,6 +90,15 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     advice = next_step(base, datasets, adapters, runs)
     notices = [node("p", text, cls="note", role="status") for text in engine.notices]
     return {"revision": revision, "tree": node("div", _bar(base), *notices, _path(steps), _next(advice))}
+
+
+def _unlisted(engine: Engine, listed: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Ids that the lists leave out, because their items are damaged."""
+    return [
+        item_id
+        for kind, items in listed.items()
+        for item_id in sorted(set(engine.workspace.ids(kind)) - {i.id for i in items})
+    ]
 
 
 def path_steps(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -30,6 +32,12 @@ def routes(engine: Engine) -> list[Route]:
         file = engine.evaluation.report_csv(item_id)
         return FileResponse(file, media_type="text/csv", filename=f"{item_id}.csv")
 
+    def workspace(_: str) -> FileResponse:
+        path = engine.library.back_up()
+        name = f"adapter-studio-{time.strftime('%Y-%m-%d')}.zip"
+        task = BackgroundTask(path.unlink, missing_ok=True)
+        return FileResponse(path, media_type="application/zip", filename=name, background=task)
+
     def grid(item_id: str) -> Response:
         headers = {"Content-Disposition": f'attachment; filename="{item_id}.csv"'}
         return Response(engine.grids.csv(item_id), media_type="text/csv", headers=headers)
@@ -37,6 +45,7 @@ def routes(engine: Engine) -> list[Route]:
     return [
         Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
         Route(f"{PREFIX}/download/adapter/{{item_id}}.zip", _download(adapter), methods=["GET"]),
+        Route(f"{PREFIX}/download/workspace.zip", _download(workspace), methods=["GET"]),
         Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
         Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid), methods=["GET"]),
     ]
@@ -56,7 +65,7 @@ def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
         if not is_signed_in(request):
             return PlainTextResponse("Sign in first.", status_code=401)
         try:
-            return make(request.path_params["item_id"])
+            return make(request.path_params.get("item_id", ""))
         except StudioError as e:
             status = 404 if isinstance(e, NotFound) else 400
             return PlainTextResponse(events.user_message(e), status_code=status)

@@ -17,6 +17,7 @@ from core.data.readers import SUFFIXES
 from core.engine import Engine
 from core.errors import DataError, StudioError
 from studio import events, fields
+from studio.components import damaged
 from studio.tree import Node, title, view
 from studio.views import data as views
 
@@ -43,6 +44,7 @@ class DataTab:
     name: gr.Textbox
     add: gr.Button
     picker: gr.Dropdown
+    damaged: gr.HTML
     split: gr.Radio
     preview: gr.HTML
     dataset: gr.HTML
@@ -78,6 +80,7 @@ def build() -> DataTab:
             with gr.Row():
                 picker = fields.picker("Dataset", scale=3)
                 split = gr.Radio(splits, value="train", label="Split", scale=2, min_width=220)
+            damaged_items = damaged.damaged_list("datasets")
             preview = view(None, elem_id="preview")
             dataset = view(views.NO_DATASET, elem_id="dataset")
             example = view(elem_id="tokens")
@@ -90,6 +93,7 @@ def build() -> DataTab:
         name,
         add,
         picker,
+        damaged_items,
         split,
         preview,
         dataset,
@@ -135,6 +139,7 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
     library_changed.then(show_pending_example, [tab.picker, tab.example_index], example)
     events.bind(tab.example.act, engine, show_next_example, [tab.picker, tab.example_index], example)
     library_changed.add(refresh, [tab.picker], [tab.picker])
+    damaged.wire(tab.damaged, engine, library_changed, "datasets")
 
 
 def refresh(engine: Engine, picked: str | None) -> Any:

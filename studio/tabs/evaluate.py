@@ -16,7 +16,7 @@ from core.errors import SpecError
 from core.spec.metric_rules import describe_rule, label_metric
 from core.spec.mix import NEW_TOKENS_LIMIT
 from studio import answers, events, fields, formatting, mix_choices, samples
-from studio.components import bars, mixer
+from studio.components import bars, damaged, mixer
 from studio.session import Session
 from studio.tree import Node, download, empty, node, progress_bar, table, title, view
 
@@ -53,6 +53,7 @@ class EvaluateTab:
     picker: gr.Dropdown
     bars: gr.HTML
     report: gr.HTML
+    damaged: gr.HTML
     session: gr.State
 
 
@@ -91,6 +92,7 @@ def build() -> EvaluateTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Report")
             report = view(NO_REPORT, elem_id="report")
+            damaged_items = damaged.damaged_list("reports")
             charts = bars.bars()
     return EvaluateTab(
         dataset,
@@ -103,6 +105,7 @@ def build() -> EvaluateTab:
         picker,
         charts,
         report,
+        damaged_items,
         gr.State(Session(), delete_callback=Session.stop),
     )
 
@@ -123,6 +126,7 @@ def wire(
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.picker.input, engine, open_report, [tab.picker], [tab.report, tab.bars])
     lists = [tab.dataset, tab.split, tab.mixes, tab.picker]
+    damaged.wire(tab.damaged, engine, library_changed, "reports")
     for event in (library_changed, mix_changed):
         event.add(refresh, [tab.dataset, tab.mixes, tab.picker, mixer_rows], lists)
     events.bind(tab.dataset.input, engine, suggest_split, [tab.dataset], [tab.split])
@@ -296,7 +300,7 @@ def _render_notes(how: Any) -> Node | None:
     rest = node("p", f"And {more} more, which the report's file names.", cls="quiet") if more > 0 else None
     fold = node("details", node("summary", "Which rows"), node("ul", *lines), rest)
     return node(
-        "div", node("p", f"{' and '.join(parts)}. The figures are those of the others."), fold, cls="note"
+        "div", node("p", f"{' and '.join(parts)}. All other rows were measured whole."), fold, cls="note"
     )
 
 

@@ -18,7 +18,7 @@ from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store import grids
 from studio import events, fields
-from studio.components import plot
+from studio.components import damaged, plot
 from studio.tabs import suggestions, train
 from studio.tree import Node, button, node, title, view
 from studio.views import grid as views
@@ -42,6 +42,7 @@ class GridTab:
     start: gr.Button
     picker: gr.Dropdown
     results: gr.HTML
+    damaged: gr.HTML
     chart: gr.HTML
 
     @property
@@ -77,6 +78,7 @@ def build(page: gr.Tab) -> GridTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Show results of")
             results = view(views.NO_GRID, elem_id="grid-results")
+            damaged_items = damaged.damaged_list("grids")
             chart = plot.plot("parallel")
     return GridTab(
         page,
@@ -89,6 +91,7 @@ def build(page: gr.Tab) -> GridTab:
         start,
         picker,
         results,
+        damaged_items,
         chart,
     )
 
@@ -121,6 +124,7 @@ def wire(
     results = [tab.results, tab.chart]
     events.refresh_after(events.bind(tab.start.click, engine, start, inputs, [tab.picker, *results]))
     library_changed.add(refresh, [tab.picker], [tab.picker, *results])
+    damaged.wire(tab.damaged, engine, library_changed, "grids")
     events.bind(tab.picker.input, engine, open_grid, [tab.picker], results)
     events.refresh_after(events.bind(tab.results.act, engine, act, None, [tabs, tab.results, *form.form]))
 

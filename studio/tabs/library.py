@@ -11,6 +11,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound
 from studio import events
+from studio.components import damaged
 from studio.tree import Node, node, view
 from studio.views import library as views
 from studio.views import trash as trash_views
@@ -32,6 +33,7 @@ class LibraryTab:
 
     kind: gr.Radio
     shelf: gr.HTML
+    damaged: gr.HTML
     picked: gr.State
     details: gr.HTML
     tools: gr.Column
@@ -51,6 +53,7 @@ def build() -> LibraryTab:
                 [*KINDS, ("Trash", TRASH)], value="adapters", label="Show", elem_classes="segments"
             )
             shelf = view(elem_id="shelf")
+            damaged_items = damaged.damaged_list()
         with gr.Column(scale=7, min_width=320, elem_classes="card"):
             details = view(views.NOTHING_SELECTED, elem_id="details")
             with gr.Column(visible=False) as tools, gr.Row(elem_classes="save-row"):
@@ -63,9 +66,8 @@ def build() -> LibraryTab:
                     confirm = gr.Button("Yes, delete it", variant="stop")
                     cancel = gr.Button("Keep it")
     picked = gr.State("")
-    return LibraryTab(
-        kind, shelf, picked, details, tools, name, rename, delete, confirmation, confirm, cancel
-    )
+    buttons = (rename, delete, confirmation, confirm, cancel)
+    return LibraryTab(kind, shelf, damaged_items, picked, details, tools, name, *buttons)
 
 
 def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) -> None:
@@ -73,6 +75,7 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     inputs = [tab.kind, tab.picked]
     outputs = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.confirmation]
     library_changed.add(refresh, inputs, outputs)
+    damaged.wire(tab.damaged, engine, library_changed)
     events.bind(tab.kind.input, engine, refresh, inputs, outputs)
     events.refresh_after(events.bind(tab.shelf.act, engine, pick_item, inputs, outputs))
     events.refresh_after(

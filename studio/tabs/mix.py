@@ -16,7 +16,7 @@ from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec.mix import Mix, Sampling
 from studio import answers, events, fields
-from studio.components import mixer
+from studio.components import damaged, mixer
 from studio.session import SAMPLING, Session, read_sampling
 from studio.tree import Node, empty, node, title, view
 
@@ -34,6 +34,7 @@ class MixTab:
     saved: gr.Dropdown
     load: gr.Button
     delete: gr.Button
+    damaged: gr.HTML
     prompt: gr.Textbox
     ask: gr.Button
     stop: gr.Button
@@ -71,6 +72,7 @@ def build() -> MixTab:
                 saved = fields.picker("Saved mixes", scale=3, min_width=140)
                 load = gr.Button("Load", size="md", scale=1, min_width=70)
                 delete = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
+            damaged_items = damaged.damaged_list("adapters", "mixes")
         with gr.Column(scale=6, min_width=320, elem_classes="card", elem_id="answer-side"):
             about = "Move a slider: an answer in progress continues, a finished one is regenerated."
             view(title("Answer", about))
@@ -101,6 +103,7 @@ def build() -> MixTab:
         saved,
         load,
         delete,
+        damaged_items,
         prompt,
         ask,
         stop,
@@ -147,6 +150,7 @@ def wire(
     )
     events.refresh_after(events.bind(tab.delete.click, engine, delete_mix, [tab.saved], [tab.saved]))
     library_changed.add(refresh, [tab.saved], [tab.mixer, tab.saved])
+    damaged.wire(tab.damaged, engine, library_changed, "adapters", "mixes")
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:

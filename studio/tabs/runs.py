@@ -14,7 +14,7 @@ from core.engine import Engine
 from core.engine.runs import COMPARISON_LIMITS
 from core.spec.training import RunStatus
 from studio import events, fields
-from studio.components import plot
+from studio.components import damaged, plot
 from studio.tabs import grid, train
 from studio.tree import Node, title, view
 from studio.views import runs as views
@@ -27,6 +27,7 @@ class RunsTab:
     """The components of the Runs tab; from `picker` on, those of the runs side by side."""
 
     queue: gr.HTML
+    damaged: gr.HTML
     grid: grid.GridTab
     picker: gr.Dropdown
     scale: gr.Radio
@@ -41,6 +42,7 @@ def build() -> RunsTab:
         with gr.Tab("Queue"), gr.Column(elem_classes="card"):
             view(title("Queue", "One run trains at a time. You can reorder runs until they start."))
             queue = view(views.NO_QUEUE, elem_id="queue")
+            damaged_items = damaged.damaged_list("runs")
         with gr.Tab("Grid") as page:
             grid_tab = grid.build(page)
         with gr.Tab("Side by side"), gr.Column(elem_classes="card"):
@@ -58,7 +60,7 @@ def build() -> RunsTab:
             curves = plot.plot("curves")
             differing = gr.Checkbox(True, label="Show differences only")
             table = view(views.NO_COMPARISON, elem_id="side-by-side")
-    return RunsTab(queue, grid_tab, picker, scale, differing, curves, table)
+    return RunsTab(queue, damaged_items, grid_tab, picker, scale, differing, curves, table)
 
 
 def wire(
@@ -66,6 +68,7 @@ def wire(
 ) -> None:
     """Connects the events; see `grid.wire`."""
     library_changed.add(show_queue, None, [tab.queue])
+    damaged.wire(tab.damaged, engine, library_changed, "runs")
     events.refresh_after(events.bind(tab.queue.act, engine, change_queue, None, [tab.queue]))
     library_changed.add(refresh, [tab.picker], [tab.picker])
     inputs, outputs = [tab.picker, tab.scale, tab.differing], [tab.curves, tab.table]

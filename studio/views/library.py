@@ -31,7 +31,11 @@ def render_shelf(kind: str, items: Sequence[Any], picked: str, disk: Mapping[str
         disk: `used_bytes` and `free_bytes`.
     """
     used, free = formatting.format_bytes(disk["used_bytes"]), formatting.format_bytes(disk["free_bytes"])
-    usage = node("p", f"{used} used, {free} free on this disk", cls="quiet")
+    usage = node(
+        "div",
+        node("p", f"{used} used, {free} free on this disk", cls="quiet"),
+        node("div", download("Back up", "workspace.zip", "adapter-studio.zip"), cls="row"),
+    )
     if not items:
         text, hint, tab = EMPTY_LISTS[kind]
         link = button(f"Go to {tab.capitalize()}", {"do": "tab", "tab": tab})

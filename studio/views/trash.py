@@ -20,24 +20,25 @@ def render_trash(items: Sequence[TrashedItem], picked: str, disk: Mapping[str, i
     """
     if not items:
         return node("div", empty("The trash is empty", "Deleted items can be restored here."))
+    empty_button = node("div", button("Empty the trash", {"do": "ask_empty"}, "danger"), cls="row")
     size, free = formatting.format_bytes(disk["trash_bytes"]), formatting.format_bytes(disk["free_bytes"])
     return node(
         "div",
         node("div", *[_shelf_item(i, i.entry == picked) for i in items], cls="shelf"),
         node("p", f"{size} in the trash, {free} free on this disk", cls="quiet"),
-        _ask(len(items)) if asks else button("Empty the trash", {"do": "ask_empty"}, "danger"),
+        _ask(len(items)) if asks else empty_button,
     )
 
 
 def _ask(count: int) -> Node:
-    number = "this item" if count == 1 else f"these {count} items"
+    number, keep = ("this item", "Keep it") if count == 1 else (f"these {count} items", "Keep them")
     return node(
         "div",
         node("p", f"Delete {number} for good? This cannot be undone.", cls="problem"),
         node(
             "div",
             button("Yes, empty it", {"do": "empty"}, "danger"),
-            button("Keep them", {"do": "keep"}),
+            button(keep, {"do": "keep"}),
             cls="row",
         ),
     )

@@ -68,5 +68,9 @@ def test_an_import_prints_its_notes(terminal: Any, marked: Path) -> None:
 def test_previews_are_json_for_programs(terminal: Any, marked: Path) -> None:
     _, lines = terminal("data", "preview", str(marked), "--json")
     value = json.loads(lines[-1])
-    assert (value["layout"], value["unread"], value["left_out"]) == ("Answers marked good or bad (KTO)", ["id"], 2)
+    assert (value["layout"], value["unread"], value["left_out"]) == (
+        "Answers marked good or bad (KTO)",
+        ["id"],
+        2,
+    )
     assert value["columns"] == ["prompt", "completion", "label", "id"] and value["read"] == 6

@@ -444,9 +444,7 @@ def chat(question, answer, **fields):
 
 
 def test_preview_and_record_name_layout_unread_columns_and_rows_left_out(workspace, tmp_path):
-    rows = [
-        {"messages": chat(f"q {i}", "a"), "kto_tag": i != 3, "tools": "[]", "id": i} for i in range(10)
-    ]
+    rows = [{"messages": chat(f"q {i}", "a"), "kto_tag": i != 3, "tools": "[]", "id": i} for i in range(10)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     note = "1 row left out: the column 'kto_tag' marks the answer as bad (first: a.jsonl, line 4)."
     result = preview([path])
@@ -464,7 +462,9 @@ def test_preview_and_record_name_layout_unread_columns_and_rows_left_out(workspa
 
 
 def test_rows_of_weight_0_are_stored_with_it_and_others_without(workspace, tmp_path):
-    rows = [{"messages": [*chat(f"q {i}", "hm", weight=0), *chat("look", f"a {i}", weight=1)]} for i in range(4)]
+    rows = [
+        {"messages": [*chat(f"q {i}", "hm", weight=0), *chat("look", f"a {i}", weight=1)]} for i in range(4)
+    ]
     dataset = import_dataset(workspace, [write_rows(tmp_path / "a.jsonl", rows)], "x")
     lines = (folder_of(workspace, dataset) / "rows.jsonl").read_text().splitlines()
     assert lines[0] == json.dumps(

@@ -47,7 +47,9 @@ def test_the_same_role_blocks_when_the_user_chose_it():
     assert "f.jsonl, line 1: the column 'type' is a list, not text" in str(reading.problem)
 
 
-@pytest.mark.parametrize("cell", [None, "", " ", float("nan"), ["x", ["y"]], {"k": 1}, True, UnreadCell("binary")])
+@pytest.mark.parametrize(
+    "cell", [None, "", " ", float("nan"), ["x", ["y"]], {"k": 1}, True, UnreadCell("binary")]
+)
 def test_a_guessed_required_role_takes_the_next_candidate(cell):
     rows = raw({"question": "q", "answer": cell, "response": "a"})
     reading = read_rows(rows)
@@ -56,7 +58,9 @@ def test_a_guessed_required_role_takes_the_next_candidate(cell):
 
 
 def test_the_next_candidate_is_taken_when_one_cell_cannot_be_read():
-    rows = raw({"question": "q", "answer": "x", "reply": "a"}, {"question": "q2", "answer": None, "reply": "a2"})
+    rows = raw(
+        {"question": "q", "answer": "x", "reply": "a"}, {"question": "q2", "answer": None, "reply": "a2"}
+    )
     reading = read_rows(rows)
     assert contents(reading) == [["q", "a"], ["q2", "a2"]] and reading.unread == ["answer"]
     assert "Not read with question = question, answer = answer" in str(reading.notes)
@@ -81,7 +85,9 @@ def test_text_takes_the_next_candidate_too():
 
 
 def test_a_task_without_one_readable_cell_falls_back_to_text():
-    reading = read_rows(raw({"conversation": "A long story.", "id": 1}, {"conversation": "Another.", "id": 2}))
+    reading = read_rows(
+        raw({"conversation": "A long story.", "id": 1}, {"conversation": "Another.", "id": 2})
+    )
     assert reading.kind == "task" and "not a list of messages" in str(reading.problem)
     reading = read_rows(raw({"question": None, "answer": None, "text": "A story."}))
     assert (reading.kind, reading.rows) == ("domain", [{"text": "A story."}])

@@ -1,4 +1,4 @@
-"""Layouts: the files of other tools give their own reading; bad, skipped and unmarked answers are not learned."""
+"""Layouts: files of other tools give their own reading; bad and skipped answers are not learned."""
 
 import pytest
 
@@ -62,8 +62,16 @@ def test_columns_that_nothing_reads_are_named():
 
 
 def test_alpaca_with_system_and_history_gives_one_conversation():
-    row = {"instruction": "q", "input": "i", "output": "a", "system": "s", "history": [["q0", "a0"], ["q1", "a1"]]}
-    assert read(row, layout="history") == [["system: s", *ask("q0", "a0"), *ask("q1", "a1"), *ask("q\n\ni", "a")]]
+    row = {
+        "instruction": "q",
+        "input": "i",
+        "output": "a",
+        "system": "s",
+        "history": [["q0", "a0"], ["q1", "a1"]],
+    }
+    assert read(row, layout="history") == [
+        ["system: s", *ask("q0", "a0"), *ask("q1", "a1"), *ask("q\n\ni", "a")]
+    ]
     empty = {**row, "history": [], "input": "", "system": ""}
     assert read(row, empty, layout="history")[1] == ask("q", "a")
 
@@ -79,9 +87,9 @@ def test_a_history_that_is_not_made_of_pairs_is_refused():
 
 def test_openai_preferences_learn_the_preferred_output():
     row = {"input": {"messages": [Q], "tools": []}, "preferred_output": [A], "non_preferred_output": [BAD]}
-    assert read(row, layout="openai-preference", unread=("non_preferred_output",), notes=["Only the preferred"]) == [
-        ask("q", "a")
-    ]
+    assert read(
+        row, layout="openai-preference", unread=("non_preferred_output",), notes=["Only the preferred"]
+    ) == [ask("q", "a")]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,7 @@ def test_openai_preferences_learn_the_preferred_output():
         {"chosen": [Q, A]},
         {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}},
         {"chosen": "\n\nHuman: q\n\nAssistant: a"},
+        {"chosen": "Human: q\n\nAssistant: a"},
         {"question": "q", "chosen": "a"},
     ],
 )
@@ -113,7 +122,11 @@ def test_a_chosen_conversation_learns_its_last_answer_only():
 @pytest.mark.parametrize("mark", ["kto_tag", "label"])
 @pytest.mark.parametrize("good, bad", [(True, False), ("true", "False")])
 def test_answers_marked_bad_are_left_out_and_counted(mark, good, bad):
-    rows = [{"messages": [Q, A], mark: good}, {"messages": [Q, BAD], mark: bad}, {"messages": [Q, BAD], mark: None}]
+    rows = [
+        {"messages": [Q, A], mark: good},
+        {"messages": [Q, BAD], mark: bad},
+        {"messages": [Q, BAD], mark: None},
+    ]
     notes = [f"1 row left out: the column '{mark}' marks the answer as bad (first: f.jsonl, line 2)."]
     assert read(*rows, layout="kto", left_out=2, notes=notes) == [ask("q", "a")]
 
@@ -144,7 +157,11 @@ CHOICE = {"question": "q", "choices": ["x", "y"]}
         {"question": "q", "choices": '["x", "y"]', "answer": 1},
         {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B"},
         {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
-        {"question": "q", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "answerKey": "B"},
+        {
+            "question": "q",
+            "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}],
+            "answerKey": "B",
+        },
     ],
 )
 def test_multiple_choice_learns_the_text_never_the_index(row):
@@ -240,7 +257,9 @@ def test_a_labelled_pair_can_be_read_as_text_and_says_what_is_unread(row):
 
 
 def test_texts_with_lists_of_labels_learn_the_first_one():
-    rows = [{"id": i, "text": f"q{i}", "label": x, "Comments": []} for i, x in enumerate((["a"], ["b", "c"], []))]
+    rows = [
+        {"id": i, "text": f"q{i}", "label": x, "Comments": []} for i, x in enumerate((["a"], ["b", "c"], []))
+    ]
     notes = ["1 row has several labels", "1 row left out: the column 'label' is empty"]
     assert read(*rows, layout="label-lists", unread=("id", "Comments"), left_out=1, notes=notes) == [
         ask("q0", "a"),
@@ -265,7 +284,12 @@ def region(text, name="answer", kind="textarea"):
 
 
 def task(question, *annotations):
-    return {"id": 1, "data": {"question": question, "passage": "c"}, "annotations": list(annotations), "meta": {}}
+    return {
+        "id": 1,
+        "data": {"question": question, "passage": "c"},
+        "annotations": list(annotations),
+        "meta": {},
+    }
 
 
 def test_label_studio_learns_finished_annotations_only():
@@ -280,7 +304,13 @@ def test_label_studio_learns_finished_annotations_only():
     ]
     reading = read_rows(raw(*rows))
     assert (reading.problem, reading.layout, reading.left_out) == (None, "label-studio", 3)
-    assert [turns(r)[0][-2:] + turns(r)[1][-3:] for r in reading.rows] == ["q0 a0", "q1 a1", "q1 b1", "q5 a5", "q6 a6"]
+    assert [turns(r)[0][-2:] + turns(r)[1][-3:] for r in reading.rows] == [
+        "q0 a0",
+        "q1 a1",
+        "q1 b1",
+        "q5 a5",
+        "q6 a6",
+    ]
     assert reading.rows[0]["type"] == "times" and reading.unread == ["id", "meta"]
     text = " ".join(reading.notes)
     assert "3 rows left out: the task has no finished annotation (first: f.jsonl, line 3)" in text
@@ -325,8 +355,13 @@ def test_argilla_learns_submitted_responses_only():
             ]
         )
     ]
-    notes = ["suggestions, drafts and discarded responses are not read", "2 rows left out: no response was submitted"]
-    assert read(*rows, layout="argilla", unread=("answer.suggestion",), left_out=2, notes=notes) == [ask("q0", "a")]
+    notes = [
+        "suggestions, drafts and discarded responses are not read",
+        "2 rows left out: no response was submitted",
+    ]
+    assert read(*rows, layout="argilla", unread=("answer.suggestion",), left_out=2, notes=notes) == [
+        ask("q0", "a")
+    ]
 
 
 def test_fields_of_argilla_may_have_other_names():
@@ -344,7 +379,8 @@ def test_argilla_records_without_statuses_are_read_with_a_warning():
 
 def test_prodigy_learns_accepted_labels_only():
     rows = [
-        {"text": f"q{i}", "label": "a", "answer": d, "_task_hash": i} for i, d in enumerate(("accept", "reject", "ignore"))
+        {"text": f"q{i}", "label": "a", "answer": d, "_task_hash": i}
+        for i, d in enumerate(("accept", "reject", "ignore"))
     ]
     notes = ["the answer of the annotator is 'reject', not 'accept'"]
     assert read(*rows, layout="prodigy", left_out=2, notes=notes, unread=()) == [ask("q0", "a")]

@@ -65,7 +65,9 @@ def test_content_parts_are_joined(content, text):
     assert read([QUESTION, {"role": "assistant", "content": content}])[-1]["content"] == text
 
 
-@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "image"}, 3, None])
+@pytest.mark.parametrize(
+    "part", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "image"}, 3, None]
+)
 def test_a_part_that_is_not_text_is_refused_in_words(part):
     with pytest.raises(DataError) as caught:
         read([{"role": "user", "content": [{"type": "text", "text": "what is this?"}, part]}, ANSWER])
@@ -131,9 +133,7 @@ def test_rows_without_a_trained_answer_are_left_out_and_counted():
     notes, places = Notes(), []
     assert to_canonical(rows, "task", {"messages": "m"}, notes, places) == [{"messages": [QUESTION, ANSWER]}]
     assert places == [rows[1]] and notes.left_out == 2
-    assert notes.list_sentences() == [
-        "2 rows left out: every answer has weight 0 (first: f.jsonl, line 1)."
-    ]
+    assert notes.list_sentences() == ["2 rows left out: every answer has weight 0 (first: f.jsonl, line 1)."]
 
 
 def test_data_without_any_trained_answer_is_refused():
@@ -206,7 +206,9 @@ def test_leading_system_messages_are_joined_and_blank_ones_dropped():
 @pytest.mark.parametrize("as_text", [False, True])
 def test_prompt_and_completion_may_be_lists_of_messages(as_text):
     prompt, completion = [{"role": "system", "content": "s"}, QUESTION], [ANSWER]
-    values = {"p": json.dumps(prompt), "c": json.dumps(completion)} if as_text else {"p": prompt, "c": completion}
+    values = (
+        {"p": json.dumps(prompt), "c": json.dumps(completion)} if as_text else {"p": prompt, "c": completion}
+    )
     rows = to_canonical([RawRow(values, "f", 1)], "task", {"prompt": "p", "completion": "c"})
     assert rows == [{"messages": [*prompt, *completion]}]
 

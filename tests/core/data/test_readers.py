@@ -276,7 +276,9 @@ def test_t2_json_nested_deeper_than_32_levels_is_refused(write, text, suffix):
 def test_t2_json_nested_32_levels_deep_is_read(write):
     nested = '{"a": ' + "[" * 31 + "]" * 31 + "}"
     assert list(read_files([write("a.jsonl", nested)])[0].values) == ["a"]
-    assert list(read_files([write("b.json", f"[{nested.replace('[', '', 1).replace(']', '', 1)}]")])[0].values)
+    assert list(
+        read_files([write("b.json", f"[{nested.replace('[', '', 1).replace(']', '', 1)}]")])[0].values
+    )
 
 
 def test_t2_depth_is_counted_outside_texts_only(write):

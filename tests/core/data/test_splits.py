@@ -180,7 +180,9 @@ def spell(word, style):
 
 
 STYLES = ("as it is", "upper", "blanks", "wide", "no-break", "soft hyphen")
-WORDS = st.sampled_from([f"where is the {w} lamp" for w in ("red", "blue", "straße", "ﬁne", "old", "dry", "wet")])
+WORDS = st.sampled_from(
+    [f"where is the {w} lamp" for w in ("red", "blue", "straße", "ﬁne", "old", "dry", "wet")]
+)
 NEAR_EQUAL = st.lists(
     st.tuples(WORDS, st.sampled_from(STYLES), st.text(max_size=4), st.sampled_from("ab"), st.booleans()),
     max_size=60,
@@ -246,7 +248,10 @@ def test_rows_that_ask_the_same_have_one_key(one, two):
     ("one", "two"),
     [
         (chat(("u", "Where?"), ("a", "Here.")), chat(("u", "When?"), ("a", "Here."))),
-        (chat(("s", "To German."), ("u", "Hi"), ("a", "x")), chat(("s", "To French."), ("u", "Hi"), ("a", "x"))),
+        (
+            chat(("s", "To German."), ("u", "Hi"), ("a", "x")),
+            chat(("s", "To French."), ("u", "Hi"), ("a", "x")),
+        ),
         (
             chat(("u", "Where?"), ("a0", "Hm."), ("u", "Look."), ("a", "Here.")),
             chat(("u", "Where?"), ("a0", "Hm."), ("u", "Think."), ("a", "Here.")),

@@ -61,7 +61,9 @@ def studio(tiny_base: Path, tmp_path: Path):
         engine.close()
 
 
-def test_a_conversation_that_the_template_refuses_names_its_row_and_the_reason(studio, tmp_path: Path) -> None:
+def test_a_conversation_that_the_template_refuses_names_its_row_and_the_reason(
+    studio, tmp_path: Path
+) -> None:
     rows = [turns(f"q {i}", "a") for i in range(5)] + [turns("q", "a", "q", "a")] * 3
     path = write(tmp_path / "chats.jsonl", rows)
     engine = studio(SHORT)
@@ -118,7 +120,11 @@ def test_a_busy_model_does_not_hold_up_an_import(studio, tmp_path: Path, monkeyp
 
 def test_an_example_of_a_turn_of_weight_0_marks_the_last_answer_only(studio, tmp_path: Path) -> None:
     rows = [
-        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "no", "weight": 0}, *turns("2", "yes")]
+        [
+            {"role": "user", "content": f"{i}?"},
+            {"role": "assistant", "content": "no", "weight": 0},
+            *turns("2", "yes"),
+        ]
         for i in range(5)
     ]
     engine = studio(STRICT)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,21 @@ def test_a_second_studio_says_which_process_has_the_workspace(
     workspace: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Engine(workspace, load=False) as first:
-        assert first.notices == ()
+        assert first.notices == []
         with Engine(workspace, load=False) as second:
             (notice,) = second.notices
             assert f"Process {os.getpid()} on " in notice and "has this workspace open too" in notice
             assert "can be followed, paused, moved and cancelled, but not stopped" in notice
             assert notice in caplog.text
             assert notice in json.dumps(poll(second, {})["tree"], ensure_ascii=False)
-            mix = second.library.save_mix("Shared", {"adapter-0001": 0.5})
+            mix = second.library.save_mix("Shared", {second.library.adapters()[0].id: 0.5})
             assert first.library.mix(mix.id).name == "Shared", "both can write"
         caplog.clear()
         assert main(["adapters", "list", "--workspace", str(workspace), "--json"]) == 0
         assert "has this workspace open too" in caplog.text
         assert json.loads(capsys.readouterr().out.splitlines()[-1])
     with Engine(workspace, load=False) as alone:
-        assert alone.notices == ()
+        assert alone.notices == []
 
 
 def test_a_damaged_owner_file_still_gives_a_sentence(workspace: Path) -> None:
@@ -98,6 +99,7 @@ def test_a_read_only_workspace_can_be_read_and_refuses_changes_in_words(
             assert "can be mixed and asked" in notice and "deleting are not possible" in notice
             adapter, dataset = engine.library.adapters()[0], engine.datasets.list()[0]
             run, mix = engine.runs.list()[0], engine.library.mixes()[0]
+            spec = replace(run.spec, dataset=dataset.id)
             assert len(engine.library.verify(adapter.id)) == 3 and engine.library.damaged() == []
             assert engine.evaluation.reports() and engine.votes.tally() and engine.library.trash()
             assert engine.datasets.rows(dataset.id, "train")
@@ -109,9 +111,9 @@ def test_a_read_only_workspace_can_be_read_and_refuses_changes_in_words(
                 lambda: engine.library.delete("adapters", adapter.id),
                 lambda: engine.library.archive(adapter.id),
                 lambda: engine.datasets.import_files([workspace.parent / "corpus.txt"], "X", "domain"),
-                lambda: engine.runs.start(run.spec),
+                lambda: engine.runs.start(spec),
                 lambda: engine.runs.resume(run.id),
-                lambda: engine.grids.start(run.spec, {"rank": [1, 2]}, "X"),
+                lambda: engine.grids.start(spec, {"rank": [1, 2]}, "X"),
                 lambda: engine.votes.cast("?", [{"weights": {}}, {"weights": {}}], 0),
             ]
             for change in changes:
@@ -124,9 +126,7 @@ def test_a_read_only_workspace_can_be_read_and_refuses_changes_in_words(
 def test_a_repair_of_a_read_only_workspace_is_left_and_the_adapter_used(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = workspace / "adapters" / "adapter-0001" / "README.md"
-    if not card.exists():
-        card = next((workspace / "adapters").glob("*/README.md"))
+    card = next((workspace / "adapters").glob("*/README.md"))
     card.write_text("half")
     with monkeypatch.context() as patch:
         forbid_writing(workspace, patch)

@@ -68,7 +68,8 @@ def test_a_row_longer_than_the_context_is_named_and_the_rest_measured(resident: 
     for figure, expected in zip(found, whole, strict=True):
         assert figure["exact_match"] == expected["exact_match"] and figure["f1"] == expected["f1"]
         assert [e["question"] for e in figure["examples"]] == [e["question"] for e in expected["examples"]]
-    assert {(n.row, n.effect) for n in found.notes} >= {(4, "left out"), (8, "left out")}
+    assert [(n.row, n.effect) for n in found.notes] == [(4, "left out"), (8, "left out")]
+    assert [f["nats"] for f in found] == pytest.approx([f["nats"] for f in whole], rel=1e-5)
     first = next(n for n in found.notes if n.row == 4)
     assert first.text.startswith("lamp lamp") and len(first.text) < 70
     assert "context of this base 256" in first.reason
@@ -82,6 +83,15 @@ def test_an_answer_without_enough_room_is_cut_and_named(resident: Resident) -> N
     note = next(n for n in found.notes if "leaves room for" in n.reason)
     assert (note.row, note.effect) == (3, "cut")
     assert found.max_new_tokens == resident.base.context - 1 and found[0]["questions"] == 3
+
+
+def test_a_question_longer_than_a_sequence_is_answered_without_perplexity(resident: Resident) -> None:
+    rows = [row("lamp " * 30, "In the north room."), row("Where?", "Here.")]
+    found = measured(resident, EvaluationData(questions={"": rows}), length=24, new_tokens=4)
+    assert found[0]["questions"] == 2 and found[0]["tokens"] < 12
+    assert [(n.row, n.effect) for n in found.notes] == [(1, "cut")]
+    alone = measured(resident, EvaluationData(questions={"": rows[:1]}), length=24, new_tokens=4)
+    assert alone[0]["questions"] == 1 and ("perplexity" in alone[0]) == (alone[0].get("tokens", 0) > 0)
 
 
 def test_documents_longer_than_the_context_are_measured_whole(resident: Resident) -> None:
@@ -136,7 +146,7 @@ def test_a_thought_of_a_reference_counts_for_the_longest_answer(resident: Reside
 def test_answers_that_reach_their_limit_are_counted(resident: Resident) -> None:
     found = measured(resident, EvaluationData(questions={"": ROWS}), new_tokens=4)
     expected = 0
-    for question in batch_by_length([q for q in encode(resident, 4)]):
+    for question in batch_by_length(encode(resident, 4)):
         *_, states = generate(
             resident,
             [q.prompt for q in question],

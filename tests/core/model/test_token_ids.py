@@ -40,7 +40,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, file: str, **values: Any) -> None:
-    """Sets keys of a JSON file of a base; None is written as null: a missing key gets the family's default."""
+    """Sets keys of a JSON file of a base; None is written as null: a missing key would get a default."""
     path = folder / file
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps({**raw, **values}), encoding="utf-8")

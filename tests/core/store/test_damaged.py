@@ -24,11 +24,13 @@ from core.cli import library as cli_library
 from core.cli import runs as cli_runs
 from core.engine import Engine
 from core.engine.damaged import LOADERS, WORKSPACE
-from core.errors import StudioError
-from core.store import reports, runs
+from core.errors import DamagedRecord, RunError, StudioError
+from core.spec.training import RunStatus, TrainSpec
+from core.store import grids, reports, runs
 from core.store.files import delete, write_json
 from core.store.records import Damaged
 from core.store.workspace import FILE_KINDS, KINDS
+from studio.app import build
 from studio.components import guide, live
 from studio.tabs import evaluate, grid, library
 from studio.tabs import mix as mix_tab
@@ -191,7 +193,8 @@ def show(engine: Engine, kind: str, item_id: str) -> None:
         evaluate.open_report(engine, item_id)
         reports.csv_path(engine.workspace, item_id)
     elif kind == "mixes":
-        with warnings.catch_warnings(action="ignore"):  # a toast: an adapter has changed since it was saved
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a toast: an adapter has changed since it was saved
             mix_tab.load_mix(engine, item_id, [])
     elif kind == "maps":
         weight_map = LOADERS["maps"](engine.workspace, item_id)
@@ -373,6 +376,7 @@ def change(path: Path, at: tuple[Any, ...], text: str | None) -> str:
     return json.dumps(value).replace(json.dumps(mark), text)
 
 
+@pytest.mark.slow
 def test_a_wrong_or_missing_value_under_any_key_costs_one_item(
     engine: Engine, before: dict[str, set[str]]
 ) -> None:
@@ -391,3 +395,103 @@ def test_a_wrong_or_missing_value_under_any_key_costs_one_item(
                     raise AssertionError(f"{path.name}: {'.'.join(map(str, at))} = {text}") from e
             count, reported = count + 1, reported + (report is not None)
     assert count > 1000 and reported > 0.3 * count
+
+
+# ------------------------------------------------------------ what else must hold
+
+
+def test_keys_of_a_newer_version_are_tolerated_and_kept(engine: Engine, before: dict[str, set[str]]) -> None:
+    newer = {"newer": {"a": [1, None]}}
+    for path in list_files(engine):
+        if not is_main_file(engine, path):
+            continue
+        with damaging(engine, path) as content:
+            path.write_text(json.dumps({**json.loads(content), **newer}), encoding="utf-8")
+            assert check(engine, path, before) is None
+            kind, item_id = owner_of(engine, path)
+            if kind in ("adapters", "datasets", "mixes", "runs") and path.name != "adapter_config.json":
+                engine.library.rename(kind, item_id, "Another name")
+            elif kind == "grids":
+                grids.save(engine.workspace, engine.grids.get(item_id))
+            assert json.loads(path.read_text(encoding="utf-8"))["newer"] == newer["newer"]
+
+
+def test_a_run_with_a_setting_of_a_newer_version_is_listed_and_kept(engine: Engine) -> None:
+    path = engine.workspace.path("runs", "killed-df78", "run.json")
+    with damaging(engine, path) as content:
+        record = json.loads(content)
+        record["spec"]["newer"] = 1
+        path.write_text(json.dumps(record), encoding="utf-8")
+        run = engine.runs.get("killed-df78")
+        assert run.unknown_settings == {"newer": 1} and not run.resumable
+        with pytest.raises(RunError, match="cannot be resumed"):
+            engine.runs.resume(run.id)
+        runs.update(engine.workspace, run, error="noted")
+        assert json.loads(path.read_text(encoding="utf-8"))["spec"]["newer"] == 1
+        del record["spec"]["newer"], record["spec"]["rank"]
+        path.write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(DamagedRecord, match="setting rank is missing"):
+            engine.runs.get(run.id)
+
+
+def test_a_damaged_line_of_votes_costs_one_vote(engine: Engine) -> None:
+    path = engine.workspace.votes_path
+    standing = {s.name: s.votes for s in engine.votes.tally()}
+    assert standing == {"Both": 4, "Reports": 4, "Base": 4}
+    with damaging(engine, path) as content:
+        lines = content.splitlines(keepends=True)
+        kept = next(i for i, line in enumerate(lines) if b'"vote"' in line and b"withdrawn" not in line)
+        event = json.loads(lines[kept])
+        event["shown"][0]["weights"] = {"a": "1"}
+        path.write_bytes(b"".join([*lines, b"{\n", json.dumps(event | {"id": "new"}).encode() + b"\n"]))
+        assert {s.name: s.votes for s in engine.votes.tally()} == standing
+        (report,) = engine.library.damaged(WORKSPACE)
+        assert (report.id, report.file) == ("votes", "mixes/votes.jsonl") and "2 lines" in report.reason
+        engine.library.delete_damaged(WORKSPACE, "votes")
+        assert path.read_bytes() == content and engine.library.damaged(WORKSPACE) == []
+
+
+def test_a_damaged_record_in_the_trash_costs_its_name_only(engine: Engine) -> None:
+    item = engine.workspace.path("mixes", "both-058c")
+    content = item.read_bytes()
+    trashed = engine.library.delete("mixes", "both-058c")
+    record = engine.workspace.root / "trash" / trashed.entry / "entry.json"
+    for text in ("", "{", "[]", "\udcff", '{"name": 1, "deleted": 1}', '{"name": "a", "deleted": 1e300}',
+                 '{"name": "\\ud800", "deleted": 1}', '{"name": "a", "deleted": NaN}'):  # fmt: skip
+        record.write_text(text, encoding="utf-8", errors="surrogateescape")
+        assert [i.id for i in engine.library.trash()] == ["both-058c"]
+        json.dumps(library.refresh(engine, "trash", trashed.entry)[0], ensure_ascii=False).encode()
+    engine.library.restore(trashed.entry)
+    assert item.read_bytes() == content
+
+
+def test_the_studio_starts_trains_and_measures_beside_damaged_items(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "ws"
+    shutil.copytree(STORED, root)
+    for path in root.rglob("*.json*"):
+        path.write_bytes(path.read_bytes()[:40])
+    for lock in ("owner.lock", "runs/lineup.lock"):
+        (root / lock).unlink()
+        (root / lock).mkdir()
+    with Engine(root, base=str(tiny_base), quantization="none", device="cpu") as made:
+        names = {(d.kind, d.id) for d in made.library.damaged()}
+        items = {(kind, i) for kind in KINDS for i in made.workspace.ids(kind)}
+        assert names == items | {(WORKSPACE, i) for i in ("votes", "queue", "base")}
+        build(made)
+        data = made.datasets.import_files([corpus], "Notes")
+        spec = TrainSpec(
+            name="Notes", dataset=data.id, max_steps=2, batch_size=2, accumulation=1, max_length=32, rank=2
+        )
+        run = made.runs.wait(made.runs.start(spec))
+        assert run.status is RunStatus.DONE, run.error
+        mix = made.library.save_mix("Mine", {run.adapter: 0.5}).mix
+        last = made.evaluation.measure([mix], data.id, "test", general=False, max_length=32).last()
+        assert [r.id for r in made.evaluation.reports()] == [last.report]
+        made.library.delete("reports", last.report)
+        assert [d.id for d in made.datasets.list()] == [data.id]
+        for kind, item_id in names:
+            made.library.delete_damaged(kind, item_id)
+        assert made.library.damaged() == []
+        assert [a.id for a in made.library.adapters()] == [run.adapter]

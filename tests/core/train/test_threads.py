@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,86 +12,112 @@ import pytest
 import torch
 
 from core.engine import Engine
+from core.engine.worker import BackgroundTask
 from core.spec.training import RunStatus
 from core.store.events import MachineEvent, latest
 from core.train import train as training
-from core.train.machine import CpuMeter, Load, read_cpu_seconds
-from core.train.threads import LoadReport, ThreadChoice, ThreadControl, Window, describe_load, list_choices
+from core.train.machine import CpuMeter, Load, LoadReport, describe_load, read_cpu_seconds
+from core.train.thread_choice import Policy, ThreadChoice, Window, list_counts
+from core.train.threads import PassiveWait, ThreadControl
 from studio.components import live
 from tests.core.train.test_training import domain_spec, losses, wait_for
 
-# Steps a second of the embedded base on two cores, by busy processes beside it and by threads (spinning).
-SPEEDS = {0: {2: 10.4, 1: 6.3}, 1: {2: 3.1, 1: 6.2}, 2: {2: 1.0, 1: 4.4}}
-# Cores that the busy processes get, and the share of its time that the training thread gets.
-OTHERS = {0: {2: 0.02, 1: 0.02}, 1: {2: 0.67, 1: 0.99}, 2: {2: 1.0, 1: 1.33}}
-SHARES = {0: {2: 1.0, 1: 1.0}, 1: {2: 0.7, 1: 1.0}, 2: {2: 0.5, 1: 0.67}}
+SPIN, WAIT, ONE = Policy(2), Policy(2, True), Policy(1)
+# Steps a second of the embedded base on two cores, by the number of busy processes beside it.
+SPEEDS = {
+    0: {SPIN: 10.4, WAIT: 7.8, ONE: 6.3},
+    1: {SPIN: 3.1, WAIT: 5.0, ONE: 6.2},
+    2: {SPIN: 1.0, WAIT: 4.3, ONE: 4.4},
+    4: {SPIN: 0.2, WAIT: 2.9, ONE: 2.2},
+}
+# Cores that the busy processes get, and the share of its time for which the training thread computes.
+OTHERS = {
+    0: {SPIN: 0.02, WAIT: 0.02, ONE: 0.02},
+    1: {SPIN: 0.67, WAIT: 0.8, ONE: 0.99},
+    2: {SPIN: 1.0, WAIT: 1.15, ONE: 1.33},
+    4: {SPIN: 1.33, WAIT: 1.4, ONE: 1.6},
+}
+SHARES = {
+    0: {SPIN: 1.0, WAIT: 0.9, ONE: 1.0},
+    1: {SPIN: 0.7, WAIT: 0.6, ONE: 1.0},
+    2: {SPIN: 0.5, WAIT: 0.5, ONE: 0.67},
+    4: {SPIN: 0.33, WAIT: 0.3, ONE: 0.4},
+}
 
 
 def simulate(choice: ThreadChoice, busy: int, seconds: float, start: float, is_known: bool = True) -> float:
     """Lets the choice train on the measured machine; returns its mean steps a second."""
     now, steps = start, 0
     while now < start + seconds:
-        threads = choice.threads
-        step_seconds = 1 / SPEEDS[busy][threads]
+        policy = choice.policy
+        step_seconds = 1 / SPEEDS[busy][policy]
         count = max(1, round(0.4 / step_seconds))
         now, steps = now + count * step_seconds, steps + count
-        others = OTHERS[busy][threads] if is_known else None
-        choice.update(Window(count * step_seconds, count, SHARES[busy][threads], others), now)
+        others = OTHERS[busy][policy] if is_known else None
+        choice.update(Window(count * step_seconds, count, SHARES[busy][policy], others), now)
     return steps / (now - start)
 
 
-@pytest.mark.parametrize(("is_known", "target"), [(True, 0.95), (False, 0.9)])
-def test_the_choice_is_near_the_best_beside_none_one_and_two(is_known: bool, target: float) -> None:
-    choice, start = ThreadChoice(2, 2), 0.0
-    for busy in (0, 1, 2, 0, 2, 1, 0):
+@pytest.mark.parametrize(("is_known", "target"), [(True, 0.95), (False, 0.85)])
+@pytest.mark.parametrize("can_wait", [True, False])
+def test_the_choice_is_near_the_best_under_every_load(is_known: bool, target: float, can_wait: bool) -> None:
+    choice, start = ThreadChoice(2, 2, can_wait), 0.0
+    for busy in (0, 1, 2, 4, 0, 4, 1, 2, 1, 0):
         speed = simulate(choice, busy, 120.0, start, is_known)
-        best = max(SPEEDS[busy].values())
+        best = max(v for p, v in SPEEDS[busy].items() if can_wait or not p.is_passive)
         assert speed >= target * best, f"beside {busy}: {speed:.2f} of {best} steps a second"
-        start += 1000.0
+        start += 120.0 if is_known else 1000.0
 
 
 def test_the_first_step_already_has_the_number_that_fits() -> None:
     for others, threads in ((None, 2), (0.0, 2), (0.35, 2), (0.7, 1), (1.0, 1), (2.0, 1)):
-        choice = ThreadChoice(2, 2)
+        choice = ThreadChoice(2, 2, True)
         choice.choose_first(others)
-        assert choice.threads == threads, others
+        assert choice.policy == Policy(threads), others
 
 
 def test_a_load_between_the_limits_changes_nothing() -> None:
-    for threads in (1, 2):
-        choice = ThreadChoice(2, 2)
-        choice.threads = threads
-        assert choice.update(Window(1.0, 10.0, 1.0, 0.3), 0.0) == threads
+    for policy in (SPIN, WAIT, ONE):
+        choice = ThreadChoice(2, 2, True)
+        choice.policy = policy
+        assert choice.update(Window(1.0, 10.0, 1.0, 0.3), 0.0) == policy
 
 
-def test_a_slower_number_is_taken_back_and_tried_again_ever_later() -> None:
-    choice, tries, now, before = ThreadChoice(2, 2), [], 0.0, 2
-    while now < 100.0:  # the counters show a load, but one thread is slower all the same
+def test_a_comparison_without_a_change_is_repeated_ever_later() -> None:
+    choice, tries, now, before = ThreadChoice(2, 2), [], 0.0, SPIN
+    while now < 200.0:  # the counters show a load, but one thread is slower all the same
         now += 1.0
-        threads = choice.update(Window(1.0, 10.0 if choice.threads == 2 else 6.0, 1.0, 0.8), now)
-        if (before, threads) == (2, 1):
+        policy = choice.update(Window(1.0, 10.0 if choice.policy == SPIN else 6.0, 1.0, 0.8), now)
+        if (before, policy) == (SPIN, ONE):
             tries.append(now)
-        before = threads
-    assert tries == [1.0, 7.0, 18.0, 39.0, 80.0]
-    assert choice.update(Window(1.0, 2.0, 1.0, 1.5), 100.5) == 1, "another load is another question"
+        before = policy
+    assert tries == [1.0, 22.0, 63.0, 144.0]
+    assert choice.update(Window(1.0, 2.0, 1.0, 1.5), 200.5) == ONE, "another load needs another comparison"
+
+
+def test_one_thread_leaves_nothing_to_choose() -> None:
+    choice = ThreadChoice(1, 2, True)
+    assert all(choice.update(Window(1.0, 1.0, 0.3, o), 1.0) == ONE for o in (None, 0.0, 1.0, 2.0))
 
 
 def test_more_cores_allow_more_threads() -> None:
-    assert {n: list_choices(n) for n in (1, 2, 3, 8)} == {1: [1], 2: [2, 1], 3: [3, 2, 1], 8: [8, 7, 4, 1]}
+    assert {n: list_counts(n) for n in (1, 2, 3, 8)} == {1: [1], 2: [2, 1], 3: [3, 2, 1], 8: [8, 7, 4, 1]}
     for others, threads in ((0.2, 8), (1.0, 7), (2.0, 4), (4.1, 4), (6.0, 1)):
         choice = ThreadChoice(8, 8)
         choice.choose_first(others)
-        assert choice.threads == threads, others
+        assert choice.policy.threads == threads, others
     choice = ThreadChoice(4, 8)  # four threads on eight cores lose nothing to three busy processes
     choice.choose_first(3.0)
-    assert choice.threads == 4
+    assert choice.policy.threads == 4 and choice.update(Window(1.0, 1.0, 1.0, 3.0), 1.0) == Policy(4)
 
 
 def test_a_forbidden_number_is_never_chosen_again() -> None:
-    choice = ThreadChoice(2, 2)
-    assert choice.update(Window(1.0, 3.0, 0.7, 1.0), 0.0) == 1
+    choice = ThreadChoice(2, 2, True)
+    assert choice.update(Window(1.0, 3.0, 0.7, 1.0), 0.0) == ONE
     choice.forbid(1)
-    assert choice.threads == 2 and choice.update(Window(1.0, 3.0, 0.7, 1.0), 100.0) == 2
+    assert choice.policy == SPIN
+    chosen = {choice.update(Window(1.0, 3.0, 0.7, 1.0), 100.0 + i) for i in range(50)}
+    assert chosen == {SPIN, WAIT}
 
 
 # ------------------------------------------------------------ what is measured
@@ -199,6 +226,48 @@ def test_a_number_is_used_only_if_it_gives_the_same_bits() -> None:
         assert torch.get_num_threads() == 2
 
 
+class Task:
+    """A job that the test runs itself, as `core.engine.worker.BackgroundTask` does on its thread."""
+
+    def __init__(self, job: Callable[[Any], None]) -> None:
+        self.stopping, self.is_joined = True, False
+        job(self)
+        self.stopping = False
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def join(self, seconds: float) -> None:
+        self.is_joined = self.stopping
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_passive_waiting_lasts_as_long_as_the_second_team() -> None:
+    tasks: list[Task] = []
+
+    def start(job: Callable[[Any], None]) -> Task:
+        tasks.append(Task(job))
+        return tasks[-1]
+
+    wait = PassiveWait(start, 2)
+    for on in (False, True, True, False, False, True, False):
+        wait.switch(on)
+    assert len(tasks) == 2 and all(t.is_joined for t in tasks)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_run_that_ends_leaves_no_second_team() -> None:
+    meter = FakeMeter()
+    control = ThreadControl(lambda fields: None, background=BackgroundTask, meter=meter)  # type: ignore[arg-type]
+    before = {t.name for t in threading.enumerate()}
+    control.choice.policy = WAIT
+    control.apply(lambda: "same")
+    assert {t.name for t in threading.enumerate()} - before == {"background"}
+    assert control.policy == WAIT and torch.get_num_threads() == 2
+    control.restore()
+    assert {t.name for t in threading.enumerate()} == before
+
+
 @pytest.fixture
 def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
     with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as made:
@@ -212,15 +281,14 @@ def test_a_run_that_changes_threads_has_the_losses_of_a_straight_one(
     meter, used = FakeMeter(), []
     ticks = iter(range(10**9))
 
-    def control(report: Any) -> ThreadControl:
+    def control(report: Any, background: Any) -> ThreadControl:
         torch.set_num_threads(2)
-        made = ThreadControl(
-            report, meter=meter, clock=lambda: float(next(ticks)), thread_time=lambda: float(next(ticks))
-        )  # type: ignore[arg-type]
+        tick: Any = lambda: float(next(ticks))  # noqa: E731
+        made = ThreadControl(report, False, background, meter, tick, tick)  # type: ignore[arg-type]
         end_pass = made.end_pass
 
         def end_and_change(*args: Any) -> None:
-            used.append(torch.get_num_threads())
+            used.append(made.policy)
             meter.others = float(len(used) // 8 % 2)
             end_pass(*args)
 
@@ -236,7 +304,7 @@ def test_a_run_that_changes_threads_has_the_losses_of_a_straight_one(
         engine.runs.resume(changing)
     ended = engine.runs.wait(changing)
     engine.worker.call(lambda: torch.set_num_threads(1))
-    assert ended.status is RunStatus.DONE and set(used) == {1, 2}, ended.error
+    assert ended.status is RunStatus.DONE and set(used) == {SPIN, WAIT, ONE}, ended.error
     assert losses(engine, changing) == losses(engine, straight.id)
     assert engine.library.adapter(ended.adapter).sha256 == engine.library.adapter(straight.adapter).sha256
     event = latest(engine.runs.events(changing)[0], MachineEvent)

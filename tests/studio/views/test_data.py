@@ -1,4 +1,4 @@
-"""The Data tab shows how files are read: kind, layout, unread columns, notes, and the rows as they are learned."""
+"""The Data tab shows how files are read: kind, layout, unread columns, notes, and rows as they are learned."""
 
 import json
 
@@ -24,10 +24,15 @@ def facts(tree):
     """The names and values of all facts in a tree."""
     found = {}
     for kid in tree.get("kids", []) if isinstance(tree, dict) else []:
-        if isinstance(kid, dict) and kid["tag"] == "div" and [k["tag"] for k in kid["kids"] if isinstance(k, dict)] == [
-            "dt",
-            "dd",
-        ]:
+        if (
+            isinstance(kid, dict)
+            and kid["tag"] == "div"
+            and [k["tag"] for k in kid["kids"] if isinstance(k, dict)]
+            == [
+                "dt",
+                "dd",
+            ]
+        ):
             found[texts(kid["kids"][0])] = texts(kid["kids"][1])
         found.update(facts(kid))
     return found
@@ -60,7 +65,9 @@ def test_a_preview_shows_layout_unread_columns_notes_and_what_is_learned(empty, 
         "Columns that are not read": "tools",
     }
     text = texts(shown)
-    assert "1 row left out: the column 'kto_tag' marks the answer as bad (first: marked.jsonl, line 3)." in text
+    assert (
+        "1 row left out: the column 'kto_tag' marks the answer as bad (first: marked.jsonl, line 3)." in text
+    )
     assert "User: q 0\nAssistant (context): hm\nUser: look" in text and "q 2" in text
     picker = roles[data.ROLES.index("messages")]
     assert (picker["value"], picker["visible"]) == ("conversations", True)
@@ -89,7 +96,12 @@ def test_columns_that_a_layout_writes_can_be_picked(empty, tmp_path):
 
 def test_a_thought_is_shown_with_its_answer(empty, tmp_path):
     rows = [
-        {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a", "thinking": "hm"}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"q {i}"},
+                {"role": "assistant", "content": "a", "thinking": "hm"},
+            ]
+        }
         for i in range(4)
     ]
     shown = data.read_files(empty, [write(tmp_path / "a.jsonl", rows)], "utf-8")[5]

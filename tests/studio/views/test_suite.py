@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 
@@ -69,14 +70,21 @@ def test_a_stopped_suite_keeps_whole_batches(engine):
     assert len(list(csv.reader(io.StringIO(suite.export_csv(engine, session))))) == kept + 1
 
 
-def test_a_suite_without_prompts_or_with_too_long_a_prompt_is_refused(engine, tmp_path):
+def test_a_prompt_longer_than_the_context_is_left_out_and_named(engine):
+    *_, last = run(engine, "Short\n" + "long " * 400 + "\nAnd this one?")
+    rule = r"Prompt 2 was left out: .* together may have at most 256 tokens, got \d+ and 1\."
+    assert re.search(rule, texts(last[0])) and last[1]["interactive"] is True
+    assert "Stopped" not in texts(last[0]) and "And this one?" in texts(last[0])
+
+
+def test_a_suite_without_prompts_that_can_be_answered_is_refused(engine, tmp_path):
     with pytest.raises(SpecError, match="no prompts"):
         run(engine, " \n")
     rule = (
-        r"Prompt 2: With this base, prompt and answer together may have at most 256 tokens, got \d+ and \d+\."
+        r"Prompt 1: With this base, prompt and answer together may have at most 256 tokens, got \d+ and \d+\."
     )
     with pytest.raises(SpecError, match=rule):
-        run(engine, "Short\n" + "long " * 400)
+        run(engine, "long " * 400)
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"n": 1}\n')
     with pytest.raises(DataError, match="empty.jsonl"):
