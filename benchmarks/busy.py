@@ -7,8 +7,8 @@ The embedded base trains on short pairs in one process per policy: one thread pe
 waits, one per core that waits passively, one thread, and the studio's own choice. All processes are loaded
 once. One of them runs at a time, and the others are stopped (SIGSTOP), so that the policies take turns within
 seconds of each other, alone and beside one and two processes that compute all the time. Steps are counted
-from the event logs, after a settling time in each window. Linux and macOS only. With --json, the last line is one
-JSON object.
+from the event logs, after a settling time in each window. Linux and macOS only. With --json, the last line is
+one JSON object.
 
 Other programs falsify the figures: "load" is the number of cores that they used just before.
 """

@@ -1,4 +1,4 @@
-"""Formats numbers, sizes, times, mixes and differences between texts for the page."""
+"""Formats numbers, sizes, times, statuses, mixes and differences between texts for the page."""
 
 from __future__ import annotations
 
@@ -69,6 +69,11 @@ def format_base(name: str) -> str:
     if name.startswith(("/", ".", "~")) or "\\" in name:
         return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     return name
+
+
+def format_status(run: Any) -> str:
+    """The status of a run, with whether its adapter equals the base."""
+    return f"{run.status.value}, equals the base" if run.has_learned_nothing else str(run.status.value)
 
 
 def format_mix(weights: Mapping[str, float]) -> str:

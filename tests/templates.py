@@ -291,7 +291,7 @@ def _train_pieces(special: list[str], blank: bool) -> Tokenizer:
 def _train_unigram(special: list[str]) -> Tokenizer:
     pieces: dict[str, float] = {s: 0.0 for s in special}
     words = {f"\u2581{w}" for s in SENTENCES for w in s.split()}
-    letters = {c for s in SENTENCES for c in s if not c.isspace()} | {"\u2581", "<", ">", "/", "_"}
+    letters = {c for s in SENTENCES for c in s if not c.isspace()} | {"\u2581", *"<>/_B"}
     pieces |= {w: -3.0 for w in sorted(words)} | {c: -6.0 for c in sorted(letters)}
     tokenizer = Tokenizer(models.Unigram(list(pieces.items()), unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([

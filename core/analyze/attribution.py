@@ -18,6 +18,7 @@ import torch
 from core.data.encoding import encode_answer
 from core.errors import SpecError
 from core.model.decoding import answer_logits
+from core.model.detokenizer import REPLACEMENT, Detokenizer
 from core.model.generate import encode_prompt, generate, inference_mode_for
 from core.model.resident import Resident
 from core.progress import Progress
@@ -170,6 +171,8 @@ def decode_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     A character that several tokens encode belongs to the last of them; the texts of the others are empty.
     """
     whole = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    if REPLACEMENT in whole:  # half a character at the end is dropped
+        whole = tokenizer.decode(Detokenizer(tokenizer).complete(ids), clean_up_tokenization_spaces=False)
     texts: list[str] = []
     start = 0
     for i in range(1, len(ids) + 1):

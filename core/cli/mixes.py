@@ -81,7 +81,9 @@ def generate(engine: Engine, args: argparse.Namespace) -> Any:
     mixes, sampling = _read_mixes(engine, args), Sampling(**read_settings(args, Sampling))
     frame = engine.chat.stream(args.prompt, mixes, sampling, chat=not args.raw).last()
     for c in frame.columns:
-        print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens, {c.tokens / max(c.seconds, 1e-9):.0f}/s)")
+        thought = f", {c.thought_tokens} of them a thought" if c.thought else ""
+        rate = c.tokens / max(c.seconds, 1e-9)
+        print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens{thought}, {rate:.0f}/s)")
     return [_column_to_json(c) for c in frame.columns]
 
 

@@ -17,8 +17,9 @@ from core.cli.common import (
     warn_of_damaged,
 )
 from core.engine import Engine
-from core.spec.training import KINDS, Launch
+from core.spec.training import KINDS, Launch, RunStatus
 from core.store import grids
+from core.store.events import MachineEvent, latest
 from core.store.run_order import MOVES
 
 
@@ -101,7 +102,8 @@ def list_runs(engine: Engine, args: argparse.Namespace) -> Any:
 def show_run(engine: Engine, args: argparse.Namespace) -> Any:
     r = engine.runs.get(args.run)
     progress = f"{r.name}: {r.status.value}, step {r.step} of {r.total_steps}"
-    for line in (progress, r.error, r.explanation, r.next_step):
+    machine = latest(engine.runs.events(r.id)[0], MachineEvent) if r.status is RunStatus.RUNNING else None
+    for line in (progress, r.error, r.explanation, machine and machine.get("text"), r.next_step):
         if line:
             print(line)
     return {**r.to_json(), "meaning": r.explanation, "next_step": r.next_step}

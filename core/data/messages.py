@@ -4,7 +4,7 @@
     system      system, developer                  text        itself
     user        user, human, prompter              parts       the texts of the parts, joined
     assistant   assistant, gpt, bot, model, ai     tool call   its JSON text, as context
-    tool        tool, function, observation
+    tool        tool, function, observation, ipython
 
 An assistant message that is not trained on carries `"weight": 0`. A canonical conversation ends with a
 trained assistant message: what follows it cannot be learned and is dropped.
@@ -38,6 +38,7 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "ipython": "tool",
     "function_call": "call",
     "tool_call": "call",
 }

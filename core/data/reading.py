@@ -79,10 +79,10 @@ def read_rows(
         result = attempt(source, kind or "task", chosen)
     else:
         result = read_with_guesses(source, kind or layout_kind)
-    return _make_reading(columns, source, rewrite, result)
+    return _summarize(columns, source, rewrite, result)
 
 
-def _make_reading(
+def _summarize(
     columns: list[str], source: Sequence[RawRow], rewrite: Rewrite | None, result: Attempt
 ) -> Reading:
     read = set(result.roles.values())

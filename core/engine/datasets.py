@@ -19,6 +19,8 @@ from core.store.workspace import Workspace
 if TYPE_CHECKING:
     from core.model.resident import Resident
 
+PREVIEW_WAIT, IMPORT_WAIT = 2.0, 10.0  # seconds to wait for the model's thread with the checks of rows
+
 
 @dataclass(frozen=True)
 class ExampleToken:
@@ -51,7 +53,8 @@ class Datasets:
         Args and errors are those of `import_files`.
         """
         files = [Path(p) for p in paths]
-        return datasets.preview(files, kind, roles, encoding=encoding, check=self._check_rows)
+        check = self._make_check(PREVIEW_WAIT)
+        return datasets.preview(files, kind, roles, encoding=encoding, check=check)
 
     def import_files(
         self,
@@ -76,11 +79,19 @@ class Datasets:
         """
         files = [Path(p) for p in paths]
         return datasets.import_dataset(
-            self._workspace, files, name, kind, roles, seed=seed, encoding=encoding, check=self._check_rows
+            self._workspace,
+            files,
+            name,
+            kind,
+            roles,
+            seed=seed,
+            encoding=encoding,
+            check=self._make_check(IMPORT_WAIT),
         )
 
-    def _check_rows(self, reading: Reading) -> Sequence[str]:
-        return check_rows(reading, self._worker, self._resident)
+    def _make_check(self, seconds: float) -> Callable[[Reading], Sequence[str]]:
+        """The check of an import that needs the base; it waits so long for the model's thread."""
+        return lambda reading: check_rows(reading, self._worker, self._resident, seconds)
 
     def list(self) -> Sequence[Dataset]:
         """All datasets, newest first."""

@@ -14,16 +14,22 @@ if TYPE_CHECKING:
     from core.model.resident import Resident
 
 PORTION = 2000  # rows that are searched in one step, so that answers and runs do not wait long
-WAIT_SECONDS = 10.0  # for the model's thread; a longer wait skips the checks
+BUSY = (
+    "The model was busy or still loading, so that the rows were not checked against its chat template. "
+    "Training checks them."
+)
 
 
-def check_rows(reading: Reading, worker: Worker, resident: Callable[[], Resident]) -> Sequence[str]:
+def check_rows(
+    reading: Reading, worker: Worker, resident: Callable[[], Resident], seconds: float
+) -> Sequence[str]:
     """Checks canonical rows against the base that is loaded; without a base there is nothing to check.
 
     Args:
         reading: the rows, with the place of each.
         worker: runs the checks on the model's thread.
         resident: returns the resident base; called on the model's thread only.
+        seconds: how long to wait for the model's thread; a longer wait skips the checks.
 
     Returns:
         Sentences for the notes of the import.
@@ -33,21 +39,23 @@ def check_rows(reading: Reading, worker: Worker, resident: Callable[[], Resident
     """
     forged = 0
     try:
-        notes = _check_template(reading, worker, resident)
+        notes = _check_template(reading, worker, resident, seconds)
         for start in range(0, len(reading.rows), PORTION):
             rows = reading.rows[start : start + PORTION]
-            forged += worker.call(lambda rows=rows: _count_forged_texts(resident(), rows), WAIT_SECONDS)  # type: ignore[misc]
+            forged += worker.call(lambda rows=rows: _count_forged_texts(resident(), rows), seconds)  # type: ignore[misc]
     except BaseModelError:
         return []
     except Busy:
-        return ["The model was busy, so that the rows were not checked against its chat template."]
+        return [BUSY]
     if forged:
         texts = "1 text has" if forged == 1 else f"{forged:,} texts have"
         notes.append(f"{texts} control tokens of the base written out; they are read as plain characters.")
     return notes
 
 
-def _check_template(reading: Reading, worker: Worker, resident: Callable[[], Resident]) -> list[str]:
+def _check_template(
+    reading: Reading, worker: Worker, resident: Callable[[], Resident], seconds: float
+) -> list[str]:
     """Checks one conversation of each shape, because no template reads the texts; see `shape_of`."""
     from core.data.conversations import check_conversations, read_turns, shape_of
 
@@ -68,7 +76,7 @@ def _check_template(reading: Reading, worker: Worker, resident: Callable[[], Res
                 notes[note.removesuffix(" (1 row)")] += counts[shape]
         return notes
 
-    found = worker.call(check, WAIT_SECONDS)
+    found = worker.call(check, seconds) if firsts else {}
     return [f"{note} ({n:,} {'row' if n == 1 else 'rows'})" for note, n in found.items()]
 
 

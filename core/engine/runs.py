@@ -302,11 +302,10 @@ class Runs:
     def _discard(self, run: Run, reason: str) -> None:
         """Deletes a run that could not enter the queue; where that fails, its status says why it ended."""
         try:
-            self._queue.lock(run.id)  # another process may have queued it meanwhile
-        except Busy:
-            return
+            self._queue.lock(run.id)
         except StudioError:
-            logger.exception("the run %s could not be locked", run.id)
+            if runs.is_alive(self._workspace, run.id):  # another process has queued it meanwhile
+                return
         try:
             self._workspace.delete("runs", run.id)
         except (StudioError, OSError):

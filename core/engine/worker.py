@@ -176,6 +176,7 @@ class Worker:
         self._streams: deque[tuple[Stream, Generator[Any, None, None]]] = deque()
         self._runs: deque[tuple[str, Callable[[], None]]] = deque()
         self.choose: Callable[[Sequence[str]], str | None] = lambda waiting: waiting[0]
+        self._choose_again = 0.0  # when `choose` is called again, after it found no run and without a request
         self._open: set[Stream] = set()  # requested and not yet ended
         self._entrance = threading.Lock()  # held while a request enters the inbox, and while it closes
         self._closing = False
@@ -353,7 +354,7 @@ class Worker:
                 kind, request = self._inbox.get(block=wait, timeout=seconds if wait else None)
             except queue.Empty:
                 return
-            wait = False
+            wait, self._choose_again = False, 0.0
             if kind == "call":
                 self._answer(request)
             elif kind == "stream":
@@ -363,12 +364,13 @@ class Worker:
 
     def _take_next_run(self) -> Callable[[], None] | None:
         """Pops the next run. Only this thread uses the deque of runs, so it needs no lock."""
-        if not self._runs:
+        if not self._runs or time.monotonic() < self._choose_again:
             return None
         names = [name for name, _ in self._runs]
         try:
             chosen = self.choose(names)
             if chosen is None:
+                self._choose_again = time.monotonic() + POLL_SECONDS
                 return None
             index = names.index(chosen)
         except Exception:  # without a readable order, the runs are trained in the order they arrived

@@ -21,6 +21,7 @@ from core.evaluate.rows import (
     encode_answers,
     encode_documents,
     encode_questions,
+    first_words,
     require_rows,
 )
 from core.evaluate.words import split_words
@@ -158,11 +159,12 @@ def _encode(resident: Resident, data: EvaluationData, length: int, max_new_token
     for i, (prompt, completion) in enumerate(data.cloze):
         ids = encode_text_prompt(base.tokenizer, prompt)
         longest = len(encode_cloze(base.tokenizer, "", completion).ids) + 1
-        if answer_room(base, ids) >= longest:
+        if completion.strip() and answer_room(base, ids) >= longest:
             cloze.append((ids, completion, longest))
-        else:
-            reason = f"it has {len(ids) + longest} tokens and the context of this base {base.context}"
-            notes.append(RowNote("recall probe", i + 1, prompt[:60], "left out", reason))
+            continue
+        reason = f"it has {len(ids) + longest} tokens and the context of this base {base.context}"
+        reason = reason if completion.strip() else "its completion is empty"
+        notes.append(RowNote("recall probe", i + 1, first_words({"text": prompt}), LEFT_OUT, reason))
     return _Encoded(scored, questions, cloze, tuple(notes))
 
 

@@ -112,15 +112,15 @@ def encode_questions(
     questions, notes = [], []
     for index, row in enumerate(rows):
         reference = reference_text(row)
-        effect, reason = "", ""
         prompt: list[int] = []
+        effect = reason = refusal = ""
         try:
             prompt = encode_question(base.tokenizer, row["messages"])
         except _REFUSALS as e:
-            effect, reason = LEFT_OUT, f"the chat template refuses it ({_describe(e)})"
+            refusal = f"it cannot be rendered ({_describe(e)})"
         room, needed = answer_room(base, prompt), count_reference_tokens(base, row)
-        if effect:
-            pass
+        if refusal:
+            effect, reason = LEFT_OUT, refusal
         elif not reference.strip():
             effect, reason = LEFT_OUT, "its answer is empty"
         elif room < 1:
@@ -153,20 +153,22 @@ def encode_answers(
     indices: list[int] = []
     notes: list[RowNote] = []
     for index, row in enumerate(rows):
-        effect, reason = "", ""
         found: list[EncodedSequence] = []
+        effect = reason = refusal = ""
         try:
             found = encode_turns(base.tokenizer, row["messages"], max_length, base.eos_ids)
         except _REFUSALS as e:
-            effect, reason = LEFT_OUT, f"the chat template refuses it ({_describe(e)})"
+            refusal = f"it cannot be rendered ({_describe(e)})"
         scored = [e for e in found if any(e.loss_mask[1:])]
         cut = sum(e.truncated for e in found)
-        if not effect and not reference_text(row).strip():
+        if refusal:
+            effect, reason = LEFT_OUT, refusal
+        elif not reference_text(row).strip():
             effect, reason, scored = LEFT_OUT, "its answer is empty", []
-        elif not effect and not scored:
+        elif not scored:
             effect = LEFT_OUT
             reason = f"no token of its answer fits into sequences of {max_length} tokens"
-        elif not effect and cut:
+        elif cut:
             effect, reason = CUT, f"{cut} of its tokens do not fit into a sequence of {max_length}"
         if effect:
             notes.append(RowNote(data, index + 1, first_words(row), effect, reason))

@@ -77,7 +77,7 @@ def load_sample(workspace: Workspace, dataset_id: str, split: str, limit: int = 
         raise SpecError(f"The number of rows must not be negative, got {limit}.", "0 means all rows.")
     if not rows:
         raise SpecError(f"The split {split!r} of {dataset.name!r} is empty.", "Choose another split.")
-    picks = range(len(rows))
+    picks: Sequence[int] = range(len(rows))
     if 0 < limit < len(rows):
         picks = [i * len(rows) // limit for i in range(limit)]
     numbers = tuple(i + 1 for i in picks)
@@ -135,8 +135,9 @@ def encode_sample(resident: Resident, sample: Sample, max_length: int) -> Encode
 
 def _number_notes(sample: Sample, notes: Sequence[RowNote]) -> tuple[RowNote, ...]:
     """The notes with the numbers that the rows have in their split."""
-    numbers = sample.numbers or range(1, len(sample.rows) + 1)
-    return tuple(replace(n, row=numbers[n.row - 1]) for n in notes)
+    if len(sample.numbers) != len(sample.rows):
+        return tuple(notes)
+    return tuple(replace(n, row=sample.numbers[n.row - 1]) for n in notes)
 
 
 class RowLosses:

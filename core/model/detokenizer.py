@@ -1,10 +1,10 @@
 """Token ids of an answer to text, without halves of characters, and with its thought apart.
 
-A character may be encoded in several tokens, with byte-level BPE and with sentencepiece's byte fallback. While
-its last bytes are missing, `tokenizer.decode` writes U+FFFD in its place. `Detokenizer` leaves such bytes out:
-an unfinished character waits for its end while an answer is streamed, and is dropped where the answer ends
-before it. A U+FFFD that the model wrote (bytes EF BF BD) stays, and so does one for bytes that no byte can
-complete.
+A character may be encoded in several tokens, with byte-level BPE and with sentencepiece's byte fallback.
+While its last bytes are missing, `tokenizer.decode` writes U+FFFD in its place. `Detokenizer` leaves such
+bytes out: an unfinished character waits for its end while an answer is streamed, and is dropped where the
+answer ends before it. A U+FFFD that the model wrote (bytes EF BF BD) stays, and so does one for bytes that
+no byte can complete.
 
 So the texts of a growing answer extend one another:
 
@@ -63,7 +63,24 @@ class Detokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids without special tokens and without unfinished characters; markers of thoughts stay."""
         text = self._decode(ids)
-        return text if REPLACEMENT not in text else self._decode(self._complete(ids))
+        return text if REPLACEMENT not in text else self._decode(self.complete(ids))
+
+    def complete(self, ids: Sequence[int]) -> list[int]:
+        """The ids without the bytes of a last, unfinished character.
+
+        A token that holds such bytes behind others is replaced by tokens of the others.
+        """
+        kept = list(ids)
+        begin = len(kept)
+        while begin and self._read_bytes(kept[begin - 1]) is not None:
+            begin -= 1
+        missing = _count_tail_bytes(b"".join(self._read_bytes(i) or b"" for i in kept[begin:]))
+        while missing > 0:
+            data = self._read_bytes(kept.pop()) or b""
+            rest = (self._find_token(CHARACTER_OF[b]) for b in data[: max(len(data) - missing, 0)])
+            kept += [i for i in rest if i is not None]
+            missing -= len(data)
+        return self._repair_byte_tokens(kept)
 
     def is_in_thought(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as the templates of some reasoning models do."""
@@ -115,23 +132,6 @@ class Detokenizer:
     def _decode_piece(self, ids: Sequence[int]) -> str:
         # A clean-up of spaces rewrites text that was shown already, and changes what the model wrote.
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _complete(self, ids: Sequence[int]) -> list[int]:
-        """The ids without the bytes of a last, unfinished character.
-
-        A token that holds such bytes behind others is replaced by tokens of the others.
-        """
-        kept = list(ids)
-        begin = len(kept)
-        while begin and self._read_bytes(kept[begin - 1]) is not None:
-            begin -= 1
-        missing = _count_tail_bytes(b"".join(self._read_bytes(i) or b"" for i in kept[begin:]))
-        while missing > 0:
-            data = self._read_bytes(kept.pop()) or b""
-            rest = (self._find_token(CHARACTER_OF[b]) for b in data[: max(len(data) - missing, 0)])
-            kept += [i for i in rest if i is not None]
-            missing -= len(data)
-        return self._repair_byte_tokens(kept)
 
     def _repair_byte_tokens(self, ids: Sequence[int]) -> list[int]:
         """Replaces byte tokens that belong to no character by those of U+FFFD.

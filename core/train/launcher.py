@@ -213,7 +213,7 @@ def terminate(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], is_forced: bool) -> None:
-    """Signals a process and its workers. Windows has no process groups: `job.is_orphaned` ends the workers."""
+    """Signals a process and its workers. Without process groups (Windows), `job.is_orphaned` ends them."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL if is_forced else signal.SIGTERM)

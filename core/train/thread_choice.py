@@ -13,8 +13,9 @@ RAISE_CORES = 0.2  # and takes it back when they use less than this
 MIN_SHARE = 0.85  # of its time; a training thread that computes for less has lost its core to something else
 MIN_GAIN = 1.05  # speed over that of the present policy, from which another one is worth a change
 NEW_LOAD_CORES = 0.25  # a change of the load after which an earlier comparison says nothing
+LONG_SECONDS = 2.0  # a window of at least this length counts as a whole
 HOLD_SECONDS = 3.0  # the shortest time between two comparisons, unless all threads spin
-RETRY_SECONDS = (10.0, 160.0)  # first and longest time until a comparison without a change is repeated
+RETRY_SECONDS = (10.0, 80.0)  # first and longest time until a comparison without a change is repeated
 
 
 class Policy(NamedTuple):
@@ -76,16 +77,16 @@ class ThreadChoice:
         self._is_settled = False
         self._retry_at, self._retry_seconds = 0.0, RETRY_SECONDS[0]
         self._hold_until = 0.0
+        self._has_candidates = False  # in the previous window
 
     def forbid(self, threads: int) -> None:
         """Removes a number that gives other bits, and returns to the largest."""
         self.counts = [c for c in self.counts if c != threads or c == self.most]
         self._speeds, self._untried, self.policy = {}, [], Policy(self.most)
 
-    def choose_first(self, others: float | None) -> None:
+    def choose_first(self, others: float) -> None:
         """Chooses before the first step, from the load alone."""
-        if others is not None:
-            self.policy = Policy(self._fit(others))
+        self.policy = Policy(self._fit(others))
 
     def update(self, window: Window, now: float) -> Policy:
         """Chooses after a window under the present policy.
@@ -96,13 +97,21 @@ class ThreadChoice:
         speed = window.work / window.seconds
         if self._speeds:
             self._speeds[self.policy] = speed
+            full = Policy(self.most)
+            is_alone = self.policy.threads == 1 and window.share >= MIN_SHARE
+            if window.others is None and is_alone and full not in self._speeds:
+                self._untried.append(full)  # the machine seems quiet
             self._continue(now)
             return self.policy
         if not self._is_settled:
             self._is_settled, self._settled_load = True, window.others
         candidates = [p for p in self._propose(window, now) if p != self.policy and p.threads in self.counts]
-        if candidates:
+        # a load that began within a window did not slow all of it: the next one is compared
+        is_whole = self._has_candidates or window.seconds >= LONG_SECONDS
+        self._has_candidates = bool(candidates)
+        if candidates and is_whole:
             self._speeds, self._untried = {self.policy: speed}, candidates
+            self._has_candidates = False
             self._continue(now)
         return self.policy
 
@@ -135,7 +144,9 @@ class ThreadChoice:
         if window.others is None:
             if is_early or (self.policy == full and not is_preempted):
                 return []
-            return [Policy(1), *passive] if is_preempted else [full, Policy(1)]
+            if is_preempted:
+                return [Policy(1), *passive]
+            return [Policy(1)] if self.policy.is_passive else [full]
         spare = self.cores - self.most
         if window.others > spare + LOWER_CORES:
             return [] if is_early else [Policy(self._fit(window.others)), *passive]

@@ -31,17 +31,18 @@ from core.train.machine import CpuMeter, LoadReport, describe_load
 from core.train.thread_choice import Policy, ThreadChoice, Window
 
 WINDOW_SECONDS = 0.4  # the shortest time over which speed and load are compared
+STOPPED_SHARE = 0.03  # a training thread that computed for less was stopped, or the machine slept
 TEAM_SECONDS = 5.0  # the longest time that a second team may take to start or to end
 TEAM_POLL_SECONDS = 0.05
 
 
 class Background(Protocol):
-    """A job on a thread of its own, which ends when it is asked to (`core.engine.worker.BackgroundTask`)."""
+    """A job on a thread of its own, which can be ended (`core.engine.worker.BackgroundTask`)."""
 
     stopping: bool
 
     def stop(self) -> None:
-        """Asks the job to end."""
+        """Requests the end of the job."""
 
     def join(self, seconds: float) -> None:
         """Waits until it has ended."""
@@ -55,8 +56,8 @@ class PassiveWait:
 
     OMP_WAIT_POLICY counts only when libgomp is loaded. But libgomp also spins for 100 rounds only, which is
     next to nothing, while the process has more OpenMP threads than CPUs. So a second team of threads, which
-    computes nothing, makes the first one passive, and its end makes the first one spin again. OpenMP libraries
-    without this rule ignore it, and then the measured speed is the same.
+    computes nothing, makes the first one passive, and its end makes the first one spin again. An OpenMP
+    library without this rule ignores it, and then the measured speed is the same.
 
     Source: GOMP_SPINCOUNT in the manual of libgomp.
 
@@ -124,20 +125,24 @@ class ThreadControl:
     def choose_first(self, digest: Callable[[], str]) -> None:
         """Chooses before the first pass, from the load since the run began to read its data."""
         load = self._meter.read()
-        self.choice.choose_first(load.others if load else None)
+        if load and load.seconds >= WINDOW_SECONDS / 2:
+            self.choice.choose_first(load.others)
         self.apply(digest)
 
-    def apply(self, digest: Callable[[], str]) -> None:
-        """Switches to the chosen policy. Called between steps, when all gradients are cleared.
+    def apply(self, digest: Callable[[], str] | None = None) -> None:
+        """Switches to the chosen policy, if its number of threads is known to be exact or can be checked.
 
         Args:
-            digest: computes one step, and returns a checksum of its bits.
+            digest: computes one step, and returns a checksum of its bits; only between two steps, when all
+                gradients are cleared.
         """
         wanted = self.choice.policy
         if self._is_fixed or wanted == self.policy:
             return
         count = wanted.threads
         if count not in self._exact:
+            if digest is None:
+                return
             all_threads = Policy(self.most, self._passive is not None)  # spinning would take longest here
             self._exact[count] = self._digest_with(all_threads, digest) == self._digest_with(wanted, digest)
         if not self._exact[count]:
@@ -178,6 +183,8 @@ class ThreadControl:
         others = load.others if load else None
         window = Window(self._seconds, self._work, self._cpu_seconds / self._seconds, others)
         self._seconds = self._cpu_seconds = self._work = 0.0
+        if window.share < STOPPED_SHARE:
+            return
         if self._load.update(window, self.policy.threads, now):
             self._report(self._describe(window, step))
         if not self._is_fixed and self.choice.policy == self.policy:
@@ -218,20 +225,19 @@ def digest_step(trainer: Any, batch: dict[str, Any], sequences: Iterable[Any], m
     }  # counts tokens; the model does not take it
     count = trainer._get_num_items_in_batch([batch], trainer.args.device)
     trainer.model_wrapped.train()
+    checksum = hashlib.sha256()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss = trainer.compute_loss(
             trainer.model_wrapped, trainer._prepare_inputs(batch), num_items_in_batch=count
         )
         loss.backward()
-    gradients = [p.grad for p in trainer.model_wrapped.parameters() if p.grad is not None]
-    checksum = hashlib.sha256()
-    for tensor in (loss.detach(), torch.nn.utils.get_total_norm(gradients), *gradients):
-        checksum.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    trainer.model_wrapped.zero_grad()
-    sequences = list(sequences)
-    if sequences:
-        for _, scores in score(trainer.resident, sequences, [mix]):
-            checksum.update(repr(scores[0].nats).encode())
+        gradients = [p.grad for p in trainer.model_wrapped.parameters() if p.grad is not None]
+        for tensor in (loss.detach(), torch.nn.utils.get_total_norm(gradients), *gradients):
+            checksum.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        trainer.model_wrapped.zero_grad()
+        if few := list(sequences):
+            for _, scores in score(trainer.resident, few, [mix]):
+                checksum.update(repr(scores[0].nats).encode())
     trainer.model_wrapped.train()
     return checksum.hexdigest()

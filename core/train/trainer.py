@@ -172,7 +172,10 @@ class StudioTrainer(CheckpointTrainer):
     ) -> torch.Tensor:
         begin = time.perf_counter()
         threads = self.context.threads
-        start = threads.start_pass() if threads else None
+        start = None
+        if threads:
+            threads.apply()
+            start = threads.start_pass()
         inputs = dict(inputs)
         # packed rows have no attention mask, and give their lengths instead
         tokens = inputs.pop("row_lengths", inputs.get("attention_mask"))

@@ -54,9 +54,8 @@ NO_RUN = empty(
 
 def status_chip(run: Any) -> Node:
     """The status of a run; not green where its adapter equals the base."""
-    if run.has_learned_nothing:
-        return chip(f"{run.status.value}, equals the base", "warn")
-    return chip(run.status.value, COLOURS[run.status])
+    colour = "warn" if run.has_learned_nothing else COLOURS[run.status]
+    return chip(formatting.format_status(run), colour)
 
 
 def chart(engine: Engine) -> gr.HTML:

@@ -1,6 +1,6 @@
 """The Evaluate tab: mixes measured on held-out data, with the report as a table, bars and a CSV file.
 
-`core/evaluate` measures; `METRICS` lists the columns of a report.
+`core/evaluate` measures; `studio/views/report.py` shows a report.
 """
 
 from __future__ import annotations
@@ -13,26 +13,14 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from core.spec.metric_rules import describe_rule, label_metric
 from core.spec.mix import NEW_TOKENS_LIMIT
-from studio import answers, events, fields, formatting, mix_choices, samples
+from studio import events, fields, formatting, mix_choices, samples
 from studio.components import bars, damaged, mixer
 from studio.session import Session
-from studio.tree import Node, download, empty, node, progress_bar, table, title, view
+from studio.tree import empty, title, view
+from studio.views import report as report_view
 
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
-# Key of a report's row -> heading, whether the value is a share, digits.
-METRICS = {
-    "perplexity": ("Perplexity", False, 2),
-    "answer_perplexity": ("Answer perplexity", False, 2),
-    "exact_match": ("Exact match", True, 1),
-    "f1": ("F1", True, 1),
-    "general_perplexity": ("General perplexity", False, 2),
-    "latency_seconds": ("Latency (s)", False, 2),
-    "tokens_per_second": ("Tokens / s", False, 0),
-}
-RULED_METRICS = ("exact_match", "f1")  # those that compare answers by a rule
-NOTES_SHOWN = 20  # rows that the page names
 BAR_METRICS = ("exact_match", "f1", "perplexity", "general_perplexity")
 NO_REPORT = empty(
     "No report yet", "Choose a dataset and some mixes, then press Measure. Reports are saved in the Library."
@@ -203,7 +191,7 @@ def measure_mixes(
     try:
         for part in stream:
             report_id = part.report
-            yield _render_progress(part), None, gr.skip()
+            yield report_view.render_progress(part), None, gr.skip()
     finally:
         stream.close()
     if report_id:
@@ -227,11 +215,17 @@ def open_report(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     names = [r["name"] for r in report.rows]
     colours = [_colour_of(r["weights"], kinds) for r in report.rows]
     panels = [
-        bars.panel(_heading(m, report), names, colours, [r.get(m) for r in report.rows], METRICS[m][1])
+        bars.panel(
+            report_view.heading_of(m, report),
+            names,
+            colours,
+            [r.get(m) for r in report.rows],
+            report_view.METRICS[m][1],
+        )
         for m in BAR_METRICS
         if any(isinstance(r.get(m), (int, float)) for r in report.rows)
     ]
-    return _render_report(report), panels
+    return report_view.render_report(report), panels
 
 
 def _colour_of(weights: dict[str, float], kinds: dict[str, str]) -> str:
@@ -239,99 +233,3 @@ def _colour_of(weights: dict[str, float], kinds: dict[str, str]) -> str:
     if not weights:
         return "base"
     return kinds.get(next(iter(weights)), "mix") if len(weights) == 1 else "mix"
-
-
-def _render_report(report: Any) -> Node:
-    metrics = [m for m in METRICS if any(m in r for r in report.rows)]
-    lines = [[r["name"], *[_format_metric(r.get(m), m) for m in metrics]] for r in report.rows]
-    questions = next((f"{r['questions']} questions, " for r in report.rows if r.get("questions")), "")
-    duration, created = formatting.format_duration(report.seconds), formatting.format_time(report.created)
-    split = "all splits" if report.split == "all" else f"{report.split} split"
-    about = f"{report.dataset_name}, {split}, {questions}{duration}. {created}"
-    link = download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv")
-    return node(
-        "div",
-        node("div", title("Report", about), link, cls="row spread"),
-        table(
-            ["Mix", *[_heading(m, report) for m in metrics]],
-            lines,
-            "Metrics for each mix",
-            frozenset(range(1, len(metrics) + 1)),
-        ),
-        _render_conditions(report),
-        _render_notes(report.conditions),
-        _render_examples(report.rows),
-    )
-
-
-def _heading(metric: str, report: Any) -> str:
-    """The heading of a metric, with its rule where that is not the studio's own."""
-    name = METRICS[metric][0]
-    return label_metric(name, report.conditions.rule) if metric in RULED_METRICS else name
-
-
-def _render_conditions(report: Any) -> Node | None:
-    """How the answers were generated and compared; None for texts."""
-    if not any(r.get("questions") for r in report.rows):
-        return None
-    how, sentences = report.conditions, []
-    if how.max_new_tokens:
-        cuts = [f"{r['name']} {r['answers_cut']}" for r in report.rows if r.get("answers_cut")]
-        sentences.append(f"Answers were cut at {how.max_new_tokens} tokens.")
-        if cuts:
-            sentences.append(f"Answers that reached this length: {', '.join(cuts)}.")
-    sentences.append(f"Exact match and F1: {describe_rule(how.rule)}")
-    if any("squad_f1" in r for r in report.rows):
-        sentences.append("SQuAD's own figures are in the CSV file.")
-    return node("p", " ".join(sentences), cls="quiet below")
-
-
-def _render_notes(how: Any) -> Node | None:
-    """The rows that were cut or left out, by name; None where every row was measured whole."""
-    counts = [(how.rows_left_out, "left out"), (how.rows_cut, "cut")]
-    parts = [f"{count} row{'s were' if count > 1 else ' was'} {effect}" for count, effect in counts if count]
-    if not parts:
-        return None
-    lines = [
-        node("li", f"Row {n.row}{f' of {n.data}' if n.data else ''} was {n.effect}: {n.reason}. “{n.text}”")
-        for n in how.notes[:NOTES_SHOWN]
-    ]
-    more = how.rows_left_out + how.rows_cut - len(lines)
-    rest = node("p", f"And {more} more, which the report's file names.", cls="quiet") if more > 0 else None
-    fold = node("details", node("summary", "Which rows"), node("ul", *lines), rest)
-    return node(
-        "div", node("p", f"{' and '.join(parts)}. All other rows were measured whole."), fold, cls="note"
-    )
-
-
-def _format_metric(value: Any, metric: str) -> str:
-    _, is_share, digits = METRICS[metric]
-    return formatting.format_percent(value) if is_share else formatting.format_number(value, digits)
-
-
-def _render_examples(rows: list[dict[str, Any]]) -> Node | None:
-    """A few questions with the answer of each mix."""
-    answered = [r for r in rows if r.get("examples")]
-    if not answered:
-        return None
-    lines = [
-        [e["question"], e["reference"], *[_render_example(r["examples"][i]) for r in answered]]
-        for i, e in enumerate(answered[0]["examples"][:5])
-    ]
-    shown = table(["Question", "Reference", *[r["name"] for r in answered]], lines, "Answers by mix")
-    return node("details", node("summary", "Sample answers"), shown)
-
-
-def _render_example(example: dict[str, Any]) -> Node:
-    """An answer below its folded thought."""
-    thought = answers.render_fold(example.get("thought", ""), example.get("thought_tokens", 0))
-    text = example["answer"]
-    if not text:
-        text = "The answer is empty: it ended inside its thought." if thought else "(empty answer)"
-    cut = node("div", f"cut at {example['cut']} tokens", cls="quiet") if example.get("cut") else None
-    return node("div", thought, node("span", text), cut)
-
-
-def _render_progress(part: Any) -> Node:
-    share = part.done / part.total if part.total else 0.0
-    return node("div", title("Measuring", f"{part.text}: {part.done} of {part.total}"), progress_bar(share))

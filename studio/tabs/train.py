@@ -297,7 +297,7 @@ def _update_picker(runs: Sequence[Any], picked: str | None) -> Any:
 
 def run_choices(runs: Sequence[Any]) -> list[tuple[str, str]]:
     """Runs as the choices of a picker."""
-    return [(f"{r.name} · {r.kind} · {r.status.value}", r.id) for r in runs]
+    return [(f"{r.name} · {r.kind} · {formatting.format_status(r)}", r.id) for r in runs]
 
 
 def start_run(engine: Engine, spec: TrainSpec) -> Any:

@@ -12,7 +12,7 @@ from core.store import grids
 from core.train.comparison import LossDifference, format_nats
 from studio import formatting
 from studio.components import plot
-from studio.components.live import COLOURS
+from studio.components.live import status_chip
 from studio.tree import Node, button, chip, download, empty, node, table
 
 NO_GRID = empty(
@@ -87,11 +87,11 @@ def _result_row(grid: grids.Grid, row: CellResult) -> list[Any]:
 
 
 def _status_chip(row: CellResult) -> Node:
-    if row.best:
-        return chip("best", "good")
     if row.run is None:
         return chip(row.status, "bad" if row.is_damaged else "")
-    return chip(row.run.status.value, COLOURS[row.run.status])
+    if row.best and not row.run.has_learned_nothing:
+        return chip("best", "good")
+    return status_chip(row.run)
 
 
 def _format_gap(gap: LossDifference | None) -> str:

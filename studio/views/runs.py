@@ -201,7 +201,7 @@ def _result_rows(comparison: RunComparison) -> list[list[str]]:
     histories = comparison.histories
     finals = [h.final for h in histories]
     return [
-        ["Status", *[_format_status(r) for r in comparison.runs]],
+        ["Status", *[formatting.format_status(r) for r in comparison.runs]],
         ["Best validation loss", *[_format(h.best.loss if h.best else None, 4) for h in histories]],
         ["Final validation loss", *[_format(f.loss if f else None, 4) for f in finals]],
         ["Final perplexity", *[_format(f.perplexity if f else None, 3) for f in finals]],
@@ -209,10 +209,6 @@ def _result_rows(comparison: RunComparison) -> list[list[str]]:
         ["Time", *[formatting.format_duration(h.seconds) for h in histories]],
         ["Tokens / s", *[_format(h.tokens_per_second, 0) for h in histories]],
     ]
-
-
-def _format_status(run: Run) -> str:
-    return f"{run.status.value}, equals the base" if run.has_learned_nothing else run.status.value
 
 
 def _format(value: float | None, digits: int) -> str:

@@ -12,8 +12,8 @@ from core.model.columns import Column
 from core.store.reports import Conditions, Report, RowRecord
 from studio import answers
 from studio.components import board
-from studio.tabs import evaluate
 from studio.views import blind, suite
+from studio.views import report as report_view
 from tests.studio.views.conftest import texts
 
 STAMP = {"weights": {}, "mix": "Base"}
@@ -47,7 +47,7 @@ def rows_of(kind: str, column: Column) -> Any:
         return suite.render_answers(sheet)
     example = {"question": "Where?", "reference": "North.", "answer": column.text}
     example |= {"thought": column.thought, "thought_tokens": column.thought_tokens}
-    return evaluate._render_examples([{"name": "One", "examples": [example]}])
+    return report_view.render_examples([{"name": "One", "examples": [example]}])
 
 
 @pytest.mark.parametrize("kind", ["board", "blind", "suite", "examples"])
@@ -89,7 +89,7 @@ def report(conditions: Conditions, **figures: Any) -> Report:
 def test_the_report_shows_its_rule_its_length_and_its_rows() -> None:
     notes = tuple(RowRecord("", i, f"lamp {i} …", "left out", "it is too long") for i in range(1, 26))
     how = Conditions("words", 512, 33, 25, 2, notes)
-    shown = texts(evaluate._render_report(report(how, answers_cut=3, squad_f1=1.0)))
+    shown = texts(report_view.render_report(report(how, answers_cut=3, squad_f1=1.0)))
     assert "Answers were cut at 33 tokens. Answers that reached this length: Base 3." in shown
     assert "25 rows were left out and 2 rows were cut." in shown
     assert "Row 20 was left out: it is too long. “lamp 20 …”" in shown and "Row 21 was" not in shown
@@ -98,11 +98,11 @@ def test_the_report_shows_its_rule_its_length_and_its_rows() -> None:
 
 
 def test_a_report_without_a_rule_is_shown_as_one_of_squads() -> None:
-    shown = texts(evaluate._render_report(report(Conditions())))
+    shown = texts(report_view.render_report(report(Conditions())))
     assert "Exact match (SQuAD)" in shown and "F1 (SQuAD)" in shown and "50.0 %" in shown
     assert "1.5 equals 15" in shown and "were cut" not in shown
 
 
 def test_a_figure_that_is_not_a_number_is_a_dash() -> None:
-    shown = texts(evaluate._render_report(report(Conditions("words"), perplexity=None, f1=float("nan"))))
+    shown = texts(report_view.render_report(report(Conditions("words"), perplexity=None, f1=float("nan"))))
     assert "nan" not in shown and "–" in shown

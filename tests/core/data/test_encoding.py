@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from core.data.collation import collate, pad_prompts
-from core.data.encoding import IGNORE_INDEX, count_with_special_tokens, encode_chat, encode_task, encode_text
+from core.data.encoding import (
+    IGNORE_INDEX,
+    count_with_special_tokens,
+    encode_chat,
+    encode_task,
+    encode_text,
+    encode_turns,
+)
 from core.data.replay import add_replay
 
 
@@ -78,7 +85,7 @@ def test_every_turn_of_the_assistant_is_trained_and_no_other(tokenizer: Any) -> 
     assert encoded.truncated == 0
 
 
-def test_a_template_that_rewrites_earlier_turns_trains_what_it_renders(tokenizer: Any) -> None:
+def test_a_template_that_rewrites_earlier_turns_gives_a_sequence_per_answer(tokenizer: Any) -> None:
     """Like Qwen3's template, which drops the thought of an answer once another turn follows."""
     think = (
         "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}"
@@ -92,13 +99,22 @@ def test_a_template_that_rewrites_earlier_turns_trains_what_it_renders(tokenizer
             *chat("Where is the red lamp?", "In the north room."),
             *chat("And the old bell?", "In the cold room."),
         ]
-        encoded = encode_task(tokenizer, talk, 128, [tokenizer.eos_token_id])
+        sequences = encode_turns(tokenizer, talk, 128, [tokenizer.eos_token_id])
+        last = encode_task(tokenizer, talk, 128, [tokenizer.eos_token_id])
     finally:
         tokenizer.chat_template = before
-    assert (
-        tokenizer.decode([t for t, m in zip(encoded.ids, encoded.loss_mask, strict=True) if m])
-        == "In the north room.<|end|>hm, In the cold room.<|end|>"
-    )
+    assert sequences[-1] == last
+    parts = [
+        (
+            tokenizer.decode([t for t, m in zip(e.ids, e.loss_mask, strict=True) if not m])[-18:],
+            tokenizer.decode([t for t, m in zip(e.ids, e.loss_mask, strict=True) if m]),
+        )
+        for e in sequences
+    ]
+    assert parts == [
+        ("\n<|assistant|>\nhm,", " In the north room.<|end|>"),
+        ("\n<|assistant|>\nhm,", " In the cold room.<|end|>"),
+    ], "one sequence per answer, and what the template writes before an answer is its prompt"
 
 
 def test_truncation_is_counted_and_answers_without_a_beginning_are_context(

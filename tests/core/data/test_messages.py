@@ -33,6 +33,7 @@ def read(messages, notes=None, **columns):
         ("tool", "tool"),
         ("function", "tool"),
         ("observation", "tool"),
+        ("ipython", "tool"),
         ("assistant", "assistant"),
         ("gpt", "assistant"),
         ("bot", "assistant"),

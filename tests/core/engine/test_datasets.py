@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from core.engine import Engine
+from core.engine.import_checks import BUSY
 from core.errors import DataError
 
 # Like Gemma 2's: no system turn, and turns must alternate.
@@ -108,14 +109,14 @@ def test_a_busy_model_does_not_hold_up_an_import(studio, tmp_path: Path, monkeyp
 
     path = write(tmp_path / "chats.jsonl", [turns(f"q {i}", "a") for i in range(5)])
     engine = studio(STRICT)
-    monkeypatch.setattr("core.engine.import_checks.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("core.engine.datasets.IMPORT_WAIT", 0.1)
     release = threading.Event()
     engine.worker.post(lambda: release.wait(30))
     try:
         notes = engine.datasets.import_files([path], "chats").notes
     finally:
         release.set()
-    assert notes == ["The model was busy, so that the rows were not checked against its chat template."]
+    assert notes == [BUSY]
 
 
 def test_an_example_of_a_turn_of_weight_0_marks_the_last_answer_only(studio, tmp_path: Path) -> None:

@@ -79,7 +79,13 @@ def test_a_second_studio_says_which_process_has_the_workspace(
 
 
 def test_a_damaged_owner_file_still_gives_a_sentence(workspace: Path) -> None:
-    for content in (b"", b"[1]", b'{"process": "x"}', b"\xff\xfe", b'{"process": 1, "machine": 2, "started": 1e99}'):
+    for content in (
+        b"",
+        b"[1]",
+        b'{"process": "x"}',
+        b"\xff\xfe",
+        b'{"process": 1, "machine": 2, "started": 1e99}',
+    ):
         with Engine(workspace, load=False):
             (workspace / "owner.lock").write_bytes(content)
             with Engine(workspace, load=False) as second:
@@ -132,5 +138,7 @@ def test_a_repair_of_a_read_only_workspace_is_left_and_the_adapter_used(
         forbid_writing(workspace, patch)
         with Engine(workspace, load=False) as engine:
             (said,) = engine.library.verify(card.parent.name)
-            assert "README.md and checksums.txt did not match" in said and "could not be written again" in said
+            assert (
+                "README.md and checksums.txt did not match" in said and "could not be written again" in said
+            )
     assert card.read_text() == "half"

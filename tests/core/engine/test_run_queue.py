@@ -383,7 +383,11 @@ def fail_to_write_the_order(monkeypatch: pytest.MonkeyPatch, error: OSError) -> 
     monkeypatch.setattr(run_order, "_write", refuse)
 
 
-@pytest.mark.parametrize("reason", ["full disk", "busy order", "closing"])
+def refuse_lock(*_: object) -> None:
+    raise Busy("The run is already in use.", "Wait.")
+
+
+@pytest.mark.parametrize("reason", ["full disk", "busy order", "lock taken", "closing"])
 def test_a_run_that_cannot_enter_the_queue_leaves_nothing(
     engine: Engine, corpus: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
@@ -395,12 +399,18 @@ def test_a_run_that_cannot_enter_the_queue_leaves_nothing(
         elif reason == "busy order":
             patch.setattr(run_order, "LOCK_TIMEOUT_SECONDS", 0.05)
             held = FileLock(engine.workspace.run_order_path.with_suffix(".lock"))
+        elif reason == "lock taken":
+            patch.setattr(queue, "FileLock", refuse_lock)
         else:
             patch.setattr(engine.worker, "_closing", True)
         with pytest.raises(StudioError):
             engine.runs.start(wanted)
     assert engine.workspace.ids("runs") == [] and engine.queue.list() == []
-    assert engine.queue.locks == {} and engine.queue._pending == {} and run_order.read(engine.workspace).order == ()
+    assert (
+        engine.queue.locks == {}
+        and engine.queue._pending == {}
+        and run_order.read(engine.workspace).order == ()
+    )
     assert [p.name for p in (engine.workspace.root / "runs").glob(".*")] == []
     if held:
         held.release()

@@ -18,6 +18,7 @@ from core.errors import SpecError
 from core.evaluate import measure as measure_module
 from core.evaluate.measure import EvaluationData, Measurement, batch_by_length, measure
 from core.evaluate.rows import (
+    LEFT_OUT,
     Question,
     choose_answer_length,
     count_reference_tokens,
@@ -25,7 +26,9 @@ from core.evaluate.rows import (
     encode_questions,
 )
 from core.evaluate.sample import RowLosses, RowMatches, Sample, encode_sample
+from core.evaluate.suite import run_suite
 from core.model.base import load_base
+from core.model.families import FAMILIES
 from core.model.generate import generate
 from core.model.resident import Resident
 from core.spec.metric_rules import RULE
@@ -34,6 +37,7 @@ from core.store import reports
 from core.store.reports import Conditions
 from core.store.workspace import Workspace
 from tests.conftest import SENTENCES
+from tests.core.engine.test_bases import build_tiny
 from tests.core.model.test_mixing import SHAPES, add_random_adapters
 
 MIXES = [Mix(), Mix(weights={"one": 1.0})]
@@ -85,10 +89,11 @@ def test_an_answer_without_enough_room_is_cut_and_named(resident: Resident) -> N
     assert found.max_new_tokens == resident.base.context - 1 and found[0]["questions"] == 3
 
 
-def test_a_question_longer_than_a_sequence_is_answered_without_perplexity(resident: Resident) -> None:
+def test_a_question_longer_than_a_sequence_is_still_answered(resident: Resident) -> None:
     rows = [row("lamp " * 30, "In the north room."), row("Where?", "Here.")]
     found = measured(resident, EvaluationData(questions={"": rows}), length=24, new_tokens=4)
-    assert found[0]["questions"] == 2 and found[0]["tokens"] < 12
+    whole = measured(resident, EvaluationData(questions={"": rows}), new_tokens=4)
+    assert found[0]["questions"] == 2 and 0 < found[0]["tokens"] <= whole[0]["tokens"]
     assert [(n.row, n.effect) for n in found.notes] == [(1, "cut")]
     alone = measured(resident, EvaluationData(questions={"": rows[:1]}), length=24, new_tokens=4)
     assert alone[0]["questions"] == 1 and ("perplexity" in alone[0]) == (alone[0].get("tokens", 0) > 0)
@@ -101,6 +106,17 @@ def test_documents_longer_than_the_context_are_measured_whole(resident: Resident
     tokenizer = resident.base.tokenizer
     tokens = sum(len(tokenizer(t)["input_ids"]) + 1 for t in texts[:2])
     assert found[0]["tokens"] >= tokens - 2 and math.isfinite(found[0]["perplexity"])
+
+
+def test_recall_leaves_out_and_names_what_cannot_be_completed(resident: Resident) -> None:
+    cloze = [("The red lamp is kept in the", " north room."), (LONG, " room."), ("The bell", " ")]
+    found = measured(resident, EvaluationData(cloze=cloze))
+    assert [(n.data, n.row, n.effect) for n in found.notes] == [
+        ("recall probe", 2, "left out"),
+        ("recall probe", 3, "left out"),
+    ]
+    alone = measured(resident, EvaluationData(cloze=cloze[:1]))
+    assert [f["recall"] for f in found] == [f["recall"] for f in alone]
 
 
 def test_a_set_with_nothing_left_is_an_error_in_words(resident: Resident) -> None:
@@ -280,3 +296,41 @@ def test_a_report_without_a_rule_is_one_of_squads(tmp_path: Path) -> None:
     del raw["conditions"]
     path.write_text(json.dumps(raw), encoding="utf-8")
     assert reports.load(workspace, made.id).conditions == Conditions() and Conditions().rule == "squad"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_overlong_row_ends_no_measurement_on_any_family(family: str, tmp_path: Path) -> None:
+    base = load_base(str(build_tiny(tmp_path / family, family)), "none", "cpu")
+    made = Resident(base, Workspace(tmp_path / "ws"))
+    size = 3 * base.context
+    rows = [ROWS[0], row("b" * size, "c"), row("d", "e" * size), ROWS[1]]
+    data = EvaluationData(
+        questions={"": rows},
+        texts={"text": [SENTENCES[0], "f " * size]},
+        cloze=[("The red lamp is kept in the", " north room."), ("g" * size, " h")],
+    )
+    *_, found = measure(made, [Mix()], data, 4 * base.context, 3)
+    assert isinstance(found, Measurement)
+    assert (found[0]["questions"], found[0]["answers_cut"] <= 3) == (3, True)
+    assert {(n.data, n.row) for n in found.notes if n.effect == LEFT_OUT} == {("", 2), ("recall probe", 2)}
+    sample = task_sample(rows)
+    matches = RowMatches(made, sample, [Mix()], 3)
+    assert list(matches.compute())[-1] == 1.0 and [n.row for n in matches.notes] == [20]
+    losses = RowLosses(made, encode_sample(made, sample, 4 * base.context), [Mix()])
+    assert list(losses.compute())[-1] == 1.0 and math.isfinite(losses.losses[0])
+    *_, suite = run_suite(made, ["Hi", "i" * size], [Mix()], [Sampling(max_new_tokens=3)])
+    assert (list(suite.left_out), len(suite.rows), suite.done, suite.total) == ([2], 1, 1, 1)
+
+
+def test_a_row_that_the_template_refuses_is_left_out_in_its_own_words(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% if messages|length > 3 %}{{ raise_exception('Only one question') }}{% endif %}"
+    monkeypatch.setattr(
+        resident.base.tokenizer, "chat_template", template + resident.base.tokenizer.chat_template
+    )
+    long = {"messages": [*ROWS[0]["messages"], *ROWS[1]["messages"], *ROWS[2]["messages"]]}
+    found = measured(resident, EvaluationData(questions={"": [*ROWS[:2], long]}), new_tokens=3)
+    assert found[0]["questions"] == 2 and [(n.row, n.effect) for n in found.notes] == [(3, "left out")]
+    assert "Only one question" in found.notes[0].reason

@@ -13,12 +13,14 @@ from transformers.cache_utils import DynamicLayer
 from core.data.encoding import encode_text
 from core.errors import SpecError
 from core.model.base import load_base
+from core.model.families import FAMILIES
 from core.model.generate import encode_prompt, generate, inference_mode_for
 from core.model.kv_cache import GROWTH, PreallocatedLayer
 from core.model.resident import Resident
 from core.model.scoring import score
 from core.spec.mix import Mix, Sampling
 from core.store.workspace import Workspace
+from tests.core.engine.test_bases import build_tiny
 from tests.core.model.test_mixing import SHAPES, add_random_adapters
 
 MIXES = [
@@ -212,3 +214,23 @@ def test_the_preallocated_kv_cache_is_not_copied_at_every_token() -> None:
         for _ in range(2 * GROWTH)
     }
     assert len(places) <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_end_at_the_context_of_every_family(family: str, tmp_path: Path) -> None:
+    base = load_base(str(build_tiny(tmp_path / family, family)), "none", "cpu")
+    tiny = Resident(base, Workspace(tmp_path / "workspace"))
+    base.model.generation_config.eos_token_id = []  # no answer ends by itself
+    base.tokenizer.eos_token = "<|user|>"
+    seq2seq, room = base.family.seq2seq, 7
+    prompts = [[20, 21, 22], [20 + i % 40 for i in range(base.context - room)]]
+    sampling = Sampling(max_new_tokens=120)
+    limits = [120, 120 if seq2seq else room]  # an encoder-decoder base has the context on each side
+    *_, states = generate(tiny, prompts, [Mix()] * 2, [sampling] * 2)
+    assert [s.limit for s in states] == limits
+    for state in states:
+        assert len(state.ids) == state.limit if state.reason == "length" else len(state.ids) < state.limit
+    assert states[1].ids == list(generate(tiny, prompts[1:], [Mix()], [sampling]))[-1][0].ids
+    with pytest.raises(SpecError, match=rf"in the context of {base.context} tokens, got {base.context + 1}"):
+        next(generate(tiny, [[20] * (base.context + 1)], [Mix()], [sampling]))

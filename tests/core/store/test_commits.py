@@ -17,7 +17,8 @@ from benchmarks.crash_operations import CONFIG, FINGERPRINT, OPERATIONS, add_ada
 from core.errors import AdapterError, NotFound, SpecError, StudioError
 from core.spec.training import RunStatus, TrainSpec
 from core.store import adapters, grids, mixes, runs
-from core.store.adapter_files import CARD, CHECKSUMS, CONFIG as CONFIG_FILE, METADATA, WEIGHTS
+from core.store.adapter_files import CARD, CHECKSUMS, METADATA, WEIGHTS
+from core.store.adapter_files import CONFIG as CONFIG_FILE
 from core.store.files import read_json, write_json
 from core.store.runs import RunExtra
 from core.store.workspace import Workspace
@@ -253,7 +254,9 @@ def test_a_status_that_cannot_be_logged_is_recorded(
     assert read_json(workspace.path("runs", run.id, "run.json"))["status"] == RunStatus.DONE.value
 
 
-def test_a_collected_run_replaces_the_record_and_the_log_together(workspace: Workspace, run: runs.Run) -> None:
+def test_a_collected_run_replaces_the_record_and_the_log_together(
+    workspace: Workspace, run: runs.Run
+) -> None:
     from core.store.locks import FileLock, is_locked
 
     lock = FileLock(runs.lock_path(workspace, run.id))
@@ -389,7 +392,9 @@ def test_a_repaired_adapter_can_be_mixed(tmp_path: Path, tiny_base: Path) -> Non
         base = {"name": "tiny", "fingerprint": fingerprint}
         add_adapter(engine.workspace, "mine-0001", "Mine", 1, base=base)
         damage(engine.workspace.path("adapters", "mine-0001"), "half a card")
-        answer = engine.chat.stream("Hi", [Mix(weights={"mine-0001": 1.0})], Sampling(max_new_tokens=2)).last()
+        answer = engine.chat.stream(
+            "Hi", [Mix(weights={"mine-0001": 1.0})], Sampling(max_new_tokens=2)
+        ).last()
         assert answer.done and "README.md" in engine.library.adapter("mine-0001").repairs
 
 

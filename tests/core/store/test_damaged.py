@@ -223,7 +223,7 @@ def use(engine: Engine, kind: str, item_id: str) -> None:
 
 
 def check(engine: Engine, path: Path, before: dict[str, set[str]]) -> Damaged | None:
-    """Checks what must hold while one file is damaged; returns how it is reported, or None if it is usable."""
+    """Checks what must hold while one file is damaged; returns how its item is reported, if it is."""
     kind, item_id = owner_of(engine, path)
     damaged = engine.library.damaged()
     assert {(d.kind, d.id) for d in damaged} <= {(kind, item_id)}, "only the damaged item is damaged"
@@ -412,7 +412,7 @@ def test_keys_of_a_newer_version_are_tolerated_and_kept(engine: Engine, before: 
             if kind in ("adapters", "datasets", "mixes", "runs") and path.name != "adapter_config.json":
                 engine.library.rename(kind, item_id, "Another name")
             elif kind == "grids":
-                grids.save(engine.workspace, engine.grids.get(item_id))
+                grids.rename(engine.workspace, item_id, "Another name")
             assert json.loads(path.read_text(encoding="utf-8"))["newer"] == newer["newer"]
 
 
@@ -471,7 +471,7 @@ def test_the_studio_starts_trains_and_measures_beside_damaged_items(
     root = tmp_path / "ws"
     shutil.copytree(STORED, root)
     for path in root.rglob("*.json*"):
-        path.write_bytes(path.read_bytes()[:40])
+        path.write_bytes(path.read_bytes()[:20] + b"\n")
     for lock in ("owner.lock", "runs/lineup.lock"):
         (root / lock).unlink()
         (root / lock).mkdir()

@@ -86,7 +86,10 @@ def test_a_writer_that_is_killed_loses_no_event_before_it(tmp_path):
     assert [e["step"] for e in read_since(path)[0]] == list(range(50))
 
 
-@pytest.mark.parametrize("torn", [b"not json", b"[1]", b'"x"', b"\xff\xfe", b"\0\0", b"[" * 33 + b"]" * 33, b"{"])
+DEEP = b"[" * 33 + b"]" * 33
+
+
+@pytest.mark.parametrize("torn", [b"not json", b"[1]", b'"x"', b"\xff\xfe", b"\0\0", DEEP, b"{"])
 def test_an_unreadable_line_is_counted_and_the_other_lines_are_read(log, torn):
     log.append("a")
     with open(log.path, "ab") as f:

@@ -201,7 +201,8 @@ def test_a_write_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
         files.shutil, "disk_usage", lambda _: namedtuple("u", "total used free")(1, 1, 100_000_000)
     )
     ensure_space(tmp_path, 100_000_000 - files.MARGIN_BYTES)
-    with pytest.raises(StorageError, match=r"The disk is full: 101 MB are needed and 100 MB are free \(33 MB to write, and 68 MB"):
+    expected = r"The disk is full: 101 MB are needed and 100 MB are free \(33 MB to write, and 68 MB"
+    with pytest.raises(StorageError, match=expected):
         ensure_space(tmp_path, 100_000_000 - files.MARGIN_BYTES + 1)
 
 

@@ -70,7 +70,7 @@ def test_the_choice_is_near_the_best_under_every_load(is_known: bool, target: fl
 
 
 def test_the_first_step_already_has_the_number_that_fits() -> None:
-    for others, threads in ((None, 2), (0.0, 2), (0.35, 2), (0.7, 1), (1.0, 1), (2.0, 1)):
+    for others, threads in ((0.0, 2), (0.35, 2), (0.7, 1), (1.0, 1), (2.0, 1)):
         choice = ThreadChoice(2, 2, True)
         choice.choose_first(others)
         assert choice.policy == Policy(threads), others
@@ -91,8 +91,9 @@ def test_a_comparison_without_a_change_is_repeated_ever_later() -> None:
         if (before, policy) == (SPIN, ONE):
             tries.append(now)
         before = policy
-    assert tries == [1.0, 22.0, 63.0, 144.0]
-    assert choice.update(Window(1.0, 2.0, 1.0, 1.5), 200.5) == ONE, "another load needs another comparison"
+    assert tries == [2.0, 24.0, 66.0, 148.0]
+    choice.update(Window(1.0, 2.0, 1.0, 1.5), 200.5)
+    assert choice.update(Window(1.0, 2.0, 1.0, 1.5), 201.5) == ONE, "another load needs another comparison"
 
 
 def test_one_thread_leaves_nothing_to_choose() -> None:
@@ -113,7 +114,8 @@ def test_more_cores_allow_more_threads() -> None:
 
 def test_a_forbidden_number_is_never_chosen_again() -> None:
     choice = ThreadChoice(2, 2, True)
-    assert choice.update(Window(1.0, 3.0, 0.7, 1.0), 0.0) == ONE
+    choice.update(Window(1.0, 3.0, 0.7, 1.0), 0.0)
+    assert choice.update(Window(1.0, 3.0, 0.7, 1.0), 1.0) == ONE
     choice.forbid(1)
     assert choice.policy == SPIN
     chosen = {choice.update(Window(1.0, 3.0, 0.7, 1.0), 100.0 + i) for i in range(50)}
@@ -224,6 +226,18 @@ def test_a_number_is_used_only_if_it_gives_the_same_bits() -> None:
         assert calls == [2, 1], "every number is checked once"
         control.restore()
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_pass_during_which_the_machine_slept_decides_nothing() -> None:
+    meter, cpu_seconds = FakeMeter(), 0.1
+    control = ThreadControl(lambda fields: None, False, None, meter, lambda: 30.0, lambda: cpu_seconds)  # type: ignore[arg-type]
+    meter.others = 1.0
+    control.end_pass((0.0, 0.0), 100, 1)
+    assert control.choice.policy == SPIN and not control.choice._has_candidates
+    cpu_seconds = 20.0
+    control.end_pass((0.0, 0.0), 100, 1)
+    assert control.choice.policy == ONE
 
 
 class Task:

@@ -1,4 +1,4 @@
-"""The Data tab shows how files are read: kind, layout, unread columns, notes, and rows as they are learned."""
+"""The Data tab shows how files are read: kind, layout, unread columns, notes, rows as they are learned."""
 
 import json
 
