@@ -1,7 +1,7 @@
-"""Tiny tokenizers of the real families: their special tokens, their way with blanks, and their chat templates.
+"""Tiny tokenizers of the real families: their special tokens, their way with blanks, their chat templates.
 
-The templates are written for these tests and render what the real ones render. The vocabularies are trained on
-a few sentences, so that a blank merges with the word after it, and line breaks merge with each other.
+The templates are written for these tests and render what the real ones render. The vocabularies are trained
+on a few sentences, so that a blank merges with the word after it, and line breaks merge with each other.
 
     byte-level BPE    Llama 3, Qwen2.5, Qwen3, MiniMax-M2, GPT-2: " yes" is one token
     sentencepiece     Llama 2, Mistral, Phi-3 put a blank before a text, Gemma does not; T5 is a unigram model
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -289,10 +289,10 @@ def _train_pieces(special: list[str], blank: bool) -> Tokenizer:
 
 
 def _train_unigram(special: list[str]) -> Tokenizer:
-    pieces: dict[str, float] = {s: 0.0 for s in special}
+    pieces: dict[str, float] = dict.fromkeys(special, 0.0)
     words = {f"\u2581{w}" for s in SENTENCES for w in s.split()}
     letters = {c for s in SENTENCES for c in s if not c.isspace()} | {"\u2581", *"<>/_B"}
-    pieces |= {w: -3.0 for w in sorted(words)} | {c: -6.0 for c in sorted(letters)}
+    pieces |= dict.fromkeys(sorted(words), -3.0) | dict.fromkeys(sorted(letters), -6.0)
     tokenizer = Tokenizer(models.Unigram(list(pieces.items()), unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(),
@@ -336,7 +336,7 @@ def build_tokenizer(family: str) -> Any:
     return tokenizer
 
 
-@lru_cache(maxsize=None)
+@cache
 def tokenizer_of(family: str) -> Any:
     """The tokenizer of a family, built once; tests that change one call `build_tokenizer`."""
     return build_tokenizer(family)

@@ -25,7 +25,7 @@ from core.store import files, snapshot
 from core.store.files import read_json, storage_error, sync_folder, write_json
 from core.store.locks import FileLock
 from core.store.workspace import Workspace, make_id
-from core.train import job, launcher
+from core.train import job, launcher, signals
 
 ROOT = Path(__file__).resolve().parents[1]
 # A name that a system may lack -> the files that may use it, each with a fallback.
@@ -249,6 +249,18 @@ class FakeProcess:
 
     def kill(self) -> None:
         self.calls.append("kill")
+
+
+def test_a_closed_console_of_windows_ends_a_process_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR2, raising=False)
+    monkeypatch.delattr(signal, "SIGTERM")
+    before = signal.getsignal(signal.SIGUSR2)
+    restore = signals.exit_on_sigterm()
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGUSR2)
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN, "a second one does not interrupt the saving"
+    restore()
+    assert signal.getsignal(signal.SIGUSR2) is before
 
 
 def test_processes_are_ended_without_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:

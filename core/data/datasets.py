@@ -36,7 +36,7 @@ from core.errors import DataError, NotFound, StorageError, StudioError
 from core.spec.settings import SEED
 from core.store.files import ensure_space, sha256_of, write_json
 from core.store.record_types import Count, Kind, Time, check_type
-from core.store.records import load_items, read_record, report_damage, write_record
+from core.store.records import check_file, load_items, read_record, report_damage, write_record
 from core.store.workspace import Workspace, check_name
 
 DAMAGED = "Import the data again. The original files are in the dataset's source folder."
@@ -335,8 +335,10 @@ def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
             raise ValueError("split_sha256 must have a digest for each split")
     for name in SPLITS:
         path = workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{name}.jsonl")
-        with report_damage(path), open(path, "rb") as f:
-            _check_end(f, dataset.splits[name])
+        with report_damage(path):
+            check_file(path)
+            with open(path, "rb") as f:
+                _check_end(f, dataset.splits[name])
     return dataset
 
 

@@ -63,11 +63,13 @@ def choose_tokens(prompt: int, answer: int, max_length: int, head: Head) -> tupl
     question = prompt - head.size
     kept_question = min(question, max(space - head.size, min(question, space // 2)))
     lost_system = max(0, head.size - (space - kept_question))
-    lost_system = min(lost_system, head.size)
-    first = max(head.fixed, head.system_end - lost_system)
-    second = min(head.size, first + lost_system)
-    ranges = [range(first), range(second, head.size), range(prompt - kept_question, prompt + kept_answer)]
-    return ranges, Cut(answer - kept_answer, question - kept_question, second - first)
+    first = max(min(head.fixed, head.size - lost_system), head.system_end - lost_system)
+    ranges = [
+        range(first),
+        range(first + lost_system, head.size),
+        range(prompt - kept_question, prompt + kept_answer),
+    ]
+    return ranges, Cut(answer - kept_answer, question - kept_question, lost_system)
 
 
 def take(values: Sequence[int], ranges: Sequence[range]) -> list[int]:

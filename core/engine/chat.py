@@ -62,6 +62,7 @@ class Chat:
         sampling: Sampling | None = None,
         chat: bool = True,
         same_noise: bool = True,
+        thinking: bool = False,
     ) -> Stream:
         """Answers one prompt under every mix, all in one batch; a stream of Frames.
 
@@ -70,6 +71,8 @@ class Chat:
             chat: render the prompt with the chat template; otherwise the text is continued as it is.
             same_noise: sample all columns with the same seed, so that differences come from the mix only;
                 otherwise column i samples with seed + i.
+            thinking: answer with a thought, on bases that think; otherwise the prompt has none, as for rows
+                without thoughts in training.
 
         Raises:
             SpecError: no mix, or more than COLUMN_LIMIT. When the stream is read: StudioError for a prompt or
@@ -77,7 +80,7 @@ class Chat:
         """
         _check_count(mixes)
         spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))
-        stream = self._worker.stream(lambda: self._frames(prompt, live, spec, chat, same_noise))
+        stream = self._worker.stream(lambda: self._frames(prompt, live, spec, chat, same_noise, thinking))
         stream.live_mixes = live
         return stream
 
@@ -101,11 +104,12 @@ class Chat:
         sampling: Sampling,
         chat: bool,
         same_noise: bool,
+        thinking: bool = False,
     ) -> Generator[Frame | None, None, None]:
         from core.model.generate import encode_prompt, generate
 
         resident = self._resident()
-        ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
+        ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens, thinking)
         sent = 0.0
         mixes = live.mixes
         samplings = _column_samplings(sampling, len(mixes), same_noise)

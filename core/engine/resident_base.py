@@ -144,8 +144,8 @@ class ResidentBase:
         try:
             source, is_local = base_models.locate(name)
             complete = is_local and (name == DEFAULT_BASE or not base_models.describe_defect(Path(source)))
-        except (StudioError, OSError, RuntimeError, ValueError):  # the folder is gone, or on a mount that does not answer
-            complete = False
+        except (StudioError, OSError, RuntimeError, ValueError):
+            complete = False  # the folder is gone, or on a mount that does not answer
         if complete:
             return BaseChoice(name, stored_quantization if quantization == "auto" else quantization, device)
         self._missing_choice = f"The base chosen last, {name!r}, is not complete on this machine any more."

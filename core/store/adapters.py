@@ -40,7 +40,7 @@ from core.store.adapter_weights import check_weights
 from core.store.files import atomic_write, link_folder, sha256_of, write_json
 from core.store.model_card import format_model_card
 from core.store.record_types import Between, OneOf, Time, check_type
-from core.store.records import load_items, read_object, report_damage, sum_sizes
+from core.store.records import check_file, load_items, read_object, report_damage, sum_sizes
 from core.store.workspace import Draft, Workspace, check_name
 
 logger = logging.getLogger(__name__)
@@ -244,6 +244,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _load_folder(folder: Path, adapter_id: str) -> Adapter:
     meta, config = _read_metadata(folder), _read_config(folder)
     with report_damage(folder / WEIGHTS):
+        check_file(folder / WEIGHTS)
         adapter_weights.check_size(folder / WEIGHTS)
     base, data = meta.get("base") or {}, meta.get("dataset") or {}
     return Adapter(

@@ -107,9 +107,18 @@ def read_object(path: Path) -> dict[str, Any]:
             and texts can be shown.
     """
     with report_damage(path):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a file")
+        check_file(path)
         return parse_object(path.read_bytes())
+
+
+def check_file(path: Path) -> None:
+    """Checks that a path is a file: opening a named pipe would wait without end.
+
+    Raises:
+        ValueError: it is not. OSError
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a file")
 
 
 def read_record(path: Path, record_type: type[T], item_id: str = "") -> T:

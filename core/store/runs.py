@@ -30,7 +30,14 @@ from core.store.files import atomic_write, delete, link_folder, write_json
 from core.store.grids import check_complete
 from core.store.locks import is_locked
 from core.store.record_types import Kind, Mismatch, Time, check_type
-from core.store.records import load_items, read_object, read_record, report_damage, write_record
+from core.store.records import (
+    check_file,
+    load_items,
+    read_object,
+    read_record,
+    report_damage,
+    write_record,
+)
 from core.store.workspace import Workspace, check_name, make_id
 
 logger = logging.getLogger(__name__)
@@ -432,9 +439,11 @@ def _read_progress(path: Path) -> tuple[int, int]:
     """The newest (step, total_steps) in the end of a log."""
     if not path.exists():
         return 0, 0
-    with report_damage(path), open(path, "rb") as f:
-        f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
-        lines = f.read().split(b"\n")
+    with report_damage(path):
+        check_file(path)
+        with open(path, "rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
+            lines = f.read().split(b"\n")
     for line in reversed(lines):
         if b"total_steps" not in line:
             continue

@@ -161,7 +161,7 @@ class Workspace:
         for ready in (self.root / kind).glob(".*.ready"):
             self._wait_for_replacement(kind, ready.name.split(".")[1])
         for path in (self.root / kind).iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+            with contextlib.suppress(OSError):  # another process has just removed it
                 if path.suffix == suffix and ID.fullmatch(path.stem):
                     items.append((path.stat().st_mtime_ns, path.stem))
         return [item_id for _, item_id in sorted(items)]

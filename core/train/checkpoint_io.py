@@ -113,8 +113,9 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
                 write_json(folder / checkpoints.STATE, self.progress.to_json())
                 checkpoints.commit(folder, self.run_id, self.group.world_size)
         except (OSError, RuntimeError, StudioError, SafetensorError) as e:
+            reason = checkpoints.write_error(e, root, need_bytes, step)  # while the disk is as full
             checkpoints.remove(folder)
-            raise checkpoints.write_error(e, root, need_bytes, step) from e
+            raise reason from e
         if self.group.is_main_process:
             checkpoints.rotate(root)
         self.group.barrier()  # no rank looks for the best checkpoint before it is committed

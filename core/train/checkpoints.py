@@ -22,7 +22,15 @@ from typing import Annotated, Any
 from safetensors import SafetensorError
 
 from core.errors import DiskFull, RunError, StorageError, StudioError
-from core.store.files import read_json, sha256_of, storage_error, sync_file, sync_folder, write_json
+from core.store.files import (
+    read_json,
+    sha256_of,
+    storage_error,
+    suggest_space,
+    sync_file,
+    sync_folder,
+    write_json,
+)
 from core.store.record_types import Between, Count
 from core.store.records import read_record
 from core.train.early_stopping import EarlyStopping
@@ -219,5 +227,5 @@ def write_error(error: Exception, root: Path, need_bytes: int, step: int) -> Stu
     kind = DiskFull if isinstance(cause, DiskFull) else StorageError
     return kind(
         f"The checkpoint of step {step} could not be written. {reason}",
-        "Free some space; the run can then be resumed from its last checkpoint.",
+        f"{suggest_space(root / 'checkpoint')} The run can then be resumed from its last checkpoint.",
     )

@@ -1,9 +1,16 @@
-"""What a process does on SIGTERM. Imports the standard library only, so that entrances can call it early."""
+"""What a process does on SIGTERM. Imports the standard library only, so that entrances can call it early.
+
+Windows sends SIGBREAK when a console is closed or Ctrl+Break is pressed; it is handled in the same way.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable
+from typing import Any
+
+SIGNALS = ("SIGTERM", "SIGBREAK")  # those that the system has
 
 
 def exit_on_sigterm() -> Callable[[], None]:
@@ -18,16 +25,17 @@ def exit_on_sigterm() -> Callable[[], None]:
     """
 
     def raise_exit(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, raise_exit)
-    except ValueError:  # not in the main thread
-        previous = None
+    previous: dict[int, Any] = {}
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            previous[number] = signal.signal(number, raise_exit)
 
     def restore() -> None:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            if handler is not None:  # None: it was not installed from Python
+                signal.signal(number, handler)
 
     return restore

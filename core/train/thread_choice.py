@@ -15,7 +15,7 @@ MIN_GAIN = 1.05  # speed over that of the present policy, from which another one
 NEW_LOAD_CORES = 0.25  # a change of the load after which an earlier comparison says nothing
 LONG_SECONDS = 2.0  # a window of at least this length counts as a whole
 HOLD_SECONDS = 3.0  # the shortest time between two comparisons, unless all threads spin
-RETRY_SECONDS = (10.0, 80.0)  # first and longest time until a comparison without a change is repeated
+RETRY_SECONDS = (6.0, 80.0)  # first and longest time until a comparison without a change is repeated
 
 
 class Policy(NamedTuple):
@@ -56,7 +56,7 @@ class ThreadChoice:
     """Decides how the next passes use threads. It measures nothing itself, so that tests can drive it.
 
     On a quiet machine the policy is `most` threads that spin. When the load has changed, the policies that
-    may suit it each train for one window, and the fastest stays.
+    may suit it take turns for a few windows, and the fastest stays.
 
     Args:
         most: the largest number of threads.
@@ -71,7 +71,7 @@ class ThreadChoice:
         self.most, self.cores, self.can_wait = most, cores, can_wait
         self.counts = list_counts(most)
         self.policy = Policy(most)
-        self._speeds: dict[Policy, float] = {}  # of the comparison that is going on
+        self._totals: dict[Policy, tuple[float, float]] = {}  # (work, seconds) in the present comparison
         self._untried: list[Policy] = []
         self._settled_load: float | None = None  # cores of others, in the first window after a comparison
         self._is_settled = False
@@ -82,7 +82,7 @@ class ThreadChoice:
     def forbid(self, threads: int) -> None:
         """Removes a number that gives other bits, and returns to the largest."""
         self.counts = [c for c in self.counts if c != threads or c == self.most]
-        self._speeds, self._untried, self.policy = {}, [], Policy(self.most)
+        self._totals, self._untried, self.policy = {}, [], Policy(self.most)
 
     def choose_first(self, others: float) -> None:
         """Chooses before the first step, from the load alone."""
@@ -94,12 +94,11 @@ class ThreadChoice:
         Args:
             now: seconds of any steady clock.
         """
-        speed = window.work / window.seconds
-        if self._speeds:
-            self._speeds[self.policy] = speed
-            full = Policy(self.most)
+        full = Policy(self.most)
+        if self._totals:
+            self._count(window)
             is_alone = self.policy.threads == 1 and window.share >= MIN_SHARE
-            if window.others is None and is_alone and full not in self._speeds:
+            if window.others is None and is_alone and full not in [*self._totals, *self._untried]:
                 self._untried.append(full)  # the machine seems quiet
             self._continue(now)
             return self.policy
@@ -110,25 +109,35 @@ class ThreadChoice:
         is_whole = self._has_candidates or window.seconds >= LONG_SECONDS
         self._has_candidates = bool(candidates)
         if candidates and is_whole:
-            self._speeds, self._untried = {self.policy: speed}, candidates
+            # Two rounds, because the load changes while they last. Spinning beside others is not repeated: one
+            # step of it may take seconds.
+            repeated = [p for p in (self.policy, *candidates) if p != full]
+            self._untried = [*candidates, *repeated] if repeated else candidates
             self._has_candidates = False
+            self._count(window)
             self._continue(now)
         return self.policy
+
+    def _count(self, window: Window) -> None:
+        """Adds a window under the present policy to the comparison."""
+        work, seconds = self._totals.get(self.policy, (0.0, 0.0))
+        self._totals[self.policy] = work + window.work, seconds + window.seconds
 
     def _continue(self, now: float) -> None:
         """Tries the next policy of a comparison, or ends it with the fastest."""
         if self._untried:
             self.policy = self._untried.pop(0)
             return
-        present = next(iter(self._speeds))
-        best = max(self._speeds, key=lambda p: self._speeds[p])
-        if self._speeds[best] < MIN_GAIN * self._speeds[present]:
+        speeds = {p: work / seconds for p, (work, seconds) in self._totals.items()}
+        present = next(iter(speeds))
+        best = max(speeds, key=lambda p: speeds[p])
+        if speeds[best] < MIN_GAIN * speeds[present]:
             best = present
         first, longest = RETRY_SECONDS
         self._retry_seconds = first if best != present else min(longest, 2 * self._retry_seconds)
         self._retry_at = now + self._retry_seconds
         self._hold_until = now + HOLD_SECONDS
-        self.policy, self._speeds, self._is_settled = best, {}, False
+        self.policy, self._totals, self._is_settled = best, {}, False
 
     def _propose(self, window: Window, now: float) -> list[Policy]:
         """The policies that may be faster than the present one; none while a comparison still counts."""

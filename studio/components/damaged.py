@@ -80,9 +80,10 @@ def _render_item(item: Damaged) -> Node:
         "quiet danger",
         aria_label=f"Delete {item.name}",
     )
+    kind = chip(SINGULAR.get(item.kind, "file"), "warn")
     about = node(
         "div",
-        node("div", node("strong", _shorten(item.name)), chip(SINGULAR.get(item.kind, "file"), "warn"), cls="row"),
+        node("div", node("strong", _shorten(item.name)), kind, cls="row"),
         node("p", f"{item.file}: {item.reason}.", cls="quiet"),
         cls="queue-run",
     )

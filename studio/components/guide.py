@@ -80,7 +80,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         [r.id for r in reports],
         engine.queue.version(),
         [g.id for g in grids],
-        _unlisted(engine, {"datasets": datasets, "adapters": adapters, "runs": runs, "mixes": mixes,
+        _list_absent_ids(engine, {"datasets": datasets, "adapters": adapters, "runs": runs, "mixes": mixes,
                            "reports": reports, "grids": grids}),
         download and (download.name, download.over, download.error),
     ]
@@ -92,7 +92,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     return {"revision": revision, "tree": node("div", _bar(base), *notices, _path(steps), _next(advice))}
 
 
-def _unlisted(engine: Engine, listed: Mapping[str, Sequence[Any]]) -> list[str]:
+def _list_absent_ids(engine: Engine, listed: Mapping[str, Sequence[Any]]) -> list[str]:
     """Ids that the lists leave out, because their items are damaged."""
     return [
         item_id

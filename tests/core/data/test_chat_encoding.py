@@ -1,4 +1,4 @@
-"""What is asked is what was trained, over the templates of the real families: ids, masks, golden strings, cuts."""
+"""What is asked is what was trained, over the templates of the real families: ids, masks, strings, cuts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ LONG = 10**6  # tokens; nothing is cut
 Message = dict[str, Any]
 
 SNIPPETS = (
-    "yes", "no", " ", "  ", "\n", "\n\n", "\t", "12", "3", "1234", "-5", "In the north room.", "Where?", "你好", "é", "🦊",
-    "x:\n    return", "User: ", "Assistant: ", "<b>", "</b>", "[INST]", "[/INST]", "<<SYS>>", "<think>", "</think>",
-    "<|im_end|>", "<|im_start|>", "<end_of_turn>", "<start_of_turn>", "</s>", "<s>", "<unk>", "<|end|>", "<|eot_id|>",
-    "<|endoftext|>", "<extra_id_0>", "[e~[", "]~b]", "<|", "im_end|>", "\ufdd0", "\ufdd2",
+    "yes", "no", " ", "  ", "\n", "\n\n", "\t", "12", "3", "1234", "-5", "In the north room.", "Where?",
+    "你好", "é", "🦊", "x:\n    return", "User: ", "Assistant: ", "<b>", "</b>", "[INST]", "[/INST]",
+    "<<SYS>>", "<think>", "</think>", "<|im_end|>", "<|im_start|>", "<end_of_turn>", "<start_of_turn>", "</s>", "<s>",
+    "<unk>", "<|end|>", "<|eot_id|>", "<|endoftext|>", "<extra_id_0>", "[e~[", "]~b]", "<|", "im_end|>",
+    "\ufdd0", "\ufdd2",
 )  # fmt: skip
 texts = st.lists(st.sampled_from(SNIPPETS), max_size=5).map("".join)
 answers = texts.filter(lambda t: t.strip())
@@ -119,9 +120,7 @@ def test_ids_that_were_right_before_are_the_same(family: str, turns: list[tuple[
     if count_with_special_tokens(tokenizer, [m["content"] for m in messages]):
         return
     before = first_rules.encode_task(tokenizer, messages, LONG, ends)
-    asked = [
-        first_rules._encode_chat(tokenizer, messages[:i], True) for i in range(1, len(messages), 2)
-    ]
+    asked = [first_rules._encode_chat(tokenizer, messages[:i], True) for i in range(1, len(messages), 2)]
     if family == "t5":
         was_right = before.encoder_ids == asked[-1]
     else:
@@ -138,8 +137,8 @@ TALK = [system("Be brief."), user("Where?"), assistant("yes"), user("And?"), ass
 GOLDEN = {
     "llama3": (
         ["yes<|eot_id|>no 12<|eot_id|>"],
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-        "Today Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhere?"
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhere?"
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "llama2": (
@@ -149,7 +148,8 @@ GOLDEN = {
     "mistral": ([" yes</s>", " no 12</s>"], "<s>[INST]  Be brief.\n\nWhere?[/INST]"),
     "qwen2.5": (
         ["yes<|im_end|>no 12<|im_end|>"],
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n"
+        "<|im_start|>assistant\n",
     ),
     "qwen3": (
         ["yes<|im_end|>", "no 12<|im_end|>"],
@@ -278,7 +278,9 @@ def test_an_answer_with_weight_0_is_context(family: str) -> None:
     assert trained(tokenizer, encoded).strip().startswith("cold") and "yes" in tokenizer.decode(encoded.ids)
     last = [user("Where?"), assistant("yes"), user("And?"), assistant("cold", weight=0)]
     (encoded,) = encode_turns(tokenizer, last, LONG, ends)
-    assert trained(tokenizer, encoded).strip().startswith("yes") and "cold" not in tokenizer.decode(encoded.ids)
+    assert trained(tokenizer, encoded).strip().startswith("yes") and "cold" not in tokenizer.decode(
+        encoded.ids
+    )
     nothing = [user("Where?"), assistant("yes", weight=0)]
     assert encode_turns(tokenizer, nothing, LONG, ends) == []
     assert not any(encode_task(tokenizer, nothing, LONG, ends).loss_mask)
@@ -350,14 +352,18 @@ def test_a_system_text_longer_than_the_sequence_loses_its_own_end() -> None:
     (cut,) = encode_turns(tokenizer, messages, 60, ends)
     text = tokenizer.decode(cut.ids)
     assert text.startswith("<|im_start|>system\nFirst.")
-    assert text.endswith("<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>")
+    assert text.endswith(
+        "<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
+    )
     assert len(cut.ids) == 60 and cut.cut == (0, 0, len(whole.ids) - 60)
 
 
 @pytest.mark.parametrize("family", SHAPES)
 @given(messages=conversations(), limit=st.integers(2, 80))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_cut_sequence_fits_and_counts_what_it_lost(family: str, messages: list[Message], limit: int) -> None:
+def test_a_cut_sequence_fits_and_counts_what_it_lost(
+    family: str, messages: list[Message], limit: int
+) -> None:
     tokenizer, ends = tokenizer_of(family), ends_of(family)
     whole = encode_turns(tokenizer, messages, LONG, ends)
     cut = encode_turns(tokenizer, messages, limit, ends)

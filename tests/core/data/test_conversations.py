@@ -49,12 +49,16 @@ def test_a_system_text_that_is_refused_stands_before_the_first_question() -> Non
 @pytest.mark.parametrize(
     ("family", "text", "notes"),
     [
-        ("gemma2", "<bos><start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n{yes<end_of_turn>}", ("open",)),
+        (
+            "gemma2",
+            "<bos><start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n{yes<end_of_turn>}",
+            ("open",),
+        ),
         ("llama2", "<s> [INST]  [/INST]{yes </s>}", ("open",)),
         ("mistral", "<s>[INST]  [/INST]{ yes</s>}", ("open",)),
         (
             "qwen3",
-            "<|im_start|>assistant\n<think>\n\n</think>\n\n{yes<|im_end|>}",
+            "<|im_start|>assistant\n{yes<|im_end|>}",  # as the real template: it waits for a question
             (),
         ),
         ("gpt2", "<|endoftext|>{yes<|endoftext|>}", ("open",)),
@@ -142,12 +146,16 @@ def picky() -> Any:
 def test_what_a_template_refuses_is_an_error_with_its_own_words_and_the_row() -> None:
     tokenizer = picky()
     rows = [{"messages": [ASK, TELL]}, {"text": "a document"}, {"messages": [ASK, TELL, ASK, TELL]}]
-    with pytest.raises(DataError, match="^The base's chat template refuses .*: Only one question is allowed\\. "):
+    with pytest.raises(
+        DataError, match="^The base's chat template refuses .*: Only one question is allowed\\. "
+    ):
         encode_turns(tokenizer, rows[2]["messages"], LONG, [tokenizer.eos_token_id])
     with pytest.raises(DataError, match="^Row 3: the base's chat template refuses .*: Only one question"):
         check_conversations(tokenizer, rows)
     places = [("a.jsonl", 4), ("a.jsonl", 5), ("b.jsonl", 9)]
-    with pytest.raises(DataError, match="^b.jsonl, line 9: the base's chat template .*Only one question") as e:
+    with pytest.raises(
+        DataError, match="^b.jsonl, line 9: the base's chat template .*Only one question"
+    ) as e:
         check_conversations(tokenizer, rows, places)
     assert (e.value.file, e.value.line) == ("b.jsonl", 9)
     assert check_conversations(tokenizer, rows[:2]) == []
@@ -163,7 +171,11 @@ def test_a_check_counts_the_rows_of_each_note() -> None:
 
 
 def test_texts_are_listed_without_the_markers_of_thoughts() -> None:
-    messages = [ASK, message("assistant", "<think>\nHm.\n</think>\n\nyes"), message("assistant", "no", thought="Oh")]
+    messages = [
+        ASK,
+        message("assistant", "<think>\nHm.\n</think>\n\nyes"),
+        message("assistant", "no", thought="Oh"),
+    ]
     assert list_texts(messages) == ["Where?", "Hm.", "yes", "Oh", "no"]
     assert [t.role for t in read_turns([message("developer", "a"), message("model", "b")])] == [
         "system",

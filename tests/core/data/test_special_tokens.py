@@ -35,7 +35,7 @@ def talk(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def count_controls(tokenizer: Any, ids: list[int]) -> Counter[int]:
-    """How often each control token occurs; unk stands for characters outside the vocabulary and is not counted."""
+    """How often each control token occurs, without unk, which stands for unknown characters."""
     controls = set(control_tokens(tokenizer).values()) - {tokenizer.unk_token_id}
     return Counter(i for i in ids if i in controls)
 
@@ -91,13 +91,17 @@ def test_blanks_and_html_stay_tokens_where_the_template_does_not_write_them() ->
     (ids,) = encode_documents(tokenizer, ["<b>yes</b>\n\nno <start_of_turn>"])
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert tokens[0] == "<b>" and {"</b>", "\n\n"} <= set(tokens) and "<start_of_turn>" not in tokens
-    assert tokenizer.convert_tokens_to_ids("<start_of_turn>") in encode_chat(tokenizer, talk("a", "b")[:1], True)
+    assert tokenizer.convert_tokens_to_ids("<start_of_turn>") in encode_chat(
+        tokenizer, talk("a", "b")[:1], True
+    )
 
 
 def declare(how: str, folder: Path) -> Any:
     """A tokenizer on disk whose <|user|> is declared in one of the ways that tokenizers have."""
     backend = Tokenizer.from_str(build_tokenizer("plain bytes").backend_tokenizer.to_str())
-    template = CHATML.replace("<|im_start|>' + m['role'] + '", "<|user|>").replace("<|im_end|>", "<|endoftext|>")
+    template = CHATML.replace("<|im_start|>' + m['role'] + '", "<|user|>").replace(
+        "<|im_end|>", "<|endoftext|>"
+    )
     template = template.replace("<|im_start|>assistant", "<|user|>a")
     if how == "only in tokenizer.json, special":
         backend.add_special_tokens([AddedToken("<|user|>", normalized=False)])
@@ -115,7 +119,13 @@ def declare(how: str, folder: Path) -> Any:
     if how == "added_tokens_decoder":
         config = json.loads((folder / "tokenizer_config.json").read_text())
         size = backend.get_vocab_size()
-        entry = {"content": "<|user|>", "special": False, "normalized": False, "lstrip": False, "rstrip": False}
+        entry = {
+            "content": "<|user|>",
+            "special": False,
+            "normalized": False,
+            "lstrip": False,
+            "rstrip": False,
+        }
         config["added_tokens_decoder"] = {str(size): {**entry, "single_word": False}}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return AutoTokenizer.from_pretrained(folder)

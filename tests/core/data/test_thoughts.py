@@ -28,4 +28,6 @@ def test_a_written_thought_gives_back_the_content_in_four_parts() -> None:
     assert parts == ("<think>\n", "The room.", "\n</think>\n\n", "yes <think>no</think>")
     assert "".join(parts) == content
     assert find_written_thought("<think></think>yes") == ("<think>", "", "</think>", "yes")
-    assert find_written_thought("<think>open") is None and find_written_thought("yes <think>a</think>") is None
+    assert (
+        find_written_thought("<think>open") is None and find_written_thought("yes <think>a</think>") is None
+    )

@@ -65,17 +65,18 @@ def test_50_kills_at_random_moments_leave_the_old_or_the_new_state() -> None:
     assert outcome.left["old"] and outcome.left["new"] and len(outcome.operations) > 15
 
 
-@pytest.mark.parametrize("name", ["rename adapters", "add results", "replace adapter", "save mix"])
-def test_a_kill_before_every_call_leaves_the_old_or_the_new_state(name: str) -> None:
-    outcome = crashes.run(0, seed=3, names=[name])
+@pytest.mark.parametrize("name", ["rename adapters", "add results", "save mix"])
+def test_a_kill_before_every_second_call_leaves_the_old_or_the_new_state(name: str) -> None:
+    outcome = crashes.run(0, seed=3, names=[name], stride=2)
     assert outcome.problems == [] and outcome.kills == outcome.points >= 8
     assert outcome.left["old"] and outcome.left["new"] and not outcome.left["between"]
 
 
-@pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in ("open", "pack workspace", "vote")])
-def test_kills_before_some_calls_of_every_other_operation(name: str) -> None:
-    outcome = crashes.run(0, seed=4, names=[name], stride=9)
-    assert outcome.problems == [] and outcome.kills == outcome.points
+@pytest.mark.slow
+def test_kills_before_some_calls_of_every_operation_damage_nothing() -> None:
+    outcome = crashes.run(0, seed=4, stride=20)
+    assert outcome.problems == [] and outcome.kills == outcome.points > 30
+    assert len(outcome.operations) > len(OPERATIONS) * 2 // 3
 
 
 def test_the_crash_test_finds_a_change_in_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_the_crash_test_finds_a_change_in_several_steps(monkeypatch: pytest.Monk
         adapters.write_checksums(folder)
 
     monkeypatch.setattr(adapters, "rename", rename)
-    outcome = crashes.run(0, seed=3, names=["rename adapters"])
+    outcome = crashes.run(0, seed=3, names=["rename adapters"], stride=2)
     assert any("adapters/" in p and "expected one of" in p for p in outcome.problems)
 
 

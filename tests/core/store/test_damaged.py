@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import inspect
 import json
+import os
 import re
 import shutil
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from core.cli import common as cli_common
 from core.cli import grids as cli_grids
 from core.cli import library as cli_library
 from core.cli import runs as cli_runs
@@ -119,7 +121,8 @@ def list_values(engine: Engine) -> list[tuple[Path, tuple[Any, ...]]]:
         parts = path.relative_to(engine.workspace.root).parts
         if parts[0] != "trash" and not any(p.startswith(".") for p in parts):
             for at in [(), *walk(path)]:
-                form = f"{form_of(engine, path)}:{'.'.join(map(str, at))}"
+                keys = at[1:] if path.suffix == ".jsonl" else at
+                form = f"{form_of(engine, path)}:{'.'.join(map(str, keys))}"
                 if form not in seen:
                     seen.add(form)
                     found.append((path, at))
@@ -131,25 +134,31 @@ def list_files(engine: Engine) -> list[Path]:
     return [path for path, at in list_values(engine) if not at]
 
 
+def parse(text: str, path: Path) -> Any:
+    """The value in a JSON file; of a log, a list of its lines."""
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+
+
 def walk(path: Path) -> list[tuple[Any, ...]]:
-    """The paths of all values in a JSON file; of a list, the first item."""
+    """The paths of all values in a JSON file; of a list, the first item; of a log, a line of each kind."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_text(encoding="utf-8"), path)
     except ValueError:
         return []
     found: list[tuple[Any, ...]] = []
 
     def visit(value: Any, at: tuple[Any, ...]) -> None:
-        inside = (
-            value.items()
-            if isinstance(value, dict)
-            else enumerate(value[:1] if isinstance(value, list) else ())
-        )
-        for key, item in inside:
+        inside = value.items() if isinstance(value, dict) else ()
+        for key, item in inside or enumerate(value[:1] if isinstance(value, list) else ()):
             found.append((*at, key))
             visit(item, (*at, key))
 
-    visit(value, ())
+    if path.suffix != ".jsonl":
+        visit(value, ())
+        return found
+    kinds = [line.get("kind") for line in value]
+    for kind in dict.fromkeys(kinds):
+        visit(value[kinds.index(kind)], (kinds.index(kind),))
     return found
 
 
@@ -181,6 +190,8 @@ def show(engine: Engine, kind: str, item_id: str) -> None:
         data_views.render_dataset(engine.datasets.get(item_id), "train", [])
     elif kind == "runs":
         live.metrics(engine, {"run": item_id})
+        for event in engine.runs.events(item_id)[0]:
+            cli_common._print_event(event)
         others = [r.id for r in engine.runs.list() if r.id != item_id][:1]
         comparison = engine.runs.compare([item_id, *others])
         run_views.render_comparison(comparison, False, {})
@@ -364,16 +375,17 @@ def test_a_file_in_place_of_the_folder_of_an_item_costs_one_item(
 
 
 def change(path: Path, at: tuple[Any, ...], text: str | None) -> str:
-    """The JSON text of a file with another value at a place; None removes the key."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    """The text of a JSON file or log with another value at a place; None removes the key."""
+    value = parse(path.read_text(encoding="utf-8"), path)
     mark, holder = "THE MARK OF THE TEST", value
     for key in at[:-1]:
         holder = holder[key]
     if text is None:
         del holder[at[-1]]
-        return json.dumps(value)
-    holder[at[-1]] = mark
-    return json.dumps(value).replace(json.dumps(mark), text)
+    else:
+        holder[at[-1]] = mark
+    lines = value if path.suffix == ".jsonl" else [value]
+    return "".join(json.dumps(line).replace(json.dumps(mark), text or "") + "\n" for line in lines)
 
 
 @pytest.mark.slow
@@ -495,3 +507,16 @@ def test_the_studio_starts_trains_and_measures_beside_damaged_items(
             made.library.delete_damaged(kind, item_id)
         assert made.library.damaged() == []
         assert [a.id for a in made.library.adapters()] == [run.adapter]
+
+
+def test_a_named_pipe_in_place_of_a_file_costs_one_item(engine: Engine, before: dict[str, set[str]]) -> None:
+    """Opening a named pipe waits for a writer, so a list that opened it would never end."""
+    for name in ("runs/killed-df78/run.json", "runs/killed-df78/events.jsonl", "mixes/both-058c.json",
+                 "adapters/answers-dd31/adapter_model.safetensors"):  # fmt: skip
+        path = engine.workspace.root / name
+        with damaging(engine, path):
+            path.unlink()
+            os.mkfifo(path)
+            assert [(d.file, d.reason) for d in engine.library.damaged()] == [(name, "it is not a file")]
+            assert ids_of(engine.runs.list) | {path.parent.name} >= before["runs.list"]
+            path.unlink()

@@ -1,0 +1,123 @@
+"""The Library tab's trash and backup: a deletion is offered to be undone until the trash is emptied."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from core.engine import Engine
+from core.errors import Busy, NotFound
+from core.store.backup import DOWNLOAD, unpack
+from core.store.locks import FileLock
+from studio.server.routes import routes
+from studio.tabs import library
+
+OLD = Path(__file__).resolve().parents[2] / "data" / "old_workspace"
+TASK, MIX = "answers-dd31", "both-058c"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    shutil.copytree(OLD, tmp_path / "w")
+    with Engine(tmp_path / "w", load=False) as opened:
+        yield opened
+
+
+def pressed(**action: Any) -> gr.EventData:
+    return gr.EventData(None, action)
+
+
+def texts(node: Any) -> str:
+    return node if isinstance(node, str) else " ".join(texts(k) for k in (node or {}).get("kids", []))
+
+
+def actions(node: Any) -> list[dict[str, Any]]:
+    if not isinstance(node, dict):
+        return []
+    inner = [a for kid in node.get("kids", []) for a in actions(kid)]
+    return [node["act"], *inner] if "act" in node else inner
+
+
+def test_a_deletion_is_undone_and_the_mixes_of_the_adapter_are_right_again(engine: Engine) -> None:
+    shelf, picked, details, *_ = library.delete_item(engine, "adapters", TASK)
+    assert picked == "" and "Answers is in the trash" in texts(details) and "Answers" not in texts(shelf)
+    assert engine.library.mix(MIX).warnings == [f"The adapter {TASK!r} was deleted from the library."]
+    refreshed = library.refresh(engine, "adapters", "")
+    assert refreshed[2] == gr.skip(), "the offer stays when the lists are refreshed"
+    (undo,) = actions(details)
+    shown = library.act_on_item(engine, "adapters", "", pressed(**undo))
+    assert shown[1] == TASK and "Answers" in texts(shown[0]) and "Water works questions" in texts(shown[2])
+    assert engine.library.mix(MIX).warnings == [] and len(engine.library.verify(TASK)) == 3
+    with pytest.raises(NotFound, match="It may be restored or deleted already"):
+        library.act_on_item(engine, "adapters", "", pressed(**undo))
+
+
+def test_the_trash_shows_name_kind_size_and_time(engine: Engine) -> None:
+    engine.library.delete("adapters", TASK)
+    engine.library.delete("mixes", MIX)
+    shelf = library.refresh(engine, library.TRASH, "")[0]
+    assert [a["pick"].split(".")[0] for a in actions(shelf) if "pick" in a] == ["mixes", "adapters"]
+    assert "Answers adapter 163 kB · deleted" in texts(shelf) and "Both mix" in texts(shelf)
+    entry = actions(shelf)[1]["pick"]
+    _, picked, details, *_ = library.pick_item(engine, library.TRASH, "", pressed(pick=entry))
+    assert picked == entry and TASK in texts(details)
+    restored = library.act_on_item(engine, library.TRASH, picked, pressed(**actions(details)[0]))
+    assert restored[1] == "" and "Answers is restored" in texts(restored[2])
+    assert "Answers" not in texts(restored[0]) and engine.library.adapter(TASK).name == "Answers"
+
+
+def test_the_trash_is_emptied_after_a_confirmation_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Info", lambda text, title: told.append(text))
+    engine.library.delete("mixes", MIX)
+    shelf = library.refresh(engine, library.TRASH, "")[0]
+    assert {"do": "ask_empty"} in actions(shelf) and {"do": "empty"} not in actions(shelf)
+    asked = library.pick_item(engine, library.TRASH, "", pressed(do="ask_empty"))[0]
+    assert "This cannot be undone" in texts(asked) and {"do": "empty"} in actions(asked)
+    kept = library.pick_item(engine, library.TRASH, "", pressed(do="keep"))[0]
+    assert {"do": "ask_empty"} in actions(kept) and len(engine.library.trash()) == 1
+    emptied = library.pick_item(engine, library.TRASH, "", pressed(do="empty"))[0]
+    assert "The trash is empty" in texts(emptied) and told == ["Deleted 1 item for good."]
+    library.pick_item(engine, "adapters", "", pressed(do="empty"))  # elsewhere the action means nothing
+
+
+def test_a_mix_whose_name_is_taken_is_refused_in_words(engine: Engine) -> None:
+    entry = engine.library.delete("mixes", MIX).entry
+    engine.library.save_mix("Both", {})
+    with pytest.raises(Busy, match="There is already a mix called 'Both'"):
+        library.restore_item(engine, "mixes", entry)
+
+
+class FakeGradioApp(Starlette):
+    """The attributes of Gradio's application that the routes read."""
+
+    auth: object = None
+    cookie_id = "c"
+    tokens: dict[str, str] = {}  # noqa: RUF012
+
+
+def test_the_whole_workspace_is_downloaded_and_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    client = TestClient(FakeGradioApp(routes=routes(engine)))
+    address = "/gradio_api/studio/download/workspace.zip"
+    response = client.get(address)
+    assert response.status_code == 200 and "adapter-studio-" in response.headers["content-disposition"]
+    (tmp_path / "b.zip").write_bytes(response.content)
+    assert len(zipfile.ZipFile(tmp_path / "b.zip").namelist()) == 76
+    record = unpack(tmp_path / "b.zip", tmp_path / "copy")
+    assert record.items["adapters"] == engine.workspace.ids("adapters") and not record.left_out
+    assert not list(engine.workspace.root.glob(".backup*"))
+    with FileLock(engine.workspace.root / f"{DOWNLOAD}.lock", temporary=True):
+        busy = client.get(address)
+    assert busy.status_code == 400 and "Another backup of this workspace is being made" in busy.text
+    client.app.auth = {"me": "pw"}  # type: ignore[attr-defined]
+    assert client.get(address).status_code == 401
