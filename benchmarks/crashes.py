@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -90,7 +91,9 @@ class Outcome:
 
 def fork(work: Callable[[], None]) -> int:
     """Runs `work` in a child and returns its process id. The child ends with 1 after an error."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns if this process has threads
+        pid = os.fork()
     if pid:
         return pid
     code = 1
@@ -316,11 +319,16 @@ def main() -> int:
         description="Kill processes that change a workspace; check what is left."
     )
     parser.add_argument("--kills", type=int, default=500, help="Kills at random moments.")
-    parser.add_argument("--quick", action="store_true", help=f"Every {QUICK_STRIDE}th chosen call only.")
+    parser.add_argument("--every", type=int, default=1, help="Kill before every n-th chosen call; 0: none.")
+    parser.add_argument("--only", nargs="+", choices=list(OPERATIONS), help="Operations for chosen calls.")
+    parser.add_argument("--quick", action="store_true", help=f"The same as --every {QUICK_STRIDE}.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="Print one JSON value as the last line.")
     args = parser.parse_args()
-    outcome = run(args.kills, args.seed, QUICK_STRIDE if args.quick else 1)
+    if not hasattr(os, "fork"):
+        print("This benchmark forks processes, which this system cannot: run it on Linux or macOS.")
+        return 1
+    outcome = run(args.kills, args.seed, QUICK_STRIDE if args.quick else args.every, args.only)
     for problem in outcome.problems:
         print(problem)
     print(outcome.describe())

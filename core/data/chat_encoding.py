@@ -43,12 +43,12 @@ def encode_chat(
     """
     turns = read_turns(messages)
     if not add_generation_prompt and (not turns or turns[-1].role != "assistant"):
-        return _encode_rendered(tokenizer, turns, False, False)
+        return _encode_open_turns(tokenizer, turns, False, False)
     if add_generation_prompt:
         turns.append(Turn("assistant", ("x",), thought="x" if thinking else ""))  # left out below
     turns, _ = adapt_turns(tokenizer, turns)
     if is_seq2seq(tokenizer):
-        return _encode_rendered(tokenizer, turns[:-1], True, thinking)
+        return _encode_open_turns(tokenizer, turns[:-1], True, thinking)
     joiner = TokenJoiner(encoder_of(tokenizer))
     for i, turn in enumerate(turns):
         if turn.role == "assistant":
@@ -60,7 +60,7 @@ def encode_chat(
     return joiner.ids or boundary_ids(tokenizer)
 
 
-def _encode_rendered(tokenizer: Any, turns: Sequence[Turn], opened: bool, thinking: bool) -> list[int]:
+def _encode_open_turns(tokenizer: Any, turns: Sequence[Turn], opened: bool, thinking: bool) -> list[int]:
     """Token ids of turns that no answer of ours is appended to, such as the input of an encoder."""
     try:
         rendered = render(tokenizer, turns, opened, thinking)
@@ -72,7 +72,7 @@ def _encode_rendered(tokenizer: Any, turns: Sequence[Turn], opened: bool, thinki
 def encode_question(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Encodes the prompt of a row as it is trained: all messages but the last one, which is the answer.
 
-    A row whose answer has a thought is asked with thinking.
+    The prompt of an answer with a thought opens a thought.
     """
     return encode_chat(tokenizer, messages[:-1], True, thinking=has_thought(messages))
 
@@ -257,7 +257,7 @@ def _encode_for_encoder(tokenizer: Any, turns: Sequence[Turn], max_length: int) 
     for i, turn in enumerate(turns):
         if turn.role != "assistant" or not all(turn.trained):
             continue
-        question = _encode_rendered(tokenizer, turns[:i], True, bool(turn.thought))
+        question = _encode_open_turns(tokenizer, turns[:i], True, bool(turn.thought))
         answer = turn.content
         if turn.thought:
             answer = turn.opening + turn.thought + turn.closing + answer

@@ -30,7 +30,7 @@ from core.data.rendering import (
     render_answer,
     template_of,
 )
-from core.data.thoughts import THOUGHT_KEYS, find_written_thought
+from core.data.thoughts import THOUGHT_KEYS, find_written_thoughts
 from core.errors import DataError
 
 _ROLES = {"developer": "system", "model": "assistant", "function": "tool", "ipython": "tool"}
@@ -59,7 +59,7 @@ def _read_turn(message: Mapping[str, Any]) -> Turn:
     turn = Turn(role, (message["content"] or "",), (message.get("weight", 1) != 0,))
     if role != "assistant":
         return turn
-    written = find_written_thought(turn.content)
+    written = find_written_thoughts(turn.content)
     if written is not None:
         opening, thought, closing, answer = written
         turn = replace(turn, parts=(answer,), thought=thought, opening=opening, closing=closing)

@@ -16,6 +16,7 @@ class EncodedSequence:
         ids: T token ids. With an encoder-decoder base these are the decoder's, from its start token on.
         loss_mask: T values, 1 where the token is trained on and scored, else 0.
         cut: tokens that were cut off to respect the max length, by kind.
+        truncated: their sum.
         encoder_ids: S token ids that the encoder reads; empty for a decoder-only base.
     """
 
@@ -23,11 +24,10 @@ class EncodedSequence:
     loss_mask: list[int]
     cut: Cut = Cut()
     encoder_ids: list[int] = field(default_factory=list)
+    truncated: int = field(init=False)
 
-    @property
-    def truncated(self) -> int:
-        """Tokens that were cut off, of all kinds."""
-        return self.cut.total
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "truncated", self.cut.total)
 
     @property
     def row(self) -> dict[str, list[int]]:

@@ -53,6 +53,9 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
+TITLES = {layout.name: layout.title for layout in LAYOUTS}
+
+
 @dataclass(frozen=True)
 class Rewrite:
     """Rows that a layout has rewritten.

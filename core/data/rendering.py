@@ -108,12 +108,12 @@ def render(
     for i, turn in enumerate(turns):
         content = turn.content
         if core := content.strip():
-            content = content.replace(core, _content_mark(i), 1)
+            content = content.replace(core, _mark_content(i), 1)
         message = {"role": turn.role, "content": content}
         if turn.thought and renders_thoughts(tokenizer):
-            message["reasoning_content"] = _thought_mark(i)
+            message["reasoning_content"] = _mark_thoughts(i)
         elif turn.thought:
-            message["content"] = turn.opening + _thought_mark(i) + turn.closing + message["content"]
+            message["content"] = turn.opening + _mark_thoughts(i) + turn.closing + message["content"]
         messages.append(message)
     return str(
         tokenizer.apply_chat_template(
@@ -127,17 +127,17 @@ def render(
     )
 
 
-def _content_mark(index: int) -> str:
+def _mark_content(index: int) -> str:
     return f"{_OPEN}{2 * index}{_CLOSE}"
 
 
-def _thought_mark(index: int) -> str:
+def _mark_thoughts(index: int) -> str:
     return f"{_OPEN}{2 * index + 1}{_CLOSE}"
 
 
 def has_content(rendered: str, index: int) -> bool:
     """Whether the content of turn `index` is in a rendered text."""
-    return _content_mark(index) in rendered
+    return _mark_content(index) in rendered
 
 
 def fill(rendered: str, turns: Sequence[Turn]) -> MarkedText:
@@ -154,22 +154,28 @@ def fill(rendered: str, turns: Sequence[Turn]) -> MarkedText:
 
 def find_content(rendered: str, turns: Sequence[Turn], index: int) -> int:
     """The offset, in the filled text, of the content of turn `index`; -1 where it is not rendered."""
-    at = rendered.find(_content_mark(index))
+    at = rendered.find(_mark_content(index))
     return len(fill(rendered[:at], turns)) if at >= 0 else -1
 
 
 @lru_cache(maxsize=32)
 def _renders_thoughts(tokenizer: Any, template: str) -> bool:
     turns = (Turn("user", ("x",)), Turn("assistant", ("x",)))
-    question, answer = ({"role": t.role, "content": _content_mark(i)} for i, t in enumerate(turns))
-    answer["reasoning_content"] = _thought_mark(1)
+    question, answer = ({"role": t.role, "content": _mark_content(i)} for i, t in enumerate(turns))
+    answer["reasoning_content"] = _mark_thoughts(1)
     try:
-        rendered = tokenizer.apply_chat_template(
-            [question, answer], chat_template=template, tokenize=False, enable_thinking=True, thinking=True
+        rendered = str(
+            tokenizer.apply_chat_template(
+                [question, answer],
+                chat_template=template,
+                tokenize=False,
+                enable_thinking=True,
+                thinking=True,
+            )
         )
     except TEMPLATE_ERRORS:
         return False
-    return 0 <= rendered.find(_thought_mark(1)) < rendered.find(_content_mark(1))
+    return 0 <= rendered.find(_mark_thoughts(1)) < rendered.find(_mark_content(1))
 
 
 def renders_thoughts(tokenizer: Any) -> bool:
@@ -226,7 +232,7 @@ def merges_blanks(tokenizer: Any) -> bool:
 
 def _split_turn(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, str]:
     """The rendered text before an answer without a thought, and from the answer on."""
-    content, mark = turns[-1].content, _content_mark(len(turns) - 1)
+    content, mark = turns[-1].content, _mark_content(len(turns) - 1)
     lead = content[: len(content) - len(content.lstrip())]
     trail = content[len(content.rstrip()) :] if content.strip() else ""
     # Any text shows where the content stands: the prompt cannot depend on the answer.
@@ -245,7 +251,7 @@ def _split_turn(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, str]:
 def _split_thought_turn(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, str]:
     """The rendered text before an answer with a thought, and from its thought on."""
     *history, last = turns
-    thought = _thought_mark(len(history))
+    thought = _mark_thoughts(len(history))
     opened = render(tokenizer, history, generation_prompt=True, thinking=True) if history else ""
     if renders_thoughts(tokenizer):
         probe = last if last.content.strip() else replace(last, parts=(last.content + "x",))

@@ -150,16 +150,16 @@ class TextEncoder:
         if not forged:
             return self._encode_original(text.text)
         if puts_blank_first(self.tokenizer):
-            return self._encode_forged(text, prefix=True)
+            return self._encode_privately(text, prefix=True)
         cuts = [0, *(at for span in forged for at in span), len(text)]
         pieces = (text.cut(start, end) for start, end in zip(cuts, cuts[1:], strict=False))
-        return [i for piece in pieces if len(piece) for i in self._encode_forged(piece, prefix=True)]
+        return [i for piece in pieces if len(piece) for i in self._encode_privately(piece, prefix=True)]
 
     def encode_user(self, text: str) -> list[int]:
         """Encodes a text that comes from a user as a whole."""
         if not self.pattern.search(text):
             return self._encode_original(text)
-        return self._encode_forged(MarkedText.join([(text, True)]), prefix=True)
+        return self._encode_privately(MarkedText.join([(text, True)]), prefix=True)
 
     def encode_continuation(self, text: MarkedText) -> list[int]:
         """Encodes a text that follows another one: the tokenizer puts no blank before it."""
@@ -167,7 +167,7 @@ class TextEncoder:
             return self.encode(text)
         first = self.find_control(text)
         at = len(text) if first is None else first[0]
-        head = self._encode_forged(text.cut(0, at), prefix=False) if at else []
+        head = self._encode_privately(text.cut(0, at), prefix=False) if at else []
         return head + (self.encode(text.cut(at)) if at < len(text) else [])
 
     def find_control(self, text: MarkedText, start: int = 0) -> tuple[int, int] | None:
@@ -183,7 +183,7 @@ class TextEncoder:
     def _encode_original(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
 
-    def _encode_forged(self, text: MarkedText, prefix: bool) -> list[int]:
+    def _encode_privately(self, text: MarkedText, prefix: bool) -> list[int]:
         """Encodes a text in which a user wrote out a control token, or without a blank before it."""
         if prefix not in self._private:
             self._private[prefix] = PrivateTokenizer.build(self.tokenizer, self.controls, prefix)
@@ -193,7 +193,7 @@ class TextEncoder:
         return self._encode_pieces(text, prefix)
 
     def _encode_pieces(self, text: MarkedText, prefix: bool) -> list[int]:
-        """As `_encode_forged`, for tokenizers that are not built on the tokenizers library."""
+        """As `_encode_privately`, for tokenizers that are not built on the tokenizers library."""
         cuts = [0, len(text)]
         for m in self.pattern.finditer(text.text):
             if text.overlaps_user(*m.span()):

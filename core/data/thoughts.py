@@ -20,7 +20,7 @@ MARKERS = (
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")  # of a message, the first one counts
 
 
-def split_thought(text: str, is_open: bool = False) -> tuple[str, str]:
+def split_thoughts(text: str, is_open: bool = False) -> tuple[str, str]:
     """Splits a generated text into its thought and its answer.
 
     The thought stands at the beginning, between two markers of one kind. A thought that is not closed runs to
@@ -36,7 +36,7 @@ def split_thought(text: str, is_open: bool = False) -> tuple[str, str]:
         with "" as its thought.
 
     Example:
-        >>> split_thought("<think>North.</think>In the north room.")
+        >>> split_thoughts("<think>North.</think>In the north room.")
         ('North.', 'In the north room.')
     """
     start = text.lstrip()
@@ -55,7 +55,7 @@ def split_thought(text: str, is_open: bool = False) -> tuple[str, str]:
     return "", text
 
 
-def find_written_thought(content: str) -> tuple[str, str, str, str] | None:
+def find_written_thoughts(content: str) -> tuple[str, str, str, str] | None:
     """Finds the complete thought at the beginning of an answer of the data.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Token ids of a conversation, piece by piece: what is there stays as it is.
+"""Token ids of a conversation, piece by piece; the ids so far never change.
 
     pieces   <user>Where?<end><assistant>Assistant:  |   yes<end>  |  <user>And?<end>
     ids      never change when a further piece follows
@@ -46,6 +46,7 @@ class TokenJoiner:
         """Encodes one more piece."""
         if not len(piece):
             return
+        self._shorten_context()
         size = self._context_size
         ids = self._encoder.encode(self._context + piece)
         if ids[:size] == self.ids[len(self.ids) - size :]:
@@ -55,9 +56,9 @@ class TokenJoiner:
         self.ids = self.ids + ids
         self.text = self.text + piece
         self._context, self._context_size = self._context + piece, size + len(ids)
-        self._shorten_context()
 
     def _shorten_context(self) -> None:
+        """Leaves out what stands before the last control token: it cannot merge with what follows."""
         at = self._encoder.find_last_control(self._context)
         if not at:
             return

@@ -399,7 +399,7 @@ class Runs:
             ids of the runs.
 
         Raises:
-            StudioError: the first error, after the other runs were queued.
+            StudioError: no run could be queued; a run that could not be queued beside others is logged.
         """
         order = run_order.read(self._workspace)
         waiting = [r.id for r in reversed(self.list()) if r.was_queued and r.id not in order.cancelled]
@@ -411,7 +411,7 @@ class Runs:
             except StudioError as e:
                 logger.warning("the run %s was not queued: %s", run_id, e)
                 errors.append(e)
-        if errors:
+        if errors and not ids:
             raise errors[0]
         return ids
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.data.encoding import EncodedSequence, encode_question, encode_text, encode_turns
 from core.data.rendering import TEMPLATE_ERRORS
-from core.data.thoughts import split_thought
+from core.data.thoughts import split_thoughts
 from core.errors import SpecError, StudioError
 from core.model.base import Base
 from core.model.generate import answer_room
@@ -80,7 +80,7 @@ def question_text(row: dict[str, Any]) -> str:
 
 def reference_text(row: dict[str, Any]) -> str:
     """The answer of a task row, without its thought."""
-    return split_thought(str(row["messages"][-1]["content"]))[1]
+    return split_thoughts(str(row["messages"][-1]["content"]))[1]
 
 
 def count_reference_tokens(base: Base, row: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from core.data.thoughts import MARKERS, split_thought
+from core.data.thoughts import MARKERS, split_thoughts
 
 REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # sentencepiece's byte fallback
@@ -102,7 +102,7 @@ class Detokenizer:
                 return "", ""
             if is_open or text.startswith(_OPENINGS):
                 text = hold_back(text, _CLOSINGS)
-        thought, answer = split_thought(text, is_open)
+        thought, answer = split_thoughts(text, is_open)
         return thought, answer.lstrip()
 
     def count_thought_tokens(self, ids: Sequence[int]) -> int:

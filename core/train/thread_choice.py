@@ -109,8 +109,8 @@ class ThreadChoice:
         is_whole = self._has_candidates or window.seconds >= LONG_SECONDS
         self._has_candidates = bool(candidates)
         if candidates and is_whole:
-            # Two rounds, because the load changes while they last. Spinning beside others is not repeated: one
-            # step of it may take seconds.
+            # Two rounds, because the load changes while they last. Spinning beside others is not repeated,
+            # because one step of it may take seconds.
             repeated = [p for p in (self.policy, *candidates) if p != full]
             self._untried = [*candidates, *repeated] if repeated else candidates
             self._has_candidates = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from core.data.layouts import TITLES
 from studio import formatting
 from studio.tree import Node, button, chip, empty, facts, node, table, title
 
@@ -92,6 +93,7 @@ def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> 
             ("Files", ", ".join(f["name"] for f in dataset.files)[:200]),
             ("Split seed", dataset.seed),
             ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
+            ("Layout", TITLES.get(dataset.layout, dataset.layout)),
             *_row_facts(dataset),
             ("sha256", dataset.sha256[:16]),
         ]

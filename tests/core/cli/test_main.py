@@ -201,7 +201,7 @@ def test_json_output_has_the_keys_of_version_0_1_0(terminal: Any, corpus: Path) 
     values = {verb: terminal(*verb.split(), *arguments.get(verb, ()))[1] for verb in JSON_KEYS}
     for verb, keys in JSON_KEYS.items():
         value = values[verb][0] if isinstance(values[verb], list) else values[verb]
-        assert sorted(value) == sorted(keys.split()), verb
+        assert set(keys.split()) <= set(value), verb  # later versions may add keys
     assert sorted(values["grid define"]["rows"][0]) == sorted(GRID_ROW_KEYS.split())
     figures = "best_loss final_loss name run seconds status"
     assert sorted(values["runs compare"]["runs"][0]) == sorted(figures.split())

@@ -22,14 +22,14 @@ from tests.templates import CAUSAL, SHAPES, build_tokenizer, ends_of, tokenizer_
 LONG = 10**6  # tokens; nothing is cut
 Message = dict[str, Any]
 
-SNIPPETS = (
-    "yes", "no", " ", "  ", "\n", "\n\n", "\t", "12", "3", "1234", "-5", "In the north room.", "Where?",
-    "你好", "é", "🦊", "x:\n    return", "User: ", "Assistant: ", "<b>", "</b>", "[INST]", "[/INST]",
-    "<<SYS>>", "<think>", "</think>", "<|im_end|>", "<|im_start|>", "<end_of_turn>", "<start_of_turn>", "</s>", "<s>",
-    "<unk>", "<|end|>", "<|eot_id|>", "<|endoftext|>", "<extra_id_0>", "[e~[", "]~b]", "<|", "im_end|>",
+WORDS = ("yes", "no", " ", "  ", "\n", "\n\n", "\t", "12", "3", "1234", "-5", "In the north room.", "Where?")
+OTHERS = ("你好", "é", "🦊", "x:\n    return", "User: ", "Assistant: ", "<b>", "</b>", "<|", "im_end|>")
+MARKERS = (
+    "[INST]", "[/INST]", "<<SYS>>", "<think>", "</think>", "<|im_end|>", "<|im_start|>", "<end_of_turn>",
+    "</s>", "<s>", "<unk>", "<|end|>", "<|eot_id|>", "<|endoftext|>", "<extra_id_0>", "[e~[", "]~b]",
     "\ufdd0", "\ufdd2",
 )  # fmt: skip
-texts = st.lists(st.sampled_from(SNIPPETS), max_size=5).map("".join)
+texts = st.lists(st.sampled_from(WORDS + OTHERS + MARKERS), max_size=5).map("".join)
 answers = texts.filter(lambda t: t.strip())
 
 
@@ -138,7 +138,8 @@ GOLDEN = {
     "llama3": (
         ["yes<|eot_id|>no 12<|eot_id|>"],
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhere?"
+        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhere?"
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "llama2": (

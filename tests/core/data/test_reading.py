@@ -66,7 +66,7 @@ def check_canonical(reading):
 
 
 @given(values=ROWS, kind=st.sampled_from([None, "domain", "task"]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_any_rows_give_canonical_rows_or_an_error_with_a_remedy(values, kind):
     reading = read_rows(raw(*values), kind)
     assert set(reading.unread) <= set(reading.columns)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ import pytest
 from core.cli.common import follow
 from core.engine import Engine, queue
 from core.engine import runs as run_module
-from core.errors import BaseModelError, Busy, DiskFull, RunError, SpecError, StorageError, StudioError
+from core.errors import (
+    BaseModelError,
+    Busy,
+    DiskFull,
+    NotFound,
+    RunError,
+    SpecError,
+    StorageError,
+    StudioError,
+)
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import run_order, runs
 from core.store.files import storage_error
@@ -620,3 +630,15 @@ def test_requests_of_a_run_that_still_trains_at_close_keep_its_lock(
     assert close(10)
     engine.close()
     assert engine.queue.locks == {}
+
+
+def test_a_run_that_cannot_be_queued_again_does_not_keep_others_back(
+    engine: Engine, corpus: Path, gate: threading.Event
+) -> None:
+    wanted = spec(engine, corpus, "A")
+    orphan = runs.create(engine.workspace, replace(wanted, name="Orphan", stack_on="gone-0001"), "base", "")
+    whole = runs.create(engine.workspace, wanted, "base", "")
+    assert engine.runs.requeue() == [whole.id] and queued(engine) == ["A"]
+    with pytest.raises(NotFound, match="gone-0001"):
+        engine.runs.requeue()
+    assert engine.runs.get(orphan.id).was_queued

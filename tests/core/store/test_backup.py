@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -554,6 +555,40 @@ def test_a_paused_run_ends_with_the_same_adapter_in_the_copy(tmp_path: Path) -> 
             run = engine.runs.wait("paused-a2d6", 600)
             weights.append(sha256_of(engine.workspace.path("adapters", run.adapter, adapters.WEIGHTS)))
     assert weights[0] == weights[1] and len(weights[0]) == len(hashlib.sha256().hexdigest())
+
+
+@pytest.mark.slow
+def test_a_run_is_packed_while_it_trains_and_goes_on_in_the_copy(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    from core.engine import Engine
+    from core.spec.presets import resolve
+    from core.spec.training import RunStatus
+
+    with Engine(tmp_path / "w", str(tiny_base), device="cpu") as engine:
+        dataset = engine.datasets.import_files([corpus], "Notes")
+        sizes = {"max_steps": 60, "save_steps": 2, "batch_size": 2, "accumulation": 1, "max_length": 64}
+        spec = resolve("domain", "standard", {"dataset": dataset.id, "name": "Live", "rank": 4, **sizes})
+        run_id = engine.runs.start(spec)
+        end = time.monotonic() + 120
+        while engine.runs.get(run_id).step < 7 and time.monotonic() < end:
+            time.sleep(0.01)
+        for number in range(4):
+            pack(engine.workspace.root, tmp_path / f"{number}.zip")
+        assert engine.runs.wait(run_id, 600).status is RunStatus.DONE
+    for number in (0, 3):
+        record = unpack(tmp_path / f"{number}.zip", tmp_path / f"copy{number}")
+        assert record.damaged == {} == record.left_out
+        with Engine(tmp_path / f"copy{number}", str(tiny_base), device="cpu") as copy:
+            run = copy.runs.get(run_id)
+            if run.status is not RunStatus.DONE:
+                assert run.status is RunStatus.INTERRUPTED and run.resumable
+                copy.bases.current(wait=True)
+                copy.runs.resume(run_id)
+                run = copy.runs.wait(run_id, 600)
+            assert run.status is RunStatus.DONE and len(copy.library.verify(run.adapter)) == 3
+            steps = [e["step"] for e in copy.runs.events(run_id)[0] if e["kind"] == "step"]
+            assert steps[-1] == 60 and set(range(1, 61)) <= set(steps)
 
 
 @pytest.fixture(autouse=True)

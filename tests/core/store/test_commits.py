@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +25,8 @@ from core.store.adapter_files import CONFIG as CONFIG_FILE
 from core.store.files import read_json, write_json
 from core.store.runs import RunExtra
 from core.store.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -59,24 +64,36 @@ def run_in_processes(*calls: Callable[[], Any]) -> list[int]:
 # --- kills
 
 
+def run_crashes(*arguments: str) -> dict[str, Any]:
+    """The figures of `benchmarks.crashes`, which forks a process that has no other threads."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork a process")
+    command = [sys.executable, "-m", "benchmarks.crashes", "--json", *arguments]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    outcome: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    assert outcome["problems"] == [] and outcome["damaged"] == 0
+    return outcome
+
+
 def test_50_kills_at_random_moments_leave_the_old_or_the_new_state() -> None:
-    outcome = crashes.run(50, seed=11, stride=0)
-    assert outcome.problems == [] and outcome.kills == 50
-    assert outcome.left["old"] and outcome.left["new"] and len(outcome.operations) > 15
+    outcome = run_crashes("--kills", "50", "--every", "0", "--seed", "11")
+    assert outcome["kills"] == 50 and outcome["at_points"] == 0
+    assert outcome["left"]["old"] and outcome["left"]["new"] and len(outcome["operations"]) > 15
 
 
 @pytest.mark.parametrize("name", ["rename adapters", "add results", "save mix"])
 def test_a_kill_before_every_second_call_leaves_the_old_or_the_new_state(name: str) -> None:
-    outcome = crashes.run(0, seed=3, names=[name], stride=2)
-    assert outcome.problems == [] and outcome.kills == outcome.points >= 8
-    assert outcome.left["old"] and outcome.left["new"] and not outcome.left["between"]
+    outcome = run_crashes("--kills", "0", "--every", "2", "--only", name)
+    assert outcome["kills"] == outcome["at_points"] >= 4 and list(outcome["operations"]) == [name]
+    assert outcome["left"]["old"] and outcome["left"]["new"] and "between" not in outcome["left"]
 
 
 @pytest.mark.slow
 def test_kills_before_some_calls_of_every_operation_damage_nothing() -> None:
-    outcome = crashes.run(0, seed=4, stride=20)
-    assert outcome.problems == [] and outcome.kills == outcome.points > 30
-    assert len(outcome.operations) > len(OPERATIONS) * 2 // 3
+    outcome = run_crashes("--kills", "0", "--every", "20", "--seed", "4")
+    assert outcome["kills"] == outcome["at_points"] > 30
+    assert len(outcome["operations"]) > len(OPERATIONS) * 2 // 3
 
 
 def test_the_crash_test_finds_a_change_in_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_an_imported_dataset_shows_the_same(empty, tmp_path):
     shown = data.show_dataset(empty, picked["value"], "train")
     found = facts(shown)
     assert (found["Rows"], found["Rows left out"], found["Columns that are not read"]) == ("5", "1", "tools")
+    assert found["Layout"] == "Answers marked good or bad (KTO)"
     assert "marks the answer as bad" in texts(shown) and "Assistant (context): hm" in texts(shown)
 
 
