@@ -196,6 +196,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.train:
         return train(args.train[0], Path(args.train[1]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stopped process stays behind
     turns, seconds = args.turns or (2 if args.quick else 5), args.seconds or (6.0 if args.quick else 10.0)
     with tempfile.TemporaryDirectory() as folder:
         speeds, loads = measure_turns(Path(folder), turns, seconds)

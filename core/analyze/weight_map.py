@@ -115,7 +115,7 @@ def compute_map(resident: Resident, spec: WeightMapSpec, sample: Sample) -> Iter
     if spec.metric == "exact_match" and not spec.max_new_tokens:
         spec = replace(spec, max_new_tokens=choose_answer_length(resident.base, sample.rows))
     empty = _make_empty_map(resident, spec, sample, digests)
-    stored = _read_stored(resident, empty)
+    stored = _read_partial_map(resident, empty)
     # The stored map may have other adapter ids, since the key depends on contents only.
     current = replace(
         empty,
@@ -155,7 +155,7 @@ def compute_map(resident: Resident, spec: WeightMapSpec, sample: Sample) -> Iter
     yield WeightMapProgress(total, total, "Done", map=current)
 
 
-def _read_stored(resident: Resident, empty: WeightMap) -> WeightMap:
+def _read_partial_map(resident: Resident, empty: WeightMap) -> WeightMap:
     """The stored map with the key of `empty`; a damaged one is measured again, like a missing one."""
     try:
         return load_map(resident.workspace, empty.key, missing=empty)

@@ -35,6 +35,7 @@ from core.errors import DataError
 
 _ROLES = {"developer": "system", "model": "assistant", "function": "tool", "ipython": "tool"}
 Shape = tuple[tuple[str, bool, bool], ...]  # per turn: role, has a thought, is blank
+PLAN_LIMIT = 4096  # shapes of conversations that are remembered
 NOTES = {
     "tool": "The base's chat template has no turn for tools: their results stand as user turns.",
     "system": "The base's chat template has no system turn: its text stands before the first question.",
@@ -89,7 +90,10 @@ def adapt_turns(tokenizer: Any, turns: Sequence[Turn]) -> tuple[list[Turn], tupl
     Raises:
         DataError: the template refuses the conversation; in the template's words.
     """
-    plan = _plan(tokenizer, template_of(tokenizer), shape_of(turns))
+    plans, shape = _plans_of(tokenizer, template_of(tokenizer)), shape_of(turns)
+    plan = plans.get(shape) or _make_plan(tokenizer, shape)
+    if len(plans) < PLAN_LIMIT:
+        plans[shape] = plan
     if plan.error:
         raise refusal(plan.error)
     return _apply(plan.steps, list(turns)), plan.notes
@@ -119,8 +123,13 @@ class _Plan:
     error: str = ""
 
 
-@lru_cache(maxsize=4096)
-def _plan(tokenizer: Any, template: str, shape: Shape) -> _Plan:
+@lru_cache(maxsize=4)
+def _plans_of(tokenizer: Any, template: str) -> dict[Shape, _Plan]:
+    """The plans of a tokenizer and template that are known so far."""
+    return {}
+
+
+def _make_plan(tokenizer: Any, shape: Shape) -> _Plan:
     turns = [Turn(role, ("x",), thought="x" if thought else "") for role, thought, _ in shape]
     blanks = [i for i, (_, _, is_blank) in enumerate(shape) if is_blank]
     incomplete, error = None, ""

@@ -112,7 +112,7 @@ def _without_blank(part: Any) -> Any:
     return {**part, "add_prefix_space": False} if part.get("add_prefix_space") else part
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def puts_blank_first(tokenizer: Any) -> bool:
     """Whether the tokenizer puts a blank before a text, as sentencepiece does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

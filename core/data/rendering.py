@@ -158,7 +158,7 @@ def find_content(rendered: str, turns: Sequence[Turn], index: int) -> int:
     return len(fill(rendered[:at], turns)) if at >= 0 else -1
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)
 def _renders_thoughts(tokenizer: Any, template: str) -> bool:
     turns = (Turn("user", ("x",)), Turn("assistant", ("x",)))
     question, answer = ({"role": t.role, "content": _mark_content(i)} for i, t in enumerate(turns))
@@ -223,7 +223,7 @@ def refusal(words: str) -> DataError:
     )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)
 def merges_blanks(tokenizer: Any) -> bool:
     """Whether the tokenizer joins a blank with the word after it, as most do (" the" is one token)."""
     blanks = ("\u0120", "\u2581", " ")  # of byte-level BPE, of sentencepiece, and itself

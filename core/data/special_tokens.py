@@ -28,7 +28,7 @@ _HTML = re.compile(
 )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _control_tokens(tokenizer: Any, template: str, size: int) -> dict[str, int]:
     added = {str(token.content): (int(i), token) for i, token in tokenizer.added_tokens_decoder.items()}
     special = {t for t in tokenizer.all_special_tokens if t}
@@ -75,7 +75,7 @@ def _render_roles(tokenizer: Any) -> str:
     return ""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _control_pattern(contents: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(_alternate(contents) if contents else "(?!)")
 
@@ -109,7 +109,7 @@ def text_prefix(tokenizer: Any) -> tuple[int, ...]:
     return _text_prefix(tokenizer, getattr(tokenizer, "add_bos_token", None))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _text_prefix(tokenizer: Any, add_bos_token: Any) -> tuple[int, ...]:
     alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
@@ -122,7 +122,7 @@ def encoder_of(tokenizer: Any) -> TextEncoder:
     return _encoder_of(tokenizer, tuple(control_tokens(tokenizer).items()))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _encoder_of(tokenizer: Any, controls: tuple[tuple[str, int], ...]) -> TextEncoder:
     return TextEncoder(tokenizer, dict(controls))
 

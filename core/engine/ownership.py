@@ -15,7 +15,7 @@ import platform
 import time
 from pathlib import Path
 
-from core.errors import Busy, StorageError
+from core.errors import Busy, DiskFull, StorageError
 from core.store.files import storage_error
 from core.store.locks import FileLock
 from core.store.workspace import Workspace
@@ -37,14 +37,15 @@ class Ownership:
         path = workspace.root / "owner.lock"
         try:
             self._lock = FileLock(path)
-            path.write_text(json.dumps(_describe_process()), encoding="utf-8")
+            with contextlib.suppress(OSError):  # the disk is full: a second process then names no process
+                path.write_text(json.dumps(_describe_process()), encoding="utf-8")
             workspace.remove_partials()
         except Busy:
             self.notices = [explain_second_process(path)]
-        except OSError as e:
-            self.notices = [explain_read_only(workspace.root, storage_error(e, path))]
-        except StorageError as e:
-            self.notices = [explain_read_only(workspace.root, e)]
+        except (OSError, StorageError) as e:
+            error = storage_error(e, path) if isinstance(e, OSError) else e
+            is_full = isinstance(error, DiskFull)
+            self.notices = [str(error) if is_full else explain_read_only(workspace.root, error)]
         for text in self.notices:
             logger.warning(text)
 

@@ -22,8 +22,8 @@ SHARDINGS = ("ddp", "fsdp")
 # The version of the rules by which new runs train: how the settings become rates and token ids. A run keeps
 # the rules that it began under (`TrainSpec.rules`), so that it resumes to the same weights.
 #   1  as 0.1.0 trained: the learning rate of the first step is 0 where there is a warm-up
-#   2  every step has a learning rate above 0 (`core.train.schedule`), and the ids of a prompt are the first ids
-#      of what is trained (`core.data.chat_encoding`)
+#   2  every step has a learning rate above 0 (`core.train.schedule`), and the ids of a prompt are the first
+#      ids of what is trained (`core.data.chat_encoding`)
 RULES = 2
 
 

@@ -128,7 +128,7 @@ class LoadReport:
         if window.others is None:
             missing = threads * (1 - min(1.0, window.share)) + (self._most - threads)
         else:
-            missing = max(0.0, window.others - (self._cores - self._most))
+            missing = max(0.0, window.others - max(0, self._cores - self._most))
         self._missing += SMOOTHING * (missing - self._missing)
         if (self._missing > LOWER_CORES) == self.is_slowed or RAISE_CORES < self._missing <= LOWER_CORES:
             self._since = None

@@ -86,7 +86,7 @@ class ThreadChoice:
 
     def choose_first(self, others: float) -> None:
         """Chooses before the first step, from the load alone."""
-        self.policy = Policy(self._fit(others))
+        self._totals, self._untried, self.policy = {}, [], Policy(self._fit(others))
 
     def update(self, window: Window, now: float) -> Policy:
         """Chooses after a window under the present policy.

@@ -220,9 +220,7 @@ def digest_step(trainer: Any, batch: dict[str, Any], sequences: Iterable[Any], m
         batch: as its collator returns it.
         sequences: a few validation sequences, which are scored under `mix`.
     """
-    batch = {
-        k: v for k, v in batch.items() if k != "row_lengths"
-    }  # counts tokens; the model does not take it
+    batch = {k: v for k, v in batch.items() if k != "row_lengths"}  # counts tokens only
     count = trainer._get_num_items_in_batch([batch], trainer.args.device)
     trainer.model_wrapped.train()
     checksum = hashlib.sha256()

@@ -71,6 +71,14 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     base, download = engine.bases.current(), engine.bases.download_state()
     datasets, adapters, runs = engine.datasets.list(), engine.library.adapters(), engine.runs.list()
     mixes, reports, grids = engine.library.mixes(), engine.evaluation.reports(), engine.grids.list()
+    listed = {
+        "datasets": datasets,
+        "adapters": adapters,
+        "runs": runs,
+        "mixes": mixes,
+        "reports": reports,
+        "grids": grids,
+    }
     state = [
         (base.loading, base.error, base.name, base.quantization, base.failed),
         [(d.id, d.name) for d in datasets],
@@ -80,8 +88,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         [r.id for r in reports],
         engine.queue.version(),
         [g.id for g in grids],
-        _list_absent_ids(engine, {"datasets": datasets, "adapters": adapters, "runs": runs, "mixes": mixes,
-                           "reports": reports, "grids": grids}),
+        _list_absent_ids(engine, listed),
         download and (download.name, download.over, download.error),
     ]
     revision = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]

@@ -213,7 +213,8 @@ def import_files(
     dataset = engine.datasets.import_files(
         files, name or _stem(files[0]), kind=kind, roles=_roles(columns) or None, encoding=encoding
     )
-    gr.Info(f"Imported {dataset.rows:,} rows.", title="Done")
+    left_out = f" {dataset.left_out:,} left out." if dataset.left_out else ""
+    gr.Info(f"Imported {dataset.rows:,} rows.{left_out}", title="Done")
     choices = [(d.name, d.id) for d in reversed(engine.datasets.list())]
     return None, gr.update(choices=choices, value=dataset.id)
 

@@ -24,6 +24,7 @@ KINDS = [
     ("Reports", "reports"),
 ]
 TRASH = "trash"  # is shown like a kind
+ASK = "ask"  # in place of a selected entry: the page asks whether to empty the trash
 RENAMABLE = ("adapters", "datasets", "mixes", "runs")
 
 
@@ -74,7 +75,8 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     """Connects the events."""
     inputs = [tab.kind, tab.picked]
     outputs = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.confirmation]
-    library_changed.add(refresh, inputs, outputs)
+    # After the other lists: by then, the user may look at another kind than when the event began.
+    library_changed.then(refresh, inputs, outputs)
     damaged.wire(tab.damaged, engine, library_changed)
     events.bind(tab.kind.input, engine, refresh, inputs, outputs)
     events.refresh_after(events.bind(tab.shelf.act, engine, pick_item, inputs, outputs))
@@ -105,15 +107,16 @@ def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
     return shelf, picked, _render_details(engine, kind, item), visible, name, rename, hidden
 
 
-def _refresh_trash(engine: Engine, picked: str, asks: bool = False) -> tuple[Any, ...]:
+def _refresh_trash(engine: Engine, picked: str) -> tuple[Any, ...]:
     items = engine.library.trash()
     item = next((i for i in items if i.entry == picked), None)
-    shelf = trash_views.render_trash(items, picked if item else "", engine.library.disk_usage(), asks)
-    details = views.NOTHING_SELECTED if picked else gr.skip()
+    asks = picked == ASK and bool(items)
+    shelf = trash_views.render_trash(items, picked, engine.library.disk_usage(), asks)
+    details = views.NOTHING_SELECTED if picked and not asks else gr.skip()
     if item:
         details = trash_views.render_trash_item(item)
     hidden = gr.update(visible=False)
-    return shelf, picked if item else "", details, hidden, "", gr.skip(), hidden
+    return shelf, picked if item or asks else "", details, hidden, "", gr.skip(), hidden
 
 
 def pick_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tuple[Any, ...]:
@@ -125,7 +128,9 @@ def pick_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tu
         shelf, picked, _, *rest = _refresh_trash(engine, "")
         return shelf, picked, views.NOTHING_SELECTED, *rest
     if kind == TRASH and action.get("do") == "ask_empty":
-        return _refresh_trash(engine, picked, asks=True)
+        return _refresh_trash(engine, ASK)
+    if kind == TRASH and action.get("do") == "keep":
+        return _refresh_trash(engine, "")
     return refresh(engine, kind, str(action.get("pick", picked)))
 
 

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("visit", [(1440, 900, "light"), (390, 844, "dark")], indirect=True)
 def test_a_deletion_is_undone_restored_and_emptied(visit: Visit, tmp_path: Path) -> None:
     page, library = visit.page, visit.engine.library
+    for mix in library.mixes():
+        library.delete("mixes", mix.id)
+    library.empty_trash()
     for name in ("First", "Second"):
         library.save_mix(name, {})
     page.get_by_role("tab", name="Library", exact=True).click()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from core.data.encoding import (
     boundary_ids,
@@ -25,6 +25,7 @@ from core.data.encoding import (
 )
 from core.data.packing import split_into_windows
 from core.data.special_tokens import control_tokens
+from core.model.families import FAMILIES
 from tests.templates import CAUSAL, CHATML, SHAPES, build_tokenizer, ends_of, tokenizer_of
 
 END = 10**6
@@ -180,6 +181,18 @@ def test_a_token_of_the_vocabulary_that_was_never_added_is_a_control_token() -> 
     assert asked.count(token) == 1 and tokenizer.decode(asked).count("<e>") == 1
     assert token not in next(encode_documents(tokenizer, ["a <e>"]))
     assert count_with_special_tokens(tokenizer, ["a <e>", "a <e"]) == 1
+
+
+def test_a_tokenizer_written_in_python_keeps_its_control_tokens_too() -> None:
+    tokenizer: Any = ByT5Tokenizer()
+    tokenizer.chat_template = FAMILIES["llama"].template_for(tokenizer)
+    text = "a</s><pad>b<extra_id_0>"
+    (document,) = encode_documents(tokenizer, [text])
+    assert document == [*(b + 3 for b in text.encode()), tokenizer.eos_token_id]
+    (encoded,) = encode_turns(tokenizer, talk(text, text), END, [tokenizer.eos_token_id])
+    assert encoded.ids.count(tokenizer.eos_token_id) == 1
+    asked = encode_chat(tokenizer, talk(text, text)[:1], True)
+    assert asked == [b + 3 for b in f"User: {text}\nAssistant: ".encode()] == encoded.ids[: len(asked)]
 
 
 # --- what stands before a text

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.crash_operations import make_workspace
 from core.cli.main import main
-from core.engine import Engine
+from core.engine import Engine, ownership
 from core.errors import StudioError
 from studio.components.guide import poll
 
@@ -142,3 +142,19 @@ def test_a_repair_of_a_read_only_workspace_is_left_and_the_adapter_used(
                 "README.md and checksums.txt did not match" in said and "could not be written again" in said
             )
     assert card.read_text() == "half"
+
+
+def test_a_full_disk_is_not_called_read_only(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)
+        with Engine(workspace, load=False) as engine:
+            assert engine.notices == []
+            with Engine(workspace, load=False) as second:
+                assert "has this workspace open too" in second.notices[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership, "FileLock", refuse)
+        with Engine(workspace, load=False) as engine:
+            assert engine.notices[0].startswith("The disk is full") and "read-only" not in engine.notices[0]
