@@ -147,7 +147,7 @@ class Workspace:
 
     def _wait_for_replacement(self, kind: str, item_id: str) -> bool:
         """Ends a replacement that was cut short between its two renames; returns whether the item exists."""
-        if self._hidden(kind, item_id, "ready").exists():
+        if self._dot_path(kind, item_id, "ready").exists():
             with self._claim(kind, item_id, LOCK_SECONDS):
                 self._roll_forward(kind, item_id)
         return self.path(kind, item_id).exists()
@@ -196,7 +196,7 @@ class Workspace:
         path = self.path(kind, item_id).with_name(f".{item_id}.lock") if item_id else None
         lock = self._lock_file(path or self.root / kind / ".lock", LOCK_SECONDS)
         try:
-            if item_id and self._hidden(kind, item_id, "ready").exists():
+            if item_id and self._dot_path(kind, item_id, "ready").exists():
                 with contextlib.suppress(Busy), self._claim(kind, item_id):
                     self._roll_forward(kind, item_id)
             yield
@@ -237,7 +237,7 @@ class Workspace:
                 if item_id:
                     raise
         with claim:
-            draft = Draft(chosen, self._hidden(kind, chosen, "partial"))
+            draft = Draft(chosen, self._dot_path(kind, chosen, "partial"))
             try:
                 self._roll_forward(kind, chosen)
                 delete(draft.path)  # left by a killed process: its claim was free
@@ -253,7 +253,7 @@ class Workspace:
     def temporary_folder(self) -> Iterator[Path]:
         """A folder that is removed at the end of the block; after a crash, the next start removes it."""
         item_id = make_id("temporary")
-        path = self._hidden("exports", item_id, "partial")
+        path = self._dot_path("exports", item_id, "partial")
         with self._claim("exports", item_id):
             try:
                 path.mkdir(parents=True)
@@ -281,7 +281,7 @@ class Workspace:
             rename(draft.path, final)
             sync_folder(final.parent)
         elif replace:
-            ready = self._hidden(kind, draft.id, "ready")
+            ready = self._dot_path(kind, draft.id, "ready")
             rename(draft.path, ready)
             try:
                 sync_folder(final.parent)
@@ -295,7 +295,7 @@ class Workspace:
 
     def _roll_forward(self, kind: str, item_id: str) -> None:
         """Ends a replacement: the complete draft takes the place of the item. Its claim must be held."""
-        ready, final = self._hidden(kind, item_id, "ready"), self.path(kind, item_id)
+        ready, final = self._dot_path(kind, item_id, "ready"), self.path(kind, item_id)
         if not ready.exists():
             return
         old = final.with_name(f".{item_id}.{secrets.token_hex(4)}.partial")
@@ -312,11 +312,11 @@ class Workspace:
         finally:
             delete(old)
 
-    def _hidden(self, kind: str, item_id: str, suffix: str) -> Path:
+    def _dot_path(self, kind: str, item_id: str, suffix: str) -> Path:
         return self.path(kind, item_id).parent / f".{item_id}.{suffix}"
 
     def _claim(self, kind: str, item_id: str, seconds: float = 0.0) -> FileLock:
-        return self._lock_file(self._hidden(kind, item_id, "claim"), seconds)
+        return self._lock_file(self._dot_path(kind, item_id, "claim"), seconds)
 
     def _lock_file(self, path: Path, seconds: float) -> FileLock:
         try:

@@ -79,7 +79,7 @@ def test_the_terminal_imports_trains_answers_and_measures(terminal: Any, corpus:
         "Dom,Task",
         "--no-general",
     )
-    assert [r["questions"] for r in report["rows"]] == [7, 7] and all(
+    assert [r["questions"] for r in report["rows"]] == [8, 8] and all(
         r["perplexity"] > 1 for r in report["rows"]
     )
     assert {r["status"] for r in terminal("runs", "list")[1]} == {"finished"}
