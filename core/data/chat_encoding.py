@@ -261,8 +261,8 @@ def _encode_for_encoder(tokenizer: Any, turns: Sequence[Turn], max_length: int) 
         answer = turn.content
         if turn.thought:
             answer = turn.opening + turn.thought + turn.closing + answer
-        sides = span_corruption.encode_task(tokenizer, question, answer, max_length)
-        sequences.append(EncodedSequence(sides.decoder_ids, sides.loss_mask, sides.cut, sides.encoder_ids))
+        sides, cut = span_corruption.encode_task(tokenizer, question, answer, max_length)
+        sequences.append(EncodedSequence(sides.decoder_ids, sides.loss_mask, cut, sides.encoder_ids))
     return sequences
 
 

@@ -108,7 +108,7 @@ def encode_span_corruption(
 
 
 def _to_sequence(sides: span_corruption.Sides) -> EncodedSequence:
-    return EncodedSequence(sides.decoder_ids, sides.loss_mask, sides.cut, sides.encoder_ids)
+    return EncodedSequence(sides.decoder_ids, sides.loss_mask, encoder_ids=sides.encoder_ids)
 
 
 def encode_documents(

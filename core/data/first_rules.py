@@ -67,7 +67,7 @@ def encode_text(tokenizer: Any, text: str, max_length: int) -> list[EncodedSeque
     if is_seq2seq(tokenizer):
         sequences = []
         for part in span_corruption.split_for_encoder(tokenizer, ids, max_length):
-            ids, loss_mask, encoder_ids, _ = span_corruption.corrupt_spans(
+            ids, loss_mask, encoder_ids = span_corruption.corrupt_spans(
                 tokenizer, part, span_corruption.content_generator(part)
             )
             sequences.append(EncodedSequence(ids, loss_mask, encoder_ids=encoder_ids))

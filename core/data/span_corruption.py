@@ -27,15 +27,11 @@ MEAN_SPAN_LENGTH = 3.0  # tokens
 
 
 class Sides(NamedTuple):
-    """Token ids of the decoder, which of them are trained on and scored, and token ids of the encoder.
-
-    `cut` counts the tokens that were cut off to respect the max length.
-    """
+    """Token ids of the decoder, which of them are trained on and scored, and token ids of the encoder."""
 
     decoder_ids: list[int]
     loss_mask: list[int]
     encoder_ids: list[int]
-    cut: Cut = Cut()
 
 
 @lru_cache(maxsize=8)
@@ -48,7 +44,7 @@ def sentinel_ids(tokenizer: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def encode_task(tokenizer: Any, question: Sequence[int], answer: str, max_length: int) -> Sides:
+def encode_task(tokenizer: Any, question: Sequence[int], answer: str, max_length: int) -> tuple[Sides, Cut]:
     """Encodes a question for the encoder and its answer for the decoder.
 
     Args:
@@ -56,12 +52,15 @@ def encode_task(tokenizer: Any, question: Sequence[int], answer: str, max_length
         question: token ids of the rendered conversation; a question that is too long loses its beginning.
         answer: text of the last message; an answer that is too long loses its end.
         max_length: most tokens of each side.
+
+    Returns:
+        (both sides, the tokens that were cut off)
     """
     whole = [*_encode_plain(tokenizer, answer), tokenizer.eos_token_id]
     written = whole[: max_length - 1]
     decoder_ids = [tokenizer.decoder_start_token_id, *written]
     cut = Cut(len(whole) - len(written), max(0, len(question) - max_length))
-    return Sides(decoder_ids, [0] + [1] * len(written), list(question)[-max_length:], cut)
+    return Sides(decoder_ids, [0] + [1] * len(written), list(question)[-max_length:]), cut
 
 
 def split_for_encoder(tokenizer: Any, ids: Sequence[int], max_length: int) -> Iterator[list[int]]:
