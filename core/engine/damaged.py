@@ -24,7 +24,7 @@ from core.store import (
     votes,
     weight_maps,
 )
-from core.store.files import delete
+from core.store.files import delete, storage_error
 from core.store.records import Damaged, load_items
 from core.store.workspace import KINDS, Workspace
 
@@ -77,8 +77,12 @@ def delete_file(workspace: Workspace, file_id: str) -> None:
         raise NotFound(f"The workspace has no file {file_id!r}.", f"Choose {VOTES}, {ORDER} or {BASE}.")
     if file_id == VOTES:
         votes.remove_damaged_lines(workspace)
-    else:
-        delete(workspace.run_order_path if file_id == ORDER else workspace.base_path)
+        return
+    path = workspace.run_order_path if file_id == ORDER else workspace.base_path
+    try:
+        delete(path)
+    except OSError as e:
+        raise storage_error(e, path) from e
 
 
 def _check_files(workspace: Workspace) -> list[Damaged]:

@@ -99,11 +99,14 @@ class RunQueue:
     def explain_wait(self, run_id: str) -> str:
         """Why a pending run of this process cannot start yet, as a sentence; "" if it can."""
         pending = dict(self._pending)
-        run = pending.get(run_id)
-        if run is None:
-            return ""
-        parents = (r.id for r in pending.values() if r.adapter and r.adapter == run.spec.stack_on)
-        return self._explain_base(run) or next(filter(None, map(self.explain_wait, parents)), "")
+        trains = {r.adapter: r for r in pending.values() if r.adapter}
+        run, seen = pending.get(run_id), set[str]()
+        while run is not None and run.id not in seen:  # a record may name its own adapter as its parent
+            if reason := self._explain_base(run):
+                return reason
+            seen.add(run.id)
+            run = trains.get(run.spec.stack_on)
+        return ""
 
     def _explain_base(self, run: Run) -> str:
         """Why the resident base cannot train a run now, as a sentence; "" if it can."""
@@ -310,8 +313,9 @@ class RunQueue:
 def _map_parents(waiting: Iterable[Run]) -> dict[str, tuple[str, ...]]:
     """Run id to the ids of the waiting runs that train its parent adapter."""
     listed = list(waiting)
-    trains = {r.adapter: r.id for r in listed}
-    return {r.id: (trains[r.spec.stack_on],) if r.spec.stack_on in trains else () for r in listed}
+    trains = {r.adapter: r.id for r in listed if r.adapter}
+    parents = {r.id: trains.get(r.spec.stack_on, r.id) for r in listed}
+    return {i: (parent,) if parent != i else () for i, parent in parents.items()}
 
 
 def _list_dependents(
@@ -320,6 +324,6 @@ def _list_dependents(
     """The runs that need `run_id`, and those that need them, in order."""
     dependents = [run_id]
     for candidate in order:
-        if any(i in dependents for i in after[candidate]):
+        if candidate not in dependents and any(i in dependents for i in after[candidate]):
             dependents.append(candidate)
     return tuple(dependents[1:])

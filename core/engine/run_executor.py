@@ -112,8 +112,12 @@ class RunExecutor:
             self._record_error(run_id, RunStatus.FAILED, f"{type(e).__name__}: {e}")
         finally:
             self._stop_requests.pop(run_id, None)
-            runs.write_stop_request(self._workspace, run_id, "")
-            self._queue.unlock(run_id)
+            try:
+                runs.write_stop_request(self._workspace, run_id, "")
+            except StudioError:  # the disk has become read-only
+                logger.exception("the stop request of the run %s could not be withdrawn", run_id)
+            finally:
+                self._queue.unlock(run_id)
 
     def _record_error(self, run_id: str, status: RunStatus, error: str) -> None:
         try:

@@ -6,7 +6,7 @@
 - Unicode: NFKC, then case folding; decimal digits of all scripts are equal. `3½` is `3 1/2`, `10²` is `10^2`.
 - Punctuation (categories P*, quotes, dashes) is dropped. Inside a word, an apostrophe, a point or a hyphen
   between two letters joins them (don't, U.S., cold-rack); all other punctuation separates words.
-- A number keeps its sign and the points, colons and slashes inside it. Commas and apostrophes of thousands
+- A number keeps its sign, its exponent (1e-5) and the points, colons and slashes inside it. Commas and apostrophes of thousands
   are dropped (1,000 is 1000); one other comma is a decimal comma and stays; several separate a list.
 - Symbols (categories S*) and % are words of their own: $5 is $ 5, and neither is 5. A `+`, `#` or `-` that
   ends a word (C++, C#, A-, O+) and the point of .NET belong to the word.
@@ -54,9 +54,10 @@ _SAME = str.maketrans(
 )
 _VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _EN_DASH_SIGN = re.compile(r"[\u2012\u2013](?=\.?\d)")
+_EXPONENT = re.compile(r"(?<=\d)e[+-](?=\d)")  # 1e-5, 1e+5
 _OWN_CLASS = frozenset(".,:/'-+#%_")
 # Over a string of one class per character: L letter, N digit, M mark, U letter of an unspaced script, C
-# currency, E operator, S other symbol, O opening punctuation, P other punctuation, B blank; the characters of
+# currency, E operator, S other symbol, O punctuation that a sign may follow, P other punctuation, B blank; the characters of
 # _OWN_CLASS stand for themselves.
 _WORD = re.compile(
     r"""
@@ -94,8 +95,10 @@ def split_words(text: str) -> list[str]:
         >>> split_words("The C# book: 1,000 pages!")
         ['c#', 'book', '1000', 'pages']
     """
-    folded = _fold(text)
+    folded = _EXPONENT.sub(lambda m: m[0].rstrip("+"), _fold(text))
     classes = "".join(map(_classify, folded))
+    for m in _EXPONENT.finditer(folded):  # the sign of an exponent is a letter of its number
+        classes = f"{classes[: m.end() - 1]}L{classes[m.end() :]}"
     found = [(m, _read_words(m, folded)) for m in _WORD.finditer(classes)]
     words = []
     for i, (match, read) in enumerate(found):
@@ -142,14 +145,14 @@ def _classify(c: str) -> str:
         return c
     if c.isspace() or category[0] == "Z" or category == "Cc":
         return "B"
-    if "0" <= c <= "9":
+    if "0" <= c <= "9" or c == "∞":
         return "N"
     if category[0] == "M":
         return "M"
     if c in "‰‱":
         return "S"
     if category[0] == "P":
-        return "O" if category in ("Ps", "Pi") or c == '"' else "P"
+        return "P" if category in ("Pd", "Pe", "Pf") or c in "!?" else "O"
     if category[0] == "S":
         return {"Sc": "C", "So": "S"}.get(category, "E")
     code = ord(c)

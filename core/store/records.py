@@ -168,7 +168,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "it is not UTF-8 text"
     if isinstance(error, json.JSONDecodeError):
-        return f"it is not JSON ({error.msg}, line {error.lineno})"
+        message = error.msg.removesuffix(" at").removesuffix(" starting")
+        return f"it is not JSON ({message}, line {error.lineno})"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, StudioError):

@@ -26,7 +26,7 @@ from core.errors import DamagedRecord, SpecError, StorageError
 from core.spec.training import EQUALS_BASE, Launch, RunStatus, TrainSpec
 from core.store.event_log import EventLog, parse_line
 from core.store.events import PlanEvent, StepEvent, is_kind
-from core.store.files import atomic_write, delete, link_folder, write_json
+from core.store.files import atomic_write, delete, link_folder, storage_error, write_json
 from core.store.grids import check_complete
 from core.store.locks import is_locked
 from core.store.record_types import Kind, Mismatch, Time, check_type
@@ -308,10 +308,16 @@ def write_stop_request(workspace: Workspace, run_id: str, word: str) -> None:
     Args:
         word: "keep" stops and keeps the adapter, "pause" and "close" save a checkpoint, "" withdraws the
             request.
+
+    Raises:
+        StorageError
     """
     path = workspace.path("runs", run_id, "asked")
-    if not word or path.is_dir():
-        delete(path)
+    try:
+        if not word or path.is_dir():
+            delete(path)
+    except OSError as e:
+        raise storage_error(e, path) from e
     if not word:
         return
     with atomic_write(path, "w") as f:

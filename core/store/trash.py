@@ -80,7 +80,7 @@ def move_to_trash(folder: Path, path: Path, kind: str, item_id: str, name: str =
         sync_folder(target.parent)
         sync_folder(path.parent)
     except (OSError, StorageError) as e:
-        if not (folder / entry / ITEM).exists():
+        if path.exists():  # it was not moved
             delete(folder / entry)
         raise (storage_error(e, path) if isinstance(e, OSError) else e) from e
     return item
@@ -175,8 +175,9 @@ def empty(folder: Path) -> int:
     names = {item.entry for item in items}
     for path in [*folder.iterdir()] if folder.is_dir() else ():
         try:
-            if path.name in names or time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
-                delete_entry(path)
+            with contextlib.suppress(FileNotFoundError):  # another process has just restored or deleted it
+                if path.name in names or time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                    delete_entry(path)
         except OSError as e:
             raise storage_error(e, path) from e
     return len(items)

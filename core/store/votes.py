@@ -13,6 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -201,8 +202,14 @@ def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], ch
         shown=answers,
         chosen=chosen,
     )
-    EventLog(workspace.votes_path).append("vote", **asdict(vote))
+    with _lock(workspace):
+        EventLog(workspace.votes_path).append("vote", **asdict(vote))
     return vote
+
+
+def _lock(workspace: Workspace) -> AbstractContextManager[None]:
+    """Held while the log changes: a vote that is cast while the log is written again would be lost."""
+    return workspace.lock("mixes", "votes")
 
 
 def withdraw(workspace: Workspace, vote_id: str) -> None:
@@ -213,13 +220,19 @@ def withdraw(workspace: Workspace, vote_id: str) -> None:
     """
     if all(v.id != vote_id for v in load_all(workspace)):
         raise NotFound(f"The workspace has no vote {vote_id!r}.", "It may have been withdrawn already.")
-    EventLog(workspace.votes_path).append("withdrawn", vote=vote_id)
+    with _lock(workspace):
+        EventLog(workspace.votes_path).append("withdrawn", vote=vote_id)
 
 
 def reset(workspace: Workspace) -> None:
     """Deletes every vote."""
+    with _lock(workspace):
+        _delete_log(workspace)
+
+
+def _delete_log(workspace: Workspace) -> None:
     try:
-        workspace.votes_path.unlink(missing_ok=True)
+        delete(workspace.votes_path)
     except OSError as e:
         raise storage_error(e, workspace.votes_path) from e
 
@@ -264,14 +277,14 @@ def remove_damaged_lines(workspace: Workspace) -> None:
     Raises:
         StorageError: it could not be written.
     """
-    path = workspace.votes_path
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError:
-        delete(path)
-        return
-    with atomic_write(path) as f:
-        f.writelines(line for line in lines if line.endswith(b"\n") and _is_readable(parse_line(line)))
+    with _lock(workspace):
+        try:
+            lines = workspace.votes_path.read_bytes().split(b"\n")
+        except OSError:
+            _delete_log(workspace)
+            return
+        with atomic_write(workspace.votes_path) as f:
+            f.writelines(line + b"\n" for line in lines if _is_readable(parse_line(line)))
 
 
 def _is_readable(event: Mapping[str, Any]) -> bool:

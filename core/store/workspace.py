@@ -158,9 +158,14 @@ class Workspace:
         items = []
         if not (self.root / kind).is_dir():
             return []
-        for ready in (self.root / kind).glob(".*.ready"):
-            self._wait_for_replacement(kind, ready.name.split(".")[1])
-        for path in (self.root / kind).iterdir():
+        paths = {*(self.root / kind).iterdir()}
+        for ready in [path for path in paths if path.suffix == ".ready"]:
+            item_id = ready.name.split(".")[1]
+            # On a read-only disk, the replacement cannot end.
+            with contextlib.suppress(Busy, InvalidName, StorageError):
+                if self._wait_for_replacement(kind, item_id):
+                    paths.add(self.path(kind, item_id))
+        for path in paths:
             with contextlib.suppress(OSError):  # another process has just removed it
                 if path.suffix == suffix and ID.fullmatch(path.stem):
                     items.append((path.stat().st_mtime_ns, path.stem))
@@ -321,8 +326,9 @@ class Workspace:
     def _lock_file(self, path: Path, seconds: float) -> FileLock:
         try:
             return FileLock(path, seconds, temporary=True)
-        except OSError as e:
-            raise storage_error(e, path) from e
+        except OSError as e:  # the message names the item, or its kind
+            name = path.stem.lstrip(".")
+            raise storage_error(e, path.with_name(name) if path.suffix else path.parent) from e
 
     # --- deleting
 
