@@ -10,7 +10,7 @@ from typing import Any
 
 from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar, warn_of_damaged
 from core.engine import Engine
-from core.engine.damaged import WORKSPACE
+from core.engine.damaged import WORKSPACE, describe_deletion
 from core.spec.settings import SEED
 from core.spec.training import KINDS
 from core.store import workspace
@@ -152,7 +152,7 @@ def list_damaged(engine: Engine, args: argparse.Namespace) -> Any:
 
 def delete_item(engine: Engine, args: argparse.Namespace) -> Any:
     engine.library.delete_damaged(args.kind, args.item)
-    print(f"deleted {args.item}")
+    print(f"deleted {describe_deletion(args.kind, args.item)}")
     return {"removed": args.item}
 
 

@@ -195,9 +195,11 @@ def check_roles(columns: Sequence[str], kind: str, roles: Mapping[str, str]) -> 
     role_set = match_role_set(roles, kind)
     if role_set is None:
         assigned = ", ".join(f"{role} = {column}" for role, column in roles.items()) or "none"
+        is_table = kind == "domain" and len(columns) > 1
+        other = " Questions with answers are task data: choose that kind." if is_table else ""
         raise DataError(
             f"These columns do not form {kind} data. {column_list} Roles given: {assigned}.",
-            f"Assign columns to these roles: {allowed}.",
+            f"Assign columns to these roles: {allowed}.{other}",
         )
     return role_set
 

@@ -33,7 +33,7 @@ def _control_tokens(tokenizer: Any, template: str, size: int) -> dict[str, int]:
     added = {str(token.content): (int(i), token) for i, token in tokenizer.added_tokens_decoder.items()}
     special = {t for t in tokenizer.all_special_tokens if t}
     special |= set(getattr(tokenizer, "chat_control_tokens", None) or ())
-    written = _render_roles(tokenizer)
+    written = render_roles(tokenizer)
     found: dict[str, int] = {}
     for content, (number, token) in added.items():
         if not content.strip("\u2581 \t\r\n"):
@@ -61,7 +61,7 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
     return _control_tokens(tokenizer, template, len(tokenizer))
 
 
-def _render_roles(tokenizer: Any) -> str:
+def render_roles(tokenizer: Any) -> str:
     """What the chat template writes around a conversation, or "" without a template."""
     if not tokenizer.chat_template:
         return ""

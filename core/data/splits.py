@@ -26,6 +26,9 @@ from core.spec.settings import SEED
 SPLITS = ("train", "val", "test")
 RATIOS = (0.70, 0.15, 0.15)
 _INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff]+")  # soft hyphen, zero width
+_QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"')})
+# What does not count around a text: "Where is it?" asks what "where is it" asks.
+_BEFORE, _AFTER = "¿¡\"' ", ".,;:!?。、\"' "
 
 
 def check_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
@@ -62,7 +65,7 @@ def question_key(row: Mapping[str, Any]) -> str:
 
     What a task row asks are its messages before the first trained answer, without those of the assistant. An
     answer that opens the conversation does not count as the first one. Texts are compared without case,
-    compatibility forms (NFKC) and the number of blanks.
+    compatibility forms (NFKC), the number of blanks and punctuation at their ends.
     """
     if "text" in row:
         return normalize_text(str(row["text"]))
@@ -79,11 +82,16 @@ def question_key(row: Mapping[str, Any]) -> str:
 
 
 def normalize_text(text: str) -> str:
-    """A text without case, compatibility forms and invisible characters, with one space for its blanks."""
+    """A text without case, compatibility forms, invisible characters and punctuation at its ends.
+
+    Its blanks become one space; typographic quotes become plain ones. Punctuation alone stays.
+    """
     if text.isascii():  # several times faster
-        return " ".join(text.lower().split())
-    folded = _normalize_forms(_normalize_forms(text).casefold())
-    return " ".join(_INVISIBLE.sub("", folded).split())
+        words = " ".join(text.lower().split())
+    else:
+        folded = _normalize_forms(_normalize_forms(text).casefold()).translate(_QUOTES)
+        words = " ".join(_INVISIBLE.sub("", folded).split())
+    return words.lstrip(_BEFORE).rstrip(_AFTER) or words
 
 
 def _normalize_forms(text: str) -> str:

@@ -40,6 +40,12 @@ LOADERS: dict[str, Callable[[Workspace, str], Any]] = {
 }
 WORKSPACE = "workspace"
 VOTES, ORDER, BASE = "votes", "queue", "base"  # ids of the files of the workspace
+# What is deleted of them.
+DELETED_PARTS = {
+    VOTES: "the damaged lines of the votes",
+    ORDER: "the order of the queue",
+    BASE: "the choice of the base",
+}
 
 
 def list_damaged(workspace: Workspace, kinds: Sequence[str] = (*KINDS, WORKSPACE)) -> list[Damaged]:
@@ -65,6 +71,11 @@ def check_deletable(workspace: Workspace, kind: str, item_id: str) -> None:
     """
     if kind == "runs" and runs.is_alive(workspace, item_id):
         raise Busy(f"A process trains the run {item_id!r}.", "Wait until it ends, then delete the run.")
+
+
+def describe_deletion(kind: str, item_id: str) -> str:
+    """What `delete_damaged` deletes, as a noun or a phrase."""
+    return DELETED_PARTS.get(item_id, item_id) if kind == WORKSPACE else item_id
 
 
 def delete_file(workspace: Workspace, file_id: str) -> None:

@@ -6,8 +6,9 @@
 - Unicode: NFKC, then case folding; decimal digits of all scripts are equal. `3½` is `3 1/2`, `10²` is `10^2`.
 - Punctuation (categories P*, quotes, dashes) is dropped. Inside a word, an apostrophe, a point or a hyphen
   between two letters joins them (don't, U.S., cold-rack); all other punctuation separates words.
-- A number keeps its sign, its exponent (1e-5) and the points, colons and slashes inside it. Commas and apostrophes of thousands
-  are dropped (1,000 is 1000); one other comma is a decimal comma and stays; several separate a list.
+- A number keeps its sign, its exponent (1e-5) and the points, colons and slashes inside it. Commas and
+  apostrophes of thousands are dropped (1,000 is 1000); one other comma is a decimal comma and stays; several
+  separate a list.
 - Symbols (categories S*) and % are words of their own: $5 is $ 5, and neither is 5. A `+`, `#` or `-` that
   ends a word (C++, C#, A-, O+) and the point of .NET belong to the word.
 - An English article before another word is dropped; "vitamin A" and the answer "A" keep theirs.
@@ -57,8 +58,8 @@ _EN_DASH_SIGN = re.compile(r"[\u2012\u2013](?=\.?\d)")
 _EXPONENT = re.compile(r"(?<=\d)e[+-](?=\d)")  # 1e-5, 1e+5
 _OWN_CLASS = frozenset(".,:/'-+#%_")
 # Over a string of one class per character: L letter, N digit, M mark, U letter of an unspaced script, C
-# currency, E operator, S other symbol, O punctuation that a sign may follow, P other punctuation, B blank; the characters of
-# _OWN_CLASS stand for themselves.
+# currency, E operator, S other symbol, O punctuation before signs, P other punctuation, B blank; the
+# characters of _OWN_CLASS stand for themselves.
 _WORD = re.compile(
     r"""
     (?P<sign>                                                    # -5, -$5, x=-5, -x; not 10-20, 5%-10%, x-ray
@@ -152,7 +153,7 @@ def _classify(c: str) -> str:
     if c in "‰‱":
         return "S"
     if category[0] == "P":
-        return "P" if category in ("Pd", "Pe", "Pf") or c in "!?" else "O"
+        return "P" if category in ("Pd", "Pe") or c in "!?" else "O"
     if category[0] == "S":
         return {"Sc": "C", "So": "S"}.get(category, "E")
     code = ord(c)

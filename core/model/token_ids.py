@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from core.data.special_tokens import render_roles
 from core.errors import BaseModelError
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,8 @@ def _check_vocabulary(name: str, tokenizer: Any, rows: int) -> None:
     if not beyond:
         return
     added = tokenizer.added_tokens_decoder
-    template = str(tokenizer.chat_template or "")
+    # A template may write a token as it stands, or put it together, as in '<|' + role + '|>'.
+    template = str(tokenizer.chat_template or "") + render_roles(tokenizer)
     in_use = {
         i: token for i, token in beyond.items() if not (i in added and added[i].special) or token in template
     }

@@ -371,12 +371,13 @@ class Workspace:
 
         Raises:
             NotFound: the trash has no such entry. Busy: its id, or a name that must be unique, is taken.
-            StorageError
+            InvalidName: another version deleted it, whose kinds are others. StorageError
         """
         item = trash.find_item(self._trash_path, entry)
+        path = self.path(item.kind, item.id)
         with self.lock(item.kind):
             self._check_restored_name(item)
-            trash.restore_item(self._trash_path, item, self.path(item.kind, item.id))
+            trash.restore_item(self._trash_path, item, path)
         return item
 
     def _check_restored_name(self, item: TrashedItem) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.engine.damaged import WORKSPACE
+from core.engine.damaged import WORKSPACE, describe_deletion
 from core.store.records import Damaged
 from core.store.workspace import SINGULAR
 from studio import events
@@ -53,7 +53,8 @@ def delete_damaged(engine: Engine, event: gr.EventData) -> None:
     kind, item_id = str(action.get("kind", "")), str(action.get("id", ""))
     engine.library.delete_damaged(kind, item_id)
     place = "" if kind == WORKSPACE else " It can be restored under Library, Trash."
-    gr.Info(events.escape_markup(f"Deleted {item_id}.{place}"), title="Done")
+    text = f"Deleted {describe_deletion(kind, item_id)}.{place}"
+    gr.Info(events.escape_markup(text), title="Done")
 
 
 def render_damaged(items: Sequence[Damaged]) -> Node | None:

@@ -61,6 +61,21 @@ def test_delete_moves_a_damaged_item_to_the_trash_and_files_away(engine: Engine)
     damaged.delete_damaged(engine, gr.EventData(None, {"do": "other"}))
 
 
+def test_a_deletion_says_what_is_gone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Info", lambda text, title: told.append(text))
+    with open(engine.workspace.votes_path, "ab") as f:
+        f.write(b"not a vote\n")
+    for kind, item_id in (("runs", "killed-df78"), (WORKSPACE, "votes"), (WORKSPACE, "base")):
+        action = {"do": "delete_damaged", "kind": kind, "id": item_id}
+        damaged.delete_damaged(engine, gr.EventData(None, action))
+    assert told == [
+        "Deleted killed-df78. It can be restored under Library, Trash.",
+        "Deleted the damaged lines of the votes.",
+        "Deleted the choice of the base.",
+    ]
+
+
 def test_the_lists_of_the_page_follow_damage(engine: Engine) -> None:
     before = guide.poll(engine, {})["revision"]
     engine.workspace.path("mixes", "both-058c").write_text("{")

@@ -274,7 +274,7 @@ def test_missing_roles_name_the_columns_and_the_required_roles():
         ("task", {"question": "q", "completion": "a"}, "do not form task data"),
         ("task", {"question": "q", "answer": "a", "input": "b"}, "The column 'b' does not exist"),
         ("domain", {"question": "q"}, "'question' is not a role of domain data"),
-        ("domain", {}, "Assign columns to these roles: text."),
+        ("domain", {}, "Assign columns to these roles: text. Questions with answers are task data"),
         ("poem", {}, "The kind of a dataset must be domain or task, got 'poem'."),
     ],
 )

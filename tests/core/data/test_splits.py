@@ -238,6 +238,9 @@ def test_questions_that_read_the_same_never_fall_into_two_splits(drawn, seed, or
             chat(("a", "Good day."), ("u", "Where?"), ("a", "Here.")),
         ),
         ({"text": "One  line.\n"}, {"text": "one line."}),
+        (chat(("u", "Where is it?"), ("a", "x")), chat(("u", "where is it"), ("a", "x"))),
+        (chat(("u", "¿Dónde está?"), ("a", "x")), chat(("u", "dónde está ？"), ("a", "x"))),
+        (chat(("u", "“What’s new?”"), ("a", "x")), chat(("u", "what's new"), ("a", "x"))),
     ],
 )
 def test_rows_that_ask_the_same_have_one_key(one, two):
@@ -257,6 +260,9 @@ def test_rows_that_ask_the_same_have_one_key(one, two):
             chat(("u", "Where?"), ("a0", "Hm."), ("u", "Think."), ("a", "Here.")),
         ),
         (chat(("u", "is 5"), ("a", "x")), chat(("u", "is -5"), ("a", "x"))),
+        (chat(("u", ".5?"), ("a", "x")), chat(("u", "5?"), ("a", "x"))),
+        (chat(("u", "What is C#?"), ("a", "x")), chat(("u", "What is C?"), ("a", "x"))),
+        (chat(("u", "?"), ("a", "x")), chat(("u", "!"), ("a", "x"))),
         (chat(("u", "ab"), ("u", "c"), ("a", "x")), chat(("u", "a"), ("u", "bc"), ("a", "x"))),
         ({"text": "one"}, {"text": "on e"}),
     ],

@@ -496,6 +496,37 @@ def test_a_grid_that_cannot_be_queued_whole_leaves_no_cell(
     assert engine.grids.list() == [] and engine.runs.list() == [] and engine.queue.locks == {}
 
 
+def test_a_run_that_names_its_own_adapter_as_parent_can_be_cancelled(
+    engine: Engine, corpus: Path, pairs: Path, gate: threading.Event
+) -> None:
+    data = engine.datasets.import_files([pairs], "Pairs", "task")
+    first, second, own = (
+        engine.runs.start(TrainSpec(kind="task", name=name, dataset=data.id)) for name in ("A", "B", "Own")
+    )
+    adapters = {i: engine.runs.get(i).adapter for i in (first, second, own)}
+    for run_id, parent in ((first, second), (second, first), (own, own)):
+        run = engine.runs.get(run_id)
+        changed = replace(run.spec, stack_on=adapters[parent])
+        engine.queue._pending[run_id] = runs.update(engine.workspace, run, spec=changed)
+    queue = {w.run.id: w for w in engine.queue.list()}
+    assert [w.waits for w in queue.values()] == ["", "", ""]
+    assert (queue[own].after, queue[own].before) == ((), ())
+    assert (queue[first].after, queue[first].before) == ((second,), (second,))
+    assert engine.queue.cancel(own) == [own]
+    assert engine.queue.cancel(first, together=True) == [second, first] and engine.queue.list() == []
+
+
+def test_a_disk_that_becomes_read_only_does_not_keep_the_lock_of_a_run(
+    engine: Engine, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(runs, "delete", refuse)
+    run_id = engine.runs.start(spec(engine, corpus, "A"))
+    assert engine.runs.wait(run_id, 60).status is RunStatus.DONE and engine.queue.locks == {}
+
+
 # --- one click, one run
 
 

@@ -169,6 +169,14 @@ def test_special_tokens_that_nothing_writes_may_lie_beyond(folder: Path, tmp_pat
         load(folder)
 
 
+def test_a_token_that_a_template_puts_together_is_in_use(folder: Path) -> None:
+    add_tokens(folder, ROWS, special=True)
+    template = "{% for m in messages %}{{ '[new 3' + m.role|length|string + '0]' + m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(BaseModelError, match=r"'\[new 340\]' \(\d+\)"):  # 4 letters: user
+        load(folder)
+
+
 def test_a_template_may_write_added_tokens_within_the_embedding(folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert max(tokenizer.get_vocab().values()) < ROWS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from core.errors import Busy, NotFound, StorageError
+from core.errors import Busy, DiskFull, InvalidName, NotFound, StorageError
 from core.store import mixes, trash
 from core.store.files import read_json, write_json
 from core.store.workspace import KINDS, Workspace
@@ -164,3 +164,45 @@ def test_an_item_that_cannot_be_moved_stays_and_leaves_nothing_in_the_trash(
     with pytest.raises(StorageError, match="Permission denied"):
         workspace.remove("datasets", item_id)
     assert workspace.ids("datasets") == [item_id] and not list((workspace.root / "trash").iterdir())
+
+
+def test_a_failing_disk_does_not_delete_what_was_moved(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(*_: Any) -> None:
+        raise DiskFull("The disk is full.", "")
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    item_id = fill(workspace, "datasets", "Only copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(trash, "write_json", fill_disk)
+        patch.setattr(trash, "sync_folder", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            workspace.remove("datasets", item_id)
+    (item,) = workspace.trash()
+    workspace.restore(item.entry)
+    assert workspace.ids("datasets") == [item_id] and workspace.trash() == []
+
+
+def test_a_trash_that_two_processes_empty_is_empty(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_after_another_process(path: Path) -> None:
+        delete_entry(path)
+        delete_entry(path)
+
+    delete_entry = trash.delete_entry
+    for name in ("One", "Two"):
+        workspace.remove("mixes", fill(workspace, "mixes", name))
+    monkeypatch.setattr(trash, "delete_entry", delete_after_another_process)
+    assert workspace.empty_trash() == 2 and not list((workspace.root / "trash").iterdir())
+
+
+def test_an_item_of_an_unknown_kind_stays_in_the_trash(workspace: Workspace) -> None:
+    entry = "songs.a-1b2c.0123abcd"
+    (workspace.root / "trash" / entry / "item").mkdir(parents=True)
+    with pytest.raises(InvalidName):
+        workspace.restore(entry)
+    assert [item.kind for item in workspace.trash()] == ["songs"] and not (workspace.root / "songs").exists()

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
+import threading
 
 import pytest
 
 from core.errors import NotFound, SpecError
-from core.store import votes
+from core.store import files, votes
 from core.store.csv_tables import format_csv
 from core.store.votes import wilson
 from core.store.workspace import Workspace
@@ -198,3 +199,21 @@ def test_a_log_longer_than_one_read_is_counted_whole(workspace, monkeypatch):
         votes.cast(workspace, str(i), [BASE, BOTH], 0)
     monkeypatch.setattr("core.store.event_log.READ_LIMIT_BYTES", workspace.votes_path.stat().st_size // 3)
     assert [v.prompt for v in votes.load_all(workspace)] == [str(i) for i in range(6)]
+
+
+def test_a_vote_counts_that_is_cast_while_damaged_lines_are_removed(workspace, monkeypatch):
+    votes.cast(workspace, "One", [BOTH, BASE], 0)
+    with open(workspace.votes_path, "ab") as f:
+        f.write(b"not a vote\n")
+    second = threading.Thread(target=lambda: votes.cast(workspace, "Two", [BOTH, BASE], 1))
+
+    def write_slowly(path):
+        second.start()
+        second.join(0.5)
+        return files.atomic_write(path)
+
+    monkeypatch.setattr(votes, "atomic_write", write_slowly)
+    votes.remove_damaged_lines(workspace)
+    second.join()
+    assert [v.prompt for v in votes.load_all(workspace)] == ["One", "Two"]
+    assert votes.count_damaged_lines(workspace) == 0

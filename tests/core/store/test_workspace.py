@@ -317,6 +317,20 @@ def test_a_replacement_that_was_cut_short_is_ended(workspace, moment, read):
     assert (folder / item_id / "file").read_text() == "second"
 
 
+def test_a_replacement_that_cannot_end_on_a_read_only_disk_hides_no_item(workspace, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    ids = {fill(workspace, "adapters", name) for name in ("a", "b")}
+    (workspace.root / "adapters" / f".{min(ids)}.ready").mkdir()
+    monkeypatch.setattr(workspace_module, "FileLock", refuse)
+    assert set(workspace.ids("adapters")) == ids
+    with pytest.raises(StorageError, match=f"^{min(ids)} could not be written: Read-only file system"):
+        workspace.lock("adapters", min(ids)).__enter__()
+    with pytest.raises(StorageError, match="^mixes could not be written"):
+        workspace.lock("mixes").__enter__()
+
+
 def test_a_draft_without_an_expected_name_is_refused(workspace):
     with (
         pytest.raises(StorageError, match=r"source/1\.txt of .* vanished"),
@@ -353,7 +367,7 @@ def test_changes_of_one_item_wait_for_each_other(workspace):
     write_json(path, {"n": 0})
 
     def change():
-        for _ in range(20):
+        for _ in range(5):
             with workspace.lock("mixes", "m"):
                 write_json(path, {"n": read_json(path)["n"] + 1})
 
@@ -362,7 +376,7 @@ def test_changes_of_one_item_wait_for_each_other(workspace):
         t.start()
     for t in threads:
         t.join()
-    assert read_json(path) == {"n": 160}
+    assert read_json(path) == {"n": 40}
     assert [p.name for p in path.parent.iterdir()] == ["m.json"]
 
 
