@@ -82,7 +82,7 @@ def delete_file(workspace: Workspace, file_id: str) -> None:
     """Deletes a damaged file of the workspace; of the votes, only the damaged lines.
 
     Raises:
-        NotFound: no such file. StorageError
+        NotFound: no such file, or it is not damaged. StorageError
     """
     if file_id not in (VOTES, ORDER, BASE):
         raise NotFound(f"The workspace has no file {file_id!r}.", f"Choose {VOTES}, {ORDER} or {BASE}.")
@@ -90,6 +90,8 @@ def delete_file(workspace: Workspace, file_id: str) -> None:
         votes.remove_damaged_lines(workspace)
         return
     path = workspace.run_order_path if file_id == ORDER else workspace.base_path
+    if all(d.id != file_id for d in _check_files(workspace)):
+        raise NotFound(f"{path.name} of this workspace is not damaged.", "Nothing was deleted.")
     try:
         delete(path)
     except OSError as e:

@@ -100,3 +100,12 @@ def test_the_terminal_lists_damage_on_standard_error_and_deletes_it(
     assert main(["library", "delete", "adapters", "answers-dd31", *where]) == 0
     assert main(["library", "damaged", *where]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []
+
+
+def test_a_file_of_the_workspace_that_is_healthy_is_not_deleted(engine: Engine) -> None:
+    content = '{"base": "embedded", "quantization": "auto", "device": "auto"}'
+    engine.workspace.base_path.write_text(content)
+    assert [d.id for d in engine.library.damaged(WORKSPACE)] == []
+    with pytest.raises(NotFound, match="not damaged"):
+        engine.library.delete_damaged(WORKSPACE, "base")
+    assert engine.workspace.base_path.read_text() == content
