@@ -8,10 +8,10 @@ import threading
 import gradio as gr
 import pytest
 
-from core.store.weight_maps import WeightMap
 from core.engine import Engine
 from core.engine.analysis import WeightAxis
 from core.spec.mix import Mix, Sampling
+from core.store.weight_maps import WeightMap
 from studio import fields, samples
 from studio.components import mixer
 from studio.session import SAMPLING
