@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
                 "initialisation"),
     "Data": ("packing", "overlap", "replay_share", "neftune_alpha"),
     "Optimizer": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "lora_plus_ratio",
-                  "gradient_checkpointing"),
+                  "gradient_checkpointing", "rules"),
     "Evaluation and checkpoints": ("eval_steps", "save_steps", "early_stopping", "keep", "sample_prompts",
                                    "report_to"),
 }  # fmt: skip
