@@ -79,10 +79,10 @@ def describe_deletion(kind: str, item_id: str) -> str:
 
 
 def delete_file(workspace: Workspace, file_id: str) -> None:
-    """Deletes a damaged file of the workspace; of the votes, only the damaged lines.
+    """Deletes a damaged file of the workspace; of the votes, only the damaged lines. A healthy file stays.
 
     Raises:
-        NotFound: no such file, or it is not damaged. StorageError
+        NotFound: no such file. StorageError
     """
     if file_id not in (VOTES, ORDER, BASE):
         raise NotFound(f"The workspace has no file {file_id!r}.", f"Choose {VOTES}, {ORDER} or {BASE}.")
@@ -91,7 +91,7 @@ def delete_file(workspace: Workspace, file_id: str) -> None:
         return
     path = workspace.run_order_path if file_id == ORDER else workspace.base_path
     if all(d.id != file_id for d in _check_files(workspace)):
-        raise NotFound(f"{path.name} of this workspace is not damaged.", "Nothing was deleted.")
+        return  # it was written again since it was listed
     try:
         delete(path)
     except OSError as e:
