@@ -246,7 +246,7 @@ def check_conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) ->
 
 
 def check_conversations(
-    tokenizer: Any, rows: Iterable[Mapping[str, Any]], places: Sequence[tuple[str, int]] = ()
+    tokenizer: Any, rows: Iterable[Mapping[str, Any]], places: Sequence[tuple[str, int | None]] = ()
 ) -> list[str]:
     """Checks that the base's chat template accepts every row of a task dataset.
 
@@ -254,7 +254,7 @@ def check_conversations(
 
     Args:
         rows: canonical rows with "messages"; rows without are skipped.
-        places: file and line of each row, where they are known.
+        places: file and line of each row, or a phrase that names it and None, where they are known.
 
     Returns:
         Notes on what is changed so that the template accepts the rows, each with its number of rows.

@@ -19,7 +19,7 @@ from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
 from core.engine.run_executor import RunExecutor
 from core.engine.worker import Worker, make_lock
-from core.errors import BaseModelError, Busy, DataError, RunError, SpecError, StudioError
+from core.errors import BaseModelError, Busy, RunError, SpecError, StudioError
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import adapters, run_order, runs
 from core.store.event_log import read_since
@@ -234,20 +234,17 @@ class Runs:
         resident = self._resident_base.peek()
         if resident is None or self._checked == (dataset.sha256, resident.base.fingerprint):
             return
-        from core.data.conversations import check_conversation, read_turns, shape_of
+        from core.data.conversations import check_conversations, read_turns, shape_of
 
-        firsts: dict[Any, tuple[str, int, dict[str, Any]]] = {}
+        firsts: dict[Any, tuple[str, dict[str, Any]]] = {}
         for split in ("train", "val", "test"):
             for i, row in enumerate(read_split(self._workspace, dataset.id, split), start=1):
-                firsts.setdefault(shape_of(read_turns(row["messages"])), (split, i, row))
+                place = f"Row {i} of the {split} split of {dataset.name!r}"
+                firsts.setdefault(shape_of(read_turns(row["messages"])), (place, row))
+        places = [(place, None) for place, _ in firsts.values()]
 
         def check() -> None:
-            for split, number, row in firsts.values():
-                try:
-                    check_conversation(resident.base.tokenizer, row["messages"])
-                except DataError as e:
-                    place = f"Row {number} of the {split} split of {dataset.name!r}"
-                    raise DataError(f"{place}: {e.what[:1].lower()}{e.what[1:]}", e.fix) from e
+            check_conversations(resident.base.tokenizer, [row for _, row in firsts.values()], places)
 
         with contextlib.suppress(Busy):
             self._worker.call(check, CHECK_SECONDS)
