@@ -21,6 +21,10 @@ An error says what was given, what is allowed, and what to do. The page (`studio
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+E = TypeVar("E", bound="StudioError")
+
 
 class StudioError(Exception):
     """Base class of all errors for the user.
@@ -28,12 +32,22 @@ class StudioError(Exception):
     Args:
         what: what happened, or what is allowed and what was given; one sentence.
         fix: what to do, one sentence; empty where `what` says it already.
+
+    Attributes:
+        field: the name of the setting that caused it, so that a form shows the error there; "" for none.
     """
+
+    field = ""
 
     def __init__(self, what: str, fix: str = "") -> None:
         self.what = what
         self.fix = fix
         super().__init__(f"{what} {fix}".strip())
+
+    def at(self: E, field: str) -> E:
+        """Names the setting that caused this error, and returns the error: `raise SpecError(...).at("rank")`."""
+        self.field = field
+        return self
 
 
 class DataError(StudioError):

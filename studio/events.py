@@ -11,11 +11,14 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from core.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.components.field_errors import FieldErrors
 
 logger = logging.getLogger(__name__)
 TITLE = "That did not work"
@@ -107,11 +110,66 @@ def bind(
     fn: Callable[..., Any],
     inputs: Any = None,
     outputs: Any = None,
+    errors: FieldErrors | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Binds a handler to an event. It is private: not listed as an API endpoint and not callable as one."""
+    """Binds a handler to an event. It is private: not listed as an API endpoint and not callable as one.
+
+    Args:
+        errors: the form whose fields show the errors that they cause (`studio.components.field_errors`).
+    """
     kwargs.setdefault("show_progress", "hidden")
-    return trigger(handler(fn, engine), inputs, outputs, api_visibility="private", **kwargs)
+    call = handler(fn, engine)
+    if errors is not None:
+        targets = _list_components(outputs)
+        call, outputs = _show_errors_at_fields(fn, engine, errors, targets), [*targets, errors.component]
+    return trigger(call, inputs, outputs, api_visibility="private", **kwargs)
+
+
+def _list_components(outputs: Any) -> list[Any]:
+    if outputs is None:
+        return []
+    return list(outputs) if isinstance(outputs, (list, tuple, set)) else [outputs]
+
+
+def _show_errors_at_fields(
+    fn: Callable[..., Any], engine: Any, errors: FieldErrors, targets: list[Any]
+) -> Callable[..., Any]:
+    """The Gradio handler of `fn` for the outputs `[*targets, errors.component]`.
+
+    An error that belongs to a field becomes a message there, and no other output changes. Every result of
+    `fn` removes the messages.
+    """
+
+    def extend(result: Any) -> dict[Any, Any]:
+        updates = _by_component(result, targets) if targets else {}
+        return {**updates, errors.component: {}}
+
+    def convert(error: StudioError) -> dict[Any, Any]:
+        messages = errors.messages(error)
+        if messages is None:
+            raise error
+        return {errors.component: messages}
+
+    if inspect.isgeneratorfunction(fn):
+
+        @functools.wraps(fn)
+        def show(engine: Any, *values: Any) -> Any:
+            try:
+                for result in fn(engine, *values):
+                    yield extend(result)
+            except StudioError as e:
+                yield convert(e)
+    else:
+
+        @functools.wraps(fn)
+        def show(engine: Any, *values: Any) -> Any:
+            try:
+                return extend(fn(engine, *values))
+            except StudioError as e:
+                return convert(e)
+
+    return handler(show, engine)
 
 
 def bind_sequential(

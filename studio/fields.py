@@ -1,4 +1,12 @@
-"""Builds form components from the specs, one per dataclass field with its help and limits, and reads them."""
+"""Builds form components from the specs, one per dataclass field with its help and limits, and reads them.
+
+Errors of a form stand at the field that caused them: `components/field_errors.py` says how.
+
+    errors = field_errors.field_errors({"dataset": dataset, **advanced})        # in build()
+    events.bind(start.click, engine, start_run, inputs, outputs, errors=errors)   # in wire()
+    field_errors.wire(errors, engine, check, inputs)                # check raises what is still wrong
+    raise SpecError("No dataset is chosen.", "Choose one.").at("dataset")          # in a handler
+"""
 
 from __future__ import annotations
 
@@ -90,7 +98,7 @@ def read(spec: type, values: dict[str, Any]) -> dict[str, Any]:
             fields[name] = tuple(line.strip() for line in str(value or "").splitlines() if line.strip())
         elif str(f.type) in ("int", "float") and value is None:
             low, high = format_number(f.metadata["low"]), format_number(f.metadata["high"])
-            raise SpecError(f"{label_of(f)} is empty.", f"Enter a number from {low} to {high}.")
+            raise SpecError(f"{label_of(f)} is empty.", f"Enter a number from {low} to {high}.").at(name)
         else:
             fields[name] = "" if value is None else value
     return fields

@@ -38,6 +38,22 @@ def format_count(count: int) -> str:
     return str(count)
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    """A number with its noun in the right form: "1 row", "1,240 rows", "2 entries".
+
+    Args:
+        one: the noun for one.
+        many: the noun for any other number; by default the regular English plural.
+    """
+    return f"{number:,} {one if number == 1 else many or _pluralize(one)}"
+
+
+def _pluralize(noun: str) -> str:
+    if re.search(r"[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if re.search(r"(s|x|z|ch|sh)$", noun) else "s")
+
+
 def format_bytes(count: float) -> str:
     """Formats bytes in the largest decimal unit that gives at least 1: 8.39 MB."""
     for unit in ("B", "kB", "MB", "GB"):

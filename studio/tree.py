@@ -82,6 +82,21 @@ def empty(text: str, hint: str = "", *buttons: Node) -> Node:
     )
 
 
+def skeleton(lines: int = 3, label: str = "Loading") -> Node:
+    """Grey lines in the place of a text that is being loaded.
+
+    Args:
+        label: what is loaded, for screen readers.
+    """
+    bars = [node("span", cls="skeleton-line", aria_hidden="true") for _ in range(lines)]
+    return node("div", *bars, node("span", label, cls="hidden-text"), cls="skeleton", role="status")
+
+
+def details(summary: str, *kids: Any) -> Node:
+    """What few users need, folded away: ids, hashes, figures of the method."""
+    return node("details", node("summary", summary), *kids, cls="fold")
+
+
 def button(text: str, act: dict[str, Any], kind: str = "quiet", **attrs: Any) -> Node:
     """A button; `kind` is "primary", "quiet" or "danger"."""
     return node("button", text, cls=f"btn {kind}", act=act, **attrs)

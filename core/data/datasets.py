@@ -31,8 +31,9 @@ from core.data.readers import (
     read_sources,
 )
 from core.data.reading import Reading, read_rows
-from core.data.splits import RATIOS, SPLITS, count_repeats, list_questions, split
-from core.errors import DataError, NotFound, StorageError, StudioError
+from core.data.sections import Cut
+from core.data.splits import RATIOS, SPLITS, count_repeats, link_groups, list_questions, split
+from core.errors import DataError, NotFound, SpecError, StorageError, StudioError
 from core.spec.settings import SEED
 from core.store.files import ensure_space, sha256_of, write_json
 from core.store.record_types import Count, Kind, Time, check_type
@@ -40,6 +41,10 @@ from core.store.records import check_file, load_items, read_record, report_damag
 from core.store.workspace import Workspace, check_name
 
 DAMAGED = "Import the data again. The original files are in the dataset's source folder."
+
+PURPOSES = ("training", "evaluation")
+CUT_LIMIT = 1000  # documents whose cuts are recorded
+NEAR_LIMIT = 50_000  # sections among which near-duplicates are searched for the split
 
 Check = Callable[[Reading], Sequence[str]]  # raises DataError, or returns sentences for the notes
 
@@ -79,6 +84,12 @@ class Dataset:
         unread: columns of the files that nothing reads.
         notes: sentences about what was left out, changed or chosen.
         left_out: rows of the files that cannot be learned and were left out.
+        purpose: "training", or "evaluation": all rows are in test, and nothing trains on them.
+        parents: ids of the datasets that it was made from.
+        operation: how it was made from them: "dedup", "redact", "merge" or "".
+        note: the user's own note.
+        cuts: the documents that were cut into sections.
+        skipped: name ("file") and "reason" of files that could not be read, beside others that could.
     """
 
     id: str
@@ -101,6 +112,12 @@ class Dataset:
     unread: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: Count = 0
+    purpose: str = "training"
+    parents: list[str] = field(default_factory=list)
+    operation: str = ""
+    note: str = ""
+    cuts: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,9 @@ class Preview:
         read: rows that an import would store.
         left_out: rows that cannot be learned.
         duplicates: rows that ask what an earlier one asks, or read as an earlier one.
+        cuts: the documents that an import cuts into sections.
+        skipped: name ("file") and "reason" of files that cannot be read, beside others that can.
+        split_shares: share of train, val and test in characters.
     """
 
     kind: str
@@ -138,6 +158,9 @@ class Preview:
     read: int = 0
     left_out: int = 0
     duplicates: int = 0
+    cuts: list[Cut] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    split_shares: dict[str, float] = field(default_factory=dict)
 
 
 def preview(
@@ -147,6 +170,7 @@ def preview(
     limit: int = 20,
     encoding: str = "utf-8",
     check: Check | None = None,
+    purpose: str = "training",
 ) -> Preview:
     """Reads the files as an import would, without writing anything.
 
@@ -157,19 +181,19 @@ def preview(
         limit: how many raw and canonical rows to return.
         encoding: encoding of the text files.
         check: a further check of the rows, see `import_dataset`.
+        purpose: "training" or "evaluation", see `Dataset`.
 
     Raises:
         DataError: a file cannot be read at all. Problems with roles and cells are in `Preview.problem`.
     """
     raw = read_files(paths, encoding)
     result = read_rows(raw, kind, roles)
-    problem, notes, duplicates = "", result.notes, 0
+    problem, notes, duplicates, shares = "", result.notes, 0, dict[str, float]()
     try:
         if result.problem is not None:
             raise result.problem
-        questions = list_questions(result.rows)
-        duplicates = count_repeats(result.rows, questions)
-        split(result.rows, questions=questions)
+        parts, duplicates = _split_reading(result, SEED, purpose)
+        shares = _measure_shares(result.rows, parts)
         notes = [*notes, *(check(result) if check else ())]
     except StudioError as e:
         problem = str(e)
@@ -188,6 +212,8 @@ def preview(
         read=len(result.rows),
         left_out=result.left_out,
         duplicates=duplicates,
+        cuts=result.cuts,
+        split_shares=shares,
     )
 
 
@@ -200,6 +226,7 @@ def import_dataset(
     seed: int = SEED,
     encoding: str = "utf-8",
     check: Check | None = None,
+    purpose: str = "training",
 ) -> Dataset:
     """Imports files as a dataset: copies them, reads the copies, splits the rows, and publishes the folder.
 
@@ -215,6 +242,7 @@ def import_dataset(
         encoding: encoding of the text files.
         check: a further check of the rows, such as whether the base's chat template accepts them. It raises
             DataError, or returns sentences for the dataset's notes.
+        purpose: "training", or "evaluation" for data that is never trained on.
 
     Raises:
         DataError: a file or row cannot be read; names file, line and remedy.
@@ -234,8 +262,7 @@ def import_dataset(
         if result.problem is not None:
             raise result.problem
         rows = result.rows
-        questions = list_questions(rows)
-        parts = split(rows, seed, questions=questions)
+        parts, duplicates = _split_reading(result, seed, purpose)
         notes = [*result.notes, *(check(result) if check else ())]
         lines = [_to_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
@@ -258,18 +285,59 @@ def import_dataset(
             files=files,
             created=time.time(),
             types=dict(Counter(row["type"] for row in rows if "type" in row).most_common()),
-            duplicates=count_repeats(rows, questions),
+            duplicates=duplicates,
             encoding=encoding,
             split_sha256=digests,
             layout=result.layout,
             unread=result.unread,
             notes=notes,
             left_out=result.left_out,
+            purpose=purpose,
+            cuts=[dict(cut) for cut in result.cuts[:CUT_LIMIT]],
         )
         write_json(folder / "dataset.json", dataclasses.asdict(dataset))
         draft.expect("dataset.json", "rows.jsonl", *(f"source/{f['stored']}" for f in files))
         draft.expect(*(f"splits/{dataset_id}_{s}.jsonl" for s in SPLITS))
     return dataset
+
+
+def _split_reading(result: Reading, seed: int, purpose: str) -> tuple[dict[str, list[int]], int]:
+    """Splits the rows of a reading.
+
+    Returns:
+        Indices of each split; how many rows ask or read as an earlier one.
+
+    Raises:
+        SpecError: the purpose is unknown. DataError: there are too few different rows.
+    """
+    if purpose not in PURPOSES:
+        raise SpecError(
+            f"The purpose must be {' or '.join(PURPOSES)}, got {purpose!r}.",
+            "Choose evaluation for data that is never trained on.",
+        )
+    rows = result.rows
+    questions = list_questions(rows)
+    duplicates = count_repeats(rows, questions)
+    if purpose == "evaluation":
+        return {"train": [], "val": [], "test": list(range(len(rows)))}, duplicates
+    if not result.cuts:
+        return split(rows, seed, questions=questions), duplicates
+    from core.data.near_duplicates import find_near_duplicates  # slow to import
+
+    near = find_near_duplicates([row["text"] for row in rows]) if len(rows) <= NEAR_LIMIT else []
+    lengths = [len(row["text"]) for row in rows]
+    return split(rows, seed, questions=link_groups(questions, near), weights=lengths), duplicates
+
+
+def _measure_shares(
+    rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
+    """The share of each split in characters."""
+    lengths = [
+        len(row["text"]) if "text" in row else sum(len(m["content"]) for m in row["messages"]) for row in rows
+    ]
+    total = max(1, sum(lengths))
+    return {name: sum(lengths[i] for i in indices) / total for name, indices in parts.items()}
 
 
 def _copy(sources: Sequence[Source], folder: Path) -> tuple[list[Source], list[dict[str, Any]]]:

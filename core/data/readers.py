@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from core.data import jsonrows, parquet
+from core.data.documents import READERS as DOCUMENT_READERS
+from core.data.documents import Document
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
 from core.errors import DataError, InvalidName, NotFound
 from core.store.files import check_regular_file
 
-SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet", *DOCUMENT_READERS)
 ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
 
 ROW_LIMIT = 1_000_000
@@ -47,11 +49,13 @@ class RawRow:
         values: column to value.
         file: the file name that errors show.
         line: the line that the row begins on, from 1; in a .parquet file the number of the row.
+        document: the blocks of the text, where the format has them.
     """
 
     values: dict[str, Any]
     file: str
     line: int
+    document: Document | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,15 @@ def read_sources(sources: Sequence[Source], encoding: str = "utf-8") -> list[Raw
     for source in sources:
         _check_suffix(source)
         before = len(rows)
-        for line, values in _READERS[source.suffix](source, encoding):
+        if source.suffix in DOCUMENT_READERS:
+            with open_source(source) as f:
+                document = DOCUMENT_READERS[source.suffix](f, source.name)
+            if document.text.strip():
+                rows.append(RawRow({"text": document.text}, source.name, 1, document))
+            table: Iterator[tuple[int, dict[str, Any]]] = iter(())
+        else:
+            table = _READERS[source.suffix](source, encoding)
+        for line, values in table:
             if len(rows) >= ROW_LIMIT:
                 raise DataError(
                     f"the data has more than {ROW_LIMIT:,} rows.",

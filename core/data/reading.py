@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.data.columns import check_kind, list_columns
@@ -11,6 +12,7 @@ from core.data.guesses import Attempt, attempt, read_with_guesses
 from core.data.layouts import Rewrite, find_layout
 from core.data.parquet import UnreadCell
 from core.data.readers import RawRow
+from core.data.sections import Cut, cut_documents
 from core.errors import DataError
 
 
@@ -31,6 +33,7 @@ class Reading:
         rows: canonical rows; empty if there is a problem.
         places: for each canonical row the raw row that it comes from.
         problem: why the rows cannot be imported, or None.
+        cuts: the documents that were cut into sections.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Reading:
     rows: list[dict[str, Any]]
     places: list[RawRow]
     problem: DataError | None
+    cuts: list[Cut] = field(default_factory=list)
 
 
 def read_rows(
@@ -92,6 +96,10 @@ def _summarize(
         read |= set(rewrite.reads)
         notes = [*rewrite.notes.list_sentences(), *notes]
         left_out += rewrite.notes.left_out
+    rows, places, cuts = result.rows, result.places, list[Cut]()
+    if result.kind == "domain" and result.problem is None:
+        notes += _list_document_notes(places)
+        rows, places, cuts = _cut_rows(rows, places)
     return Reading(
         kind=result.kind,
         roles=result.roles,
@@ -102,10 +110,31 @@ def _summarize(
         unread=[c for c in columns if c not in read],
         notes=notes,
         left_out=left_out,
-        rows=result.rows,
-        places=result.places,
+        rows=rows,
+        places=places,
         problem=result.problem,
+        cuts=cuts,
     )
+
+
+def _list_document_notes(places: Sequence[RawRow]) -> list[str]:
+    """What the readers of documents left out or changed."""
+    return [f"{p.file}: {note}" for p in places if p.document for note in p.document.notes]
+
+
+def _cut_rows(
+    rows: Sequence[dict[str, Any]], places: Sequence[RawRow]
+) -> tuple[list[dict[str, Any]], list[RawRow], list[Cut]]:
+    """Cuts long documents into sections; see `sections`."""
+    in_file = Counter(place.file for place in places)
+    numbers: Counter[str] = Counter()
+    documents = []
+    for row, place in zip(rows, places, strict=True):
+        numbers[place.file] += 1
+        name = place.file if in_file[place.file] == 1 else f"{place.file}, text {numbers[place.file]}"
+        documents.append((name, row["text"], place.document))
+    cut, indices, cuts = cut_documents(documents)
+    return cut, [places[i] for i in indices], cuts
 
 
 def _list_choices(rows: Sequence[RawRow]) -> list[str]:

@@ -113,11 +113,33 @@ def count_repeats(rows: Sequence[Mapping[str, Any]], questions: Sequence[bytes] 
     return len(rows) - len(set(list_questions(rows) if questions is None else questions))
 
 
+def link_groups(questions: Sequence[bytes], groups: Sequence[Sequence[int]]) -> list[bytes]:
+    """Gives rows that belong together one key, so that they fall into one split.
+
+    Args:
+        questions: the result of `list_questions`.
+        groups: indices of rows that belong together; groups that share a row or a question become one.
+    """
+    parents: dict[bytes, bytes] = {}
+
+    def find(key: bytes) -> bytes:
+        while (parent := parents.get(key, key)) != key:
+            key = parent
+        return key
+
+    for group in groups:
+        first = find(questions[group[0]])
+        for index in group[1:]:
+            parents[find(questions[index])] = first
+    return [find(question) for question in questions]
+
+
 def split(
     rows: Sequence[Mapping[str, Any]],
     seed: int = SEED,
     ratios: Sequence[float] = RATIOS,
     questions: Sequence[bytes] | None = None,
+    weights: Sequence[int] | None = None,
 ) -> dict[str, list[int]]:
     """Splits canonical rows. The result depends on their content and the seed, not on their order.
 
@@ -126,6 +148,7 @@ def split(
         seed: another seed gives another split.
         ratios: shares of train, val and test.
         questions: the result of `list_questions`, if it is known already.
+        weights: what the shares are of, for each row; None counts every row once.
 
     Returns:
         "train", "val" and "test", each with ascending indices into `rows`; every index occurs once.
@@ -152,6 +175,9 @@ def split(
         return kind, hashlib.sha256(f"{seed}:{content}".encode("utf-8", "surrogatepass")).digest()
 
     groups = sorted(by_question.values(), key=sort_key)
+    if weights is not None:
+        parts = _assign(groups, shares, [max(1, sum(weights[i] for i in g)) for g in groups])
+        return {name: sorted(i for group in part for i in group) for name, part in zip(SPLITS, parts)}
     # Equal rows count once, unless they are so many that the sizes would miss their shares.
     distinct = [1 if len(g) == 1 else len({content_key(rows[i]) for i in g}) for g in groups]
     parts = _assign(groups, shares, distinct)

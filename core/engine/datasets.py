@@ -47,6 +47,7 @@ class Datasets:
         kind: str | None = None,
         roles: dict[str, str] | None = None,
         encoding: str = "utf-8",
+        purpose: str = "training",
     ) -> Preview:
         """Shows the content of files and how they would be imported; nothing is stored.
 
@@ -54,7 +55,7 @@ class Datasets:
         """
         files = [Path(p) for p in paths]
         check = self._make_check(PREVIEW_WAIT)
-        return datasets.preview(files, kind, roles, encoding=encoding, check=check)
+        return datasets.preview(files, kind, roles, encoding=encoding, check=check, purpose=purpose)
 
     def import_files(
         self,
@@ -64,6 +65,7 @@ class Datasets:
         roles: dict[str, str] | None = None,
         seed: int = SEED,
         encoding: str = "utf-8",
+        purpose: str = "training",
     ) -> Dataset:
         """Copies files into the workspace as a dataset with its splits.
 
@@ -72,6 +74,7 @@ class Datasets:
             kind: "domain" (text) or "task" (labelled pairs); None guesses it.
             roles: maps a role to a column; None guesses it.
             seed: seed of the random splits.
+            purpose: "training", or "evaluation" for data that is never trained on.
 
         Raises:
             DataError: a file or a row cannot be read, or the chat template of the base that is loaded refuses
@@ -87,6 +90,7 @@ class Datasets:
             seed=seed,
             encoding=encoding,
             check=self._make_check(IMPORT_WAIT),
+            purpose=purpose,
         )
 
     def _make_check(self, seconds: float) -> Callable[[Reading], Sequence[str]]:
@@ -137,7 +141,7 @@ class Datasets:
             NotFound: unknown dataset. BaseModelError: no base is loaded.
         """
         dataset = self.get(dataset_id)
-        rows = self.rows(dataset_id, "train")
+        rows = self.rows(dataset_id, "train" if dataset.splits["train"] else "test")
         row = rows[index % len(rows)]
 
         def encode() -> Sequence[ExampleToken]:

@@ -59,7 +59,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, f.name, _check_field(f, getattr(self, f.name)))
+            object.__setattr__(self, f.name, check_field(f, getattr(self, f.name)))
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
@@ -103,7 +103,20 @@ def format_number(number: float) -> str:
     return re.sub(r"e([+-])0+", r"e\1", text)
 
 
-def _check_field(f: dataclasses.Field[Any], value: Any) -> Any:
+def check_field(f: dataclasses.Field[Any], value: Any) -> Any:
+    """The value in the type of its field.
+
+    Raises:
+        SpecError: a wrong type, or outside the limits; it names the field.
+    """
+    try:
+        return _convert_field(f, value)
+    except SpecError as e:
+        e.at(f.name)
+        raise
+
+
+def _convert_field(f: dataclasses.Field[Any], value: Any) -> Any:
     """The value in the type of its field. Raises SpecError."""
     kind, label = str(f.type), label_of(f)
     if kind in ("int", "float"):

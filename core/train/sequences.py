@@ -32,6 +32,7 @@ from core.data.encoding import (
 )
 from core.data.packing import PackingStats, build_rows, split_into_windows
 from core.data.replay import add_replay
+from core.data.sections import join_parts
 from core.errors import SpecError
 from core.model.packing_check import leaks
 from core.model.resident import Resident
@@ -83,7 +84,7 @@ def build_sequences(
     )
     window_count = 0
     if spec.kind == "domain":
-        texts = [r["text"] for r in train_rows]
+        texts = join_parts(train_rows)
         replay = _encode_replay(workspace, tokenizer, spec, general_texts) if spec.replay_share else []
         own = first_rules.encode_documents if spec.rules == 1 else encode_documents
         documents = add_replay(list(own(tokenizer, texts)), replay, spec.replay_share, spec.seed)
@@ -160,7 +161,7 @@ def _encode_replay(
 ) -> list[list[int]]:
     """Token ids of the general texts that are mixed into a domain run."""
     if spec.replay_dataset:
-        texts = [r["text"] for r in read_split(workspace, spec.replay_dataset, "train")]
+        texts = join_parts(read_split(workspace, spec.replay_dataset, "train"))
         own = first_rules.encode_documents if spec.rules == 1 else encode_documents
         return list(own(tokenizer, texts))
     return list(encode_documents(tokenizer, general_texts(), allow_special_tokens=True))

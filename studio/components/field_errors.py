@@ -1,0 +1,81 @@
+"""Errors that stand at the fields that caused them, and stay there until they are mended.
+
+    errors = field_errors({"rank": rank, "name": name})       # in build(), once for each form
+    events.bind(start.click, engine, start_run, inputs, outputs, errors=errors)
+    wire(errors, engine, check, inputs)                       # optional: checks again while the user edits
+
+A handler raises `SpecError(...).at("rank")`, and the message appears below that field; `Settings` name the
+field by themselves. An error without a field of the form becomes a toast, as everywhere. The messages are
+removed when the handler succeeds, and, after an edit of such a field, when `check` does not raise them any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from core.errors import StudioError
+from studio import events
+from studio.assets import read_asset
+
+@dataclass(frozen=True)
+class FieldErrors:
+    """The errors of a form.
+
+    Attributes:
+        component: holds the messages, by the element id of their field.
+        fields: the components of the form, by the names that errors use.
+    """
+
+    component: gr.HTML
+    fields: Mapping[str, gr.components.Component]
+
+    def messages(self, error: StudioError) -> dict[str, str] | None:
+        """The value of `component` for an error; None if it belongs to none of the fields."""
+        field = self.fields.get(error.field)
+        return None if field is None else {str(field.elem_id): events.user_message(error)}
+
+
+def field_errors(fields: Mapping[str, gr.components.Component]) -> FieldErrors:
+    """Makes the component, inside the form.
+
+    Args:
+        fields: the form's components, by the names that errors use; each gets an element id unless it has one.
+    """
+    for name, component in fields.items():
+        if not component.elem_id:
+            component.elem_id = f"field-{name.replace('_', '-')}-{component._id}"
+    ids = {str(c.elem_id): name for name, c in fields.items()}
+    component = gr.HTML(
+        value={},
+        html_template='<div class="tree"></div>',
+        js_on_load=read_asset("components/field_errors.js") + "\n/* fires 'edit' */",
+        apply_default_css=False,
+        fields=ids,
+    )
+    return FieldErrors(component, dict(fields))
+
+
+def wire(
+    errors: FieldErrors, engine: Any, check: Callable[..., Any] | None = None, inputs: Any = None
+) -> None:
+    """Checks the form again whenever the user edits a field that has an error.
+
+    Args:
+        check: a handler `(engine, *values)` that raises what is wrong with the form; without one, an edit
+            removes the messages.
+        inputs: the components whose values `check` gets, as for Gradio's events.
+    """
+
+    def recheck(engine: Any, *values: Any) -> dict[str, str]:
+        try:
+            if check is not None:
+                check(engine, *values)
+        except StudioError as e:
+            return errors.messages(e) or {}
+        return {}
+
+    events.bind(errors.component.edit, engine, recheck, inputs, [errors.component])
