@@ -16,7 +16,8 @@ An error says what was given, what is allowed, and what to do. The page (`studio
     ├── RunError             a run that cannot start, stop or resume
     │   ├── Diverged         the loss became NaN or infinite
     │   └── OutOfMemory      a training step does not fit in memory, even with one row
-    └── Busy                 a resource that is in use
+    ├── Busy                 a resource that is in use
+    └── Cancelled            work that the user cancelled
 """
 
 from __future__ import annotations
@@ -123,3 +124,7 @@ class OutOfMemory(RunError):
 
 class Busy(StudioError):
     """A resource is in use."""
+
+
+class Cancelled(StudioError):
+    """The user cancelled the work; nothing of it is left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -19,3 +20,17 @@ class Progress:
     total: int
     text: str
     report: str = ""
+
+
+@dataclass(frozen=True)
+class ReadProgress(Progress):
+    """The progress of reading files; `done` and `total` are bytes.
+
+    Attributes:
+        rows: rows read so far.
+    """
+
+    rows: int = 0
+
+
+Report = Callable[[ReadProgress], None]  # is called once a block; what it raises ends the work

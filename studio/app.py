@@ -141,7 +141,7 @@ def serve(
             favicon_path=str(ICON),
             theme=theme.theme(),
             css=theme.css(),
-            head=tree.script(),
+            head=theme.fonts() + tree.script(),
         )
     except OSError as e:
         raise SpecError(

@@ -1,7 +1,8 @@
 """The studio's look, light and dark: Gradio's theme and the style sheet.
 
-Fonts are system fonts, so nothing is downloaded. The colours of base, domain, task and mix are CSS variables
-in `assets/studio.css`; charts read them from there.
+The typeface is Inter, which lies in `assets/fonts` and is served by the studio; other scripts than Latin,
+Cyrillic and Greek use the system's fonts. Sizes of text and the colours of base, domain, task and mix are CSS
+variables in `assets/studio.css`; charts read them from there.
 """
 
 from __future__ import annotations
@@ -11,15 +12,27 @@ import gradio as gr
 from studio.assets import read_asset
 
 SANS = (
+    "Inter Variable",
     "ui-sans-serif",
     "-apple-system",
     "BlinkMacSystemFont",
     "Segoe UI",
-    "Inter",
     "Roboto",
     "Helvetica Neue",
     "Arial",
     "sans-serif",
+)
+# Subset in `assets/fonts` -> the characters that it holds.
+FONT_RANGES = {
+    "latin": "U+0000-00FF, U+0131, U+0152-0153, U+02BB-02BC, U+02C6, U+02DA, U+02DC, U+0304, U+0308, U+0329, "
+    "U+2000-206F, U+20AC, U+2122, U+2191, U+2193, U+2212, U+2215, U+FEFF, U+FFFD",
+    "latin-ext": "U+0100-02BA, U+02BD-02C5, U+02C7-02CC, U+02CE-02D7, U+02DD-02FF, U+1D00-1DBF, "
+    "U+1E00-1E9F, U+1EF2-1EFF, U+2020, U+20A0-20AB, U+20AD-20C0, U+2113, U+2C60-2C7F, U+A720-A7FF",
+    "cyrillic": "U+0301, U+0400-045F, U+0490-0491, U+04B0-04B1, U+2116",
+    "greek": "U+0370-0377, U+037A-037F, U+0384-038A, U+038C, U+038E-03A1, U+03A3-03FF",
+}
+TEXT_SIZES = gr.themes.Size(  # the scale of `assets/studio.css`, under Gradio's names
+    name="studio", xxs="12px", xs="12px", sm="12px", md="14px", lg="16px", xl="20px", xxl="28px"
 )
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Cascadia Mono", "DejaVu Sans Mono", "monospace")
 
@@ -28,7 +41,7 @@ def theme() -> gr.themes.Base:
     """Gradio's theme with the studio's colours, each taken from a CSS variable of `assets/studio.css`."""
     base = gr.themes.Base(
         primary_hue="blue", secondary_hue="blue", neutral_hue="slate",
-        spacing_size="md", radius_size="md", text_size="md",
+        spacing_size="md", radius_size="md", text_size=TEXT_SIZES,
         font=SANS, font_mono=MONO,
     )  # fmt: skip
     line, card, ink, soft, quiet, accent = (
@@ -94,13 +107,13 @@ def theme() -> gr.themes.Base:
         block_padding="0px",
         block_label_text_weight="550",
         block_title_text_weight="550",
-        block_title_text_size="*text_sm",
-        block_info_text_size="12.5px",
+        block_title_text_size="14px",
+        block_info_text_size="12px",
         button_primary_shadow="none",
         button_secondary_shadow="none",
         button_border_width="1px",
         button_large_text_weight="600",
-        button_large_text_size="14.5px",
+        button_large_text_size="14px",
         button_large_padding="9px 16px",
         button_medium_text_size="14px",
         button_medium_padding="8.5px 14px",
@@ -111,6 +124,17 @@ def theme() -> gr.themes.Base:
         layout_gap="14px",
         form_gap_width="0px",
     )
+
+
+def fonts() -> str:
+    """The declarations of the typeface, for the page's head."""
+    faces = [
+        "@font-face { font-family: 'Inter Variable'; font-style: normal; font-weight: 100 900; "
+        f"font-display: swap; src: url('gradio_api/studio/fonts/inter-{subset}.woff2') format('woff2'); "
+        f"unicode-range: {characters}; }}"
+        for subset, characters in FONT_RANGES.items()
+    ]
+    return f"<style>{' '.join(faces)}</style>"
 
 
 def css() -> str:

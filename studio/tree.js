@@ -2,8 +2,8 @@
 // listed tags and attributes are used, so nothing that a user, a file or a model wrote can become markup.
 window.studio = (() => {
   const TAGS = new Set(("div span p h2 h3 h4 strong em code pre ul ol li table caption thead tbody tr th td button a dl dt dd " +
-    "mark small section header nav label details summary").split(" "));
-  const ATTRS = new Set("title role type download scope colspan tabindex disabled".split(" "));
+    "mark small section header nav label details summary select option img").split(" "));
+  const ATTRS = new Set("title role type download scope colspan tabindex disabled value selected alt".split(" "));
 
   function make(node) {
     if (node === null || node === undefined) return document.createTextNode("");
@@ -12,6 +12,7 @@ window.studio = (() => {
     if (node.cls) e.className = node.cls;
     for (const [name, value] of Object.entries(node.attrs || {})) {
       if (ATTRS.has(name) || name.startsWith("aria-")) e.setAttribute(name, value);
+      if (name === "src" && /^data:image\/(png|jpeg);base64,[\w+/=]+$/.test(value)) e.setAttribute("src", value);
       if (name === "href" && /^gradio_api\/studio\/[\w./-]+$/.test(value)) e.setAttribute("href", value);
     }
     for (const [name, value] of Object.entries(node.vars || {})) e.style.setProperty("--" + name, value);
@@ -52,7 +53,11 @@ window.studio = (() => {
   function bindActions(root, trigger) {
     root.addEventListener("click", (event) => {
       const target = event.target.closest("[data-act]");
-      if (target && root.contains(target) && !target.disabled) trigger("act", JSON.parse(target.dataset.act));
+      if (target && root.contains(target) && !target.disabled && target.tagName !== "SELECT") trigger("act", JSON.parse(target.dataset.act));
+    });
+    root.addEventListener("change", (event) => {
+      const target = event.target.closest("select[data-act]");
+      if (target && root.contains(target)) trigger("act", { ...JSON.parse(target.dataset.act), value: target.value });
     });
   }
 

@@ -34,6 +34,7 @@ from core.data.reading import Reading, read_rows
 from core.data.sections import Cut
 from core.data.splits import RATIOS, SPLITS, count_repeats, link_groups, list_questions, split
 from core.errors import DataError, NotFound, SpecError, StorageError, StudioError
+from core.progress import ReadProgress, Report
 from core.spec.settings import SEED
 from core.store.files import ensure_space, sha256_of, write_json
 from core.store.record_types import Count, Kind, Time, check_type
@@ -192,7 +193,7 @@ def preview(
     try:
         if result.problem is not None:
             raise result.problem
-        parts, duplicates = _split_reading(result, SEED, purpose)
+        parts, duplicates = _assign_splits(result, SEED, purpose)
         shares = _measure_shares(result.rows, parts)
         notes = [*notes, *(check(result) if check else ())]
     except StudioError as e:
@@ -227,6 +228,7 @@ def import_dataset(
     encoding: str = "utf-8",
     check: Check | None = None,
     purpose: str = "training",
+    report: Report | None = None,
 ) -> Dataset:
     """Imports files as a dataset: copies them, reads the copies, splits the rows, and publishes the folder.
 
@@ -243,6 +245,8 @@ def import_dataset(
         check: a further check of the rows, such as whether the base's chat template accepts them. It raises
             DataError, or returns sentences for the dataset's notes.
         purpose: "training", or "evaluation" for data that is never trained on.
+        report: receives the progress once a block. What it raises, such as Cancelled, ends the import, and
+            nothing is left.
 
     Raises:
         DataError: a file or row cannot be read; names file, line and remedy.
@@ -255,15 +259,19 @@ def import_dataset(
     ensure_space(workspace.root, 4 * source_bytes)
     with workspace.build("datasets", name) as draft:
         dataset_id, folder = draft.id, draft.path
-        copies, files = _copy(sources, folder / "source")
+        copies, files = _copy(sources, folder / "source", source_bytes, report)
         raw = read_sources(copies, encoding)
+        if report:
+            report(ReadProgress(2 * source_bytes, 4 * source_bytes, "Reading the rows", rows=len(raw)))
         result = read_rows(raw, kind, roles)
         del raw
         if result.problem is not None:
             raise result.problem
         rows = result.rows
-        parts, duplicates = _split_reading(result, seed, purpose)
+        parts, duplicates = _assign_splits(result, seed, purpose)
         notes = [*result.notes, *(check(result) if check else ())]
+        if report:
+            report(ReadProgress(3 * source_bytes, 4 * source_bytes, "Writing the splits", rows=len(rows)))
         lines = [_to_line(row) for row in rows]
         ensure_space(workspace.root, 2 * sum(map(len, lines)))
         _write(folder / "rows.jsonl", lines)
@@ -301,7 +309,7 @@ def import_dataset(
     return dataset
 
 
-def _split_reading(result: Reading, seed: int, purpose: str) -> tuple[dict[str, list[int]], int]:
+def _assign_splits(result: Reading, seed: int, purpose: str) -> tuple[dict[str, list[int]], int]:
     """Splits the rows of a reading.
 
     Returns:
@@ -340,10 +348,13 @@ def _measure_shares(
     return {name: sum(lengths[i] for i in indices) / total for name, indices in parts.items()}
 
 
-def _copy(sources: Sequence[Source], folder: Path) -> tuple[list[Source], list[dict[str, Any]]]:
+def _copy(
+    sources: Sequence[Source], folder: Path, total: int, report: Report | None
+) -> tuple[list[Source], list[dict[str, Any]]]:
     """Copies the files under numbered names; the copies are hashed here and read afterwards."""
     folder.mkdir()
     copies, files = [], []
+    done = 0
     for number, source in enumerate(sources, start=1):
         target = folder / f"{number:04d}{source.suffix}"
         sha, size = hashlib.sha256(), 0
@@ -356,6 +367,9 @@ def _copy(sources: Sequence[Source], folder: Path) -> tuple[list[Source], list[d
                     )
                 sha.update(block)
                 copy.write(block)
+                done += len(block)
+                if report:
+                    report(ReadProgress(done, 4 * total, f"Copying {source.name}"))
         copies.append(Source(target, source.name))
         files.append({"name": source.name, "bytes": size, "sha256": sha.hexdigest(), "stored": target.name})
     return copies, files

@@ -31,6 +31,7 @@ LABELS = {
     "iso-8859-15": "Western European with euro (Latin-9)",
     "cp1250": "Central European (Windows-1250)",
     "iso-8859-2": "Central European (Latin-2)",
+    "cp1255": "Hebrew (Windows-1255)",
     "cp1251": "Cyrillic (Windows-1251)",
     "koi8-r": "Cyrillic, Russian (KOI8-R)",
     "koi8-u": "Cyrillic, Ukrainian (KOI8-U)",
@@ -39,20 +40,19 @@ LABELS = {
     "cp1253": "Greek (Windows-1253)",
     "iso-8859-7": "Greek (ISO 8859-7)",
     "cp1254": "Turkish (Windows-1254)",
-    "cp1255": "Hebrew (Windows-1255)",
     "cp1256": "Arabic (Windows-1256)",
     "cp1257": "Baltic (Windows-1257)",
     "cp1258": "Vietnamese (Windows-1258)",
     "cp874": "Thai (Windows-874)",
     "mac-roman": "Western European (Mac)",
-    "cp437": "English (DOS 437)",
     "cp850": "Western European (DOS 850)",
+    "cp437": "English (DOS 437)",
     "cp932": "Japanese (Shift-JIS)",
     "euc-jp": "Japanese (EUC-JP)",
     "iso-2022-jp": "Japanese (ISO-2022-JP)",
+    "cp949": "Korean (EUC-KR)",
     "gb18030": "Chinese, simplified (GB 18030)",
     "big5hkscs": "Chinese, traditional (Big5)",
-    "cp949": "Korean (EUC-KR)",
 }
 ENCODINGS = tuple(LABELS)
 ALIASES = {"shift-jis": "cp932", "shift_jis": "cp932", "sjis": "cp932", "gbk": "gb18030", "gb2312": "gb18030",
@@ -81,7 +81,11 @@ _UTF8_CERTAIN = 4  # characters of several bytes that are valid UTF-8: no other 
 PREVIEW_LINES, PREVIEW_LENGTH = 3, 90  # lines; characters of a line
 CANDIDATE_LIMIT = 6
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[\w\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31-\u0e4e]+")
+_MARK_RUN = re.compile(r"^[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
+                       r"|[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]{3}")  # fmt: skip
+_FINAL_FORM_INSIDE = re.compile("[ךםןףץ](?=[א-ת])")
+_RARE_LETTERS = frozenset("þðÞÐÝţŢ")  # of Icelandic and older Romanian; in Turkish their bytes are frequent
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,13 @@ def _fits(head: bytes, codec: str) -> bool:
     if not text or (len(head) < _HEAD_BYTES and len(head) % width):
         return False
     kinds = Counter(unicodedata.category(c) for c in text if c not in "\t\n\r\f")
-    if kinds["Cc"] or kinds["Cs"]:
+    if kinds["Cc"] or kinds["Cs"] or kinds["Cn"] + kinds["Co"] > len(text) // 50:
         return False
-    rare = kinds["Cn"] + kinds["Co"]
-    if rare > len(text) // 50:
-        return False
-    # Text of the other byte order reads as scattered characters of many scripts; real text has few scripts.
-    return len({ord(c) >> 8 for c in text}) <= max(3, len(text) // 3)
+    # In the other byte order, ASCII becomes U+6100 and the like, and any text becomes one of many scripts.
+    swapped = sum(not ord(c) & 0xFF and c != "\u3000" for c in text)
+    scripts = Counter(_find_script(c) for c in text if c.isalpha())
+    main = sum(count for _, count in scripts.most_common(3))
+    return swapped <= max(1, len(text) // 10) and main >= 0.9 * scripts.total()
 
 
 def choose_codec(file: IO[bytes], encoding: str) -> tuple[str, str]:
@@ -231,8 +235,13 @@ def list_candidates(source: Path | str | IO[bytes], limit: int = CANDIDATE_LIMIT
         preview = tuple(_cut(line) for line in text.split("\n")[:PREVIEW_LINES])
         found.append(Candidate(names[0], LABELS[names[0]], preview, tuple(names[1:]), letters, words))
     order = {name: place for place, name in enumerate(ENCODINGS)}
-    found.sort(key=lambda c: (-round(c.plausible_words + c.share_of_letters, 1), order[c.encoding]))
-    return found[:limit]
+    found.sort(key=lambda c: (-round(_sum_up(c), 1), order[c.encoding]))
+    best = max((_sum_up(c) for c in found), default=0.0)
+    return [c for i, c in enumerate(found[:limit]) if i < 2 or _sum_up(c) >= 0.6 * best]
+
+
+def _sum_up(candidate: Candidate) -> float:
+    return candidate.plausible_words + candidate.share_of_letters
 
 
 def write_candidates(candidates: Sequence[Candidate]) -> str:
@@ -290,19 +299,24 @@ def _rate(text: str, encoding: str) -> tuple[float, float]:
     outside = [c for c in text if c > "\x7f"]
     letters = sum(unicodedata.category(c)[0] in "LM" for c in outside) / max(1, len(outside))
     words = [w for w in _WORD.findall(text) if not w.isascii()]
-    good = sum(_is_plausible(w) for w in words) / max(1, len(words))
-    return letters, good * _rate_ideographs(outside, encoding)
+    good = sum(_rate_word(w) for w in words) / max(1, len(words))
+    return letters, good * _rate_double_bytes(outside, encoding)
 
 
-def _is_plausible(word: str) -> bool:
+def _rate_word(word: str) -> float:
+    """Rates a word from 0 to 1 by its letters, their case, and where its marks stand."""
     letters = [c for c in word if c.isalpha()]
-    if not letters or any(unicodedata.category(c) == "No" for c in word):
-        return False
+    if not letters or _MARK_RUN.search(word) or _FINAL_FORM_INSIDE.search(word):
+        return 0.0
     plain = "".join(letters)
     has_case = plain.lower() != plain.upper()
     if has_case and not (plain.islower() or plain.isupper() or plain.istitle()):
-        return False
-    return len({_find_script(c) for c in letters}) == 1
+        return 0.0
+    scripts = {_find_script(c) for c in letters}
+    outside = sum(c > "\x7f" for c in letters)
+    if len(scripts) > 1 or (scripts == {"LATIN"} and len(letters) > 2 and outside > 0.6 * len(letters)):
+        return 0.0
+    return 0.5 if _RARE_LETTERS & set(letters) else 1.0
 
 
 def _find_script(letter: str) -> str:
@@ -310,23 +324,29 @@ def _find_script(letter: str) -> str:
     if letter.isascii():
         return "LATIN"
     script = unicodedata.name(letter, "UNKNOWN").split(" ")[0].split("-")[0]
-    return "CJK" if script in ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC") else script
+    return "CJK" if script in ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC", "FULLWIDTH") else script
 
 
-# Bytes of the frequent characters in the national standards: the first level of GB 2312, of Big5, of JIS X 0208
-# with its kana, and the Hangul of KS X 1001.
-_FREQUENT = {"gb18030": (0xB0, 0xD7), "big5hkscs": (0xA4, 0xC6), "cp949": (0xB0, 0xC8), "euc-jp": (0xA4, 0xCF),
-             "cp932": (0x81, 0x98)}  # fmt: skip
+# First bytes of the frequent characters in the national standards: the first level of GB 2312 and of Big5, the
+# Hangul of KS X 1001, and the kana of JIS X 0208.
+_FREQUENT = {
+    "gb18030": (0xB0, 0xD7),
+    "big5hkscs": (0xA4, 0xC6),
+    "cp949": (0xB0, 0xC8),
+    "euc-jp": (0xA4, 0xA5),
+    "cp932": (0x82, 0x83),
+}
+_FREQUENT_SHARE = {"euc-jp": 0.3, "cp932": 0.3}  # of text; 0.9 in the other encodings
 
 
-def _rate_ideographs(characters: Sequence[str], encoding: str) -> float:
-    """The share of frequent characters in an encoding with two bytes a character; 1 for other encodings."""
+def _rate_double_bytes(characters: Sequence[str], encoding: str) -> float:
+    """Rates from 0 to 1 how many letters are frequent ones; 1 for encodings with one byte a character."""
     if encoding not in _FREQUENT:
-        return 1.0
+        return 0.5 if encoding.startswith("utf-") else 1.0
     low, high = _FREQUENT[encoding]
-    letters = [c for c in characters if c.isalpha()]
-    frequent = sum(low <= c.encode(encoding)[0] <= high and len(c.encode(encoding)) == 2 for c in letters)
-    return frequent / max(1, len(letters))
+    codes = [c.encode(encoding) for c in characters if c.isalpha()]
+    frequent = sum(low <= code[0] <= high and len(code) == 2 for code in codes)
+    return min(1.0, frequent / max(1, len(codes)) / _FREQUENT_SHARE.get(encoding, 0.9))
 
 
 def _cut(line: str) -> str:

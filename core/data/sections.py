@@ -26,14 +26,14 @@ SHARE = 0.02  # a document that holds less of all text stays whole: there are en
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*")
 # What ends with a full stop and is not the end of a sentence.
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[\"'“‘])(?:[^\W\d_]|\d{1,3}|(?:[^\W\d_]\.)+[^\W\d_]|Mrs?|Ms|Drs?|Profs?|Sr|Jr|St|Nos?|Nr|Figs?|"
-    r"Vol|Chap|Sec|Art|Eq|Inc|Ltd|Corp|Co|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Mme|Mlle|Hr|Fr|etc|cf|vs|approx|pp|"
-    r"bzw|ca|evtl|inkl|resp|vgl|usw)\.\s+$"
+    r"(?:^|[\s(\[\"'“‘])(?:[^\W\d_]|\d{1,3}|(?:[^\W\d_]\.)+[^\W\d_]|Mrs?|Ms|Drs?|Profs?|Sr|Jr|St|Nos?|Nr|"
+    r"Figs?|Vol|Chap|Sec|Art|Eq|Inc|Ltd|Corp|Co|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Mme|Mlle|Hr|Fr|etc|cf|vs|"
+    r"approx|pp|bzw|ca|evtl|inkl|resp|vgl|usw)\.\s+$"
 )
 
 
 class Cut(TypedDict):
-    """How one document was cut. `how` is "headings", "paragraphs" or "sentences": the finest place of a cut."""
+    """How one document was cut; `how` is "headings", "paragraphs" or "sentences", the finest place of a cut."""
 
     document: str
     sections: int

@@ -32,10 +32,16 @@ FRAME_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Frame:
-    """All columns at one moment."""
+    """All columns at one moment.
+
+    Attributes:
+        left_out: how many of the oldest questions of the conversation, each with its answer, did not fit into
+            the base's context beside the prompt and the longest answer.
+    """
 
     columns: list[Column]
     done: bool
+    left_out: int = 0
 
 
 @dataclass
@@ -67,7 +73,9 @@ class Chat:
         """Answers one prompt under every mix, all in one batch; a stream of Frames.
 
         Args:
-            prompt: a text, or chat messages.
+            prompt: a text, or chat messages: an optional system message, earlier questions with their
+                answers, and the question. They are encoded as a row of training data is. Where they do not
+                fit into the context, the oldest questions are left out (`Frame.left_out`).
             chat: render the prompt with the chat template; otherwise the text is continued as it is.
             same_noise: sample all columns with the same seed, so that differences come from the mix only;
                 otherwise column i samples with seed + i.
@@ -106,10 +114,10 @@ class Chat:
         same_noise: bool,
         thinking: bool = False,
     ) -> Generator[Frame | None, None, None]:
-        from core.model.generate import encode_prompt, generate
+        from core.model.generate import generate
 
         resident = self._resident()
-        ids = encode_prompt(resident, prompt, chat, sampling.max_new_tokens, thinking)
+        ids, left_out = _encode_conversation(resident, prompt, chat, sampling.max_new_tokens, thinking)
         sent = 0.0
         mixes = live.mixes
         samplings = _column_samplings(sampling, len(mixes), same_noise)
@@ -118,7 +126,7 @@ class Chat:
             now = time.monotonic()
             if done or now - sent >= FRAME_SECONDS:
                 sent = now
-                yield Frame([s.column(resident.base.tokenizer) for s in states], done)
+                yield Frame([s.column(resident.base.tokenizer) for s in states], done, left_out)
             else:
                 yield None
 
@@ -147,6 +155,38 @@ class Chat:
         from core.evaluate.suite import run_suite
 
         yield from run_suite(self._resident(), prompts, mixes, samplings, chat)
+
+
+def _encode_conversation(
+    resident: Resident,
+    prompt: str | Sequence[dict[str, str]],
+    chat: bool,
+    max_new_tokens: int,
+    thinking: bool,
+) -> tuple[list[int], int]:
+    """Encodes a prompt with as many of its earlier questions as the context has room for.
+
+    Returns:
+        The token ids, and the number of questions that were left out, oldest first.
+
+    Raises:
+        SpecError: the last question alone is too long, or empty. DataError: the template refuses it.
+    """
+    from core.model.generate import encode_prompt
+
+    messages: Sequence[dict[str, str]] = [] if isinstance(prompt, str) else prompt
+    questions = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    if not chat or len(questions) < 2:
+        return encode_prompt(resident, prompt, chat, max_new_tokens, thinking), 0
+    head = list(messages[: questions[0]])
+    for left_out, start in enumerate(questions[:-1]):
+        try:
+            whole = [*head, *messages[start:]]
+            return encode_prompt(resident, whole, chat, max_new_tokens, thinking), left_out
+        except SpecError:
+            continue
+    last = [*head, *messages[questions[-1] :]]
+    return encode_prompt(resident, last, chat, max_new_tokens, thinking), len(questions) - 1
 
 
 def _check_count(mixes: Sequence[Mix]) -> None:

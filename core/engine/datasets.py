@@ -13,6 +13,7 @@ from core.data.reading import Reading
 from core.engine.import_checks import check_rows
 from core.engine.worker import Worker
 from core.errors import SpecError
+from core.progress import Report
 from core.spec.settings import SEED
 from core.store.workspace import Workspace
 
@@ -66,6 +67,7 @@ class Datasets:
         seed: int = SEED,
         encoding: str = "utf-8",
         purpose: str = "training",
+        report: Report | None = None,
     ) -> Dataset:
         """Copies files into the workspace as a dataset with its splits.
 
@@ -75,6 +77,7 @@ class Datasets:
             roles: maps a role to a column; None guesses it.
             seed: seed of the random splits.
             purpose: "training", or "evaluation" for data that is never trained on.
+            report: receives the progress; what it raises, such as Cancelled, ends the import.
 
         Raises:
             DataError: a file or a row cannot be read, or the chat template of the base that is loaded refuses
@@ -91,6 +94,7 @@ class Datasets:
             encoding=encoding,
             check=self._make_check(IMPORT_WAIT),
             purpose=purpose,
+            report=report,
         )
 
     def _make_check(self, seconds: float) -> Callable[[Reading], Sequence[str]]:

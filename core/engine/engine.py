@@ -15,6 +15,7 @@ from core.engine.chat import Chat
 from core.engine.datasets import Datasets
 from core.engine.evaluation import Evaluation
 from core.engine.grids import Grids
+from core.engine.imports import Imports
 from core.engine.library import Library
 from core.engine.ownership import Ownership
 from core.engine.queue import RunQueue
@@ -39,7 +40,7 @@ class Engine:
             `bases.load()` has loaded it.
 
     Attributes:
-        datasets, library, bases: what is stored, and the base models.
+        datasets, imports, library, bases: what is stored, and the base models.
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
         samples: the sample data that ships with the studio.
@@ -71,6 +72,7 @@ class Engine:
         self.worker = worker = Worker()
         self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)
         self.datasets = Datasets(self.workspace, worker, resident_base.get)
+        self.imports = Imports(self.datasets)
         self.queue = RunQueue(self.workspace, worker, resident_base)
         self._executor = RunExecutor(self.workspace, worker, resident_base, self.queue, lambda: self.samples)
         self.runs = Runs(self.workspace, worker, resident_base, self.queue, self._executor)
@@ -91,6 +93,7 @@ class Engine:
 
         Requests that still wait for the model end with an error.
         """
+        self.imports.close()
         self._executor.request_close()
         self.bases.stop_download()
         self.worker.close()

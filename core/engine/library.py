@@ -10,7 +10,8 @@ from typing import Any
 
 from core.data import datasets
 from core.engine.damaged import WORKSPACE, check_deletable, delete_file, list_damaged
-from core.engine.mix_warnings import list_mix_warnings
+from core.engine.mix_names import label_adapters, name_mix
+from core.engine.mix_warnings import list_mix_warnings, parent_weights
 from core.engine.resident_base import ResidentBase
 from core.engine.runs import Runs
 from core.engine.worker import Stream, Worker
@@ -40,6 +41,8 @@ class MixableAdapter:
         training: whether it is the adapter in training, which is not in the library yet.
         fits: whether it can be mixed on the resident base.
         reason: why it cannot be mixed; "" if it can.
+        created: Unix seconds. steps: optimizer steps that it trained; 0 where that is not known.
+        dataset: id of the dataset that it was trained on, or "".
     """
 
     id: str
@@ -50,6 +53,9 @@ class MixableAdapter:
     training: bool
     fits: bool
     reason: str
+    created: float = 0.0
+    steps: int = 0
+    dataset: str = ""
 
 
 class Library:
@@ -100,10 +106,43 @@ class Library:
                 reason = f"It cannot be mixed live: {unmixable}." if unmixable else ""
                 listed.append(
                     MixableAdapter(
-                        trainee, run.name, run.kind, run.spec.rank, run.base, True, not reason, reason
+                        trainee,
+                        run.name,
+                        run.kind,
+                        run.spec.rank,
+                        run.base,
+                        True,
+                        not reason,
+                        reason,
+                        dataset=run.spec.dataset,
                     )
                 )
         return listed
+
+    def labels(self) -> dict[str, str]:
+        """Adapter id -> its name in words, different for every adapter; see `label_adapters`."""
+        return label_adapters(self.mixable_adapters())
+
+    def uses(self, kind: str, item_id: str) -> list[str]:
+        """What in the workspace uses an item, one phrase each: "the saved mix 'Tone'".
+
+        Args:
+            kind: one of `core.store.workspace.KINDS`. Adapters are used by saved mixes, live runs and the
+                adapters that were trained on top of them; datasets by adapters, live runs and the datasets
+                that were made from them.
+        """
+        live = [r for r in self._runs.list() if r.status.is_alive and _uses(r, kind, item_id)]
+        users = [f"the run {r.name!r}" for r in live]
+        if kind == "adapters":
+            users += [f"the saved mix {m.name!r}" for m in self.mixes() if item_id in m.weights]
+            above = [a for a in self.adapters() if item_id in parent_weights(a)]
+            users += [f"the adapter {a.name!r}, which was trained on top of it" for a in above]
+        if kind == "datasets":
+            trained = [a for a in self.adapters() if a.dataset == item_id]
+            users += [f"the adapter {a.name!r}, which was trained on it" for a in trained]
+            derived = [d for d in datasets.list_datasets(self._workspace) if item_id in d.parents]
+            users += [f"the dataset {d.name!r}, which was made from it" for d in derived]
+        return users
 
     def verify(self, adapter_id: str) -> list[str]:
         """Checks an adapter's files; one sentence per check that passed.
@@ -156,24 +195,26 @@ class Library:
         return mix_store.save(self._workspace, name, weights, tilt)
 
     def default_mixes(self) -> list[Mix]:
-        """Mixes to start from: the base, a domain adapter, a task adapter, and both adapters.
+        """Mixes to start from: the base, a domain adapter, a task adapter, and both adapters, by name.
 
         Only adapters that fit the resident base are used: the newest task adapter, and its parent adapter, or
         the newest domain adapter if it has none.
         """
-        usable = [a for a in self.mixable_adapters() if a.fits]
+        listed = self.mixable_adapters()
+        labels = label_adapters(listed)
+        usable = [a for a in listed if a.fits]
         domains, tasks = ([a for a in usable if a.kind == kind] for kind in ("domain", "task"))
-        mixes = [Mix(name="Base")]
         task = tasks[-1] if tasks else None
         parent = self.adapter(task.id).stacked_on if task and not task.training else ""
         domain = next((d for d in domains if d.id == parent), domains[-1] if domains else None)
+        chosen: list[dict[str, float]] = [{}]
         if domain:
-            mixes.append(Mix(name="Domain", weights={domain.id: 1.0}))
+            chosen.append({domain.id: 1.0})
         if task:
-            mixes.append(Mix(name="Task", weights={task.id: 1.0}))
+            chosen.append({task.id: 1.0})
         if domain and task:
-            mixes.append(Mix(name="Domain + task", weights={domain.id: 1.0, task.id: 1.0}))
-        return mixes
+            chosen.append({domain.id: 1.0, task.id: 1.0})
+        return [Mix(name=name_mix(weights, {}, labels), weights=weights) for weights in chosen]
 
     def mix_warnings(self, mix: Mix) -> list[str]:
         """Where a mix differs from how its adapters were trained, one sentence each."""
@@ -292,8 +333,19 @@ def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:
         reason = f"It cannot be mixed live: {adapter.unmixable}."
     elif base_fingerprint and adapter.base_fingerprint != base_fingerprint:
         reason = f"It was trained on {adapter.base!r}, another base."
+    steps = adapter.results.get("steps")
     return MixableAdapter(
-        adapter.id, adapter.name, adapter.kind, adapter.rank, adapter.base, False, not reason, reason
+        adapter.id,
+        adapter.name,
+        adapter.kind,
+        adapter.rank,
+        adapter.base,
+        False,
+        not reason,
+        reason,
+        adapter.created,
+        steps if isinstance(steps, int) else 0,
+        adapter.dataset,
     )
 
 

@@ -35,6 +35,7 @@ class BaseInfo:
         parameters: number of weights. memory_bytes: size in memory. context: in tokens.
         targets: the module names that get an adapter by default.
         expert_weights: trainable weights per LoRA rank of an adapter on all experts; 0 without experts.
+        thinks: whether the chat template writes thoughts, so that an answer can begin with one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class BaseInfo:
     targets: tuple[str, ...] = ()
     memory_bytes: int = 0
     expert_weights: int = 0
+    thinks: bool = False
 
 
 class BaseChoice(NamedTuple):
@@ -182,6 +184,7 @@ class ResidentBase:
     def _load(self, choice: BaseChoice) -> BaseInfo:
         """Loads a base on the worker's thread; returns its description, or the error."""
         try:
+            from core.data.rendering import renders_thoughts
             from core.model import experts
             from core.model.base import load_base
             from core.model.resident import Resident
@@ -203,6 +206,7 @@ class ResidentBase:
                 targets=base.family.targets,
                 memory_bytes=int(base.model.get_memory_footprint()),
                 expert_weights=experts.parameters_per_rank(base.model),
+                thinks=renders_thoughts(base.tokenizer),
             )
         except StudioError as e:
             return BaseInfo(name=choice.base, loading=False, error=str(e))

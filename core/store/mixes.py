@@ -25,6 +25,7 @@ class SavedMix:
         created: Unix seconds.
         warnings: a sentence for each adapter that has changed or was deleted since then.
         tilt: adapter id -> tilt.
+        names: adapter id -> its display name when the mix was saved, to name one that was deleted since.
     """
 
     id: str
@@ -34,6 +35,7 @@ class SavedMix:
     created: Time
     warnings: list[str] = field(default_factory=list)
     tilt: dict[str, float] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def mix(self) -> Mix:
@@ -52,11 +54,12 @@ def save(
     mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
     with workspace.lock("mixes"):  # two processes that save one name at the same time make one mix
         _check_name_is_free(workspace, mix.name)
-        digests = {a: adapters.load(workspace, a).sha256 for a in mix.weights}
+        used = {a: adapters.load(workspace, a) for a in mix.weights}
+        digests, names = {a: u.sha256 for a, u in used.items()}, {a: u.name for a, u in used.items()}
         mix_id = make_id(mix.name)
         while workspace.path("mixes", mix_id).exists():
             mix_id = make_id(mix.name)
-        saved = SavedMix(mix_id, mix.name, mix.weights, digests, time.time(), tilt=mix.tilt)
+        saved = SavedMix(mix_id, mix.name, mix.weights, digests, time.time(), tilt=mix.tilt, names=names)
         _write(workspace, saved)
     return saved
 
@@ -91,18 +94,24 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
         Mix(name=saved.name, weights=saved.weights, tilt=saved.tilt)  # checks their limits
         if set(saved.weights) != set(saved.adapters):
             raise ValueError("its weights and its sha256 sums belong to different adapters")
-    warnings = [_compare_adapter(workspace, a, digest) for a, digest in saved.adapters.items()]
+    warnings = [
+        _compare_adapter(workspace, a, digest, saved.names.get(a, a)) for a, digest in saved.adapters.items()
+    ]
     return replace(saved, warnings=[w for w in warnings if w])
 
 
-def _compare_adapter(workspace: Workspace, adapter_id: str, digest: str) -> str:
-    """The warning about an adapter that has changed since a mix was saved, or ""."""
+def _compare_adapter(workspace: Workspace, adapter_id: str, digest: str, name: str) -> str:
+    """The warning about an adapter that has changed since a mix was saved, or "".
+
+    Args:
+        name: of the adapter when the mix was saved.
+    """
     try:
         adapter = adapters.load(workspace, adapter_id)
     except NotFound:
-        return f"The adapter {adapter_id!r} was deleted from the library."
+        return f"The adapter {name!r} was deleted from the library."
     except StudioError as e:
-        return f"The adapter {adapter_id!r} is damaged. {e.what}"
+        return f"The adapter {name!r} is damaged. {e.what}"
     if adapter.sha256 != digest:
         return f"The adapter {adapter.name!r} has changed since this mix was saved."
     return ""

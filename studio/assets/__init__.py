@@ -1,4 +1,4 @@
-"""Reads the page's style sheet, icon and JavaScript. The JavaScript of a component lies beside its Python."""
+"""Reads the page's style sheet, icon, fonts and JavaScript. The JavaScript of a component lies beside its Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 STUDIO = FOLDER.parent
 ICON = FOLDER / "icon.svg"
+FONTS = {f.stem: f for f in (FOLDER / "fonts").glob("*.woff2")}  # by their names
 
 
 def read_asset(name: str) -> str:

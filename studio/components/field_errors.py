@@ -5,8 +5,8 @@
     wire(errors, engine, check, inputs)                       # optional: checks again while the user edits
 
 A handler raises `SpecError(...).at("rank")`, and the message appears below that field; `Settings` name the
-field by themselves. An error without a field of the form becomes a toast, as everywhere. The messages are
-removed when the handler succeeds, and, after an edit of such a field, when `check` does not raise them any more.
+field by themselves. An error without a field of the form becomes a toast, as everywhere. A message is removed
+when the handler succeeds, or when `check` does not raise it any more after the user has edited the field.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import gradio as gr
 from core.errors import StudioError
 from studio import events
 from studio.assets import read_asset
+
 
 @dataclass(frozen=True)
 class FieldErrors:
@@ -43,7 +44,7 @@ def field_errors(fields: Mapping[str, gr.components.Component]) -> FieldErrors:
     """Makes the component, inside the form.
 
     Args:
-        fields: the form's components, by the names that errors use; each gets an element id unless it has one.
+        fields: the form's components, by the names that errors use; each gets an element id.
     """
     for name, component in fields.items():
         if not component.elem_id:

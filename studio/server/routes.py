@@ -1,4 +1,4 @@
-"""The studio's own HTTP routes: downloads and the chart library. No other file on disk is served."""
+"""The studio's own HTTP routes: downloads, the typeface and the chart library. No other file on disk is served."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.routing import Route
 from core.engine import Engine
 from core.errors import NotFound, StudioError
 from studio import events
+from studio.assets import FONTS
 
 logger = logging.getLogger(__name__)
 PREFIX = "/gradio_api/studio"
@@ -44,6 +45,7 @@ def routes(engine: Engine) -> list[Route]:
 
     return [
         Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
+        Route(f"{PREFIX}/fonts/{{name}}.woff2", _font, methods=["GET"]),
         Route(f"{PREFIX}/download/adapter/{{item_id}}.zip", _download(adapter), methods=["GET"]),
         Route(f"{PREFIX}/download/workspace.zip", _download(workspace), methods=["GET"]),
         Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
@@ -74,6 +76,13 @@ def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
             return PlainTextResponse(events.UNEXPECTED, status_code=500)
 
     return respond
+
+
+def _font(request: Request) -> Response:
+    path = FONTS.get(request.path_params.get("name", ""))
+    if path is None:
+        return PlainTextResponse("There is no such font.", status_code=404)
+    return FileResponse(path, media_type="font/woff2", headers={"Cache-Control": "public, max-age=86400"})
 
 
 def _plotly(request: Request) -> Response:

@@ -1,10 +1,13 @@
-"""Keeps the end of one event stream from cancelling the events that were queued since."""
+"""Ends event streams cleanly: their end cancels no newer events, and an error ends the response."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 CLOSE_MESSAGE = b'"msg":"close_stream"'
 
@@ -15,6 +18,9 @@ class StreamEnd:
     Gradio's client disconnects as soon as it reads the close message. If its server (6.31) notices the
     disconnect while the stream is still ending, it treats the session as gone and drops the session's
     newer events; the page then reports a lost connection and reloads.
+
+    If a session is unknown, Gradio's stream sends a message that says so and then raises. The browser would
+    see a broken response instead of the message, so the middleware completes the response.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -24,10 +30,11 @@ class StreamEnd:
         if scope["type"] != "http" or not scope["path"].endswith("/queue/data"):
             await self.app(scope, receive, send)
             return
-        closing = False
+        closing = is_open = False
 
         async def forward(message: Message) -> None:
-            nonlocal closing
+            nonlocal closing, is_open
+            is_open = message["type"] == "http.response.start" or bool(message.get("more_body"))
             closing = closing or CLOSE_MESSAGE in message.get("body", b"")
             try:
                 await send(message)
@@ -41,4 +48,10 @@ class StreamEnd:
                 await asyncio.Event().wait()  # until the stream has ended, which cancels this coroutine
             return message
 
-        await self.app(scope, receive_until_close, forward)
+        try:
+            await self.app(scope, receive_until_close, forward)
+        except RuntimeError as e:
+            if not is_open:
+                raise
+            logger.info("An event stream ended with an error: %s", e)
+            await forward({"type": "http.response.body", "body": b"", "more_body": False})

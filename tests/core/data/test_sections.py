@@ -104,7 +104,8 @@ def test_code_tables_and_headings_are_not_torn():
 
 
 def test_abbreviations_do_not_end_a_sentence():
-    text = "Dr. Ellis paid approx. 3.50 to Mr. A. Brook, e.g. for No. 7 of the U.S. Mail. He left. “Why?” She knew."
+    text = "Dr. Ellis paid approx. 3.50 to Mr. A. Brook, e.g. for No. 7 of the U.S. Mail. He left. "
+    text += "“Why?” She knew."
     assert split_sentences(text) == [
         "Dr. Ellis paid approx. 3.50 to Mr. A. Brook, e.g. for No. 7 of the U.S. Mail.",
         "He left.",

@@ -1,0 +1,110 @@
+"""What the user chose about how dropped files are read: the kind, the role of each column, the encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from core.data.columns import ROLE_SETS, ROLES, RoleSet
+
+NOT_USED = ""
+# Roles of different role sets that say the same, so that a change of one column's role keeps the others.
+SAME = (("question", "instruction", "prompt"), ("answer", "output", "completion"), ("context", "input"))
+ROLE_NAMES = {
+    NOT_USED: "Not used",
+    "text": "Text (learned)",
+    "messages": "Conversation",
+    "question": "Question",
+    "answer": "Answer (learned)",
+    "context": "Context",
+    "prompt": "Prompt",
+    "completion": "Completion (learned)",
+    "instruction": "Instruction",
+    "input": "Input",
+    "output": "Output (learned)",
+    "system": "System prompt",
+    "type": "Type, for reports",
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The user's choices about files that are not imported yet.
+
+    Attributes:
+        kind: "domain" or "task"; None leaves it to the reader.
+        roles: role to column; None leaves them to the reader.
+        encoding: of the files that do not identify theirs.
+        confirmed: the user has answered whether the guessed roles are right.
+    """
+
+    kind: str | None = None
+    roles: dict[str, str] | None = None
+    encoding: str = "utf-8"
+    confirmed: bool = False
+
+
+def list_roles(kind: str, roles: Mapping[str, str]) -> list[str]:
+    """The roles that a column can get: those of the present role set first, then the others of the kind."""
+    first = [s for s in ROLE_SETS if s.kind == kind and set(s.required) <= set(roles)]
+    present = [r for s in first[:1] for r in s.required + s.optional]
+    return list(dict.fromkeys([*present, *ROLES[kind]]))
+
+
+def find_role(roles: Mapping[str, str], column: str) -> str:
+    """The role of a column; "" if it has none."""
+    return next((role for role, c in roles.items() if c == column), NOT_USED)
+
+
+def assign_role(kind: str, roles: Mapping[str, str], column: str, role: str) -> dict[str, str]:
+    """Gives a column another role.
+
+    A column that had this role before gets the role that this column had, so one change swaps two columns.
+    Roles of other columns that do not go with the new one are replaced by those that say the same.
+
+    Args:
+        kind: "domain" or "task".
+        roles: role to column, before.
+        role: the new role, or "" for a column that is not used.
+    """
+    before = find_role(roles, column)
+    result = {r: c for r, c in roles.items() if c != column}
+    if role == NOT_USED:
+        return result
+    if role not in ROLES[kind]:
+        return dict(roles)
+    displaced = result.pop(role, None)
+    result[role] = column
+    if displaced is not None and before:
+        result[before] = displaced
+    return _fit(kind, result, role)
+
+
+def swap_roles(roles: Mapping[str, str]) -> dict[str, str]:
+    """Exchanges the column that is asked and the one that is learned."""
+    asked = next((r for r in SAME[0] if r in roles), None)
+    learned = next((r for r in SAME[1] if r in roles), None)
+    if asked is None or learned is None:
+        return dict(roles)
+    return {**roles, asked: roles[learned], learned: roles[asked]}
+
+
+def _fit(kind: str, roles: dict[str, str], role: str) -> dict[str, str]:
+    """Rewrites roles for a role set that has the new role."""
+    sets = [s for s in ROLE_SETS if s.kind == kind and role in s.required + s.optional]
+    best = max(sets, key=lambda s: _count_known(s, roles), default=None)
+    if best is None:
+        return roles
+    known = best.required + best.optional
+    result: dict[str, str] = {}
+    for name, column in roles.items():
+        same = next((group for group in SAME if name in group), (name,))
+        fitting = name if name in known else next((n for n in same if n in known), None)
+        if fitting and fitting not in result:
+            result[fitting] = column
+    return result
+
+
+def _count_known(role_set: RoleSet, roles: Mapping[str, str]) -> tuple[int, int]:
+    required = sum(r in roles for r in role_set.required)
+    return required, sum(r in roles for r in role_set.optional)

@@ -1,0 +1,259 @@
+"""Views of files that are not imported yet: how they are read, with what the user can change by one click."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from core.data.encodings import LABELS, Candidate
+from studio import formatting
+from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles
+from studio.tree import Node, button, details, facts, node, table, title
+from studio.views.data import KIND_NAMES, PREVIEW_ROWS, render_notes, render_rows, shorten
+
+SHOWN_ROWS = 6  # canonical rows of a preview
+CUT_ROWS = 40  # documents whose cuts are listed
+HOW = {
+    "headings": "at headings",
+    "paragraphs": "between paragraphs",
+    "sentences": "between sentences, because a paragraph is long",
+    "whole": "stays whole",
+}
+PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
+
+
+def render_problem(message: str) -> Node:
+    """Why the files cannot be read."""
+    return node("div", node("p", message, cls="problem", role="alert"))
+
+
+def render_preview(
+    preview: Any, files: int, choices: Choices, candidates: Sequence[Candidate] = (), page: Node | None = None
+) -> Node:
+    """How files are read: problems and questions first, then their rows before and after.
+
+    Args:
+        preview: a `core.data.datasets.Preview`.
+        files: how many files were dropped.
+        candidates: encodings that the files may have, if they do not say.
+        page: the first page of a document beside its text.
+    """
+    count = f"{formatting.count(files, 'file')}, {formatting.count(preview.total, _name_of_row(preview))}."
+    problem = node("p", preview.problem, cls="problem", role="alert") if preview.problem else None
+    return node(
+        "div",
+        title("Preview", f"{count} Nothing is imported yet."),
+        problem,
+        render_candidates(candidates, choices.encoding),
+        _render_question(preview, choices),
+        facts(
+            [
+                ("Read as", KIND_NAMES.get(preview.kind, preview.kind)),
+                ("Layout", preview.layout),
+                ("Columns read", _describe_roles(preview.roles)),
+                *list_row_facts(preview),
+            ]
+        ),
+        render_notes(preview.notes),
+        render_skipped(preview.skipped),
+        render_shares(preview.split_shares, "Shares of the text" if preview.kind == "domain" else "Shares"),
+        render_cuts(preview.cuts),
+        page,
+        *_render_file_rows(preview),
+        *_render_canonical(preview),
+    )
+
+
+def _name_of_row(preview: Any) -> str:
+    return "text" if preview.kind == "domain" and set(preview.columns) == {"text"} else "row"
+
+
+def _describe_roles(roles: dict[str, str]) -> str:
+    return ", ".join(f"{column} ({role})" for role, column in roles.items())
+
+
+def list_row_facts(data: Any) -> list[tuple[str, Any]]:
+    """What a preview or a dataset says about rows and columns that are not as the others."""
+    return [
+        ("Rows left out", f"{data.left_out:,}" if data.left_out else ""),
+        ("Rows that repeat a question or text", f"{data.duplicates:,}" if data.duplicates else ""),
+        ("Columns that are not read", ", ".join(data.unread)),
+    ]
+
+
+# ---------------------------------------------------------------- questions
+
+
+def render_candidates(candidates: Sequence[Candidate], present: str) -> Node | None:
+    """Encodings to choose from, each with the same lines of the file."""
+    if not candidates:
+        return None
+    cards = []
+    for candidate in candidates:
+        is_present = present == candidate.encoding
+        lines = [node("span", line, cls="candidate-line") for line in candidate.preview]
+        cards.append(
+            node(
+                "button",
+                node("strong", candidate.label),
+                *lines,
+                cls="candidate picked" if is_present else "candidate",
+                act={"do": "encoding", "encoding": candidate.encoding},
+                aria_pressed="true" if is_present else "false",
+            )
+        )
+    text = "The file does not say how its letters are stored. Which of these reads right?"
+    if present != "utf-8":
+        text = f"Read as {LABELS.get(present, present)}, as you chose. Another one?"
+    return node(
+        "section", node("p", text), node("div", *cards, cls="candidates"), cls="ask", aria_label="Encoding"
+    )
+
+
+def _render_question(preview: Any, choices: Choices) -> Node | None:
+    """Asks whether guessed columns are question and answer, with the reason of the guess."""
+    reason = str(getattr(preview, "guess", "") or "")
+    if not reason or choices.confirmed or preview.kind != "task":
+        return None
+    asked = next((preview.roles[r] for r in SAME[0] if r in preview.roles), "")
+    learned = next((preview.roles[r] for r in SAME[1] if r in preview.roles), "")
+    if not asked or not learned:
+        return None
+    return node(
+        "section",
+        node("p", "Is ", node("strong", asked), " what is asked, and ", node("strong", learned), " the answer?"),
+        node("p", reason, cls="quiet"),
+        node(
+            "div",
+            button("Yes", {"do": "confirm"}, "primary"),
+            button("Swap them", {"do": "swap"}),
+            button("Something else", {"do": "other"}),
+            cls="row",
+        ),
+        cls="ask",
+        aria_label="Question and answer",
+    )
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _render_file_rows(preview: Any) -> list[Node]:
+    """The first rows of the files, under a role picker for each column."""
+    columns = list(preview.columns)
+    if preview.kind == "domain" and columns == ["text"]:
+        return []  # documents have no columns to choose
+    roles = list_roles(preview.kind, preview.roles)
+    given = [c for c in preview.choices if c not in columns]
+    heads = [_render_head(preview, c, roles) for c in columns]
+    body = [
+        node("tr", *[node("td", shorten(row.get(c)), cls=_cell_class(preview, c)) for c in columns])
+        for row in preview.rows[:PREVIEW_ROWS]
+    ]
+    whole = node("table", node("thead", node("tr", *heads)), node("tbody", *body))
+    extra = None
+    if given:  # columns that the layout writes
+        pickers = [node("label", node("span", c), _render_picker(preview, c, roles)) for c in given]
+        extra = node("div", *pickers, cls="role-pickers")
+    return [
+        node("h3", "As it is in the file"),
+        node("p", "Each column's role stands in its head; change it there.", cls="quiet"),
+        extra,
+        node("div", whole, cls="table roles", tabindex="0", role="region", aria_label="Rows of the file"),
+    ]  # type: ignore[list-item]
+
+
+def _cell_class(preview: Any, column: str) -> str:
+    return "" if _is_used(preview, column) else "unused"
+
+
+def _is_used(preview: Any, column: str) -> bool:
+    return column in preview.roles.values() or (column not in preview.unread and column not in preview.choices)
+
+
+def _render_head(preview: Any, column: str, roles: list[str]) -> Node:
+    name = node("span", column, cls="column-name", title=column)
+    if column in preview.choices:
+        below = _render_picker(preview, column, roles)
+    else:
+        text = f"Read by the layout {preview.layout}" if _is_used(preview, column) else "Not used"
+        below = node("span", text, cls="quiet")
+    return node("th", name, below, scope="col", cls=_cell_class(preview, column))
+
+
+def _render_picker(preview: Any, column: str, roles: list[str]) -> Node:
+    present = find_role(preview.roles, column)
+    options = [
+        node("option", ROLE_NAMES.get(r, r), value=r, selected="selected" if r == present else None)
+        for r in ["", *roles]
+    ]
+    return node(
+        "select",
+        *options,
+        cls=f"role {present}".strip() if present else "role none",
+        act={"do": "role", "column": column},
+        aria_label=f"Role of the column {column}",
+    )
+
+
+def _render_canonical(preview: Any) -> list[Node]:
+    """The first rows as they are learned, if they can be."""
+    if not preview.canonical:
+        return []
+    rows = render_rows(preview.kind, "", preview.canonical[:SHOWN_ROWS])
+    return [node("h3", "As it is learned"), rows]
+
+
+# ---------------------------------------------------------------- documents
+
+
+def render_shares(shares: dict[str, float], label: str) -> Node | None:
+    """The shares of training, validation and test as a bar."""
+    if not shares:
+        return None
+    parts = [
+        node(
+            "div",
+            node("span", PARTS[name]),
+            node("strong", formatting.format_percent(shares.get(name, 0.0))),
+            cls=f"part {name}",
+            vars={"share": f"{100 * shares.get(name, 0.0):.2f}%"},
+        )
+        for name in PARTS
+        if shares.get(name)
+    ]
+    return node("div", node("h3", label), node("div", *parts, cls="parts", role="group", aria_label=label))
+
+
+def render_cuts(cuts: Sequence[dict[str, Any]]) -> Node | None:
+    """Where long documents are cut into sections."""
+    if not cuts:
+        return None
+    sections = sum(int(c["sections"]) for c in cuts)
+    rows = [
+        [c["document"], f"{c['sections']:,}", HOW.get(str(c["how"]), str(c["how"]))] for c in cuts[:CUT_ROWS]
+    ]
+    more = f" The first {CUT_ROWS} of them:" if len(cuts) > CUT_ROWS else ""
+    text = (
+        f"{formatting.count(len(cuts), 'document')} cut into {formatting.count(sections, 'section')}, so that "
+        f"each of training, validation and test gets some.{more}"
+    )
+    listed = table(["Document", "Sections", "Cut"], rows, numeric=frozenset({1}))
+    if len(cuts) > 4:
+        return node("div", node("p", text, cls="quiet above"), details("Where each document is cut", listed))
+    return node("div", node("p", text, cls="quiet above"), listed)
+
+
+def render_skipped(skipped: Sequence[dict[str, str]]) -> Node | None:
+    """Files that cannot be read, with the reasons."""
+    if not skipped:
+        return None
+    text = f"{formatting.count(len(skipped), 'file')} cannot be read and {_is(len(skipped))} left out:"
+    items = [node("li", node("strong", s["file"]), f": {s['reason']}") for s in skipped[:CUT_ROWS]]
+    if len(skipped) > CUT_ROWS:
+        items.append(node("li", f"and {len(skipped) - CUT_ROWS:,} more"))
+    return node("div", node("p", text), node("ul", *items), cls="note warn", aria_label="Skipped files")
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
