@@ -5,6 +5,7 @@ An error says what was given, what is allowed, and what to do. The page (`studio
 
     StudioError
     ├── DataError            a file or row that cannot be read (with file and line)
+    │   └── UnknownEncoding  a text file whose encoding the user has to choose
     ├── SpecError            a setting outside its limits
     ├── NotFound             an id or name that is not in the workspace
     ├── InvalidName          a name or path that is not allowed
@@ -21,6 +22,9 @@ An error says what was given, what is allowed, and what to do. The page (`studio
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from typing import TypeVar
 
@@ -64,6 +68,20 @@ class DataError(StudioError):
         self.line = line
         place = file + (f", line {line}" if line is not None else "")
         super().__init__(f"{place}: {what}" if place else what, fix)
+
+
+class UnknownEncoding(DataError):
+    """A text file is not UTF-8, and the user has to choose its encoding.
+
+    Args:
+        candidates: `core.data.encodings.Candidate`s, the most plausible first.
+    """
+
+    def __init__(
+        self, what: str, fix: str, *, file: str, line: int | None, candidates: Sequence[Any]
+    ) -> None:
+        self.candidates = candidates
+        super().__init__(what, fix, file=file, line=line)
 
 
 class SpecError(StudioError):

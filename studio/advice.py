@@ -32,12 +32,14 @@ class NextStep:
     Attributes:
         share: progress of the current run, 0 to 1.
         failed: the sentence reports a failure.
+        summary: what there is, in place of `text` once every step is done.
     """
 
     text: str
     buttons: tuple[Node, ...] = ()
     share: float | None = None
     failed: bool = False
+    summary: str = ""
 
 
 def path_steps(
@@ -94,7 +96,8 @@ def next_step(
     last = runs[0] if runs else None
     if last and last.status in (RunStatus.FAILED, RunStatus.DIVERGED) and last.adapter not in trained:
         return NextStep(f"{last.name} {last.status.value}: {last.error}", buttons, failed=True)
-    return NextStep(text, buttons)
+    ready = " and ".join(_shorten(name) for name in _compared_names(adapters)) if adapters else ""
+    return NextStep(text, buttons, summary=f"{ready} on the base {formatting.format_base(base.name)}.")
 
 
 def _suggest(

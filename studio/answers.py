@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from studio import formatting
+from studio.markdown import render_markdown
 from studio.session import Session
 from studio.tree import Node, node
 
+LIVE_MARKDOWN = 4000  # characters of an unfinished answer that are rendered as Markdown in every frame
+DELETED = "a deleted adapter"
 ENDINGS = {"length": ", cut at the limit", "cancelled": ", stopped"}
 
 
@@ -30,19 +34,44 @@ def render_column_fold(column: Any) -> Node | None:
 
 
 def render_parts(column: Any) -> list[Node]:
-    """Renders the text of an answer, with a mark wherever its mix changed."""
+    """Renders the text of an answer as it is, with a mark wherever its mix changed."""
     pieces, start = [], 0
-    for turn in column.mix_changes:
-        active = " ".join(f"{i} {w:+.2f}" for i, w in turn.stamp["weights"].items()) or "base"
-        pieces += [
-            node("span", column.text[start : turn.at]),
-            node("span", turn.mix, cls="turn", title=f"From here on: {active}", role="note"),
-        ]
-        start = turn.at
+    for at, mark in _list_marks(column):
+        pieces += [node("span", column.text[start:at]), mark]
+        start = at
     rest = column.text[start:]
     if not rest and not pieces:
         rest = placeholder(column)
     return [*pieces, node("span", rest)]
+
+
+def render_rich(column: Any) -> Node:
+    """Renders the text of an answer as Markdown, with a mark wherever its mix changed.
+
+    A long answer is plain text until it is complete, because Markdown is read again for every frame.
+    """
+    writing = "" if column.done else " writing"
+    if not column.text or not (column.done or len(column.text) <= LIVE_MARKDOWN):
+        return node("div", *render_parts(column), cls=f"answer-text{writing}")
+    blocks = render_markdown(column.text, _list_marks(column))
+    return node("div", *blocks, cls=f"answer-text rich{writing}")
+
+
+def _list_marks(column: Any) -> list[tuple[int, Node]]:
+    """The marks of the changes of an answer's mix, each with its offset in the text."""
+    return [
+        (
+            change.at,
+            node("span", change.mix, cls="turn", title=f"From here on: {change.mix}", role="note"),
+        )
+        for change in column.mix_changes
+    ]
+
+
+def skeleton(label: str = "Waiting for the first word") -> Node:
+    """Grey lines in the place of an answer that has not begun."""
+    lines = [node("span", cls="skeleton-line") for _ in range(3)]
+    return node("div", *lines, cls="skeleton", role="status", aria_label=label)
 
 
 def placeholder(column: Any) -> str:
@@ -52,16 +81,27 @@ def placeholder(column: Any) -> str:
     return "(empty answer)" if column.reason == "end" else "…"
 
 
-def format_stamp(column: Any) -> str:
-    """Formats what was active for an answer in one line: adapters, weights, tilts and digests."""
+def format_stamp(column: Any, labels: Mapping[str, str] | None = None) -> str:
+    """Formats what was active for an answer in one line: adapters by name, weights, tilts and digests.
+
+    Args:
+        labels: adapter id -> name.
+    """
     active = column.stamp.get("weights") or {}
     digests = column.stamp.get("adapters") or {}
     tilts = column.stamp.get("tilt") or {}
     parts = ["base"]
     for adapter, weight in active.items():
         tilt = f" @{tilts[adapter]:g}" if adapter in tilts else ""
-        parts.append(f"{adapter} {weight:+.2f}{tilt} ({_short_digest(digests.get(adapter, ''))})")
+        name = (labels or {}).get(adapter, DELETED)
+        parts.append(f"{name} {weight:+.2f}{tilt} ({_short_digest(digests.get(adapter, ''))})")
     return " · ".join(parts)
+
+
+def render_stamp(column: Any, labels: Mapping[str, str] | None = None) -> Node:
+    """Renders what was active for an answer, with its checksums, folded away."""
+    stamp = node("p", format_stamp(column, labels), cls="stamp")
+    return node("details", node("summary", "Details"), stamp, cls="stamp-fold")
 
 
 def _short_digest(digest: str) -> str:
@@ -84,7 +124,7 @@ def to_markdown(session: Session) -> str:
     lines = ["# Comparison", "", f"**Prompt:** {escape(session.prompt)}", ""]
     for name, column in zip(session.names, session.frame.columns, strict=True):
         body = "\n".join("> " + escape(line) for line in column.text.splitlines() or [""])
-        stamp = f"`{format_stamp(column)}`"
+        stamp = f"`{format_stamp(column, session.labels)}`".replace("\n", " ")
         lines += [f"## {escape(name)}", "", body, "", f"{format_speed(column)}  ", stamp, ""]
     first = session.frame.columns[0].stamp if session.frame.columns else {}
     lines += ["---", "", f"Base model: {escape(str(first.get('base', '')))}  "]

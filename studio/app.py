@@ -36,7 +36,7 @@ def build(engine: Engine) -> gr.Blocks:
         top = guide.guide(engine)
         with gr.Tabs(selected="data", elem_id="tabs") as tabs:
             with gr.Tab("Data", id="data"):
-                data_tab = data.build()
+                data_tab = data.build(engine)
             with gr.Tab("Train", id="train"):
                 train_tab = train.build(engine)
             with gr.Tab("Runs", id="runs"):

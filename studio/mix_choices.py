@@ -1,33 +1,76 @@
-"""The mixes that a user can choose from. A choice's id is the mix itself, as text that `Mix.parse` reads."""
+"""The mixes that a user can choose from, by name, and the settings of a prompt that Mix and Compare share.
+
+A choice's id is the mix itself, as text that `Mix.parse` reads. It is never shown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import gradio as gr
+
 from core.engine import Engine
+from core.engine.mix_names import label_adapters, name_mix
+from core.errors import NotFound
 from core.spec.mix import Mix, tilt_by_depth
+from core.store.mixes import SavedMix
+
+SUGGESTED, ADAPTERS, SAVED, MIXER = "Suggested", "All adapters", "Saved mixes", "The Mix tab"
 
 
 def list_choices(engine: Engine, current: Mix | None = None) -> list[dict[str, str]]:
-    """Lists the default mixes, the saved ones and the mixer's, each once.
+    """Lists the default mixes, every adapter that fits the base, the saved mixes and the mixer's, each once.
+
+    No two of them have the same name.
 
     Args:
         current: what the mixer is set to.
 
     Returns:
-        dicts with the id, the name and the kind (see `kind_of`).
+        dicts with the id, the name, the kind (see `kind_of`), the group of the list that it belongs to, and
+        what it holds in words.
     """
-    kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
+    adapters = engine.library.mixable_adapters()
+    kinds, labels = {a.id: a.kind for a in adapters}, label_adapters(adapters)
+    default = engine.library.default_mixes()
+    tilted = [_name(tilt_by_depth(*m.weights), labels) for m in default if len(m.weights) == 2]
+    single = [Mix(name=labels[a.id], weights={a.id: 1.0}) for a in reversed(adapters) if a.fits]
     saved = [m.mix for m in engine.library.mixes() if set(m.weights) <= set(kinds)]
     mixer = [replace(current, name=f"Mixer: {current.name}"[:120])] if current and current.weights else []
-    default = engine.library.default_mixes()
-    tilted = [tilt_by_depth(*m.weights) for m in default if len(m.weights) == 2]
+    groups = ((SUGGESTED, [*default, *tilted]), (ADAPTERS, single), (SAVED, saved), (MIXER, mixer))
     choices: dict[str, dict[str, str]] = {}
-    for mix in [*default, *tilted, *saved, *mixer]:
-        choice = {"id": str(mix), "name": mix.name or str(mix), "kind": kind_of(mix, kinds)}
-        choices.setdefault(str(mix), choice)
+    names: set[str] = set()
+    for group, mixes in groups:
+        for mix in mixes:
+            if str(mix) in choices and group != SAVED:
+                continue
+            name = mix.name or name_mix(mix.weights, mix.tilt, labels)
+            if group == SAVED and str(mix) in choices:  # its own name says more than its adapters' names
+                group_of, name = choices[str(mix)]["group"], f"{choices[str(mix)]['name']} ({name})"
+            else:
+                group_of = group
+            choices[str(mix)] = {
+                "id": str(mix),
+                "name": _make_unique(name, names) if str(mix) not in choices else name[:120],
+                "kind": kind_of(mix, kinds),
+                "group": group_of,
+                "about": name_mix(mix.weights, mix.tilt, labels, 400),
+            }
+            names.add(choices[str(mix)]["name"])
     return list(choices.values())
+
+
+def _name(mix: Mix, labels: Mapping[str, str]) -> Mix:
+    return replace(mix, name=name_mix(mix.weights, mix.tilt, labels))
+
+
+def _make_unique(name: str, taken: set[str]) -> str:
+    """A name that is not taken: itself, or with a number."""
+    number, unique = 2, name
+    while unique in taken:
+        unique, number = f"{name} ({number})", number + 1
+    return unique
 
 
 def kind_of(mix: Mix, kinds: Mapping[str, str]) -> str:
@@ -45,7 +88,54 @@ def parse_mixes(engine: Engine, ids: Sequence[str], current: Mix | None = None) 
     """Parses mixes from the ids of `list_choices`, each with its name.
 
     Raises:
-        SpecError: an id cannot be parsed as a mix.
+        SpecError: an id cannot be parsed as a mix. NotFound: an adapter of one was deleted.
     """
     names = {c["id"]: c["name"] for c in list_choices(engine, current)}
-    return [Mix.parse(i, name=names.get(i, i)[:120]) for i in ids]
+    labels = engine.library.labels()
+    mixes = []
+    for number, one in enumerate(ids, 1):
+        mix = Mix.parse(one)
+        if not set(mix.weights) <= set(labels):
+            raise NotFound(
+                f"Mix {number} uses an adapter that was deleted: {name_mix(mix.weights, mix.tilt, labels)}.",
+                "Choose another one in its place, or restore the adapter from the trash in the Library.",
+            )
+        name = names.get(one) or names.get(str(mix)) or name_mix(mix.weights, mix.tilt, labels)
+        mixes.append(replace(mix, name=name[:120]))
+    return mixes
+
+
+def describe_saved(engine: Engine, saved: SavedMix) -> str:
+    """What a saved mix holds, by the present names of its adapters."""
+    labels = {**{a: f"{n} (deleted)" for a, n in saved.names.items()}, **engine.library.labels()}
+    return f"{saved.name}: {name_mix(saved.weights, saved.tilt, labels, 400)}"
+
+
+def mode_radio() -> gr.Radio:
+    """The choice between answering a prompt and continuing it as a text."""
+    return gr.Radio(
+        [("Chat", False), ("Continue the text", True)],
+        value=False,
+        label="How the prompt is read",
+        show_label=False,
+        container=False,
+        elem_classes="mode",
+    )
+
+
+def system_fields() -> tuple[gr.Textbox, gr.Checkbox]:
+    """The system prompt, and the switch of bases that can think, which is hidden until such a base is loaded."""
+    with gr.Accordion("System prompt", open=False, elem_classes="quiet-fold"):
+        system = gr.Textbox(
+            label="System prompt",
+            info="Stands before the conversation in every answer of a chat. A text that is continued has none.",
+            lines=2,
+            max_lines=8,
+        )
+        thinking = gr.Checkbox(
+            False,
+            label="Think first",
+            info="The answer begins with a thought, which is folded away.",
+            visible=False,
+        )
+    return system, thinking

@@ -45,10 +45,17 @@ class Choices:
 
 
 def list_roles(kind: str, roles: Mapping[str, str]) -> list[str]:
-    """The roles that a column can get: those of the present role set first, then the others of the kind."""
+    """The roles that a column can get: those of the present role set, then the others of the kind, then all."""
     first = [s for s in ROLE_SETS if s.kind == kind and set(s.required) <= set(roles)]
     present = [r for s in first[:1] for r in s.required + s.optional]
-    return list(dict.fromkeys([*present, *ROLES[kind]]))
+    usual = ["text", "question", "answer", "context"] if not present else []
+    others = [r for k in ROLES for r in ROLES[k] if k != kind]
+    return list(dict.fromkeys([*present, *usual, *ROLES[kind], *others]))
+
+
+def kind_of(role: str, kind: str) -> str:
+    """The kind that data has when a column gets this role: the present one where it has the role."""
+    return next((k for k in (kind, *ROLES) if role in ROLES[k]), kind)
 
 
 def find_role(roles: Mapping[str, str], column: str) -> str:
@@ -71,8 +78,6 @@ def assign_role(kind: str, roles: Mapping[str, str], column: str, role: str) -> 
     result = {r: c for r, c in roles.items() if c != column}
     if role == NOT_USED:
         return result
-    if role not in ROLES[kind]:
-        return dict(roles)
     displaced = result.pop(role, None)
     result[role] = column
     if displaced is not None and before:

@@ -5,15 +5,36 @@ How answers read on the page belongs to `answers`; the mixes to choose from belo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.engine import Engine
+from core.engine.mix_names import name_mix
 from core.spec.mix import Mix, Sampling
 from studio import fields
 
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
+
+
+@dataclass
+class Exchange:
+    """One question of a conversation and its answer.
+
+    Attributes:
+        continue_text: the prompt is the beginning of a text, which the answer continues.
+        column: the newest state of the answer; None before its first word.
+        left_out: how many earlier questions the base's context had no room for.
+        note: what the answer waits for, or "".
+        labels: the names of the adapters, by id, when it was answered.
+    """
+
+    prompt: str
+    continue_text: bool = False
+    column: Any = None
+    left_out: int = 0
+    note: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -27,6 +48,8 @@ class Session:
         names: one name for each column of `frame`.
         frame: the newest frame of the last answer.
         ballot: the blind test in progress: which mix has which letter. It is never sent to the page.
+        labels: the names of the adapters, by id, when the last answer began.
+        exchanges: the conversation so far; its last exchange may be in progress.
     """
 
     serial: int = 0
@@ -35,6 +58,8 @@ class Session:
     names: list[str] = field(default_factory=list)
     frame: Any = None
     ballot: Any = None
+    labels: dict[str, str] = field(default_factory=dict)
+    exchanges: list[Exchange] = field(default_factory=list)
 
     def __deepcopy__(self, memo: Any) -> Session:
         return Session()  # Gradio copies the initial value of a state for every session
@@ -67,6 +92,9 @@ class Session:
         chat: bool = True,
         same_noise: bool = True,
         ballot: Any = None,
+        *,
+        messages: Sequence[dict[str, str]] | None = None,
+        thinking: bool = False,
     ) -> Iterator[Any]:
         """Generates the answers of all mixes in one batch.
 
@@ -75,15 +103,19 @@ class Session:
             chat: apply the chat template.
             same_noise: every column samples with the same random numbers.
             ballot: the blind test that these answers belong to.
+            messages: the conversation that ends with the prompt, as chat messages; None for the prompt alone.
+            thinking: answer with a thought, on bases that think.
 
         Yields:
             the engine's frames, until the answers end or a newer call of this method replaces them.
         """
         self.stop()
         serial = self.serial
-        stream = engine.chat.stream(prompt, mixes, sampling, chat, same_noise)
+        asked = prompt if messages is None or not chat else messages
+        stream = engine.chat.stream(asked, mixes, sampling, chat, same_noise, thinking and chat)
         self.stream, self.prompt, self.frame, self.ballot = stream, prompt, None, ballot
-        self.names = [m.name or str(m) for m in mixes]
+        self.labels = engine.library.labels()
+        self.names = [m.name or name_mix(m.weights, m.tilt, self.labels) for m in mixes]
         try:
             for frame in stream:
                 if self.serial != serial:
@@ -95,6 +127,22 @@ class Session:
                 yield self.frame
         finally:
             stream.close()
+
+
+def make_messages(system: str, earlier: Sequence[Exchange], prompt: str) -> list[dict[str, str]]:
+    """The chat messages of a conversation that goes on with a prompt.
+
+    Args:
+        system: the system prompt, or "".
+        earlier: the exchanges so far; those that continue a text, and those without an answer, are left out.
+    """
+    messages = [{"role": "system", "content": system.strip()}] if system.strip() else []
+    for exchange in earlier:
+        if exchange.continue_text or exchange.column is None or not exchange.column.text:
+            continue
+        messages.append({"role": "user", "content": exchange.prompt})
+        messages.append({"role": "assistant", "content": exchange.column.text})
+    return [*messages, {"role": "user", "content": prompt}]
 
 
 def read_sampling(values: Sequence[Any]) -> Sampling:

@@ -119,6 +119,8 @@ def theme() -> gr.themes.Base:
         button_medium_padding="8.5px 14px",
         button_medium_text_weight="600",
         button_small_text_weight="550",
+        input_text_size="14px",
+        checkbox_label_text_size="14px",
         input_border_width="1px",
         input_padding="9px 11px",
         layout_gap="14px",

@@ -1,7 +1,7 @@
 // Draws trees of plain nodes, the only way in which data reaches the page. Texts become text nodes, and only
 // listed tags and attributes are used, so nothing that a user, a file or a model wrote can become markup.
 window.studio = (() => {
-  const TAGS = new Set(("div span p h2 h3 h4 strong em code pre ul ol li table caption thead tbody tr th td button a dl dt dd " +
+  const TAGS = new Set(("div span p h1 h2 h3 h4 strong em code pre ul ol li table caption thead tbody tr th td button a dl dt dd " +
     "mark small section header nav label details summary select option img").split(" "));
   const ATTRS = new Set("title role type download scope colspan tabindex disabled value selected alt".split(" "));
 

@@ -8,6 +8,7 @@ path of this machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -70,6 +71,8 @@ def add_files(claimed: Sequence[tuple[str, str]], drop: str = "") -> str:
             shutil.copyfile(source, target)
         else:
             os.replace(source, target)
+            with contextlib.suppress(OSError):
+                source.parent.rmdir()  # empty now, unless a file of the same content has another name
     return drop
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
+from core.data.read_log import ReadLog
 from core.data.readers import (
     FILE_LIMIT_BYTES,
     Source,
@@ -187,9 +188,10 @@ def preview(
     Raises:
         DataError: a file cannot be read at all. Problems with roles and cells are in `Preview.problem`.
     """
-    raw = read_files(paths, encoding)
+    log = ReadLog()
+    raw = read_files(paths, encoding, log)
     result = read_rows(raw, kind, roles)
-    problem, notes, duplicates, shares = "", result.notes, 0, dict[str, float]()
+    problem, notes, duplicates, shares = "", [*log.list_notes(), *result.notes], 0, dict[str, float]()
     try:
         if result.problem is not None:
             raise result.problem
@@ -214,6 +216,7 @@ def preview(
         left_out=result.left_out,
         duplicates=duplicates,
         cuts=result.cuts,
+        skipped=log.skipped,
         split_shares=shares,
     )
 
@@ -254,13 +257,14 @@ def import_dataset(
         StorageError: the disk is full or cannot be written.
     """
     name = check_name(name)
-    sources = find_files(paths)
+    log = ReadLog()
+    sources = find_files(paths, log)
     source_bytes = sum(source.path.lstat().st_size for source in sources)
     ensure_space(workspace.root, 4 * source_bytes)
     with workspace.build("datasets", name) as draft:
         dataset_id, folder = draft.id, draft.path
         copies, files = _copy(sources, folder / "source", source_bytes, report)
-        raw = read_sources(copies, encoding)
+        raw = read_sources(copies, encoding, log)
         if report:
             report(ReadProgress(2 * source_bytes, 4 * source_bytes, "Reading the rows", rows=len(raw)))
         result = read_rows(raw, kind, roles)
@@ -269,7 +273,7 @@ def import_dataset(
             raise result.problem
         rows = result.rows
         parts, duplicates = _assign_splits(result, seed, purpose)
-        notes = [*result.notes, *(check(result) if check else ())]
+        notes = [*log.list_notes(), *result.notes, *(check(result) if check else ())]
         if report:
             report(ReadProgress(3 * source_bytes, 4 * source_bytes, "Writing the splits", rows=len(rows)))
         lines = [_to_line(row) for row in rows]
@@ -302,6 +306,7 @@ def import_dataset(
             left_out=result.left_out,
             purpose=purpose,
             cuts=[dict(cut) for cut in result.cuts[:CUT_LIMIT]],
+            skipped=log.skipped,
         )
         write_json(folder / "dataset.json", dataclasses.asdict(dataset))
         draft.expect("dataset.json", "rows.jsonl", *(f"source/{f['stored']}" for f in files))

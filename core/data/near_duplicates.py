@@ -1,4 +1,4 @@
-"""Near-duplicate texts: groups of texts whose word shingles overlap (Jaccard similarity), without comparing all.
+"""Near-duplicate texts: groups of texts whose word shingles overlap, found without comparing all pairs.
 
     text ─ words ─> shingles of three words ─ rarest first ─> prefix ─ inverted index ─> candidate pairs
          ─ sizes, bitmaps ─> few pairs ─ exact Jaccard of the shingles ─> groups (connected components)
@@ -78,10 +78,11 @@ def find_near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> 
     originals = _join_equal_texts(texts, groups)
     index = _build_index([texts[i] for i in originals], threshold)
     shingles = lru_cache(maxsize=4096)(lambda i: count_shingles(texts[originals[i]]))
-    for a, b in _list_candidates(index, threshold):
-        if not groups.is_joined(originals[a], originals[b]):
-            if compute_jaccard(shingles(a), shingles(b)) >= threshold:
-                groups.join(originals[a], originals[b])
+    found = _Groups(len(originals))
+    for a, b in _list_candidates(index, threshold, found):
+        if not found.is_joined(a, b) and compute_jaccard(shingles(a), shingles(b)) >= threshold:
+            found.join(a, b)
+            groups.join(originals[a], originals[b])
     return groups.to_lists()
 
 
@@ -266,8 +267,12 @@ def _sketch(hashes: Array, starts: Array) -> Array:
 # --- candidate pairs
 
 
-def _list_candidates(index: _Index, threshold: float) -> Iterator[tuple[int, int]]:
-    """Yields pairs of texts that may be similar; a pair can occur several times."""
+def _list_candidates(index: _Index, threshold: float, groups: _Groups) -> Iterator[tuple[int, int]]:
+    """Yields pairs of texts that may be similar; a pair can occur several times.
+
+    Args:
+        groups: what the caller has joined so far; it grows while the pairs are read.
+    """
     if not len(index.tokens):
         return
     bounds = np.flatnonzero(index.tokens[1:] != index.tokens[:-1]) + 1
@@ -283,7 +288,9 @@ def _list_candidates(index: _Index, threshold: float) -> Iterator[tuple[int, int
             yield from _filter(index, np.unique(pairs, axis=0), threshold)
     done: set[bytes] = set()
     for start, end in zip(starts[lengths > RUN_LIMIT], ends[lengths > RUN_LIMIT], strict=True):
-        yield from _list_in_bands(index, index.owners[start:end], threshold, done)
+        members = index.owners[start:end]
+        if len(set(map(groups.find, members.tolist()))) > 1:
+            yield from _list_in_bands(index, members, threshold, done)
 
 
 def _list_in_bands(

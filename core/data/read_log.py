@@ -18,12 +18,13 @@ class ReadLog:
         notes: sentences for the user, each about a file.
         skipped: name ("file") and "reason" of each file that was not read.
         first_problem: the error of the first file that was skipped, or None.
+        more: notes that are not in `notes`.
     """
 
     notes: list[str] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     first_problem: DataError | None = None
-    _more: int = 0
+    more: int = 0
 
     def say(self, sentence: str) -> None:
         """Adds a sentence about a file, once; an empty one is not added."""
@@ -32,7 +33,7 @@ class ReadLog:
         if len(self.notes) < NOTE_LIMIT:
             self.notes.append(sentence)
         else:
-            self._more += 1
+            self.more += 1
 
     def skip(self, file: str, problem: DataError) -> None:
         """Adds a file that cannot be read, beside others that can."""
@@ -42,4 +43,4 @@ class ReadLog:
 
     def list_notes(self) -> list[str]:
         """The notes, and how many more there were."""
-        return [*self.notes, *([f"{self._more:,} more notes about files are not shown."] if self._more else [])]
+        return [*self.notes, *([f"{self.more:,} more notes about files are not shown."] if self.more else [])]

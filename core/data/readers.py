@@ -1,18 +1,20 @@
-"""Files to raw rows that carry their file and line: six formats, their limits, and their errors.
+"""Files to raw rows that carry their file and line: the formats, their limits, and their errors.
 
     .txt .md   one document, or several separated by a line of only `---` between blank lines
     .json      an array of objects, or an object with exactly one array of objects
     .jsonl     one object per line
-    .csv       a header, then rows; separated by comma, semicolon or tab
+    .csv .tsv  a header, then rows; separated by comma, semicolon, tab or vertical bar
+    .xlsx      a sheet with a header, then rows
     .parquet   columns of texts and numbers, and lists of structs
+    .gz .zip   one or several of these, see `compressed`
 
-Columns get their roles in `columns`; datasets are written in `datasets`.
+Documents (.docx, .html, ...) are read in `documents`, lines of text in `text_lines`. Columns get their roles
+in `columns`; datasets are written in `datasets`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import itertools
 import os
 import re
@@ -20,17 +22,24 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
-from core.data import jsonrows, parquet
+from core.data import compressed, csv_rows, jsonrows, parquet
 from core.data.documents import READERS as DOCUMENT_READERS
 from core.data.documents import Document
+from core.data.encodings import ENCODINGS, normalize_encoding
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
-from core.errors import DataError, InvalidName, NotFound
+from core.data.read_log import ReadLog
+from core.data.text_lines import read_lines
+from core.errors import DataError, InvalidName, NotFound, UnknownEncoding
 from core.store.files import check_regular_file
 
-SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet", *DOCUMENT_READERS)
-ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252")
+TEXT_SUFFIXES = (".txt", ".md")
+TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".parquet")
+FORMATS = (*TEXT_SUFFIXES, *TABLE_SUFFIXES, *DOCUMENT_READERS)  # these can also be inside an archive
+SUFFIXES = (*FORMATS, *compressed.SUFFIXES)
+
+Rows = Iterator[tuple[int, dict[str, Any]]]  # the line that a row begins on, and column to value
 
 ROW_LIMIT = 1_000_000
 FILE_LIMIT_BYTES = 1 << 30
@@ -60,23 +69,34 @@ class RawRow:
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read, and the name that the user knows it by."""
+    """A file to read, and the name that the user knows it by.
+
+    Attributes:
+        path: where it lies.
+        name: what errors call it; it ends with the suffix of its format.
+        inflated: of a member of an archive: its content, which has no path of its own.
+    """
 
     path: Path
     name: str
+    inflated: IO[bytes] | None = None
 
     @property
     def suffix(self) -> str:
         return Path(self.name).suffix.lower()
 
 
-def find_files(paths: Sequence[Path | str]) -> list[Source]:
+def find_files(paths: Sequence[Path | str], log: ReadLog | None = None) -> list[Source]:
     """Lists the files to read: each given file, and for a folder all supported files in it, sorted by name.
 
-    A link that is given as a path is refused. Inside folders, links and hidden files are skipped.
+    A link that is given as a path is refused. Inside folders, links and hidden files are skipped. Beside
+    supported files, those of other formats are skipped.
+
+    Args:
+        log: gets the files that were skipped.
 
     Raises:
-        DataError: no file, not a regular file, an unsupported suffix, or too many files or bytes.
+        DataError: no file, not a regular file, only unsupported suffixes, or too many files or bytes.
     """
     sources: list[Source] = []
     for path in map(Path, paths):
@@ -105,13 +125,27 @@ def find_files(paths: Sequence[Path | str]) -> list[Source]:
     for source in unique:
         with open_source(source) as f:
             total += os.fstat(f.fileno()).st_size
-        _check_suffix(source)
+    unique = _drop_unsupported(unique, ReadLog() if log is None else log)
     if total > TOTAL_LIMIT_BYTES:
         raise DataError(
             f"One import may have at most {TOTAL_LIMIT_BYTES:,} bytes, got {total:,}.",
             "Leave some files out, or import them as several datasets.",
         )
     return unique
+
+
+def _drop_unsupported(sources: Sequence[Source], log: ReadLog) -> list[Source]:
+    """Leaves out the files of other formats and counts them in the log; an error if no other file is left."""
+    supported = []
+    for source in sources:
+        try:
+            _check_suffix(source)
+            supported.append(source)
+        except DataError as e:
+            log.skip(source.name, e)
+    if not supported and log.first_problem:
+        raise log.first_problem
+    return supported
 
 
 def _walk(root: Path) -> Iterator[Source]:
@@ -141,9 +175,10 @@ def _check_suffix(source: Source) -> None:
             problem = "the file name has no suffix"
         raise DataError(
             f"{problem}.",
-            f"Supported formats: {', '.join(SUFFIXES)}. Unpack archives first.",
+            f"Supported formats: {', '.join(SUFFIXES)}. Save or unpack it as one of them.",
             file=source.name,
         )
+    compressed.check_archive_name(source.name, FORMATS)
 
 
 def open_source(source: Source) -> IO[bytes]:
@@ -154,6 +189,9 @@ def open_source(source: Source) -> IO[bytes]:
     Raises:
         DataError: the path is not a regular file, is missing, cannot be read, or is too large.
     """
+    if source.inflated is not None:
+        source.inflated.seek(0)
+        return os.fdopen(os.dup(source.inflated.fileno()), "rb")
     flags = (
         os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     )
@@ -193,134 +231,114 @@ def open_source(source: Source) -> IO[bytes]:
         raise
 
 
-def read_files(paths: Sequence[Path | str], encoding: str = "utf-8") -> list[RawRow]:
+def read_files(
+    paths: Sequence[Path | str], encoding: str = "utf-8", log: ReadLog | None = None
+) -> list[RawRow]:
     """Reads files and folders into raw rows, in the order given.
 
     Args:
         paths: files of the supported formats, or folders of such files.
-        encoding: one of ENCODINGS, for the text formats; never guessed.
+        encoding: one of ENCODINGS, for text files that do not identify themselves; never guessed.
+        log: gets notes about files, and the files that were skipped.
 
     Raises:
         DataError: names file and line, the cause and the remedy.
     """
-    return read_sources(find_files(paths), encoding)
+    log = ReadLog() if log is None else log
+    return read_sources(find_files(paths, log), encoding, log)
 
 
-def read_sources(sources: Sequence[Source], encoding: str = "utf-8") -> list[RawRow]:
-    """Reads the sources that `find_files` returned; see `read_files`."""
+def read_sources(
+    sources: Sequence[Source], encoding: str = "utf-8", log: ReadLog | None = None
+) -> list[RawRow]:
+    """Reads the sources that `find_files` returned; see `read_files`.
+
+    Of several files, a text or a document that cannot be read is skipped; a table is an error.
+    """
+    encoding = normalize_encoding(encoding)
     if encoding not in ENCODINGS:
         raise DataError(
             f"Encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}.",
             "Choose the encoding that the file was saved in.",
         )
+    log = ReadLog() if log is None else log
     rows: list[RawRow] = []
-    for source in sources:
-        _check_suffix(source)
-        before = len(rows)
-        if source.suffix in DOCUMENT_READERS:
-            with open_source(source) as f:
-                document = DOCUMENT_READERS[source.suffix](f, source.name)
-            if document.text.strip():
-                rows.append(RawRow({"text": document.text}, source.name, 1, document))
-            table: Iterator[tuple[int, dict[str, Any]]] = iter(())
-        else:
-            table = _READERS[source.suffix](source, encoding)
-        for line, values in table:
-            if len(rows) >= ROW_LIMIT:
-                raise DataError(
-                    f"the data has more than {ROW_LIMIT:,} rows.",
-                    "Split it into several datasets.",
-                    file=source.name,
-                    line=line,
-                )
-            if len(values) > FIELD_LIMIT:
-                raise DataError(
-                    f"a row may have at most {FIELD_LIMIT} fields, got {len(values)}.",
-                    "Remove the fields that you do not need.",
-                    file=source.name,
-                    line=line,
-                )
-            rows.append(RawRow(values, source.name, line))
-        if len(rows) == before:
-            raise DataError(
-                "the file is empty: it has no rows.", "Add rows, or leave it out.", file=source.name
-            )
+    with contextlib.closing(_open_archives(sources, log)) as files:
+        for source in files:
+            before = len(rows)
+            try:
+                for row in _read_source(source, encoding, log):
+                    rows.append(row)
+                    _check_row(row, len(rows))
+                if len(rows) == before:
+                    raise DataError(
+                        "the file is empty: it has no rows.", "Add rows, or leave it out.", file=source.name
+                    )
+            except UnknownEncoding:
+                raise
+            except DataError as e:
+                if source.suffix in TABLE_SUFFIXES or len(rows) > ROW_LIMIT:
+                    raise
+                del rows[before:]
+                log.skip(source.name, e)
+    if not rows and log.first_problem:
+        raise log.first_problem
     return rows
 
 
-# ---------------------------------------------------------------- lines
-
-
-def _read_lines(
-    source: Source, encoding: str, newline: str | None, limit: int = LINE_LIMIT
-) -> Iterator[tuple[int, str]]:
-    """Yields numbered lines with their line ends, strictly decoded, at most `limit` characters long."""
-    codec = "utf-8-sig" if encoding == "utf-8" else encoding
-    number = 0
-    with open_source(source) as raw, io.TextIOWrapper(raw, codec, errors="strict", newline=newline) as text:
-        while True:
-            try:
-                line = text.readline(limit + 1)
-            except (UnicodeError, ValueError) as e:
-                _raise_decode_error(source, encoding, number + 1, e)
-            if not line:
-                return
-            number += 1
-            if len(line) > limit:
-                raise DataError(
-                    f"the line is longer than {limit:,} characters.",
-                    "Split it into several lines or rows. A common cause is a missing line end or quote.",
-                    file=source.name,
-                    line=number,
-                )
-            if "\0" in line:
-                advice = (
-                    _suggest_encoding(source, encoding)
-                    or "Remove it. The file may be binary or damaged: text files have no NUL characters."
-                )
-                raise DataError("the line has a NUL character.", advice, file=source.name, line=number)
-            yield number, line
-
-
-def _raise_decode_error(source: Source, encoding: str, line: int, error: Exception) -> NoReturn:
-    """Raises an error that names the line whose bytes are not valid in this encoding."""
-    if encoding == "utf-8":  # the decoder works in blocks, so the exact line is searched for
+def _open_archives(sources: Sequence[Source], log: ReadLog) -> Iterator[Source]:
+    """Yields the sources, and for an archive each of its members, which is open until the next one."""
+    for source in sources:
+        _check_suffix(source)
+        if not compressed.is_archive(source.name):
+            yield source
+            continue
         with open_source(source) as f:
-            number = 0
-            while block := f.readline(4 * LINE_LIMIT):
-                number += 1
-                try:
-                    block.decode("utf-8")
-                except UnicodeDecodeError:
-                    line = number
-                    break
-    advice = (
-        _suggest_encoding(source, encoding)
-        or f"Save the file as UTF-8, or choose its encoding: {', '.join(ENCODINGS)}."
-    )
-    raise DataError(f"the line is not valid {encoding}.", advice, file=source.name, line=line) from error
+            for inflated, name in compressed.inflate_members(f, source.name, FORMATS, log):
+                yield Source(source.path, name, inflated)
 
 
-def _suggest_encoding(source: Source, encoding: str) -> str:
-    """Suggests the encoding that the first bytes point to; the user chooses it."""
-    with open_source(source) as f:
-        head = f.read(65536)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
-        likely = "utf-16"
-    elif 0 in head or encoding != "utf-8":
-        return ""
-    else:
-        likely = "cp1252" if any(0x80 <= b <= 0x9F for b in head) else "latin-1"
-    if likely == encoding:
-        return ""
-    return f"It looks like {likely}: choose encoding {likely}, or save the file as UTF-8."
+def _read_source(source: Source, encoding: str, log: ReadLog) -> Iterator[RawRow]:
+    """Yields the rows of one file."""
+    if source.suffix in DOCUMENT_READERS:
+        with open_source(source) as f:
+            document = DOCUMENT_READERS[source.suffix](f, source.name)
+        if document.text.strip():
+            yield RawRow({"text": document.text}, source.name, 1, document)
+        return
+    for line, values in _READERS[source.suffix](source, encoding, log):
+        yield RawRow(values, source.name, line)
+
+
+def _check_row(row: RawRow, number: int) -> None:
+    if number > ROW_LIMIT:
+        raise DataError(
+            f"the data has more than {ROW_LIMIT:,} rows.",
+            "Split it into several datasets.",
+            file=row.file,
+            line=row.line,
+        )
+    if len(row.values) > FIELD_LIMIT:
+        raise DataError(
+            f"a row may have at most {FIELD_LIMIT} fields, got {len(row.values)}.",
+            "Remove the fields that you do not need.",
+            file=row.file,
+            line=row.line,
+        )
 
 
 # ---------------------------------------------------------------- text
 
 
-def _read_text(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = [line.rstrip("\n") for _, line in _read_lines(source, encoding, None)]
+def _read_lines(
+    source: Source, encoding: str, log: ReadLog, newline: str | None, limit: int = LINE_LIMIT
+) -> Iterator[tuple[int, str]]:
+    """Yields numbered lines with their line ends; see `text_lines`."""
+    return read_lines(open_source(source), source.name, encoding, log, newline, limit)
+
+
+def _read_text(source: Source, encoding: str, log: ReadLog) -> Rows:
+    lines = [line.rstrip("\n") for _, line in _read_lines(source, encoding, log, None)]
     in_front_matter = len(lines) > 1 and lines[0].rstrip() == "---" and bool(lines[1].strip())
     start = 0
     for i, line in enumerate([*lines, "---"]):
@@ -342,11 +360,11 @@ def _read_text(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, A
         start = i + 1
 
 
-def _read_jsonl(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    return jsonrows.read_jsonl(_read_lines(source, encoding, "\n"), source.name)
+def _read_jsonl(source: Source, encoding: str, log: ReadLog) -> Rows:
+    return jsonrows.read_jsonl(_read_lines(source, encoding, log, "\n"), source.name)
 
 
-def _read_json(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_json(source: Source, encoding: str, log: ReadLog) -> Rows:
     with open_source(source) as f:
         if (size := os.fstat(f.fileno()).st_size) > JSON_LIMIT_BYTES:
             raise DataError(
@@ -355,91 +373,38 @@ def _read_json(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, A
                 file=source.name,
             )
     return jsonrows.read_json(
-        "".join(line for _, line in _read_lines(source, encoding, "\n", JSON_LIMIT_BYTES)), source.name
+        "".join(line for _, line in _read_lines(source, encoding, log, "\n", JSON_LIMIT_BYTES)), source.name
     )
 
 
-# ---------------------------------------------------------------- CSV
+# ---------------------------------------------------------------- tables
 
 
-def _read_csv(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(LINE_LIMIT)  # the default limit is 131,072
-    lines = (line for _, line in _read_lines(source, encoding, ""))
-    first = next(lines, None)
-    if first is None:
-        return
-    delimiter = next((d for d in ",;\t" if d in first), ",")
-    cells = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    line = 1
-    while True:
-        line, before = cells.line_num + 1, cells.line_num
-        try:
-            row = next(cells)
-        except StopIteration:
-            return
-        except csv.Error as e:
-            raise DataError(
-                f"not valid CSV: {e}, in the row that begins on this line.",
-                "Check its quotes: put a text with commas, quotes or line ends in double quotes, "
-                "and write a quote inside it twice.",
-                file=source.name,
-                line=before + 1,
-            ) from e
-        if not row or (len(row) == 1 and not row[0].strip() and len(header) != 1):
-            continue
-        if not header:
-            header = _check_header([c.strip() for c in row], source, line)
-        elif len(row) != len(header):
-            raise DataError(
-                f"the row has {len(row)} cells, but the header has {len(header)} ({', '.join(header)}).",
-                f"Give it one cell per column, and put a text that contains {delimiter!r} in double quotes.",
-                file=source.name,
-                line=line,
-            )
-        else:
-            yield line, dict(zip(header, row))
+def _read_csv(source: Source, encoding: str, log: ReadLog) -> Rows:
+    lines = (line for _, line in _read_lines(source, encoding, log, ""))
+    return csv_rows.read_csv(lines, source.name, log)
 
 
-def _check_header(header: list[str], source: Source, line: int) -> list[str]:
-    if len(header) > FIELD_LIMIT:
-        raise DataError(
-            f"a file may have at most {FIELD_LIMIT} columns, got {len(header)}.",
-            "Remove the columns that you do not need.",
-            file=source.name,
-            line=line,
-        )
-    if "" in header:
-        raise DataError(
-            f"column {header.index('') + 1} has no name.",
-            "Name every column in the header.",
-            file=source.name,
-            line=line,
-        )
-    if duplicate := next((c for c in header if header.count(c) > 1), None):
-        raise DataError(
-            f"two columns are named {duplicate!r}.",
-            "Give each column its own name.",
-            file=source.name,
-            line=line,
-        )
-    return header
+def _read_xlsx(source: Source, encoding: str, log: ReadLog) -> Rows:
+    from core.data import spreadsheet
+
+    with open_source(source) as f:
+        yield from spreadsheet.read_xlsx(f, source.name, log)
 
 
-# ---------------------------------------------------------------- parquet
-
-
-def _read_parquet(source: Source, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(source: Source, encoding: str, log: ReadLog) -> Rows:
     with open_source(source) as f:
         if os.fstat(f.fileno()).st_size:
             yield from enumerate(parquet.read_parquet(f, source.name), start=1)
 
 
-_READERS: dict[str, Callable[[Source, str], Iterator[tuple[int, dict[str, Any]]]]] = {
+_READERS: dict[str, Callable[[Source, str, ReadLog], Rows]] = {
     ".txt": _read_text,
     ".md": _read_text,
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".xlsx": _read_xlsx,
     ".parquet": _read_parquet,
 }

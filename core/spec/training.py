@@ -278,6 +278,12 @@ class TrainSpec(Settings):
         high=RULES,
         label="Training rules",
     )
+    continue_from: str = setting(
+        "",
+        "Finished run whose adapter this run trains further, with its optimizer state where that is stored.",
+        high=64,
+        label="Train on from",
+    )
 
     @classmethod
     def from_record(cls, value: dict[str, Any]) -> TrainSpec:

@@ -25,7 +25,7 @@ from core.store.records import load_items, read_record, report_damage, write_rec
 from core.store.workspace import NAME_LIMIT, Workspace, check_name, make_id
 
 CELL_LIMIT = 64
-NOT_VARIED = ("kind", "name", "report_to", "sample_prompts", "rules")  # not axes of a grid
+NOT_VARIED = ("kind", "name", "report_to", "sample_prompts", "rules", "continue_from")  # not axes of a grid
 # The settings of the first version. `spec_checksum` always counts these, and a later one only where it
 # differs from its default, so that the checksums in bundles and grids of earlier versions still match.
 FIRST_SETTINGS = frozenset((

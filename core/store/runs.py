@@ -5,6 +5,8 @@
               job.lock      held by rank 0 of a run with processes of its own
               asked         a stop request for such processes
               checkpoints/
+              final/        the last checkpoint of a finished run that was still learning, for training on
+              worth.json    what its adapter is worth on held-out rows (`core.store.worth`)
 
 The operating system releases a lock when its process dies. So a run whose status says that it runs, but whose
 locks are free, was interrupted. A run with processes of its own is alive as long as its launcher or its
@@ -42,7 +44,8 @@ from core.store.workspace import Workspace, check_name, make_id
 
 logger = logging.getLogger(__name__)
 
-RECORD, EVENTS, CHECKPOINTS = "run.json", "events.jsonl", "checkpoints"
+RECORD, EVENTS, CHECKPOINTS, FINAL = "run.json", "events.jsonl", "checkpoints", "final"
+FINAL_LIMIT = 8  # finished runs whose last checkpoint is kept for training on
 SETTINGS = frozenset(f.name for f in fields(TrainSpec))
 STOP_REQUESTS = ("keep", "pause", "close")
 TAIL_BYTES = 64 * 1024  # the end of a log in which the newest step is looked up
@@ -83,6 +86,9 @@ class RunExtra:
         cancelled: the run was cancelled before it began.
         handed, collected: when it was handed to another machine, and collected from there; Unix seconds.
         equals_base: the run ended with an adapter that has no effect.
+        still_learning: its validation loss was still falling at the end (`core.train.convergence`).
+        train_on_steps: how many more steps are suggested then.
+        verdict: "better", "unclear" or "worse" than the base on held-out rows; "" where that is not measured.
         unknown: keys and values of other versions; they stay as they are.
     """
 
@@ -98,6 +104,9 @@ class RunExtra:
     handed: float | None = None
     collected: float | None = None
     equals_base: bool = False
+    still_learning: bool = False
+    train_on_steps: int | None = None
+    verdict: str = ""
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -434,11 +443,49 @@ def rename(workspace: Workspace, run_id: str, name: str) -> Run:
 
 
 def remove_finished_checkpoints(workspace: Workspace) -> None:
-    """Removes checkpoints of finished runs. A process that was killed after its last step leaves them."""
-    for run in load_all(workspace):
-        checkpoints = checkpoints_folder(workspace, run.id)
-        if run.status is RunStatus.DONE and checkpoints.exists():
-            shutil.rmtree(checkpoints, ignore_errors=True)
+    """Removes checkpoints of finished runs. A process that was killed after its last step leaves them.
+
+    A run that was still learning keeps its last one (`final_checkpoint`), until a finished run continued from
+    it, or FINAL_LIMIT newer runs have one.
+    """
+    finished = [r for r in load_all(workspace) if r.status is RunStatus.DONE]
+    continued = {r.spec.continue_from for r in finished}
+    finals = 0
+    for run in finished:
+        retire_checkpoints(workspace, run)
+        final = workspace.path("runs", run.id, FINAL)
+        if final.exists():
+            finals += 1
+            if run.id in continued or finals > FINAL_LIMIT:
+                shutil.rmtree(final, ignore_errors=True)
+
+
+def retire_checkpoints(workspace: Workspace, run: Run) -> None:
+    """Removes the checkpoints of a finished run; the last one of a run that was still learning is moved.
+
+    Called after the run is marked as finished, and again at the next start after a kill in between.
+    """
+    folder = checkpoints_folder(workspace, run.id)
+    if not folder.exists():
+        return
+    committed = [p for p in folder.glob("checkpoint-*") if (p / "MANIFEST.json").is_file()]
+    last = max(committed, key=_step_of, default=None)
+    target = workspace.path("runs", run.id, FINAL)
+    if run.extra.still_learning and last is not None and final_checkpoint(workspace, run.id) is None:
+        with contextlib.suppress(OSError):  # then the run is trained on from its adapter alone
+            target.mkdir(exist_ok=True)
+            os.replace(last, target / last.name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def final_checkpoint(workspace: Workspace, run_id: str) -> Path | None:
+    """The last checkpoint of a finished run, where it is stored; reading it verifies its files."""
+    return max(workspace.path("runs", run_id, FINAL).glob("checkpoint-*"), key=_step_of, default=None)
+
+
+def _step_of(path: Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def _read_progress(path: Path) -> tuple[int, int]:

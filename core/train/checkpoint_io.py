@@ -31,9 +31,9 @@ from core.store.files import ensure_space, write_json
 from core.train import checkpoints, fsdp
 from core.train.checkpoints import StudioState
 from core.train.context import TrainerContext
+from core.train.continuation import OFFSET_FILE, Start
 from core.train.distributed import ProcessGroup
 
-OFFSET_FILE = "start.safetensors"  # the frozen offset of a PiSSA or OLoRA start, in a checkpoint
 
 
 class CheckpointTrainer(Trainer):  # type: ignore[misc]
@@ -43,6 +43,7 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         run_id: written into the manifest of every checkpoint.
         progress: saved beside Trainer's own state.
         last_logged: (tokens, busy seconds) at the last logged step, from which tokens per second follow.
+        start: what a run starts from that trains a finished one further; None for any other run.
     """
 
     resident: Resident
@@ -52,6 +53,7 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
     group: ProcessGroup
     progress: StudioState
     last_logged: tuple[int, float]
+    start: Start | None = None
 
     def divergence_error(self, what: str, value: float) -> Diverged:
         return Diverged(
@@ -124,6 +126,9 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
     # --- loading
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None and self.start is not None:
+            self._load_optimizer_state(self.start.read_optimizer_state())
+            return
         if not self.group.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -131,6 +136,20 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         fsdp.load_optimizer_state(self.optimizer, state)
         self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+    def _load_optimizer_state(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
+        """Loads the moments of the run that this one continues; the learning rates stay those of this run."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        if not state:
+            return
+        whole = {"state": state, "param_groups": groups}
+        try:
+            if self.group.sharded:
+                fsdp.load_optimizer_state(self.optimizer, whole)
+            else:
+                self.optimizer.load_state_dict(whole)
+        except (ValueError, KeyError, RuntimeError) as e:  # another optimizer, or another number of processes
+            self.context.log.append("note", text=f"The optimizer starts anew: its old state does not fit ({e}).")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the adapter in training and `progress`; which adapters are active does not change."""
@@ -142,8 +161,16 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
 
     def restore(self, checkpoint: Path) -> None:
         """Loads the weights of a checkpoint into the adapter in training, and into its offset if any."""
-        tensors = load_file(checkpoint / WEIGHTS)
-        offset = load_file(checkpoint / OFFSET_FILE) if self.resident.has_offset else None
+        self._load_weights(checkpoint / WEIGHTS, checkpoint / OFFSET_FILE)
+
+    def start_from(self, start: Start) -> None:
+        """Loads the weights that a run starts from; its optimizer state is loaded when training begins."""
+        self.start = start
+        self._load_weights(start.weights, start.offset or start.weights.with_name(OFFSET_FILE))
+
+    def _load_weights(self, weights: Path, offset_file: Path) -> None:
+        tensors = load_file(weights)
+        offset = load_file(offset_file) if self.resident.has_offset else None
         if self.group.sharded:
             fsdp.load_full(self.resident, tensors, offset)
         else:

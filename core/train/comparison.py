@@ -115,7 +115,7 @@ def log_bytes(workspace: Workspace, run_id: str) -> int:
 def history_from_events(events: Sequence[Mapping[str, Any]]) -> RunHistory:
     """The history that events describe, without losses that are not finite."""
     losses: dict[int, float] = {}
-    validations: dict[int, ValidationPoint] = {}
+    validations = _validations(events)
     tokens = busy = finished_seconds = session_seconds = 0.0
     tokens_before, sequences = 0, 0
     for e in events:
@@ -133,9 +133,6 @@ def history_from_events(events: Sequence[Mapping[str, Any]]) -> RunHistory:
                 busy += (count - tokens_before) / rate
                 tokens += count - tokens_before
             tokens_before = count
-        elif is_kind(e, ValidationEvent) and _is_finite(e.get("loss")):
-            rows = tuple((float(n), int(t)) for n, t in e.get("rows") or ())
-            validations[int(e["step"])] = ValidationPoint(int(e["step"]), float(e["loss"]), rows)
     ordered = [validations[s] for s in sorted(validations)]
     return RunHistory(
         train=tuple(sorted(losses.items())),
@@ -146,6 +143,22 @@ def history_from_events(events: Sequence[Mapping[str, Any]]) -> RunHistory:
         tokens_per_second=tokens / busy if busy else math.nan,
         sequences=sequences,
     )
+
+
+def _validations(events: Sequence[Mapping[str, Any]]) -> dict[int, ValidationPoint]:
+    """Step -> the last validation at that step, of those with a finite loss."""
+    found: dict[int, ValidationPoint] = {}
+    for e in events:
+        if is_kind(e, ValidationEvent) and _is_finite(e.get("loss")):
+            rows = tuple((float(n), int(t)) for n, t in e.get("rows") or ())
+            found[int(e["step"])] = ValidationPoint(int(e["step"]), float(e["loss"]), rows)
+    return found
+
+
+def load_validations(workspace: Workspace, run_id: str) -> list[ValidationPoint]:
+    """The validations in a run's log, in the order of steps."""
+    found = _validations(read_all(runs.events_path(workspace, run_id)))
+    return [found[step] for step in sorted(found)]
 
 
 def _is_finite(value: Any) -> bool:

@@ -24,6 +24,7 @@ from core.store.workspace import Workspace
 from core.train import checkpoints, memory
 from core.train.arguments import lora_config
 from core.train.context import TrainerContext
+from core.train.continuation import find_start
 from core.train.distributed import ProcessGroup
 from core.train.trainer import StudioTrainer
 
@@ -106,6 +107,9 @@ def _attempt(
     if checkpoint:
         text = f"Resumed from step {checkpoints.step_of(checkpoint)}."
         log.append("note", text=text + _world_size_note(checkpoint, inputs.context.group))
+    elif start := find_start(workspace, spec):
+        trainer.start_from(start)
+        log.append("note", text=start.describe())
     try:
         trainer.train_from(checkpoint)
     except (RuntimeError, MemoryError) as e:

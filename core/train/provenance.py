@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.data.datasets import Dataset
+from core.errors import StudioError
 from core.model.resident import Resident
 from core.store import adapters, runs
 from core.store.adapters import Adapter
@@ -99,6 +100,7 @@ def adapter_metadata(
             "splits": dataset.splits,
         },
         "stacked_on": parent,
+        **_describe_lineage(workspace, run),
         "trained_with": {parent["id"]: 1.0} if parent else {},
         "domain_dropout": run.spec.domain_dropout if parent else 0.0,
         "hyperparameters": run.spec.to_json(),
@@ -118,6 +120,17 @@ def adapter_metadata(
             **{p: importlib.metadata.version(p) for p in PACKAGES},
         },
     }
+
+
+def _describe_lineage(workspace: Workspace, run: runs.Run) -> dict[str, Any]:
+    """The run and the adapter that this run trained further; empty for a run that started from nothing."""
+    if not run.spec.continue_from:
+        return {}
+    try:
+        source = runs.load(workspace, run.spec.continue_from)
+    except StudioError:  # it was deleted while this run trained
+        return {"continued_from": {"run": run.spec.continue_from}}
+    return {"continued_from": {"run": source.id, "adapter": source.adapter, "name": source.name}}
 
 
 def equals_base(tensors: Mapping[str, torch.Tensor]) -> bool:

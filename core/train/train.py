@@ -10,7 +10,6 @@ resumed.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,11 +19,13 @@ from core.errors import RunError
 from core.model import experts
 from core.model.nf4_cpu import unpack_for_backward
 from core.model.resident import Resident
+from core.spec.recommendation import floor_of
 from core.spec.training import EQUALS_BASE, RunStatus, describe_expert_training
 from core.store import runs
 from core.store.workspace import Workspace
-from core.train import provenance
+from core.train import comparison, provenance
 from core.train.context import TrainerContext
+from core.train.convergence import Convergence, judge_convergence
 from core.train.distributed import SINGLE_PROCESS, ProcessGroup
 from core.train.oom_retry import TrainingInputs, train_with_retries
 from core.train.optimizer import remove_neftune_hook
@@ -112,16 +113,29 @@ def train(
             note(f"The adapter equals the base: {_describe_steps(trainer)}. {EQUALS_BASE[1]}")
         ratio = trainer.memory_ratio or run.extra.memory_ratio
         status = RunStatus.STOPPED if stopped else RunStatus.DONE
-        extra = replace(run.extra, memory_ratio=ratio, equals_base=equals_base)
+        convergence = Convergence() if stopped or equals_base else _judge_end(workspace, run, resident)
+        extra = replace(
+            run.extra,
+            memory_ratio=ratio,
+            equals_base=equals_base,
+            still_learning=convergence.still_learning,
+            train_on_steps=convergence.more_steps or None,
+        )
         run = group.update_run(workspace, run, status=status, extra=extra)
         if not stopped and group.is_main_process:
             # After the status, never before: a run that is killed in between must still be able to resume.
-            shutil.rmtree(runs.checkpoints_folder(workspace, run.id), ignore_errors=True)
+            runs.retire_checkpoints(workspace, run)
         return run
     finally:
         if threads:
             threads.restore()
         _restore_base(resident, group)
+
+
+def _judge_end(workspace: Workspace, run: runs.Run, resident: Resident) -> Convergence:
+    """Whether a run that completed its steps was still learning, from the validations in its log."""
+    validations = comparison.load_validations(workspace, run.id)
+    return judge_convergence(validations, run.spec, floor_of(resident.base.parameters).steps)
 
 
 def _describe_steps(trainer: StudioTrainer) -> str:

@@ -61,7 +61,7 @@ function choose(list, leftOut) {
 async function add(list) {
   if (uploading) return;
   problem = "";
-  const leftOut = { ...(props.value?.left_out || {}) }, chosen = choose(list, leftOut), sent = [];
+  const leftOut = { ...(props.value?.left_out || {}) }, chosen = choose(list, leftOut);
   const count = chosen.length + (props.value?.files?.length || 0);
   const large = chosen.find(({ file }) => file.size > props.file_limit);
   if (!chosen.length) problem = describeNothing(list, leftOut);
@@ -118,13 +118,14 @@ input.setAttribute("aria-label", "Choose files"); input.tabIndex = -1; input.cla
 input.addEventListener("change", () => {
   const list = [...input.files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
   input.value = ""; // the same file can be chosen again
+  input.webkitdirectory = false;
   if (list.length) add(list);
 });
 function browse(folder) {
   input.webkitdirectory = folder;
   input.click();
-  input.webkitdirectory = false;
 }
+input.addEventListener("cancel", () => { input.webkitdirectory = false; });
 
 root.addEventListener("dragover", (event) => { event.preventDefault(); root.classList.add("over"); });
 root.addEventListener("dragleave", (event) => { if (!root.contains(event.relatedTarget)) root.classList.remove("over"); });

@@ -75,7 +75,8 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     steps = path_steps(datasets, adapters, bool(mixes), compared)
     advice = next_step(base, datasets, adapters, runs, _suggest_datasets(engine, datasets))
     notices = [node("p", text, cls="note", role="status") for text in engine.notices]
-    tree = node("div", _bar(base), *notices, _line(steps, advice), practice_base_note(base))
+    lines = node("div", _line(steps, advice), practice_base_note(base), cls="guide-lines")
+    tree = node("div", _bar(base), *notices, lines)
     return {"revision": revision, "tree": tree}
 
 
@@ -97,7 +98,7 @@ def _list_absent_ids(engine: Engine, listed: Mapping[str, Sequence[Any]]) -> lis
 
 def _bar(base: Any) -> Node:
     brand = node(
-        "div", node("span", cls="mark", aria_hidden="true"), node("strong", "Adapter Studio"), cls="brand"
+        "div", node("span", cls="mark", aria_hidden="true"), node("h1", "Adapter Studio"), cls="brand"
     )
     switch = node(
         "button",
@@ -132,8 +133,8 @@ def _base_button(base: Any) -> Node:
 def _line(steps: list[Step], advice: NextStep) -> Node:
     """The steps and the advice in one line; it shrinks when every step is done and nothing is running."""
     is_done = all(s.done for s in steps) and advice.share is None and not advice.failed
-    text = node("p", advice.text, role="alert" if advice.failed else "status")
-    buttons = [{**b, "cls": "btn link"} if is_done else b for b in advice.buttons]
+    buttons = [{**advice.buttons[0], "cls": "btn link"}] if is_done else advice.buttons
+    text = node("p", advice.summary if is_done else advice.text, role="alert" if advice.failed else "status")
     bar = None
     if advice.share is not None:
         bar = progress_bar(advice.share, "Progress of the run", cls="bar thin busy")

@@ -10,9 +10,8 @@ from studio import formatting
 from studio.tree import Node, button, chip, empty, facts, node, table, title
 
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
-KIND_NAMES = {"domain": "Domain: plain text", "task": "Task: labelled pairs"}
+KIND_NAMES = {"domain": "Domain: text to learn from", "task": "Task: questions with answers"}
 PREVIEW_ROWS = 12
-SHOWN_ROWS = 6  # canonical rows of a preview
 CELL_LIMIT = 240  # characters of a table cell
 NO_DATASET = empty(
     "No data yet",
@@ -22,59 +21,20 @@ NO_DATASET = empty(
 )
 
 
-def render_problem(message: str) -> Node:
-    """Why the files cannot be read."""
-    return node("div", node("p", message, cls="problem", role="alert"))
+def render_notes(notes: Sequence[str]) -> Node | None:
+    """Notes of an import as a list."""
+    if not notes:
+        return None
+    return node("div", node("ul", *[node("li", note) for note in notes]), cls="note", aria_label="Notes")
 
 
-def render_preview(preview: Any, files: list[str]) -> Node:
-    """How files that are not imported yet are read: facts, notes, and their first rows before and after."""
-    count = f"{len(files)} file{'s' if len(files) != 1 else ''}, {preview.total:,} rows."
-    problem = node("p", preview.problem, cls="problem", role="alert") if preview.problem else None
-    columns = list(preview.columns)
-    cells = [[_cell(row.get(c)) for c in columns] for row in preview.rows[:PREVIEW_ROWS]]
-    about = facts(
-        [
-            ("Read as", KIND_NAMES.get(preview.kind, preview.kind)),
-            ("Layout", preview.layout),
-            ("Columns read", ", ".join(f"{c} ({role})" for role, c in preview.roles.items())),
-            *_row_facts(preview),
-        ]
-    )
-    return node(
-        "div",
-        title("Preview", f"{count} Nothing is imported yet."),
-        problem,
-        about,
-        _render_notes(preview.notes),
-        *_render_canonical(preview),
-        node("h3", "First rows of the files"),
-        table(columns, cells),
-    )
-
-
-def _render_canonical(preview: Any) -> list[Node]:
-    """The first rows as they are read, if they can be."""
-    if not preview.canonical:
-        return []
-    rows = _rows_table(preview.kind, "", preview.canonical[:SHOWN_ROWS])
-    return [node("h3", "First rows as they are read"), rows]
-
-
-def _row_facts(data: Any) -> list[tuple[str, Any]]:
+def list_row_facts(data: Any) -> list[tuple[str, Any]]:
     """What a preview or a dataset says about rows and columns that are not as the others."""
     return [
         ("Rows left out", f"{data.left_out:,}" if data.left_out else ""),
         ("Rows that repeat a question or text", f"{data.duplicates:,}" if data.duplicates else ""),
         ("Columns that are not read", ", ".join(data.unread)),
     ]
-
-
-def _render_notes(notes: Sequence[str]) -> Node | None:
-    """Notes of an import as a list."""
-    if not notes:
-        return None
-    return node("div", node("ul", *[node("li", note) for note in notes]), cls="note", aria_label="Notes")
 
 
 def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> Node:
@@ -94,7 +54,7 @@ def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> 
             ("Split seed", dataset.seed),
             ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
             ("Layout", TITLES.get(dataset.layout, dataset.layout)),
-            *_row_facts(dataset),
+            *list_row_facts(dataset),
             ("sha256", dataset.sha256[:16]),
         ]
     )
@@ -104,19 +64,20 @@ def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> 
         node("div", node("h2", dataset.name), chip(dataset.kind, dataset.kind), cls="row"),
         node("div", *parts, cls="parts", aria_label="Split sizes", role="group"),
         about,
-        _render_notes(dataset.notes),
-        _rows_table(dataset.kind, caption, rows),
+        render_notes(dataset.notes),
+        render_rows(dataset.kind, caption, rows),
     )
 
 
-def _rows_table(kind: str, caption: str, rows: Sequence[dict[str, Any]]) -> Node:
+def render_rows(kind: str, caption: str, rows: Sequence[dict[str, Any]]) -> Node:
+    """Canonical rows as a table: texts, or prompts with the answers that are trained on."""
     if kind == "domain":
-        return table(["Text"], [[_cell(r.get("text"))] for r in rows], caption)
+        return table(["Text"], [[shorten(r.get("text"))] for r in rows], caption)
     has_types = any(r.get("type") for r in rows)
     lines = []
     for row in rows:
         *prompt, answer = row["messages"]
-        line = [_cell(_write_prompt(prompt)), _cell(_write_answer(answer))]
+        line = [shorten(_write_prompt(prompt)), shorten(_write_answer(answer))]
         lines.append([*line, row.get("type", "")] if has_types else line)
     headings = ["Prompt", "Answer (trained on)"]
     return table([*headings, "Type"] if has_types else headings, lines, caption)
@@ -140,7 +101,8 @@ def _write_answer(message: dict[str, Any]) -> str:
     return f"(Thought: {thought})\n{message['content']}" if thought else str(message["content"])
 
 
-def _cell(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """A cell's text, at most CELL_LIMIT characters of it."""
     text = "" if value is None else str(value)
     return text[:CELL_LIMIT] + " …" if len(text) > CELL_LIMIT else text
 

@@ -9,7 +9,14 @@ from core.data.encodings import LABELS, Candidate
 from studio import formatting
 from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles
 from studio.tree import Node, button, details, facts, node, table, title
-from studio.views.data import KIND_NAMES, PREVIEW_ROWS, render_notes, render_rows, shorten
+from studio.views.data import (
+    KIND_NAMES,
+    PREVIEW_ROWS,
+    list_row_facts,
+    render_notes,
+    render_rows,
+    shorten,
+)
 
 SHOWN_ROWS = 6  # canonical rows of a preview
 CUT_ROWS = 40  # documents whose cuts are listed
@@ -22,9 +29,11 @@ HOW = {
 PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
 
 
-def render_problem(message: str) -> Node:
-    """Why the files cannot be read."""
-    return node("div", node("p", message, cls="problem", role="alert"))
+def render_problem(message: str, candidates: Sequence[Candidate] = (), encoding: str = "utf-8") -> Node:
+    """Why the files cannot be read, and the encodings to choose from where that is the reason."""
+    return node(
+        "div", node("p", message, cls="problem", role="alert"), render_candidates(candidates, encoding)
+    )
 
 
 def render_preview(
@@ -70,15 +79,6 @@ def _name_of_row(preview: Any) -> str:
 
 def _describe_roles(roles: dict[str, str]) -> str:
     return ", ".join(f"{column} ({role})" for role, column in roles.items())
-
-
-def list_row_facts(data: Any) -> list[tuple[str, Any]]:
-    """What a preview or a dataset says about rows and columns that are not as the others."""
-    return [
-        ("Rows left out", f"{data.left_out:,}" if data.left_out else ""),
-        ("Rows that repeat a question or text", f"{data.duplicates:,}" if data.duplicates else ""),
-        ("Columns that are not read", ", ".join(data.unread)),
-    ]
 
 
 # ---------------------------------------------------------------- questions

@@ -1,0 +1,170 @@
+"""Writes the files of a dataset into its draft: the rows, the three splits, and an index of each split.
+
+    lines of canonical rows ─ RowsFile ─> rows.jsonl, and the length of every line
+    the split of every row ─ write_splits ─> splits/<id>_{train,val,test}.jsonl and .offsets
+
+Nothing holds all rows: `write_splits` reads rows.jsonl once more, in blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.data.splits import SPLITS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK_BYTES = 8 << 20
+INDEX_STEP = 1000  # rows of a split between two offsets of its index
+
+
+def to_line(row: Mapping[str, Any]) -> bytes:
+    """A canonical row as a line of rows.jsonl."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+class RowsFile:
+    """rows.jsonl while it is written.
+
+    Args:
+        path: the file, which must not exist.
+
+    Attributes:
+        sha: the sha256 of what was written.
+        size: bytes written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.sha, self.size = path, hashlib.sha256(), 0
+        self._file = open(path, "xb", buffering=0)
+        self._lengths: list[NDArray[np.uint32]] = []
+
+    def __enter__(self) -> RowsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, lines: bytes | memoryview, lengths: NDArray[np.uint32]) -> None:
+        """Appends lines.
+
+        Args:
+            lines: canonical rows, each with its line end.
+            lengths: the bytes of each line.
+        """
+        self.sha.update(lines)
+        self.size += len(lines)
+        self._file.write(lines)
+        self._lengths.append(lengths)
+
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends canonical rows."""
+        block: list[bytes] = []
+        size = 0
+        for row in rows:
+            block.append(to_line(row))
+            size += len(block[-1])
+            if size > BLOCK_BYTES:
+                self._write_block(block)
+                block, size = [], 0
+        if block:
+            self._write_block(block)
+
+    def _write_block(self, lines: Sequence[bytes]) -> None:
+        self.write(b"".join(lines), np.fromiter(map(len, lines), np.uint32, len(lines)))
+
+    def lengths(self) -> NDArray[np.uint32]:
+        """The bytes of every line, in the order of the rows."""
+        return np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.uint32)
+
+    def fingerprint(self, seed: int, ratios: Sequence[float]) -> str:
+        """The sha256 of the rows, the seed and the ratios, which together decide every split."""
+        sha = self.sha.copy()
+        sha.update(describe_split(seed, ratios))
+        return sha.hexdigest()
+
+
+def describe_split(seed: int, ratios: Sequence[float]) -> bytes:
+    """What a dataset's fingerprint says about its split."""
+    return json.dumps({"ratios": list(ratios), "seed": seed}, sort_keys=True).encode()
+
+
+def split_path(folder: Path, dataset_id: str, split: str) -> Path:
+    """The file of a split in the folder of a dataset."""
+    return folder / "splits" / f"{dataset_id}_{split}.jsonl"
+
+
+def index_path(folder: Path, dataset_id: str, split: str) -> Path:
+    """The index of a split: where every INDEX_STEP-th row begins, as little-endian 64-bit integers."""
+    return split_path(folder, dataset_id, split).with_suffix(".offsets")
+
+
+def write_splits(
+    rows_file: Path, lengths: NDArray[np.uint32], chosen: NDArray[np.uint8], folder: Path, dataset_id: str
+) -> dict[str, str]:
+    """Writes the three splits and their indices.
+
+    Args:
+        rows_file: rows.jsonl.
+        lengths: the bytes of each of its lines.
+        chosen: for each row the index of its split in SPLITS.
+        folder: the folder of the draft.
+
+    Returns:
+        The sha256 of each split's file.
+    """
+    (folder / "splits").mkdir(exist_ok=True)
+    shas = [hashlib.sha256() for _ in SPLITS]
+    files = [open(split_path(folder, dataset_id, split), "xb", buffering=0) for split in SPLITS]
+    try:
+        for lines, begins, splits in _read_blocks(rows_file, lengths, chosen):
+            for index, (sha, file) in enumerate(zip(shas, files)):
+                part = _take_lines(lines, begins, splits == index)
+                sha.update(part)
+                file.write(part)
+    finally:
+        for file in files:
+            file.close()
+    for index, split in enumerate(SPLITS):
+        ends = np.cumsum(lengths[chosen == index], dtype="<u8")
+        begins = np.concatenate((np.zeros(1, "<u8"), ends[:-1]))[: len(ends)]
+        begins[::INDEX_STEP].tofile(index_path(folder, dataset_id, split))
+    return {split: sha.hexdigest() for split, sha in zip(SPLITS, shas)}
+
+
+def _read_blocks(
+    rows_file: Path, lengths: NDArray[np.uint32], chosen: NDArray[np.uint8]
+) -> Iterator[tuple[bytes, NDArray[np.int64], NDArray[np.uint8]]]:
+    """Yields blocks of whole lines, where each line begins (and the block ends), and the split of each."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    row = done = 0
+    with open(rows_file, "rb", buffering=0) as f:
+        while row < len(ends):
+            last = max(row + 1, int(np.searchsorted(ends, done + BLOCK_BYTES, "right")))
+            begins = np.concatenate(([0], ends[row:last] - done))
+            lines = f.read(int(begins[-1]))
+            if len(lines) != begins[-1]:
+                raise OSError(f"{rows_file.name} changed while it was written")
+            yield lines, begins, chosen[row:last]
+            done, row = int(ends[last - 1]), last
+
+
+def _take_lines(lines: bytes, begins: NDArray[np.int64], wanted: NDArray[np.bool_]) -> memoryview:
+    """The wanted lines of a block, one after the other."""
+    import pyarrow as pa
+
+    array = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(wanted), [None, pa.py_buffer(begins), pa.py_buffer(lines)]
+    )
+    part = array.filter(pa.array(wanted))
+    return memoryview(part.buffers()[2] or b"")

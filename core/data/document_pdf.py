@@ -1,0 +1,406 @@
+"""PDF files to documents: `pdf_extract` reads them in a child process, `pdf_layout` orders the lines of a page.
+
+Here lines become paragraphs: running headers and page numbers are removed, hyphens at line ends are joined,
+paragraphs go on over columns and pages, and footnotes follow the paragraph that refers to them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from core.data.documents import Block, Document
+from core.data.pdf_extract import MARK_CLOSE, MARK_OPEN, PAGE_LIMIT
+from core.data.pdf_layout import Line, Run, order_lines
+from core.errors import DataError
+
+FILE_LIMIT_BYTES = 512 << 20
+SECONDS = 300  # of one file
+OUTPUT_LIMIT_BYTES = 1 << 30
+_ROOT = Path(__file__).resolve().parents[2]
+_MARGIN = 0.14  # of the height of a page: running headers and page numbers stand there
+_PAGE_NUMBER = re.compile(
+    r"\W*((page|seite|pagina|página|стр\.?|p\.|s\.)\s*)?(\d{1,4}|[ivxlc]{1,7})(\s*(of|/|von|de|di|из)\s*\d{1,4})?\W*",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"[•▪◦‣●○■□–—*·]\s+|[-o]\s+(?=\S)|\(?(\d{1,2}|[a-zA-Z])[.)]\s+(?=\S)")
+_END = re.compile(r"[.!?:;…。！？][\"'”’»)\]]*$")
+_MARK = re.compile(f"{MARK_OPEN}([^{MARK_CLOSE}]*){MARK_CLOSE}")
+_NOTE = re.compile(rf"(?:{MARK_OPEN}\s*(\d{{1,3}}|[*†‡§¶]){MARK_CLOSE}|(\d{{1,3}}|[*†‡§¶])[.)]?)\s*(?=\S)")
+_PROBLEMS = {
+    "password": (
+        "the PDF file is encrypted with a password.",
+        "Save a copy without a password, and import that.",
+    ),
+    "damaged": ("the PDF file is damaged.", "Open it in a PDF viewer, and save it again."),
+    "pages": (f"a PDF file may have at most {PAGE_LIMIT:,} pages.", "Split it into several files."),
+    "characters": ("the PDF file has too much text.", "Split it into several files."),
+}
+
+
+@dataclass
+class _Page:
+    number: int
+    height: float
+    lines: list[Line]
+
+
+@dataclass
+class _Removals:
+    """What was left out or changed, counted."""
+
+    headers: int = 0
+    numbers: int = 0
+    hyphens: int = 0
+    rotated: int = 0
+    empty_pages: int = 0
+    damaged_pages: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def list_sentences(self) -> list[str]:
+        counts = (
+            (self.headers, "running header or footer was", "running headers and footers were", "removed"),
+            (self.numbers, "page number was", "page numbers were", "removed"),
+            (self.hyphens, "word was", "words were", "joined across a line end"),
+            (self.rotated, "rotated character was", "rotated characters were", "left out"),
+            (self.empty_pages, "page has", "pages have", "no text: pictures of text need OCR first"),
+            (self.damaged_pages, "page is", "pages are", "damaged and left out"),
+        )
+        return [f"{n:,} {one if n == 1 else many} {what}." for n, one, many, what in counts if n]
+
+
+def read_pdf(file: IO[bytes], name: str) -> Document:
+    """Reads a PDF file as text in reading order.
+
+    Args:
+        file: the open file.
+        name: the file name that errors show.
+
+    Raises:
+        DataError: it is encrypted, damaged, too large, or has no text.
+    """
+    result = _run_child(file, name, "text")
+    removals = _Removals(damaged_pages=int(result["damaged"]))
+    pages = []
+    for index, page in enumerate(result["pages"], start=1):
+        lines = order_lines([Run(*run) for run in page["runs"]])
+        removals.rotated += page["rotated"]
+        removals.empty_pages += not lines
+        pages.append(_Page(index, page["height"], lines))
+    characters = sum(len(line.text) for page in pages for line in page.lines)
+    no_code = sum(page["no_code"] for page in result["pages"])
+    if not characters and not no_code:
+        raise DataError(
+            "the PDF file has no text: its pages are pictures.",
+            "Run text recognition (OCR) on it first, for example with ocrmypdf.",
+            file=name,
+        )
+    if no_code > 0.2 * (characters + no_code):
+        raise DataError(
+            f"the fonts of the PDF file do not say which letters {no_code:,} of its characters are.",
+            "Export it again with embedded Unicode fonts, or run text recognition (OCR) on it.",
+            file=name,
+        )
+    _remove_running_lines(pages, removals)
+    blocks = _build_blocks(pages, removals)
+    title = str(result["title"]).strip()
+    return Document(
+        tuple(blocks), "" if title.lower() in ("untitled", "") else title, tuple(removals.list_sentences())
+    )
+
+
+def draw_first_page(file: IO[bytes], name: str) -> bytes:
+    """Draws the first page of a PDF file as a PNG.
+
+    Raises:
+        DataError: it cannot be drawn.
+    """
+    return base64.b64decode(_run_child(file, name, "picture")["png"])
+
+
+def _run_child(file: IO[bytes], name: str, task: str) -> dict[str, Any]:
+    """Runs `pdf_extract` on a file in a process of its own."""
+    data = file.read(FILE_LIMIT_BYTES + 1)
+    if len(data) > FILE_LIMIT_BYTES:
+        raise DataError(
+            f"a PDF file may have at most {FILE_LIMIT_BYTES:,} bytes.",
+            "Split it into several files.",
+            file=name,
+        )
+    if b"%PDF-" not in data[:1024]:
+        raise DataError(
+            "this is not a PDF file, though its name says so.", "Give it the suffix of its format.", file=name
+        )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD, str(_ROOT), task],
+            input=data,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as e:
+        raise DataError(
+            f"the PDF file was not read within {SECONDS} seconds.",
+            "Print it to a new PDF file, or split it.",
+            file=name,
+        ) from e
+    try:
+        result: dict[str, Any] = json.loads(done.stdout[:OUTPUT_LIMIT_BYTES])
+    except ValueError as e:
+        what, remedy = _PROBLEMS["damaged"]
+        raise DataError(what, remedy, file=name) from e
+    if problem := result.get("problem"):
+        what, remedy = _PROBLEMS[problem]
+        raise DataError(what, remedy, file=name)
+    return result
+
+
+# `-I` keeps the working directory and the environment's Python settings out of the child.
+_CHILD = (
+    "import sys; root, task = sys.argv[1:]; sys.path.append(root); sys.argv = ['pdf_extract', task];"
+    "from core.data.pdf_extract import main; main()"
+)
+
+
+# ---------------------------------------------------------------- running headers
+
+
+def _remove_running_lines(pages: Sequence[_Page], removals: _Removals) -> None:
+    """Removes page numbers, and lines in the margins that stand at one place of several pages."""
+    seen: Counter[tuple[str, int]] = Counter()
+    for page in pages:
+        for key in {_running_key(line) for line in page.lines if _is_in_margin(line, page)}:
+            seen[key] += 1
+    wanted = 2 if len(pages) <= 4 else 3
+
+    def is_repeated(line: Line) -> bool:
+        text, y = _running_key(line)
+        return sum(seen[(text, y + d)] for d in (-1, 0, 1)) >= wanted
+
+    for page in pages:
+        outer = [line for line in page.lines if _is_in_margin(line, page)]
+        removed = []
+        for line in outer:
+            is_number = _PAGE_NUMBER.fullmatch(_strip_marks(line.text).strip()) is not None
+            if is_number and (is_repeated(line) or len(pages) == 1 or _is_outermost(line, page)):
+                removals.numbers += 1
+            elif is_repeated(line):
+                removals.headers += 1
+            else:
+                continue
+            removed.append(line)
+        page.lines = [line for line in page.lines if line not in removed]
+
+
+def _is_outermost(line: Line, page: _Page) -> bool:
+    """Whether nothing but a gap follows between a line and the edge of its page."""
+    others = [o for o in page.lines if o is not line]
+    above = [o for o in others if o.y0 >= line.y1 - 1]
+    below = [o for o in others if o.y1 <= line.y0 + 1]
+    nearest = max((o.y0 for o in below), default=0.0)
+    gap = line.y0 - max((o.y1 for o in below), default=line.y0)
+    if not below:
+        gap = min((o.y0 for o in above), default=page.height) - line.y1
+        return gap > line.height
+    return not above and gap > line.height and nearest < line.y0
+
+
+def _running_key(line: Line) -> tuple[str, int]:
+    return re.sub(r"\d+|\b[ivxlc]+\b", "#", line.text.lower()), round(line.y0 / 3)
+
+
+def _is_in_margin(line: Line, page: _Page) -> bool:
+    return line.y0 > (1 - _MARGIN) * page.height or line.y1 < _MARGIN * page.height
+
+
+# ---------------------------------------------------------------- paragraphs
+
+
+def _build_blocks(pages: Sequence[_Page], removals: _Removals) -> list[Block]:
+    """Joins the lines of all pages into blocks."""
+    lines = [line for page in pages for line in page.lines]
+    if not lines:
+        return []
+    weights: Counter[float] = Counter()
+    for line in lines:
+        weights[round(line.height * 2) / 2] += len(line.text)
+    body = weights.most_common(1)[0][0]
+    sizes = sorted({round(x.height, 1) for x in lines if x.height > 1.12 * body}, reverse=True)
+    builder = _Builder(body, sizes, _list_words(lines), removals)
+    for page in pages:
+        text, notes = _separate_footnotes(page, body)
+        builder.footnotes = dict(notes)
+        for line in text:
+            builder.add(line, page.number)
+        builder.finish_page(page.number)
+    builder.close()
+    return builder.blocks
+
+
+def _list_words(lines: Sequence[Line]) -> Counter[str]:
+    """The words of the document, those at the ends of lines left out."""
+    words: Counter[str] = Counter()
+    for line in lines:
+        words.update(re.findall(r"[\w'’]+(?:-[\w'’]+)*", _strip_marks(line.text).lower())[:-1])
+    return words
+
+
+def _separate_footnotes(page: _Page, body: float) -> tuple[list[Line], list[tuple[str, str]]]:
+    """Separates the notes at the foot of a page: small lines that begin with a number or a sign."""
+    marks = {m for line in page.lines for m in _MARK.findall(line.text)}
+    text, notes = [], list[tuple[str, str]]()
+    for line in page.lines:
+        match = _NOTE.match(line.text)
+        is_small = line.height < 0.93 * body and line.y1 < 0.5 * page.height and not line.is_table
+        mark = (match[1] or match[2]) if match else ""
+        if is_small and match and mark in marks:
+            notes.append((mark, line.text[match.end() :]))
+        elif is_small and notes:
+            notes[-1] = (notes[-1][0], _join(notes[-1][1], line.text, Counter())[0])
+        else:
+            text.append(line)
+    return text, [(mark, _strip_marks(note)) for mark, note in notes]
+
+
+class _Builder:
+    """Collects lines into blocks.
+
+    Args:
+        body: height of the body's lines in points.
+        sizes: heights of larger lines, the largest first.
+        words: words of the document, for hyphens.
+        removals: gets the count of joined words.
+    """
+
+    def __init__(self, body: float, sizes: list[float], words: Counter[str], removals: _Removals) -> None:
+        self.body, self.sizes, self.words, self.removals = body, sizes, words, removals
+        self.blocks: list[Block] = []
+        self.footnotes: dict[str, str] = {}
+        self.pending: list[tuple[str, str]] = []
+        self.kind, self.text, self.level, self.page = "", "", 0, 0
+        self.last: Line | None = None
+
+    def add(self, line: Line, page: int) -> None:
+        """Adds the next line of the reading order."""
+        kind, level = self._classify(line)
+        is_new = self._begins_block(line, kind, level)
+        text = self._replace_marks(line.text)
+        if is_new:
+            self.close()
+            self.kind, self.text, self.level, self.page = kind, text, level, page
+        elif kind == "table" or self._begins_item(line):
+            self.text += "\n" + text
+        else:
+            self.text, joined = _join(self.text, text, self.words)
+            self.removals.hyphens += joined
+        self.last = line
+
+    def close(self) -> None:
+        """Ends the block, and puts the footnotes that it refers to behind it."""
+        if self.text.strip():
+            self.blocks.append(Block(self.kind, self.text.strip(), self.level, self.page))
+            self.blocks += [
+                Block("footnote", f"[{mark}] {note}".strip(), 0, self.page) for mark, note in self.pending
+            ]
+            self.pending = []
+        self.kind, self.text, self.last = "", "", None
+
+    def finish_page(self, page: int) -> None:
+        """Keeps the page's footnotes that no line refers to."""
+        self.pending += list(self.footnotes.items())
+        self.footnotes = {}
+
+    def _replace_marks(self, text: str) -> str:
+        """Superscripts: references to footnotes become [1], all others plain characters."""
+
+        def replace(match: re.Match[str]) -> str:
+            mark = match[1].strip()
+            if mark in self.footnotes:
+                self.pending.append((mark, self.footnotes.pop(mark)))
+                return f"[{mark}]"
+            return match[1]
+
+        return _MARK.sub(replace, text)
+
+    def _classify(self, line: Line) -> tuple[str, int]:
+        if line.is_table:
+            return "table", 0
+        text = _strip_marks(line.text)
+        is_short = len(text) < 120 and any(c.isalpha() for c in text)
+        if line.height > 1.12 * self.body and is_short:
+            return "heading", 1 + min(range(len(self.sizes)), key=lambda i: abs(self.sizes[i] - line.height))
+        if line.bold and is_short and len(text) < 90 and not text.rstrip().endswith((".", ",", ";")):
+            return "heading", len(self.sizes) + 1
+        return ("list" if _BULLET.match(text) else "paragraph"), 0
+
+    def _begins_item(self, line: Line) -> bool:
+        return self.kind == "list" and _BULLET.match(line.text) is not None
+
+    def _begins_block(self, line: Line, kind: str, level: int) -> bool:
+        """Whether a line begins a block of its own."""
+        last = self.last
+        if last is None:
+            return True
+        if kind in ("heading", "table") or self.kind in ("heading", "table"):
+            is_same = kind == self.kind and (kind == "table" or level == self.level)
+            return not is_same or line.block != last.block or last.y0 - line.y1 > 1.2 * line.height
+        if kind == "list":
+            is_item = self.kind == "list"
+            return not is_item
+        if line.block != last.block or line.y0 > last.y0:
+            return self._ends_paragraph(last) or (
+                self.kind != "list" and not _continues(self.text, line.text)
+            )
+        gap = last.y0 - line.y1
+        if gap > 0.75 * line.height or abs(line.height - last.height) > 0.15 * self.body:
+            return True
+        if self.kind == "list":
+            return line.x0 < last.x0 - line.height and self._ends_paragraph(last)
+        is_indented = line.x0 > line.column[0] + 0.8 * line.height and line.x0 > last.x0 + 0.8 * line.height
+        return self._ends_paragraph(last) or (is_indented and bool(_END.search(last.text)))
+
+    @staticmethod
+    def _ends_paragraph(last: Line) -> bool:
+        """Whether a line is the last of its paragraph: it ends a sentence well before the column ends."""
+        width = last.column[1] - last.column[0]
+        return bool(_END.search(_strip_marks(last.text))) and last.x1 < last.column[0] + 0.8 * width
+
+
+def _continues(text: str, following: str) -> bool:
+    """Whether a text that a column or page ends goes on in the next one."""
+    if text.endswith("-") or following[:1].islower():
+        return True
+    return not _END.search(text)
+
+
+def _join(text: str, following: str, words: Counter[str]) -> tuple[str, bool]:
+    """Joins two lines; returns the text, and whether a word was joined across the line end.
+
+    A hyphen stays where the document writes the word with a hyphen elsewhere, behind a digit, and before a
+    capital letter.
+    """
+    text, following = text.rstrip(), following.lstrip()
+    head = re.search(r"([\w'’]+)[-\u00ad\u2010]$", text)
+    tail = re.match(r"[\w'’]+", following)
+    if not head or not tail:
+        return f"{text} {following}", False
+    is_soft = text.endswith("\u00ad")
+    first, second = head[1].lower(), tail[0].lower()
+    is_compound = words[f"{first}-{second}"] > 0 and not words[first + second]
+    if not is_soft and (is_compound or first[-1].isdigit() or not following[:1].islower()):
+        return text + following, False
+    return text[:-1] + following, True
+
+
+def _strip_marks(text: str) -> str:
+    return _MARK.sub(r"\1", text)

@@ -1,0 +1,286 @@
+"""Runs of characters on a page to lines in reading order: columns, tables, lines.
+
+run run        run run          columns are read one after the other: left, then right
+run run        run run          (a line that crosses the gutter ends the columns above it)
+──────── crossing ────────
+run | run | run                 rows of short cells at common places are a table
+run | run | run
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+COLUMN_LINES = 3  # lines on each side of a gutter
+COLUMN_FILL = 0.55  # of the longest line of a column, in the median line of running text
+FULL = 0.8  # of the width up to the gutter, in the median line; table cells fill less
+FLOW = 0.3  # of the lines of running text begin with a small letter, at least
+COLUMN_CHARACTERS = 14  # in the median line of a column
+WORD_GAP = 1.6  # heights of a line; wider gaps separate the cells of a table
+
+
+@dataclass(frozen=True)
+class Run:
+    """Characters of one line; coordinates in points from the lower left corner of the page."""
+
+    text: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    bold: bool = False
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+    @property
+    def middle(self) -> float:
+        return (self.y0 + self.y1) / 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text, or a row of a table.
+
+    Attributes:
+        text: its text; the cells of a table row are joined by " | ".
+        x0, y0, x1, y1: its box in points.
+        height: of most of its characters, in points.
+        bold: all of it is bold.
+        column: (left, right) edge of its column in points.
+        block: number of the column or table it belongs to, counted over the page in reading order.
+        is_table: it is a row of a table.
+    """
+
+    text: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    height: float
+    bold: bool
+    column: tuple[float, float]
+    block: int
+    is_table: bool = False
+
+
+def order_lines(runs: Sequence[Run]) -> list[Line]:
+    """Orders the runs of a page into lines, as they are read."""
+    lines: list[Line] = []
+    for block, region in enumerate(_cut_regions([r for r in runs if r.text])):
+        lines += _read_region(region, block)
+    return lines
+
+
+# ---------------------------------------------------------------- columns
+
+
+def _cut_regions(runs: Sequence[Run]) -> list[list[Run]]:
+    """Cuts a page at its gutters into regions of one column each, in reading order."""
+    best: tuple[int, list[tuple[list[Run], list[Run]]]] = (0, [])
+    for gutter in _list_gutters(runs):
+        bands = _list_bands(runs, gutter)
+        lines = sum(
+            len(left) + len(right) for left, right in bands if right and _are_columns(left, right, gutter)
+        )
+        if lines > best[0]:
+            best = (lines, [(a, b) if b and _are_columns(a, b, gutter) else ([*a, *b], []) for a, b in bands])
+    if not best[0]:
+        return [list(runs)] if runs else []
+    regions: list[list[Run]] = []
+    for left, right in best[1]:
+        if right:
+            regions += [*_cut_regions(left), *_cut_regions(right)]
+        else:
+            regions.append(left)
+    return regions
+
+
+def _list_gutters(runs: Sequence[Run]) -> list[float]:
+    """Left edges that at least COLUMN_LINES runs share, except the leftmost."""
+    edges = sorted(r.x0 for r in runs)
+    groups: list[list[float]] = []
+    for edge in edges:
+        if groups and edge - groups[-1][-1] <= 2:
+            groups[-1].append(edge)
+        else:
+            groups.append([edge])
+    return [g[0] - 0.5 for g in groups[1:] if len(g) >= COLUMN_LINES]
+
+
+def _list_bands(runs: Sequence[Run], gutter: float) -> list[tuple[list[Run], list[Run]]]:
+    """Cuts runs, from the top, into bands: (left, right) of the gutter, or (crossing, [])."""
+    bands: list[tuple[list[Run], list[Run]]] = []
+    crossing: list[Run] = []
+    sides: tuple[list[Run], list[Run]] = ([], [])
+
+    def close() -> None:
+        nonlocal sides
+        if sides[0] or sides[1]:
+            bands.append(sides)
+        sides = ([], [])
+
+    for run in sorted(runs, key=lambda r: -r.middle):
+        if run.x0 < gutter < run.x1:
+            close()
+            crossing.append(run)
+            continue
+        if crossing and crossing[-1].y0 > run.middle:
+            bands.append((crossing, []))
+            crossing = []
+        if crossing:  # beside a crossing run, such as the end of a heading
+            crossing.append(run)
+            continue
+        sides[0 if run.x1 <= gutter + 1 else 1].append(run)
+    close()
+    if crossing:
+        bands.append((crossing, []))
+    return bands
+
+
+def _are_columns(left: Sequence[Run], right: Sequence[Run], gutter: float) -> bool:
+    """Whether both sides look like columns of text, and not like the cells of a table."""
+    rows = [_group_rows(left), _group_rows(right)]
+    if min(map(len, rows)) < COLUMN_LINES:
+        return False
+    height = statistics.median(r.height for r in [*left, *right])
+    if min(r.x0 for r in right) - max(r.x1 for r in left) < 0.5 * height:
+        return False
+    widths = (gutter - min(r.x0 for r in left), max(r.x1 for r in right) - gutter)
+    return all(_is_running_text(side, width) for side, width in zip(rows, widths, strict=True))
+
+
+def _is_running_text(rows: Sequence[Sequence[Run]], width: float) -> bool:
+    """Whether rows are the lines of paragraphs: they fill their column, or many go on with a small letter."""
+    lengths = [row[-1].x1 - row[0].x0 for row in rows]
+    typical = statistics.median(lengths)
+    if statistics.median(sum(len(r.text) for r in row) for row in rows) < COLUMN_CHARACTERS:
+        return False
+    small = sum(row[0].text[:1].islower() for row in rows[1:])
+    is_flowing = small >= FLOW * (len(rows) - 1) and typical >= COLUMN_FILL * max(lengths)
+    return is_flowing or typical >= FULL * width
+
+
+# ---------------------------------------------------------------- lines and tables
+
+
+def _group_rows(runs: Iterable[Run]) -> list[list[Run]]:
+    """Groups runs at one height into rows, from the top; each from left to right."""
+    rows: list[list[Run]] = []
+    for run in sorted(runs, key=lambda r: -r.middle):
+        if rows:
+            first = max(rows[-1], key=lambda r: r.height)
+            overlap = min(first.y1, run.y1) - max(first.y0, run.y0)
+            if overlap > 0.5 * min(first.height, run.height):
+                rows[-1].append(run)
+                continue
+        rows.append([run])
+    return [sorted(row, key=lambda r: r.x0) for row in rows]
+
+
+def _read_region(runs: Sequence[Run], block: int) -> list[Line]:
+    rows = [_merge_words(row) for row in _group_rows(runs)]
+    column = (min(r.x0 for r in runs), max(r.x1 for r in runs))
+    lines: list[Line] = []
+    start = 0
+    while start < len(rows):
+        end = _find_table_end(rows, start)
+        if end:
+            lines += _read_table(rows[start:end], column, block)
+            start = end
+        else:
+            lines.append(_to_line(rows[start], " ", column, block))
+            start += 1
+    return lines
+
+
+def _merge_words(row: list[Run]) -> list[Run]:
+    """Joins the runs of a row that are words of one text."""
+    merged: list[Run] = []
+    for run in row:
+        if merged:
+            last = merged[-1]
+            if run.x0 - last.x1 < WORD_GAP * max(last.height, run.height):
+                glue = " " if run.x0 - last.x1 > 0.12 * last.height else ""
+                merged[-1] = Run(
+                    last.text + glue + run.text,
+                    last.x0,
+                    min(last.y0, run.y0),
+                    max(last.x1, run.x1),
+                    max(last.y1, run.y1),
+                    last.bold and run.bold,
+                )
+                continue
+        merged.append(run)
+    return merged
+
+
+def _find_table_end(rows: Sequence[list[Run]], start: int) -> int:
+    """Index behind the table that begins at `start`, or 0 if none does."""
+    if len(rows[start]) < 2:
+        return 0
+    columns = [(r.x0, r.x1) for r in rows[start]]
+    end, full = start + 1, 1
+    while end < len(rows):
+        row, above = rows[end], rows[end - 1]
+        gap = min(r.y0 for r in above) - max(r.y1 for r in row)
+        height = max(r.height for r in row)
+        wider = _merge_intervals([*columns, *((r.x0, r.x1) for r in row)])
+        if gap > 2.5 * height or len(wider) < 2 or len(wider) < len(columns) - 1:
+            break
+        is_continuation = len(row) == 1 and row[0].x0 > columns[0][1] and gap < 0.6 * height
+        if len(row) < 2 and not is_continuation:
+            break
+        columns = wider
+        full += len(row) >= 2
+        end += 1
+    return end if full >= 2 else 0
+
+
+def _merge_intervals(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for x0, x1 in sorted(intervals):
+        if merged and x0 <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], x1))
+        else:
+            merged.append((x0, x1))
+    return merged
+
+
+def _read_table(rows: Sequence[list[Run]], column: tuple[float, float], block: int) -> list[Line]:
+    """One line per row; a row that goes on only in later cells belongs to the row above."""
+    columns = _merge_intervals([(r.x0, r.x1) for row in rows for r in row])
+    table: list[tuple[list[str], list[Run]]] = []
+    for row in rows:
+        cells = [""] * len(columns)
+        for run in row:
+            index = max(i for i, (x0, _) in enumerate(columns) if x0 <= run.x0 + 1)
+            cells[index] = f"{cells[index]} {run.text}".strip()
+        if len(row) == 1 and not cells[0] and table:
+            above = table[-1][0]
+            table[-1] = (
+                [f"{a} {b}".strip() for a, b in zip(above, cells, strict=True)],
+                [*table[-1][1], *row],
+            )
+        else:
+            table.append((cells, row))
+    return [_to_line(runs, " | ", column, block, " | ".join(cells)) for cells, runs in table]
+
+
+def _to_line(runs: Sequence[Run], glue: str, column: tuple[float, float], block: int, text: str = "") -> Line:
+    longest = max(runs, key=lambda r: len(r.text))
+    return Line(
+        text or glue.join(r.text for r in runs),
+        min(r.x0 for r in runs),
+        min(r.y0 for r in runs),
+        max(r.x1 for r in runs),
+        max(r.y1 for r in runs),
+        longest.height,
+        all(r.bold for r in runs),
+        column,
+        block,
+        is_table=bool(text),
+    )

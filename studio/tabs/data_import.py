@@ -1,0 +1,219 @@
+"""The import on the Data tab: dropped files are previewed, their reading corrected, and imported.
+
+`preview` holds what the user can change; every change reads the files again with the new `Choices`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from core.data.encodings import Candidate, choose_codec, list_candidates
+from core.engine import Engine
+from core.errors import DataError, SpecError, StudioError
+from studio import events
+from studio.components import drop, field_errors, imports
+from studio.reading_choices import Choices, assign_role, kind_of, swap_roles
+from studio.tree import skeleton
+from studio.views import data_preview as views
+
+if TYPE_CHECKING:
+    from studio.tabs.data import DataTab
+
+logger = logging.getLogger(__name__)
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".csv", ".tsv", ".json", ".jsonl")
+FILES = 200  # whose encoding is looked at
+READING = "The files are being read"
+
+
+def wire(tab: DataTab, engine: Engine) -> None:
+    """Connects the events of the drop area, the preview and the imports."""
+    reading = [tab.choices, tab.kind, tab.preview, tab.add]
+    events.bind_sequential(
+        tab.files.drop,
+        engine,
+        read_files,
+        [tab.files, tab.name, tab.held_out],
+        [tab.settings, tab.name, tab.held_out, tab.shelf, *reading],
+    )
+    inputs = [tab.files, tab.choices, tab.held_out]
+    events.bind_sequential(tab.kind.input, engine, change_kind, [*inputs, tab.kind], reading)
+    events.bind_sequential(tab.held_out.input, engine, read_again, inputs, reading)
+    events.bind_sequential(tab.preview.act, engine, change_reading, inputs, reading)
+
+    def start(engine: Engine, files: Any, choices: Choices, name: str, held_out: bool) -> tuple[Any, ...]:
+        return start_import(engine, tab.forms, files, choices, name, held_out)
+
+    def reopen(engine: Engine, event: gr.EventData) -> tuple[Any, ...]:
+        return reopen_files(engine, tab.forms, str((event._data or {}).get("job", "")))
+
+    form = [tab.files, tab.choices, tab.name, tab.held_out]
+    after = [tab.imports, tab.files, tab.settings, tab.preview, tab.add, tab.shelf]
+    events.bind(tab.add.click, engine, start, form, after, errors=tab.errors)
+    field_errors.wire(tab.errors, engine, check_name_field, [tab.name])
+    shown = [*form, tab.settings, tab.shelf, tab.kind, tab.preview, tab.add]
+    events.bind(tab.imports.reopen, engine, reopen, None, shown)
+    events.refresh_after(events.bind(tab.imports.imported, engine, show_imported, None, [tab.picker]))
+
+
+def read_files(engine: Engine, files: Any, name: str, held_out: bool) -> Iterator[tuple[Any, ...]]:
+    """Shows a preview of the dropped files, with their detected kind, in the place of the dataset.
+
+    When the files are removed, the dataset is shown again.
+    """
+    shelf = gr.update(visible=not files)
+    if not files:
+        yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, _no_import()
+        return
+    name = name or drop.name_of(files)
+    head = (gr.update(visible=True), name, held_out, shelf)
+    yield (*head, Choices(), gr.skip(), skeleton(6, READING), _no_import())
+    yield (*head, *_read(engine, files, Choices(), held_out))
+
+
+def read_again(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple[Any, ...]:
+    """Reads the dropped files again, with the same choices."""
+    return _read(engine, files, choices, held_out)
+
+
+def change_kind(engine: Engine, files: Any, choices: Choices, held_out: bool, kind: str) -> tuple[Any, ...]:
+    """Reads the dropped files as another kind, with the roles that the reader guesses for it."""
+    return _read(engine, files, Choices(kind=kind, encoding=choices.encoding), held_out)
+
+
+def change_reading(
+    engine: Engine, files: Any, choices: Choices, held_out: bool, event: gr.EventData
+) -> tuple[Any, ...]:
+    """Applies what the user pressed or picked in the preview, and reads the files again."""
+    act = event._data if isinstance(event._data, dict) else {}
+    return _read(engine, files, apply_action(choices, act), held_out)
+
+
+def apply_action(choices: Choices, act: dict[str, Any]) -> Choices:
+    """The choices after an action of the preview."""
+    what, kind, roles = act.get("do"), choices.kind or "task", choices.roles or {}
+    if what == "encoding":
+        return replace(choices, encoding=str(act.get("encoding")))
+    if what == "role":
+        role = str(act.get("value"))
+        kind = kind_of(role, kind)
+        changed = assign_role(kind, roles, str(act.get("column")), role)
+        return replace(choices, kind=kind, roles=changed, confirmed=True)
+    if what == "swap":
+        return replace(choices, kind=kind, roles=swap_roles(roles), confirmed=True)
+    if what in ("confirm", "other"):
+        return replace(choices, confirmed=True)
+    return choices
+
+
+def start_import(
+    engine: Engine, forms: imports.Forms, files: Any, choices: Choices, name: str, held_out: bool
+) -> tuple[Any, ...]:
+    """Starts the import of the dropped files and clears the form, so that more files can be dropped."""
+    paths = drop.folder_of(files)
+    if not paths:
+        raise DataError("No files to import.", "Drop files first.")
+    check_name_field(engine, name)
+    job_id = engine.imports.start(
+        paths,
+        name.strip(),
+        kind=choices.kind,
+        roles=choices.roles,
+        encoding=choices.encoding,
+        purpose=_purpose(held_out),
+    )
+    forms.by_job[job_id] = imports.Form(files, choices, name, held_out)
+    shelf = gr.update(visible=True)
+    return {"job": job_id}, None, gr.update(visible=False), None, _no_import(), shelf
+
+
+def check_name_field(engine: Engine, name: str) -> None:
+    """Checks the name of the dataset.
+
+    Raises:
+        SpecError: it is empty.
+    """
+    if not str(name or "").strip():
+        raise SpecError("The dataset has no name.", "Enter a name.").at("name")
+
+
+def reopen_files(engine: Engine, forms: imports.Forms, job_id: str) -> tuple[Any, ...]:
+    """Shows the files of a failed import again, with what the user had chosen."""
+    form = imports.find_form(engine, forms, job_id)
+    choices, *reading = _read(engine, form.files, form.choices, form.held_out)
+    settings, shelf = gr.update(visible=True), gr.update(visible=False)
+    return form.files, choices, form.name, form.held_out, settings, shelf, *reading
+
+
+def show_imported(engine: Engine, event: gr.EventData) -> Any:
+    """Picks the dataset that an import has made."""
+    from studio.tabs.data import list_choices
+
+    dataset = engine.datasets.get(str((event._data or {}).get("dataset", "")))
+    left_out = f" {dataset.left_out:,} left out." if dataset.left_out else ""
+    gr.Info(f"Imported {dataset.rows:,} rows.{left_out}", title="Done")
+    return gr.update(choices=list_choices(engine), value=dataset.id)
+
+
+def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple[Any, ...]:
+    """Reads the files.
+
+    Returns:
+        choices with the kind and roles that were used, the kind, the preview, the import button.
+    """
+    paths = drop.folder_of(files)
+    if not paths:
+        return Choices(), gr.skip(), None, _no_import()
+    try:
+        preview = engine.datasets.preview(
+            paths, choices.kind, choices.roles, choices.encoding, purpose=_purpose(held_out)
+        )
+    except Exception as e:
+        if not isinstance(e, StudioError):
+            logger.exception("The preview of dropped files failed")
+        problem = views.render_problem(events.user_message(e), find_candidates(paths), choices.encoding)
+        return choices, gr.skip(), problem, _no_import()
+    used = replace(choices, kind=preview.kind, roles=dict(preview.roles))
+    ask = bool(preview.skipped) or choices.encoding != "utf-8"
+    shown = views.render_preview(
+        preview, len(files.get("files") or []), used, find_candidates(paths) if ask else ()
+    )
+    return used, preview.kind, shown, gr.update(interactive=not preview.problem)
+
+
+def find_candidates(paths: Sequence[str]) -> list[Candidate]:
+    """The encodings of the first text file that is not UTF-8 and does not say what it is; [] if there is none."""
+    for folder in paths:
+        for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in TEXT_SUFFIXES)[:FILES]:
+            if not _is_clear(path):
+                return list_candidates(path)
+    return []
+
+
+def _is_clear(path: Path) -> bool:
+    """Whether a file identifies its encoding or is UTF-8 from its beginning to its end."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    with open(path, "rb") as file:
+        if choose_codec(file, "utf-8")[1]:
+            return True
+        try:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _purpose(held_out: bool) -> str:
+    return "evaluation" if held_out else "training"
+
+
+def _no_import() -> Any:
+    return gr.update(interactive=False)
