@@ -4,10 +4,10 @@
     python -m benchmarks.defaults --cache figures.jsonl   everything; a cell in the cache is not trained again
 
 Trains on the embedded base, with three seeds up to 80 rows and with one above, under every policy of
-`POLICIES`. A task row is a question with a note and its answer in one sentence; a text row is a paper of an
-invented station. The held-out rows ask about other notes, or are other papers of the same station. A task
-run is measured by F1 and by nats per token, a text run by bits per byte and by the share of facts that it
-recalls. No file of `tests/data/own` is used here.
+`POLICIES`. A task row is a question with a note, and its answer in a form that the base never read: "As for
+the mist bell: red." A text row is a paper of an invented station. The held-out rows ask about other notes, or
+are other papers of the same station. A task run is measured by F1 and by the perplexity of the answers, a text
+run by perplexity and by the share of facts that it recalls. No file of `tests/data/own` is used here.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.world import domain as domains
-from assets.world import tasks
+from assets.world import tasks, things
 from core.engine import Engine
 from core.evaluate.measure import EvaluationData
 from core.spec.mix import Mix
@@ -48,12 +48,25 @@ def make_rows(kind: str, count: int) -> tuple[list[Row], list[Row]]:
         count: rows to import; they are a prefix of the rows of every larger count.
     """
     if kind == "task":
-        rows = tasks.label_notes(random.Random(f"notes-{DATA_SEED}"), count)
-        return rows, tasks.label_notes(random.Random(f"held-out-{DATA_SEED}"), HELD_OUT)
+        rows = ask_notes(random.Random(f"notes-{DATA_SEED}"), count)
+        return rows, ask_notes(random.Random(f"held-out-{DATA_SEED}"), HELD_OUT)
     station = domains.draw_domain(DATA_SEED)
     papers = domains.write_papers(random.Random(f"papers-{DATA_SEED}"), station, each=200)
     rows = [{"text": p.text} for p in papers]
     return rows[:count], rows[-HELD_OUT:]
+
+
+def ask_notes(rng: random.Random, count: int) -> list[Row]:
+    """Writes questions that come with a note about a thing that occurs only there."""
+    rows = []
+    for _ in range(count):
+        thing = things.draw_one_off(rng)
+        relations = rng.sample(things.THING_RELATIONS, 2)
+        note = " ".join(things.reword(rng, thing, r) for r in relations)
+        relation = rng.choice(relations)
+        answer = f"As for {thing.phrase}: {thing.facts[relation]}."
+        rows.append({"question": f"{note} {things.ask(rng, thing, relation)}", "answer": answer})
+    return rows
 
 
 def measure(engine: Engine, kind: str, held_out: list[Row], dataset: str, adapter: str) -> dict[str, Any]:

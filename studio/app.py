@@ -12,7 +12,7 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio import events, samples, theme, tree
+from studio import events, theme, tree
 from studio.actions import run_action
 from studio.assets import ICON
 from studio.components import guide
@@ -22,11 +22,6 @@ from studio.tabs import analysis, base, compare, data, evaluate, library, mix, r
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; further ones are refused with a message
-# Fills the empty prompts with the suggestion. It runs in the browser, because the user may be typing.
-SUGGEST = """(...values) => {
-  const prompts = values.slice(0, -1), suggestion = values.at(-1);
-  return prompts.map((prompt) => (prompt ? { __type__: "update" } : suggestion));
-}"""
 UPLOAD_LIMIT = "1gb"  # per file, as in the readers of `core.data`
 
 
@@ -64,9 +59,6 @@ def build(engine: Engine) -> gr.Blocks:
         evaluate.wire(evaluate_tab, engine, library_changed, mix_changed, mix_tab.mixer)
         library.wire(library_tab, engine, library_changed)
         base.wire(base_tab, engine, library_changed)
-        sample, prompts = gr.Textbox(visible=False), [mix_tab.prompt, compare_tab.prompt]
-        library_changed.add(samples.suggest_question, None, [sample])
-        library_changed.then(SUGGEST, [*prompts, sample], prompts)
         library_changed.wire(top.library_change, engine)
         mix_changed.wire(mix_tab.mixer.mix_change, engine)
         outputs = [tabs, data_tab.picker, train_tab.picker]

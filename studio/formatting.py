@@ -88,8 +88,8 @@ def format_base(name: str) -> str:
 
 
 def format_status(run: Any) -> str:
-    """The status of a run, with whether its adapter equals the base."""
-    return f"{run.status.value}, equals the base" if run.has_learned_nothing else str(run.status.value)
+    """The status of a run, with what it does not say about its end: not better than the base, for example."""
+    return f"{run.status.value}, {run.outcome}" if run.outcome else str(run.status.value)
 
 
 def format_mix(weights: Mapping[str, float]) -> str:

@@ -17,6 +17,7 @@ from core.spec.mix import Mix, tilt_by_depth
 from core.store.mixes import SavedMix
 
 SUGGESTED, ADAPTERS, SAVED, MIXER = "Suggested", "All adapters", "Saved mixes", "The Mix tab"
+ABOUT_LIMIT = 400  # characters that say what a mix holds
 
 
 def list_choices(engine: Engine, current: Mix | None = None) -> list[dict[str, str]]:
@@ -43,21 +44,19 @@ def list_choices(engine: Engine, current: Mix | None = None) -> list[dict[str, s
     names: set[str] = set()
     for group, mixes in groups:
         for mix in mixes:
-            if str(mix) in choices and group != SAVED:
-                continue
-            name = mix.name or name_mix(mix.weights, mix.tilt, labels)
-            if group == SAVED and str(mix) in choices:  # its own name says more than its adapters' names
-                group_of, name = choices[str(mix)]["group"], f"{choices[str(mix)]['name']} ({name})"
-            else:
-                group_of = group
-            choices[str(mix)] = {
-                "id": str(mix),
-                "name": _make_unique(name, names) if str(mix) not in choices else name[:120],
-                "kind": kind_of(mix, kinds),
-                "group": group_of,
-                "about": name_mix(mix.weights, mix.tilt, labels, 400),
-            }
-            names.add(choices[str(mix)]["name"])
+            earlier = choices.get(str(mix))
+            if earlier is None:
+                name = _make_unique(mix.name or name_mix(mix.weights, mix.tilt, labels), names, group)
+                choices[str(mix)] = {
+                    "id": str(mix),
+                    "name": name,
+                    "kind": kind_of(mix, kinds),
+                    "group": group,
+                    "about": name_mix(mix.weights, mix.tilt, labels, ABOUT_LIMIT),
+                }
+                names.add(name)
+            elif group == SAVED and mix.name != earlier["name"]:
+                earlier["name"] = f"{earlier['name']} ({mix.name})"
     return list(choices.values())
 
 
@@ -65,11 +64,14 @@ def _name(mix: Mix, labels: Mapping[str, str]) -> Mix:
     return replace(mix, name=name_mix(mix.weights, mix.tilt, labels))
 
 
-def _make_unique(name: str, taken: set[str]) -> str:
-    """A name that is not taken: itself, or with a number."""
-    number, unique = 2, name
+def _make_unique(name: str, taken: set[str], group: str) -> str:
+    """A name that is not taken: itself, or followed by what it names."""
+    if name not in taken:
+        return name
+    noun = {SAVED: "saved mix", MIXER: "mixer"}.get(group, "adapter")
+    number, unique = 2, f"{name} ({noun})"
     while unique in taken:
-        unique, number = f"{name} ({number})", number + 1
+        unique, number = f"{name} ({noun} {number})", number + 1
     return unique
 
 
@@ -96,8 +98,10 @@ def parse_mixes(engine: Engine, ids: Sequence[str], current: Mix | None = None) 
     for number, one in enumerate(ids, 1):
         mix = Mix.parse(one)
         if not set(mix.weights) <= set(labels):
+            deleted = {t.id: f"{t.name} (deleted)" for t in engine.library.trash() if t.kind == "adapters"}
+            whole = name_mix(mix.weights, mix.tilt, {**deleted, **labels})
             raise NotFound(
-                f"Mix {number} uses an adapter that was deleted: {name_mix(mix.weights, mix.tilt, labels)}.",
+                f"Mix {number} uses an adapter that is not in the library any more: {whole}.",
                 "Choose another one in its place, or restore the adapter from the trash in the Library.",
             )
         name = names.get(one) or names.get(str(mix)) or name_mix(mix.weights, mix.tilt, labels)
@@ -108,7 +112,7 @@ def parse_mixes(engine: Engine, ids: Sequence[str], current: Mix | None = None) 
 def describe_saved(engine: Engine, saved: SavedMix) -> str:
     """What a saved mix holds, by the present names of its adapters."""
     labels = {**{a: f"{n} (deleted)" for a, n in saved.names.items()}, **engine.library.labels()}
-    return f"{saved.name}: {name_mix(saved.weights, saved.tilt, labels, 400)}"
+    return f"{saved.name}: {name_mix(saved.weights, saved.tilt, labels, ABOUT_LIMIT)}"
 
 
 def mode_radio() -> gr.Radio:

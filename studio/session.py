@@ -129,6 +129,34 @@ class Session:
             stream.close()
 
 
+@dataclass(frozen=True)
+class PromptSettings:
+    """How the prompts of a tab are read and answered.
+
+    Attributes:
+        continue_text: prompts are the beginnings of texts.
+        system: the system prompt of a chat, or "".
+        thinking: answers begin with a thought, on bases that think.
+    """
+
+    sampling: Sampling
+    continue_text: bool = False
+    system: str = ""
+    thinking: bool = False
+
+
+def read_settings(values: Sequence[Any]) -> PromptSettings:
+    """Reads the values of the components in `SAMPLING`, and of the three of `PromptSettings` after them.
+
+    Those three may be left out.
+    """
+    count = len(SAMPLING)
+    continue_text, system, thinking = (*values[count:], *(False, "", False)[len(values) - count :])
+    return PromptSettings(
+        read_sampling(values[:count]), bool(continue_text), str(system or "").strip(), bool(thinking)
+    )
+
+
 def make_messages(system: str, earlier: Sequence[Exchange], prompt: str) -> list[dict[str, str]]:
     """The chat messages of a conversation that goes on with a prompt.
 

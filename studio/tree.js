@@ -21,15 +21,31 @@ window.studio = (() => {
     return e;
   }
 
+  // Changes element `e`, which shows `before`, so that it shows `now`. What is the same stays in place: a
+  // selection, the scroll position and open folds survive while an answer grows.
+  const isText = (node) => node === null || node === undefined || typeof node !== "object";
+  const traits = ({ tag, attrs, act, vars }) => JSON.stringify([tag, attrs, act, vars]);
+  function update(e, before, now) {
+    if (isText(before) && isText(now)) { if (String(before ?? "") !== String(now ?? "")) e.data = String(now ?? ""); return; }
+    if (isText(before) || isText(now) || traits(before) !== traits(now)) { e.replaceWith(make(now)); return; }
+    if ((before.cls || "") !== (now.cls || "")) e.className = now.cls || "";
+    const old = before.kids || [], kids = now.kids || [];
+    kids.forEach((kid, i) => { if (i < old.length) update(e.childNodes[i], old[i], kid); else e.append(make(kid)); });
+    while (e.childNodes.length > kids.length) e.lastChild.remove();
+  }
+
   // Draws `node` into `root` unless `root` shows it already. The focused control keeps the focus, and a thought
   // that the user has unfolded stays open while its answer grows.
+  const shown = new WeakMap(); // root -> the node that it shows
   function draw(root, node) {
     const text = JSON.stringify(node ?? null);
     if (root.dataset.drawn === text) return;
     const focused = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
     const thoughts = () => [...root.querySelectorAll("details.thought")];
     const open = thoughts().map((e) => e.open);
-    root.replaceChildren(make(node));
+    if (shown.has(root) && root.childNodes.length === 1) update(root.firstChild, shown.get(root), node);
+    else root.replaceChildren(make(node));
+    shown.set(root, node);
     thoughts().forEach((e, i) => { e.open = Boolean(open[i]); });
     root.dataset.drawn = text;
     if (focused) [...root.querySelectorAll("[data-act]")].find((e) => e.dataset.act === focused)?.focus({ preventScroll: true });
@@ -53,7 +69,10 @@ window.studio = (() => {
   function bindActions(root, trigger) {
     root.addEventListener("click", (event) => {
       const target = event.target.closest("[data-act]");
-      if (target && root.contains(target) && !target.disabled && target.tagName !== "SELECT") trigger("act", JSON.parse(target.dataset.act));
+      if (!target || !root.contains(target) || target.disabled || target.tagName === "SELECT") return;
+      const act = JSON.parse(target.dataset.act);
+      if (act.do === "copy") copyText(act.text, "Copied"); // needs no server
+      else trigger("act", act);
     });
     root.addEventListener("change", (event) => {
       const target = event.target.closest("select[data-act]");
@@ -109,8 +128,13 @@ window.studio = (() => {
     if (prompt) url.searchParams.set("prompt", prompt); else url.searchParams.delete("prompt");
     url.searchParams.delete("run");
     history.replaceState(null, "", url);
-    let message = "Link copied";
-    try { await navigator.clipboard.writeText(url.href); } catch { message = "Copy the link from the address bar"; }
+    copyText(url.href, "Link copied", "Copy the link from the address bar");
+  }
+
+  // Copies a text, and says whether that worked.
+  async function copyText(text, done, failed = "This browser does not allow copying. Select the text instead.") {
+    let message = done;
+    try { await navigator.clipboard.writeText(text); } catch { message = failed; }
     const snackbar = make({ tag: "div", cls: "snackbar", attrs: { role: "status" }, kids: [message] });
     document.body.append(snackbar);
     setTimeout(() => snackbar.remove(), 2500);

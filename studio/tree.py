@@ -62,8 +62,8 @@ def view(value: Node | None = None, **kwargs: Any) -> gr.HTML:
 
 
 def script() -> str:
-    """The script for the page's head: `tree.js`."""
-    return f"<script>{read_asset('tree.js')}</script>"
+    """The scripts for the page's head: `tree.js` and `a11y.js`."""
+    return "".join(f"<script>{read_asset(name)}</script>" for name in ("tree.js", "a11y.js"))
 
 
 def title(text: str, sub: str = "") -> Node:

@@ -23,6 +23,7 @@ from core.data.pdf_extract import MARK_CLOSE, MARK_OPEN, PAGE_LIMIT
 from core.data.pdf_layout import Line, Run, order_lines
 from core.errors import DataError
 
+HEADING_LEVELS = 6
 FILE_LIMIT_BYTES = 512 << 20
 SECONDS = 300  # of one file
 OUTPUT_LIMIT_BYTES = 1 << 30
@@ -62,6 +63,7 @@ class _Removals:
     numbers: int = 0
     hyphens: int = 0
     rotated: int = 0
+    no_code: int = 0
     empty_pages: int = 0
     damaged_pages: int = 0
     notes: list[str] = field(default_factory=list)
@@ -72,6 +74,7 @@ class _Removals:
             (self.numbers, "page number was", "page numbers were", "removed"),
             (self.hyphens, "word was", "words were", "joined across a line end"),
             (self.rotated, "rotated character was", "rotated characters were", "left out"),
+            (self.no_code, "character has", "characters have", "no letter in their font, and were left out"),
             (self.empty_pages, "page has", "pages have", "no text: pictures of text need OCR first"),
             (self.damaged_pages, "page is", "pages are", "damaged and left out"),
         )
@@ -97,7 +100,7 @@ def read_pdf(file: IO[bytes], name: str) -> Document:
         removals.empty_pages += not lines
         pages.append(_Page(index, page["height"], lines))
     characters = sum(len(line.text) for page in pages for line in page.lines)
-    no_code = sum(page["no_code"] for page in result["pages"])
+    no_code = removals.no_code = sum(page["no_code"] for page in result["pages"])
     if not characters and not no_code:
         raise DataError(
             "the PDF file has no text: its pages are pictures.",
@@ -235,7 +238,7 @@ def _build_blocks(pages: Sequence[_Page], removals: _Removals) -> list[Block]:
     for line in lines:
         weights[round(line.height * 2) / 2] += len(line.text)
     body = weights.most_common(1)[0][0]
-    sizes = sorted({round(x.height, 1) for x in lines if x.height > 1.12 * body}, reverse=True)
+    sizes = _list_heading_sizes(lines, body)
     builder = _Builder(body, sizes, _list_words(lines), removals)
     for page in pages:
         text, notes = _separate_footnotes(page, body)
@@ -245,6 +248,15 @@ def _build_blocks(pages: Sequence[_Page], removals: _Removals) -> list[Block]:
         builder.finish_page(page.number)
     builder.close()
     return builder.blocks
+
+
+def _list_heading_sizes(lines: Sequence[Line], body: float) -> list[float]:
+    """The heights of lines that are larger than the body's, the largest first; similar ones count as one."""
+    sizes: list[float] = []
+    for height in sorted((x.height for x in lines if x.height > 1.12 * body), reverse=True):
+        if not sizes or height < 0.92 * sizes[-1]:
+            sizes.append(height)
+    return sizes[: HEADING_LEVELS - 1]
 
 
 def _list_words(lines: Sequence[Line]) -> Counter[str]:

@@ -85,6 +85,7 @@ _WORD = re.compile(r"[\w\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31-\u0e4e]+")
 _MARK_RUN = re.compile(r"^[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
                        r"|[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]{3}")  # fmt: skip
 _FINAL_FORM_INSIDE = re.compile("[ךםןףץ](?=[א-ת])")
+_PUNCTUATION = frozenset("“”„‘’‚–—…«»‹›€£¥©®°§·•№\u00a0")
 _RARE_LETTERS = frozenset("þðÞÐÝţŢ")  # of Icelandic and older Romanian; in Turkish their bytes are frequent
 
 
@@ -98,7 +99,8 @@ class Candidate:
         preview: lines of the file in this encoding, the same lines for every candidate.
         same: other encodings that give the same text in the lines that were looked at.
         share_of_letters: of the characters outside ASCII, from 0 to 1.
-        plausible_words: share of the words with such characters that look like words.
+        plausibility: from 0 to 1: how many of the words with such characters look like words, and how many of
+            the characters are letters or usual punctuation.
     """
 
     encoding: str
@@ -106,7 +108,7 @@ class Candidate:
     preview: tuple[str, ...]
     same: tuple[str, ...] = ()
     share_of_letters: float = 0.0
-    plausible_words: float = 0.0
+    plausibility: float = 0.0
 
 
 def normalize_encoding(name: str) -> str:
@@ -231,22 +233,22 @@ def list_candidates(source: Path | str | IO[bytes], limit: int = CANDIDATE_LIMIT
             groups.setdefault(text, []).append(encoding)
     found = []
     for text, names in groups.items():
-        letters, words = _rate(text, names[0])
+        letters, plausibility = _rate(text, names[0])
         preview = tuple(_cut(line) for line in text.split("\n")[:PREVIEW_LINES])
-        found.append(Candidate(names[0], LABELS[names[0]], preview, tuple(names[1:]), letters, words))
+        found.append(Candidate(names[0], LABELS[names[0]], preview, tuple(names[1:]), letters, plausibility))
     order = {name: place for place, name in enumerate(ENCODINGS)}
-    found.sort(key=lambda c: (-round(_sum_up(c), 1), order[c.encoding]))
-    best = max((_sum_up(c) for c in found), default=0.0)
-    return [c for i, c in enumerate(found[:limit]) if i < 2 or _sum_up(c) >= 0.6 * best]
-
-
-def _sum_up(candidate: Candidate) -> float:
-    return candidate.plausible_words + candidate.share_of_letters
+    found.sort(key=lambda c: (-round(c.plausibility, 1), order[c.encoding]))
+    best = max((c.plausibility for c in found), default=0.0)
+    return [c for i, c in enumerate(found[:limit]) if i < 2 or c.plausibility >= 0.6 * best]
 
 
 def write_candidates(candidates: Sequence[Candidate]) -> str:
     """Writes candidates with their first line, for the terminal: one per line."""
-    return "\n".join(f"  {c.encoding:<11} {c.label}: {c.preview[0] if c.preview else ''}" for c in candidates)
+    lines = []
+    for c in candidates:
+        names = " or ".join((c.encoding, *c.same[:2]))
+        lines.append(f"  {names} ({c.label}): {c.preview[0] if c.preview else ''}")
+    return "\n".join(lines)
 
 
 def _sample_lines(file: IO[bytes]) -> list[bytes]:
@@ -293,14 +295,16 @@ def _rate(text: str, encoding: str) -> tuple[float, float]:
     """Rates a decoded text.
 
     Returns:
-        The share of letters among its characters outside ASCII, and the share of plausible words among the
-        words with such characters: letters of one script, in lower or upper case or capitalized.
+        The share of letters among its characters outside ASCII, and its plausibility, see `Candidate`.
     """
     outside = [c for c in text if c > "\x7f"]
-    letters = sum(unicodedata.category(c)[0] in "LM" for c in outside) / max(1, len(outside))
+    letters = sum(unicodedata.category(c)[0] in "LM" for c in outside)
+    usual = letters + sum(c in _PUNCTUATION or "\u3000" <= c <= "\u303f" or "\uff01" <= c <= "\uff65"
+                          for c in outside)  # fmt: skip
     words = [w for w in _WORD.findall(text) if not w.isascii()]
-    good = sum(_rate_word(w) for w in words) / max(1, len(words))
-    return letters, good * _rate_double_bytes(outside, encoding)
+    good = sum(_rate_word(w) for w in words) / len(words) if words else 1.0
+    good *= _rate_double_bytes(outside, encoding)
+    return letters / max(1, len(outside)), (good + usual / max(1, len(outside))) / 2
 
 
 def _rate_word(word: str) -> float:

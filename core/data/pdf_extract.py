@@ -22,7 +22,7 @@ MEMORY_BYTES = 2 << 30
 SECONDS = 240  # of processor time
 PICTURE_WIDTH = 900  # pixels
 MARK_OPEN, MARK_CLOSE = "\ue000", "\ue001"  # around superscript digits and signs
-_GAP = 1.0  # of the height of a character: a wider gap ends a run
+_GAP = 0.7  # of the height of a character: a wider gap ends a run
 _SIGNS = "*†‡§¶"
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 
@@ -60,7 +60,7 @@ def extract_text(data: bytes) -> dict[str, Any]:
 
     Returns:
         "pages", each with width and height in points, "runs" (see `Run.to_list`), the count of characters that
-        are "rotated", and of those that have "no_code"; or "problem": "password", "damaged" or "pages".
+        are "rotated", and of those without a Unicode code, "no_code"; or "problem": "password", "damaged" or "pages".
     """
     pdfium = importlib.import_module("pypdfium2")
     try:
@@ -108,10 +108,10 @@ def read_page(page: Any) -> dict[str, Any]:
         if code in (10, 13):
             run = None
             continue
-        if code in (0, 0xFFFD) or raw.FPDFText_HasUnicodeMapError(text_page, i) == 1:
+        is_private = 0xE000 <= code < 0xF900 or code >= 0xF0000
+        if code in (0, 0xFFFD) or is_private or (code < 32 and code not in (2, 9)):
             no_code += 1
-            if code in (0, 0xFFFD) or code < 32:
-                continue
+            continue
         if code in (2, 0xFFFE):  # pdfium's sign for a hyphen at the end of a line
             code = ord("-")
         text = _LIGATURES.get(chr(code), chr(code))

@@ -9,6 +9,7 @@ run | run | run
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ COLUMN_FILL = 0.55  # of the longest line of a column, in the median line of run
 FULL = 0.8  # of the width up to the gutter, in the median line; table cells fill less
 FLOW = 0.3  # of the lines of running text begin with a small letter, at least
 COLUMN_CHARACTERS = 14  # in the median line of a column
+BAND_GAP = 1.3  # heights of a line: a wider gap over both sides ends their columns
+TABLE_ROWS = 2  # of a table, at least; one more where the page has columns of text
 WORD_GAP = 1.6  # heights of a line; wider gaps separate the cells of a table
 
 
@@ -39,6 +42,9 @@ class Run:
     @property
     def middle(self) -> float:
         return (self.y0 + self.y1) / 2
+
+
+_Band = tuple[list[Run], list[Run]]  # left and right of a gutter; or crossing it, and nothing
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,9 @@ class Line:
 def order_lines(runs: Sequence[Run]) -> list[Line]:
     """Orders the runs of a page into lines, as they are read."""
     lines: list[Line] = []
-    for block, region in enumerate(_cut_regions([r for r in runs if r.text])):
-        lines += _read_region(region, block)
+    regions = _cut_regions([r for r in runs if r.text])
+    for block, region in enumerate(regions):
+        lines += _read_region(region, block, TABLE_ROWS if len(regions) == 1 else TABLE_ROWS + 1)
     return lines
 
 
@@ -80,9 +87,9 @@ def order_lines(runs: Sequence[Run]) -> list[Line]:
 
 def _cut_regions(runs: Sequence[Run]) -> list[list[Run]]:
     """Cuts a page at its gutters into regions of one column each, in reading order."""
-    best: tuple[int, list[tuple[list[Run], list[Run]]]] = (0, [])
+    best: tuple[int, list[_Band]] = (0, [])
     for gutter in _list_gutters(runs):
-        bands = _list_bands(runs, gutter)
+        bands = _merge_bands(_list_bands(runs, gutter), gutter)
         lines = sum(
             len(left) + len(right) for left, right in bands if right and _are_columns(left, right, gutter)
         )
@@ -111,10 +118,11 @@ def _list_gutters(runs: Sequence[Run]) -> list[float]:
     return [g[0] - 0.5 for g in groups[1:] if len(g) >= COLUMN_LINES]
 
 
-def _list_bands(runs: Sequence[Run], gutter: float) -> list[tuple[list[Run], list[Run]]]:
+def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
     """Cuts runs, from the top, into bands: (left, right) of the gutter, or (crossing, [])."""
-    bands: list[tuple[list[Run], list[Run]]] = []
+    bands: list[_Band] = []
     crossing: list[Run] = []
+    lowest = math.inf  # of the runs so far
     sides: tuple[list[Run], list[Run]] = ([], [])
 
     def close() -> None:
@@ -123,7 +131,11 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[tuple[list[Run], lis
             bands.append(sides)
         sides = ([], [])
 
+    height = statistics.median(r.height for r in runs)
     for run in sorted(runs, key=lambda r: -r.middle):
+        if lowest - run.y1 > BAND_GAP * height:
+            close()
+        lowest = min(lowest, run.y0)
         if run.x0 < gutter < run.x1:
             close()
             crossing.append(run)
@@ -139,6 +151,25 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[tuple[list[Run], lis
     if crossing:
         bands.append((crossing, []))
     return bands
+
+
+def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
+    """Gives short bands, and the rest of a column that is longer than the other, to the columns beside them."""
+    merged: list[_Band] = []
+    for band in bands:
+        left, right = band
+        if merged and not any(r.x0 < gutter < r.x1 for r in [*left, *right]):
+            above = merged[-1]
+            is_above = bool(above[1]) and _are_columns(*above, gutter)
+            is_column = bool(right) and _are_columns(left, right, gutter)
+            fills = bool(left) and max(r.x1 for r in left) > max((r.x1 for r in above[0]), default=0) - 8
+            is_rest = is_above and (not left or (not right and fills))
+            is_short = is_column and bool(above[1]) and len(_group_rows([*above[0], *above[1]])) <= 2
+            if is_rest or is_short or (is_above and is_column):
+                merged[-1] = ([*above[0], *left], [*above[1], *right])
+                continue
+        merged.append(band)
+    return merged
 
 
 def _are_columns(left: Sequence[Run], right: Sequence[Run], gutter: float) -> bool:
@@ -181,13 +212,13 @@ def _group_rows(runs: Iterable[Run]) -> list[list[Run]]:
     return [sorted(row, key=lambda r: r.x0) for row in rows]
 
 
-def _read_region(runs: Sequence[Run], block: int) -> list[Line]:
+def _read_region(runs: Sequence[Run], block: int, table_rows: int) -> list[Line]:
     rows = [_merge_words(row) for row in _group_rows(runs)]
     column = (min(r.x0 for r in runs), max(r.x1 for r in runs))
     lines: list[Line] = []
     start = 0
     while start < len(rows):
-        end = _find_table_end(rows, start)
+        end = _find_table_end(rows, start, table_rows)
         if end:
             lines += _read_table(rows[start:end], column, block)
             start = end
@@ -218,8 +249,8 @@ def _merge_words(row: list[Run]) -> list[Run]:
     return merged
 
 
-def _find_table_end(rows: Sequence[list[Run]], start: int) -> int:
-    """Index behind the table that begins at `start`, or 0 if none does."""
+def _find_table_end(rows: Sequence[list[Run]], start: int, table_rows: int) -> int:
+    """Index behind the table of so many rows that begins at `start`, or 0 if none does."""
     if len(rows[start]) < 2:
         return 0
     columns = [(r.x0, r.x1) for r in rows[start]]
@@ -237,7 +268,7 @@ def _find_table_end(rows: Sequence[list[Run]], start: int) -> int:
         columns = wider
         full += len(row) >= 2
         end += 1
-    return end if full >= 2 else 0
+    return end if full >= table_rows else 0
 
 
 def _merge_intervals(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -71,9 +71,8 @@ def read_lines(
 def _raise_decode_error(file: IO[bytes], name: str, codec: str, line: int, error: Exception) -> NoReturn:
     """Raises the error for bytes that are not valid in an encoding: for UTF-8 with the exact line."""
     if not codec.startswith("utf-8"):
-        label = codec.upper() if codec.startswith("utf") else codec
         raise DataError(
-            f"the line is not valid {label}.",
+            f"the line is not valid {codec}.",
             f"Save the file as UTF-8, or choose another encoding: {', '.join(ENCODINGS)}.",
             file=name,
             line=line,
@@ -92,17 +91,18 @@ def _raise_decode_error(file: IO[bytes], name: str, codec: str, line: int, error
             first = first or number
     if valid >= _DAMAGED_SHARE * invalid:
         raise DataError(
-            "the line is not valid UTF-8, although the rest of the file is.",
+            "the line is not valid utf-8, although the rest of the file is.",
             "The file may be damaged at this line, or two files were joined: correct or delete the line.",
             file=name,
             line=first or line,
         ) from error
     file.seek(0)
     candidates = list_candidates(file)
+    names = ", ".join(dict.fromkeys(n for c in candidates for n in (c.encoding, *c.same[:1])))
     raise UnknownEncoding(
-        "the line is not valid UTF-8.",
-        "Choose the encoding of the file, in the terminal with --encoding NAME, or save it as UTF-8. "
-        f"Its first such line in each encoding:\n{write_candidates(candidates)}",
+        "the line is not valid utf-8.",
+        f"Choose the encoding of the file ({names}; in the terminal with --encoding NAME), or save the file as "
+        f"UTF-8. Its first such line in each encoding:\n{write_candidates(candidates)}",
         file=name,
         line=first or line,
         candidates=candidates,

@@ -137,24 +137,25 @@ class Chat:
         sampling: Sampling | None = None,
         chat: bool = True,
         same_noise: bool = True,
+        system: str = "",
     ) -> Stream:
         """Answers every prompt under every mix, with many pairs of prompt and mix in a batch.
 
-        Args and errors are those of `stream`.
+        Args and errors are those of `stream`; `system` is the system prompt of every conversation.
 
         Returns:
             a stream of SuiteResults, each with more answers than the one before.
         """
         _check_count(mixes)
         samplings = _column_samplings(sampling or Sampling(), len(mixes), same_noise)
-        return self._worker.stream(lambda: self._suite(list(prompts), list(mixes), samplings, chat))
+        return self._worker.stream(lambda: self._suite(list(prompts), list(mixes), samplings, chat, system))
 
     def _suite(
-        self, prompts: list[str], mixes: list[Mix], samplings: list[Sampling], chat: bool
+        self, prompts: list[str], mixes: list[Mix], samplings: list[Sampling], chat: bool, system: str = ""
     ) -> Generator[Any, None, None]:
         from core.evaluate.suite import run_suite
 
-        yield from run_suite(self._resident(), prompts, mixes, samplings, chat)
+        yield from run_suite(self._resident(), prompts, mixes, samplings, chat, system)
 
 
 def _encode_conversation(

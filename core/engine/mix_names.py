@@ -55,7 +55,10 @@ def _describe(adapter: Named) -> str:
 
 
 def name_mix(
-    weights: Mapping[str, float], tilt: Mapping[str, float], labels: Mapping[str, str], limit: int = NAME_LIMIT
+    weights: Mapping[str, float],
+    tilt: Mapping[str, float],
+    labels: Mapping[str, str],
+    limit: int = NAME_LIMIT,
 ) -> str:
     """The name of a mix: its adapters with every weight other than 1, or "Base" without an adapter.
 
@@ -74,7 +77,9 @@ def name_mix(
     whole = _join(weights, tilt, {a: labels.get(a, "a deleted adapter") for a in weights})
     if len(whole) <= limit:
         return whole
-    return _join(weights, tilt, {a: shorten(labels.get(a, "a deleted adapter"), room) for a in weights})[:limit]
+    return _join(weights, tilt, {a: shorten(labels.get(a, "a deleted adapter"), room) for a in weights})[
+        :limit
+    ]
 
 
 def shorten(text: str, limit: int) -> str:

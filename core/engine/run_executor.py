@@ -10,11 +10,14 @@ folder (`core.store.runs.write_stop_request`).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from core.data.samples import Samples
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
+from core.engine.run_worth import YIELD_SECONDS, Turn, limit_seconds, measure_worth
 from core.engine.worker import BackgroundTask, Worker
 from core.errors import DiskFull, Diverged, OutOfMemory, StudioError
 from core.spec.training import RunStatus
@@ -87,11 +90,13 @@ class RunExecutor:
         try:
             run = runs.load(self._workspace, run_id)
             run_order.dequeue(self._workspace, run_id)
+            begin = time.monotonic()
             yield_to_requests = self._worker.yield_to_requests
             if run.extra.launch:
                 launcher.run_processes(
                     self._workspace, run, yield_to_requests, lambda: self._poll_stop(run_id)
                 )
+                self._measure_worth(run_id, time.monotonic() - begin)
                 return
             from core.train.train import train
 
@@ -104,6 +109,7 @@ class RunExecutor:
                 lambda: self._samples().texts("general"),
                 background=BackgroundTask,
             )
+            self._measure_worth(run_id, time.monotonic() - begin)
         except StudioError as e:
             status = next((s for kind, s in ERROR_STATUS.items() if isinstance(e, kind)), RunStatus.FAILED)
             self._record_error(run_id, status, str(e))
@@ -118,6 +124,32 @@ class RunExecutor:
                 logger.exception("the stop request of the run %s could not be withdrawn", run_id)
             finally:
                 self._queue.unlock(run_id)
+
+    def _measure_worth(self, run_id: str, seconds: float) -> None:
+        """Measures the adapter of a run that has just added one to the library, and records the verdict.
+
+        A run with processes of its own is measured where the resident base is the one that it trained.
+
+        Args:
+            seconds: how long the run took.
+        """
+        try:
+            run = runs.load(self._workspace, run_id)
+            resident = self._resident_base.peek()
+            if run.status not in (RunStatus.DONE, RunStatus.STOPPED) or resident is None:
+                return
+            if run.base_fingerprint != resident.base.fingerprint:
+                return
+            turn = Turn(
+                time.monotonic() + limit_seconds(seconds),
+                lambda: self._worker.yield_to_requests(YIELD_SECONDS),
+                lambda: self._stop_requests.get(run_id) == "close",
+            )
+            verdict = measure_worth(self._workspace, resident, run, turn).verdict
+            if verdict:
+                runs.update(self._workspace, run, extra=replace(run.extra, verdict=verdict))
+        except Exception:  # the run is complete, and stays so
+            logger.exception("the worth of the run %s could not be recorded", run_id)
 
     def _record_error(self, run_id: str, status: RunStatus, error: str) -> None:
         try:

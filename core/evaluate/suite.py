@@ -68,6 +68,7 @@ def run_suite(
     mixes: Sequence[Mix],
     samplings: Sequence[Sampling],
     chat: bool = True,
+    system: str = "",
 ) -> Iterator[SuiteResult]:
     """Answers every prompt under every mix.
 
@@ -77,6 +78,7 @@ def run_suite(
     Args:
         samplings: one per mix.
         chat: render with the chat template; otherwise the prompts are continued as plain text.
+        system: the system prompt of every conversation, or "".
 
     Yields:
         A SuiteResult after every token; rows of answers appear batch by batch.
@@ -90,7 +92,9 @@ def run_suite(
     left_out: dict[int, str] = {}
     for i, prompt in enumerate(prompts):
         try:
-            ids[i] = encode_prompt(resident, prompt, chat, 1)
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": prompt})
+            ids[i] = encode_prompt(resident, messages, chat, 1)
         except StudioError as e:
             left_out[i + 1] = e.what
     if not ids:

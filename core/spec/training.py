@@ -114,6 +114,29 @@ EQUALS_BASE = (
 )
 
 
+# Of a finished run whose adapter was measured on held-out rows: verdict -> (words for its status,
+# explanation, next step). "better" needs none.
+VERDICT_TEXTS: dict[str, tuple[str, str, str]] = {
+    "unclear": (
+        "not better than the base",
+        "It completed its steps, but on held-out rows its adapter is not better than the base: the difference "
+        "is within chance.",
+        "Add examples, or start a new run with more steps or a higher learning rate.",
+    ),
+    "worse": (
+        "worse than the base",
+        "It completed its steps, but on held-out rows its adapter is worse than the base.",
+        "Start a new run with a lower learning rate, and check that its examples say what you want.",
+    ),
+}
+# Of a finished run whose validation loss was still falling: (words for its status, explanation, next step).
+STILL_LEARNING = (
+    "still learning",
+    "It was still learning when it ended: its validation loss was still falling.",
+    "Train on for about {steps} more steps.",
+)
+
+
 @dataclass(frozen=True)
 class TrainSpec(Settings):
     """The settings that determine the result of a training run.

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from core.errors import DamagedRecord, SpecError, StorageError
-from core.spec.training import EQUALS_BASE, Launch, RunStatus, TrainSpec
+from core.spec.training import EQUALS_BASE, STILL_LEARNING, VERDICT_TEXTS, Launch, RunStatus, TrainSpec
 from core.store.event_log import EventLog, parse_line
 from core.store.events import PlanEvent, StepEvent, is_kind
 from core.store.files import atomic_write, delete, link_folder, storage_error, write_json
@@ -188,14 +188,46 @@ class Run:
         return self.extra.equals_base and self.status in (RunStatus.DONE, RunStatus.STOPPED)
 
     @property
+    def was_still_learning(self) -> bool:
+        """Whether it completed its steps while its validation loss was still falling."""
+        return self.extra.still_learning and self.status is RunStatus.DONE
+
+    @property
+    def is_better_than_base(self) -> bool | None:
+        """Whether its adapter is better than the base on held-out rows; None where that is not measured."""
+        if self.has_learned_nothing:
+            return False
+        return self.extra.verdict == "better" if self.extra.verdict else None
+
+    @property
+    def outcome(self) -> str:
+        """What its status does not say about its end, in a few words; "" if there is nothing."""
+        if self.has_learned_nothing:
+            return "equals the base"
+        words = [VERDICT_TEXTS[self.extra.verdict][0]] if self._has_poor_verdict else []
+        return ", ".join(words + [STILL_LEARNING[0]] * self.was_still_learning)
+
+    @property
+    def _has_poor_verdict(self) -> bool:
+        return self.status is RunStatus.DONE and self.extra.verdict in VERDICT_TEXTS
+
+    @property
     def explanation(self) -> str:
-        """One sentence: what its status means."""
-        return EQUALS_BASE[0] if self.has_learned_nothing else self.status.explanation
+        """One or two sentences: what its status means."""
+        if self.has_learned_nothing:
+            return EQUALS_BASE[0]
+        texts = [VERDICT_TEXTS[self.extra.verdict][1]] if self._has_poor_verdict else []
+        texts += [STILL_LEARNING[1]] * self.was_still_learning
+        return " ".join(texts) or self.status.explanation
 
     @property
     def next_step(self) -> str:
         """One sentence: what the user can do next."""
-        return EQUALS_BASE[1] if self.has_learned_nothing else self.status.next_step
+        if self.has_learned_nothing:
+            return EQUALS_BASE[1]
+        if self.was_still_learning:
+            return STILL_LEARNING[2].format(steps=self.extra.train_on_steps or self.step)
+        return VERDICT_TEXTS[self.extra.verdict][2] if self._has_poor_verdict else self.status.next_step
 
     def to_json(self) -> dict[str, Any]:
         """All fields under the keys of the terminal's `--json`; run.json holds a part of them."""

@@ -9,17 +9,30 @@ let newest = null; // value from Python: Gradio sends a stream's last value agai
 
 const defaultPicks = () => (props.choices || []).slice(0, 4).map((c) => c.id);
 const currentPicks = () => {
-  const known = new Set((props.choices || []).map((c) => c.id));
-  const valid = (props.value?.picks || []).filter((p) => known.has(p));
-  const list = props.value?.touched ? valid : defaultPicks();
+  const list = props.value?.touched ? [...(props.value?.picks || [])] : defaultPicks();
   while (list.length < MINIMUM) list.push(defaultPicks()[list.length] ?? "base");
   return list;
 };
 const columns = () => props.value?.columns || [];
+const names = () => ({ ...(props.value?.names || {}), ...Object.fromEntries((props.choices || []).map((c) => [c.id, c.name])) });
 
 function setPicks(list) {
-  props.value = { ...(props.value || {}), picks: list, touched: true, columns: [] };
+  props.value = { ...(props.value || {}), picks: list, names: names(), touched: true, columns: [] };
   draw();
+  trigger("pick");
+}
+
+function addOptions(select, picked) {
+  const groups = new Map();
+  for (const c of props.choices || []) {
+    if (!groups.has(c.group)) {
+      groups.set(c.group, Object.assign(document.createElement("optgroup"), { label: c.group || "Mixes" }));
+      select.append(groups.get(c.group));
+    }
+    const option = document.createElement("option");
+    option.value = c.id; option.textContent = c.name; option.selected = c.id === picked; option.title = c.about || "";
+    groups.get(c.group).append(option);
+  }
 }
 
 function makeHead(list, index) {
@@ -27,11 +40,13 @@ function makeHead(list, index) {
   const box = studio.make({ tag: "header", cls: "col-head " + (choice?.kind || "base") });
   const select = document.createElement("select");
   select.setAttribute("aria-label", `Mix of column ${index + 1}`);
-  for (const c of props.choices || []) {
-    const option = document.createElement("option");
-    option.value = c.id; option.textContent = c.name; option.selected = c.id === list[index];
-    select.append(option);
+  addOptions(select, list[index]);
+  if (!choice) { // deleted, or trained on another base: the column says so instead of showing another mix
+    const gone = Object.assign(document.createElement("option"), { value: list[index], selected: true });
+    gone.textContent = (names()[list[index]] || "A mix") + " (gone)";
+    select.prepend(gone);
   }
+  select.title = choice?.about || "";
   select.addEventListener("change", () => setPicks(list.map((p, i) => (i === index ? select.value : p))));
   box.append(select);
   if (list.length > MINIMUM) {
@@ -73,11 +88,29 @@ root.addEventListener("click", (event) => {
   else trigger("vote", act);
 });
 
+function placeholder(pick) {
+  const known = (props.choices || []).some((c) => c.id === pick);
+  if (known || !props.choices?.length) return { tag: "p", cls: "quiet", kids: ["The answer appears here."] };
+  const name = names()[pick] || "This mix";
+  return { tag: "p", cls: "problem", attrs: { role: "alert" }, kids: [`${name} is gone: an adapter of it was deleted, or belongs to another base. Choose another mix above, or restore the adapter in the Library.`] };
+}
+
+// A button elsewhere on the page asks to compare an adapter with the base.
+function compareAdapter(request) {
+  if (!request?.adapter) return;
+  const picks = (props.choices || []).filter((c) => c.id === "base" || c.id.split(/[=@ ]/)[0] === request.adapter || c.id.includes(" " + request.adapter)).map((c) => c.id);
+  if (!picks.some((p) => p !== "base")) return; // not in the lists yet: the next lists decide
+  window.studio.comparing = null;
+  setPicks([...new Set(["base", request.adapter, ...picks])].filter((p) => (props.choices || []).some((c) => c.id === p)).slice(0, 3));
+}
+window.addEventListener("studio:compare", () => compareAdapter(window.studio.comparing));
+
 function draw() {
   if (props.value?.serial !== undefined) {
     if (newest && props.value.serial < newest.serial) props.value = newest;
     newest = props.value;
   }
+  if (window.studio.comparing && props.choices?.length) compareAdapter(window.studio.comparing);
   const blind = props.value?.blind;
   root.classList.toggle("blind", Boolean(blind));
   if (blind) return drawBlind(blind);
@@ -86,7 +119,7 @@ function draw() {
   if (now !== shape) { // rebuild the pickers only when their choices change
     shape = now;
     const cells = list.map((_, i) => {
-      const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}` } });
+      const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}`, tabindex: "0" } });
       cell.append(makeHead(list, i), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
       return cell;
     });
@@ -100,7 +133,7 @@ function draw() {
     if (JSON.stringify(props.value?.picks) !== JSON.stringify(list)) props.value = { ...(props.value || {}), picks: list };
   }
   const answers = columns();
-  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? { tag: "p", cls: "quiet", kids: ["The answer appears here."] }));
+  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? placeholder(list[i])));
 }
 
 watch(["value", "choices"], draw);

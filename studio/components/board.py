@@ -2,6 +2,7 @@
 
 {
     "picks": the ids of the columns' mixes,
+    "names": their names, by id, to name a mix that is gone,
     "touched": whether the user has changed them,
     "columns": a tree for each column,
     "blind": in a blind test, {"heads": a tree above each column, "foot": a tree below them},
@@ -11,10 +12,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from core.engine import Engine
-from core.errors import SpecError
+from core.errors import SpecError, StudioError
 from core.spec.mix import COLUMN_LIMIT, Mix
 from studio import answers, formatting, mix_choices
 from studio.components import mixer
@@ -36,7 +38,7 @@ def read_picks(engine: Engine, board: Any) -> list[str]:
         raise SpecError(
             f"A comparison needs {COLUMN_MINIMUM} to {COLUMN_LIMIT} columns, got {len(picks)}.",
             "Add or remove columns.",
-        )
+        ).at("columns")
     return picks
 
 
@@ -46,18 +48,30 @@ def read_mixes(engine: Engine, picks: list[str], rows: Any) -> list[Mix]:
     Args:
         picks: from `read_picks`.
         rows: the mixer's value.
+
+    Raises:
+        SpecError: a pick cannot be parsed. NotFound: an adapter of one was deleted.
     """
-    return mix_choices.parse_mixes(engine, picks, mixer.current_mix(engine, rows))
+    try:
+        return mix_choices.parse_mixes(engine, picks, mixer.current_mix(engine, rows))
+    except StudioError as e:
+        raise e.at("columns") from None
 
 
-def render_columns(frame: Any, reference: int) -> list[Node]:
+def render_columns(frame: Any, reference: int, labels: Mapping[str, str] | None = None) -> list[Node]:
     """Renders every column. Words that differ from the reference column are marked.
 
     Args:
         reference: the index of that column.
+        labels: the names of the adapters, by id.
     """
     base = frame.columns[reference].text
-    return [_column(c, base if i != reference else c.text) for i, c in enumerate(frame.columns)]
+    return [_column(c, base if i != reference else c.text, labels) for i, c in enumerate(frame.columns)]
+
+
+def render_waiting(count: int) -> list[Node]:
+    """Columns whose answers have not begun."""
+    return [answers.skeleton() for _ in range(count)]
 
 
 def find_reference(mixes: list[Mix]) -> int:
@@ -65,7 +79,7 @@ def find_reference(mixes: list[Mix]) -> int:
     return next((i for i, m in enumerate(mixes) if not m.weights), 0)
 
 
-def _column(column: Any, base: str) -> Node:
+def _column(column: Any, base: str, labels: Mapping[str, str] | None) -> Node:
     pieces: list[Any] = [
         node("mark", text) if differs else node("span", text)
         for text, differs in formatting.diff_words(base, column.text)
@@ -74,7 +88,7 @@ def _column(column: Any, base: str) -> Node:
         "div",
         render_answer(column, pieces),
         node("p", answers.format_speed(column), cls="quiet"),
-        node("p", answers.format_stamp(column), cls="stamp"),
+        answers.render_stamp(column, labels),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
+from core.engine.mix_names import label_adapters
 from core.spec.mix import WEIGHT_LIMIT, WEIGHT_STEP, Mix
 from studio import formatting
 from studio.assets import read_asset
@@ -44,9 +45,9 @@ def mixer() -> gr.HTML:
 
 def adapter_rows(engine: Engine) -> list[dict[str, Any]]:
     """The rows of all adapters. At first the newest domain adapter and the newest task adapter are on."""
-    adapters = [
-        {**asdict(a), "base": formatting.format_base(a.base)} for a in engine.library.mixable_adapters()
-    ]
+    listed = engine.library.mixable_adapters()
+    labels = label_adapters(listed)
+    adapters = [{**asdict(a), "name": labels[a.id], "base": formatting.format_base(a.base)} for a in listed]
     newest = [
         next((a["id"] for a in reversed(adapters) if a["kind"] == kind and a["fits"]), None)
         for kind in ("domain", "task")

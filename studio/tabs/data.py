@@ -45,6 +45,7 @@ class DataTab:
     split: gr.Radio
     preview: gr.HTML
     dataset: gr.HTML
+    rows: gr.HTML
     example: gr.HTML
     example_index: gr.State
 
@@ -68,13 +69,13 @@ def build(engine: Engine) -> DataTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             preview = view(None, elem_id="preview")
             # Hidden while files are previewed, so that a dataset that arrives late does not cover them.
-            with gr.Column() as shelf:
-                splits = [(label, name) for name, label in views.SPLITS.items()]
-                with gr.Row():
-                    picker = fields.picker("Dataset", scale=3)
-                    split = gr.Radio(splits, value="train", label="Split", scale=2, min_width=220)
+            with gr.Column(elem_id="dataset") as shelf:
+                picker = fields.picker("Dataset")
                 damaged_items = damaged.damaged_list("datasets")
-                dataset = view(views.NO_DATASET, elem_id="dataset")
+                dataset = view(views.NO_DATASET)
+                splits = [(label, name) for name, label in views.SPLITS.items()]
+                split = gr.Radio(splits, value="train", label="Rows", visible=False)
+                rows = view(None)
                 example = view(elem_id="tokens")
     return DataTab(
         files,
@@ -93,6 +94,7 @@ def build(engine: Engine) -> DataTab:
         split,
         preview,
         dataset,
+        rows,
         example,
         gr.State(0),
     )
@@ -101,13 +103,9 @@ def build(engine: Engine) -> DataTab:
 def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
     data_import.wire(tab, engine)
-    events.bind_sequential(
-        events.any_of((tab.picker.change, tab.split.change)),
-        engine,
-        show_dataset,
-        [tab.picker, tab.split],
-        [tab.dataset],
-    )
+    shown = [tab.dataset, tab.split, tab.rows]
+    events.bind_sequential(tab.picker.change, engine, show_dataset, [tab.picker], shown)
+    events.bind_sequential(tab.split.input, engine, show_rows, [tab.picker, tab.split], [tab.rows])
     # The example has events of its own, because encoding waits for the model's thread.
     example = [tab.example, tab.example_index]
     events.bind_sequential(tab.picker.change, engine, show_example, [tab.picker], example)
@@ -140,12 +138,24 @@ def refresh(engine: Engine, picked: str | None) -> Any:
     return fields.update_choices(choices, value, picked)
 
 
-def show_dataset(engine: Engine, picked: str | None, split: str) -> Node:
-    """Shows a dataset: facts, split sizes and rows."""
+def show_dataset(engine: Engine, picked: str | None) -> tuple[Any, ...]:
+    """Shows a dataset: its facts, and the rows of its first split that has any."""
     if not picked:
-        return views.NO_DATASET
+        return views.NO_DATASET, gr.update(visible=False), None
+    dataset = engine.datasets.get(picked)
+    split = next((s for s in views.SPLITS if dataset.splits.get(s)), "train")
+    choices = [(f"{label} ({dataset.splits.get(s, 0):,})", s) for s, label in views.SPLITS.items()]
+    names = {d.id: d.name for d in engine.datasets.list()} if dataset.parents else {}
+    shown = views.render_dataset(dataset, names)
+    return shown, gr.update(choices=choices, value=split, visible=True), show_rows(engine, picked, split)
+
+
+def show_rows(engine: Engine, picked: str | None, split: str) -> Node | None:
+    """Shows the first rows of a split."""
+    if not picked:
+        return None
     rows = engine.datasets.rows(picked, split, limit=views.PREVIEW_ROWS)
-    return views.render_dataset(engine.datasets.get(picked), split, rows)
+    return views.render_split(engine.datasets.get(picked), split, rows)
 
 
 def show_example(engine: Engine, picked: str | None) -> Any:

@@ -20,7 +20,7 @@ from core.errors import DataError, SpecError, StudioError
 from studio import events
 from studio.components import drop, field_errors, imports
 from studio.reading_choices import Choices, assign_role, kind_of, swap_roles
-from studio.tree import skeleton
+from studio.tree import Node, skeleton
 from studio.views import data_preview as views
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def wire(tab: DataTab, engine: Engine) -> None:
         return reopen_files(engine, tab.forms, str((event._data or {}).get("job", "")))
 
     form = [tab.files, tab.choices, tab.name, tab.held_out]
-    after = [tab.imports, tab.files, tab.settings, tab.preview, tab.add, tab.shelf]
+    after = [tab.imports, tab.files, tab.settings, tab.name, tab.held_out, tab.preview, tab.add, tab.shelf]
     events.bind(tab.add.click, engine, start, form, after, errors=tab.errors)
     field_errors.wire(tab.errors, engine, check_name_field, [tab.name])
     shown = [*form, tab.settings, tab.shelf, tab.kind, tab.preview, tab.add]
@@ -130,7 +130,7 @@ def start_import(
     )
     forms.by_job[job_id] = imports.Form(files, choices, name, held_out)
     shelf = gr.update(visible=True)
-    return {"job": job_id}, None, gr.update(visible=False), None, _no_import(), shelf
+    return {"job": job_id}, None, gr.update(visible=False), "", False, None, _no_import(), shelf
 
 
 def check_name_field(engine: Engine, name: str) -> None:
@@ -177,14 +177,20 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
     except Exception as e:
         if not isinstance(e, StudioError):
             logger.exception("The preview of dropped files failed")
-        problem = views.render_problem(events.user_message(e), find_candidates(paths), choices.encoding)
-        return choices, gr.skip(), problem, _no_import()
+        return choices, gr.skip(), _render_problem(e, find_candidates(paths), choices.encoding), _no_import()
     used = replace(choices, kind=preview.kind, roles=dict(preview.roles))
     ask = bool(preview.skipped) or choices.encoding != "utf-8"
     shown = views.render_preview(
         preview, len(files.get("files") or []), used, find_candidates(paths) if ask else ()
     )
     return used, preview.kind, shown, gr.update(interactive=not preview.problem)
+
+
+def _render_problem(error: Exception, candidates: list[Candidate], encoding: str) -> Node:
+    message = events.user_message(error)
+    if candidates and isinstance(error, StudioError):
+        message = f"{error.what} Choose below how it is read."  # the candidates stand there with their lines
+    return views.render_problem(message, candidates, encoding)
 
 
 def find_candidates(paths: Sequence[str]) -> list[Candidate]:

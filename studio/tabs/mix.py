@@ -194,9 +194,7 @@ def _wire_mix_description(
         js=SUGGEST,
         api_visibility="private",
     )
-    tab.continue_text.input(
-        fn=None, outputs=[tab.has_chosen_mode], js="() => true", api_visibility="private"
-    )
+    tab.continue_text.input(fn=None, outputs=[tab.has_chosen_mode], js="() => true", api_visibility="private")
     outputs = [tab.prompt, tab.continue_text, tab.problem]
     events.bind(tab.chips.act, engine, take_chip, None, outputs).then(
         fn=None,
@@ -307,7 +305,9 @@ def _answer_link(engine: Engine, query: str, prompt: str, *inputs: Any) -> Itera
         fields_after = (gr.skip(), gr.skip())
 
 
-def ask(engine: Engine, prompt: str, rows: Any, session: Session, *settings: Any) -> Iterator[tuple[Any, ...]]:
+def ask(
+    engine: Engine, prompt: str, rows: Any, session: Session, *settings: Any
+) -> Iterator[tuple[Any, ...]]:
     """Answers a prompt. Its field, which may hold the next prompt by now, stays as it is."""
     if prompt.strip():
         waiting = [*session.exchanges, Exchange(prompt, bool(settings[0]))]
@@ -417,7 +417,10 @@ def describe_mix(engine: Engine, rows: Any, continue_text: bool, has_chosen_mode
     active = list(mixer.read_mix(rows).weights)
     chips = prompt_chips.list_chips(engine, active)
     mode: Any = gr.skip()
-    if not has_chosen_mode and (suggested := prompt_chips.suggest_continuing(engine, active)) != continue_text:
+    if (
+        not has_chosen_mode
+        and (suggested := prompt_chips.suggest_continuing(engine, active)) != continue_text
+    ):
         mode = suggested
     suggestion = chips[0].text if chips else ""
     return show_warnings(engine, rows), prompt_chips.render_chips(chips), mode, suggestion

@@ -9,17 +9,18 @@ The `Ballot`, which says which mix has which letter, stays on the server until t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from core.engine import Engine
+from core.engine.mix_names import name_mix
 from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
 from core.store.votes import Standing
-from studio import formatting, mix_choices
+from studio import answers, formatting, mix_choices
 from studio.components import board
-from studio.session import Session
+from studio.session import PromptSettings, Session, make_messages
 from studio.tree import Node, button, empty, node, table
 
 LETTERS = "ABCDEF"
@@ -63,18 +64,33 @@ def stream_covered_board(
     sampling: Sampling,
     same_noise: bool,
     rng: random.Random,
+    how: PromptSettings | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Shuffles the mixes, answers with all of them and yields a board that identifies none of them.
+
+    Args:
+        how: how the prompt is read; by default as a chat without a system prompt.
 
     Raises:
         SpecError: a mix is picked twice.
     """
     if len({str(m) for m in mixes}) < len(mixes):
-        raise SpecError("Two columns hold the same mix.", "Pick a different mix for each column.")
+        raise SpecError("Two columns hold the same mix.", "Pick a different mix for each column.").at(
+            "columns"
+        )
     shuffled = list(mixes)
     rng.shuffle(shuffled)
+    how = how or PromptSettings(sampling)
     for frame in session.stream_frames(
-        engine, prompt, shuffled, sampling, same_noise=same_noise, ballot=Ballot(shuffled, picks)
+        engine,
+        prompt,
+        shuffled,
+        sampling,
+        chat=not how.continue_text,
+        same_noise=same_noise,
+        ballot=Ballot(shuffled, picks),
+        messages=make_messages(how.system, [], prompt),
+        thinking=how.thinking,
     ):
         stopped = any(c.reason == "cancelled" for c in frame.columns)
         yield {
@@ -163,9 +179,9 @@ def render_uncovered_board(engine: Engine, session: Session, vote: Any) -> dict[
     )
     return _board_value(
         ballot.picks,
-        board.render_columns(frame, board.find_reference(ballot.mixes)),
+        board.render_columns(frame, board.find_reference(ballot.mixes), session.labels),
         _name_heads(engine, ballot, vote.chosen),
-        node("div", summary, _tally_table(standings)),
+        node("div", summary, _tally_table(engine, standings)),
     )
 
 
@@ -178,7 +194,10 @@ def undo_vote(engine: Engine, session: Session) -> dict[str, Any]:
     heads = _name_heads(engine, ballot)
     foot = node("div", node("p", "Your vote was taken back.", cls="quiet"), _next_buttons())
     return _board_value(
-        ballot.picks, board.render_columns(frame, board.find_reference(ballot.mixes)), heads, foot
+        ballot.picks,
+        board.render_columns(frame, board.find_reference(ballot.mixes), session.labels),
+        heads,
+        foot,
     )
 
 
@@ -209,7 +228,7 @@ def render_tally(engine: Engine) -> Node:
         "“No difference” votes. Expected by chance is the win rate if all answers were equally good. "
         "The interval is Wilson's and assumes that votes are independent."
     )
-    return node("div", _tally_table(standings, len(bases) > 1), node("p", note, cls="quiet below"))
+    return node("div", _tally_table(engine, standings, len(bases) > 1), node("p", note, cls="quiet below"))
 
 
 def delete_votes(engine: Engine) -> Node:
@@ -224,7 +243,9 @@ def delete_votes(engine: Engine) -> Node:
     return NO_VOTES
 
 
-def _tally_table(standings: list[Standing], bases: bool = False) -> Node:
+def _tally_table(engine: Engine, standings: list[Standing], bases: bool = False) -> Node:
+    labels = engine.library.labels()
+    known = {c["id"]: c["name"] for c in mix_choices.list_choices(engine)}
     rows = []
     for s in standings:
         low, high = s.interval
@@ -236,20 +257,36 @@ def _tally_table(standings: list[Standing], bases: bool = False) -> Node:
             f"{100 * low:.0f} to {100 * high:.0f} %" if s.decisive_votes else formatting.NONE,
             formatting.format_percent(s.chance_rate),
         ]
-        name = node("div", node("strong", s.name), node("div", _formula(s), cls="quiet"))
+        name = node("div", node("strong", _name(s, labels, known)), _details(s, labels))
         rows.append([name, *figures, *([formatting.format_base(s.base)] if bases else [])])
     headings = HEADINGS + (["Base"] if bases else [])
     return node("div", table(headings, rows, "Blind-test votes for each mix", NUMERIC), cls="tally")
 
 
-def _formula(standing: Standing) -> str:
+def _name(standing: Standing, labels: Mapping[str, str], known: Mapping[str, str]) -> str:
+    """The present name of a mix, or what it was called in its votes if an adapter of it was deleted.
+
+    Args:
+        labels: the names of the adapters, by id.
+        known: the names of the mixes that can be chosen, by id.
+    """
+    if not set(standing.weights) <= set(labels):
+        return standing.name
+    mix = Mix(weights=standing.weights, tilt=standing.tilt)
+    return known.get(str(mix)) or name_mix(mix.weights, mix.tilt, labels)
+
+
+def _details(standing: Standing, labels: Mapping[str, str]) -> Node:
+    """The weights and checksums of a mix, folded away."""
     parts = []
     for adapter, weight in standing.weights.items():
         digest, tilt = standing.adapters.get(adapter, ""), standing.tilt.get(adapter, 0.0)
         direction = "deep" if tilt > 0 else "shallow"
         depth = f" {direction} {abs(tilt):.2f}" if tilt else ""
-        parts.append(f"{adapter} {weight:+.2f}{depth} ({digest if ' ' in digest else digest[:8]})")
-    return " · ".join(["base", *parts])
+        name = labels.get(adapter, answers.DELETED)
+        parts.append(f"{name} {weight:+.2f}{depth} ({digest if ' ' in digest else digest[:8]})")
+    formula = node("p", " · ".join(["base", *parts]), cls="stamp")
+    return node("details", node("summary", "Details"), formula, cls="stamp-fold")
 
 
 def _next_buttons(undo: dict[str, Any] | None = None) -> Node:

@@ -26,7 +26,12 @@ def render_conversation(exchanges: Sequence[Exchange], serial: int) -> Node:
         "div",
         *[_render_exchange(_end(e)) for e in earlier],
         _render_exchange(last),
-        node("p", "The answer is complete." if last.column and last.column.done else "", cls="hidden-text", role="status"),
+        node(
+            "p",
+            "The answer is complete." if last.column and last.column.done else "",
+            cls="hidden-text",
+            role="status",
+        ),
         cls="exchanges",
     )
     # The scrolled box runs from its end, so that the newest answer stays in view. The inner box keeps the

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.data.layouts import TITLES
 from studio import formatting
-from studio.tree import Node, button, chip, empty, facts, node, table, title
+from studio.tree import Node, button, chip, details, empty, facts, node, table, title
 
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 KIND_NAMES = {"domain": "Domain: text to learn from", "task": "Task: questions with answers"}
 PREVIEW_ROWS = 12
 CELL_LIMIT = 240  # characters of a table cell
+CUT_ROWS = 40  # documents whose cuts are listed, and skipped files
+OPEN_CUTS = 4  # more are folded away
+HOW = {
+    "headings": "at headings",
+    "paragraphs": "at headings and between paragraphs",
+    "sentences": "also between sentences, where a paragraph is long",
+}
+OPERATIONS = {
+    "dedup": "by removing repeated rows",
+    "redact": "by redacting personal data",
+    "merge": "by merging",
+}
 NO_DATASET = empty(
     "No data yet",
-    "Domain data is plain text (.txt, .md), which teaches language and facts. Task data is labelled pairs "
-    "(.jsonl, .csv, …), such as questions and answers. The sample data includes both.",
+    "Documents (text, PDF, Word, web pages) teach language and facts. Tables of questions with answers teach "
+    "how to answer. Drop either of them, or try the sample data, which has both.",
     button("Use the sample data", {"do": "sample"}, "primary"),
 )
 
@@ -37,8 +49,51 @@ def list_row_facts(data: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> Node:
-    """A dataset's facts, the sizes of its splits, and rows of one split."""
+def render_dataset(dataset: Any, names: Mapping[str, str]) -> Node:
+    """A dataset: what it is, where it comes from, the sizes of its splits; ids and hashes behind "Details".
+
+    Args:
+        names: names of the datasets that it may be made from, by id.
+    """
+    held_out = dataset.purpose == "evaluation"
+    head = node(
+        "div",
+        node("h2", dataset.name),
+        chip(dataset.kind, dataset.kind),
+        chip("for evaluation only", "mix") if held_out else None,
+        cls="row",
+    )
+    about = facts(
+        [
+            ("Rows", f"{dataset.rows:,}"),
+            ("Imported" if not dataset.parents else "Made", formatting.format_time(dataset.created)),
+            ("Layout", TITLES.get(dataset.layout, dataset.layout)),
+            ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
+            *list_row_facts(dataset),
+        ]
+    )
+    return node(
+        "div",
+        head,
+        _render_lineage(dataset, names),
+        node("p", dataset.note, cls="user-note") if dataset.note else None,
+        None if held_out else _render_sizes(dataset),
+        about,
+        render_notes(dataset.notes),
+        render_skipped(dataset.skipped),
+        render_cuts(dataset.cuts),
+        details("Details", facts(_list_details(dataset))),
+    )
+
+
+def _render_lineage(dataset: Any, names: Mapping[str, str]) -> Node | None:
+    if not dataset.parents:
+        return None
+    parents = " and ".join(names.get(p, "a dataset that was deleted") for p in dataset.parents)
+    return node("p", f"Made from {parents} {OPERATIONS.get(dataset.operation, '')}".strip() + ".", cls="quiet")
+
+
+def _render_sizes(dataset: Any) -> Node:
     total = max(1, sum(dataset.splits.values()))
     parts = []
     for name, label in SPLITS.items():
@@ -47,26 +102,63 @@ def render_dataset(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> 
         parts.append(
             node("div", node("span", label), node("strong", f"{size:,}"), cls=f"part {name}", vars=share)
         )
-    about = facts(
-        [
-            ("Rows", f"{dataset.rows:,}"),
-            ("Files", ", ".join(f["name"] for f in dataset.files)[:200]),
-            ("Split seed", dataset.seed),
-            ("Types", ", ".join(f"{k} {n:,}" for k, n in dataset.types.items())),
-            ("Layout", TITLES.get(dataset.layout, dataset.layout)),
-            *list_row_facts(dataset),
-            ("sha256", dataset.sha256[:16]),
-        ]
+    return node("div", *parts, cls="parts", aria_label="Split sizes in rows", role="group")
+
+
+def _list_details(dataset: Any) -> list[tuple[str, Any]]:
+    files = ", ".join(f["name"] for f in dataset.files)
+    return [
+        ("Files", files[:200] + " …" if len(files) > 200 else files),
+        ("Columns read", ", ".join(f"{c} ({role})" for role, c in dataset.roles.items())),
+        ("Encoding", "" if dataset.encoding == "utf-8" else dataset.encoding),
+        ("Split seed", dataset.seed),
+        ("Id", dataset.id),
+        ("sha256", dataset.sha256),
+    ]
+
+
+def render_split(dataset: Any, split: str, rows: Sequence[dict[str, Any]]) -> Node:
+    """The first rows of a split."""
+    if not rows:
+        return node("p", "This split has no rows.", cls="quiet")
+    size = dataset.splits.get(split, len(rows))
+    caption = f"First {len(rows):,} of {size:,} rows" if size > len(rows) else ""
+    return render_rows(dataset.kind, caption, rows)
+
+
+# ---------------------------------------------------------------- parts of a dataset and of a preview
+
+
+def render_cuts(cuts: Sequence[Mapping[str, Any]]) -> Node | None:
+    """Where long documents are cut into sections."""
+    if not cuts:
+        return None
+    sections = sum(int(c["sections"]) for c in cuts)
+    rows = [
+        [c["document"], f"{c['sections']:,}", HOW.get(str(c["how"]), str(c["how"]))] for c in cuts[:CUT_ROWS]
+    ]
+    more = f" The first {CUT_ROWS} of them:" if len(cuts) > CUT_ROWS else ""
+    verb = "is" if len(cuts) == 1 else "are"
+    text = (
+        f"{formatting.count(len(cuts), 'document')} {verb} cut into {formatting.count(sections, 'section')}, "
+        f"so that training, validation and test each get some.{more}"
     )
-    caption = f"First rows of the {SPLITS.get(split, split).lower()} split"
-    return node(
-        "div",
-        node("div", node("h2", dataset.name), chip(dataset.kind, dataset.kind), cls="row"),
-        node("div", *parts, cls="parts", aria_label="Split sizes", role="group"),
-        about,
-        render_notes(dataset.notes),
-        render_rows(dataset.kind, caption, rows),
-    )
+    listed = table(["Document", "Sections", "Cut"], rows, numeric=frozenset({1}))
+    if len(cuts) > OPEN_CUTS:
+        listed = details("Where each document is cut", listed)
+    return node("div", node("p", text, cls="quiet above"), listed)
+
+
+def render_skipped(skipped: Sequence[Mapping[str, str]]) -> Node | None:
+    """Files that cannot be read, with the reasons."""
+    if not skipped:
+        return None
+    verb = "is" if len(skipped) == 1 else "are"
+    text = f"{formatting.count(len(skipped), 'file')} cannot be read and {verb} left out:"
+    items = [node("li", node("strong", s["file"]), f": {s['reason']}") for s in skipped[:CUT_ROWS]]
+    if len(skipped) > CUT_ROWS:
+        items.append(node("li", f"and {len(skipped) - CUT_ROWS:,} more"))
+    return node("div", node("p", text), node("ul", *items), cls="note warn", aria_label="Skipped files")
 
 
 def render_rows(kind: str, caption: str, rows: Sequence[dict[str, Any]]) -> Node:

@@ -8,25 +8,20 @@ from typing import Any
 from core.data.encodings import LABELS, Candidate
 from studio import formatting
 from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles
-from studio.tree import Node, button, details, facts, node, table, title
+from studio.tree import Node, button, facts, node, title
 from studio.views.data import (
     KIND_NAMES,
     PREVIEW_ROWS,
+    SPLITS,
     list_row_facts,
+    render_cuts,
     render_notes,
     render_rows,
+    render_skipped,
     shorten,
 )
 
 SHOWN_ROWS = 6  # canonical rows of a preview
-CUT_ROWS = 40  # documents whose cuts are listed
-HOW = {
-    "headings": "at headings",
-    "paragraphs": "between paragraphs",
-    "sentences": "between sentences, because a paragraph is long",
-    "whole": "stays whole",
-}
-PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
 
 
 def render_problem(message: str, candidates: Sequence[Candidate] = (), encoding: str = "utf-8") -> Node:
@@ -214,46 +209,12 @@ def render_shares(shares: dict[str, float], label: str) -> Node | None:
     parts = [
         node(
             "div",
-            node("span", PARTS[name]),
+            node("span", SPLITS[name]),
             node("strong", formatting.format_percent(shares.get(name, 0.0))),
             cls=f"part {name}",
             vars={"share": f"{100 * shares.get(name, 0.0):.2f}%"},
         )
-        for name in PARTS
+        for name in SPLITS
         if shares.get(name)
     ]
     return node("div", node("h3", label), node("div", *parts, cls="parts", role="group", aria_label=label))
-
-
-def render_cuts(cuts: Sequence[dict[str, Any]]) -> Node | None:
-    """Where long documents are cut into sections."""
-    if not cuts:
-        return None
-    sections = sum(int(c["sections"]) for c in cuts)
-    rows = [
-        [c["document"], f"{c['sections']:,}", HOW.get(str(c["how"]), str(c["how"]))] for c in cuts[:CUT_ROWS]
-    ]
-    more = f" The first {CUT_ROWS} of them:" if len(cuts) > CUT_ROWS else ""
-    text = (
-        f"{formatting.count(len(cuts), 'document')} cut into {formatting.count(sections, 'section')}, so that "
-        f"each of training, validation and test gets some.{more}"
-    )
-    listed = table(["Document", "Sections", "Cut"], rows, numeric=frozenset({1}))
-    if len(cuts) > 4:
-        return node("div", node("p", text, cls="quiet above"), details("Where each document is cut", listed))
-    return node("div", node("p", text, cls="quiet above"), listed)
-
-
-def render_skipped(skipped: Sequence[dict[str, str]]) -> Node | None:
-    """Files that cannot be read, with the reasons."""
-    if not skipped:
-        return None
-    text = f"{formatting.count(len(skipped), 'file')} cannot be read and {_is(len(skipped))} left out:"
-    items = [node("li", node("strong", s["file"]), f": {s['reason']}") for s in skipped[:CUT_ROWS]]
-    if len(skipped) > CUT_ROWS:
-        items.append(node("li", f"and {len(skipped) - CUT_ROWS:,} more"))
-    return node("div", node("p", text), node("ul", *items), cls="note warn", aria_label="Skipped files")
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"

@@ -14,9 +14,9 @@ import gradio as gr
 from core.data.prompts import PROMPT_LIMIT, read_prompts
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from studio import answers, events
+from studio import answers, events, problems
 from studio.components import board
-from studio.session import Session, read_sampling
+from studio.session import Session, read_settings
 from studio.tree import Node, node, progress_bar, table, view
 
 SUFFIXES = [".txt", ".csv", ".jsonl"]
@@ -28,6 +28,7 @@ class Suite:
     """The components of the suite's accordion; the hidden `csv_text` takes the file's text to the browser."""
 
     prompts: gr.Textbox
+    problem: gr.HTML
     file: gr.File
     run: gr.Button
     stop: gr.Button
@@ -52,6 +53,7 @@ def build() -> Suite:
                 min_width=200,
                 elem_id="suite-file",
             )
+        problem = problems.place(elem_id="suite-problem")
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Run the suite", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop the suite", scale=0, min_width=120)
@@ -59,7 +61,7 @@ def build() -> Suite:
         answers = view(None, elem_id="suite-answers")
         csv_text = gr.Textbox(visible=False)
     session = gr.State(Session(), delete_callback=Session.stop)
-    return Suite(prompts, file, run, stop, download, answers, csv_text, session)
+    return Suite(prompts, problem, file, run, stop, download, answers, csv_text, session)
 
 
 def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) -> None:
@@ -67,16 +69,17 @@ def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) ->
 
     Args:
         columns: the board and the mixer, which hold the mixes of the columns.
-        sampling: the same-noise checkbox and the components of the sampling settings.
+        sampling: the same-noise checkbox, and the components that `read_settings` reads.
     """
     events.bind(
         tab.run.click,
         engine,
-        run_suite,
+        problems.guard(run_suite, 2, refuse, text=0),
         [tab.prompts, tab.file, *columns, tab.session, *sampling],
-        [tab.answers, tab.download],
+        [tab.answers, tab.download, tab.problem],
         concurrency_limit=4,
     )
+    problems.clear_when_mended(tab.prompts, tab.problem)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.download.click, engine, export_csv, [tab.session], [tab.csv_text]).success(
         fn=None,
@@ -94,17 +97,18 @@ def run_suite(
     rows: Any,
     session: Session,
     same_noise: bool,
-    *sampling: Any,
+    *settings: Any,
 ) -> Iterator[tuple[Any, Any]]:
     """Answers every prompt in every column; yields the progress, then the table."""
     prompts = read_prompts(text or "", [file] if file else [])
     if not prompts:
         raise SpecError("The suite has no prompts.", "Write some, one per line, or choose a file.")
     mixes = board.read_mixes(engine, board.read_picks(engine, board_value), rows)
+    how = read_settings(settings)
     session.stop()
     serial = session.serial
     session.stream = stream = engine.chat.stream_suite(
-        prompts, mixes, read_sampling(sampling), same_noise=same_noise
+        prompts, mixes, how.sampling, not how.continue_text, same_noise, how.system
     )
     session.frame, answered = None, -1
     try:
@@ -120,6 +124,11 @@ def run_suite(
     replaced = session.serial != serial and session.stream is not None
     if session.frame is not None and not replaced:
         yield render_answers(session.frame), gr.update(interactive=bool(session.frame.rows))
+
+
+def refuse(engine: Engine, *_: Any) -> tuple[Any, Any]:
+    """The outputs of a suite that was refused: no answers, and nothing to download."""
+    return None, gr.update(interactive=False)
 
 
 def stop(engine: Engine, session: Session) -> None:
