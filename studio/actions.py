@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from studio import samples
+from studio import mix_choices, samples
 from studio.tabs import suggestions, train
 
 TABS = ("data", "train", "runs", "mix", "compare", "evaluate", "library", "base")
@@ -32,6 +32,8 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
     if name == "watch":
         return open_tab("train", run=_run(engine, run_id))
     if name == "compare":
+        if action.get("adapter"):  # `components/board.js` sets the columns
+            mix_choices.check_adapter(engine, str(action["adapter"]))
         return open_tab("compare")
     if name == "stop":
         engine.runs.stop(run_id)

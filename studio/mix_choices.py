@@ -12,7 +12,7 @@ import gradio as gr
 
 from core.engine import Engine
 from core.engine.mix_names import label_adapters, name_mix
-from core.errors import NotFound
+from core.errors import NotFound, SpecError
 from core.spec.mix import Mix, tilt_by_depth
 from core.store.mixes import SavedMix
 
@@ -107,6 +107,31 @@ def parse_mixes(engine: Engine, ids: Sequence[str], current: Mix | None = None) 
         name = names.get(one) or names.get(str(mix)) or name_mix(mix.weights, mix.tilt, labels)
         mixes.append(replace(mix, name=name[:120]))
     return mixes
+
+
+def check_adapter(engine: Engine, adapter_id: str) -> None:
+    """Checks that an adapter can be compared.
+
+    Raises:
+        NotFound: it was deleted, or its run has not made it yet. SpecError: it belongs to another base.
+    """
+    found = next((a for a in engine.library.mixable_adapters() if a.id == adapter_id), None)
+    if found is not None and found.fits:
+        return
+    if found is not None:
+        raise SpecError(
+            f"The adapter {found.name!r} cannot be compared. {found.reason}", "Choose its base first."
+        )
+    name = next((t.name for t in engine.library.trash() if t.id == adapter_id), "")
+    if name:
+        raise NotFound(
+            f"The adapter {name!r} was deleted, so it cannot be compared.",
+            "Restore it from the trash in the Library, or train it again.",
+        )
+    raise NotFound(
+        "This adapter is not in the library: it was deleted, or its run has not saved it.",
+        "Train it again, or compare another adapter.",
+    )
 
 
 def describe_saved(engine: Engine, saved: SavedMix) -> str:

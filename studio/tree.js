@@ -36,16 +36,15 @@ window.studio = (() => {
 
   // Draws `node` into `root` unless `root` shows it already. The focused control keeps the focus, and a thought
   // that the user has unfolded stays open while its answer grows.
-  const shown = new WeakMap(); // root -> the node that it shows
   function draw(root, node) {
     const text = JSON.stringify(node ?? null);
     if (root.dataset.drawn === text) return;
     const focused = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
     const thoughts = () => [...root.querySelectorAll("details.thought")];
     const open = thoughts().map((e) => e.open);
-    if (shown.has(root) && root.childNodes.length === 1) update(root.firstChild, shown.get(root), node);
+    const before = root.dataset.drawn; // as text, because Gradio changes a streamed value in place
+    if (before !== undefined && root.childNodes.length === 1) update(root.firstChild, JSON.parse(before), node);
     else root.replaceChildren(make(node));
-    shown.set(root, node);
     thoughts().forEach((e, i) => { e.open = Boolean(open[i]); });
     root.dataset.drawn = text;
     if (focused) [...root.querySelectorAll("[data-act]")].find((e) => e.dataset.act === focused)?.focus({ preventScroll: true });
@@ -72,7 +71,10 @@ window.studio = (() => {
       if (!target || !root.contains(target) || target.disabled || target.tagName === "SELECT") return;
       const act = JSON.parse(target.dataset.act);
       if (act.do === "copy") copyText(act.text, "Copied"); // needs no server
-      else trigger("act", act);
+      else {
+        if (act.do === "compare" && act.adapter) { window.studio.comparing = act; window.dispatchEvent(new Event("studio:compare")); }
+        trigger("act", act);
+      }
     });
     root.addEventListener("change", (event) => {
       const target = event.target.closest("select[data-act]");

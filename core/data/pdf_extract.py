@@ -38,7 +38,8 @@ class Run:
 
     def add(self, text: str, x0: float, y0: float, x1: float, y1: float) -> None:
         """Adds a character, and marks superscript digits and signs."""
-        raised = y1 - y0 < 0.8 * self.height and y0 > self.bottom + 0.2 * self.height
+        is_mark = text.isdigit() or text in _SIGNS
+        raised = is_mark and y1 - y0 < 0.8 * self.height and y0 > self.bottom + 0.2 * self.height
         if raised != self.is_raised and not text.isspace():
             self.parts.append(MARK_OPEN if raised else MARK_CLOSE)
             self.is_raised = raised

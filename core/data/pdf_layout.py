@@ -9,6 +9,7 @@ run | run | run
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,9 @@ COLUMN_FILL = 0.55  # of the longest line of a column, in the median line of run
 FULL = 0.8  # of the width up to the gutter, in the median line; table cells fill less
 FLOW = 0.3  # of the lines of running text begin with a small letter, at least
 COLUMN_CHARACTERS = 14  # in the median line of a column
-BAND_GAP = 1.3  # heights of a line: a wider gap over both sides ends their columns
+BAND_GAP = 0.95  # heights of a line: a wider gap over both sides ends their columns
 TABLE_ROWS = 2  # of a table, at least; one more where the page has columns of text
-WORD_GAP = 1.6  # heights of a line; wider gaps separate the cells of a table
+WORD_GAP = 1.25  # heights of a line; wider gaps separate the cells of a table
 
 
 @dataclass(frozen=True)
@@ -156,20 +157,35 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
 def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
     """Gives short bands, and the rest of a column that is longer than the other, to the columns beside them."""
     merged: list[_Band] = []
-    for band in bands:
-        left, right = band
+    height = statistics.median(r.height for left, right in bands for r in [*left, *right])
+    for left, right in _join_left_bands(bands, gutter):
         if merged and not any(r.x0 < gutter < r.x1 for r in [*left, *right]):
             above = merged[-1]
             is_above = bool(above[1]) and _are_columns(*above, gutter)
             is_column = bool(right) and _are_columns(left, right, gutter)
-            fills = bool(left) and max(r.x1 for r in left) > max((r.x1 for r in above[0]), default=0) - 8
+            edge = max((r.x1 for r in above[0]), default=0.0) - height
+            fills = any(r.x1 > edge and r.height < 1.2 * height for r in left)
             is_rest = is_above and (not left or (not right and fills))
             is_short = is_column and bool(above[1]) and len(_group_rows([*above[0], *above[1]])) <= 2
             if is_rest or is_short or (is_above and is_column):
                 merged[-1] = ([*above[0], *left], [*above[1], *right])
                 continue
-        merged.append(band)
+        merged.append((left, right))
     return merged
+
+
+def _join_left_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
+    """Joins neighbouring bands that have nothing but their left side."""
+    joined: list[_Band] = []
+    was_left = False
+    for left, right in bands:
+        is_left = not right and all(r.x1 <= gutter + 1 for r in left)
+        if is_left and was_left:
+            joined[-1] = ([*joined[-1][0], *left], [])
+        else:
+            joined.append((left, right))
+        was_left = is_left
+    return joined
 
 
 def _are_columns(left: Sequence[Run], right: Sequence[Run], gutter: float) -> bool:
@@ -178,7 +194,9 @@ def _are_columns(left: Sequence[Run], right: Sequence[Run], gutter: float) -> bo
     if min(map(len, rows)) < COLUMN_LINES:
         return False
     height = statistics.median(r.height for r in [*left, *right])
-    if min(r.x0 for r in right) - max(r.x1 for r in left) < 0.5 * height:
+    ends = sorted(r.x1 for r in left)
+    edge = ends[-1 - len(ends) // 10]  # a page number may stand in the gutter
+    if min(r.x0 for r in right) - edge < 0.5 * height:
         return False
     widths = (gutter - min(r.x0 for r in left), max(r.x1 for r in right) - gutter)
     return all(_is_running_text(side, width) for side, width in zip(rows, widths, strict=True))
@@ -218,7 +236,7 @@ def _read_region(runs: Sequence[Run], block: int, table_rows: int) -> list[Line]
     lines: list[Line] = []
     start = 0
     while start < len(rows):
-        end = _find_table_end(rows, start, table_rows)
+        end = _find_table_end(rows, start, table_rows, column)
         if end:
             lines += _read_table(rows[start:end], column, block)
             start = end
@@ -249,7 +267,9 @@ def _merge_words(row: list[Run]) -> list[Run]:
     return merged
 
 
-def _find_table_end(rows: Sequence[list[Run]], start: int, table_rows: int) -> int:
+def _find_table_end(
+    rows: Sequence[list[Run]], start: int, table_rows: int, column: tuple[float, float]
+) -> int:
     """Index behind the table of so many rows that begins at `start`, or 0 if none does."""
     if len(rows[start]) < 2:
         return 0
@@ -262,13 +282,35 @@ def _find_table_end(rows: Sequence[list[Run]], start: int, table_rows: int) -> i
         wider = _merge_intervals([*columns, *((r.x0, r.x1) for r in row)])
         if gap > 2.5 * height or len(wider) < 2 or len(wider) < len(columns) - 1:
             break
-        is_continuation = len(row) == 1 and row[0].x0 > columns[0][1] and gap < 0.6 * height
+        is_inside = len(wider) == len(columns) and all(_is_inside(r, columns) for r in row)
+        is_continuation = len(row) == 1 and is_inside and gap < 0.6 * height
         if len(row) < 2 and not is_continuation:
+            break
+        known = [r for other in rows[start:end] for r in other[1:]]
+        if len(row) >= 2 and not any(_are_aligned(a, b) for a in known for b in row[1:]):
             break
         columns = wider
         full += len(row) >= 2
         end += 1
-    return end if full >= table_rows else 0
+    if full < table_rows or (table_rows > TABLE_ROWS and _are_justified(rows[start:end], column)):
+        return 0
+    return end
+
+
+def _are_justified(rows: Sequence[list[Run]], column: tuple[float, float]) -> bool:
+    """Whether most rows reach both edges of their column, as the lines of a justified paragraph do."""
+    reaching = sum(row[0].x0 < column[0] + 2 and row[-1].x1 > column[1] - 2 for row in rows)
+    return reaching >= 0.7 * len(rows)
+
+
+def _is_inside(run: Run, columns: Sequence[tuple[float, float]]) -> bool:
+    return any(x0 - 1 <= run.x0 and run.x1 <= x1 + 1 for x0, x1 in columns)
+
+
+def _are_aligned(first: Run, second: Run) -> bool:
+    """Whether two cells of neighbouring rows begin, end or are centred at one place."""
+    places = ((first.x0, second.x0), (first.x1, second.x1), (first.x0 + first.x1, second.x0 + second.x1))
+    return any(abs(a - b) < 4 for a, b in places)
 
 
 def _merge_intervals(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -282,23 +324,26 @@ def _merge_intervals(intervals: Sequence[tuple[float, float]]) -> list[tuple[flo
 
 
 def _read_table(rows: Sequence[list[Run]], column: tuple[float, float], block: int) -> list[Line]:
-    """One line per row; a row that goes on only in later cells belongs to the row above."""
+    """One line per row. Where some rows are closer than others, those are the lines of wrapped cells."""
     columns = _merge_intervals([(r.x0, r.x1) for row in rows for r in row])
-    table: list[tuple[list[str], list[Run]]] = []
-    for row in rows:
+    gaps = [min(r.y0 for r in a) - max(r.y1 for r in b) for a, b in itertools.pairwise(rows)]
+    height = statistics.median(r.height for row in rows for r in row)
+    narrowest, widest = min(gaps), max(gaps)
+    limit = (narrowest + widest) / 2 if widest - narrowest > 0.25 * height else -math.inf
+    table: list[list[Run]] = []
+    for row, gap in zip(rows, (math.inf, *gaps), strict=True):
+        if table and gap < limit or (table and len(row) == 1 and row[0].x0 > columns[0][1]):
+            table[-1] = [*table[-1], *row]
+        else:
+            table.append(row)
+    lines = []
+    for row in table:
         cells = [""] * len(columns)
         for run in row:
             index = max(i for i, (x0, _) in enumerate(columns) if x0 <= run.x0 + 1)
             cells[index] = f"{cells[index]} {run.text}".strip()
-        if len(row) == 1 and not cells[0] and table:
-            above = table[-1][0]
-            table[-1] = (
-                [f"{a} {b}".strip() for a, b in zip(above, cells, strict=True)],
-                [*table[-1][1], *row],
-            )
-        else:
-            table.append((cells, row))
-    return [_to_line(runs, " | ", column, block, " | ".join(cells)) for cells, runs in table]
+        lines.append(_to_line(row, " | ", column, block, " | ".join(cells)))
+    return lines
 
 
 def _to_line(runs: Sequence[Run], glue: str, column: tuple[float, float], block: int, text: str = "") -> Line:

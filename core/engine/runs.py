@@ -15,16 +15,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.data.datasets import Dataset, load_dataset, read_split
+from core.engine import run_advice
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
 from core.engine.run_executor import RunExecutor
 from core.engine.worker import Worker, make_lock
 from core.errors import BaseModelError, Busy, RunError, SpecError, StudioError
+from core.spec.recommendation import DataSize, Recommendation
 from core.spec.training import Launch, RunStatus, TrainSpec
-from core.store import adapters, run_order, runs
+from core.store import adapters, run_order, runs, worth
 from core.store.event_log import read_since
 from core.store.runs import Run, RunExtra
 from core.store.workspace import Workspace, check_name
+from core.store.worth import Worth
 from core.train import comparison, launcher
 from core.train.comparison import RunHistory, SettingValues
 
@@ -70,6 +73,7 @@ class Runs:
         self._checked = ("", "")  # sha256 of a dataset, fingerprint of the base whose template accepts it
         self._starting = make_lock()  # a second click waits until the first one has its run
         self._last_start: tuple[float, Any, str] = (0.0, None, "")  # when, what was started, run id
+        self._sizes: dict[str, DataSize] = {}  # sha256 of a dataset to how much it trains on
         self._histories: dict[str, tuple[int, RunHistory]] = {}  # run id to (bytes of its log, its history)
 
     # --- reading
@@ -106,6 +110,10 @@ class Runs:
             others = {k: v for k, v in self._histories.items() if k != run_id}
             self._histories = {**others, run_id: cached}
         return cached[1]
+
+    def worth(self, run_id: str) -> Worth | None:
+        """What the adapter of a run is worth on held-out rows; None while that is not measured."""
+        return worth.load(self._workspace, run_id)
 
     def compare(self, run_ids: Sequence[str]) -> RunComparison:
         """Runs side by side: curves, figures and settings.
@@ -172,10 +180,27 @@ class Runs:
         if not str(fields.get("name", "")).strip():
             missing.append("Give the adapter a name.")
         try:
-            missing += check_reporters(TrainSpec.from_json(fields))
+            spec = TrainSpec.from_json(fields)
+            missing += check_reporters(spec)
+            if problem := self._explain_length(spec):
+                missing.append(problem)
         except StudioError as e:
             missing.append(str(e))
         return missing
+
+    def recommend(self, dataset_id: str, preset: str) -> Recommendation:
+        """The settings that suit a dataset, on top of a preset.
+
+        Raises:
+            NotFound, StorageError, SpecError
+        """
+        dataset = load_dataset(self._workspace, dataset_id)
+        size = self._sizes.get(dataset.sha256)
+        if size is None:
+            size = run_advice.estimate_size(self._workspace, dataset_id)
+            self._sizes = {**self._sizes, dataset.sha256: size}
+        info = self._resident_base.info
+        return run_advice.recommend_settings(dataset, size, preset, info.parameters, info.context)
 
     def estimate_memory(self, spec: TrainSpec) -> MemoryReport | None:
         """What a run would need of the device's memory, against what is free; None while no base is loaded.
@@ -215,6 +240,13 @@ class Runs:
                 f"got the {dataset.kind} dataset {dataset.name!r}.",
                 f"Choose a {spec.kind} dataset.",
             )
+        if dataset.purpose == "evaluation":
+            raise SpecError(
+                f"{dataset.name!r} is for evaluation only, so nothing trains on it.",
+                "Choose another dataset, or import the files again for training.",
+            )
+        if problem := self._explain_length(spec):
+            raise SpecError(problem, "Lower Max length.")
         if missing := check_reporters(spec):
             raise SpecError(missing[0], "Or remove it from the places where the loss is logged.")
         if spec.stack_on:
@@ -222,6 +254,13 @@ class Runs:
         if spec.kind == "task" and spec.rules > 1:
             self._check_conversations(dataset)
         return dataset
+
+    def _explain_length(self, spec: TrainSpec) -> str:
+        """Why the base cannot read sequences of this length, as a sentence; "" if it can, or is not known."""
+        context = self._resident_base.info.context
+        if not context or spec.max_length <= context:
+            return ""
+        return f"Max length must be at most the base's context of {context} tokens, got {spec.max_length}."
 
     def _check_conversations(self, dataset: Dataset) -> None:
         """Checks that the chat template of the resident base accepts the rows, with one row of each shape.
@@ -295,6 +334,24 @@ class Runs:
                 raise
             self._last_start = (time.monotonic(), (spec, details), run.id)
             return run.id
+
+    def train_on(self, run_id: str, steps: int = 0, name: str = "") -> str:
+        """Queues a run that trains the adapter of a finished one further, and returns its id.
+
+        It has the same data and settings, the state of the finished run's optimizer where that is stored, a
+        new schedule and a new adapter; the finished run and its adapter stay as they are.
+
+        Args:
+            steps: optimizer steps; 0 takes the number that the finished run suggests.
+            name: of the new adapter; "" takes that of the finished run, with the number of steps.
+
+        Raises:
+            RunError: the run is not finished, or its adapter is gone. See also `start`.
+        """
+        run = self.get(run_id)
+        parameters = self._resident_base.info.parameters
+        spec = run_advice.continue_spec(run, parameters, steps, name)
+        return self.start(spec, run.extra.launch)
 
     def _discard(self, run: Run, reason: str) -> None:
         """Deletes a run that could not enter the queue; where that fails, its status says why it ended."""

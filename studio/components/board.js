@@ -14,6 +14,10 @@ const currentPicks = () => {
   return list;
 };
 const columns = () => props.value?.columns || [];
+// The adapters of a mix's id, which reads "a=0.5@1 + b".
+const adaptersIn = (pick) => (pick === "base" ? [] : pick.split(" + ").map((part) => part.split(/[=@]/)[0]));
+const known = () => new Set((props.choices || []).flatMap((c) => adaptersIn(c.id)));
+const isGone = (pick) => Boolean(props.choices?.length) && !adaptersIn(pick).every((a) => known().has(a));
 const names = () => ({ ...(props.value?.names || {}), ...Object.fromEntries((props.choices || []).map((c) => [c.id, c.name])) });
 
 function setPicks(list) {
@@ -41,10 +45,11 @@ function makeHead(list, index) {
   const select = document.createElement("select");
   select.setAttribute("aria-label", `Mix of column ${index + 1}`);
   addOptions(select, list[index]);
-  if (!choice) { // deleted, or trained on another base: the column says so instead of showing another mix
-    const gone = Object.assign(document.createElement("option"), { value: list[index], selected: true });
-    gone.textContent = (names()[list[index]] || "A mix") + " (gone)";
-    select.prepend(gone);
+  if (!choice) { // an earlier state of the mixer; or a mix that is gone: the column does not show another one instead
+    const other = Object.assign(document.createElement("option"), { value: list[index] });
+    other.textContent = (names()[list[index]] || "Another mix") + (isGone(list[index]) ? " (gone)" : "");
+    select.prepend(other);
+    other.selected = true;
   }
   select.title = choice?.about || "";
   select.addEventListener("change", () => setPicks(list.map((p, i) => (i === index ? select.value : p))));
@@ -89,28 +94,26 @@ root.addEventListener("click", (event) => {
 });
 
 function placeholder(pick) {
-  const known = (props.choices || []).some((c) => c.id === pick);
-  if (known || !props.choices?.length) return { tag: "p", cls: "quiet", kids: ["The answer appears here."] };
-  const name = names()[pick] || "This mix";
-  return { tag: "p", cls: "problem", attrs: { role: "alert" }, kids: [`${name} is gone: an adapter of it was deleted, or belongs to another base. Choose another mix above, or restore the adapter in the Library.`] };
+  if (!isGone(pick)) return { tag: "p", cls: "quiet", kids: ["The answer appears here."] };
+  const text = `${names()[pick] || "This mix"} is gone: an adapter of it was deleted, or belongs to another base. Choose another mix above, or restore the adapter in the Library.`;
+  return { tag: "p", cls: "problem", attrs: { role: "alert" }, kids: [text] };
 }
 
-// A button elsewhere on the page asks to compare an adapter with the base.
-function compareAdapter(request) {
-  if (!request?.adapter) return;
-  const picks = (props.choices || []).filter((c) => c.id === "base" || c.id.split(/[=@ ]/)[0] === request.adapter || c.id.includes(" " + request.adapter)).map((c) => c.id);
-  if (!picks.some((p) => p !== "base")) return; // not in the lists yet: the next lists decide
-  window.studio.comparing = null;
-  setPicks([...new Set(["base", request.adapter, ...picks])].filter((p) => (props.choices || []).some((c) => c.id === p)).slice(0, 3));
+// A button elsewhere on the page asks to compare an adapter: with the base, and with the mixes that hold it.
+function compareAdapter() {
+  const adapter = studio.comparing?.adapter;
+  if (!adapter || !adaptersIn(adapter).every((a) => known().has(a))) return; // the next lists may have it
+  studio.comparing = null;
+  const mixes = (props.choices || []).filter((c) => adaptersIn(c.id).length > 1 && adaptersIn(c.id).includes(adapter));
+  setPicks(["base", adapter, ...mixes.map((c) => c.id)].slice(0, 3));
 }
-window.addEventListener("studio:compare", () => compareAdapter(window.studio.comparing));
+window.addEventListener("studio:compare", compareAdapter);
 
 function draw() {
   if (props.value?.serial !== undefined) {
     if (newest && props.value.serial < newest.serial) props.value = newest;
     newest = props.value;
   }
-  if (window.studio.comparing && props.choices?.length) compareAdapter(window.studio.comparing);
   const blind = props.value?.blind;
   root.classList.toggle("blind", Boolean(blind));
   if (blind) return drawBlind(blind);
@@ -136,5 +139,6 @@ function draw() {
   [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? placeholder(list[i])));
 }
 
-watch(["value", "choices"], draw);
+watch(["value", "choices"], () => { draw(); compareAdapter(); });
 draw();
+compareAdapter();

@@ -214,5 +214,5 @@ def _buttons(run: Any) -> list[Node]:
     if run.resumable:
         return [button("Resume", {"do": "resume", "run": run.id}, "primary push")]
     if run.status in (RunStatus.DONE, RunStatus.STOPPED):
-        return [button("Compare", {"do": "compare"}, "quiet push")]
+        return [button("Compare", {"do": "compare", "adapter": run.adapter}, "quiet push")]
     return []

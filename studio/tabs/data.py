@@ -13,7 +13,7 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import StudioError
 from studio import events, fields, formatting
-from studio.components import damaged, drop, field_errors, imports
+from studio.components import damaged, drop, field_errors, imports, inspection
 from studio.components.field_errors import FieldErrors
 from studio.reading_choices import Choices
 from studio.tabs import data_import
@@ -45,6 +45,7 @@ class DataTab:
     split: gr.Radio
     preview: gr.HTML
     dataset: gr.HTML
+    inspection: gr.HTML
     rows: gr.HTML
     example: gr.HTML
     example_index: gr.State
@@ -73,6 +74,7 @@ def build(engine: Engine) -> DataTab:
                 picker = fields.picker("Dataset")
                 damaged_items = damaged.damaged_list("datasets")
                 dataset = view(views.NO_DATASET)
+                inspected = inspection.inspection(engine)
                 splits = [(label, name) for name, label in views.SPLITS.items()]
                 split = gr.Radio(splits, value="train", label="Rows", visible=False)
                 rows = view(None)
@@ -94,6 +96,7 @@ def build(engine: Engine) -> DataTab:
         split,
         preview,
         dataset,
+        inspected,
         rows,
         example,
         gr.State(0),
@@ -103,7 +106,7 @@ def build(engine: Engine) -> DataTab:
 def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
     data_import.wire(tab, engine)
-    shown = [tab.dataset, tab.split, tab.rows]
+    shown = [tab.dataset, tab.inspection, tab.split, tab.rows]
     events.bind_sequential(tab.picker.change, engine, show_dataset, [tab.picker], shown)
     events.bind_sequential(tab.split.input, engine, show_rows, [tab.picker, tab.split], [tab.rows])
     # The example has events of its own, because encoding waits for the model's thread.
@@ -141,13 +144,14 @@ def refresh(engine: Engine, picked: str | None) -> Any:
 def show_dataset(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """Shows a dataset: its facts, and the rows of its first split that has any."""
     if not picked:
-        return views.NO_DATASET, gr.update(visible=False), None
+        return views.NO_DATASET, None, gr.update(visible=False), None
     dataset = engine.datasets.get(picked)
     split = next((s for s in views.SPLITS if dataset.splits.get(s)), "train")
     choices = [(f"{label} ({dataset.splits.get(s, 0):,})", s) for s, label in views.SPLITS.items()]
     names = {d.id: d.name for d in engine.datasets.list()} if dataset.parents else {}
     shown = views.render_dataset(dataset, names)
-    return shown, gr.update(choices=choices, value=split, visible=True), show_rows(engine, picked, split)
+    splits = gr.update(choices=choices, value=split, visible=True)
+    return shown, {"dataset": picked}, splits, show_rows(engine, picked, split)
 
 
 def show_rows(engine: Engine, picked: str | None, split: str) -> Node | None:

@@ -16,7 +16,7 @@ import gradio as gr
 
 from core.data.encodings import Candidate, choose_codec, list_candidates
 from core.engine import Engine
-from core.errors import DataError, SpecError, StudioError
+from core.errors import DataError, SpecError, StudioError, UnknownEncoding
 from studio import events
 from studio.components import drop, field_errors, imports
 from studio.reading_choices import Choices, assign_role, kind_of, swap_roles
@@ -177,7 +177,8 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
     except Exception as e:
         if not isinstance(e, StudioError):
             logger.exception("The preview of dropped files failed")
-        return choices, gr.skip(), _render_problem(e, find_candidates(paths), choices.encoding), _no_import()
+        candidates = e.candidates if isinstance(e, UnknownEncoding) else find_candidates(paths)
+        return choices, gr.skip(), _render_problem(e, candidates, choices.encoding), _no_import()
     used = replace(choices, kind=preview.kind, roles=dict(preview.roles))
     ask = bool(preview.skipped) or choices.encoding != "utf-8"
     shown = views.render_preview(
@@ -186,7 +187,7 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
     return used, preview.kind, shown, gr.update(interactive=not preview.problem)
 
 
-def _render_problem(error: Exception, candidates: list[Candidate], encoding: str) -> Node:
+def _render_problem(error: Exception, candidates: Sequence[Candidate], encoding: str) -> Node:
     message = events.user_message(error)
     if candidates and isinstance(error, StudioError):
         message = f"{error.what} Choose below how it is read."  # the candidates stand there with their lines
