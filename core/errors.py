@@ -5,7 +5,8 @@ An error says what was given, what is allowed, and what to do. The page (`studio
 
     StudioError
     ├── DataError            a file or row that cannot be read (with file and line)
-    │   └── UnknownEncoding  a text file whose encoding the user has to choose
+    │   ├── UnknownEncoding  a text file whose encoding the user has to choose
+    │   └── UnconfirmedRoles roles of columns that the user has to confirm
     ├── SpecError            a setting outside its limits
     ├── NotFound             an id or name that is not in the workspace
     ├── InvalidName          a name or path that is not allowed
@@ -82,6 +83,19 @@ class UnknownEncoding(DataError):
     ) -> None:
         self.candidates = candidates
         super().__init__(what, fix, file=file, line=line)
+
+
+class UnconfirmedRoles(DataError):
+    """The roles of the columns are proposed from their content, and the user has to confirm them.
+
+    Args:
+        kind: "domain" or "task".
+        roles: role to column.
+    """
+
+    def __init__(self, what: str, fix: str, *, kind: str, roles: dict[str, str]) -> None:
+        self.kind, self.roles = kind, roles
+        super().__init__(what, fix)
 
 
 class SpecError(StudioError):

@@ -89,9 +89,10 @@ def read_settings(args: argparse.Namespace, spec: type) -> dict[str, Any]:
 
 
 def read_train_spec(engine: Engine, args: argparse.Namespace, default_name: str) -> TrainSpec:
-    """The training settings of the command line, on top of the preset.
+    """The training settings of the command line, on top of the preset and of what suits the dataset.
 
-    The parent adapter may be given by id or by name.
+    The settings that follow from the data are those of `core.spec.recommendation`, unless a preset or one of
+    them is given. The parent adapter may be given by id or by name.
 
     Raises:
         SpecError, NotFound
@@ -101,6 +102,12 @@ def read_train_spec(engine: Engine, args: argparse.Namespace, default_name: str)
     changes.setdefault("name", default_name)
     if "stack_on" in changes:
         changes["stack_on"] = engine.library.find_adapter(changes["stack_on"])
+    if not args.preset and changes.get("dataset"):
+        if not getattr(args, "launcher", ""):
+            engine.bases.current(wait=True)  # its size counts
+        advice = engine.runs.recommend(changes["dataset"], preset)
+        changes = {**advice.choose(changes), **changes}
+        print(advice.text)
     return resolve(args.kind, preset, changes)
 
 

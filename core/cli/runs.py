@@ -21,6 +21,7 @@ from core.spec.training import KINDS, Launch, RunStatus
 from core.store import grids
 from core.store.events import MachineEvent, latest
 from core.store.run_order import MOVES
+from core.store.worth import Worth
 
 
 def add_train_verbs(group: Any, add: AddVerb) -> None:
@@ -49,6 +50,16 @@ def add_verbs(group: Any, add: AddVerb) -> None:
         group, "resume", resume_run, "Continue a run from its newest checkpoint.", needs_model=True
     ).add_argument("run")
     add(group, "stop", stop_run, "End a run after its present step and keep the adapter.").add_argument("run")
+    p = add(
+        group,
+        "train-on",
+        train_on_run,
+        "Train the adapter of a finished run further, as a new run with a new adapter.",
+        needs_model=True,
+    )
+    p.add_argument("run")
+    p.add_argument("--steps", type=int, default=0, help="Optimizer steps; 0 takes the suggestion of the run.")
+    p.add_argument("--name", default="", help="Name of the new adapter.")
     p = add(group, "join", join_run, "Add this machine's processes to a run that another machine started.")
     p.add_argument("run")
     _add_launch(p)
@@ -85,13 +96,16 @@ def _read_launch(args: argparse.Namespace) -> Launch | None:
 
 def train(engine: Engine, args: argparse.Namespace) -> Any:
     spec = read_train_spec(engine, args, f"{args.kind} adapter")
-    return follow(engine, engine.runs.start(spec, _read_launch(args)))
+    run = follow(engine, engine.runs.start(spec, _read_launch(args)))
+    print_worth(engine, run.id)
+    return run
 
 
 def list_runs(engine: Engine, args: argparse.Namespace) -> Any:
     runs = engine.runs.list()
     for r in runs:
-        notes = "  (resumable)" * r.resumable + "  (its adapter equals the base)" * r.has_learned_nothing
+        outcome = "its adapter equals the base" if r.has_learned_nothing else r.outcome
+        notes = "  (resumable)" * r.resumable + (f"  ({outcome})" if outcome else "")
         print(f"{r.id:<40} {r.kind:<7} {r.status.value:<12} {r.step}/{r.total_steps}  {r.name}{notes}")
     for status in sorted({r.status for r in runs}, key=lambda s: s.value):
         print(f"{status.value}: {status.explanation} {status.next_step}")
@@ -106,7 +120,30 @@ def show_run(engine: Engine, args: argparse.Namespace) -> Any:
     for line in (progress, r.error, r.explanation, machine and machine.get("text"), r.next_step):
         if line:
             print(line)
-    return {**r.to_json(), "meaning": r.explanation, "next_step": r.next_step}
+    worth = print_worth(engine, r.id)
+    value = {**r.to_json(), "meaning": r.explanation, "next_step": r.next_step}
+    return {**value, "worth": dataclasses.asdict(worth)} if worth else value
+
+
+def print_worth(engine: Engine, run_id: str) -> Worth | None:
+    """Prints what the adapter of a run is worth: its figures, and held-out rows with both answers."""
+    worth = engine.runs.worth(run_id)
+    if worth is None:
+        return None
+    for gain in (worth.main, *worth.others):
+        if gain is not None:
+            print(gain.describe())
+    for e in worth.examples:
+        print(f"  {e.prompt}\n    base:      {e.base}\n    adapter:   {e.adapter}\n    reference: {e.reference}")
+    if worth.note:
+        print(worth.note)
+    return worth
+
+
+def train_on_run(engine: Engine, args: argparse.Namespace) -> Any:
+    run = follow(engine, engine.runs.train_on(args.run, args.steps, args.name))
+    print_worth(engine, run.id)
+    return run
 
 
 def pause_run(engine: Engine, args: argparse.Namespace) -> Any:

@@ -12,11 +12,13 @@ messages in `messages`.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core.data.cells import read_cell
+from core.data.foreign_names import FOREIGN_NAMES
 from core.data.jsonrows import FIELD_LIMIT
 from core.data.messages import (
     Message,
@@ -65,8 +67,8 @@ ROLES = {
     for kind in KINDS
 }
 
-# Column names that suggest a role, best first; compared in lower case, letters and digits only.
-_NAMES = {
+# Column names that suggest a role, best first; compared in lower case, letters and digits only, without accents.
+_NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "document", "body", "story", "passage", "article"),
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
     "prompt": ("prompt", "prompts"),
@@ -105,14 +107,18 @@ def list_columns(rows: Iterable[RawRow]) -> list[str]:
 
 
 def normalize_name(column: str) -> str:
-    """A column's name in lower case, letters and digits only: how names are compared."""
-    return re.sub(r"[^a-z0-9]", "", column.lower())
+    """A column's name in lower case, letters and digits only, without accents: how names are compared."""
+    if column.isascii():
+        return re.sub(r"[^a-z0-9]", "", column.lower())
+    plain = unicodedata.normalize("NFKD", column.casefold())
+    return unicodedata.normalize("NFC", "".join(c for c in plain if c.isalnum()))
 
 
 def find_columns(role: str, columns: Sequence[str]) -> list[str]:
-    """Finds the columns whose names suggest a role, the best first."""
+    """Finds the columns whose names suggest a role, the best first; names in other languages come last."""
     plain = {normalize_name(c): c for c in reversed(columns)}
-    return [plain[name] for name in _NAMES[role] if name in plain]
+    names = (*_NAMES[role], *FOREIGN_NAMES.get(role, ()))
+    return [plain[name] for name in names if name in plain]
 
 
 def guess_kind(rows: Sequence[RawRow]) -> str:

@@ -87,7 +87,9 @@ class BlockBuilder:
         self._blocks: list[Block] = []
         self._lines: list[str] = []
         self._open = ""  # kind of the block that _lines belong to
-        self._widths: dict[int, int] = {}  # depth -> width of the last marker, for further paragraphs of its item
+        self._widths: dict[
+            int, int
+        ] = {}  # depth -> width of the last marker, for further paragraphs of its item
 
     @property
     def blocks(self) -> tuple[Block, ...]:

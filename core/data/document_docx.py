@@ -48,7 +48,9 @@ def read_docx(file: IO[bytes], name: str) -> Document:
     try:
         return _DocxReader(archive, name).read()
     except RecursionError as e:
-        raise DataError("its tables or boxes are nested too deeply.", "Simplify the document.", file=name) from e
+        raise DataError(
+            "its tables or boxes are nested too deeply.", "Simplify the document.", file=name
+        ) from e
 
 
 class _DocxReader:
@@ -67,6 +69,7 @@ class _DocxReader:
         self._fields: list[_Field] = []
         self._fields_are_closed = True
         self._pending: list[Any] = []  # boxes and notes to write after the present paragraph
+        self._list_number = ""  # of the last item of the highest level
         self._carried = ""  # text of a paragraph whose end is deleted
 
     def _find_main(self, name: str) -> str:
@@ -75,7 +78,11 @@ class _DocxReader:
         main = next(iter(relations.get("officeDocument", [])), "word/document.xml")
         if main in self._archive and not main.startswith(("xl/", "ppt/")):
             return main
-        kinds = (("xl/", "a spreadsheet"), ("ppt/", "a presentation"), ("Index/", "a file of Apple's programs"))
+        kinds = (
+            ("xl/", "a spreadsheet"),
+            ("ppt/", "a presentation"),
+            ("Index/", "a file of Apple's programs"),
+        )
         names = self._archive.names
         what = next((kind for prefix, kind in kinds if any(n.startswith(prefix) for n in names)), "")
         if not what and "content.xml" in self._archive:
@@ -151,7 +158,9 @@ class _DocxReader:
             elif name == "sdt":
                 if _is_contents_control(child):
                     self._tally.count("contents list")
-                elif not _shows_placeholder(child) and (content := find_child(child, "sdtContent")) is not None:
+                elif (
+                    not _shows_placeholder(child) and (content := find_child(child, "sdtContent")) is not None
+                ):
                     yield from self._iterate(content)
             elif name == "AlternateContent":
                 yield from self._iterate(_choose_alternative(child))
@@ -199,6 +208,10 @@ class _DocxReader:
         elif style.is_code:
             self._builder.add_code_line(text)
         elif self._numbering.is_list(number or ""):
+            if marker and depth == 0 and number != self._list_number:
+                self._builder.close()
+            if marker and depth == 0:
+                self._list_number = number or ""
             self._builder.add_item(text, marker, depth)
         else:
             self._builder.add("paragraph", text)
@@ -244,7 +257,9 @@ class _DocxReader:
                     self._builder.extend(self._read_separately(cell))
             return
         notes: list[Block] = []
-        self._builder.add_table([[self._read_cell(cell, notes) for cell in row if _is_shown(cell)] for row in rows])
+        self._builder.add_table(
+            [[self._read_cell(cell, notes) for cell in row if _is_shown(cell)] for row in rows]
+        )
         self._builder.extend(notes)
 
     def _read_cell(self, cell: Any, notes: list[Block]) -> str:
@@ -431,6 +446,10 @@ def _read_relations(archive: Archive, part: str) -> dict[str, list[str]]:
         if find_local_name(relation) != "Relationship" or relation.get("TargetMode") == "External":
             continue
         target = unquote(relation.get("Target", ""))
-        path = target.lstrip("/") if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target))
+        path = (
+            target.lstrip("/")
+            if target.startswith("/")
+            else posixpath.normpath(posixpath.join(folder, target))
+        )
         found.setdefault(relation.get("Type", "").rpartition("/")[2], []).append(path)
     return found

@@ -1,7 +1,7 @@
 """Books (.epub 2 and 3) as blocks: the pages of the spine in its order, notes at their marks.
 
-    out     contents pages, the cover, pages outside the reading order (linear="no"), pictures: counted
-    refused books whose pages are encrypted (DRM); encrypted fonts do not matter
+out     contents pages, the cover, pages outside the reading order (linear="no"), pictures: counted
+refused books whose pages are encrypted (DRM); encrypted fonts do not matter
 """
 
 from __future__ import annotations
@@ -93,10 +93,14 @@ class _EpubReader:
         for data in self._archive.parse(_ENCRYPTION).iter():
             if find_local_name(data) != "EncryptedData":
                 continue
-            method = next((e.get("Algorithm") or "" for e in data if find_local_name(e) == "EncryptionMethod"), "")
+            method = next(
+                (e.get("Algorithm") or "" for e in data if find_local_name(e) == "EncryptionMethod"), ""
+            )
             if method not in _FONT_METHODS:
                 paths |= {
-                    _resolve("", e.get("URI") or "") for e in data.iter() if find_local_name(e) == "CipherReference"
+                    _resolve("", e.get("URI") or "")
+                    for e in data.iter()
+                    if find_local_name(e) == "CipherReference"
                 }
         return paths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.entities
+import io
 import re
 from typing import IO, Any
 
@@ -14,6 +15,8 @@ from core.data.documents import Block, Document
 from core.data.encodings import LABELS, identify, normalize_encoding
 from core.data.html_blocks import HtmlBlocks
 from core.data.html_notes import NoteIndex, join_text
+from core.data.read_log import ReadLog
+from core.data.text_lines import read_lines
 from core.errors import DataError
 
 SIZE_LIMIT_BYTES = 64 << 20
@@ -41,7 +44,7 @@ def read_html(file: IO[bytes], name: str, encoding: str = "utf-8") -> Document:
     Raises:
         DataError: not valid in its encoding, too large, or not HTML.
     """
-    data = read_limited(file, name, SIZE_LIMIT_BYTES)
+    data = read_whole_file(file, name, SIZE_LIMIT_BYTES)
     tally = Tally()
     text = decode_page(data, name, encoding, tally)
     root = parse_html(text, name)
@@ -56,7 +59,7 @@ def read_html(file: IO[bytes], name: str, encoding: str = "utf-8") -> Document:
     return final.build(find_title(root), tally)
 
 
-def read_limited(file: IO[bytes], name: str, limit: int) -> bytes:
+def read_whole_file(file: IO[bytes], name: str, limit: int) -> bytes:
     """Reads a whole file within a limit of bytes."""
     file.seek(0)
     data = file.read(limit + 1)
@@ -69,44 +72,40 @@ def decode_page(data: bytes, name: str, encoding: str, tally: Tally) -> str:
     """Decodes a page by its byte order mark, else its declaration, else as UTF-8, else as `encoding` says.
 
     Raises:
+        UnknownEncoding: the page declares none and is not UTF-8, and the user has to choose it.
         DataError: not valid in that encoding, or an unknown encoding.
     """
     codec, how = identify(data)
     if codec:
         tally.say(f"Read as {LABELS.get(codec.removesuffix('-sig'), codec).split(',')[0]}, because of {how}.")
     else:
-        codec = find_declared(data)
+        codec = find_declared_codec(data)
         if codec and codec != "utf-8":
             tally.say(f"Read as {LABELS.get(codec, codec)}, as the page declares.")
-    is_declared = bool(codec)
+    if not codec:
+        return read_text(data, name, encoding)
     try:
-        return data.decode(codec or "utf-8")
+        return data.decode(codec)
     except LookupError as e:
         raise DataError(
             f"the page declares the unknown encoding {codec[:40]!r}.", "Save the page as UTF-8.", file=name
         ) from e
     except UnicodeError as e:
-        if is_declared:
-            line = data.count(b"\n", 0, getattr(e, "start", 0)) + 1
-            raise DataError(
-                f"the page declares {codec}, but it is not valid {codec}.",
-                "Save the page as UTF-8, or correct its declaration.",
-                file=name,
-                line=line,
-            ) from e
-        if encoding == "utf-8":
-            raise DataError(
-                "the page declares no encoding, and it is not valid UTF-8.",
-                "Choose its encoding, or save the page as UTF-8.",
-                file=name,
-            ) from e
-    try:
-        return data.decode(encoding)
-    except (UnicodeError, LookupError) as e:
-        raise DataError(f"the page is not valid {encoding}.", "Choose its encoding.", file=name) from e
+        raise DataError(
+            f"the page declares {codec}, but it is not valid {codec}.",
+            "Save the page as UTF-8, or correct its declaration.",
+            file=name,
+            line=data.count(b"\n", 0, getattr(e, "start", 0)) + 1,
+        ) from e
 
 
-def find_declared(data: bytes) -> str:
+def read_text(data: bytes, name: str, encoding: str) -> str:
+    """Decodes a text in an encoding, unless it identifies itself; see `text_lines.read_lines`."""
+    lines = read_lines(io.BytesIO(data), name, encoding, ReadLog(), limit=max(1, len(data)))
+    return "".join(line for _, line in lines)
+
+
+def find_declared_codec(data: bytes) -> str:
     """The codec that a page declares in its head, "" if it declares none."""
     head = _COMMENT.sub(b"", data[:_HEAD_BYTES])
     match = _XML.match(head) or _META.search(head)
@@ -125,7 +124,9 @@ def parse_html(text: str, name: str) -> Any:
     text = _XML_DECLARATION.sub("", text.replace("\0", ""))
     if not text.strip():
         raise DataError("the page is empty.", "Leave it out.", file=name)
-    parser = etree.HTMLParser(no_network=True, remove_comments=True, remove_pis=True, huge_tree=False, encoding="utf-8")
+    parser = etree.HTMLParser(
+        no_network=True, remove_comments=True, remove_pis=True, huge_tree=False, encoding="utf-8"
+    )
     try:
         root = etree.fromstring(text.encode("utf-8", "replace"), parser)
     except (etree.XMLSyntaxError, ValueError) as e:

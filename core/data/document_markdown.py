@@ -11,15 +11,19 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 from core.data.documents import Block, Document
 from core.data.read_log import ReadLog
 from core.data.text_lines import read_lines
 
-_KINDS = {"bullet_list_open": "list", "ordered_list_open": "list", "fence": "code", "code_block": "code",
-          "table_open": "table"}  # fmt: skip
-_MERGED = ("code", "table", "list", "footnote", "paragraph")  # the kind of blocks that touch: the first of these
+_KINDS = {"fence": "code", "code_block": "code", "table_open": "table"}
+_MERGED = (
+    "code",
+    "table",
+    "list",
+    "footnote",
+    "paragraph",
+)  # the kind of blocks that touch: the first of these
 _FRONT_MATTER = re.compile(r"\s*$|\s*[#-]|\s+\S|[^\s:][^:]*:(\s|$)")
 _NOTE = re.compile(r"\s{0,3}\[\^[^\]\s]+\]:")
 NESTING_LIMIT = 20  # lists and quotes inside each other
@@ -88,28 +92,29 @@ def _find_end_of_front_matter(lines: Sequence[str]) -> int:
 
 def _list_blocks(text: str) -> Iterator[tuple[int, int, str, int]]:
     """Yields the blocks of the document itself: first line, line after the last, kind, level of a heading."""
-    parser = MarkdownIt("commonmark", {"maxNesting": NESTING_LIMIT}).enable("table").disable(["inline", "text_join"])
-    tokens = parser.parse(text)
-    for index, token in enumerate(tokens):
-        if token.level or token.map is None or token.nesting < 0:
+    parser = (
+        MarkdownIt("commonmark", {"maxNesting": NESTING_LIMIT})
+        .enable("table")
+        .disable(["inline", "text_join"])
+    )
+    first, end, is_list = 0, 0, False
+    for token in parser.parse(text):
+        if token.map is None or token.nesting < 0:
             continue
+        if is_list and token.level == 1 and token.type == "list_item_open" and token.map[0] > first:
+            yield first, token.map[0], "list", 0
+            first = token.map[0]
+        if token.level:
+            continue
+        if is_list:
+            yield first, end, "list", 0
         first, end = token.map
-        if token.type.endswith("list_open"):
-            cuts = [t.map[0] for t in _list_items(tokens, index) if t.map and t.map[0] > first]
-            for cut in cuts:
-                yield first, cut, "list", 0
-                first = cut
-        level = int(token.tag[1]) if token.type == "heading_open" else 0
-        yield first, end, "heading" if level else _KINDS.get(token.type, "paragraph"), level
-
-
-def _list_items(tokens: Sequence[Token], index: int) -> Iterator[Token]:
-    """Yields the items of the list that begins at a token."""
-    for token in tokens[index + 1 :]:
-        if token.level == 0:
-            return
-        if token.level == 1 and token.type == "list_item_open":
-            yield token
+        is_list = token.type.endswith("list_open")
+        if not is_list:
+            level = int(token.tag[1]) if token.type == "heading_open" else 0
+            yield first, end, "heading" if level else _KINDS.get(token.type, "paragraph"), level
+    if is_list:
+        yield first, end, "list", 0
 
 
 def _list_gaps(lines: Sequence[str], first: int, end: int) -> Iterator[tuple[int, int, str, int]]:
@@ -126,8 +131,7 @@ def _list_gaps(lines: Sequence[str], first: int, end: int) -> Iterator[tuple[int
 
 def _merge(lines: Sequence[str], found: Sequence[tuple[int, int, str, int]]) -> list[Block]:
     """Makes blocks of ranges of lines; ranges that touch become one, unless one of them is a heading."""
-    blocks: list[Block] = []
-    previous_end = -1
+    groups: list[tuple[int, int, str, int]] = []
     for first, end, kind, level in found:
         while end > first and not lines[end - 1].strip():
             end -= 1
@@ -135,13 +139,10 @@ def _merge(lines: Sequence[str], found: Sequence[tuple[int, int, str, int]]) -> 
             first += 1
         if first >= end:
             continue
-        text = "\n".join(lines[first:end])
-        if kind == "paragraph" and _NOTE.match(text):
+        if kind == "paragraph" and _NOTE.match(lines[first]):
             kind = "footnote"
-        if blocks and first == previous_end and "heading" not in (kind, blocks[-1].kind):
-            merged = min(kind, blocks[-1].kind, key=_MERGED.index)
-            blocks[-1] = Block(merged, f"{blocks[-1].text}\n{text}")
-        else:
-            blocks.append(Block(kind, text, level))
-        previous_end = end
-    return blocks
+        if groups and first == groups[-1][1] and "heading" not in (kind, groups[-1][2]):
+            kind = min(kind, groups[-1][2], key=_MERGED.index)
+            first, level = groups.pop()[0], 0
+        groups.append((first, end, kind, level))
+    return [Block(kind, "\n".join(lines[first:end]), level) for first, end, kind, level in groups]

@@ -113,7 +113,15 @@ class Archive:
         try:
             with self._zip.open(member) as source:
                 data = source.read(size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as e:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+            OSError,
+            ValueError,
+        ) as e:
             raise DataError(f"the part {part[:80]!r} cannot be read ({e}).", DAMAGED, file=self.name) from e
         if len(data) != size:
             self.refuse(f"the part {part[:80]!r} has another size than declared.", DAMAGED)
@@ -198,7 +206,9 @@ def check_xml(data: bytes, name: str, part: str, allow_doctype: bool = False) ->
     encoding = declared[1].decode("ascii") if declared else "utf-8"
     if b"\0" in data[:4096] or not _PLAIN_ENCODING.fullmatch(encoding):
         raise DataError(
-            f"{part}: its XML has the encoding {encoding[:40]!r}, allowed are UTF-8 and UTF-16.", DAMAGED, file=name
+            f"{part}: its XML has the encoding {encoding[:40]!r}, allowed are UTF-8 and UTF-16.",
+            DAMAGED,
+            file=name,
         )
     if prolog["subset"] or (prolog["doctype"] and not allow_doctype):
         raise DataError(

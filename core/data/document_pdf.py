@@ -1,7 +1,7 @@
-"""PDF files to documents: `pdf_extract` reads them in a child process, `pdf_layout` orders the lines of a page.
+"""PDF files to documents: `pdf_extract` reads them in a child process, `pdf_layout` orders lines of pages.
 
 Here lines become paragraphs: running headers and page numbers are removed, hyphens at line ends are joined,
-paragraphs go on over columns and pages, and footnotes follow the paragraph that refers to them.
+paragraphs continue over columns and pages, and footnotes follow the paragraph that refers to them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -182,12 +181,12 @@ def _remove_running_lines(pages: Sequence[_Page], removals: _Removals) -> None:
     """Removes page numbers, and lines in the margins that stand at one place of several pages."""
     seen: Counter[tuple[str, int]] = Counter()
     for page in pages:
-        for key in {_running_key(line) for line in page.lines if _is_in_margin(line, page)}:
+        for key in {_make_place_key(line) for line in page.lines if _is_in_margin(line, page)}:
             seen[key] += 1
     wanted = 2 if len(pages) <= 4 else 3
 
     def is_repeated(line: Line) -> bool:
-        text, y = _running_key(line)
+        text, y = _make_place_key(line)
         return sum(seen[(text, y + d)] for d in (-1, 0, 1)) >= wanted
 
     for page in pages:
@@ -218,7 +217,7 @@ def _is_outermost(line: Line, page: _Page) -> bool:
     return not above and gap > line.height and nearest < line.y0
 
 
-def _running_key(line: Line) -> tuple[str, int]:
+def _make_place_key(line: Line) -> tuple[str, int]:
     return re.sub(r"\d+|\b[ivxlc]+\b", "#", line.text.lower()), round(line.y0 / 3)
 
 
@@ -269,11 +268,11 @@ def _list_words(lines: Sequence[Line]) -> Counter[str]:
 
 def _separate_footnotes(page: _Page, body: float) -> tuple[list[Line], list[tuple[str, str]]]:
     """Separates the notes at the foot of a page: small lines that begin with a number or a sign."""
-    marks = {m for line in page.lines for m in _MARK.findall(line.text)}
+    marks = {m.strip() for line in page.lines for m in _MARK.findall(line.text)}
     text, notes = [], list[tuple[str, str]]()
     for line in page.lines:
         match = _NOTE.match(line.text)
-        is_small = line.height < 0.93 * body and line.y1 < 0.5 * page.height and not line.is_table
+        is_small = line.height < 0.93 * body and line.y1 < 0.5 * page.height and not line.table
         mark = (match[1] or match[2]) if match else ""
         if is_small and match and mark in marks:
             notes.append((mark, line.text[match.end() :]))
@@ -340,12 +339,12 @@ class _Builder:
             if mark in self.footnotes:
                 self.pending.append((mark, self.footnotes.pop(mark)))
                 return f"[{mark}]"
-            return match[1]
+            return match[0]
 
-        return _MARK.sub(replace, text)
+        return _strip_marks(re.sub(rf"\s?{_MARK.pattern}", replace, text))
 
     def _classify(self, line: Line) -> tuple[str, int]:
-        if line.is_table:
+        if line.table:
             return "table", 0
         text = _strip_marks(line.text)
         is_short = len(text) < 120 and any(c.isalpha() for c in text)
@@ -363,8 +362,10 @@ class _Builder:
         last = self.last
         if last is None:
             return True
+        if kind == "table" and self.kind == "table":
+            return (line.block, line.table) != (last.block, last.table)
         if kind in ("heading", "table") or self.kind in ("heading", "table"):
-            is_same = kind == self.kind and (kind == "table" or level == self.level)
+            is_same = kind == self.kind and level == self.level
             return not is_same or line.block != last.block or last.y0 - line.y1 > 1.2 * line.height
         if kind == "list":
             is_item = self.kind == "list"
@@ -389,7 +390,7 @@ class _Builder:
 
 
 def _continues(text: str, following: str) -> bool:
-    """Whether a text that a column or page ends goes on in the next one."""
+    """Whether a text at the end of a column or page continues in the next one."""
     if text.endswith("-") or following[:1].islower():
         return True
     return not _END.search(text)

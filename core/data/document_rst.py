@@ -1,9 +1,9 @@
 """reStructuredText as blocks, through docutils: nothing is included, executed or fetched.
 
-    unknown directives   their text stays, as the text of paragraphs; contents lists and generated API pages are left
-                         out, because their text is in other files
-    unknown roles        their text stays: ":ref:`Prices <prices>`" is "Prices"
-    comments, pictures   left out: counted
+unknown directives   their text stays, as the text of paragraphs; contents lists and generated API pages are left
+                     out, because their text is in other files
+unknown roles        their text stays: ":ref:`Prices <prices>`" is "Prices"
+comments, pictures   left out: counted
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
-from core.data.document_html import read_limited
+from core.data.document_html import read_text, read_whole_file
 from core.data.documents import Block, Document
 from core.data.docx_styles import format_number
 from core.data.encodings import LABELS, identify
@@ -44,7 +44,9 @@ _EMPTY = frozenset(
     "toctree index autosummary currentmodule module py:module py:currentmodule highlight default-domain tabularcolumns"
     " sectionauthor codeauthor literalinclude include graphviz plot image raw meta".split()
 )  # fmt: skip
-_UNSHOWN_ARGUMENT = frozenset(("figure", "only", "ifconfig", "list-table", "container", "class", "grid", "rst-class"))
+_UNSHOWN_ARGUMENT = frozenset(
+    ("figure", "only", "ifconfig", "list-table", "container", "class", "grid", "rst-class")
+)
 _DIRECTIVE = re.compile(r"\s*\.\. +(?:\|[^|]+\| +)?([\w:.+-]+?) ?::[ \t]*(.*)", re.DOTALL)
 _OPTION = re.compile(r":[\w-]+:(?:\s|$)")
 _ROLE = re.compile(r"(?::[\w:.+-]+:)?`(?P<text>[^`]+)`(?::[\w:.+-]+:)?_{0,2}")
@@ -55,7 +57,9 @@ _TITLES = {
     "important": "Important", "note": "Note", "tip": "Tip", "warning": "Warning", "seealso": "See also",
     "versionadded": "New in version", "versionchanged": "Changed in version", "deprecated": "Deprecated since version",
 }  # fmt: skip
-_CODE = frozenset(("code-block", "sourcecode", "code", "doctest", "testcode", "prompt", "parsed-literal", "productionlist"))
+_CODE = frozenset(
+    ("code-block", "sourcecode", "code", "doctest", "testcode", "prompt", "parsed-literal", "productionlist")
+)
 _NUMBERING = {
     "arabic": "decimal", "loweralpha": "lowerLetter", "upperalpha": "upperLetter", "lowerroman": "lowerRoman",
     "upperroman": "upperRoman",
@@ -72,24 +76,18 @@ def read_rst(file: IO[bytes], name: str, encoding: str = "utf-8") -> Document:
     Args:
         file: open for reading.
         name: the file name that errors show.
-        encoding: of a file that has no byte order mark.
+        encoding: of a file that does not identify itself.
 
     Raises:
+        UnknownEncoding: the file is not UTF-8, and the user has to choose its encoding.
         DataError: not valid in its encoding, too large, or nested too deeply.
     """
-    data = read_limited(file, name, SIZE_LIMIT_BYTES)
+    data = read_whole_file(file, name, SIZE_LIMIT_BYTES)
     codec, how = identify(data)
     tally = Tally()
     if how:
         tally.say(f"Read as {LABELS.get(codec.removesuffix('-sig'), codec).split(',')[0]}, because of {how}.")
-    try:
-        text = data.decode(codec or encoding)
-    except (UnicodeError, LookupError) as e:
-        line = data.count(b"\n", 0, getattr(e, "start", 0)) + 1
-        raise DataError(
-            f"the line is not valid {codec or encoding}.", "Choose its encoding, or save it as UTF-8.", file=name, line=line
-        ) from e
-    return parse_rst(text, name, tally)
+    return parse_rst(read_text(data, name, encoding), name, tally)
 
 
 def parse_rst(text: str, name: str, tally: Tally | None = None) -> Document:

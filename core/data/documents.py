@@ -6,9 +6,7 @@ long documents into sections, and `readers` makes rows of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
 
 BLOCK_KINDS = ("heading", "paragraph", "list", "table", "code", "footnote")
 
@@ -48,8 +46,3 @@ class Document:
     def text(self) -> str:
         """The blocks, separated by blank lines."""
         return "\n\n".join(block.text for block in self.blocks if block.text.strip())
-
-
-Reader = Callable[[IO[bytes], str], Document]  # an open file and the name that errors show
-
-READERS: dict[str, Reader] = {}

@@ -197,8 +197,8 @@ class Numbering:
             counts[depth] = level.start if before is None else before + 1
         for deeper in range(depth + 1, LEVELS):
             counts[deeper] = None
-        if level.kind == "bullet":
-            return "-"
+        if level.kind == "bullet":  # pandoc continues an item with an invisible bullet
+            return "-" if level.text.strip() or not level.text else ""
         if level.kind == "none":
             return ""
 

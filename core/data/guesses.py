@@ -1,7 +1,8 @@
 """Guessed roles: which columns an import reads when the user has not chosen them.
 
-A guess never blocks an import: a column that turns out empty or not text gives way to the next candidate, or
-its role is dropped, and a note says so. Only the roles that the user chose are final.
+A guess from names never blocks an import: a column that turns out empty or not text gives way to the next
+candidate, or its role is dropped, and a note says so. Where names say nothing, or where a text stands beside
+other texts, the user confirms what `proposals` finds in the cells. Only the roles that the user chose are final.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.data.cells import is_blank, read_cell
+from core.data.column_shapes import measure_column
 from core.data.columns import (
     ROLE_SETS,
     check_type,
@@ -22,6 +24,7 @@ from core.data.columns import (
 )
 from core.data.messages import is_message_list
 from core.data.notes import Notes
+from core.data.proposals import find_sole_text, measure_columns, propose, refuse
 from core.data.readers import RawRow
 from core.errors import DataError
 
@@ -38,7 +41,8 @@ class Attempt:
         rows: canonical rows; empty if they could not be read.
         places: the raw row of each canonical row.
         notes: what was left out or changed.
-        problem: why the rows cannot be read, or None.
+        problem: why the rows cannot be read, or None. With UnconfirmedRoles, `rows` are what they would give.
+        question, reason: what the user has to confirm, and why these roles are proposed; "" if nothing.
     """
 
     kind: str
@@ -47,6 +51,8 @@ class Attempt:
     places: list[RawRow] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
     problem: DataError | None = None
+    question: str = ""
+    reason: str = ""
 
 
 def attempt(rows: Sequence[RawRow], kind: str, roles: dict[str, str], notes: Notes | None = None) -> Attempt:
@@ -72,14 +78,60 @@ def read_with_guesses(rows: Sequence[RawRow], kind: str | None) -> Attempt:
     columns = list_columns(rows)
     is_task = any(all(find_columns(r, columns) for r in s.required) for s in ROLE_SETS if s.kind == "task")
     chosen = kind or ("task" if is_task else "domain")
+    if chosen == "domain" or not is_task:
+        return _read_by_shape(rows, columns, kind)
     first = _try_assignments(rows, chosen)
-    if first.problem is None or kind or chosen == "domain" or not _is_hopeless(rows, first.roles):
+    if first.problem is None:
+        return _doubt_index(rows, first)
+    if kind or not _is_hopeless(rows, first.roles):
         return first
-    domain = _try_assignments(rows, "domain")
+    domain = _read_by_shape(rows, columns, None)
     if domain.problem is not None:
         return first
     domain.notes.say(f"Read as text, because these are not labelled pairs: {first.problem.what}")
     return domain
+
+
+def _read_by_shape(rows: Sequence[RawRow], columns: Sequence[str], kind: str | None) -> Attempt:
+    """Reads rows whose columns' names do not form labelled pairs: as text, or as the user has to confirm."""
+    if kind == "domain" and find_columns("text", columns):
+        return _try_assignments(rows, "domain")
+    if len(columns) == 1 and find_columns("text", columns):
+        return _try_assignments(rows, "domain")
+    shapes = measure_columns(rows)
+    sole = find_sole_text(shapes)
+    if kind != "task" and sole and (len(columns) == 1 or find_columns("text", [sole])):
+        return _read_text(rows, sole)
+    proposal = propose(shapes, kind)
+    if proposal is None:
+        result = Attempt(kind or "domain", {} if kind != "task" else guess_roles(columns, "task"))
+        result.problem = refuse(shapes, rows)
+        return result
+    result = attempt(rows, proposal.kind, proposal.roles)
+    if result.problem is None:
+        result.problem = proposal.to_error()
+        result.question, result.reason = proposal.question, proposal.reason
+    return result
+
+
+def _read_text(rows: Sequence[RawRow], column: str) -> Attempt:
+    """Reads the column as text; another column with the name of a text is named if it could not be."""
+    by_name = _try_assignments(rows, "domain")
+    return by_name if by_name.roles.get("text") == column else attempt(rows, "domain", {"text": column})
+
+
+def _doubt_index(rows: Sequence[RawRow], result: Attempt) -> Attempt:
+    """Refuses a guess by names that would learn a column of ids or of the numbers of the rows."""
+    roles = {role: c for role, c in result.roles.items() if role in _REQUIRED and role != "messages"}
+    shapes = [measure_column(rows, c) for c in roles.values()]
+    if doubtful := [s for s in shapes if s.is_index]:
+        result.problem = DataError(
+            f"the column {doubtful[0].column!r} would be learned by its name, but it holds "
+            f"{doubtful[0].describe().partition(': ')[2]}.",
+            "Choose the roles of the columns if this is right.",
+            file=rows[0].file,
+        )
+    return result
 
 
 def _try_assignments(rows: Sequence[RawRow], kind: str) -> Attempt:

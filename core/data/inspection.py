@@ -84,8 +84,8 @@ class LanguageShare:
     Attributes:
         code: ISO 639 code, or "" where the language is not known: texts that are short, mixed, or code.
         name: English name, or "unknown".
-        rows: how many.
-        share: of all inspected rows, from 0 to 1.
+        rows: how many, of those that were looked at: up to 10,000 evenly spread ones.
+        share: of the rows that were looked at, from 0 to 1.
     """
 
     code: str
@@ -170,6 +170,7 @@ class Lengths:
     """Lengths of the rows in tokens of the base, with what its chat template writes.
 
     Attributes:
+        rows: rows that were counted: all of them, or evenly spread ones.
         bins: neighbouring bins of one width, from the shortest row; the last one holds all longer rows, so
             its `high` is the longest one's.
         shortest, median, longest: in tokens.
@@ -178,11 +179,12 @@ class Lengths:
         max_length: the max length that rows are compared with.
         over: rows that are longer. Of a conversation, training cuts off the beginning; a long text is split
             into windows instead, and nothing is lost.
-        over_share: of all inspected rows, from 0 to 1.
+        over_share: of the counted rows, from 0 to 1.
         cuts: whether longer rows lose tokens (conversations), or are split into windows (texts).
         over_examples: of longer rows.
     """
 
+    rows: int
     bins: list[LengthBin]
     shortest: int
     median: int
@@ -225,22 +227,25 @@ class PackedRow:
     Attributes:
         width: tokens of a full row.
         segments: its sequences from the left; what they leave is padding.
-        ids: the token ids of the row, without padding.
+        ids: the token ids of the row, without padding; `texts` are their texts.
         trained: for each id whether it has a loss.
         padding: tokens.
         rows: how many rows the sequences fill.
         fill: share of all rows that is tokens.
         sequences: how many sequences were packed.
+        packed_rows: rows of the train split that were packed: all of them, or the first ones.
     """
 
     width: int
     segments: list[PackedSegment]
     ids: list[int]
+    texts: list[str]
     trained: list[bool]
     padding: int
     rows: int
     fill: float
     sequences: int
+    packed_rows: int
 
 
 @dataclass(frozen=True)
@@ -274,7 +279,8 @@ class Inspection:
         inspected: rows that were looked at: all of them, or the first ones of each split.
         splits: sizes of the three splits, in their order; empty ones too.
         repeats: rows that ask the same question, or whose texts read the same.
-        near: rows that are nearly equal, beside those; of conversations the questions are compared.
+        near: rows that are nearly equal, beside those: texts, or questions with the same answer.
+        near_inspected: rows among which near-duplicates were searched, the first ones.
         conflicts: rows that ask what an earlier row asks, and answer it differently.
         empty: rows with a blank text or answer.
         languages: the most frequent first.
@@ -291,6 +297,7 @@ class Inspection:
     splits: list[SplitSize]
     repeats: Repeats
     near: Repeats
+    near_inspected: int
     conflicts: Finding
     empty: Finding
     languages: list[LanguageShare]

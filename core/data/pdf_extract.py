@@ -2,8 +2,8 @@
 
     python -m core.data.pdf_extract text|picture < file.pdf
 
-It prints one JSON object. pdfium is native code and reads files of strangers, so it runs in a process of its own,
-with limits on memory and time; see `document_pdf`, which starts it.
+It prints one JSON object. pdfium is native code and reads untrusted files, so it runs in a process of its
+own, with limits on memory and time; `document_pdf` starts it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ MEMORY_BYTES = 2 << 30
 SECONDS = 240  # of processor time
 PICTURE_WIDTH = 900  # pixels
 MARK_OPEN, MARK_CLOSE = "\ue000", "\ue001"  # around superscript digits and signs
+UNKNOWN = 0xE002  # stands for a character that the file gives no letter for
 _GAP = 0.7  # of the height of a character: a wider gap ends a run
 _SIGNS = "*†‡§¶"
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 
 
 class Run:
-    """Characters of one line that follow each other without a wide gap; coordinates in points from the bottom."""
+    """Characters of one line without a wide gap between them; coordinates in points from the lower left."""
 
     def __init__(self, x0: float, y0: float, x1: float, y1: float, bold: bool) -> None:
         self.x0, self.y0, self.x1, self.y1 = x0, y0, x1, y1
@@ -46,9 +47,18 @@ class Run:
         self.parts.append(text)
         self.x0, self.x1 = min(self.x0, x0), max(self.x1, x1)
 
+    def add_space(self) -> None:
+        """Adds a space that the file does not have."""
+        if self.is_raised:
+            self.parts.append(MARK_CLOSE)
+            self.is_raised = False
+        self.parts.append(" ")
+
     def to_list(self) -> list[Any]:
         """[text, x0, y0, x1, y1, bold]."""
         text = "".join(self.parts) + (MARK_CLOSE if self.is_raised else "")
+        # A sign without a letter that stands alone is a bullet of a list.
+        text = "•" if text.strip() == chr(UNKNOWN) else text.replace(chr(UNKNOWN), "")
         box = [round(v, 2) for v in (self.x0, self.y0, self.x1, self.y1)]
         return [" ".join(text.split(" ")).strip(), *box, self.bold]
 
@@ -60,8 +70,9 @@ def extract_text(data: bytes) -> dict[str, Any]:
         data: the bytes of a PDF file.
 
     Returns:
-        "pages", each with width and height in points, "runs" (see `Run.to_list`), the count of characters that
-        are "rotated", and of those without a Unicode code, "no_code"; or "problem": "password", "damaged" or "pages".
+        "pages", each with width and height in points, "runs" (see `Run.to_list`), the count of characters
+        that are "rotated", and of those without a Unicode code, "no_code"; or "problem", a key of
+        `document_pdf._PROBLEMS`.
     """
     pdfium = importlib.import_module("pypdfium2")
     try:
@@ -110,15 +121,16 @@ def read_page(page: Any) -> dict[str, Any]:
             run = None
             continue
         is_private = 0xE000 <= code < 0xF900 or code >= 0xF0000
-        if code in (0, 0xFFFD) or is_private or (code < 32 and code not in (2, 9)):
+        is_control = (code < 32 and code not in (2, 9)) or 0x7F <= code < 0xA0
+        if code in (0, 0xFFFD) or is_private or is_control:
             no_code += 1
-            continue
+            code = UNKNOWN
         if code in (2, 0xFFFE):  # pdfium's sign for a hyphen at the end of a line
             code = ord("-")
         text = _LIGATURES.get(chr(code), chr(code))
         if raw.FPDFText_IsGenerated(text_page, i) == 1:
             if run is not None:
-                run.parts.append(" ")
+                run.add_space()
             continue
         if not raw.FPDFText_GetLooseCharBox(text_page, i, ctypes.byref(box)):
             continue

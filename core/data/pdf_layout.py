@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 COLUMN_LINES = 3  # lines on each side of a gutter
 COLUMN_FILL = 0.55  # of the longest line of a column, in the median line of running text
@@ -35,10 +35,11 @@ class Run:
     x1: float
     y1: float
     bold: bool = False
+    size: float = 0.0  # height of most of its characters, where they differ
 
     @property
     def height(self) -> float:
-        return self.y1 - self.y0
+        return self.size or self.y1 - self.y0
 
     @property
     def middle(self) -> float:
@@ -59,7 +60,7 @@ class Line:
         bold: all of it is bold.
         column: (left, right) edge of its column in points.
         block: number of the column or table it belongs to, counted over the page in reading order.
-        is_table: it is a row of a table.
+        table: number of the table that it is a row of, counted over the region from 1; 0 for text.
     """
 
     text: str
@@ -71,7 +72,7 @@ class Line:
     bold: bool
     column: tuple[float, float]
     block: int
-    is_table: bool = False
+    table: int = 0
 
 
 def order_lines(runs: Sequence[Run]) -> list[Line]:
@@ -99,11 +100,15 @@ def _cut_regions(runs: Sequence[Run]) -> list[list[Run]]:
     if not best[0]:
         return [list(runs)] if runs else []
     regions: list[list[Run]] = []
+    is_open = False  # the last region is not a column, and may go on
     for left, right in best[1]:
         if right:
             regions += [*_cut_regions(left), *_cut_regions(right)]
+        elif is_open:
+            regions[-1] = [*regions[-1], *left]
         else:
             regions.append(left)
+        is_open = not right
     return regions
 
 
@@ -155,7 +160,7 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
 
 
 def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
-    """Gives short bands, and the rest of a column that is longer than the other, to the columns beside them."""
+    """Gives short bands, and the rest of a column that is longer than the other, to their columns."""
     merged: list[_Band] = []
     height = statistics.median(r.height for left, right in bands for r in [*left, *right])
     for left, right in _join_left_bands(bands, gutter):
@@ -163,6 +168,10 @@ def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
             above = merged[-1]
             is_above = bool(above[1]) and _are_columns(*above, gutter)
             is_column = bool(right) and _are_columns(left, right, gutter)
+            if is_above and left and right:
+                widths = (gutter - min(r.x0 for r in above[0]), max(r.x1 for r in above[1]) - gutter)
+                sides = zip((left, right), widths, strict=True)
+                is_column = is_column or any(_is_running_text(_group_rows(s), w) for s, w in sides)
             edge = max((r.x1 for r in above[0]), default=0.0) - height
             fills = any(r.x1 > edge and r.height < 1.2 * height for r in left)
             is_rest = is_above and (not left or (not right and fills))
@@ -234,11 +243,12 @@ def _read_region(runs: Sequence[Run], block: int, table_rows: int) -> list[Line]
     rows = [_merge_words(row) for row in _group_rows(runs)]
     column = (min(r.x0 for r in runs), max(r.x1 for r in runs))
     lines: list[Line] = []
-    start = 0
+    start = tables = 0
     while start < len(rows):
         end = _find_table_end(rows, start, table_rows, column)
         if end:
-            lines += _read_table(rows[start:end], column, block)
+            tables += 1
+            lines += [replace(line, table=tables) for line in _read_table(rows[start:end], column, block)]
             start = end
         else:
             lines.append(_to_line(rows[start], " ", column, block))
@@ -261,6 +271,7 @@ def _merge_words(row: list[Run]) -> list[Run]:
                     max(last.x1, run.x1),
                     max(last.y1, run.y1),
                     last.bold and run.bold,
+                    max((last, run), key=lambda r: len(r.text)).height,
                 )
                 continue
         merged.append(run)
@@ -282,7 +293,7 @@ def _find_table_end(
         wider = _merge_intervals([*columns, *((r.x0, r.x1) for r in row)])
         if gap > 2.5 * height or len(wider) < 2 or len(wider) < len(columns) - 1:
             break
-        is_inside = len(wider) == len(columns) and all(_is_inside(r, columns) for r in row)
+        is_inside = len(wider) == len(columns) and any(x0 <= row[0].x0 + 1 for x0, _ in columns)
         is_continuation = len(row) == 1 and is_inside and gap < 0.6 * height
         if len(row) < 2 and not is_continuation:
             break
@@ -301,10 +312,6 @@ def _are_justified(rows: Sequence[list[Run]], column: tuple[float, float]) -> bo
     """Whether most rows reach both edges of their column, as the lines of a justified paragraph do."""
     reaching = sum(row[0].x0 < column[0] + 2 and row[-1].x1 > column[1] - 2 for row in rows)
     return reaching >= 0.7 * len(rows)
-
-
-def _is_inside(run: Run, columns: Sequence[tuple[float, float]]) -> bool:
-    return any(x0 - 1 <= run.x0 and run.x1 <= x1 + 1 for x0, x1 in columns)
 
 
 def _are_aligned(first: Run, second: Run) -> bool:
@@ -358,5 +365,4 @@ def _to_line(runs: Sequence[Run], glue: str, column: tuple[float, float], block:
         all(r.bold for r in runs),
         column,
         block,
-        is_table=bool(text),
     )

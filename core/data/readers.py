@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from core.data import compressed, csv_rows, jsonrows, parquet
-from core.data.documents import READERS as DOCUMENT_READERS
+from core.data.document_readers import READERS as DOCUMENT_READERS
+from core.data.document_readers import read_document
 from core.data.documents import Document
 from core.data.encodings import ENCODINGS, normalize_encoding
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
@@ -302,7 +303,7 @@ def _read_source(source: Source, encoding: str, log: ReadLog) -> Iterator[RawRow
     """Yields the rows of one file."""
     if source.suffix in DOCUMENT_READERS:
         with open_source(source) as f:
-            document = DOCUMENT_READERS[source.suffix](f, source.name)
+            document = read_document(f, source.name, source.suffix, encoding)
         if document.text.strip():
             yield RawRow({"text": document.text}, source.name, 1, document)
         return

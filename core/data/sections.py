@@ -91,7 +91,7 @@ def _cut_all(
     largest = max(1.5 * size, SHARE * sum(lengths))
     for index, (name, text, document) in enumerate(documents):
         sections = (
-            cut(document.blocks if document else read_blocks(text), size) if len(text) > largest else []
+            cut(document.blocks if document else read_blocks(text, name), size) if len(text) > largest else []
         )
         if len(sections) < 2:
             rows.append({"text": text})

@@ -17,7 +17,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.errors import DataError, SpecError
@@ -69,16 +69,27 @@ def question_key(row: Mapping[str, Any]) -> str:
     """
     if "text" in row:
         return normalize_text(str(row["text"]))
-    parts: list[str] = []
+    return "".join(f"{role}:{len(text)}:{text}" for role, text in list_question_parts(row))
+
+
+def list_question_parts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts of what a canonical row asks, each as (role, normalized text); the role of a text is ""."""
+    if "text" in row:
+        return [("", normalize_text(str(row["text"])))]
+    return [(role, normalize_text(text)) for role, text in list_question_messages(row["messages"])]
+
+
+def list_question_messages(messages: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The messages that ask, each as (role, text); see `question_key`."""
+    asking: list[tuple[str, str]] = []
     has_question = False
-    for message in row["messages"]:
+    for message in messages:
         if message["role"] != "assistant":
-            text = normalize_text(message["content"])
-            parts.append(f"{message['role']}:{len(text)}:{text}")
+            asking.append((message["role"], message["content"]))
             has_question = has_question or message["role"] == "user"
         elif has_question and message.get("weight", 1):
             break
-    return "".join(parts)
+    return asking
 
 
 def normalize_text(text: str) -> str:
@@ -161,13 +172,7 @@ def split(
     by_question: dict[bytes, list[int]] = {}
     for index, question in enumerate(list_questions(rows) if questions is None else questions):
         by_question.setdefault(question, []).append(index)
-    if len(by_question) < len(SPLITS):
-        raise DataError(
-            "A dataset needs at least 3 different rows, one each for train, val and test, "
-            f"got {len(by_question)}.",
-            "Rows that ask the same question count as one. Add rows, or split one long text into documents "
-            "with lines of only `---` between blank lines.",
-        )
+    check_distinct(len(by_question))
 
     def sort_key(group: list[int]) -> tuple[str, bytes]:
         kind = min(str(rows[i].get("type", "")) for i in group)
@@ -185,6 +190,20 @@ def split(
     if any(abs(sum(map(len, p)) - share * len(rows)) > slack for p, share in zip(parts, shares)):
         parts = _assign(groups, shares, list(map(len, groups)))
     return {name: sorted(i for group in part for i in group) for name, part in zip(SPLITS, parts)}
+
+
+def check_distinct(count: int) -> None:
+    """Checks that every split gets a row.
+
+    Raises:
+        DataError: there are fewer than three different questions or texts.
+    """
+    if count < len(SPLITS):
+        raise DataError(
+            f"A dataset needs at least 3 different rows, one each for train, val and test, got {count}.",
+            "Rows that ask the same question count as one. Add rows, or split one long text into documents "
+            "with lines of only `---` between blank lines.",
+        )
 
 
 def _assign(

@@ -251,6 +251,8 @@ class Runs:
             raise SpecError(missing[0], "Or remove it from the places where the loss is logged.")
         if spec.stack_on:
             self._check_parent(spec)
+        if spec.continue_from:
+            self._check_source(spec)
         if spec.kind == "task" and spec.rules > 1:
             self._check_conversations(dataset)
         return dataset
@@ -297,6 +299,24 @@ class Runs:
         resident = self._resident_base.peek()
         if resident is not None:
             resident.check_same_base(adapter)
+
+    def _check_source(self, spec: TrainSpec) -> None:
+        """Checks the run that is to be trained further: it is there, of the same shape, and on this base.
+
+        Raises:
+            RunError
+        """
+        from core.train.continuation import find_start
+
+        start = find_start(self._workspace, spec)
+        resident = self._resident_base.peek()
+        began_on = start.run.base_fingerprint if start else ""
+        if start and resident is not None and began_on not in ("", resident.base.fingerprint):
+            raise RunError(
+                f"The run {start.run.name!r} trained the base {start.run.base!r}; "
+                f"the resident base is {resident.base.name!r}.",
+                "Switch back to that base, then train on.",
+            )
 
     # --- starting and stopping
 

@@ -16,6 +16,7 @@ larger bases are estimates: such a base knows more of the language, and needs fe
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +85,19 @@ class Recommendation:
     steps: int = 0
     text: str = ""
 
+    def choose(self, given: Collection[str]) -> dict[str, Any]:
+        """The settings to use beside those that the user gave.
+
+        The number of steps is one choice: where the user gave a part of it, the rest stays with the preset.
+        """
+        names = set(self.settings) - set(given)
+        if STEPS & set(given):
+            names -= STEPS
+        return {name: self.settings[name] for name in names}
+
 
 # The settings that a recommendation chooses; the form shows a recommended value for each of them.
+STEPS = frozenset({"epochs", "max_steps", "batch_size", "accumulation"})
 CHOSEN = ("epochs", "learning_rate", "batch_size", "accumulation", "early_stopping", "keep", "packing")
 BATCHES_PER_EPOCH = 8  # a smaller training split gets smaller batches, down to SMALLEST_BATCH
 SMALLEST_BATCH = 2

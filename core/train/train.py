@@ -135,7 +135,8 @@ def train(
 def _judge_end(workspace: Workspace, run: runs.Run, resident: Resident) -> Convergence:
     """Whether a run that completed its steps was still learning, from the validations in its log."""
     validations = comparison.load_validations(workspace, run.id)
-    return judge_convergence(validations, run.spec, floor_of(resident.base.parameters).steps)
+    floor = 0 if run.spec.continue_from else floor_of(resident.base.parameters).steps
+    return judge_convergence(validations, run.spec, floor)
 
 
 def _describe_steps(trainer: StudioTrainer) -> str:

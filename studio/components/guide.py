@@ -21,7 +21,7 @@ from studio import events, formatting
 from studio.advice import NextStep, Step, next_step, path_steps
 from studio.assets import read_asset
 from studio.tabs import suggestions
-from studio.tree import Node, node, progress_bar
+from studio.tree import Node, button, node, progress_bar
 from studio.views.practice import practice_base_note
 
 
@@ -133,7 +133,9 @@ def _base_button(base: Any) -> Node:
 def _line(steps: list[Step], advice: NextStep) -> Node:
     """The steps and the advice in one line; it shrinks when every step is done and nothing is running."""
     is_done = all(s.done for s in steps) and advice.share is None and not advice.failed
-    buttons = [{**advice.buttons[0], "cls": "btn link"}] if is_done else advice.buttons
+    buttons = advice.buttons
+    if is_done:  # the sentence names the adapters already
+        buttons = (button("Compare the mixes", {"do": "compare"}, "link"),)
     text = node("p", advice.summary if is_done else advice.text, role="alert" if advice.failed else "status")
     bar = None
     if advice.share is not None:

@@ -44,6 +44,7 @@ class DataTab:
     damaged: gr.HTML
     split: gr.Radio
     preview: gr.HTML
+    page: gr.HTML
     dataset: gr.HTML
     inspection: gr.HTML
     rows: gr.HTML
@@ -69,6 +70,7 @@ def build(engine: Engine) -> DataTab:
             running = imports.imports(engine, forms)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             preview = view(None, elem_id="preview")
+            page = view(None, elem_id="first-page")
             # Hidden while files are previewed, so that a dataset that arrives late does not cover them.
             with gr.Column(elem_id="dataset") as shelf:
                 picker = fields.picker("Dataset")
@@ -95,6 +97,7 @@ def build(engine: Engine) -> DataTab:
         damaged_items,
         split,
         preview,
+        page,
         dataset,
         inspected,
         rows,

@@ -17,7 +17,7 @@ import gradio as gr
 from core.data.encodings import Candidate, choose_codec, list_candidates
 from core.engine import Engine
 from core.errors import DataError, SpecError, StudioError, UnknownEncoding
-from studio import events
+from studio import events, first_page, uploads
 from studio.components import drop, field_errors, imports
 from studio.reading_choices import Choices, assign_role, kind_of, swap_roles
 from studio.tree import Node, skeleton
@@ -35,13 +35,16 @@ READING = "The files are being read"
 def wire(tab: DataTab, engine: Engine) -> None:
     """Connects the events of the drop area, the preview and the imports."""
     reading = [tab.choices, tab.kind, tab.preview, tab.add]
-    events.bind_sequential(
+    read = events.bind_sequential(
         tab.files.drop,
         engine,
         read_files,
         [tab.files, tab.name, tab.held_out],
-        [tab.settings, tab.name, tab.held_out, tab.shelf, *reading],
+        [tab.settings, tab.name, tab.held_out, tab.shelf, *reading, tab.page],
     )
+    # The first page has an event of its own, because drawing it takes a process.
+    events.bind_sequential(read.then, engine, show_page, [tab.files], [tab.page])
+    events.bind_sequential(tab.page.act, engine, pick_page, [tab.files], [tab.page])
     inputs = [tab.files, tab.choices, tab.held_out]
     events.bind_sequential(tab.kind.input, engine, change_kind, [*inputs, tab.kind], reading)
     events.bind_sequential(tab.held_out.input, engine, read_again, inputs, reading)
@@ -54,7 +57,8 @@ def wire(tab: DataTab, engine: Engine) -> None:
         return reopen_files(engine, tab.forms, str((event._data or {}).get("job", "")))
 
     form = [tab.files, tab.choices, tab.name, tab.held_out]
-    after = [tab.imports, tab.files, tab.settings, tab.name, tab.held_out, tab.preview, tab.add, tab.shelf]
+    settings = [tab.settings, tab.name, tab.held_out]
+    after = [tab.imports, tab.files, *settings, tab.preview, tab.page, tab.add, tab.shelf]
     events.bind(tab.add.click, engine, start, form, after, errors=tab.errors)
     field_errors.wire(tab.errors, engine, check_name_field, [tab.name])
     shown = [*form, tab.settings, tab.shelf, tab.kind, tab.preview, tab.add]
@@ -69,12 +73,29 @@ def read_files(engine: Engine, files: Any, name: str, held_out: bool) -> Iterato
     """
     shelf = gr.update(visible=not files)
     if not files:
-        yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, _no_import()
+        yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, _no_import(), None
         return
     name = name or drop.name_of(files)
     head = (gr.update(visible=True), name, held_out, shelf)
-    yield (*head, Choices(), gr.skip(), skeleton(6, READING), _no_import())
-    yield (*head, *_read(engine, files, Choices(), held_out))
+    yield (*head, Choices(), gr.skip(), skeleton(6, READING), _no_import(), None)
+    yield (*head, *_read(engine, files, Choices(), held_out), gr.skip())
+
+
+def show_page(engine: Engine, files: Any, name: str = "") -> Node | None:
+    """Shows the first page of a document beside its text; None where no document was dropped."""
+    if not files:
+        return None
+    folder = uploads.find_folder(str(files.get("drop")))
+    names = first_page.list_documents(folder)
+    if not names:
+        return None
+    chosen = name if name in names else names[0]
+    return views.render_first_page(first_page.read_first_page(folder, chosen), names)
+
+
+def pick_page(engine: Engine, files: Any, event: gr.EventData) -> Node | None:
+    """Shows the first page of the document that the user picked."""
+    return show_page(engine, files, str((event._data or {}).get("value", "")))
 
 
 def read_again(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple[Any, ...]:
@@ -130,7 +151,7 @@ def start_import(
     )
     forms.by_job[job_id] = imports.Form(files, choices, name, held_out)
     shelf = gr.update(visible=True)
-    return {"job": job_id}, None, gr.update(visible=False), "", False, None, _no_import(), shelf
+    return {"job": job_id}, None, gr.update(visible=False), "", False, None, None, _no_import(), shelf
 
 
 def check_name_field(engine: Engine, name: str) -> None:

@@ -93,7 +93,8 @@ def _check_repeats(inspection: Inspection, dataset_id: str) -> Node:
     verb = "has" if repeats.rows == 1 else "have"
     text = f"{COUNT(repeats.rows, 'row')} {verb} {what} as an earlier one.{_across(repeats)}"
     act = {"do": "dedup", "dataset": dataset_id, "near": False}
-    return _check("warn", text, _actions(button("Make a dataset without them", act)), _pairs(repeats.examples))
+    make = button("Make a dataset without them", act)
+    return _check("warn", text, _actions(make, _pairs(repeats.examples)))
 
 
 def _check_near(inspection: Inspection, dataset_id: str) -> Node:
@@ -103,13 +104,8 @@ def _check_near(inspection: Inspection, dataset_id: str) -> Node:
     verb = "is" if near.rows == 1 else "are"
     text = f"{COUNT(near.rows, 'row')} {verb} nearly the same as an earlier one.{_across(near)}"
     act = {"do": "dedup", "dataset": dataset_id, "near": True}
-    name = "Make a dataset without near and exact repeats" if inspection.repeats.rows else None
-    return _check(
-        "warn",
-        text,
-        _actions(button(name or "Make a dataset without nearly equal rows", act)),
-        _pairs(near.examples),
-    )
+    name = "Make a dataset without any repeats" if inspection.repeats.rows else "Make a dataset without them"
+    return _check("warn", text, _actions(button(name, act), _pairs(near.examples)))
 
 
 def _across(repeats: Repeats) -> str:
@@ -184,9 +180,10 @@ def _check_personal(inspection: Inspection, dataset_id: str) -> Node:
         "warn",
         text,
         _actions(
-            button("Make a redacted dataset", act), node("span", f"Writes {placeholders}.", cls="quiet")
+            button("Make a redacted dataset", act),
+            node("span", f"Writes {placeholders}.", cls="quiet"),
+            details("Show examples", shown),
         ),
-        details("Show examples", shown),
     )
 
 
@@ -208,7 +205,7 @@ def _check_leaks(inspection: Inspection) -> list[Node]:
     return checks
 
 
-def _actions(*kids: Node) -> Node:
+def _actions(*kids: Node | None) -> Node:
     return node("div", *kids, cls="row")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from core.data.documents import Block
 from core.data.encodings import LABELS, Candidate
 from studio import formatting
+from studio.first_page import FirstPage
 from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles
 from studio.tree import Node, button, facts, node, title
 from studio.views.data import (
@@ -21,6 +23,7 @@ from studio.views.data import (
     shorten,
 )
 
+DOCUMENT_LIMIT = 200  # documents to choose from
 SHOWN_ROWS = 6  # canonical rows of a preview
 
 
@@ -32,7 +35,7 @@ def render_problem(message: str, candidates: Sequence[Candidate] = (), encoding:
 
 
 def render_preview(
-    preview: Any, files: int, choices: Choices, candidates: Sequence[Candidate] = (), page: Node | None = None
+    preview: Any, files: int, choices: Choices, candidates: Sequence[Candidate] = ()
 ) -> Node:
     """How files are read: problems and questions first, then their rows before and after.
 
@@ -40,7 +43,6 @@ def render_preview(
         preview: a `core.data.datasets.Preview`.
         files: how many files were dropped.
         candidates: encodings that the files may have, if they do not say.
-        page: the first page of a document beside its text.
     """
     count = f"{formatting.count(files, 'file')}, {formatting.count(preview.total, _name_of_row(preview))}."
     problem = node("p", preview.problem, cls="problem", role="alert") if preview.problem else None
@@ -62,7 +64,6 @@ def render_preview(
         render_skipped(preview.skipped),
         render_shares(preview.split_shares, "Shares of the text" if preview.kind == "domain" else "Shares"),
         render_cuts(preview.cuts),
-        page,
         *_render_file_rows(preview),
         *_render_canonical(preview),
     )
@@ -218,3 +219,50 @@ def render_shares(shares: dict[str, float], label: str) -> Node | None:
         if shares.get(name)
     ]
     return node("div", node("h3", label), node("div", *parts, cls="parts", role="group", aria_label=label))
+
+
+# ---------------------------------------------------------------- the first page
+
+
+def render_first_page(page: FirstPage, names: Sequence[str]) -> Node:
+    """The first page of a document beside the text that is read from it.
+
+    Args:
+        names: the documents to choose from.
+    """
+    picker = None
+    if len(names) > 1:
+        options = [
+            node("option", n, value=n, selected="selected" if n == page.name else None)
+            for n in names[:DOCUMENT_LIMIT]
+        ]
+        picker = node("select", *options, cls="role", act={"do": "page"}, aria_label="Document to show")
+    heading = "Page 1 beside its text" if page.picture else "How it begins, as it is read"
+    picture = None
+    if page.picture:
+        source = f"data:image/png;base64,{page.picture}"
+        image = node("img", src=source, alt=f"Page 1 of {page.name}")
+        picture = node("div", image, cls="page-picture")
+    text = node("div", *[_render_block(b) for b in page.blocks], cls="page-text", tabindex="0", role="region",
+                aria_label=f"Text of {page.name}")  # fmt: skip
+    return node(
+        "section",
+        node("div", node("h3", heading), picker, cls="row spread-row"),
+        node("p", page.problem, cls="note") if page.problem else None,
+        node("div", picture, text if page.blocks else None, cls="page-sides" if picture else ""),
+        cls="first-page",
+    )
+
+
+def _render_block(block: Block) -> Node:
+    """A block of a document in the shape of its kind."""
+    if block.kind == "heading":
+        return node("h4", block.text, cls=f"level-{min(3, max(1, block.level))}")
+    if block.kind == "table":
+        lines = [
+            node("tr", *[node("td", cell) for cell in line.split(" | ")]) for line in block.text.split("\n")
+        ]
+        return node("table", node("tbody", *lines))
+    if block.kind == "code":
+        return node("pre", block.text)
+    return node("p", block.text, cls=block.kind)

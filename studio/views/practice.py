@@ -7,9 +7,7 @@ from typing import Any
 from core.engine.resident_base import DEFAULT_BASE
 from studio.tree import Node, button, node
 
-TEXT = (
-    "Practice base with a small invented language: facts and style can be learned, real English cannot."
-)
+TEXT = "Practice base with a small invented language: facts and style can be learned, real English cannot."
 
 
 def practice_base_note(base: Any) -> Node | None:

@@ -15,7 +15,7 @@ from core.model.generate import Column
 from core.spec.mix import Mix, Sampling
 from core.spec.presets import resolve
 from core.spec.training import TrainSpec
-from studio import actions, answers, app, events, fields, mix_choices, samples
+from studio import actions, advice, answers, app, events, fields, mix_choices, samples
 from studio.components import board, guide, live, mixer
 from studio.session import SAMPLING, Session
 from studio.tabs import compare, data, evaluate, library, mix, suggestions, train
@@ -71,14 +71,14 @@ def rows_of(engine, **weights):
 
 
 def advise(engine):
-    return guide.next_step(
+    return advice.next_step(
         engine.bases.current(), engine.datasets.list(), engine.library.adapters(), engine.runs.list()
     )
 
 
 def test_an_empty_studio_suggests_the_sample_data_first(empty):
-    advice = advise(empty)
-    assert [b["act"] for b in advice.buttons] == [{"do": "sample"}]
+    shown = advise(empty)
+    assert [b["act"] for b in shown.buttons] == [{"do": "sample"}]
 
 
 def test_the_sample_data_is_imported_only_once(empty):
@@ -89,8 +89,8 @@ def test_the_sample_data_is_imported_only_once(empty):
         ("Sample held-out questions", "task"),
         ("Sample task", "task"),
     ]
-    advice = advise(empty)
-    assert advice.buttons[0]["act"] == {"do": "train", "kind": "domain"}
+    shown = advise(empty)
+    assert shown.buttons[0]["act"] == {"do": "train", "kind": "domain"}
 
 
 def test_a_task_run_is_suggested_on_the_newest_domain_not_on_held_out_data(engine):
@@ -100,16 +100,16 @@ def test_a_task_run_is_suggested_on_the_newest_domain_not_on_held_out_data(engin
 
 
 def test_the_path_ends_at_comparing(engine):
-    advice = advise(engine)
-    assert advice.buttons[0]["act"] == {"do": "compare"}
-    assert [s.done for s in guide.path_steps(engine.datasets.list(), engine.library.adapters())] == [
+    shown = advise(engine)
+    assert shown.buttons[0]["act"] == {"do": "compare"}
+    assert [s.done for s in advice.path_steps(engine.datasets.list(), engine.library.adapters())] == [
         True,
         True,
         True,
         False,
         False,
     ]
-    assert [s.done for s in guide.path_steps([], [], mixed=True, compared=True)] == [
+    assert [s.done for s in advice.path_steps([], [], mixed=True, compared=True)] == [
         False,
         False,
         False,
@@ -120,7 +120,7 @@ def test_the_path_ends_at_comparing(engine):
 
 def test_a_base_that_cannot_be_loaded_is_reported_first():
     base = SimpleNamespace(error="It is not there.", loading=False)
-    assert guide.next_step(base, [], [], []).failed
+    assert advice.next_step(base, [], [], []).failed
 
 
 def test_the_revision_changes_only_when_a_list_changes(engine):

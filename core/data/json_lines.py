@@ -1,0 +1,235 @@
+"""Lines of JSON that share a form, found in a block of bytes without parsing them one by one.
+
+A form is what the lines of a file have in common: everything but the texts.
+
+    {"question": "Where is it?", "answer": "On the \\"upper\\" shelf."}\\n
+    └── piece 0 ───┘  slot 0   └─ piece 1 ──┘        slot 1        └p2 ┘
+
+`Lines` finds the line ends and the quotes of a block in a few passes of numpy. A line has a form if the bytes
+between its quotes are the pieces of the form, and its texts are written as `json.dumps` writes them: only the
+escapes \\" \\\\ \\n \\r \\t \\b \\f, no control character, valid UTF-8. All other lines go to the parser, see `jsonrows`.
+A line of a form needs no check of its nesting: it has the brackets of the form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.data.jsonrows import LINE_LIMIT
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Positions = NDArray[np.int64]
+
+NEWLINE, RETURN, QUOTE, BACKSLASH, SPACE = 10, 13, 34, 92, 32
+_CANONICAL_ESCAPES = np.zeros(256, np.bool_)
+_CANONICAL_ESCAPES[list(b'"\\nrtbf')] = True
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+
+@dataclass(frozen=True)
+class LineForm:
+    """What lines have in common.
+
+    Attributes:
+        pieces: the bytes before the first slot, between slots, and after the last one, with the line end.
+    """
+
+    pieces: tuple[bytes, ...]
+
+    @property
+    def slots(self) -> int:
+        """How many texts a line has."""
+        return len(self.pieces) - 1
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the texts of some lines of one form are.
+
+    Attributes:
+        lines: (N,) indices of the lines.
+        begins, ends: (N, slots) positions of the first byte of each text, and behind its last one.
+    """
+
+    lines: Positions
+    begins: Positions
+    ends: Positions
+
+
+@dataclass(frozen=True)
+class JsonString:
+    """One string of a JSON line: its place in the bytes, and where it stands in the value.
+
+    Attributes:
+        begin, end: positions behind the opening quote, and of the closing one.
+        path: keys and indices that lead to it; empty for a key.
+        text: the string.
+    """
+
+    begin: int
+    end: int
+    path: tuple[str | int, ...]
+    text: str
+
+
+class Lines:
+    """The lines of a block.
+
+    Args:
+        block: whole lines, each with its line end.
+
+    Attributes:
+        bytes: the block as numbers.
+        begins, ends: (N,) where each line begins, and the position behind its line end.
+        is_plain: (N,) whether a line is short enough, and has no other escapes or control characters than
+            the ones that a form allows.
+    """
+
+    def __init__(self, block: bytes | bytearray | memoryview) -> None:
+        self.block = block
+        self.bytes = np.frombuffer(block, np.uint8)
+        self.ends = np.flatnonzero(self.bytes == NEWLINE) + 1
+        self.begins = np.concatenate((np.zeros(1, np.int64), self.ends[:-1]))
+        self.is_plain = self.ends - self.begins <= LINE_LIMIT
+        self._words = np.ndarray((max(0, len(self.bytes) - 7),), "<u8", self.bytes, 0, (1,))
+        is_quote = self.bytes == QUOTE
+        self._exclude_escapes(is_quote)
+        self._exclude_control_characters()
+        if not _is_utf8(block):
+            self.is_plain[:] = False
+        self._quotes = np.flatnonzero(is_quote)
+        self._first_quotes: Positions | None = None
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def line(self, index: int) -> bytes:
+        """The bytes of one line, with its line end."""
+        return bytes(self.bytes[self.begins[index] : self.ends[index]])
+
+    def find(self, form: LineForm, candidates: NDArray[np.bool_]) -> Texts:
+        """Finds the lines that have a form.
+
+        Args:
+            candidates: (N,) the lines to look at.
+        """
+        count = sum(piece.count(b'"') for piece in form.pieces)
+        if candidates.all() and len(self._quotes) == count * len(self):
+            texts = self._compare(form, np.arange(len(self)), self._quotes.reshape(-1, count))
+            if len(texts.lines) == len(self):
+                return texts
+        if self._first_quotes is None:
+            self._first_quotes = np.searchsorted(self._quotes, self.begins)
+        first = self._first_quotes
+        per_line = np.diff(first, append=len(self._quotes))
+        lines = np.flatnonzero(candidates & (per_line == count))
+        return self._compare(form, lines, self._quotes[first[lines, None] + np.arange(count)])
+
+    def _compare(self, form: LineForm, lines: Positions, quotes: Positions) -> Texts:
+        """Keeps the lines whose bytes between the texts are the pieces of the form.
+
+        Args:
+            quotes: (N, quotes of the form) where the quotes of each line are.
+        """
+        is_equal = self.is_plain[lines]
+        before = self.begins[lines]
+        begins, ends = [], []
+        column = 0
+        for number, piece in enumerate(form.pieces):
+            is_last = number == form.slots
+            column += piece.count(b'"')
+            after = self.ends[lines] if is_last else quotes[:, column - 1] + 1
+            is_equal &= after - before == len(piece)
+            is_equal &= self._has_bytes(before, piece, is_equal)
+            if not is_last:
+                begins.append(after)
+                before = quotes[:, column]
+                ends.append(before)
+        chosen = np.flatnonzero(is_equal)
+        return Texts(lines[chosen], np.stack(begins, 1)[chosen], np.stack(ends, 1)[chosen])
+
+    def _has_bytes(self, at: Positions, piece: bytes, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether the piece stands at these positions; looked at only where it is wanted."""
+        at = np.where(wanted, at, 0)
+        if len(piece) > len(self.bytes):
+            return np.zeros(len(at), np.bool_)
+        is_equal = np.ones(len(at), np.bool_)
+        if len(piece) < 8:
+            for offset, byte in enumerate(piece):
+                is_equal &= self.bytes[at + offset] == byte
+            return is_equal
+        for offset in {*range(0, len(piece) - 7, 8), len(piece) - 8}:
+            word = np.frombuffer(piece, "<u8", 1, offset)[0]
+            is_equal &= self._words[at + offset] == word
+        return is_equal
+
+    def _exclude_escapes(self, is_quote: NDArray[np.bool_]) -> None:
+        """Clears the quotes that are part of a text, and excludes the lines with other escapes."""
+        slashes = np.flatnonzero(self.bytes == BACKSLASH)
+        if not len(slashes):
+            return
+        # In a run of backslashes the first, third, ... begin an escape.
+        is_first = np.diff(slashes, prepend=-2) != 1
+        order = np.arange(len(slashes))
+        escapes = slashes[(order - np.maximum.accumulate(np.where(is_first, order, 0))) % 2 == 0]
+        following = self.bytes[np.minimum(escapes + 1, len(self.bytes) - 1)]
+        is_quote[escapes[following == QUOTE] + 1] = False
+        self._exclude(escapes[~_CANONICAL_ESCAPES[following]])
+
+    def _exclude_control_characters(self) -> None:
+        is_control = self.bytes < SPACE
+        if np.count_nonzero(is_control) == len(self):
+            return
+        places = np.flatnonzero(is_control)
+        found = self.bytes[places]
+        before_end = self.bytes[np.minimum(places + 1, len(self.bytes) - 1)] == NEWLINE
+        self._exclude(places[(found != NEWLINE) & ~((found == RETURN) & before_end)])
+
+    def _exclude(self, places: Positions) -> None:
+        if len(places):
+            self.is_plain[np.minimum(np.searchsorted(self.ends, places, "right"), len(self) - 1)] = False
+
+
+def _is_utf8(block: bytes | bytearray | memoryview) -> bool:
+    try:
+        str(block, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def list_strings(line: bytes) -> list[JsonString] | None:
+    """Lists the strings of a line of JSON, keys too, in their order; None if they cannot be located."""
+    try:
+        value = json.loads(line, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        return None
+    found = list(_walk(value, ()))
+    places = [match.span() for match in _STRING.finditer(line)]
+    if len(found) != len(places):
+        return None
+    return [JsonString(b + 1, e - 1, path, text) for (b, e), (path, text) in zip(places, found)]
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The keys and values of an object, duplicates too."""
+
+
+def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, _Pairs):
+        for key, item in value:
+            yield (), key
+            yield from _walk(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _walk(item, (*path, index))

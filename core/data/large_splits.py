@@ -1,0 +1,148 @@
+"""Splits of many rows, from 64-bit hashes of what they ask: the rule of `splits` in a few passes of numpy.
+
+From LARGE rows on, a dataset is split like this, whatever its format:
+
+    rows with one hash form a group ─┐  groups sorted by type, within a type by their hash mixed with the seed
+                                     ▼
+    each group goes to the split that is furthest below its share of rows
+
+The rule differs from that of small data in two points: groups are ordered by what they ask rather than by their
+whole content, and equal rows of a group count each. What `splits` promises holds: the result depends on the
+rows and the seed and not on their order, every type is spread, and no question falls into two splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core.data.splits import RATIOS, SPLITS, check_distinct, check_ratios
+from core.spec.settings import SEED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+State = tuple[int, int, int]  # how far each split is below its share, times the sum of the shares
+
+LARGE = 200_000  # rows from which on this rule is used
+DENOMINATOR_LIMIT = 1000  # of the shares as fractions
+_ODD = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
+_MASK = 2**64 - 1
+
+
+def split_hashes(
+    questions: NDArray[np.uint64],
+    types: NDArray[np.int64] | None = None,
+    seed: int = SEED,
+    ratios: Sequence[float] = RATIOS,
+    weights: NDArray[np.int64] | None = None,
+) -> NDArray[np.uint8]:
+    """Splits rows by the hashes of what they ask.
+
+    Args:
+        questions: (N,) see `question_hashes`.
+        types: (N,) rank of the type of each row, if they have types.
+        seed: another seed gives another split.
+        ratios: shares of train, val and test.
+        weights: (N,) what the shares are of; None counts every row once.
+
+    Returns:
+        (N,) for each row the index of its split in SPLITS.
+
+    Raises:
+        DataError: there are fewer than three different questions.
+    """
+    shares = _to_integers(check_ratios(ratios))
+    mixed = _mix(questions, seed)
+    order = np.argsort(mixed, kind="stable")
+    mixed = mixed[order]
+    begins = np.flatnonzero(np.concatenate((np.ones(min(1, len(mixed)), np.bool_), mixed[1:] != mixed[:-1])))
+    del mixed
+    check_distinct(len(begins))
+    sizes = np.diff(begins, append=len(order))
+    group_weights = sizes if weights is None else np.maximum(1, np.add.reduceat(weights[order], begins))
+    by_type = slice(None)
+    if types is not None:
+        by_type = np.argsort(np.minimum.reduceat(types[order], begins), kind="stable")
+    splits = np.empty(len(begins), np.uint8)
+    splits[by_type] = assign(group_weights[by_type], shares)
+    chosen = np.empty(len(order), np.uint8)
+    chosen[order] = np.repeat(splits, sizes)
+    return chosen
+
+
+def _mix(questions: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Mixes the seed into hashes; different hashes stay different."""
+    key = (seed * _ODD + (_ODD >> 1)) & _MASK
+    mixed = questions ^ np.uint64(key)
+    for shift in (32, 29):
+        mixed *= np.uint64(0xD6E8FEB86659FD93)
+        mixed ^= mixed >> np.uint64(shift)
+    return mixed
+
+
+def _to_integers(shares: Sequence[float]) -> list[int]:
+    """The shares as integers whose ratios they are: 0.7, 0.15 and 0.15 are 14, 3 and 3."""
+    fractions = [Fraction(share).limit_denominator(DENOMINATOR_LIMIT) for share in shares]
+    common = np.lcm.reduce([f.denominator for f in fractions])
+    return [int(f * int(common)) for f in fractions]
+
+
+def assign(weights: NDArray[np.int64], shares: Sequence[int]) -> NDArray[np.uint8]:
+    """Assigns groups in turn to the split that is furthest below its share of the weights so far.
+
+    Groups of weight 1 form long runs, in which the pattern repeats after as many groups as the shares have in
+    all. It is computed once for each state.
+
+    Args:
+        weights: (G,) at least 1.
+        shares: integers, for example 14, 3 and 3.
+    """
+    period, state, at = sum(shares), (0, 0, 0), 0
+    heavy = np.flatnonzero(weights != 1)
+    if len(heavy) * period > len(weights):
+        return _run(state, shares, weights.tolist())[0]
+    chosen = np.empty(len(weights), np.uint8)
+    patterns: dict[State, tuple[NDArray[np.uint8], State]] = {}
+    for place, weight in zip([*heavy.tolist(), len(weights)], [*weights[heavy].tolist(), 0]):
+        while place - at >= period:  # whole periods of groups of weight 1
+            if state not in patterns:
+                patterns[state] = _run(state, shares, [1] * period)
+            pattern, following = patterns[state]
+            repeats = (place - at) // period if following == state else 1
+            chosen[at : at + repeats * period] = np.tile(pattern, repeats)
+            at, state = at + repeats * period, following
+        rest = [1] * (place - at) + ([weight] if weight else [])
+        if rest:
+            chosen[at : at + len(rest)], state = _run(state, shares, rest)
+            at += len(rest)
+    return chosen
+
+
+def _run(
+    state: State, shares: Sequence[int], weights: Sequence[int]
+) -> tuple[NDArray[np.uint8], State]:
+    """Assigns groups one by one; returns the index of the split of each, and the state after them."""
+    (train, val, test), total = shares, sum(shares)
+    a, b, c = state
+    chosen = bytearray()
+    for weight in weights:
+        a, b, c = a + train * weight, b + val * weight, c + test * weight
+        if a >= b and a >= c:
+            a -= total * weight
+            chosen.append(0)
+        elif b >= c:
+            b -= total * weight
+            chosen.append(1)
+        else:
+            c -= total * weight
+            chosen.append(2)
+    return np.frombuffer(chosen, np.uint8), (a, b, c)
+
+
+def count_splits(chosen: NDArray[np.uint8]) -> dict[str, int]:
+    """The rows of each split."""
+    return dict(zip(SPLITS, np.bincount(chosen, minlength=len(SPLITS)).tolist()))

@@ -1,0 +1,98 @@
+"""Leaks between datasets: rows that one dataset trains on and another one measures on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from core.data.inspection import EXAMPLE_LIMIT, Leak, PairExample
+from core.data.near_duplicates import THRESHOLD, compute_jaccard, count_shingles, find_near_duplicates
+from core.data.row_checks import NEAR_ROWS, Rows, Step, question_text
+from core.data.splits import list_questions
+
+COMPARED = 20  # rows of the other dataset in one group that a row is compared with
+
+
+@dataclass(frozen=True)
+class OtherDataset:
+    """Another dataset of the same kind, with its rows."""
+
+    id: str
+    name: str
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The rows of one split of one dataset."""
+
+    rows: Rows
+    indices: list[int]
+    questions: list[bytes]
+
+    @classmethod
+    def of(cls, rows: Rows, split: str) -> _Side:
+        indices = rows.pick(split)
+        return cls(rows, indices, list_questions([rows.rows[i] for i in indices]))
+
+
+def find_leaks(
+    rows: Rows, others: Sequence[OtherDataset], step: Step = lambda text, done, total: None
+) -> list[Leak]:
+    """Compares the train split with the test splits of other datasets, and the test split with their train.
+
+    Equal questions and texts are searched in all rows, nearly equal ones in up to `NEAR_ROWS` rows of the two.
+
+    Args:
+        others: other datasets of the same kind.
+        step: receives the progress.
+
+    Returns:
+        The leaks, the largest first.
+    """
+    own = {split: _Side.of(rows, split) for split in ("train", "test")}
+    leaks = []
+    for done, other in enumerate(others):
+        step(f"Comparing with {other.name}", done, len(others))
+        for split, other_split in (("train", "test"), ("test", "train")):
+            leak = _compare(own[split], _Side.of(other.rows, other_split), other, split, other_split)
+            if leak.rows or leak.near_rows:
+                leaks.append(leak)
+    return sorted(leaks, key=lambda leak: -(leak.rows + leak.near_rows))
+
+
+def _compare(own: _Side, theirs: _Side, other: OtherDataset, split: str, other_split: str) -> Leak:
+    first = {question: i for i, question in reversed(list(enumerate(theirs.questions)))}
+    equal = [i for i, question in enumerate(own.questions) if question in first]
+    pairs = [(i, first[own.questions[i]], 1.0) for i in equal]
+    rest = [i for i in range(len(own.questions)) if own.questions[i] not in first]
+    near = _find_near(own, rest, theirs)
+    examples = [
+        PairExample(own.rows.example(own.indices[a]), theirs.rows.example(theirs.indices[b]), round(value, 3))
+        for a, b, value in [*pairs, *near][:EXAMPLE_LIMIT]
+    ]
+    return Leak(other.id, other.name, split, other_split, len(equal), len(near), examples)
+
+
+def _find_near(own: _Side, rest: Sequence[int], theirs: _Side) -> list[tuple[int, int, float]]:
+    """Rows of `rest` that are nearly equal to a row of the other side: (own row, other row, similarity)."""
+    half = NEAR_ROWS // 2
+    if not rest or not theirs.indices:
+        return []
+    mine = [question_text(own.rows.rows[own.indices[i]]) for i in rest[:half]]
+    other = [question_text(theirs.rows.rows[i]) for i in theirs.indices[:half]]
+    found = []
+    for group in find_near_duplicates([*mine, *other]):
+        partners = [i - len(mine) for i in group if i >= len(mine)][:COMPARED]
+        for i in (i for i in group if i < len(mine)) if partners else ():
+            shingles = count_shingles(mine[i])
+            value, partner = max((compute_jaccard(shingles, count_shingles(other[j])), -j) for j in partners)
+            if value >= THRESHOLD:
+                found.append((rest[i], -partner, value))
+    return found
+
+
+def find_equal_rows(questions: Iterable[bytes], other_questions: Iterable[bytes]) -> int:
+    """How many of the first questions are among the others."""
+    others = set(other_questions)
+    return sum(question in others for question in questions)

@@ -1,0 +1,151 @@
+"""Training on: a new run goes on with the adapter, the optimizer and the data of a finished one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.engine import Engine
+from core.errors import RunError
+from core.spec.training import RunStatus
+from core.store import grids, runs
+from tests.core.train.test_training import domain_spec, losses, task_spec, wait_for
+
+
+@pytest.fixture
+def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as made:
+        yield made
+
+
+def finish(engine: Engine, spec: Any) -> runs.Run:
+    run = engine.runs.wait(engine.runs.start(spec))
+    assert run.status is RunStatus.DONE, run.error
+    return run
+
+
+def notes(engine: Engine, run_id: str) -> list[str]:
+    return [e["text"] for e in engine.runs.events(run_id)[0] if e["kind"] == "note"]
+
+
+def learning_spec(engine: Engine, corpus: Path, **changes: Any) -> Any:
+    """A run that ends long before its loss does."""
+    return domain_spec(engine, corpus, max_steps=8, eval_steps=2, learning_rate=1e-3, dropout=0.0, **changes)
+
+
+def test_a_run_that_ended_too_early_says_so_and_suggests_steps(engine: Engine, corpus: Path) -> None:
+    run = finish(engine, learning_spec(engine, corpus))
+    assert run.was_still_learning and run.extra.train_on_steps == 200 - 8, "the floor of a small base"
+    assert "still learning" in run.outcome
+    assert "It was still learning when it ended" in run.explanation
+    assert run.next_step == "Train on for about 192 more steps."
+    assert runs.final_checkpoint(engine.workspace, run.id) is not None
+    assert not runs.checkpoints_folder(engine.workspace, run.id).exists()
+
+
+def test_training_on_starts_from_the_weights_and_the_moments(engine: Engine, corpus: Path) -> None:
+    first = finish(engine, learning_spec(engine, corpus))
+    before = engine.library.adapter(first.adapter).sha256
+    final = runs.final_checkpoint(engine.workspace, first.id)
+    assert final is not None
+    moments = torch.load(final / "optimizer.pt", weights_only=True)["state"]
+    assert all(int(s["step"]) == 8 for s in moments.values())
+    seen: list[int] = []
+    from core.train.checkpoint_io import CheckpointTrainer
+
+    original = CheckpointTrainer._load_optimizer_state
+
+    def spy(self: Any, state: Any) -> None:
+        original(self, state)
+        seen.extend(int(s["step"]) for s in self.optimizer.state_dict()["state"].values())
+        groups = self.optimizer.param_groups
+        assert all(g["lr"] == pytest.approx(groups[0]["lr"]) for g in groups)
+
+    CheckpointTrainer._load_optimizer_state = spy  # type: ignore[method-assign]
+    try:
+        second = engine.runs.wait(engine.runs.train_on(first.id, steps=12))
+    finally:
+        CheckpointTrainer._load_optimizer_state = original  # type: ignore[method-assign]
+    assert second.status is RunStatus.DONE, second.error
+    assert seen and set(seen) == {8}, "the optimizer goes on with its state"
+    assert second.step == second.total_steps == 12 and second.spec.continue_from == first.id
+    validations = [engine.runs.history(r.id).validation for r in (first, second)]
+    assert validations[1][0][1] == pytest.approx(validations[0][-1][1], abs=1e-5), "it starts where it ended"
+    assert validations[1][-1][1] < validations[0][-1][1] - 0.01
+    assert (first.name, second.name) == ("Domain", "Domain +12 steps")
+    assert engine.library.adapter(first.adapter).sha256 == before, "the first adapter stays"
+    lineage = engine.library.adapter(second.adapter).metadata["continued_from"]
+    assert lineage == {"run": first.id, "adapter": first.adapter, "name": "Domain"}
+    rates = [e["learning_rate"] for e in engine.runs.events(second.id)[0] if e["kind"] == "step"]
+    assert max(rates) == pytest.approx(1e-3) and rates[-1] < 0.1 * max(rates), "a new schedule"
+    third = engine.runs.wait(engine.runs.train_on(second.id, steps=5))
+    assert third.name == "Domain +5 steps", "names do not grow"
+
+
+def test_without_a_stored_optimizer_it_starts_from_the_adapter(engine: Engine, corpus: Path) -> None:
+    first = finish(engine, learning_spec(engine, corpus))
+    shutil.rmtree(engine.workspace.path("runs", first.id, runs.FINAL))
+    second = engine.runs.wait(engine.runs.train_on(first.id, steps=4))
+    assert second.status is RunStatus.DONE, second.error
+    assert any("the optimizer starts anew" in text for text in notes(engine, second.id))
+    start = engine.runs.history(second.id).validation[0][1]
+    assert start == pytest.approx(engine.runs.history(first.id).validation[-1][1], abs=1e-5)
+
+
+@pytest.mark.parametrize("initialisation", ["default", "pissa"])
+def test_a_killed_continuation_resumes_to_the_same_weights(
+    tiny_base: Path, tmp_path: Path, corpus: Path, initialisation: str
+) -> None:
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as engine:
+        spec = learning_spec(engine, corpus, initialisation=initialisation)
+        first = finish(engine, replace(spec, learning_rate=3e-4))
+        if not first.was_still_learning:  # a PiSSA start moves faster
+            pytest.skip("it converged")
+        whole = engine.runs.wait(engine.runs.train_on(first.id, steps=30, name="Whole"))
+        assert whole.status is RunStatus.DONE, whole.error
+        # the whole one has used the checkpoint up; the next run on this workspace removes it
+        part = engine.runs.start(replace(whole.spec, name="Part", save_steps=5))
+        wait_for(lambda: engine.runs.get(part).step >= 8)
+        engine.runs.pause(part)
+        engine.runs.wait(part)
+        engine.runs.resume(part)
+        ended = engine.runs.wait(part)
+        assert ended.status is RunStatus.DONE, ended.error
+        other = engine.runs.wait(engine.runs.start(replace(whole.spec, name="Other")))
+        assert losses(engine, part) == losses(engine, other.id)
+
+
+def test_only_a_finished_run_can_be_trained_on(engine: Engine, corpus: Path) -> None:
+    run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=300, eval_steps=300))
+    with pytest.raises(RunError, match="Only a finished run can be trained on"):
+        engine.runs.train_on(run_id)
+    wait_for(lambda: engine.runs.get(run_id).step >= 1)
+    engine.runs.pause(run_id)
+    engine.runs.wait(run_id)
+    with pytest.raises(RunError, match="Resume it instead"):
+        engine.runs.train_on(run_id)
+
+
+def test_a_missing_source_is_named_at_queueing(engine: Engine, corpus: Path, pairs: Path) -> None:
+    first = finish(engine, learning_spec(engine, corpus))
+    with pytest.raises(RunError, match="trained with another rank"):
+        engine.runs.start(replace(first.spec, rank=8, continue_from=first.id))
+    with pytest.raises(RunError, match="trained with another kind"):
+        engine.runs.start(replace(task_spec(engine, pairs), continue_from=first.id))
+    engine.workspace.delete("runs", first.id)
+    with pytest.raises(RunError, match="not in the workspace any more"):
+        engine.runs.start(replace(first.spec, name="On", continue_from=first.id))
+
+
+def test_a_checksum_counts_the_source_only_where_there_is_one(engine: Engine, corpus: Path) -> None:
+    spec = domain_spec(engine, corpus)
+    assert "continue_from" not in grids.FIELDS
+    assert grids.spec_checksum(spec) == grids.spec_checksum(replace(spec, continue_from=""))
+    assert grids.spec_checksum(spec) != grids.spec_checksum(replace(spec, continue_from="other-0001"))
