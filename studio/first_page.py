@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.data.documents import READERS, Block
+from core.data.document_readers import READERS, read_document
+from core.data.documents import Block
 from core.errors import DataError
 
-SUFFIXES = (".pdf", ".docx", ".epub", ".html", ".htm", ".rst", ".md")
+SUFFIXES = tuple(READERS)
 BYTES_LIMIT = 64 << 20  # a larger file is not read a second time for its first page
 CHARACTERS = 2600  # of the beginning of a document without pages
 
@@ -38,7 +39,7 @@ def list_documents(folder: Path) -> list[str]:
     return sorted(names, key=lambda n: (SUFFIXES.index(Path(n).suffix.lower()), n))
 
 
-def read_first_page(folder: Path, name: str) -> FirstPage:
+def read_first_page(folder: Path, name: str, encoding: str = "utf-8") -> FirstPage:
     """Reads the first page of a document of a drop; what fails is said in `problem`."""
     path = folder / name
     suffix = path.suffix.lower()
@@ -47,13 +48,13 @@ def read_first_page(folder: Path, name: str) -> FirstPage:
     picture, problem, blocks = "", "", list[Block]()
     try:
         with open(path, "rb") as file:
-            blocks = list(READERS[suffix](file, name).blocks)
+            blocks = list(read_document(file, name, suffix).blocks)
         if suffix == ".pdf":
             from core.data.document_pdf import draw_first_page
 
             with open(path, "rb") as file:
                 picture = base64.b64encode(draw_first_page(file, name)).decode()
-    except (DataError, KeyError, OSError) as e:
+    except (DataError, OSError) as e:
         problem = e.what if isinstance(e, DataError) else "This document cannot be shown."
     return FirstPage(name, picture, _take_first(blocks), problem)
 

@@ -17,6 +17,7 @@ from core.spec.mix import Mix, tilt_by_depth
 from core.store.mixes import SavedMix
 
 SUGGESTED, ADAPTERS, SAVED, MIXER = "Suggested", "All adapters", "Saved mixes", "The Mix tab"
+SEND_HINT = "Enter sends, Shift+Enter starts a new line."
 ABOUT_LIMIT = 400  # characters that say what a mix holds
 
 
@@ -138,6 +139,18 @@ def describe_saved(engine: Engine, saved: SavedMix) -> str:
     """What a saved mix holds, by the present names of its adapters."""
     labels = {**{a: f"{n} (deleted)" for a, n in saved.names.items()}, **engine.library.labels()}
     return f"{saved.name}: {name_mix(saved.weights, saved.tilt, labels, ABOUT_LIMIT)}"
+
+
+def show_prompt(card: str) -> str:
+    """JavaScript that scrolls a narrow window to the card with the prompt and its answers.
+
+    Args:
+        card: the element's id.
+    """
+    return (
+        f"() => {{ if (innerWidth <= 640) document.getElementById('{card}')"
+        "?.scrollIntoView({ block: 'start', behavior: 'instant' }); }"
+    )
 
 
 def mode_radio() -> gr.Radio:

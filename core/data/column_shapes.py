@@ -19,6 +19,7 @@ _ID = re.compile(
     r"|(?=\S*\d)[\w.:/#-]{2,64}\Z|[\w.-]*/[\w./-]+\Z",
     re.I,
 )
+_HASH = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}\Z|[0-9a-f]{24,64}\Z", re.I)
 _ASKS = ("?", "？", "؟", ";?")
 
 
@@ -34,7 +35,8 @@ class ColumnShape:
         distinct: different values.
         words: mean words of a cell.
         questions: share of the cells that end with a question mark.
-        counts_up: whether the values are whole numbers that go up by one from row to row.
+        counts_up: whether the values are whole numbers that go up by the same step from row to row.
+        is_hash: whether all values are UUIDs or digests, which nobody writes as a text.
     """
 
     column: str
@@ -44,18 +46,14 @@ class ColumnShape:
     words: float = 0.0
     questions: float = 0.0
     counts_up: bool = False
-
-    @property
-    def is_index(self) -> bool:
-        """Whether the column numbers or names the rows."""
-        return self.kind == "id" or (self.counts_up and self.filled >= 3)
+    is_hash: bool = False
 
     def describe(self) -> str:
         """The shape in words, for example "answer: 3 different values"."""
         words = {
             "text": f"texts of about {max(1, round(self.words))} words",
             "label": f"{self.distinct} different values",
-            "number": "numbers that count the rows" if self.is_index else "numbers",
+            "number": "numbers that count the rows" if self.counts_up else "numbers",
             "date": "dates or times",
             "id": "ids or addresses",
             "constant": "the same value in every row",
@@ -78,7 +76,8 @@ def measure_column(rows: Sequence[RawRow], column: str) -> ColumnShape:
     words = sum(_count_words(t) for t in texts) / len(texts)
     questions = sum(t.endswith(_ASKS) for t in texts) / len(texts)
     kind = _find_kind(cells, texts, distinct, words)
-    return ColumnShape(column, kind, len(cells), distinct, words, questions, _counts_up(texts))
+    is_hash = all(_HASH.match(t) for t in texts)
+    return ColumnShape(column, kind, len(cells), distinct, words, questions, _counts_up(texts), is_hash)
 
 
 def _find_kind(cells: Sequence[Any], texts: Sequence[str], distinct: int, words: float) -> str:

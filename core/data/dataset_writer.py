@@ -8,21 +8,20 @@ Nothing holds all rows: `write_splits` reads rows.jsonl once more, in blocks.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.data.splits import SPLITS
+from core.store.large_files import LargeFile, release_pages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 INDEX_STEP = 1000  # rows of a split between two offsets of its index
 
 
@@ -31,40 +30,24 @@ def to_line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-class RowsFile:
-    """rows.jsonl while it is written.
-
-    Args:
-        path: the file, which must not exist.
-
-    Attributes:
-        sha: the sha256 of what was written.
-        size: bytes written.
-    """
+class RowsFile(LargeFile):
+    """rows.jsonl while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.sha, self.size = path, hashlib.sha256(), 0
-        self._file = open(path, "xb", buffering=0)
+        super().__init__(path)
         self._lengths: list[NDArray[np.uint32]] = []
 
     def __enter__(self) -> RowsFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def write(self, lines: bytes | memoryview, lengths: NDArray[np.uint32]) -> None:
+    def write_lines(self, lines: bytes | memoryview, lengths: NDArray[np.uint32]) -> None:
         """Appends lines.
 
         Args:
             lines: canonical rows, each with its line end.
             lengths: the bytes of each line.
         """
-        self.sha.update(lines)
-        self.size += len(lines)
-        self._file.write(lines)
+        self.write(lines)
         self._lengths.append(lengths)
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -81,7 +64,7 @@ class RowsFile:
             self._write_block(block)
 
     def _write_block(self, lines: Sequence[bytes]) -> None:
-        self.write(b"".join(lines), np.fromiter(map(len, lines), np.uint32, len(lines)))
+        self.write_lines(b"".join(lines), np.fromiter(map(len, lines), np.uint32, len(lines)))
 
     def lengths(self) -> NDArray[np.uint32]:
         """The bytes of every line, in the order of the rows."""
@@ -110,7 +93,12 @@ def index_path(folder: Path, dataset_id: str, split: str) -> Path:
 
 
 def write_splits(
-    rows_file: Path, lengths: NDArray[np.uint32], chosen: NDArray[np.uint8], folder: Path, dataset_id: str
+    rows_file: Path,
+    lengths: NDArray[np.uint32],
+    chosen: NDArray[np.uint8],
+    folder: Path,
+    dataset_id: str,
+    report: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
     """Writes the three splits and their indices.
 
@@ -119,19 +107,19 @@ def write_splits(
         lengths: the bytes of each of its lines.
         chosen: for each row the index of its split in SPLITS.
         folder: the folder of the draft.
+        report: receives the bytes of each block.
 
     Returns:
         The sha256 of each split's file.
     """
     (folder / "splits").mkdir(exist_ok=True)
-    shas = [hashlib.sha256() for _ in SPLITS]
-    files = [open(split_path(folder, dataset_id, split), "xb", buffering=0) for split in SPLITS]
+    files = [LargeFile(split_path(folder, dataset_id, split)) for split in SPLITS]
     try:
         for lines, begins, splits in _read_blocks(rows_file, lengths, chosen):
-            for index, (sha, file) in enumerate(zip(shas, files)):
-                part = _take_lines(lines, begins, splits == index)
-                sha.update(part)
-                file.write(part)
+            for index, file in enumerate(files):
+                file.write(_take_lines(lines, begins, splits == index))
+            if report:
+                report(len(lines))
     finally:
         for file in files:
             file.close()
@@ -139,7 +127,7 @@ def write_splits(
         ends = np.cumsum(lengths[chosen == index], dtype="<u8")
         begins = np.concatenate((np.zeros(1, "<u8"), ends[:-1]))[: len(ends)]
         begins[::INDEX_STEP].tofile(index_path(folder, dataset_id, split))
-    return {split: sha.hexdigest() for split, sha in zip(SPLITS, shas)}
+    return {split: file.sha.hexdigest() for split, file in zip(SPLITS, files)}
 
 
 def _read_blocks(
@@ -157,6 +145,7 @@ def _read_blocks(
                 raise OSError(f"{rows_file.name} changed while it was written")
             yield lines, begins, chosen[row:last]
             done, row = int(ends[last - 1]), last
+        release_pages(f.fileno(), done)
 
 
 def _take_lines(lines: bytes, begins: NDArray[np.int64], wanted: NDArray[np.bool_]) -> memoryview:

@@ -152,7 +152,7 @@ class _DocxReader:
         for child in container:
             name = find_local_name(child)
             if name in _GONE:
-                self._tally.count("tracked deletion")
+                self._count_deletion(child)
             elif name in _WRAPPERS:
                 yield from self._iterate(child)
             elif name == "sdt":
@@ -177,8 +177,6 @@ class _DocxReader:
             self._tally.count("paragraph of hidden text", "paragraphs of hidden text")
         text = self._carried + "".join(pieces)
         self._carried = ""
-        if not self._fields_are_closed:
-            self._fields.clear()
         mark = find_child(properties, "rPr")
         if mark is not None and any(find_child(mark, gone) is not None for gone in _GONE):
             self._carried = text
@@ -281,7 +279,7 @@ class _DocxReader:
             if name == "r":
                 self._read_run(child, pieces)
             elif name in _GONE:
-                self._tally.count("tracked deletion")
+                self._count_deletion(child)
             elif name in _WRAPPERS:
                 self._read_inline(child, pieces)
             elif name == "sdt":
@@ -302,8 +300,14 @@ class _DocxReader:
             elif name == "txbxContent":
                 self._pending.append(child)
 
+    def _count_deletion(self, element: Any) -> None:
+        """Counts a tracked deletion; what was moved stands at its new place."""
+        if find_local_name(element) == "del":
+            self._tally.count("tracked deletion")
+
     def _is_visible(self) -> bool:
-        return all(field.shows_result and not field.is_contents for field in self._fields)
+        """Whether text is outside the codes of fields and outside contents lists."""
+        return not self._fields_are_closed or all(field.shows_result and not field.is_contents for field in self._fields)
 
     def _read_run(self, run: Any, pieces: list[str]) -> None:
         properties = find_child(run, "rPr")
@@ -393,7 +397,7 @@ def _is_contents_field(code: str) -> bool:
 
 
 def _are_fields_closed(body: Any) -> bool:
-    """Whether every field that begins also ends; else a lost end would hide the rest of the document."""
+    """Whether every field that begins also ends; else one lost end would hide the rest of the text."""
     kinds = [e.get(W + "fldCharType", "") for e in body.iter(W + "fldChar")]
     return kinds.count("begin") == kinds.count("end")
 

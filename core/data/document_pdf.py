@@ -7,8 +7,10 @@ paragraphs continue over columns and pages, and footnotes follow the paragraph t
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -238,7 +240,7 @@ def _build_blocks(pages: Sequence[_Page], removals: _Removals) -> list[Block]:
         weights[round(line.height * 2) / 2] += len(line.text)
     body = weights.most_common(1)[0][0]
     sizes = _list_heading_sizes(lines, body)
-    builder = _Builder(body, sizes, _list_words(lines), removals)
+    builder = _Builder(body, _measure_leading(pages, body), sizes, _list_words(lines), removals)
     for page in pages:
         text, notes = _separate_footnotes(page, body)
         builder.footnotes = dict(notes)
@@ -256,6 +258,17 @@ def _list_heading_sizes(lines: Sequence[Line], body: float) -> list[float]:
         if not sizes or height < 0.92 * sizes[-1]:
             sizes.append(height)
     return sizes[: HEADING_LEVELS - 1]
+
+
+def _measure_leading(pages: Sequence[_Page], body: float) -> float:
+    """The usual distance between the bottoms of neighbouring lines of the body."""
+    distances = [
+        a.y0 - b.y0
+        for page in pages
+        for a, b in itertools.pairwise(page.lines)
+        if a.block == b.block and 0.8 * body < a.y0 - b.y0 < 3 * body
+    ]
+    return statistics.median_low(distances) if distances else 1.3 * body
 
 
 def _list_words(lines: Sequence[Line]) -> Counter[str]:
@@ -287,14 +300,17 @@ class _Builder:
     """Collects lines into blocks.
 
     Args:
-        body: height of the body's lines in points.
+        body: size of the body's font in points.
+        leading: from the bottom of a line to the next one's, in points.
         sizes: heights of larger lines, the largest first.
         words: words of the document, for hyphens.
         removals: gets the count of joined words.
     """
 
-    def __init__(self, body: float, sizes: list[float], words: Counter[str], removals: _Removals) -> None:
-        self.body, self.sizes, self.words, self.removals = body, sizes, words, removals
+    def __init__(
+        self, body: float, leading: float, sizes: list[float], words: Counter[str], removals: _Removals
+    ) -> None:
+        self.body, self.leading, self.sizes, self.words, self.removals = body, leading, sizes, words, removals
         self.blocks: list[Block] = []
         self.footnotes: dict[str, str] = {}
         self.pending: list[tuple[str, str]] = []
@@ -374,8 +390,9 @@ class _Builder:
             return self._ends_paragraph(last) or (
                 self.kind != "list" and not _continues(self.text, line.text)
             )
-        gap = last.y0 - line.y1
-        if gap > 0.75 * line.height or abs(line.height - last.height) > 0.15 * self.body:
+        if self.text.endswith("-") and line.text[:1].islower():
+            return False
+        if last.y0 - line.y0 > 1.35 * self.leading or abs(line.height - last.height) > 0.15 * self.body:
             return True
         if self.kind == "list":
             return line.x0 < last.x0 - line.height and self._ends_paragraph(last)

@@ -166,6 +166,10 @@ class _RstWriter:
         if not self._markers:
             self.builder.add("paragraph", text)
         else:
+            for depth, outer in enumerate(self._markers[:-1]):  # a field or option that begins with a list
+                if outer.endswith(":") or (outer.startswith("-") and len(outer) > 1):
+                    self.builder.add_item(outer, "", depth)
+                self._markers[depth] = ""
             marker, self._markers[-1] = self._markers[-1], ""
             self.builder.add_item(text, marker, len(self._markers) - 1)
         pending, self._pending = self._pending, []

@@ -82,7 +82,7 @@ def read_with_guesses(rows: Sequence[RawRow], kind: str | None) -> Attempt:
         return _read_by_shape(rows, columns, kind)
     first = _try_assignments(rows, chosen)
     if first.problem is None:
-        return _doubt_index(rows, first)
+        return _check_ids(rows, first)
     if kind or not _is_hopeless(rows, first.roles):
         return first
     domain = _read_by_shape(rows, columns, None)
@@ -120,11 +120,11 @@ def _read_text(rows: Sequence[RawRow], column: str) -> Attempt:
     return by_name if by_name.roles.get("text") == column else attempt(rows, "domain", {"text": column})
 
 
-def _doubt_index(rows: Sequence[RawRow], result: Attempt) -> Attempt:
-    """Refuses a guess by names that would learn a column of ids or of the numbers of the rows."""
+def _check_ids(rows: Sequence[RawRow], result: Attempt) -> Attempt:
+    """Refuses a guess by names that would learn a column of ids."""
     roles = {role: c for role, c in result.roles.items() if role in _REQUIRED and role != "messages"}
     shapes = [measure_column(rows, c) for c in roles.values()]
-    if doubtful := [s for s in shapes if s.is_index]:
+    if doubtful := [s for s in shapes if s.is_hash]:
         result.problem = DataError(
             f"the column {doubtful[0].column!r} would be learned by its name, but it holds "
             f"{doubtful[0].describe().partition(': ')[2]}.",

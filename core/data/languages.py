@@ -35,7 +35,7 @@ def detect_language(text: str) -> str:
     """The ISO 639 code of the language that a text is written in.
 
     Returns:
-        "" for texts that are too short or that fit several languages, and for code, numbers and the like.
+        "" for texts that are too short or that fit several languages, and for code and numbers.
 
     Example:
         >>> detect_language("The ferry leaves at nine.")

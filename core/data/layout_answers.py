@@ -21,8 +21,11 @@ from core.data.readers import RawRow
 from core.errors import DataError
 
 _QUESTIONS = ("question", "query", "prompt", "sentence", "instruction")
-_ANSWERS = (
-    "answer", "answers", "answerkey", "answeridx", "answerindex", "correctanswer", "correct", "label", "cop",
+CHOICE_QUESTIONS = (*_QUESTIONS, "questionstem", "questiontext", "stem", "ctx", "goal", "premise", "startphrase",
+                    "pregunta", "frage")  # fmt: skip
+CHOICE_ANSWERS = (
+    "answer", "answers", "answerkey", "answeridx", "answerindex", "correctanswer", "correctoption",
+    "correctchoice", "correct", "label", "cop", "gold", "goldlabel", "key", "target",
 )  # fmt: skip
 
 
@@ -87,7 +90,7 @@ SQUAD_ANSWERS = Layout(
 
 def _match_choices(table: Table) -> Parts:
     parts = table.find_parts(
-        question=_QUESTIONS, choices=("choices", "options", "endings", "candidates"), answer=_ANSWERS
+        question=CHOICE_QUESTIONS, choices=("choices", "options", "endings", "candidates"), answer=CHOICE_ANSWERS
     )
     if not parts or not table.every(parts["choices"], lambda c: bool(_list_choices(c))):
         return {}
@@ -154,7 +157,7 @@ def _find_choice(answer: Any, choices: list[tuple[str, str]], first: int) -> int
     return None
 
 
-def _rewrite_all_choices(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[RawRow]:
+def rewrite_choices(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[RawRow]:
     """Rewrites all rows; numbers count from 1 if one equals the number of choices and none is 0."""
     numbers = [
         (int(answer), len(_list_choices(row.values.get(parts["choices"]))))
@@ -175,6 +178,6 @@ CHOICES = Layout(
     "multiple-choice",
     "Multiple choice",
     _match_choices,
-    _rewrite_all_choices,
+    rewrite_choices,
     ("The choices are part of the question, and the text of the right choice is learned.",),
 )

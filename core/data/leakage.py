@@ -41,7 +41,7 @@ def find_leaks(
 ) -> list[Leak]:
     """Compares the train split with the test splits of other datasets, and the test split with their train.
 
-    Equal questions and texts are searched in all rows, nearly equal ones in up to `NEAR_ROWS` rows of the two.
+    Equal questions and texts are searched in all rows, nearly equal ones in the first `NEAR_ROWS` of the two.
 
     Args:
         others: other datasets of the same kind.

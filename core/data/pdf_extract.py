@@ -13,6 +13,7 @@ import ctypes
 import importlib
 import io
 import json
+import math
 import sys
 from typing import Any
 
@@ -31,9 +32,9 @@ _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl",
 class Run:
     """Characters of one line without a wide gap between them; coordinates in points from the lower left."""
 
-    def __init__(self, x0: float, y0: float, x1: float, y1: float, bold: bool) -> None:
+    def __init__(self, x0: float, y0: float, x1: float, y1: float, bold: bool, size: float) -> None:
         self.x0, self.y0, self.x1, self.y1 = x0, y0, x1, y1
-        self.bottom, self.height, self.bold = y0, y1 - y0, bold
+        self.bottom, self.height, self.bold, self.size = y0, y1 - y0, bold, size
         self.parts: list[str] = []
         self.is_raised = False
 
@@ -55,12 +56,12 @@ class Run:
         self.parts.append(" ")
 
     def to_list(self) -> list[Any]:
-        """[text, x0, y0, x1, y1, bold]."""
+        """[text, x0, y0, x1, y1, bold, size of the font in points]."""
         text = "".join(self.parts) + (MARK_CLOSE if self.is_raised else "")
         # A sign without a letter that stands alone is a bullet of a list.
         text = "•" if text.strip() == chr(UNKNOWN) else text.replace(chr(UNKNOWN), "")
         box = [round(v, 2) for v in (self.x0, self.y0, self.x1, self.y1)]
-        return [" ".join(text.split(" ")).strip(), *box, self.bold]
+        return [" ".join(text.split(" ")).strip(), *box, self.bold, round(self.size, 2)]
 
 
 def extract_text(data: bytes) -> dict[str, Any]:
@@ -143,12 +144,23 @@ def read_page(page: Any) -> dict[str, Any]:
             if text.isspace():
                 continue
             bold = raw.FPDFText_GetFontWeight(text_page, i) >= 600
-            run = Run(x0, y0, x1, y1, bold)
+            size = measure_font(raw, text_page, i)
+            run = Run(x0, y0, x1, y1, bold, size)
             runs.append(run)
         run.add(text, x0, y0, x1, y1)
     text_page.close()
     listed = [item for item in (r.to_list() for r in runs) if item[0]]
     return {"width": width, "height": height, "runs": listed, "rotated": rotated, "no_code": no_code}
+
+
+def measure_font(raw: Any, text_page: Any, index: int) -> float:
+    """The size of a character's font in points, as drawn."""
+    matrix = raw.FS_MATRIX()
+    scale = 1.0
+    if raw.FPDFText_GetMatrix(text_page, index, ctypes.byref(matrix)):
+        scale = math.hypot(matrix.c, matrix.d)
+    size: float = raw.FPDFText_GetFontSize(text_page, index) * scale
+    return size
 
 
 def breaks(run: Run, x0: float, y0: float, y1: float) -> bool:

@@ -35,11 +35,11 @@ class Run:
     x1: float
     y1: float
     bold: bool = False
-    size: float = 0.0  # height of most of its characters, where they differ
+    size: float = 0.0  # of the font in points; 0 if it is not known
 
     @property
     def height(self) -> float:
-        return self.size or self.y1 - self.y0
+        return self.y1 - self.y0
 
     @property
     def middle(self) -> float:
@@ -56,7 +56,7 @@ class Line:
     Attributes:
         text: its text; the cells of a table row are joined by " | ".
         x0, y0, x1, y1: its box in points.
-        height: of most of its characters, in points.
+        height: size of the font of most of its characters, in points.
         bold: all of it is bold.
         column: (left, right) edge of its column in points.
         block: number of the column or table it belongs to, counted over the page in reading order.
@@ -271,7 +271,7 @@ def _merge_words(row: list[Run]) -> list[Run]:
                     max(last.x1, run.x1),
                     max(last.y1, run.y1),
                     last.bold and run.bold,
-                    max((last, run), key=lambda r: len(r.text)).height,
+                    max((last, run), key=lambda r: len(r.text)).size,
                 )
                 continue
         merged.append(run)
@@ -361,7 +361,7 @@ def _to_line(runs: Sequence[Run], glue: str, column: tuple[float, float], block:
         min(r.y0 for r in runs),
         max(r.x1 for r in runs),
         max(r.y1 for r in runs),
-        longest.height,
+        longest.size or longest.height,
         all(r.bold for r in runs),
         column,
         block,

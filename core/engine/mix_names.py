@@ -48,7 +48,9 @@ def label_adapters(adapters: Sequence[Named]) -> dict[str, str]:
 def _describe(adapter: Named) -> str:
     parts = []
     if adapter.created:
-        parts.append(time.strftime("%d %b %Y, %H:%M", time.localtime(adapter.created)))
+        made = time.localtime(adapter.created)
+        year = "" if made.tm_year == time.localtime().tm_year else f" {made.tm_year}"
+        parts.append(time.strftime(f"%d %b{year} %H:%M", made).lstrip("0"))
     if adapter.steps:
         parts.append("1 step" if adapter.steps == 1 else f"{adapter.steps} steps")
     return ", ".join(parts) or "in training"

@@ -62,6 +62,13 @@ function makeHead(list, index) {
   return box;
 }
 
+// What a column's mix holds, where its picker has no room for the whole name, or the name does not say it.
+function makeAbout(pick) {
+  const choice = (props.choices || []).find((c) => c.id === pick);
+  if (!choice?.about || (choice.about === choice.name && choice.name.length <= 26)) return [];
+  return [studio.make({ tag: "p", cls: "col-about", kids: [choice.about] })];
+}
+
 // Answers with letters instead of names. Cells are reused while answers grow, so nothing jumps and the focus stays.
 function drawBlind({ heads, foot }) {
   const now = "blind " + heads.length;
@@ -123,7 +130,7 @@ function draw() {
     shape = now;
     const cells = list.map((_, i) => {
       const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}`, tabindex: "0" } });
-      cell.append(makeHead(list, i), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
+      cell.append(makeHead(list, i), ...makeAbout(list[i]), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
       return cell;
     });
     if (list.length < LIMIT) {

@@ -16,13 +16,15 @@ from typing import Any
 
 import gradio as gr
 
+from core.data.document_readers import READERS
 from core.data.readers import FILE_COUNT_LIMIT, FILE_LIMIT_BYTES, SUFFIXES
 from core.engine import Engine
 from studio import events, uploads
 from studio.assets import read_asset
 
-TEXTS = (".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx", ".epub")
+TEXTS = (".txt", ".md", *READERS)
 PACKED = (".gz", ".zip")
+UNSAID = (".htm", ".xhtml")  # read, and not worth a word
 
 
 def drop_area(engine: Engine) -> gr.HTML:
@@ -50,7 +52,11 @@ def describe_formats() -> list[list[str]]:
         ("Examples", [s for s in SUFFIXES if s not in (*TEXTS, *PACKED)]),
         ("Packed", [s for s in SUFFIXES if s in PACKED]),
     ]
-    return [[name, " ".join(s.lstrip(".") for s in suffixes)] for name, suffixes in rows if suffixes]
+    return [
+        [name, " ".join(s.lstrip(".") for s in suffixes if s not in UNSAID)]
+        for name, suffixes in rows
+        if suffixes
+    ]
 
 
 def folder_of(value: Any) -> list[str]:

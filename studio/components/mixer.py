@@ -44,15 +44,12 @@ def mixer() -> gr.HTML:
 
 
 def adapter_rows(engine: Engine) -> list[dict[str, Any]]:
-    """The rows of all adapters. At first the newest domain adapter and the newest task adapter are on."""
+    """The rows of all adapters. At first the newest task adapter and the domain adapter below it are on."""
     listed = engine.library.mixable_adapters()
     labels = label_adapters(listed)
     adapters = [{**asdict(a), "name": labels[a.id], "base": formatting.format_base(a.base)} for a in listed]
-    newest = [
-        next((a["id"] for a in reversed(adapters) if a["kind"] == kind and a["fits"]), None)
-        for kind in ("domain", "task")
-    ]
-    return [{**a, "on": a["id"] in newest, "weight": 1.0, "tilt": 0.0} for a in adapters]
+    suggested = engine.library.default_mixes()[-1].weights
+    return [{**a, "on": a["id"] in suggested, "weight": 1.0, "tilt": 0.0} for a in adapters]
 
 
 def read_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:

@@ -30,7 +30,6 @@ SUGGEST = """(prompt, suggestion) => {
   window.studio.suggestedComparePrompt = suggestion;
   return suggestion;
 }"""
-SEND_HINT = "Enter sends to every column, Shift+Enter starts a new line."
 SAME_NOISE_INFO = (
     "Every column samples with the same random numbers, so differences come from the mix. "
     "Matters only at temperatures above 0."
@@ -100,17 +99,18 @@ def build() -> CompareTab:
     with gr.Column(elem_classes="card", elem_id="compare-side"):
         about = "All columns answer in one batch with the same noise, so differences come from the mix."
         view(title("Compare", about))
-        made["prompt"] = gr.Textbox(
-            label="Prompt",
-            lines=1,
-            max_lines=8,
-            placeholder="Ask every column the same question",
-            elem_id="compare-prompt",
-        )
-        made["problem"] = problems.place(elem_id="compare-problem")
-        with gr.Row(elem_classes="under-prompt"):
-            view(node("p", SEND_HINT, cls="quiet"), elem_classes="send-hint")
-            made["continue_text"] = mix_choices.mode_radio()
+        with gr.Group(elem_classes="plain composer"):
+            made["prompt"] = gr.Textbox(
+                label="Prompt",
+                lines=1,
+                max_lines=8,
+                placeholder="Ask every column the same question",
+                elem_id="compare-prompt",
+            )
+            made["problem"] = problems.place(elem_id="compare-problem")
+            with gr.Row(elem_classes="under-prompt"):
+                view(node("p", mix_choices.SEND_HINT, cls="quiet"), elem_classes="send-hint")
+                made["continue_text"] = mix_choices.mode_radio()
         made["chips"] = view(elem_id="compare-chips")
         with gr.Row(elem_classes="actions"):
             made["ask"] = gr.Button("Answer", variant="primary", scale=0, min_width=130)
@@ -164,6 +164,7 @@ def wire(
     queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
         events.bind(trigger, engine, ask, inputs, outputs, **queueing)
+        trigger(fn=None, js=mix_choices.show_prompt("compare-side"), api_visibility="private")
     for trigger in (tab.blind.click, tab.board.again):
         events.bind(trigger, engine, ask_blind, inputs, outputs, **queueing)
     problems.clear_when_mended(tab.prompt, tab.problem)

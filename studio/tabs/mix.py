@@ -31,7 +31,6 @@ SUGGEST = """(prompt, suggestion, asked) => {
   window.studio.suggestedMixPrompt = suggestion;
   return suggestion;
 }"""
-SEND_HINT = "Enter sends, Shift+Enter starts a new line."
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _build_conversation() -> dict[str, Any]:
         )
         made["problem"] = problems.place(elem_id="mix-problem")
         with gr.Row(elem_classes="under-prompt"):
-            view(node("p", SEND_HINT, cls="quiet"), elem_classes="send-hint")
+            view(node("p", mix_choices.SEND_HINT, cls="quiet"), elem_classes="send-hint")
             made["continue_text"] = mix_choices.mode_radio()
     made["chips"] = view(elem_id="mix-chips")
     with gr.Row(elem_classes="actions"):
@@ -158,6 +157,7 @@ def wire(
         outputs = [tab.answer, tab.prompt, tab.problem]
         asking = problems.guard(ask, 2, refuse_prompt, text=0)
         events.bind(taken.then, engine, asking, tab.answer_inputs, outputs, **queueing)
+        trigger(fn=None, js=mix_choices.show_prompt("answer-side"), api_visibility="private")
     problems.clear_when_mended(tab.prompt, tab.problem)
     following = problems.guard(follow_mixer)
     outputs = [tab.answer, tab.problem]

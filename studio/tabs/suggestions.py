@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from core.engine import Engine
+from core.errors import StudioError
 from core.spec.presets import PRESETS, resolve
+from core.spec.recommendation import Recommendation
 from core.spec.training import TrainSpec
 from studio import samples
 
@@ -30,7 +32,16 @@ def suggest_run(engine: Engine, kind: str) -> TrainSpec:
         "name": dataset.name if dataset else "",
         "stack_on": parents[0][1] if parents else "",
     }
-    return resolve(kind, preset, {**changes, **fit_preset(engine, kind, preset)})
+    advice = recommend(engine, changes["dataset"], preset).settings
+    return resolve(kind, preset, {**changes, **fit_preset(engine, kind, preset), **advice})
+
+
+def recommend(engine: Engine, dataset: str | None, preset: str) -> Recommendation:
+    """The settings that suit a dataset; none without a dataset, or where it cannot be read."""
+    try:
+        return engine.runs.recommend(dataset, preset) if dataset else Recommendation()
+    except StudioError:  # it was deleted; starting the run reports it
+        return Recommendation()
 
 
 def fit_preset(engine: Engine, kind: str, preset: str) -> dict[str, Any]:
@@ -52,9 +63,10 @@ def suggest_preset(engine: Engine) -> str:
 
 
 def list_datasets(engine: Engine, kind: str) -> list[Any]:
-    """Datasets of a kind, newest first; the sample's held-out questions come last."""
+    """Datasets of a kind to train on, newest first; the sample's held-out questions come last."""
     held_out = samples.find_held_out(engine)
-    datasets = (d for d in reversed(engine.datasets.list()) if d.kind == kind)
+    listed = (d for d in reversed(engine.datasets.list()) if d.purpose != "evaluation")
+    datasets = (d for d in listed if d.kind == kind)
     return sorted(datasets, key=lambda d: d.id == held_out)
 
 

@@ -1,0 +1,184 @@
+"""Inspects a dataset in a process of its own, so that the model's thread shares neither time nor memory with it.
+
+    parent ─ stdin: a pickled `Request` ─> child
+    child ─ stdout: {"text", "done", "total"} ... {"inspection": ...} or {"error", "fix"} ─> parent
+
+The parent is `core.engine.inspection`, which kills the child to cancel it. A child whose parent has ended
+stops at its next report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pickle
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from core.data.datasets import DAMAGED, Dataset, load_dataset
+from core.data.inspection import ROW_LIMIT, Inspection
+from core.data.leakage import OtherDataset, find_leaks
+from core.data.readers import read_files
+from core.data.reading import read_rows
+from core.data.row_checks import Rows, Step, from_splits, inspect_rows
+from core.data.splits import SPLITS, split
+from core.data.token_checks import TokenizerOfBase, inspect_tokens
+from core.errors import DataError, StorageError, StudioError
+from core.store.workspace import Workspace
+
+REPORT_SECONDS = 0.2
+TEXT_LIMIT = 300_000_000  # characters of all rows that are read
+OTHER_ROWS = 50_000  # rows of another dataset that leaks are searched in
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to inspect.
+
+    Attributes:
+        root: of the workspace.
+        dataset_id: the dataset; "" for files.
+        paths, kind, roles, encoding, purpose: the files and how they are read, as in `datasets.preview`.
+        others: ids of the datasets that leaks are searched in.
+        max_length: tokens of a training sequence.
+        base: of the tokens; None without one.
+        tokens_problem: why `base` is None.
+        row_limit: rows that are read.
+    """
+
+    root: Path
+    dataset_id: str = ""
+    paths: Sequence[Path] = ()
+    kind: str | None = None
+    roles: Mapping[str, str] | None = None
+    encoding: str = "utf-8"
+    purpose: str = "training"
+    others: Sequence[str] = ()
+    max_length: int = 512
+    base: TokenizerOfBase | None = field(default=None, repr=False)
+    tokens_problem: str = ""
+    row_limit: int = ROW_LIMIT
+
+
+def inspect(request: Request, step: Step = lambda text, done, total: None) -> Inspection:
+    """Inspects a dataset or files.
+
+    Args:
+        step: receives the progress; what it raises ends the inspection.
+
+    Raises:
+        NotFound: unknown dataset. StorageError: its files cannot be read. DataError: the files cannot be read.
+    """
+    workspace = Workspace(request.root)
+    step("Reading the rows", 0, 1)
+    if request.dataset_id:
+        rows = read_dataset(workspace, load_dataset(workspace, request.dataset_id), request.row_limit)
+    else:
+        rows = read_imported(request)
+    others = []
+    for other_id in request.others:
+        with contextlib.suppress(StudioError):  # deleted or damaged since it was listed
+            other = load_dataset(workspace, other_id)
+            if other.kind == rows.kind:
+                others.append(OtherDataset(other.id, other.name, read_dataset(workspace, other, OTHER_ROWS)))
+    found = inspect_rows(rows, step)
+    found = dataclasses.replace(found, leaks=find_leaks(rows, others, step), compared=len(others))
+    if request.base is None:
+        return dataclasses.replace(found, tokens_problem=request.tokens_problem)
+    tokens, sizes = inspect_tokens(rows, found.splits, request.base, request.max_length, step)
+    return dataclasses.replace(found, tokens=tokens, splits=sizes)
+
+
+def read_dataset(workspace: Workspace, dataset: Dataset, limit: int) -> Rows:
+    """Reads the rows of a dataset; of a large one the first ones of each split, in the shares of the splits.
+
+    Raises:
+        StorageError: a split cannot be read.
+    """
+    splits: dict[str, list[Any]] = {}
+    share = min(1.0, limit / max(1, dataset.rows))
+    characters = 0
+    for name in SPLITS:
+        count = math.ceil(dataset.splits[name] * share)
+        path = workspace.path("datasets", dataset.id, "splits", f"{dataset.id}_{name}.jsonl")
+        try:
+            with open(path, "rb") as f:
+                splits[name] = []
+                for line in itertools.islice(f, count):
+                    characters += len(line)
+                    if characters > TEXT_LIMIT:
+                        break
+                    splits[name].append(json.loads(line))
+        except (OSError, ValueError, RecursionError) as e:
+            raise StorageError(f"{path.name} cannot be read: {e}.", DAMAGED) from e
+    return from_splits(dataset.kind, splits, dataset.rows)
+
+
+def read_imported(request: Request) -> Rows:
+    """Reads files as an import would, and splits their rows.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    result = read_rows(read_files(list(request.paths), request.encoding), request.kind, request.roles)
+    if result.problem is not None:
+        raise result.problem
+    rows = result.rows[: request.row_limit]
+    parts: Mapping[str, Sequence[int]] = {"test" if request.purpose == "evaluation" else "train": range(len(rows))}
+    if request.purpose != "evaluation":
+        with contextlib.suppress(DataError):  # too few rows, which the import says
+            weights = [len(row["text"]) for row in rows] if result.cuts else None
+            parts = split(rows, weights=weights)
+    splits = {name: [rows[i] for i in indices] for name, indices in parts.items()}
+    return from_splits(result.kind, splits, len(result.rows))
+
+
+# --- the child
+
+
+def main(stdin: IO[bytes], stdout: IO[bytes]) -> None:
+    """Reads the request, inspects, and writes progress and result as lines of JSON."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(5)
+    request: Request = pickle.load(stdin)
+    last = 0.0
+
+    def step(text: str, done: int, total: int) -> None:
+        nonlocal last
+        if done == 0 or time.monotonic() - last > REPORT_SECONDS:
+            last = time.monotonic()
+            write({"text": text, "done": done, "total": total})
+
+    def write(message: Mapping[str, Any]) -> None:
+        stdout.write(json.dumps(message).encode() + b"\n")
+        stdout.flush()
+
+    try:
+        write({"inspection": inspect(request, step).to_json()})
+    except StudioError as e:
+        write({"error": e.what, "fix": e.fix})
+
+
+def run() -> None:
+    """The entrance of the child. What libraries print goes to standard error."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    main(sys.stdin.buffer, output)
+
+
+# `-I` keeps the working directory and the environment's Python settings out of the child.
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = "import sys; sys.path.append(sys.argv[1]); from core.data.inspection_job import run; run()"
+
+
+def build_command() -> list[str]:
+    """The command that starts the child."""
+    return [sys.executable, "-I", "-c", CHILD, str(ROOT)]

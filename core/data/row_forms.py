@@ -1,0 +1,209 @@
+"""Lines of one form to canonical rows, column by column.
+
+How the lines of a form are read is found once, by reading one of them with marks in place of its texts:
+
+    {"question": "⟨0⟩", "answer": "⟨1⟩"} ─ columns.to_canonical ─> {"messages": [... "⟨0⟩" ... "⟨1⟩" ...]}
+
+The texts of all other lines of the form are then put in place of the marks, as they are written in the file. A
+text that could be read in another way than the mark, because it is blank or looks like a list, is left to
+`columns`, row by row. Blank texts of an example are part of its form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.data.dataset_writer import to_line
+from core.data.json_lines import JsonString, LineForm, Lines, Texts, list_strings
+from core.data.question_hashes import hash_texts
+from core.data.readers import RawRow
+from core.data.splits import list_question_messages
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+Convert = Callable[[RawRow], dict[str, Any] | None]
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # of a mark; private use
+_MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_MESSAGE_TEXTS = ("content", "value")  # keys of a message whose texts differ from line to line
+
+
+@dataclass(frozen=True)
+class Template:
+    """A text with slots: pieces[0] slots[0] pieces[1] ... Each slot is the index of a text of the line."""
+
+    pieces: tuple[str, ...]
+    slots: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Template:
+        """Reads a text with marks."""
+        parts = _MARK.split(text)
+        return cls(tuple(parts[::2]), tuple(map(int, parts[1::2])))
+
+    def fill(self, texts: Sequence[pa.StringArray]) -> pa.StringArray:
+        """Puts texts into the slots, for many rows at once."""
+        import pyarrow.compute as pc
+
+        if self.pieces == ("", "") and len(self.slots) == 1:
+            return texts[self.slots[0]]
+        parts: list[Any] = [self.pieces[0]]
+        for slot, piece in zip(self.slots, self.pieces[1:]):
+            parts += [texts[slot], piece] if piece else [texts[slot]]
+        return pc.binary_join_element_wise(*parts, "")
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """How the lines of one form are read.
+
+    Attributes:
+        form: what they have in common.
+        read: the texts that have a role.
+        line: the line of rows.jsonl.
+        roles: the roles of the parts of the question; "" for the text of a domain row.
+        questions: the texts of these parts.
+        label: the type: a text, the index of a text of the line, or None.
+    """
+
+    form: LineForm
+    read: tuple[int, ...]
+    line: Template
+    roles: tuple[str, ...]
+    questions: tuple[Template, ...]
+    label: str | int | None
+
+    def select(self, lines: Lines, texts: Texts) -> NDArray[np.bool_]:
+        """Which lines can be read like the example."""
+        can = np.ones(len(texts.lines), np.bool_)
+        for slot in self.read:
+            can &= _begins_with_text(lines.bytes, texts.begins[:, slot], texts.ends[:, slot])
+        return can
+
+    def hash_questions(self, texts: Sequence[pa.StringArray]) -> NDArray[np.uint64]:
+        """Hashes what the lines ask."""
+
+        def read(part: int, row: int) -> str:
+            template = self.questions[part]
+            text = template.pieces[0]
+            for slot, piece in zip(template.slots, template.pieces[1:]):
+                text += json.loads(f'"{texts[slot][row].as_py()}"') + piece
+            return text
+
+        # A blank is a blank: so that a line break between two texts is not a character to escape.
+        plain = [
+            Template(tuple(re.sub(r"\s+", " ", p) for p in q.pieces), q.slots).fill(texts)
+            for q in self.questions
+        ]
+        return hash_texts(self.roles, plain, read)
+
+
+def take_texts(lines: Lines, texts: Texts) -> list[pa.StringArray]:
+    """The texts of lines, one array for each slot, as they are written in the file."""
+    import pyarrow as pa
+
+    count, slots = texts.begins.shape
+    offsets = np.empty(2 * count * slots + 1, np.int32)
+    offsets[:-1].reshape(count, slots, 2)[:, :, 0] = texts.begins
+    offsets[:-1].reshape(count, slots, 2)[:, :, 1] = texts.ends
+    offsets[-1] = offsets[-2] if count else 0
+    pieces = pa.StringArray.from_buffers(2 * count * slots, pa.py_buffer(offsets), pa.py_buffer(lines.block))
+    every = np.arange(0, 2 * count * slots, 2 * slots, dtype=np.int32)
+    return [pieces.take(pa.array(every + 2 * slot)) for slot in range(slots)]
+
+
+def make_form(line: bytes, row: RawRow, roles: Mapping[str, str], convert: Convert) -> RowForm | None:
+    """Makes the form of a line.
+
+    Args:
+        line: the line, with its line end.
+        row: the same line, parsed.
+        roles: role to column.
+        convert: reads one row; None if it leaves the row out, or has something to say about it.
+
+    Returns:
+        None if the lines of this form are read one by one.
+    """
+    strings = list_strings(line)
+    if strings is None or _OPEN.encode() in line or "\\u" in line.decode("utf-8", "replace"):
+        return None
+    varying = [s for s in strings if _varies(s, roles)]
+    ends = [0, *(s.end for s in varying)]
+    begins = [*(s.begin for s in varying), len(line)]
+    pieces = tuple(line[end:begin] for end, begin in zip(ends, begins))
+    if not varying:
+        return None
+    marked = pieces[0]
+    for index, piece in enumerate(pieces[1:]):
+        marked += f"{_OPEN}{index}{_CLOSE}".encode() + piece
+    canonical = convert(RawRow(json.loads(marked), row.file, row.line))
+    if canonical is None:
+        return None
+    if "text" in canonical:
+        asking = [("", canonical["text"])]
+    else:
+        asking = list_question_messages(canonical["messages"])
+    label = canonical.get("type")
+    if label is not None and (mark := _MARK.fullmatch(label)):
+        label = int(mark.group(1))
+    read = tuple(index for index, s in enumerate(varying) if s.path[0] in roles.values())
+    return RowForm(
+        LineForm(pieces),
+        read,
+        Template.parse(to_line(canonical).decode()),
+        tuple(role for role, _ in asking),
+        tuple(Template.parse(text) for _, text in asking),
+        label,
+    )
+
+
+def _varies(string: JsonString, roles: Mapping[str, str]) -> bool:
+    """Whether other lines of the form may have another text here."""
+    if not string.path:
+        return False
+    if string.path[0] not in roles.values():
+        return True
+    return bool(string.text.strip()) and (len(string.path) == 1 or string.path[-1] in _MESSAGE_TEXTS)
+
+
+def _begins_with_text(
+    data: NDArray[np.uint8], begins: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether each text certainly is not blank and does not look like a list.
+
+    Its first character, or the one after a space, is not a blank, not an opening bracket, and not an escape
+    other than that of a quote or a backslash.
+    """
+    can = _is_letter(data, begins, ends)
+    others = np.flatnonzero(~can & (data[np.minimum(begins, len(data) - 1)] == 0x20))
+    if len(others):
+        can[others] = _is_letter(data, begins[others] + 1, ends[others])
+    return can
+
+
+def _is_letter(
+    data: NDArray[np.uint8], at: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    last = len(data) - 1
+    first, second = data[np.minimum(at, last)], data[np.minimum(at + 1, last)]
+    is_ascii = (first > 0x20) & (first < 0x7F) & (first != 0x5B) & (first != 0x5C)
+    is_escape = (first == 0x5C) & ((second == 0x22) | (second == 0x5C))
+    is_wide = first >= 0x80
+    if is_wide.any():
+        third = data[np.minimum(at + 2, last)]
+        is_blank = (first == 0xC2) & ((second == 0x85) | (second == 0xA0))
+        is_blank |= (first == 0xE1) & (second == 0x9A) & (third == 0x80)
+        is_blank |= (first == 0xE2) & (second == 0x80) & ((third <= 0x8A) | (third == 0xAF))
+        is_blank |= (first == 0xE2) & (second == 0x80) & ((third == 0xA8) | (third == 0xA9))
+        is_blank |= (first == 0xE2) & (second == 0x81) & (third == 0x9F)
+        is_blank |= (first == 0xE3) & (second == 0x80) & (third == 0x80)
+        is_wide &= ~is_blank
+    return (at < ends) & (is_ascii | is_escape | is_wide)
