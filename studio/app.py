@@ -32,7 +32,7 @@ def build(engine: Engine) -> gr.Blocks:
         with gr.Tabs(selected="data", elem_id="tabs") as tabs:
             with gr.Tab("Data", id="data"):
                 data_tab = data.build(engine)
-            with gr.Tab("Train", id="train"):
+            with gr.Tab("Train", id="train") as train_page:
                 train_tab = train.build(engine)
             with gr.Tab("Runs", id="runs"):
                 runs_tab = runs.build()
@@ -51,7 +51,7 @@ def build(engine: Engine) -> gr.Blocks:
         library_changed, mix_changed = events.EventGroup(), events.EventGroup()
         mix.wire_link(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, library_changed)
-        train.wire(train_tab, engine, library_changed)
+        train.wire(train_tab, engine, library_changed, train_page)
         runs.wire(runs_tab, engine, library_changed, train_tab, tabs)
         mix.wire(mix_tab, engine, library_changed, mix_changed)
         analysis.wire(analysis_tab, engine, library_changed, mix_changed, mix_tab)

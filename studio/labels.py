@@ -54,3 +54,8 @@ def _describe_run(run: Any) -> str:
     steps = run.total_steps or run.step
     counted = f", {steps:,} step{'' if steps == 1 else 's'}" if steps else ""
     return f"{formatting.format_time(run.created)}{counted}"
+
+
+def shorten(name: str, limit: int = 40) -> str:
+    """A name of at most `limit` characters, for a button."""
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.data.columns import ROLE_SETS, ROLES, RoleSet
 
@@ -29,19 +29,22 @@ ROLE_NAMES = {
 
 @dataclass(frozen=True)
 class Choices:
-    """The user's choices about files that are not imported yet.
+    """The user's choices about files that are not imported yet, and what the last preview showed.
 
     Attributes:
         kind: "domain" or "task"; None leaves it to the reader.
         roles: role to column; None leaves them to the reader.
         encoding: of the files that do not identify theirs.
-        confirmed: the user has answered whether the guessed roles are right.
+        answered: the user has answered whether the proposed roles are right.
+        shown_kind, shown_roles: what the preview shows, chosen or guessed.
     """
 
     kind: str | None = None
     roles: dict[str, str] | None = None
     encoding: str = "utf-8"
-    confirmed: bool = False
+    answered: bool = False
+    shown_kind: str = "task"
+    shown_roles: dict[str, str] = field(default_factory=dict)
 
 
 def list_roles(kind: str, roles: Mapping[str, str]) -> list[str]:

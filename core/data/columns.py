@@ -70,7 +70,9 @@ ROLES = {
 # Column names that suggest a role, best first; compared in lower case, letters and digits only, without accents.
 _NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "document", "body", "story", "passage", "article"),
-    "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
+    "messages": (
+        "messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chatmessages", "contents", "items",
+    ),
     "prompt": ("prompt", "prompts"),
     "completion": ("completion", "completions", "response", "target", "chosen"),
     "question": ("question", "questions", "query", "q"),
@@ -79,7 +81,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "instructions", "task"),
     "input": ("input", "inputs"),
     "output": ("output", "outputs", "response", "completion"),
-    "system": ("system", "systemprompt", "systemmessage"),
+    "system": ("system", "systemprompt", "systemmessage", "systeminstruction"),
     "type": ("type", "category", "questiontype", "tasktype", "topic", "kind"),
 }
 
@@ -216,6 +218,7 @@ def to_canonical(
     roles: Mapping[str, str],
     notes: Notes | None = None,
     places: list[RawRow] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Converts raw rows to canonical rows, in the same order; rows that cannot be learned are left out.
 
@@ -225,12 +228,13 @@ def to_canonical(
         roles: role to column; an empty column means that the role is not used.
         notes: gets the number of rows that are left out or read in part, and why.
         places: gets the raw row of each canonical row.
+        columns: of all rows, where `rows` are a part of them, of which none need be left.
 
     Raises:
         DataError: names file and line of a cell that is missing, empty, NaN or not text; or no row is left.
     """
     roles = {role: column for role, column in roles.items() if column}
-    role_set = check_roles(list_columns(rows), kind, roles)
+    role_set = check_roles(list_columns(rows) if columns is None else columns, kind, roles)
     notes = Notes() if notes is None else notes
     places = [] if places is None else places
     canonical: list[dict[str, Any]] = []
@@ -253,7 +257,7 @@ def to_canonical(
             types.add(label)
             check_type(label, len(types), row, roles["type"])
             canonical[-1]["type"] = label
-    if reasons and not canonical:
+    if reasons and not canonical and columns is None:
         row, reason = reasons[0]
         raise DataError(
             f"no row can be learned: {reason}.",
@@ -276,12 +280,19 @@ def check_type(label: str, distinct: int, row: RawRow, column: str) -> None:
     """
     if len(label) > TYPE_LENGTH or distinct > TYPE_LIMIT:
         raise DataError(
-            f"the column {column!r} does not look like a type: it is longer "
-            f"than {TYPE_LENGTH} characters or has more than {TYPE_LIMIT:,} distinct values.",
+            describe_type_problem(column),
             "Choose another column as the type, or none.",
             file=row.file,
             line=row.line,
         )
+
+
+def describe_type_problem(column: str) -> str:
+    """Why a column cannot be the type."""
+    return (
+        f"the column {column!r} does not look like a type: it is longer "
+        f"than {TYPE_LENGTH} characters or has more than {TYPE_LIMIT:,} distinct values."
+    )
 
 
 def _read_messages(row: RawRow, role_set: RoleSet, roles: Mapping[str, str], notes: Notes) -> list[Message]:

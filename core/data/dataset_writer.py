@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.data.arrow_arrays import from_mask
 from core.data.splits import SPLITS
 from core.store.large_files import LargeFile, release_pages
 
@@ -155,5 +156,5 @@ def _take_lines(lines: bytes, begins: NDArray[np.int64], wanted: NDArray[np.bool
     array = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(wanted), [None, pa.py_buffer(begins), pa.py_buffer(lines)]
     )
-    part = array.filter(pa.array(wanted))
+    part = array.filter(from_mask(wanted))
     return memoryview(part.buffers()[2] or b"")

@@ -34,7 +34,7 @@ from core.data.readers import (
 from core.data.reading import Reading, read_rows
 from core.data.sections import Cut
 from core.data.splits import RATIOS, SPLITS, count_repeats, link_groups, list_questions, split
-from core.errors import DataError, NotFound, SpecError, StorageError, StudioError
+from core.errors import DataError, NotFound, SpecError, StorageError, StudioError, UnconfirmedRoles
 from core.progress import ReadProgress, Report
 from core.spec.settings import SEED
 from core.store.files import ensure_space, sha256_of, write_json
@@ -46,6 +46,7 @@ DAMAGED = "Import the data again. The original files are in the dataset's source
 
 PURPOSES = ("training", "evaluation")
 CUT_LIMIT = 1000  # documents whose cuts are recorded
+NOTE_LIMIT = 4000  # characters of a user's note
 NEAR_LIMIT = 50_000  # sections among which near-duplicates are searched for the split
 
 Check = Callable[[Reading], Sequence[str]]  # raises DataError, or returns sentences for the notes
@@ -88,7 +89,7 @@ class Dataset:
         left_out: rows of the files that cannot be learned and were left out.
         purpose: "training", or "evaluation": all rows are in test, and nothing trains on them.
         parents: ids of the datasets that it was made from.
-        operation: how it was made from them: "dedup", "redact", "merge" or "".
+        operation: how it was made from them: "dedup", "redact", "merge", "leave_out" or "".
         note: the user's own note.
         cuts: the documents that were cut into sections.
         skipped: name ("file") and "reason" of files that could not be read, beside others that could.
@@ -144,6 +145,7 @@ class Preview:
         cuts: the documents that an import cuts into sections.
         skipped: name ("file") and "reason" of files that cannot be read, beside others that can.
         split_shares: share of train, val and test in characters.
+        question: what the user has to confirm before an import, with the reason; "" if nothing.
     """
 
     kind: str
@@ -163,6 +165,7 @@ class Preview:
     cuts: list[Cut] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     split_shares: dict[str, float] = field(default_factory=dict)
+    question: str = ""
 
 
 def preview(
@@ -192,6 +195,7 @@ def preview(
     raw = read_files(paths, encoding, log)
     result = read_rows(raw, kind, roles)
     problem, notes, duplicates, shares = "", [*log.list_notes(), *result.notes], 0, dict[str, float]()
+    question = ""
     try:
         if result.problem is not None:
             raise result.problem
@@ -200,6 +204,7 @@ def preview(
         notes = [*notes, *(check(result) if check else ())]
     except StudioError as e:
         problem = str(e)
+        question = e.what if isinstance(e, UnconfirmedRoles) else ""
     return Preview(
         kind=result.kind,
         columns=result.columns,
@@ -218,6 +223,7 @@ def preview(
         cuts=result.cuts,
         skipped=log.skipped,
         split_shares=shares,
+        question=question,
     )
 
 
@@ -522,5 +528,36 @@ def rename_dataset(workspace: Workspace, dataset_id: str, name: str) -> Dataset:
     clean = check_name(name)
     with workspace.lock("datasets", dataset_id):
         dataset = dataclasses.replace(load_dataset(workspace, dataset_id), name=clean)
+        write_record(workspace.path("datasets", dataset_id, "dataset.json"), dataclasses.asdict(dataset))
+    return dataset
+
+
+def annotate_dataset(workspace: Workspace, dataset_id: str, note: str) -> Dataset:
+    """Changes the user's own note of a dataset; its rows stay.
+
+    Raises:
+        SpecError: the note is longer than NOTE_LIMIT, or has control characters.
+    """
+    clean = note.strip().replace("\r\n", "\n")
+    if len(clean) > NOTE_LIMIT or any(c < " " and c not in "\n\t" for c in clean):
+        raise SpecError(
+            f"A note must have at most {NOTE_LIMIT:,} characters and no control characters, "
+            f"got {len(clean):,} characters.",
+            "Shorten it, or paste it as plain text.",
+        )
+    return _change_record(workspace, dataset_id, note=clean)
+
+
+def add_notes(workspace: Workspace, dataset_id: str, notes: Sequence[str]) -> Dataset:
+    """Adds sentences to what a dataset says about its rows."""
+    return _change_record(workspace, dataset_id, added=notes)
+
+
+def _change_record(
+    workspace: Workspace, dataset_id: str, added: Sequence[str] = (), **changes: Any
+) -> Dataset:
+    with workspace.lock("datasets", dataset_id):
+        dataset = load_dataset(workspace, dataset_id)
+        dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *added], **changes)
         write_record(workspace.path("datasets", dataset_id, "dataset.json"), dataclasses.asdict(dataset))
     return dataset

@@ -22,7 +22,7 @@ from core.errors import DataError, SpecError
 from core.store.files import ensure_space, write_json
 from core.store.workspace import Workspace, check_name
 
-OPERATIONS = ("dedup", "redact", "merge")
+OPERATIONS = ("dedup", "redact", "merge", "leave_out")
 
 
 def write_dataset_from_rows(

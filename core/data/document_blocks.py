@@ -12,11 +12,13 @@ from core.data.documents import Block, Document
 
 CELL_SEPARATOR = " | "
 INDENT = "  "  # of a list item, per level
+INDENT_LIMIT = 12  # levels; deeper items are indented like this one
 
 # Controls, surrogates, byte order marks, soft hyphens and characters of no width: none of them is text.
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufeff\ud800-\udfff]")
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _BLANKS = re.compile("[\xa0\u202f]")
+_BLANK_RUNS = re.compile("[ \xa0\u202f]*[\xa0\u202f][ \xa0\u202f]*")
 _AROUND_LINE_END = re.compile(r"[ \t]*\n[ \t]*")
 
 
@@ -25,7 +27,7 @@ def clean_text(text: str) -> str:
 
     No-break spaces become plain ones: a model would take "10 km" with either for two different texts.
     """
-    text = _BLANKS.sub(" ", _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)))
+    text = _BLANK_RUNS.sub(" ", _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)))
     return _AROUND_LINE_END.sub("\n", text).strip(" \t\n")
 
 
@@ -97,6 +99,11 @@ class BlockBuilder:
         self.close()
         return tuple(self._blocks)
 
+    @property
+    def last(self) -> Block | None:
+        """The last block, if it is finished."""
+        return self._blocks[-1] if self._blocks and not self._open else None
+
     def add(self, kind: str, text: str, level: int = 0) -> None:
         """Adds a block; empty text adds nothing."""
         text = clean_code(text) if kind == "code" else clean_text(text)
@@ -124,7 +131,7 @@ class BlockBuilder:
         lines = text.split("\n")
         if marker:
             self._widths[depth] = len(first)
-        indent = INDENT * depth
+        indent = INDENT * min(depth, INDENT_LIMIT)
         further = indent + " " * self._widths.get(depth, 0)
         self._lines.append((indent + first if marker else further) + lines[0])
         self._lines += [further + line for line in lines[1:]]

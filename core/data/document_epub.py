@@ -16,7 +16,7 @@ from core.data.document_html import parse_xhtml
 from core.data.document_parts import DAMAGED, Archive, find_local_name
 from core.data.documents import Block, Document
 from core.data.html_blocks import HtmlBlocks
-from core.data.html_notes import NoteIndex, find_types, join_text
+from core.data.html_notes import NoteIndex, find_types, join_text, read_label
 
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"
@@ -132,8 +132,9 @@ class _EpubReader:
         """The blocks of a page; a page of notes that were all written at their marks has none."""
         body = next((e for e in root.iter() if find_local_name(e) == "body"), root)
         builder = BlockBuilder()
-        HtmlBlocks(builder, self._tally, notes, is_book=True).walk(body)
-        blocks = builder.blocks
+        writer = HtmlBlocks(builder, self._tally, notes, is_book=True)
+        writer.walk(body)
+        blocks = writer.list_blocks()
         holds_notes = any(note in notes.bodies for note in body.iter())
         if holds_notes and all(block.kind == "heading" for block in blocks):
             return ()
@@ -223,7 +224,7 @@ def _is_contents(root: Any, path: str, pages: set[str]) -> bool:
         if find_local_name(link) == "a" and (href := link.get("href")):
             target = _resolve(path, href) if urlsplit_path(href) else path
             if target in pages and (target != path or "#" in href):
-                texts.append("".join(join_text(link).split()))
+                texts.append("".join(read_label(link).split()))
     total = len("".join(join_text(body).split()))
     leading = sum(1 for text in texts if text)
     return leading >= _LINKS_OF_CONTENTS and sum(map(len, texts)) >= _SHARE_OF_LINKS * total

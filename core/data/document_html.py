@@ -51,7 +51,7 @@ def read_html(file: IO[bytes], name: str, encoding: str = "utf-8") -> Document:
     builder = BlockBuilder()
     blocks = HtmlBlocks(builder, tally, NoteIndex({"": root}))
     blocks.walk(root)
-    found = builder.blocks
+    found = blocks.list_blocks()
     if blocks.spare_headings and not any(b.kind == "heading" and b.level == 1 for b in found):
         found = (*(Block("heading", h, 1) for h in map(clean_text, blocks.spare_headings) if h), *found)
     final = BlockBuilder()
@@ -76,6 +76,8 @@ def decode_page(data: bytes, name: str, encoding: str, tally: Tally) -> str:
         DataError: not valid in that encoding, or an unknown encoding.
     """
     codec, how = identify(data)
+    if codec.startswith(("utf-16", "utf-32")) and b"<\0" not in data and b"\0<" not in data:
+        codec = ""  # single bytes with NULs between them
     if codec:
         tally.say(f"Read as {LABELS.get(codec.removesuffix('-sig'), codec).split(',')[0]}, because of {how}.")
     else:
@@ -125,7 +127,7 @@ def parse_html(text: str, name: str) -> Any:
     if not text.strip():
         raise DataError("the page is empty.", "Leave it out.", file=name)
     parser = etree.HTMLParser(
-        no_network=True, remove_comments=True, remove_pis=True, huge_tree=False, encoding="utf-8"
+        no_network=True, remove_comments=True, remove_pis=True, huge_tree=True, encoding="utf-8"
     )
     try:
         root = etree.fromstring(text.encode("utf-8", "replace"), parser)

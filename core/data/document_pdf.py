@@ -44,6 +44,10 @@ _PROBLEMS = {
         "Save a copy without a password, and import that.",
     ),
     "damaged": ("the PDF file is damaged.", "Open it in a PDF viewer, and save it again."),
+    "stopped": (
+        "the PDF file is damaged, or needs too much memory.",
+        "Open it in a PDF viewer, and print it to a new PDF file.",
+    ),
     "pages": (f"a PDF file may have at most {PAGE_LIMIT:,} pages.", "Split it into several files."),
     "characters": ("the PDF file has too much text.", "Split it into several files."),
 }
@@ -146,7 +150,7 @@ def _run_child(file: IO[bytes], name: str, task: str) -> dict[str, Any]:
         )
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, str(_ROOT), task],
+            [sys.executable, "-I", "-c", _CHILD, json.dumps([*filter(None, sys.path), str(_ROOT)]), task],
             input=data,
             capture_output=True,
             timeout=SECONDS,
@@ -161,7 +165,7 @@ def _run_child(file: IO[bytes], name: str, task: str) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(done.stdout[:OUTPUT_LIMIT_BYTES])
     except ValueError as e:
-        what, remedy = _PROBLEMS["damaged"]
+        what, remedy = _PROBLEMS["stopped"]
         raise DataError(what, remedy, file=name) from e
     if problem := result.get("problem"):
         what, remedy = _PROBLEMS[problem]
@@ -169,9 +173,10 @@ def _run_child(file: IO[bytes], name: str, task: str) -> dict[str, Any]:
     return result
 
 
-# `-I` keeps the working directory and the environment's Python settings out of the child.
+# `-I` keeps the working directory and the environment's Python settings out of the child, and with them the
+# packages of the user; the child gets the search path of this process.
 _CHILD = (
-    "import sys; root, task = sys.argv[1:]; sys.path.append(root); sys.argv = ['pdf_extract', task];"
+    "import json, sys; path, task = sys.argv[1:]; sys.path[:] = json.loads(path); sys.argv[1:] = [task];"
     "from core.data.pdf_extract import main; main()"
 )
 
@@ -240,7 +245,7 @@ def _build_blocks(pages: Sequence[_Page], removals: _Removals) -> list[Block]:
         weights[round(line.height * 2) / 2] += len(line.text)
     body = weights.most_common(1)[0][0]
     sizes = _list_heading_sizes(lines, body)
-    builder = _Builder(body, _measure_leading(pages, body), sizes, _list_words(lines), removals)
+    builder = _Builder(body, _measure_line_distance(pages, body), sizes, _list_words(lines), removals)
     for page in pages:
         text, notes = _separate_footnotes(page, body)
         builder.footnotes = dict(notes)
@@ -260,7 +265,7 @@ def _list_heading_sizes(lines: Sequence[Line], body: float) -> list[float]:
     return sizes[: HEADING_LEVELS - 1]
 
 
-def _measure_leading(pages: Sequence[_Page], body: float) -> float:
+def _measure_line_distance(pages: Sequence[_Page], body: float) -> float:
     """The usual distance between the bottoms of neighbouring lines of the body."""
     distances = [
         a.y0 - b.y0

@@ -85,6 +85,8 @@ def read_with_guesses(rows: Sequence[RawRow], kind: str | None) -> Attempt:
         return _check_ids(rows, first)
     if kind or not _is_hopeless(rows, first.roles):
         return first
+    if any(not is_blank(row.values.get(c)) for row in rows for c in first.roles.values()):
+        return first  # what stands in these columns would be lost without a word
     domain = _read_by_shape(rows, columns, None)
     if domain.problem is not None:
         return first

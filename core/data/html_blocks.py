@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lxml import etree
+
 from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
 from core.data.document_parts import find_local_name
 from core.data.docx_styles import format_number
 from core.data.documents import Block
 from core.data.equations import write_mathml
-from core.data.html_notes import NoteIndex, find_classes, find_types, is_notes_section, is_page_break, join_text
+from core.data.html_notes import NoteIndex, find_classes, find_types, is_notes_section, is_page_break, join_text, read_label
 
 _BLOCKS = frozenset(
     "address article aside blockquote body center dd details dialog dir div dl dt fieldset figcaption figure footer form"
@@ -27,8 +29,8 @@ _BLOCKS = frozenset(
     " tbody td tfoot th thead tr ul caption listing xmp plaintext search".split()
 )  # fmt: skip
 _SILENT = frozenset(
-    "head script style noscript template link meta base title datalist noframes noembed param source track col colgroup"
-    " rt rp area map wbr".split()
+    "head script style noscript template link meta base title datalist noframes noembed param col colgroup"
+    " rt rp area map".split()
 )  # fmt: skip
 _CONTROLS = frozenset("input select button textarea output progress meter".split())
 _PICTURES = frozenset("img svg canvas picture image".split())
@@ -42,7 +44,9 @@ _PAGE_ROLES = {
     "complementary": "aside", "dialog": "dialog", "alertdialog": "dialog",
 }  # fmt: skip
 _DECORATION = frozenset(("headerlink", "mw-editsection", "linenos", "lineno", "line-number", "line-numbers", "gutter"))
-_CONTENT_OF_FORM = frozenset(("main", "article", "h1", "h2", "h3", "table", "p"))
+_CONTENT_OF_FORM = frozenset(("main", "article", "h1", "h2", "h3"))
+_MAY_BE_LEFT_OUT = frozenset(("del", "nav", "aside", "header", "footer", "dialog", "li", "p", "div", "section", "a"))
+_NOT_IN_CELLS = frozenset(("table", "pre", *_HEADINGS))
 _NUMBERING = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 _HIDDEN_STYLE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
@@ -94,6 +98,8 @@ class HtmlBlocks:
         self._pending: list[Any] = []
         self._written_notes: set[Any] = set()
         self._state = _State()
+        self._survey = _Survey()
+        self._emptied: list[Block] = []  # headings whose text was notes that are written at their marks
         self.spare_headings: list[str] = []  # of the page's header, for a page without another main heading
 
     def walk(self, root: Any, inside: bool = False) -> None:
@@ -103,6 +109,8 @@ class HtmlBlocks:
             inside: write only what it holds, as for a note or a cell that is read by itself.
         """
         stack: list[tuple[Any, Iterator[Any]]] = []
+        if not inside:
+            self._survey.add(root)
         if inside:
             self._add_text(root.text)
             stack.append((root, iter(root)))
@@ -123,6 +131,17 @@ class HtmlBlocks:
                 self._add_text(child.tail)
         self._flush()
         self._builder.close()
+
+    def list_blocks(self) -> tuple[Block, ...]:
+        """The blocks, without headings under which nothing is left."""
+        blocks = self._builder.blocks
+        emptied = {id(block) for block in self._emptied}
+        following = [*blocks[1:], None]
+        return tuple(
+            block
+            for block, after in zip(blocks, following, strict=True)
+            if id(block) not in emptied or (after and (after.kind != "heading" or after.level > block.level))
+        )
 
     # ------------------------------------------------------------ elements
 
@@ -223,7 +242,7 @@ class HtmlBlocks:
     def _start_table(self, element: Any) -> bool:
         """Writes a table of data by rows; returns whether its cells are to be read as the blocks of a frame."""
         self._flush()
-        if _is_frame(element):
+        if self._survey.is_frame(element):
             self._add_text(element.text)
             return True
         rows, captions = _list_rows(element)
@@ -265,6 +284,7 @@ class HtmlBlocks:
         builder = BlockBuilder()
         other = HtmlBlocks(builder, self._tally, self._notes, True)
         other._written_notes = self._written_notes
+        other._survey = self._survey
         other.walk(element, inside=True)
         return builder.blocks
 
@@ -278,11 +298,13 @@ class HtmlBlocks:
         if name in _MEDIA:
             self._tally.count("embedded object")
             return True
-        if name in _CONTROLS or (name == "form" and not _holds_content(element)):
+        if name in _CONTROLS or (name == "form" and not self._survey.holds_content(element)):
             self._tally.count("form or form field", "forms and form fields")
             return True
-        if name == "label" or name == "legend":
-            return any(find_local_name(a) == "form" for a in element.iterancestors())
+        if name in ("label", "legend"):
+            return element in self._survey.labels
+        if not element.keys() and name not in _MAY_BE_LEFT_OUT:
+            return False
         if _is_hidden(element, name):
             if join_text(element).strip():
                 self._tally.count("hidden element")
@@ -302,7 +324,12 @@ class HtmlBlocks:
         """Whether an element is a note that is written at its mark, or a link back to one."""
         if self._notes is None:
             return False
-        if element in self._notes.bodies or element in self._notes.back_links:
+        if element in self._notes.back_links:
+            return True
+        if element in self._notes.bodies:
+            self._flush()
+            if (last := self._builder.last) is not None and last.kind == "heading":
+                self._emptied.append(last)
             return True
         if not is_notes_section(element):
             return False
@@ -396,23 +423,50 @@ def _is_hidden(element: Any, name: str) -> bool:
     )
 
 
-def _holds_content(form: Any) -> bool:
-    """Whether a form holds the text of the page, as some servers write all of it into one form."""
-    names = {find_local_name(e) for e in form.iter()}
-    return bool(names & {"main", "article", "h1", "h2", "h3"}) or sum(
-        len(join_text(e)) for e in form.iter() if find_local_name(e) == "p"
-    ) > 500
+class _Survey:
+    """What tables and forms hold, found in one pass over a tree."""
 
+    def __init__(self) -> None:
+        self._frames: set[Any] = set()
+        self._forms: dict[Any, int] = {}  # form -> characters of its paragraphs
+        self._full_forms: set[Any] = set()
+        self.labels: set[Any] = set()  # labels of forms
 
-def _is_frame(table: Any) -> bool:
-    """Whether a table only places text on the page: it holds tables or headings, or has one column."""
-    if find_types(table) & {"presentation", "none"}:
-        return True
-    names = {find_local_name(e) for e in table.iter() if e is not table}
-    if names & {"table", "pre", *_HEADINGS}:
-        return True
-    rows, _ = _list_rows(table)
-    return all(sum(find_local_name(c) in ("td", "th") for c in row) <= 1 for row in rows)
+    def add(self, root: Any) -> None:
+        """Goes through a tree."""
+        tables: list[Any] = []
+        forms: list[Any] = []
+        for event, element in etree.iterwalk(root, events=("start", "end")):
+            name = find_local_name(element)
+            if event == "end":
+                if name == "table":
+                    tables.pop()
+                elif name == "form":
+                    forms.pop()
+                continue
+            if tables and (name in _NOT_IN_CELLS):
+                self._frames.add(tables[-1])
+            if forms and name in _CONTENT_OF_FORM:
+                self._full_forms.update(forms)
+            elif forms and name == "p":
+                self._forms[forms[-1]] = self._forms.get(forms[-1], 0) + len(read_label(element))
+            if forms and name in ("label", "legend"):
+                self.labels.add(element)
+            if name == "table":
+                tables.append(element)
+            elif name == "form":
+                forms.append(element)
+
+    def holds_content(self, form: Any) -> bool:
+        """Whether a form holds the text of the page, as some servers write all of it into one form."""
+        return form in self._full_forms or self._forms.get(form, 0) > 500
+
+    def is_frame(self, table: Any) -> bool:
+        """Whether a table only places text on the page: it holds tables or headings, or has one column."""
+        if table in self._frames or find_types(table) & {"presentation", "none"}:
+            return True
+        rows, _ = _list_rows(table)
+        return all(sum(find_local_name(c) in ("td", "th") for c in row) <= 1 for row in rows)
 
 
 def _list_rows(table: Any) -> tuple[list[Any], list[Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -55,6 +56,11 @@ def join_text(element: Any) -> str:
     return "".join(element.itertext())
 
 
+def read_label(element: Any) -> str:
+    """The beginning of an element's text, from its first elements: enough to know a mark or a number."""
+    return "".join((e.text or "") + (e.tail or "" if e is not element else "") for e in islice(element.iter(), 20))
+
+
 def is_notes_section(element: Any) -> bool:
     """Whether an element holds the notes of a page or book."""
     return bool((find_types(element) | find_classes(element)) & _SECTION_TYPES)
@@ -75,6 +81,7 @@ class NoteIndex:
             for key in (element.get("id"), element.get("name") if find_local_name(element) == "a" else None)
             if find_local_name(element) and key
         }
+        self._candidates: dict[Any, _Candidate | None] = {}  # target of a link -> what may be its note
         self.notes: dict[Any, Any] = {}  # mark -> note
         self.bodies: dict[Any, str] = {}  # note -> text of its first mark
         self.back_links: set[Any] = set()
@@ -102,29 +109,48 @@ class NoteIndex:
         if types & _BACK_TYPES or classes & _BACK_CLASSES:
             self.back_links.add(link)
             return
-        text = join_text(link).strip()
+        text = read_label(link).strip()
         is_declared = bool(types & _MARK_TYPES or classes & _MARK_CLASSES)
         if not is_declared and (len(text) > 12 or not _MARK.fullmatch(text)):
             return
-        note = _find_note(self._find_target(path, link.get("href")))
-        if note is None or _contains(note, link):
+        candidate = self._find_candidate(self._find_target(path, link.get("href")))
+        if candidate is None or _contains(candidate.note, link):
             return
-        back = [a for a in note.iter() if find_local_name(a) == "a" and _leads_to(a, link)]
-        if not is_declared and not (back and _is_short_note(note) and not _begins_its_block(link)):
+        back = [a for key in _list_keys(link) for a in candidate.links.get(key, ())]
+        if not is_declared and not (back and candidate.is_short and not _begins_its_block(link)):
             return
-        self.notes[link] = note
-        self.bodies.setdefault(note, text)
+        self.notes[link] = candidate.note
+        self.bodies.setdefault(candidate.note, text)
         self.back_links.update(back)
 
+    def _find_candidate(self, target: Any) -> _Candidate | None:
+        if target is None:
+            return None
+        if target not in self._candidates:
+            note = _find_note(target)
+            self._candidates[target] = None if note is None else _Candidate(note)
+        return self._candidates[target]
 
-def _leads_to(link: Any, mark: Any) -> bool:
-    """Whether a link of a note leads back to its mark, or to what stands directly around the mark."""
-    href = link.get("href") or ""
-    key = unquote(href.rpartition("#")[2]) if "#" in href else ""
-    around = [mark, *list(mark.iterancestors())[:3], *mark.iter()]
+
+class _Candidate:
+    """An element that may be a note: its links by the id that they lead to, and whether it is short."""
+
+    def __init__(self, note: Any) -> None:
+        self.note = note
+        self.links: dict[str, list[Any]] = {}
+        for link in note.iter():
+            if find_local_name(link) == "a" and "#" in (href := link.get("href") or ""):
+                self.links.setdefault(unquote(href.rpartition("#")[2]), []).append(link)
+        names = {find_local_name(e) for e in note.iter()}
+        self.is_short = not names & _HEADINGS and len(join_text(note)) <= NOTE_LENGTH_LIMIT
+
+
+def _list_keys(mark: Any) -> list[str]:
+    """The ids of a mark, and of what stands directly around it: a note leads back to one of them."""
+    around = [*islice(mark.iter(), 20), *islice(mark.iterancestors(), 3)]
     if mark.getprevious() is not None:
         around.append(mark.getprevious())
-    return bool(key) and any(key in (e.get("id"), e.get("name")) for e in around if find_local_name(e))
+    return [key for e in around if find_local_name(e) for key in (e.get("id"), e.get("name")) if key]
 
 
 def _find_note(target: Any) -> Any:
@@ -145,12 +171,6 @@ def _find_note(target: Any) -> Any:
     return note
 
 
-def _is_short_note(note: Any) -> bool:
-    """Whether an element that does not say that it is a note can be one: no chapter, no list of notes."""
-    names = {find_local_name(e) for e in note.iter()}
-    return not names & _HEADINGS and len(join_text(note)) <= NOTE_LENGTH_LIMIT
-
-
 def _contains(element: Any, other: Any) -> bool:
     return any(ancestor is element for ancestor in other.iterancestors())
 
@@ -159,10 +179,10 @@ def _begins_its_block(mark: Any) -> bool:
     """Whether nothing stands before a mark in its paragraph: then it is a note's link back, or a list of links."""
     node = mark
     while node is not None and find_local_name(node) in _INLINE:
-        before = list(node.itersiblings(preceding=True))
         parent = node.getparent()
-        texts = [join_text(e) + (e.tail or "") for e in before]
-        if "".join([(parent.text or "") if parent is not None else "", *texts]).strip(" \t\r\n[("):
+        before = [e for e in islice(node.itersiblings(preceding=True), 50)]
+        texts = ["" if parent is None else parent.text or "", *[read_label(e) + (e.tail or "") for e in before]]
+        if "".join(texts).strip(" \t\r\n[("):
             return False
         node = parent
     return True

@@ -1,4 +1,4 @@
-"""Inspects a dataset in a process of its own, so that the model's thread shares neither time nor memory with it.
+"""Inspects a dataset in a process of its own, so that the model's thread shares neither time nor memory.
 
     parent ─ stdin: a pickled `Request` ─> child
     child ─ stdout: {"text", "done", "total"} ... {"inspection": ...} or {"error", "fix"} ─> parent
@@ -75,14 +75,14 @@ def inspect(request: Request, step: Step = lambda text, done, total: None) -> In
         step: receives the progress; what it raises ends the inspection.
 
     Raises:
-        NotFound: unknown dataset. StorageError: its files cannot be read. DataError: the files cannot be read.
+        NotFound: unknown dataset. StorageError, DataError: its files, or the files, cannot be read.
     """
     workspace = Workspace(request.root)
     step("Reading the rows", 0, 1)
     if request.dataset_id:
         rows = read_dataset(workspace, load_dataset(workspace, request.dataset_id), request.row_limit)
     else:
-        rows = read_imported(request)
+        rows = read_import(request)
     others = []
     for other_id in request.others:
         with contextlib.suppress(StudioError):  # deleted or damaged since it was listed
@@ -122,7 +122,7 @@ def read_dataset(workspace: Workspace, dataset: Dataset, limit: int) -> Rows:
     return from_splits(dataset.kind, splits, dataset.rows)
 
 
-def read_imported(request: Request) -> Rows:
+def read_import(request: Request) -> Rows:
     """Reads files as an import would, and splits their rows.
 
     Raises:
@@ -132,8 +132,9 @@ def read_imported(request: Request) -> Rows:
     if result.problem is not None:
         raise result.problem
     rows = result.rows[: request.row_limit]
-    parts: Mapping[str, Sequence[int]] = {"test" if request.purpose == "evaluation" else "train": range(len(rows))}
-    if request.purpose != "evaluation":
+    is_evaluation = request.purpose == "evaluation"
+    parts: Mapping[str, Sequence[int]] = {"test" if is_evaluation else "train": range(len(rows))}
+    if not is_evaluation:
         with contextlib.suppress(DataError):  # too few rows, which the import says
             weights = [len(row["text"]) for row in rows] if result.cuts else None
             parts = split(rows, weights=weights)

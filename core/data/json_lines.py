@@ -63,6 +63,12 @@ class Texts:
     begins: Positions
     ends: Positions
 
+    def select(self, chosen: NDArray[np.bool_]) -> Texts:
+        """The texts of some of the lines."""
+        if chosen.all():
+            return self
+        return Texts(self.lines[chosen], self.begins[chosen], self.ends[chosen])
+
 
 @dataclass(frozen=True)
 class JsonString:
@@ -85,6 +91,7 @@ class Lines:
 
     Args:
         block: whole lines, each with its line end.
+        is_end_added: whether the last line has none in the file.
 
     Attributes:
         bytes: the block as numbers.
@@ -93,8 +100,8 @@ class Lines:
             the ones that a form allows.
     """
 
-    def __init__(self, block: bytes | bytearray | memoryview) -> None:
-        self.block = block
+    def __init__(self, block: bytes | bytearray | memoryview, is_end_added: bool = False) -> None:
+        self.block, self._is_end_added = block, is_end_added
         self.bytes = np.frombuffer(block, np.uint8)
         self.ends = np.flatnonzero(self.bytes == NEWLINE) + 1
         self.begins = np.concatenate((np.zeros(1, np.int64), self.ends[:-1]))
@@ -114,6 +121,17 @@ class Lines:
     def line(self, index: int) -> bytes:
         """The bytes of one line, with its line end."""
         return bytes(self.bytes[self.begins[index] : self.ends[index]])
+
+    def text(self, index: int) -> str:
+        """One line as it stands in the file.
+
+        Raises:
+            UnicodeDecodeError: it is not valid UTF-8.
+        """
+        line = self.line(index)
+        if self._is_end_added and index == len(self) - 1:
+            line = line[:-1]
+        return line.decode("utf-8")
 
     def find(self, form: LineForm, candidates: NDArray[np.bool_]) -> Texts:
         """Finds the lines that have a form.

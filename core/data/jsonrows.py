@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from core.data import json_shapes
 from core.errors import DataError
 from core.store.json_text import DEPTH_LIMIT, find_depth_excess
 
@@ -85,10 +86,30 @@ def read_json(text: str, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if at == len(text):
         return
     try:
+        if text[at] == "{" and (rows := _find_other_rows(text, at, file)):
+            for row in rows:
+                _check_length(row, file)
+                yield 1, row
+            return
         begin = at if text[at] == "[" else _find_array(text, at, file)
         yield from _parse_elements(text, begin, file, is_outermost=text[at] == "[")
     except (ValueError, RecursionError) as e:
         raise _to_data_error(e, text, file, 1) from e
+
+
+def _find_other_rows(text: str, at: int, file: str) -> list[dict[str, Any]]:
+    """The rows of an object that does not have exactly one array, see `json_shapes`; empty if it has one."""
+    outer = _check_object(_DECODER.decode(text), file, 1 + text.count("\n", 0, at), what="the file")
+    if sum(isinstance(v, list) for v in outer.values()) == 1:
+        return []
+    return json_shapes.find_rows(outer)
+
+
+def _check_length(row: dict[str, Any], file: str) -> None:
+    if sum(len(v) for v in row.values() if isinstance(v, str)) > LINE_LIMIT:
+        raise DataError(
+            f"a row is longer than {LINE_LIMIT:,} characters.", "Split it into several rows.", file=file, line=1
+        )
 
 
 def _find_array(text: str, at: int, file: str) -> int:

@@ -216,6 +216,67 @@ ARGILLA_RECORDS = Layout(
 )
 
 
+def _match_feedback(table: Table) -> Parts:
+    """Questions of Argilla 1: lists of responses with their status."""
+    questions = [c for c in table.columns if f"{c}-suggestion" in table.columns]
+    if not questions or not all(table.every(c, lambda v: isinstance(v, (list, dict))) for c in questions):
+        return {}
+    parts = {f"response {c}": c for c in questions}
+    rest = Table([c for c in table.columns if not c.startswith(tuple(questions))], table.rows)
+    return parts | ({"question": question} if (question := rest.find(*FIRST)) else {})
+
+
+def _rewrite_feedback(row: RawRow, parts: Parts, notes: Notes) -> Values:
+    values: Values = {}
+    questions = [column for part, column in parts.items() if part.startswith("response ")]
+    for name in questions:
+        cell = row.values.get(name)
+        if isinstance(cell, dict):  # of lists, as datasets writes a list of objects
+            keys = list(cell)
+            cell = [dict(zip(keys, items)) for items in zip(*(take_list(cell[k]) for k in keys))]
+        given = [r.get("value") for r in map(take_object, take_list(cell)) if r.get("status") == "submitted"]
+        values[name] = take_first_text(given, row, notes, f"responses of {name}")
+    answer = _find_answer(list(values))
+    if not values.get(answer):
+        raise RowLeftOut("no response was submitted")
+    fields = {c: v for c, v in row.values.items() if not c.startswith(tuple(questions))}
+    return name_pair({**fields, **_name_answer(values, answer)})
+
+
+ARGILLA_FEEDBACK = Layout(
+    "argilla-feedback",
+    "Argilla 1, feedback datasets",
+    _match_feedback,
+    each_row(_rewrite_feedback),
+    ("Only submitted responses are learned; suggestions, drafts and discarded responses are not read.",),
+)
+
+
+def _match_validated(table: Table) -> Parts:
+    parts = table.find_parts(text=TEXTS, answer=("annotation",), status=("status",))
+    known = ("Validated", "Default", "Edited", "Discarded")
+    return parts if parts and table.every(parts["status"], lambda c: c in known) else {}
+
+
+def _rewrite_validated(row: RawRow, parts: Parts, notes: Notes) -> Values:
+    status = row.values.get(parts["status"])
+    if status != "Validated":
+        raise RowLeftOut(f"the status is {status!r}, not 'Validated'")
+    answer = take_first_text(row.values.get(parts["answer"]), row, notes, "annotations")
+    if not answer:
+        raise RowLeftOut("the record has no annotation")
+    return {"question": row.values.get(parts["text"]), "answer": answer}
+
+
+ARGILLA_VALIDATED = Layout(
+    "argilla-validated",
+    "Argilla 1, texts with annotations",
+    _match_validated,
+    each_row(_rewrite_validated),
+    ("Only validated annotations are learned; predictions are not read.",),
+)
+
+
 # ---------------------------------------------------------------- doccano and Prodigy
 
 
@@ -254,14 +315,17 @@ def _match_prodigy(table: Table) -> Parts:
     parts = table.find_parts(task=("taskhash",), decision=("answer",))
     if not parts:
         return {}
-    for part, names in (("text", TEXTS), ("label", ("label",)), ("choice", ("accept",))):
+    for part, names in (
+        ("text", TEXTS), ("label", ("label",)), ("choice", ("accept",)), ("options", ("options",)),
+        ("typed", ("userinput", "fieldid", "notes", "transcript")),
+    ):  # fmt: skip
         if column := table.find(*names):
             parts[part] = column
     return parts
 
 
 def _rewrite_prodigy(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[RawRow]:
-    if "text" not in parts or not ("label" in parts or "choice" in parts):
+    if "text" not in parts or not any(p in parts for p in ("label", "choice", "typed")):
         raise DataError(
             "this is an export of Prodigy without labels of whole texts.",
             "Write prompt and completion columns, or import the texts as domain data.",
@@ -273,13 +337,28 @@ def _rewrite_prodigy(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list
         decision = row.values.get(parts["decision"])
         if decision != "accept":
             raise RowLeftOut(f"the answer of the annotator is {decision!r}, not 'accept'")
-        label = row.values.get(parts.get("choice", parts.get("label", "")))
-        answer = take_first_text(parse_cell(label, row), row, notes, "labels")
+        label = parse_cell(row.values.get(_find_decided(parts)), row)
+        if "options" in parts:
+            label = _name_options(label, take_list(parse_cell(row.values.get(parts["options"]), row)))
+        answer = take_first_text(label, row, notes, "labels")
         if not answer:
             raise RowLeftOut("the text has no label")
         return {"question": row.values.get(parts["text"]), "answer": answer}
 
     return each_row(rewrite)(rows, parts, notes)
+
+
+def _find_decided(parts: Parts) -> str:
+    """The column of what the annotator chose or typed."""
+    return next(parts[p] for p in ("typed", "choice", "label") if p in parts)
+
+
+def _name_options(chosen: Any, options: Sequence[Any]) -> Any:
+    """Replaces the ids of chosen options with their texts."""
+    texts = {o["id"]: o.get("text", o.get("label", o["id"])) for o in map(take_object, options) if "id" in o}
+    if isinstance(chosen, list):
+        return [texts.get(c, c) if isinstance(c, (str, int)) else c for c in chosen]
+    return chosen
 
 
 PRODIGY = Layout(

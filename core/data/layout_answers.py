@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from core.data.cells import is_blank, is_missing, parse_cell
+from core.data.columns import guess_roles, match_role_set
 from core.data.layout_table import (
     Layout,
     Parts,
@@ -61,9 +62,11 @@ SQUAD = Layout("squad", "SQuAD: paragraphs with questions", _match_squad, each_r
 
 def _match_answers(table: Table) -> Parts:
     parts = table.find_parts(answer=("answer", "answers", "response", "output"))
-    if not parts or not table.find(*_QUESTIONS, "input"):
+    question = table.find(*_QUESTIONS, "input")
+    if not parts or not question or not table.every(parts["answer"], _is_answer_list):
         return {}
-    return parts if table.every(parts["answer"], _is_answer_list) else {}
+    names_fit = match_role_set(guess_roles([question, parts["answer"]], "task"), "task")
+    return parts if names_fit else {**parts, "question": question}
 
 
 def _is_answer_list(cell: Any) -> bool:
@@ -73,14 +76,39 @@ def _is_answer_list(cell: Any) -> bool:
         return isinstance(cell, (str, list))
     if not isinstance(cell, list) or any(isinstance(a, dict) and "role" in a for a in cell):
         return False
-    return all(isinstance(a, (str, int, float)) or (isinstance(a, dict) and "text" in a) for a in cell)
+    return all(
+        isinstance(a, (str, int, float)) or (isinstance(a, dict) and ("text" in a or "answer" in a))
+        for a in cell
+    )
 
 
 def _rewrite_answers(row: RawRow, parts: Parts, notes: Notes) -> Values:
-    answer = take_first_text(row.values.get(parts["answer"]), row, notes, "answers")
+    cell = row.values.get(parts["answer"])
+    best = _find_best(cell)
+    if best is not None:
+        notes.count("have answers with a mark or a score; the best one is read", row)
+        cell = best.get("text", best.get("answer"))
+    answer = take_first_text(cell, row, notes, "answers")
     if not answer.strip():
         raise RowLeftOut("the question has no answer")
+    if "question" in parts:
+        return {"question": row.values.get(parts["question"]), "answer": answer}
     return {parts["answer"]: answer}
+
+
+def _find_best(cell: Any) -> dict[str, Any] | None:
+    """Finds the best of several answers: the accepted one, else by the highest score or the lowest rank."""
+    if isinstance(cell, dict) and isinstance(cell.get("score"), list) and isinstance(cell.get("text"), list):
+        cell = [{"text": t, "score": s} for t, s in zip(cell["text"], cell["score"])]
+    if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(a, dict) for a in cell):
+        return None
+    for key in ("selected", "is_accepted", "accepted"):
+        if accepted := [a for a in cell if a.get(key) is True]:
+            return dict(accepted[0])
+    for key, sign in (("pm_score", 1), ("score", 1), ("rank", -1)):
+        if all(isinstance(a.get(key), (int, float)) for a in cell):
+            return dict(max(cell, key=lambda a: sign * a[key]))
+    return None
 
 
 SQUAD_ANSWERS = Layout(
@@ -167,6 +195,8 @@ def rewrite_choices(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[
     counts_from_one = any(n == size for n, size in numbers) and all(n > 0 for n, _ in numbers)
     if counts_from_one:
         notes.say("The numbers of the right choices count from 1.")
+    elif numbers and all(n > 0 for n, _ in numbers):
+        notes.say("The numbers of the right choices are read as counting from 0.")
 
     def rewrite(row: RawRow, parts: Parts, notes: Notes) -> Values:
         return _rewrite_choices(row, parts, int(counts_from_one))
@@ -179,5 +209,57 @@ CHOICES = Layout(
     "Multiple choice",
     _match_choices,
     rewrite_choices,
+    ("The choices are part of the question, and the text of the right choice is learned.",),
+)
+
+
+def _match_booleans(table: Table) -> Parts:
+    parts = table.find_parts(
+        question=("question", "query", "prompt", "instruction", "input", "claim", "passage"),
+        answer=("answer", "label", "output", "response", "completion"),
+    )
+    rest = Table([c for c in table.columns if c != parts.get("answer")], table.rows)
+    if not parts or rest.find("answer", "answers", "output", "response", "completion", "reply"):
+        return {}
+    return parts if table.every(parts["answer"], lambda c: isinstance(c, bool)) else {}
+
+
+def _rewrite_boolean(row: RawRow, parts: Parts, notes: Notes) -> Values:
+    answer = row.values.get(parts["answer"])
+    if is_missing(answer):
+        raise RowLeftOut("the question has no answer")
+    return {"question": row.values.get(parts["question"]), "answer": "yes" if answer else "no"}
+
+
+BOOLEAN_ANSWERS = Layout(
+    "boolean-answers",
+    "Questions with true or false",
+    _match_booleans,
+    each_row(_rewrite_boolean),
+    ("true is learned as yes, and false as no.",),
+)
+
+
+def _match_targets(table: Table) -> Parts:
+    parts = table.find_parts(question=_QUESTIONS, targets=("mc1targets", "mctargets"))
+    return parts if parts and table.every(parts["targets"], lambda c: isinstance(c, dict)) else {}
+
+
+def _rewrite_targets(row: RawRow, parts: Parts, notes: Notes) -> Values:
+    targets = row.values.get(parts["targets"]) or {}
+    choices, labels = take_list(targets.get("choices")), take_list(targets.get("labels"))
+    if len(choices) != len(labels) or labels.count(1) != 1:
+        raise RowLeftOut("no choice, or more than one, is marked as right")
+    answer = {"choices": choices, "answer": labels.index(1), "question": row.values.get(parts["question"])}
+    return _rewrite_choices(
+        RawRow(answer, row.file, row.line), {"question": "question", "choices": "choices", "answer": "answer"}, 0
+    )
+
+
+CHOICE_TARGETS = Layout(
+    "choice-targets",
+    "Multiple choice with marks (TruthfulQA)",
+    _match_targets,
+    each_row(_rewrite_targets),
     ("The choices are part of the question, and the text of the right choice is learned.",),
 )

@@ -13,10 +13,10 @@ from core.data.readers import RawRow
 from core.errors import DataError
 
 TEXTS = ("text", "sentence", "content", "review", "tweet", "comment", "utterance", "headline")
-FIRST = ("prompt", "instruction", "question", "query", "input", "inputs", *TEXTS, "source", "src")
+FIRST = ("prompt", "instruction", "question", "query", "input", "inputs", "inputtext", *TEXTS, "source", "src")
 _SECOND = (
     "answer", "answers", "response", "responses", "completion", "completions", "output", "outputs", "target",
-    "targets", "tgt", "reply",
+    "targets", "tgt", "reply", "outputtext", "correctanswer", "referenceanswer",
 )  # fmt: skip
 _PAIR_NAMES = (("question", "answer"), ("instruction", "output"))
 LABELS_NAMES = ("labeltext", "labelname", "label", "labels", "sentiment", "intent", "class")

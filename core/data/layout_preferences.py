@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from core.data.cells import parse_cell
+from core.data.cells import parse_cell, read_cell
+from core.data.columns import normalize_name
 from core.data.layout_table import Layout, Parts, Table, Values, each_row
 from core.data.messages import is_message_list
 from core.data.notes import Notes, RowLeftOut
@@ -15,7 +16,14 @@ from core.data.readers import RawRow
 from core.errors import DataError
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_TRUTH = {
+    **dict.fromkeys(("true", "1", "good", "positive", "up", "thumbsup", "like", "accept", "accepted", "chosen",
+                     "desirable", "correct", "yes"), True),
+    **dict.fromkeys(("false", "0", "bad", "negative", "down", "thumbsdown", "dislike", "reject",
+                     "rejected", "undesirable", "incorrect", "wrong", "no"), False),
+}  # fmt: skip
+_MARKS = ("ktotag", "label", "desirable", "isdesirable", "thumbsup", "thumbs", "rating", "feedback", "vote",
+          "isgood", "good", "iscorrect", "correct", "accepted", "isaccepted", "quality", "reward")  # fmt: skip
 _MESSAGES = ("messages", "conversations", "conversation")
 _COMPLETIONS = ("completion", "response", "output", "answer")
 _PROMPTS = ("prompt", "instruction", "question")
@@ -44,13 +52,19 @@ OPENAI_PREFERENCE = Layout(
 
 
 def _match_preference(table: Table) -> Parts:
-    parts = table.find_parts(good=("chosen",), bad=("rejected",))
+    parts = table.find_parts(
+        good=("chosen", "chosenresponse", "chosenanswer", "preferred", "accepted"),
+        bad=("rejected", "rejectedresponse", "rejectedanswer", "dispreferred", "nonpreferred"),
+    )
     if not parts:
         return {}
     del parts["bad"]
     for part, names in (("messages", _MESSAGES), ("prompt", _PROMPTS)):
         if column := table.find(*names):
-            return {**parts, part: column}
+            parts[part] = column
+            break
+    if "prompt" in parts and (extra := table.find("input", "context")):
+        parts["extra"] = extra
     return parts
 
 
@@ -65,7 +79,11 @@ def _rewrite_preference(row: RawRow, parts: Parts, notes: Notes) -> Values:
     is_whole = is_message_list(good) and any(_is_user(m) for m in good)
     if is_whole:
         return {"prompt": good[:-1], "completion": good[-1:]}
-    return {"prompt": parse_cell(prompt, row), "completion": good}
+    prompt = parse_cell(prompt, row)
+    if "extra" in parts and isinstance(prompt, str):
+        extra = read_cell(row, parts["extra"], required=False)
+        prompt = "\n\n".join(text for text in (prompt, extra) if text.strip())
+    return {"prompt": prompt, "completion": good}
 
 
 def _is_user(message: Values) -> bool:
@@ -95,22 +113,42 @@ PREFERENCE = Layout(
 )
 
 
+def _is_mark(cell: Any) -> bool:
+    return _read_mark(cell) is not None
+
+
+def _is_word(cell: Any) -> bool:
+    """Whether a cell marks an answer in words; a number such as 1 may also be the worst of five."""
+    return _is_mark(cell) and not str(cell).strip("-").isdecimal()
+
+
+_SCORES = dict.fromkeys(("rating", "feedback", "vote", "quality", "reward"), _is_word)
+
+
 def _match_kto(table: Table) -> Parts:
-    mark = table.find("ktotag", "label", "desirable", "isdesirable", "thumbsup")
-    if not mark or not table.every(mark, lambda c: str(c).lower() in ("true", "false")):
+    mark = next(
+        (c for name in _MARKS if (c := table.find(name)) and table.every(c, _SCORES.get(name, _is_mark))), ""
+    )
+    if not mark:
         return {}
     has_answers = table.find(*_MESSAGES) or (table.find(*_PROMPTS) and table.find(*_COMPLETIONS))
     return {"mark": mark} if has_answers else {}
 
 
 def _rewrite_kto(row: RawRow, parts: Parts, notes: Notes) -> Values:
-    mark = row.values.get(parts["mark"])
-    good = mark if isinstance(mark, bool) else _TRUTH.get(str(mark).lower())
+    good = _read_mark(row.values.get(parts["mark"]))
     if good is None:
         raise RowLeftOut(f"the column {parts['mark']!r} does not say whether the answer is good")
     if not good:
         raise RowLeftOut(f"the column {parts['mark']!r} marks the answer as bad")
     return {}
+
+
+def _read_mark(mark: Any) -> bool | None:
+    """Whether an answer is marked as good; None if the cell does not say."""
+    if mark == -1 or mark == "-1":
+        return False
+    return mark if isinstance(mark, bool) else _TRUTH.get(normalize_name(str(mark)))
 
 
 KTO = Layout("kto", "Answers marked good or bad (KTO)", _match_kto, each_row(_rewrite_kto))

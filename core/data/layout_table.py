@@ -64,22 +64,23 @@ class Layout:
         return tuple(dict.fromkeys(parts.values()))
 
 
-def each_row(
-    rewrite: Callable[[RawRow, Parts, Notes], Iterable[Values] | Values],
-) -> Callable[[Sequence[RawRow], Parts, Notes], list[RawRow]]:
-    """Makes a rewrite of all rows from a rewrite of one row.
+@dataclass(frozen=True)
+class EachRow:
+    """A rewrite that reads every row by itself, so that rows can be rewritten in blocks.
 
-    Args:
+    Attributes:
         rewrite: gives the new values of a row, or several; it may raise RowLeftOut. The columns that are not
             parts of the layout are kept beside the new ones.
     """
 
-    def rewrite_all(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[RawRow]:
+    rewrite: Callable[[RawRow, Parts, Notes], Iterable[Values] | Values]
+
+    def __call__(self, rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list[RawRow]:
         used = set(parts.values())
         rewritten = []
         for row in rows:
             try:
-                result = rewrite(row, parts, notes)
+                result = self.rewrite(row, parts, notes)
                 several = [result] if isinstance(result, dict) else list(result)
             except RowLeftOut as e:
                 notes.leave_out(e.reason, row)
@@ -88,7 +89,10 @@ def each_row(
             rewritten += [RawRow({**kept, **values}, row.file, row.line) for values in several]
         return rewritten
 
-    return rewrite_all
+
+def each_row(rewrite: Callable[[RawRow, Parts, Notes], Iterable[Values] | Values]) -> EachRow:
+    """Makes a rewrite of all rows from a rewrite of one row; see `EachRow`."""
+    return EachRow(rewrite)
 
 
 def take_first_text(cell: Any, row: RawRow, notes: Notes, what: str) -> str:

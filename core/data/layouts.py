@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from core.data.columns import list_columns
 from core.data.layout_annotations import (
     ARGILLA,
+    ARGILLA_FEEDBACK,
     ARGILLA_RECORDS,
+    ARGILLA_VALIDATED,
     LABEL_LISTS,
     LABEL_STUDIO,
     LABEL_STUDIO_ROWS,
     PRODIGY,
 )
-from core.data.layout_answers import CHOICES, SQUAD, SQUAD_ANSWERS
+from core.data.layout_answers import BOOLEAN_ANSWERS, CHOICE_TARGETS, CHOICES, SQUAD, SQUAD_ANSWERS
 from core.data.layout_chats import HISTORY, MESSAGE_TREES
+from core.data.layout_exports import CHATGPT, GROUP_CHATS, INTENTS, NESTED_TREES
+from core.data.layout_options import OPTION_COLUMNS
 from core.data.layout_pairs import INPUT_OUTPUT, LABELS, SENTENCE_PAIRS, SUMMARIES, TRANSLATIONS
 from core.data.layout_preferences import KTO, OPENAI_PREFERENCE, PREFERENCE
 from core.data.layout_table import Layout, Table
+from core.data.layout_turns import INSTANCES, MARKED_TURNS, TURN_LISTS
 from core.data.notes import Notes
 from core.data.readers import RawRow
 from core.errors import DataError
@@ -35,21 +40,33 @@ LAYOUTS: tuple[Layout, ...] = (
     LABEL_STUDIO_ROWS,
     ARGILLA,
     ARGILLA_RECORDS,
+    ARGILLA_FEEDBACK,
+    ARGILLA_VALIDATED,
     PRODIGY,
     OPENAI_PREFERENCE,
     PREFERENCE,
     KTO,
     MESSAGE_TREES,
+    NESTED_TREES,
+    CHATGPT,
+    GROUP_CHATS,
+    INTENTS,
+    INSTANCES,
     SQUAD,
     CHOICES,
+    CHOICE_TARGETS,
+    OPTION_COLUMNS,
     SQUAD_ANSWERS,
     HISTORY,
+    TURN_LISTS,
     LABEL_LISTS,
     SENTENCE_PAIRS,
     LABELS,
+    BOOLEAN_ANSWERS,
     SUMMARIES,
     TRANSLATIONS,
     INPUT_OUTPUT,
+    MARKED_TURNS,
 )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from core.data.datasets import Dataset, list_datasets, read_split
 from core.data.inspection import EXAMPLE_LIMIT, Leak, PairExample
 from core.data.near_duplicates import THRESHOLD, compute_jaccard, count_shingles, find_near_duplicates
 from core.data.row_checks import NEAR_ROWS, Rows, Step, question_text
 from core.data.splits import list_questions
+from core.errors import StudioError
+from core.store.workspace import Workspace
 
+SHARED_ROWS = 200_000  # rows of each dataset that are compared at an import
 COMPARED = 20  # rows of the other dataset in one group that a row is compared with
 
 
@@ -92,7 +97,48 @@ def _find_near(own: _Side, rest: Sequence[int], theirs: _Side) -> list[tuple[int
     return found
 
 
-def find_equal_rows(questions: Iterable[bytes], other_questions: Iterable[bytes]) -> int:
-    """How many of the first questions are among the others."""
-    others = set(other_questions)
-    return sum(question in others for question in questions)
+def describe_shared_rows(workspace: Workspace, dataset: Dataset) -> list[str]:
+    """Says which rows of a new dataset are in another one, where one of the two is for evaluation only.
+
+    Equal questions and texts are searched in the first `SHARED_ROWS` rows of each.
+
+    Returns:
+        Sentences for the notes of the dataset.
+    """
+    is_evaluation = dataset.purpose == "evaluation"
+    others = [
+        other
+        for other in list_datasets(workspace)
+        if other.id != dataset.id
+        and other.kind == dataset.kind
+        and (is_evaluation or other.purpose == "evaluation")
+        and not (is_evaluation and other.purpose == "evaluation")
+    ]
+    if not others:
+        return []
+    own, other_split = ("test", "train") if is_evaluation else ("train", "test")
+    questions = list_questions(_read(workspace, dataset, own))
+    notes = []
+    for other in others:
+        known = set(list_questions(_read(workspace, other, other_split)))
+        if count := sum(question in known for question in questions):
+            notes.append(_name_other(count, other, is_evaluation))
+    return notes
+
+
+def _name_other(count: int, other: Dataset, is_evaluation: bool) -> str:
+    rows = "1 row is" if count == 1 else f"{count:,} rows are"
+    if is_evaluation:
+        return (
+            f"{rows} also in the training split of {other.name!r}: adapters trained on it know the answers."
+        )
+    return (
+        f"{rows} also in {other.name!r}, which is for evaluation only: training on them spoils its figures."
+    )
+
+
+def _read(workspace: Workspace, dataset: Dataset, split: str) -> list[dict[str, Any]]:
+    try:
+        return read_split(workspace, dataset.id, split, limit=SHARED_ROWS)
+    except StudioError:  # deleted or damaged since it was listed
+        return []

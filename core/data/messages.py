@@ -35,6 +35,10 @@ _ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "ai": "assistant",
+    "chatbot": "assistant",
+    "agent": "assistant",
+    "customer": "user",
+    "client": "user",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
@@ -42,6 +46,8 @@ _ROLES = {
     "function_call": "call",
     "tool_call": "call",
 }
+_ROLE_KEYS = ("role", "from", "sender", "speaker")
+_CONTENT_KEYS = ("content", "value", "text", "parts", "message", "utterance")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _WEIGHT_KEYS = ("weight", "train", "loss")  # OpenAI; axolotl; ms-swift
 _FORM = (
@@ -62,8 +68,8 @@ def read_conversation(row: RawRow, column: str, notes: Notes) -> list[Message]:
 def is_message_list(cell: Any) -> bool:
     """Whether a cell is a list of messages: objects with a role, or JSON text of such a list."""
     if isinstance(cell, str):
-        return cell.lstrip().startswith("[") and ('"role"' in cell or '"from"' in cell)
-    return isinstance(cell, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in cell)
+        return cell.lstrip().startswith("[") and any(f'"{key}"' in cell for key in _ROLE_KEYS)
+    return isinstance(cell, list) and all(isinstance(m, dict) and any(k in m for k in _ROLE_KEYS) for m in cell)
 
 
 def list_messages(cell: Any, row: RawRow, column: str, notes: Notes) -> list[Message]:
@@ -135,7 +141,7 @@ def _read_message(item: Any, number: int, row: RawRow, column: str, notes: Notes
     """Reads one message; a message with nothing to read, such as an empty system text, gives none."""
     if not isinstance(item, dict):
         raise _error(f"message {number} is not an object.", row, column)
-    name = item.get("role") if item.get("role") is not None else item.get("from")
+    name = next((item[key] for key in _ROLE_KEYS if item.get(key) is not None), None)
     role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise _error(
@@ -144,7 +150,9 @@ def _read_message(item: Any, number: int, row: RawRow, column: str, notes: Notes
             column,
         )
     what = f"message {number} of the column {column!r}"
-    content = item.get("content") if item.get("content") is not None else item.get("value")
+    content = next((item[key] for key in _CONTENT_KEYS if not is_blank(item.get(key))), None)
+    if content is None:
+        content = next((item[key] for key in _CONTENT_KEYS if item.get(key) is not None), None)
     calls = item.get("tool_calls") or item.get("function_call") or None
     text, thought = _read_content(content, what, row)
     if role == "system" and not text.strip() and content is not None:

@@ -328,4 +328,3 @@ def _filter(index: _Index, pairs: Array, threshold: float) -> Iterator[tuple[int
         common = (total - differences.astype(np.int64)) / 2
         pairs = pairs[common >= threshold / (1 + threshold) * total - 1e-6]
     yield from map(tuple, pairs.tolist())
-

@@ -54,6 +54,10 @@ class Notes:
             self._first.setdefault(what, other._first[what])
         self.left_out += other.left_out
 
+    def list_general(self) -> list[str]:
+        """The sentences about the data as a whole."""
+        return [what for what, row in self._first.items() if row is None]
+
     def list_sentences(self) -> list[str]:
         """Writes the notes as sentences, each with its number of rows and the place of the first one."""
         sentences = []

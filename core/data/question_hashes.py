@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
+from core.data.arrow_arrays import measure, offsets_of
 from core.data.splits import list_question_parts, normalize_text
 
 if TYPE_CHECKING:
@@ -67,16 +68,14 @@ def _normalize(texts: pa.StringArray, read: Callable[[int], str]) -> list[bytes]
     lower = pc.ascii_lower(texts)
     plain = pc.ascii_rtrim(pc.ascii_ltrim(lower, characters=_TRIM_LEFT), characters=_TRIM_RIGHT)
     normalized: list[bytes] = plain.cast(pa.binary()).to_pylist()
-    for row in _find_unusual(texts):
-        normalized[row] = normalize_text(read(row)).encode("utf-8", "surrogatepass")
-    for row in np.flatnonzero(pc.equal(pc.binary_length(plain), 0).to_numpy(zero_copy_only=False)).tolist():
+    for row in {*_find_unusual(texts), *np.flatnonzero(measure(plain) == 0).tolist()}:
         normalized[row] = normalize_text(read(row)).encode("utf-8", "surrogatepass")
     return normalized
 
 
 def _find_unusual(texts: pa.StringArray) -> list[int]:
     """The rows with escapes, characters outside ASCII, or two spaces in a row."""
-    ends = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    ends = offsets_of(texts)
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[: ends[-1]]
     is_unusual = (data == 0x5C) | (data > 0x7E)
     is_space = data == 0x20

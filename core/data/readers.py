@@ -256,12 +256,7 @@ def read_sources(
 
     Of several files, a text or a document that cannot be read is skipped; a table is an error.
     """
-    encoding = normalize_encoding(encoding)
-    if encoding not in ENCODINGS:
-        raise DataError(
-            f"Encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}.",
-            "Choose the encoding that the file was saved in.",
-        )
+    encoding = _check_encoding(encoding)
     log = ReadLog() if log is None else log
     rows: list[RawRow] = []
     with contextlib.closing(_open_archives(sources, log)) as files:
@@ -285,6 +280,30 @@ def read_sources(
     if not rows and log.first_problem:
         raise log.first_problem
     return rows
+
+
+def read_source_rows(sources: Sequence[Source], encoding: str, log: ReadLog) -> Iterator[RawRow]:
+    """Yields the rows of tables, one after the other; see `read_files`.
+
+    Raises:
+        DataError: a file or a row cannot be read.
+    """
+    encoding = _check_encoding(encoding)
+    with contextlib.closing(_open_archives(sources, log)) as files:
+        for source in files:
+            for row in _read_source(source, encoding, log):
+                _check_row(row, 0)
+                yield row
+
+
+def _check_encoding(encoding: str) -> str:
+    encoding = normalize_encoding(encoding)
+    if encoding not in ENCODINGS:
+        raise DataError(
+            f"Encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}.",
+            "Choose the encoding that the file was saved in.",
+        )
+    return encoding
 
 
 def _open_archives(sources: Sequence[Source], log: ReadLog) -> Iterator[Source]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.data.columns import check_kind, list_columns
+from core.data.columns import check_kind, describe_type_problem, list_columns
 from core.data.guesses import Attempt, attempt, read_with_guesses
+from core.data.layout_table import Layout, Table
 from core.data.layouts import Rewrite, find_layout
 from core.data.parquet import UnreadCell
 from core.data.readers import RawRow
@@ -51,6 +52,80 @@ class Reading:
     cuts: list[Cut] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How many rows are read, as a sample of them decides; see `row_stream`.
+
+    Attributes:
+        kind, roles, columns, choices, unread: as in `Reading`.
+        layout: the layout that was recognized, or None.
+        parts: part of the layout to column.
+        notes: sentences about the data as a whole.
+        is_chosen: whether the user chose the roles.
+    """
+
+    kind: str
+    roles: dict[str, str]
+    columns: list[str]
+    choices: list[str]
+    unread: list[str]
+    layout: Layout | None
+    parts: dict[str, str]
+    notes: list[str]
+    is_chosen: bool
+
+    def without_type(self) -> Plan:
+        """The same plan without a type, whose column has too many values or too long ones.
+
+        Raises:
+            DataError: the user chose that column.
+        """
+        column = self.roles["type"]
+        problem = describe_type_problem(column)
+        if self.is_chosen:
+            raise DataError(problem, "Choose another column as the type, or none.")
+        return replace(
+            self,
+            roles={role: c for role, c in self.roles.items() if role != "type"},
+            unread=[*self.unread, column],
+            notes=[*self.notes, f"Not used as type: {problem}"],
+        )
+
+    def reads_like(self, other: Plan) -> bool:
+        """Whether both read a row in the same way."""
+        return (self.kind, self.roles, self.layout, self.parts) == (
+            other.kind,
+            other.roles,
+            other.layout,
+            other.parts,
+        )
+
+
+def make_plan(
+    rows: Sequence[RawRow], kind: str | None = None, roles: Mapping[str, str] | None = None
+) -> Plan:
+    """Finds out from a sample of rows how all of them are read.
+
+    Raises:
+        DataError: the sample cannot be read.
+    """
+    columns, rewrite, result = _interpret(rows, kind, roles)
+    if result.problem is not None:
+        raise result.problem
+    read = {*result.roles.values(), *(rewrite.reads if rewrite else ())}
+    return Plan(
+        kind=result.kind,
+        roles=result.roles,
+        columns=columns,
+        choices=_list_choices(rewrite.rows if rewrite else rows),
+        unread=[c for c in columns if c not in read],
+        layout=rewrite.layout if rewrite else None,
+        parts=rewrite.layout.match(Table(columns, rows)) if rewrite else {},
+        notes=[*(rewrite.notes.list_general() if rewrite else ()), *result.notes.list_general()],
+        is_chosen=any((roles or {}).values()),
+    )
+
+
 def read_rows(
     rows: Sequence[RawRow], kind: str | None = None, roles: Mapping[str, str] | None = None
 ) -> Reading:
@@ -65,6 +140,19 @@ def read_rows(
         DataError: the kind is unknown, or the rows have too many columns. Other problems are in
             `Reading.problem`.
     """
+    columns, rewrite, result = _interpret(rows, kind, roles)
+    return _summarize(columns, rewrite.rows if rewrite else rows, rewrite, result)
+
+
+def _interpret(
+    rows: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None
+) -> tuple[list[str], Rewrite | None, Attempt]:
+    """Recognizes the layout and assigns the roles.
+
+    Returns:
+        The columns of the files; the rows as the layout rewrote them, if any; the assignment, which may have
+        failed.
+    """
     columns = list_columns(rows)
     if kind:
         check_kind(kind)
@@ -75,15 +163,13 @@ def read_rows(
         rewrite = find_layout(rows, kind, chosen)
     except DataError as e:
         if not chosen:
-            return _fail(columns, kind or "task", e)
+            return columns, None, Attempt(kind or "task", {}, problem=e)
         rewrite = None
     source = rewrite.rows if rewrite else rows
     layout_kind = rewrite.layout.kind if rewrite else kind
     if chosen:
-        result = attempt(source, kind or "task", chosen)
-    else:
-        result = read_with_guesses(source, kind or layout_kind)
-    return _summarize(columns, source, rewrite, result)
+        return columns, rewrite, attempt(source, kind or "task", chosen)
+    return columns, rewrite, read_with_guesses(source, kind or layout_kind)
 
 
 def _summarize(
@@ -142,6 +228,3 @@ def _list_choices(rows: Sequence[RawRow]) -> list[str]:
     unread = {c for row in rows[:1] for c, cell in row.values.items() if isinstance(cell, UnreadCell)}
     return [c for c in list_columns(rows) if c not in unread]
 
-
-def _fail(columns: list[str], kind: str, problem: DataError) -> Reading:
-    return Reading(kind, {}, columns, columns, "", "", columns, [], 0, [], [], problem)

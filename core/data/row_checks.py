@@ -85,10 +85,11 @@ def show_row(row: Mapping[str, Any]) -> str:
 
 
 def question_text(row: Mapping[str, Any]) -> str:
-    """What near-duplicates are searched by: the text, or the questions of a conversation."""
+    """What near-duplicates are searched by: the text, or the questions without the system text."""
     if "text" in row:
         return str(row["text"])
-    return "\n".join(m["content"] for m in row["messages"] if m["role"] != "assistant")
+    asked = [m["content"] for m in row["messages"] if m["role"] not in ("assistant", "system")]
+    return "\n".join(asked or [m["content"] for m in row["messages"]])
 
 
 def answer_key(row: Mapping[str, Any]) -> str:

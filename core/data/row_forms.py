@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.data.arrow_arrays import from_integers, to_scalar
 from core.data.dataset_writer import to_line
 from core.data.json_lines import JsonString, LineForm, Lines, Texts, list_strings
 from core.data.question_hashes import hash_texts
@@ -55,10 +56,10 @@ class Template:
 
         if self.pieces == ("", "") and len(self.slots) == 1:
             return texts[self.slots[0]]
-        parts: list[Any] = [self.pieces[0]]
+        parts: list[Any] = [to_scalar(self.pieces[0])]
         for slot, piece in zip(self.slots, self.pieces[1:]):
-            parts += [texts[slot], piece] if piece else [texts[slot]]
-        return pc.binary_join_element_wise(*parts, "")
+            parts += [texts[slot], to_scalar(piece)] if piece else [texts[slot]]
+        return pc.binary_join_element_wise(*parts, to_scalar(""))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def take_texts(lines: Lines, texts: Texts) -> list[pa.StringArray]:
     offsets[-1] = offsets[-2] if count else 0
     pieces = pa.StringArray.from_buffers(2 * count * slots, pa.py_buffer(offsets), pa.py_buffer(lines.block))
     every = np.arange(0, 2 * count * slots, 2 * slots, dtype=np.int32)
-    return [pieces.take(pa.array(every + 2 * slot)) for slot in range(slots)]
+    return [pieces.take(from_integers(every + 2 * slot)) for slot in range(slots)]
 
 
 def make_form(line: bytes, row: RawRow, roles: Mapping[str, str], convert: Convert) -> RowForm | None:

@@ -4,24 +4,26 @@
                                   └─ all other lines ─ jsonrows, columns ┘
 
 The layout and the roles are those that the reading of the sample gives (`reading`). A row that cannot be read so
-joins the sample, which is then read again: the plan may change, and the files are read from the start, at most
-PLAN_LIMIT times. Nothing holds all rows.
+joins the sample, which is then read again; if the plan changes, the files are read from the start. Nothing holds
+all rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.data import jsonrows
-from core.data.columns import TYPE_LENGTH, TYPE_LIMIT, list_columns, to_canonical
+from core.data.arrow_arrays import from_integers, from_texts, offsets_of, to_mask
+from core.data.columns import TYPE_LENGTH, TYPE_LIMIT, describe_type_problem, to_canonical
 from core.data.dataset_writer import RowsFile, to_line
-from core.data.json_lines import Lines
+from core.data.json_lines import Lines, Texts
 from core.data.jsonrows import LINE_LIMIT
+from core.data.layout_table import EachRow
 from core.data.notes import Notes
 from core.data.question_hashes import hash_questions
 from core.data.readers import RawRow
@@ -35,20 +37,19 @@ if TYPE_CHECKING:
 
 FORM_LIMIT = 32  # forms of one import
 LEARN_LIMIT = 4  # lines of a block that are tried as the example of a form
-PLACES = 100_000  # rows whose place in the files is kept, for checks that name it
+PLACES = 20_000  # rows whose place in the files is kept, for checks that name it
 
 
-class Contradiction(Exception):
-    """Raised for a row that cannot be read under the plan.
+class Restart(Exception):
+    """Raised where another plan is needed: the files are read from the start.
 
     Args:
-        row: the row.
-        problem: why.
+        plan: the new plan.
     """
 
-    def __init__(self, row: RawRow, problem: DataError | None = None) -> None:
-        self.row, self.problem = row, problem
-        super().__init__(row, problem)
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        super().__init__(plan)
 
 
 class NeedsAllRows(Exception):
@@ -78,6 +79,10 @@ class RowStream:
     Args:
         plan: layout and roles.
         file: receives the canonical rows.
+        make_plan: adds a row to the sample and reads it again.
+
+    Raises:
+        NeedsAllRows: the layout reads all rows together.
 
     Attributes:
         raw: rows of the files so far.
@@ -88,8 +93,10 @@ class RowStream:
         places: file and line of the first rows.
     """
 
-    def __init__(self, plan: Plan, file: RowsFile) -> None:
-        self.plan, self.file = plan, file
+    def __init__(self, plan: Plan, file: RowsFile, make_plan: Callable[[RawRow], Plan]) -> None:
+        if plan.layout is not None and not isinstance(plan.layout.rewrite, EachRow):
+            raise NeedsAllRows
+        self.plan, self.file, self._make_plan = plan, file, make_plan
         self.raw = self.rows = self.longest = 0
         self.notes = Notes()
         self.types: Counter[str] = Counter()
@@ -121,7 +128,7 @@ class RowStream:
             first_line: the number of its first line in the file.
 
         Raises:
-            DataError: a line is not a complete object. Contradiction: see there.
+            DataError: a line is not a complete object, or a row cannot be read. Restart: see there.
             NeedsAllRows: a line is not valid text.
         """
         remaining = np.ones(len(lines), np.bool_)
@@ -139,23 +146,29 @@ class RowStream:
 
     def _apply(self, form: RowForm, lines: Lines, remaining: NDArray[np.bool_]) -> list[Part]:
         """Reads the lines of a form, and clears them from the remaining ones."""
-        import pyarrow as pa
-
         texts = lines.find(form.form, remaining)
-        can = form.select(lines, texts)
-        if not can.any():
-            return []
-        if not can.all():
-            texts = texts.select(can)
-        remaining[texts.lines] = False
+        texts = texts.select(form.select(lines, texts))
         columns = take_texts(lines, texts)
         labels = None
-        if isinstance(form.label, str):
-            labels = pa.array([form.label] * len(texts.lines), pa.string())
-        elif form.label is not None:
+        if isinstance(form.label, int):
+            is_label = self._read_as_written(columns[form.label])
+            if not is_label.all():
+                texts = texts.select(is_label)
+                columns = take_texts(lines, texts)
             labels = columns[form.label]
-            self._check_labels(labels)
+        elif form.label is not None:
+            labels = from_texts([form.label]).take(from_integers(np.zeros(len(texts.lines), np.int32)))
+        if not len(texts.lines):
+            return []
+        remaining[texts.lines] = False
         return [Part(texts.lines, form.line.fill(columns), form.hash_questions(columns), labels)]
+
+    def _read_as_written(self, labels: pa.StringArray) -> NDArray[np.bool_]:
+        """Which types are read as they are written: without escapes, and without blanks around them."""
+        import pyarrow.compute as pc
+
+        names = [name for name in labels.unique().to_pylist() if name.strip() == name and "\\" not in name]
+        return to_mask(pc.is_in(labels, value_set=from_texts(names)))
 
     def _learn(self, lines: Lines, remaining: NDArray[np.bool_], first_line: int, file: str) -> list[Part]:
         """Makes forms of lines that have none yet."""
@@ -180,7 +193,7 @@ class RowStream:
         notes = Notes()
         try:
             found = self._to_canonical([row], notes, [])
-        except (DataError, Contradiction):
+        except (DataError, Restart):
             return None
         return found[0] if len(found) == 1 and not notes.list_sentences() else None
 
@@ -190,7 +203,7 @@ class RowStream:
         def numbered() -> Iterable[tuple[int, str]]:
             for index in indices.tolist():
                 try:
-                    text = lines.line(index).decode("utf-8")
+                    text = lines.text(index)
                 except UnicodeDecodeError:
                     raise NeedsAllRows from None
                 if "\0" in text or len(text) > LINE_LIMIT:
@@ -209,15 +222,13 @@ class RowStream:
         """Reads a block of raw rows.
 
         Raises:
-            Contradiction: see there.
+            DataError: a row cannot be read. Restart: see there.
         """
         self.raw += len(rows)
         if rows:
             self._write([self._convert(rows)], 0, rows[0].file, rows)
 
     def _convert(self, rows: Sequence[RawRow], first_line: int | None = None) -> Part:
-        import pyarrow as pa
-
         places: list[RawRow] = []
         canonical = self._to_canonical(rows, self.notes, places)
         if first_line is None:
@@ -225,12 +236,8 @@ class RowStream:
             indices = np.array([index_of[p.file, p.line] for p in places], np.int64)
         else:
             indices = np.array([place.line - first_line for place in places], np.int64)
-        lines = pa.array([to_line(row) for row in canonical], pa.binary()).cast(pa.string())
-        labels = [row.get("type") for row in canonical]
-        if any(label is not None for label in labels):
-            self._check_labels(label_array := pa.array(labels, pa.string()))
-            return Part(indices, lines, hash_questions(canonical), label_array)
-        return Part(indices, lines, hash_questions(canonical), None)
+        lines = from_texts(map(to_line, canonical))
+        return Part(indices, lines, hash_questions(canonical), from_texts(row.get("type") for row in canonical))
 
     def _to_canonical(
         self, rows: Sequence[RawRow], notes: Notes, places: list[RawRow]
@@ -238,27 +245,35 @@ class RowStream:
         """Reads raw rows as the plan says."""
         for row in rows:
             if row.values.keys() - self._known:
-                raise Contradiction(row)
-        padded = [_pad(row, self.plan.columns) for row in rows]
-        source = padded
+                self._replan(row, None)
+        source = rows
         try:
             if self.plan.layout is not None:
-                source = self.plan.layout.rewrite(padded, self.plan.parts, notes)
-                if not source:
-                    return []
-                source = [_pad(row, self.plan.choices) for row in source]
-            return to_canonical(source, self.plan.kind, self.plan.roles, notes, places, allow_none=True)
+                source = self.plan.layout.rewrite(rows, self.plan.parts, notes)
+            columns = self.plan.choices
+            return to_canonical(source, self.plan.kind, self.plan.roles, notes, places, columns)
         except DataError as e:
-            row = next((row for row in rows if row.line == e.line and row.file == e.file), rows[0])
-            raise Contradiction(row, e) from e
+            if e.what.endswith(describe_type_problem(self.plan.roles.get("type", ""))):
+                raise Restart(self.plan.without_type()) from e
+            found = (row for row in rows if row.line == e.line and row.file == e.file)
+            self._replan(next(found, rows[0]), e)
+            raise
 
-    def _check_labels(self, labels: pa.StringArray) -> None:
-        """Checks that types read as they are written, and that they are types."""
-        for label in labels.unique().to_pylist():
-            if label is not None and (label.strip() != label or "\\" in label):
-                raise NeedsAllRows
-            if label is not None and (len(label) > TYPE_LENGTH or len(self._code_of) > TYPE_LIMIT):
-                raise NeedsAllRows
+    def _replan(self, row: RawRow, problem: DataError | None) -> None:
+        """Takes over what a row with new columns changes.
+
+        Args:
+            problem: why the row cannot be read under the plan; None if it only has new columns.
+
+        Raises:
+            Restart: the sample with this row is read in another way. DataError: it cannot be read.
+        """
+        plan = self._make_plan(row)
+        if not plan.reads_like(self.plan):
+            raise Restart(plan)
+        if problem is not None:
+            raise problem
+        self.plan, self._known = plan, set(plan.columns)
 
     # --- writing
 
@@ -275,7 +290,7 @@ class RowStream:
         if len(parts) > 1:
             places = np.concatenate([p.places for p in parts])
             order = np.argsort(places, kind="stable")
-            every = pa.array(order)
+            every = from_integers(order)
             labels = None
             if any(p.labels is not None for p in parts):
                 nulls = [p.labels if p.labels is not None else pa.nulls(len(p.places), pa.string()) for p in parts]
@@ -286,7 +301,7 @@ class RowStream:
                 np.concatenate([p.questions for p in parts])[order],
                 labels,
             )
-        offsets = np.frombuffer(part.lines.buffers()[1], np.int32)[: len(part.lines) + 1]
+        offsets = offsets_of(part.lines)
         lengths = np.diff(offsets).astype(np.uint32)
         self.file.write_lines(memoryview(part.lines.buffers()[2])[: offsets[-1]], lengths)
         self.longest = max(self.longest, int(lengths.max()))
@@ -298,7 +313,7 @@ class RowStream:
         self.rows += len(part.lines)
 
     def _count_types(self, part: Part) -> None:
-        if part.labels is None:
+        if part.labels is None or part.labels.null_count == len(part.labels):
             if self._code_of:
                 self._codes.append(np.full(len(part.places), -1))
             return
@@ -308,17 +323,11 @@ class RowStream:
         names = found.dictionary.to_pylist()
         for name in names:
             self._code_of.setdefault(name, len(self._code_of))
+        if len(self._code_of) > TYPE_LIMIT or max(map(len, names)) > TYPE_LENGTH:
+            raise Restart(self.plan.without_type())
         codes = np.array([self._code_of[name] for name in names] + [-1])
-        indices = found.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
+        indices = np.nan_to_num(found.indices.to_numpy(zero_copy_only=False), nan=len(names)).astype(np.int64)
         self._codes.append(codes[indices])
         counts = np.bincount(indices, minlength=len(names))
         for name, count in zip(names, counts.tolist()):
             self.types[name] += count
-
-
-def _pad(row: RawRow, columns: Sequence[str]) -> RawRow:
-    """A row with a cell in each of these columns: a missing one has no value."""
-    if all(column in row.values for column in columns):
-        return row
-    values: Mapping[str, Any] = {**row.values, **{c: None for c in columns if c not in row.values}}
-    return RawRow(dict(values), row.file, row.line, row.document)

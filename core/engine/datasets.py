@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.data import datasets
+from core.data.data_card import write_card, write_download
 from core.data.datasets import Dataset, Preview
+from core.data.derivation import derive_dataset
+from core.data.leakage import describe_shared_rows
+from core.data.personal_data import KINDS
 from core.data.reading import Reading
 from core.engine.import_checks import check_rows
 from core.engine.worker import Worker
@@ -84,7 +88,7 @@ class Datasets:
                 a conversation; names file and line.
         """
         files = [Path(p) for p in paths]
-        return datasets.import_dataset(
+        dataset = datasets.import_dataset(
             self._workspace,
             files,
             name,
@@ -96,6 +100,58 @@ class Datasets:
             purpose=purpose,
             report=report,
         )
+        if shared := describe_shared_rows(self._workspace, dataset):
+            dataset = datasets.add_notes(self._workspace, dataset.id, shared)
+        return dataset
+
+    def derive(
+        self,
+        dataset_ids: str | Sequence[str],
+        operation: str,
+        name: str,
+        near: bool = False,
+        kinds: Sequence[str] = KINDS,
+        rows: dict[str, list[int]] | None = None,
+    ) -> Dataset:
+        """Makes a new dataset from one or several, which stay as they are.
+
+        Args:
+            dataset_ids: the dataset, or those that are merged.
+            operation: "dedup", "redact", "leave_out" or "merge"; see `core.data.derivation`.
+            name: display name of the new dataset.
+            near: for "dedup": also of nearly equal rows.
+            kinds: for "redact": which kinds of personal data.
+            rows: for "leave_out": split to the numbers of its rows, from 0.
+
+        Raises:
+            SpecError, NotFound, InvalidName, DataError, StorageError: see `derivation.derive_dataset`.
+        """
+        ids = [dataset_ids] if isinstance(dataset_ids, str) else [*dataset_ids]
+        return derive_dataset(self._workspace, ids, operation, name, near, kinds, rows)
+
+    def annotate(self, dataset_id: str, note: str) -> Dataset:
+        """Changes the user's own note of a dataset.
+
+        Raises:
+            SpecError: the note is too long. NotFound, StorageError
+        """
+        return datasets.annotate_dataset(self._workspace, dataset_id, note)
+
+    def card(self, dataset_id: str) -> str:
+        """The data card of a dataset: Markdown with the front matter of the Hub.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return write_card(self._workspace, self.get(dataset_id))
+
+    def download(self, dataset_id: str, path: str | Path) -> Path:
+        """Writes a zip with the data card and the splits, which `datasets.load_dataset` reads once unpacked.
+
+        Raises:
+            NotFound, StorageError
+        """
+        return write_download(self._workspace, self.get(dataset_id), Path(path))
 
     def _make_check(self, seconds: float) -> Callable[[Reading], Sequence[str]]:
         """The check of an import that needs the base; it waits so long for the model's thread."""

@@ -16,6 +16,7 @@ from core.engine.datasets import Datasets
 from core.engine.evaluation import Evaluation
 from core.engine.grids import Grids
 from core.engine.imports import Imports
+from core.engine.inspection import Inspections
 from core.engine.library import Library
 from core.engine.ownership import Ownership
 from core.engine.queue import RunQueue
@@ -40,7 +41,7 @@ class Engine:
             `bases.load()` has loaded it.
 
     Attributes:
-        datasets, imports, library, bases: what is stored, and the base models.
+        datasets, imports, inspection, library, bases: what is stored, and the base models.
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
         samples: the sample data that ships with the studio.
@@ -73,6 +74,7 @@ class Engine:
         self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)
         self.datasets = Datasets(self.workspace, worker, resident_base.get)
         self.imports = Imports(self.datasets)
+        self.inspection = Inspections(self.workspace, worker, resident_base.get)
         self.queue = RunQueue(self.workspace, worker, resident_base)
         self._executor = RunExecutor(self.workspace, worker, resident_base, self.queue, lambda: self.samples)
         self.runs = Runs(self.workspace, worker, resident_base, self.queue, self._executor)
@@ -94,6 +96,7 @@ class Engine:
         Requests that still wait for the model end with an error.
         """
         self.imports.close()
+        self.inspection.close()
         self._executor.request_close()
         self.bases.stop_download()
         self.worker.close()

@@ -257,14 +257,14 @@ class Inspections:
         try:
             return self._worker.call(copy, BASE_WAIT)
         except BaseModelError:
-            return _BaseCopy(None, "", "No base model is loaded, so that tokens are not counted.")
+            return _BaseCopy(None, "", "Tokens are not counted without a base model.")
         except Busy:
             return _BaseCopy(None, "", "The model was busy or still loading, so that tokens are not counted.")
 
     def _find(self, key: str) -> _Job:
         job = self._jobs.get(key)
         if job is None:
-            raise NotFound(f"There is no inspection {key!r}.", "Start it again.")
+            raise NotFound(f"No inspection has the key {key!r}.", "Start it again.")
         return job
 
     def _forget_oldest(self) -> None:
@@ -294,13 +294,13 @@ class Inspections:
     def _wait_for_turn(self, job: _Job) -> None:
         """Waits for the inspections that were started before."""
         while True:
-            self._check_cancelled(job)
+            self._poll_cancel(job)
             before = [j for j in list(self._jobs.values()) if not j.status.has_ended]
             if not before or before[0] is job:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _check_cancelled(self, job: _Job) -> None:
+    def _poll_cancel(self, job: _Job) -> None:
         if job.is_cancelled or self._is_closing:
             raise Cancelled("The inspection was cancelled.")
 
@@ -320,7 +320,7 @@ class Inspections:
                     pickle.dump(job.request, process.stdin)
                     process.stdin.close()
                 for line in process.stdout:
-                    self._check_cancelled(job)
+                    self._poll_cancel(job)
                     message = json.loads(line)
                     if "inspection" in message:
                         return check_type(Inspection, message["inspection"])  # type: ignore[no-any-return]
@@ -330,7 +330,7 @@ class Inspections:
             finally:
                 job.process = None
                 process.kill()
-        self._check_cancelled(job)
+        self._poll_cancel(job)
         raise StudioError(
             f"The process of the inspection ended with code {process.returncode}.",
             "It may have run out of memory. Close other programs and inspect again.",

@@ -14,6 +14,7 @@ from core.engine.mix_names import label_adapters, name_mix
 from core.engine.mix_warnings import list_mix_warnings, parent_weights
 from core.engine.resident_base import ResidentBase
 from core.engine.runs import Runs
+from core.engine.uses import is_used_by, list_uses
 from core.engine.worker import Stream, Worker
 from core.errors import Busy, NotFound, SpecError
 from core.merge.methods import BakeSpec
@@ -127,22 +128,9 @@ class Library:
         """What in the workspace uses an item, one phrase each: "the saved mix 'Tone'".
 
         Args:
-            kind: one of `core.store.workspace.KINDS`. Adapters are used by saved mixes, live runs and the
-                adapters that were trained on top of them; datasets by adapters, live runs and the datasets
-                that were made from them.
+            kind: one of `core.store.workspace.KINDS`.
         """
-        live = [r for r in self._runs.list() if r.status.is_alive and _uses(r, kind, item_id)]
-        users = [f"the run {r.name!r}" for r in live]
-        if kind == "adapters":
-            users += [f"the saved mix {m.name!r}" for m in self.mixes() if item_id in m.weights]
-            above = [a for a in self.adapters() if item_id in parent_weights(a)]
-            users += [f"the adapter {a.name!r}, which was trained on top of it" for a in above]
-        if kind == "datasets":
-            trained = [a for a in self.adapters() if a.dataset == item_id]
-            users += [f"the adapter {a.name!r}, which was trained on it" for a in trained]
-            derived = [d for d in datasets.list_datasets(self._workspace) if item_id in d.parents]
-            users += [f"the dataset {d.name!r}, which was made from it" for d in derived]
-        return users
+        return list_uses(self._workspace, self._runs.list(), kind, item_id)
 
     def verify(self, adapter_id: str) -> list[str]:
         """Checks an adapter's files; one sentence per check that passed.
@@ -254,7 +242,7 @@ class Library:
         """
         self._workspace.find(kind, item_id)
         for run in self._runs.list():
-            if run.status.is_alive and _uses(run, kind, item_id):
+            if run.status.is_alive and is_used_by(run, kind, item_id):
                 raise Busy(f"The run {run.name!r} is using it.", "Stop the run first, or wait until it ends.")
         if kind == "adapters" and (resident := self._resident_base.peek()) is not None:
             self._worker.call(lambda: resident.unload(item_id))
@@ -347,13 +335,3 @@ def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:
         steps if isinstance(steps, int) else 0,
         adapter.dataset,
     )
-
-
-def _uses(run: Run, kind: str, item_id: str) -> bool:
-    """Whether a run reads, writes or is an item."""
-    items = {
-        "datasets": (run.spec.dataset, run.spec.replay_dataset),
-        "adapters": (run.spec.stack_on, run.adapter),
-        "runs": (run.id,),
-    }
-    return item_id in items.get(kind, ())

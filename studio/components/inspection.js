@@ -1,7 +1,7 @@
 // What was found in a dataset: shows grey lines at once, then polls the server until the inspection is done.
 const studio = window.studio;
 const root = element.querySelector(".tree");
-let dataset = "", timer = 0, busy = false, done = false;
+let dataset = "", key = "", timer = 0, busy = false, done = false;
 const PENDING = { tag: "div", cls: "skeleton", kids: [1, 2, 3, 4].map(() => ({ tag: "span", cls: "skeleton-line", kids: [] })) };
 
 async function poll() {
@@ -11,26 +11,33 @@ async function poll() {
   const asked = dataset;
   try {
     if (!studio.isHidden(root) || !root.childElementCount) {
-      const response = await server.poll_inspection({ dataset: asked });
+      const response = await server.poll_inspection({ dataset: asked, key });
       if (asked === dataset) {
+        key = response.error ? "" : response.key;
         done = Boolean(response.done || response.error);
         studio.draw(root, response.error ? { tag: "p", cls: "problem", attrs: { role: "alert" }, kids: [response.error] } : response.tree);
       }
     }
   } catch { /* the server may be restarting: the next poll tries again */ } finally {
     busy = false;
-    if (!done && dataset) timer = setTimeout(poll, asked === dataset ? 700 : 0);
+    if (!done && dataset) timer = setTimeout(poll, asked !== dataset ? 0 : key ? 700 : 3000);
   }
 }
 
 function show() {
   const next = props.value?.dataset || "";
   if (next !== dataset || !next) { dataset = next; studio.draw(root, next ? PENDING : null); }
-  done = false;
+  again();
+}
+
+// Asks anew: the base or another dataset may have changed since, and what is known already comes at once.
+function again() {
+  key = ""; done = false;
   poll();
 }
 
 studio.bindActions(root, trigger); // fires 'act'
 watch("value", show);
+window.addEventListener("studio:library", again);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 show();

@@ -29,16 +29,19 @@ def inspection(engine: Engine) -> gr.HTML:
 
 
 def poll_inspection(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    """What is known about `{"dataset": id}` now: a tree, and whether it is final."""
-    dataset_id = str(request.get("dataset") or "")
-    if not hasattr(engine, "inspection"):
-        return {"tree": None, "done": True}
-    key = engine.inspection.start(dataset_id)
+    """What is known now about `{"dataset": id, "key": of an earlier response or ""}`.
+
+    Returns:
+        a tree, whether it is final, and the key of the inspection; without a key it is started.
+    """
+    dataset_id, key = str(request.get("dataset") or ""), str(request.get("key") or "")
+    key = key or engine.inspection.start(dataset_id)
     status = engine.inspection.status(key)
-    if status.state == "done":
-        found = engine.inspection.result(key)
+    found = engine.inspection.get(key)
+    if found is not None:
         waits = found.tokens is None and engine.bases.current().loading
-        return {"tree": views.render_inspection(found, dataset_id), "done": not waits}
+        return {"tree": views.render_inspection(found, dataset_id), "done": not waits, "key": ""}
     if status.has_ended:
-        return {"tree": views.render_failed(status.problem or status.text), "done": True}
-    return {"tree": views.render_pending(status.text, status.share), "done": False}
+        return {"tree": views.render_failed(status.problem or status.text), "done": True, "key": ""}
+    share = min(1.0, status.done / status.total) if status.total else 0.0
+    return {"tree": views.render_pending(status.text, share), "done": False, "key": key}

@@ -118,6 +118,7 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
     library_changed.then(show_pending_example, [tab.picker, tab.example_index], example)
     events.bind(tab.example.act, engine, show_next_example, [tab.picker, tab.example_index], example)
     library_changed.add(refresh, [tab.picker], [tab.picker])
+    library_changed.then("() => { window.dispatchEvent(new Event('studio:library')); }")
     damaged.wire(tab.damaged, engine, library_changed, "datasets")
 
 

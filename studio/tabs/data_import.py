@@ -118,18 +118,20 @@ def change_reading(
 
 def apply_action(choices: Choices, act: dict[str, Any]) -> Choices:
     """The choices after an action of the preview."""
-    what, kind, roles = act.get("do"), choices.kind or "task", choices.roles or {}
+    what, kind, roles = act.get("do"), choices.shown_kind, choices.shown_roles
     if what == "encoding":
         return replace(choices, encoding=str(act.get("encoding")))
     if what == "role":
         role = str(act.get("value"))
         kind = kind_of(role, kind)
         changed = assign_role(kind, roles, str(act.get("column")), role)
-        return replace(choices, kind=kind, roles=changed, confirmed=True)
+        return replace(choices, kind=kind, roles=changed, answered=True)
     if what == "swap":
-        return replace(choices, kind=kind, roles=swap_roles(roles), confirmed=True)
-    if what in ("confirm", "other"):
-        return replace(choices, confirmed=True)
+        return replace(choices, kind=kind, roles=swap_roles(roles), answered=True)
+    if what == "confirm":
+        return replace(choices, kind=kind, roles=dict(roles), answered=True)
+    if what == "other":
+        return replace(choices, answered=True)
     return choices
 
 
@@ -200,7 +202,7 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
             logger.exception("The preview of dropped files failed")
         candidates = e.candidates if isinstance(e, UnknownEncoding) else find_candidates(paths)
         return choices, gr.skip(), _render_problem(e, candidates, choices.encoding), _no_import()
-    used = replace(choices, kind=preview.kind, roles=dict(preview.roles))
+    used = replace(choices, shown_kind=preview.kind, shown_roles=dict(preview.roles))
     ask = bool(preview.skipped) or choices.encoding != "utf-8"
     shown = views.render_preview(
         preview, len(files.get("files") or []), used, find_candidates(paths) if ask else ()

@@ -1,6 +1,7 @@
 """The Train tab: a form made from `TrainSpec`, and the live chart of one run.
 
-`suggestions.py` decides what the form suggests.
+`suggestions.py` decides what the form suggests. A value that the user changed stays, whatever is suggested
+later; the others follow the dataset (`train_form.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.errors import SpecError
+from core.errors import SpecError, StudioError
 from core.spec.presets import PRESETS, resolve
+from core.spec.recommendation import CHOSEN
 from core.spec.training import TrainSpec, describe_expert_training
-from studio import events, fields, formatting
-from studio.components import live
-from studio.tabs import suggestions
+from studio import events, fields, formatting, labels
+from studio.components import field_errors, live
+from studio.tabs import suggestions, train_form
 from studio.tabs.suggestions import NO_PARENT, Suggestion
+from studio.tabs.train_form import Filled
 from studio.tree import Node, node, title, view
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -48,11 +51,14 @@ class TrainTab:
     preset: gr.Dropdown
     stack_on: gr.Dropdown
     advanced: fields.Fields
+    advice: gr.HTML
     memory: gr.HTML
     start: gr.Button
+    errors: field_errors.FieldErrors
     picker: gr.Dropdown
     live: gr.HTML
     suggestion: gr.State
+    filled: gr.State
 
     @property
     def form(self) -> set[gr.components.Component]:
@@ -87,17 +93,41 @@ def build(engine: Engine) -> TrainTab:
                 for group, names in GROUPS.items():
                     with gr.Accordion(group, open=group == "Run", elem_classes="quiet-fold"):
                         advanced |= fields.build(TrainSpec, names)
+            advice = view(None, elem_id="advice")
             memory = view(None)
             start = gr.Button("Start training", variant="primary", interactive=False, elem_id="start")
+            form = {"kind": kind, "dataset": dataset, "name": name, "stack_on": stack_on, **advanced}
+            errors = field_errors.field_errors(form)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    suggestion = gr.State(Suggestion())
-    return TrainTab(kind, dataset, name, preset, stack_on, advanced, memory, start, picker, chart, suggestion)
+    suggestion, filled = gr.State(Suggestion()), gr.State(Filled())
+    return TrainTab(
+        kind=kind,
+        dataset=dataset,
+        name=name,
+        preset=preset,
+        stack_on=stack_on,
+        advanced=advanced,
+        advice=advice,
+        memory=memory,
+        start=start,
+        errors=errors,
+        picker=picker,
+        live=chart,
+        suggestion=suggestion,
+        filled=filled,
+    )
 
 
-def wire(tab: TrainTab, engine: Engine, library_changed: events.EventGroup) -> None:
-    """Connects the events."""
+def wire(
+    tab: TrainTab, engine: Engine, library_changed: events.EventGroup, page: gr.Tab | None = None
+) -> None:
+    """Connects the events.
+
+    Args:
+        page: the tab that the form is on.
+    """
 
     def refresh(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return refresh_form(engine, tab, values)
@@ -106,15 +136,37 @@ def wire(tab: TrainTab, engine: Engine, library_changed: events.EventGroup) -> N
         return refresh_form(engine, tab, values, new_kind=True)
 
     def check(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
-        settings = read_form(tab, values)
+        try:
+            settings = read_form(tab, values)
+        except SpecError:  # a number field is empty while it is being edited
+            return {}
         return {
             tab.start: update_start_button(engine, settings),
             tab.memory: render_memory(engine, values[tab.preset], settings),
+            tab.advice: train_form.render_advice(engine, values[tab.preset], settings),
             experts: update_experts_info(engine, values[experts], values[tab.advanced["rank"]]),
         }
 
-    def change_preset(engine: Engine, kind: str, preset: str) -> dict[Any, Any]:
-        return {tab.preset: gr.update(info=PRESETS[preset].help), **preset_values(engine, tab, kind, preset)}
+    def recheck(engine: Engine, values: dict[Any, Any]) -> None:
+        settings = read_form(tab, values)
+        engine.runs.check(resolve(values[tab.kind], values[tab.preset], settings))
+
+    def change_preset(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        preset, kind = values[tab.preset], values[tab.kind]
+        settings = form_settings(engine, kind, preset, values[tab.dataset])
+        return {
+            tab.preset: gr.update(info=PRESETS[preset].help),
+            **{c: fields.to_component(settings[n]) for n, c in tab.advanced.items()},
+            tab.filled: Filled(_shown(tab, settings), values[tab.filled].name),
+        }
+
+    def change_dataset(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        return follow_dataset(engine, tab, values)
+
+    def use_recommended(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+        advised = suggestions.recommend(engine, values[tab.dataset], values[tab.preset]).settings
+        updates = {tab.advanced[n]: fields.to_component(v) for n, v in advised.items()}
+        return {**updates, tab.filled: Filled({**values[tab.filled].values, **advised}, values[tab.filled].name)}
 
     def start(engine: Engine, values: dict[Any, Any]) -> Any:
         settings = read_form(tab, values)
@@ -126,22 +178,36 @@ def wire(tab: TrainTab, engine: Engine, library_changed: events.EventGroup) -> N
     experts = tab.advanced["experts"]
     advanced = list(tab.advanced.values())
     form = [tab.dataset, tab.name, tab.preset, tab.stack_on, *advanced]
-    lists = [*form, tab.picker, tab.start, tab.suggestion]
-    inputs = tab.form | {tab.picker, tab.suggestion}
+    lists = [*form, tab.picker, tab.start, tab.suggestion, tab.filled]
+    inputs = tab.form | {tab.picker, tab.suggestion, tab.filled}
     library_changed.add(refresh, inputs, [tab.kind, *lists])
     events.bind(tab.kind.input, engine, change_kind, inputs, lists)
-    events.bind(tab.preset.input, engine, change_preset, [tab.kind, tab.preset], [tab.preset, *advanced])
+    filled = tab.form | {tab.filled}
+    events.bind(tab.preset.input, engine, change_preset, filled, [tab.preset, *advanced, tab.filled])
+    events.bind(tab.dataset.input, engine, change_dataset, filled, [tab.name, *advanced, tab.filled])
+    events.bind(tab.advice.act, engine, use_recommended, filled, [*advanced, tab.filled])
     # One event for all of them, so that the last response belongs to the last change.
-    checked = (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in MEMORY_FIELDS))
+    names = dict.fromkeys((*MEMORY_FIELDS, *CHOSEN, "max_steps"))
+    checked = (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in names))
+    outputs = [tab.start, tab.memory, tab.advice, experts]
+    # One queue for both, so that a response to old values never arrives after one to new values.
+    one_queue = {"concurrency_id": "train-form", "concurrency_limit": 1}
     events.bind(
         events.any_of(c.change for c in checked),  # type: ignore[attr-defined]
         engine,
         check,
         tab.form,
-        [tab.start, tab.memory, experts],
+        outputs,
         trigger_mode="always_last",
+        **one_queue,
     )
-    events.refresh_after(events.bind(tab.start.click, engine, start, tab.form, [tab.picker]))
+    # Gradio (6.31) fires no `change` for a component on a tab that is not open, so the form is checked again
+    # when its tab opens: a list that arrived before would leave "Choose a dataset" on the button.
+    if page is not None:
+        events.bind(page.select, engine, check, tab.form, outputs, trigger_mode="multiple", **one_queue)
+    started = events.bind(tab.start.click, engine, start, tab.form, [tab.picker], errors=tab.errors)
+    events.refresh_after(started)
+    field_errors.wire(tab.errors, engine, recheck, tab.form)
     events.bind(tab.picker.change, engine, watch_run, [tab.picker], [tab.live])
 
 
@@ -174,11 +240,53 @@ def read_form(tab: TrainTab, values: dict[Any, Any]) -> dict[str, Any]:
     return {**main, **fields.read(TrainSpec, {n: values[c] for n, c in tab.advanced.items()})}
 
 
-def fill_preset(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict[Any, Any]:
-    """Updates that set the advanced fields to a preset and record it as the last suggestion."""
-    values = preset_values(engine, tab, kind, preset)
-    fingerprint = engine.bases.current().fingerprint
-    return {**values, tab.suggestion: Suggestion(fingerprint, preset, values[tab.advanced["max_length"]])}
+def fill_preset(
+    engine: Engine, tab: TrainTab, values: dict[Any, Any], kind: str, preset: str, dataset: str | None
+) -> dict[Any, Any]:
+    """Updates that set the advanced fields to what is suggested, and record it as the last suggestion.
+
+    A value that the user changed since the last suggestion stays.
+    """
+    last: Filled = values.get(tab.filled) or Filled()
+    settings = form_settings(engine, kind, preset, dataset)
+    updates = {
+        c: fields.to_component(settings[n])
+        for n, c in tab.advanced.items()
+        if not last.is_changed(n, values.get(c))
+    }
+    suggestion = Suggestion(engine.bases.current().fingerprint, preset, settings["max_length"])
+    return {**updates, tab.suggestion: suggestion, tab.filled: Filled(_shown(tab, settings), last.name)}
+
+
+def form_settings(engine: Engine, kind: str, preset: str, dataset: str | None) -> dict[str, Any]:
+    """The advanced settings that the form suggests: the preset, the base's context, and what suits the data."""
+    advice = suggestions.recommend(engine, dataset, preset).settings
+    spec = resolve(kind, preset, {**suggestions.fit_preset(engine, kind, preset), **advice})
+    return {n: getattr(spec, n) for n in ADVANCED}
+
+
+def _shown(tab: TrainTab, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as their components show them."""
+    return {n: fields.to_component(settings[n]) for n in tab.advanced}
+
+
+def follow_dataset(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
+    """Updates for a dataset that the user chose: the name and the settings that suit it.
+
+    A name or a value that the user typed stays.
+    """
+    last: Filled = values.get(tab.filled) or Filled()
+    dataset = values[tab.dataset]
+    settings = form_settings(engine, values[tab.kind], values[tab.preset], dataset)
+    updates: dict[Any, Any] = {
+        c: fields.to_component(settings[n])
+        for n, c in tab.advanced.items()
+        if not last.is_changed(n, values[c]) and fields.to_component(settings[n]) != values[c]
+    }
+    name = next((d.name for d in engine.datasets.list() if d.id == dataset), "")
+    if name and values[tab.name] in ("", None, last.name):
+        updates[tab.name] = name
+    return {**updates, tab.filled: Filled(_shown(tab, settings), name or last.name)}
 
 
 def adapt_to_base(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -191,12 +299,19 @@ def adapt_to_base(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict
     try:
         settings = read_form(tab, values)
         preset = resolve(values[tab.kind], values[tab.preset], {})
+        suggested: Filled = values.get(tab.filled) or Filled()
     except SpecError:  # a number field is empty while it is being edited; starting the run reports it
         return {}
     is_changed = (
         values[tab.preset] != last.preset
         or settings["max_length"] != last.max_length
-        or any(settings[n] != getattr(preset, n) for n in tab.advanced if n != "max_length")
+        or any(
+            suggested.is_changed(n, values[c])
+            if suggested.values
+            else settings[n] != getattr(preset, n)
+            for n, c in tab.advanced.items()
+            if n != "max_length"
+        )
     )
     if is_changed:
         return {
@@ -206,7 +321,7 @@ def adapt_to_base(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict
     name = suggestions.suggest_preset(engine)
     return {
         tab.preset: gr.update(value=name, info=PRESETS[name].help),
-        **fill_preset(engine, tab, values[tab.kind], name),
+        **fill_preset(engine, tab, values, values[tab.kind], name, values[tab.dataset]),
     }
 
 
@@ -219,7 +334,8 @@ def preset_values(engine: Engine, tab: TrainTab, kind: str, preset: str) -> dict
 def update_start_button(engine: Engine, settings: dict[str, Any]) -> Any:
     """Updates the start button: it names what is missing, and is enabled when nothing is."""
     problems = engine.runs.list_problems(settings)
-    return gr.update(value=problems[0] if problems else "Start training", interactive=not problems)
+    label = f"Start training {labels.shorten(str(settings.get('name') or ''))}".rstrip()
+    return gr.update(value=problems[0] if problems else label, interactive=not problems)
 
 
 def render_memory(engine: Engine, preset: str, settings: dict[str, Any]) -> Node | None:
@@ -244,10 +360,14 @@ def refresh_form(
     if not new_kind and _is_untouched(engine, tab, values):
         out[tab.kind] = next_kind = _next_kind(engine, kind, runs)
         kind, new_kind = next_kind, next_kind != kind
-    datasets = [(d.name, d.id) for d in suggestions.list_datasets(engine, kind)]
+    named = labels.label_datasets(engine.datasets.list())
+    datasets = [(named.get(d.id, d.name), d.id) for d in suggestions.list_datasets(engine, kind)]
     parents = suggestions.list_parents(engine)
     hint = suggestions.suggest_run(engine, kind)
     dataset, name, parent = hint.dataset or None, hint.name, hint.stack_on
+    last: Filled = values.get(tab.filled) or Filled()
+    if last.name and values[tab.name] not in ("", None, last.name):
+        name = values[tab.name]  # typed by the user
     preset = suggestions.suggest_preset(engine)
     keep = values[tab.dataset] in [i for _, i in datasets] and not new_kind
     if keep:
@@ -267,7 +387,9 @@ def refresh_form(
         out[tab.preset] = gr.update(value=preset, info=PRESETS[preset].help)
     out[tab.picker] = _update_picker(runs, values[tab.picker])
     if not keep:
-        out.update(fill_preset(engine, tab, kind, preset))
+        out.update(fill_preset(engine, tab, values, kind, preset, dataset))
+        shown = out[tab.filled].values
+        out[tab.filled] = Filled(shown, hint.name or last.name)
     elif engine.bases.current().fingerprint not in ("", values[tab.suggestion][0]):
         out.update(adapt_to_base(engine, tab, values))
     settings = {"kind": kind, "dataset": dataset or "", "name": name or "", "stack_on": parent}
@@ -296,8 +418,9 @@ def _update_picker(runs: Sequence[Any], picked: str | None) -> Any:
 
 
 def run_choices(runs: Sequence[Any]) -> list[tuple[str, str]]:
-    """Runs as the choices of a picker."""
-    return [(f"{r.name} · {r.kind} · {formatting.format_status(r)}", r.id) for r in runs]
+    """Runs as the choices of a picker, newest first."""
+    named = labels.label_runs(runs)
+    return [(f"{named[r.id]} · {r.kind} · {formatting.format_status(r)}", r.id) for r in runs]
 
 
 def start_run(engine: Engine, spec: TrainSpec) -> Any:

@@ -45,13 +45,13 @@ def render_preview(
         candidates: encodings that the files may have, if they do not say.
     """
     count = f"{formatting.count(files, 'file')}, {formatting.count(preview.total, _name_of_row(preview))}."
-    problem = node("p", preview.problem, cls="problem", role="alert") if preview.problem else None
+    question = _render_question(preview, choices)
     return node(
         "div",
         title("Preview", f"{count} Nothing is imported yet."),
-        problem,
+        _render_preview_problem(preview, question is not None),
         render_candidates(candidates, choices.encoding),
-        _render_question(preview, choices),
+        question,
         facts(
             [
                 ("Read as", KIND_NAMES.get(preview.kind, preview.kind)),
@@ -107,28 +107,34 @@ def render_candidates(candidates: Sequence[Candidate], present: str) -> Node | N
 
 
 def _render_question(preview: Any, choices: Choices) -> Node | None:
-    """Asks whether guessed columns are question and answer, with the reason of the guess."""
-    reason = str(getattr(preview, "guess", "") or "")
-    if not reason or choices.confirmed or preview.kind != "task":
+    """Asks whether the proposed roles are right, with the reason of the proposal."""
+    question = str(getattr(preview, "question", "") or "")
+    if not question or choices.answered:
         return None
-    asked = next((preview.roles[r] for r in SAME[0] if r in preview.roles), "")
-    learned = next((preview.roles[r] for r in SAME[1] if r in preview.roles), "")
-    if not asked or not learned:
-        return None
+    swap = any(r in preview.roles for r in SAME[0]) and any(r in preview.roles for r in SAME[1])
     return node(
         "section",
-        node("p", "Is ", node("strong", asked), " what is asked, and ", node("strong", learned), " the answer?"),
-        node("p", reason, cls="quiet"),
+        node("p", question),
         node(
             "div",
             button("Yes", {"do": "confirm"}, "primary"),
-            button("Swap them", {"do": "swap"}),
+            button("Swap them", {"do": "swap"}) if swap else None,
             button("Something else", {"do": "other"}),
             cls="row",
         ),
         cls="ask",
-        aria_label="Question and answer",
+        aria_label="Roles of the columns",
     )
+
+
+def _render_preview_problem(preview: Any, asks: bool) -> Node | None:
+    """Why an import would be refused; nothing where the question says it."""
+    if not preview.problem or asks:
+        return None
+    problem = preview.problem
+    if getattr(preview, "question", ""):
+        problem = "Choose the role of each column in the head of the table below."
+    return node("p", problem, cls="problem", role="alert")
 
 
 # ---------------------------------------------------------------- rows

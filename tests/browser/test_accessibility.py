@@ -40,6 +40,11 @@ SMALL_TARGETS = """(smallest) => {
   }
   return small;
 }"""
+UNFOLD = """() => {
+  const folds = [...document.querySelectorAll("button.label-wrap:not(.open)")].filter((e) => e.checkVisibility());
+  folds.forEach((e) => e.click());
+  document.querySelectorAll("details").forEach((e) => { e.open = true; });
+}"""
 # Whether the focused control, or the box around it, is marked.
 FOCUS_MARK = """() => {
   let e = document.activeElement;
@@ -79,18 +84,18 @@ def open_tab(page, name: str) -> None:
     if name == "library":
         page.locator(".shelf-item").first.click()
         page.wait_for_timeout(300)
-    for fold in page.locator("button.label-wrap:not(.open):visible").all():
-        fold.click()
-    page.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
-    page.wait_for_timeout(300)
+    for _ in range(2):  # folds may lie in folds
+        page.evaluate(UNFOLD)
+        page.wait_for_timeout(300)
 
 
 def find_violations(page) -> list[str]:
     """What axe-core finds, one line for each kind, with the first element."""
     response = axe_playwright.Axe().run(page, options={"rules": LEFT_OUT}).response
     return [
-        f"{v['id']}: {v['nodes'][0]['html'][:160]} ({v['nodes'][0]['failureSummary'][-160:]})"
+        f"{v['id']}: {n['html'][:140]} ({n['failureSummary'][-150:]})"
         for v in response["violations"]
+        for n in v["nodes"][:4]
     ]
 
 

@@ -168,8 +168,8 @@ def test_roles_kind_and_encoding_can_be_corrected(workspace, tmp_path):
     with pytest.raises(DataError, match=r"a.csv, line 2: the line is not valid utf-8. .*latin-1"):
         import_dataset(workspace, [path], "x")
     result = preview([path], encoding="latin-1")
-    assert (result.kind, result.roles) == ("domain", {})
-    assert "The columns are: frage, antwort." in result.problem
+    assert (result.kind, result.roles) == ("task", {"question": "frage", "answer": "antwort"})
+    assert result.problem == ""
     roles = {"question": "frage", "answer": "antwort"}
     result = preview([path], roles=roles, encoding="latin-1")
     assert (result.kind, result.problem, result.canonical[0]["messages"][1]["content"]) == ("task", "", "é0")

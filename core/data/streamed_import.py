@@ -1,0 +1,182 @@
+"""Large tables as a dataset without holding their rows: copied, read, checked and written in one pass.
+
+    source files ─ source_copies ─> blocks ─ row_stream ─> rows.jsonl ─ the split of every row ─> splits
+
+`reading` reads smaller files at once; both give the same dataset. Differences for large ones: a sample of the
+rows decides on layout and roles (`row_stream`), and from LARGE rows on, the split is that of `large_splits`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.data.dataset_writer import RowsFile
+from core.data.encodings import choose_codec
+from core.data.json_lines import Lines
+from core.data.read_log import ReadLog
+from core.data.readers import TABLE_SUFFIXES, RawRow, Source, open_source, read_source_rows
+from core.data.reading import Plan, make_plan
+from core.data.row_stream import NeedsAllRows, Restart, RowStream
+from core.data.source_copies import SourceCopy
+from core.errors import DataError
+from core.progress import ReadProgress, Report
+from core.store.files import delete
+
+STREAM_BYTES = 64 << 20  # of all files, from which on they are streamed
+SAMPLE_ROWS = 1000  # that decide on layout and roles
+ROW_BLOCK = 5000  # raw rows that are read together
+PLAN_LIMIT = 12  # plans that are tried
+CUT_SHARE = 0.02  # a text with a larger share of all text is cut into sections, which needs all rows
+
+
+def is_streamed(sources: Sequence[Source], total_bytes: int) -> bool:
+    """Whether files are large tables."""
+    return total_bytes >= STREAM_BYTES and all(source.suffix in TABLE_SUFFIXES for source in sources)
+
+
+class StreamedImport:
+    """Reads large tables into the folder of a draft.
+
+    Args:
+        sources: tables, see `is_streamed`.
+        folder: the folder of the draft.
+        encoding: of text files that do not identify themselves.
+        byte_limit: bytes that one file may have; None for no limit.
+        row_limit: rows that all files may have together; None for no limit.
+        report: receives the progress once a block.
+
+    Attributes:
+        copies: the copied files, once `read` has returned or raised NeedsAllRows.
+        files: their records.
+        total: bytes of the files.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        folder: Path,
+        encoding: str = "utf-8",
+        byte_limit: int | None = None,
+        row_limit: int | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self._sources, self._folder, self._encoding = sources, folder, encoding
+        self._byte_limit, self._row_limit, self._report = byte_limit, row_limit, report
+        self.total = sum(source.path.lstat().st_size for source in sources)
+        self.copies: list[Source] = []
+        self.files: list[dict[str, Any]] = []
+        self._copying: list[SourceCopy] = []
+        self._done = 0
+        self._stream: RowStream | None = None
+        self._text = ""
+        self._has_no_type = False
+
+    def read(
+        self, kind: str | None, roles: Mapping[str, str] | None, log: ReadLog
+    ) -> tuple[RowStream, RowsFile]:
+        """Reads all rows and writes rows.jsonl.
+
+        Args:
+            kind, roles: as the user chose; None guesses them.
+            log: gets notes about files.
+
+        Raises:
+            DataError: a file or a row cannot be read. NeedsAllRows: see there; the files are copied.
+        """
+        sample = self._take_sample()
+
+        def plan_with(row: RawRow) -> Plan:
+            sample.append(row)
+            plan = make_plan(sample, kind, roles)
+            return plan.without_type() if self._has_no_type and "type" in plan.roles else plan
+
+        (self._folder / "source").mkdir()
+        try:
+            for number, source in enumerate(self._sources, start=1):
+                target = self._folder / "source" / f"{number:04d}{source.suffix}"
+                self._copying.append(SourceCopy(source, target, self._byte_limit, self._count))
+            try:
+                plan = make_plan(sample, kind, roles)
+                for _ in range(PLAN_LIMIT):
+                    try:
+                        return self._read_all(plan, plan_with, log)
+                    except Restart as e:
+                        self._has_no_type |= "type" in plan.roles and "type" not in e.plan.roles
+                        plan = e.plan
+                raise NeedsAllRows
+            finally:
+                self.files = [copying.finish() for copying in self._copying]
+                self.copies = [copying.copy for copying in self._copying]
+        finally:
+            for copying in self._copying:
+                copying.close()
+
+    def _take_sample(self) -> list[RawRow]:
+        rows = read_source_rows(self._sources, self._encoding, ReadLog())
+        return list(itertools.islice(rows, SAMPLE_ROWS))
+
+    def _read_all(self, plan: Plan, plan_with: Any, log: ReadLog) -> tuple[RowStream, RowsFile]:
+        rows_file = self._folder / "rows.jsonl"
+        delete(rows_file)
+        self._done = 0
+        with RowsFile(rows_file) as file:
+            self._stream = stream = RowStream(plan, file, plan_with)
+            for copying in self._copying:
+                before = stream.raw
+                self._text = f"Reading {copying.copy.name}"
+                if copying.copy.suffix == ".jsonl" and self._is_utf8(copying):
+                    self._read_lines(copying, stream)
+                else:
+                    copying.finish()
+                    for rows in _cut_blocks(read_source_rows([copying.copy], self._encoding, log)):
+                        stream.read_rows(rows)
+                        self._count(0)
+                        self._check_rows(stream, rows[-1].file, rows[-1].line)
+                if stream.raw == before:
+                    raise DataError(
+                        "the file is empty: it has no rows.",
+                        "Add rows, or leave it out.",
+                        file=copying.copy.name,
+                    )
+        if plan.kind == "domain" and stream.longest > CUT_SHARE * file.size / 4:  # bytes of a character
+            raise NeedsAllRows
+        return stream, file
+
+    def _is_utf8(self, copying: SourceCopy) -> bool:
+        with open_source(copying.source) as f:
+            codec, how = choose_codec(f, self._encoding)
+        return codec in ("utf-8", "utf-8-sig") and not how
+
+    def _read_lines(self, copying: SourceCopy, stream: RowStream) -> None:
+        line = 1
+        for block, is_end_added in copying.blocks():
+            if block[-1] != 0x0A:
+                raise NeedsAllRows
+            lines = Lines(block, is_end_added)
+            stream.read_lines(lines, line, copying.copy.name)
+            line += len(lines)
+            self._check_rows(stream, copying.copy.name, line - 1)
+
+    def _check_rows(self, stream: RowStream, file: str, line: int) -> None:
+        if self._row_limit is not None and stream.raw > self._row_limit:
+            raise DataError(
+                f"the data has more than {self._row_limit:,} rows.",
+                "Split it into several datasets.",
+                file=file,
+                line=line,
+            )
+
+    def _count(self, count: int) -> None:
+        """Reports the bytes of a block."""
+        self._done += count
+        if self._report:
+            rows = self._stream.raw if self._stream else 0
+            self._report(ReadProgress(min(self._done, self.total), 2 * self.total, self._text, rows=rows))
+
+
+def _cut_blocks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    while block := list(itertools.islice(rows, ROW_BLOCK)):
+        yield block
