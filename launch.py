@@ -131,6 +131,24 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
+def announce(url: str, opens_browser: bool) -> None:
+    """Prints the address of the studio, and opens it in a browser where there is a screen.
+
+    Args:
+        opens_browser: the user did not refuse it.
+    """
+    import webbrowser
+
+    has_screen = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    is_open = opens_browser and has_screen and webbrowser.open(url)
+    how = "No browser was opened: open this address yourself."
+    if is_open:
+        how = "It was opened in your browser."
+    print(f"\nAdapter Studio runs at {url}\n{how} Ctrl+C stops it.\n", flush=True)
+
+
 def serve(arguments: list[str]) -> int:
     """Starts the studio in this Python, which must have the requirements; returns the exit code."""
     import gc
@@ -164,7 +182,7 @@ def serve(arguments: list[str]) -> int:
                 auth=tuple(args.auth.split(":", 1)) if ":" in args.auth else None,
                 space_host=space,
                 hosts=args.allowed_host,
-                open_browser=not (args.no_browser or space),
+                announce=lambda url: announce(url, not (args.no_browser or space)),
             )
     except StudioError as e:
         print(f"error: {e}", file=sys.stderr)

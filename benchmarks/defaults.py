@@ -6,13 +6,12 @@
 Trains on the embedded base, with three seeds up to 80 rows and with one above, under every policy of
 `POLICIES`. A task row is a question with a note, and its answer in a form that the base never read: "As for
 the mist bell: red." A text row is a paper of an invented station. The held-out rows ask about other notes, or
-are other papers of the same station. A task run is measured by F1 and by the perplexity of the answers, a text
-run by perplexity and by the share of facts that it recalls. No file of `tests/data/own` is used here.
+are other papers of the same station. A task run is measured by F1 and by the perplexity of the answers, a
+text run by perplexity and by the share of facts that it recalls. No file of `tests/data/own` is used here.
 """
 
 import argparse
 import json
-import math
 import random
 import sys
 import tempfile
@@ -125,3 +124,98 @@ def run_cell(kind: str, count: int, seed: int, policy: Policy) -> dict[str, Any]
         "settings": {k: v for k, v in spec.to_json().items() if k not in ("name", "dataset")},
         **figures,
     }
+
+
+def recommend(engine: Engine, kind: str, dataset: str) -> dict[str, Any]:
+    """What the form and the terminal use for this dataset."""
+    return engine.runs.recommend(dataset, "embedded").settings
+
+
+def use_preset(engine: Engine, kind: str, dataset: str) -> dict[str, Any]:
+    """The embedded preset, whatever the amount of data."""
+    return {}
+
+
+POLICIES: dict[str, Policy] = {"recommended": recommend, "preset": use_preset}
+Cell = tuple[str, int, int, str]  # kind, rows, seed, policy
+
+
+def list_cells(quick: bool, kinds: tuple[str, ...], policies: tuple[str, ...]) -> list[Cell]:
+    """All cells, those of few rows first."""
+    cells = []
+    for rows in QUICK_SIZES if quick else SIZES:
+        seeds = SEEDS if rows <= SEEDS_UP_TO and not quick else SEEDS[:1]
+        cells += [(k, rows, s, p) for s in seeds for k in kinds for p in policies]
+    return cells
+
+
+def read_cache(path: Path | None) -> dict[Cell, dict[str, Any]]:
+    """The cells of an earlier, perhaps interrupted, call."""
+    if path is None or not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        stored = json.loads(line)
+        kind, rows, seed, policy = stored["cell"]
+        found[kind, rows, seed, policy] = stored
+    return found
+
+
+def format_table(cells: dict[Cell, dict[str, Any]]) -> str:
+    """One row for each kind, number of rows and policy, with the figures of all seeds."""
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for (kind, rows, _, policy), figures in cells.items():
+        groups.setdefault((kind, rows, policy), []).append(figures)
+    lines = [
+        "| kind | rows | settings | steps | kept | seconds | perplexity, base → adapter | F1 or recall % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, rows, policy in sorted(groups, key=lambda g: (g[0], g[1], g[2])):
+        group = groups[kind, rows, policy]
+        score = "f1" if kind == "task" else "recall"
+        base, scored = group[0]["base/perplexity"], group[0][f"base/{score}"]
+        after = " / ".join(f"{f['adapter/perplexity']:.2f}" for f in group)
+        gains = " / ".join(f"{100 * f[f'adapter/{score}']:.0f}" for f in group)
+        seconds = " / ".join(f"{f['seconds']:.0f}" for f in group)
+        kept = " / ".join(str(f["kept_step"]) for f in group)
+        lines.append(
+            f"| {kind} | {rows:,} | {policy} | {group[0]['steps']} | {kept} | {seconds} "
+            f"| {base:.1f} → {after} | {100 * scored:.0f} → {gains} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Trains all cells that are not in the cache, and prints one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="20 and 80 rows, one seed")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--policies", nargs="*", choices=tuple(POLICIES), default=list(POLICIES))
+    parser.add_argument("--cache", type=Path, help="file of finished cells, one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
+    args = parser.parse_args()
+    done = read_cache(args.cache)
+    results: dict[Cell, dict[str, Any]] = {}
+    for cell in list_cells(args.quick, tuple(args.kinds), tuple(args.policies)):
+        kind, rows, seed, policy = cell
+        if cell not in done:
+            done[cell] = {"cell": cell, **run_cell(kind, rows, seed, POLICIES[policy])}
+            if args.cache:
+                with open(args.cache, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(done[cell]) + "\n")
+        results[cell] = done[cell]
+        print(f"{kind} {rows} seed {seed} {policy}: done", file=sys.stderr, flush=True)
+    print(format_table(results))
+    if args.json:
+        figures = {}
+        for (kind, rows, seed, policy), values in results.items():
+            for name in ("steps", "seconds", "kept_step", *(n for n in values if "/" in n)):
+                figures[f"{kind}/{rows}/s{seed}/{policy}/{name}"] = values[name]
+        print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

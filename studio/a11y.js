@@ -3,6 +3,7 @@
 // toasts that cover no main button. It only adds attributes and styles, after every change of the page.
 (() => {
   const MAIN_BUTTONS = "button.primary, .btn.primary";
+  const SCROLLING = ".tree pre, .tree .tokens, .tree .thought-text, .live pre, .tree ul, .tree ol";
   const GAP = 12; // pixels between a toast and whatever it must not cover
   const text = (element) => (element?.textContent || "").trim();
   const set = (element, name, value) => { if (element.getAttribute(name) !== value) element.setAttribute(name, value); };
@@ -38,6 +39,9 @@
       remove.removeAttribute("title");
     }
     for (const fold of document.querySelectorAll("button.label-wrap")) set(fold, "aria-expanded", String(fold.classList.contains("open")));
+    // What scrolls can be scrolled with the keyboard, too.
+    for (const box of document.querySelectorAll(SCROLLING))
+      if (box.scrollHeight > box.clientHeight + 1 && !box.querySelector("button, a, input, [tabindex]")) set(box, "tabindex", "0");
     placeToasts();
   }
   function schedule() {

@@ -18,7 +18,7 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
     """Runs the action of a pressed button; an unknown action does nothing.
 
     Args:
-        event: the action: tab, sample, train, watch, compare, stop, pause or resume.
+        event: the action: tab, sample, train, train_on, watch, compare, stop, pause or resume.
     """
     action = event._data if isinstance(event._data, dict) else {}
     name, run_id = action.get("do"), str(action.get("run", ""))
@@ -29,6 +29,8 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
     if name == "train" and action.get("kind") in ("domain", "task"):
         engine.bases.current(wait=True)  # the suggested settings depend on it
         return open_tab("train", run=train.start_run(engine, suggestions.suggest_run(engine, action["kind"])))
+    if name == "train_on":
+        return open_tab("train", run=_run(engine, engine.runs.train_on(run_id)))
     if name == "watch":
         return open_tab("train", run=_run(engine, run_id))
     if name == "compare":

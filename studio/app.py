@@ -6,7 +6,7 @@ on the page is out of date, and `mix_changed`, which the mixer fires when a slid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gradio as gr
 
@@ -84,7 +84,7 @@ def serve(
     space_host: str = "",
     hosts: Sequence[str] = (),
     share: bool = False,
-    open_browser: bool = False,
+    announce: Callable[[str], None] | None = None,
     block: bool = True,
 ) -> gr.Blocks:
     """Serves the studio.
@@ -96,7 +96,7 @@ def serve(
         space_host: the host name when this is a Hugging Face Space, whose platform handles access.
         hosts: further host names or addresses under which users reach this machine.
         share: also create a public Gradio link; needs `auth`.
-        open_browser: open the page in the default browser.
+        announce: is called with the page's URL as soon as the server answers.
         block: return only when the server ends; otherwise return at once, and the caller closes the page.
 
     Returns:
@@ -119,8 +119,7 @@ def serve(
             server_port=port,
             auth=auth,
             share=share,
-            inbrowser=open_browser,
-            prevent_thread_lock=not block,
+            prevent_thread_lock=True,
             app_kwargs={"routes": routes(engine), "middleware": security.middleware(names, space)},
             ssr_mode=False,
             run_history=False,
@@ -146,4 +145,8 @@ def serve(
             f"The studio does not answer on {host}:{port}.",
             "Exclude this address from your proxy (NO_PROXY), or try again.",
         ) from e
+    if announce is not None:
+        announce(page.share_url or page.local_url)
+    if block:
+        page.block_thread()
     return page

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NONE = "–"
@@ -92,13 +92,14 @@ def format_status(run: Any) -> str:
     return f"{run.status.value}, {run.outcome}" if run.outcome else str(run.status.value)
 
 
-def format_mix(weights: Mapping[str, float]) -> str:
+def format_mix(weights: Mapping[str, float] | Sequence[tuple[str, float]]) -> str:
     """Formats a mix as a formula: `base + 1.00 · Kitchen`.
 
     Args:
-        weights: by the adapters' names; weights of 0 are left out.
+        weights: by the adapters' names, or (name, weight) where two may have one name; 0 is left out.
     """
-    parts = [f"{'+' if w >= 0 else '−'} {abs(w):.2f} · {name}" for name, w in weights.items() if w]
+    pairs = weights.items() if isinstance(weights, Mapping) else weights
+    parts = [f"{'+' if w >= 0 else '−'} {abs(w):.2f} · {name}" for name, w in pairs if w]
     return " ".join(["base", *parts])
 
 

@@ -61,7 +61,8 @@ def list_chips(engine: Engine, adapter_ids: Iterable[str]) -> list[Chip]:
     held_out = [d for d in datasets.values() if d.purpose == "evaluation" and d.kind in kinds]
     own = [d for d in [*held_out, *trained] if not _is_sample(d)]
     sample = [d for d in trained if _is_sample(d)]
-    if sample and (questions := datasets.get(samples.find_held_out(engine))):
+    questions = datasets.get(samples.find_held_out(engine))
+    if questions and any(d.kind == "task" for d in sample):
         sample.insert(0, questions)
     for kind in ("task", "domain"):
         ordered = {d.id: d for d in [*own, *sample] if d.kind == kind}

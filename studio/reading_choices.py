@@ -37,6 +37,7 @@ class Choices:
         encoding: of the files that do not identify theirs.
         answered: the user has answered whether the proposed roles are right.
         shown_kind, shown_roles: what the preview shows, chosen or guessed.
+        shown_columns: columns that can have a role.
     """
 
     kind: str | None = None
@@ -45,6 +46,7 @@ class Choices:
     answered: bool = False
     shown_kind: str = "task"
     shown_roles: dict[str, str] = field(default_factory=dict)
+    shown_columns: tuple[str, ...] = ()
 
 
 def list_roles(kind: str, roles: Mapping[str, str]) -> list[str]:

@@ -74,7 +74,7 @@ def test_train_reads_files_of_your_own(tmp_path: Path, corpus: Path, pairs: Path
         assert engine.library.adapter(task).stacked_on == domain
         mixes = engine.library.default_mixes()
         frame = engine.chat.stream("Where is the red lamp?", mixes, Sampling(max_new_tokens=4)).last()
-        assert [c.stamp["mix"] for c in frame.columns] == ["Base", "Domain", "Task", "Domain + task"]
+        assert [c.stamp["mix"] for c in frame.columns] == ["Base", "Domain", "Task", "Domain + Task"]
 
 
 def test_a_weight_map_of_one_adapter_orders_its_weights(

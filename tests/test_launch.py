@@ -81,3 +81,30 @@ def test_importing_the_studio_builds_no_editor_stubs() -> None:
         .stdout.strip()
         .endswith("html.py")
     )
+
+
+@pytest.mark.parametrize(
+    ("screen", "wanted", "opened", "text"),
+    [
+        (":0", True, ["http://127.0.0.1:7860/"], "It was opened in your browser."),
+        ("", True, [], "No browser was opened: open this address yourself."),
+        (":0", False, [], "No browser was opened: open this address yourself."),
+    ],
+)
+def test_the_address_is_printed_and_whether_a_browser_was_opened(
+    screen: str,
+    wanted: bool,
+    opened: list[str],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    urls: list[str] = []
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("DISPLAY", screen)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("webbrowser.open", lambda url: not urls.append(url))
+    launch.announce("http://127.0.0.1:7860/", wanted)
+    printed = capsys.readouterr().out
+    assert urls == opened
+    assert "Adapter Studio runs at http://127.0.0.1:7860/\n" in printed and text in printed

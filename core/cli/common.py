@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from core.engine import Engine
 from core.errors import StudioError
+from core.progress import LineClock
 from core.spec.presets import PRESETS, resolve
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
@@ -173,10 +174,13 @@ def warn_of_damaged(engine: Engine, *kinds: str) -> None:
 
 
 class ProgressBar:
-    """A progress bar on a terminal; where the output is a file or a pipe, one line per activity."""
+    """A progress bar on a terminal; where the output is a file or a pipe, a line every few seconds.
+
+    There, a line also begins every activity.
+    """
 
     def __init__(self) -> None:
-        self._activity = ""
+        self._activity, self._clock = "", LineClock()
         self._is_terminal = sys.stdout.isatty()
 
     def show(self, share: float, text: str) -> None:
@@ -191,8 +195,9 @@ class ProgressBar:
         activity = text.partition(":")[0]
         if self._is_terminal:
             print(f"\r{line:<{LINE_WIDTH}}", end="\n" if share == 1 else "", flush=True)
-        elif activity != self._activity:
+        elif activity != self._activity or share == 1 or self._clock.is_due():
             print(line, flush=True)
+            self._clock.restart()
         self._activity = activity
 
     def print_line(self, text: str) -> None:

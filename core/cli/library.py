@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar, warn_of_damaged
+from core.data.datasets import Dataset
 from core.engine import Engine
 from core.engine.damaged import WORKSPACE, describe_deletion
+from core.errors import UnconfirmedRoles
 from core.spec.settings import SEED
 from core.spec.training import KINDS
 from core.store import workspace
 
+HUB_PREFIX = "hub:"
 PREVIEW_ROWS = 3
 PREVIEW_WIDTH = 500  # characters of a row
 
@@ -25,6 +28,10 @@ def add_data_verbs(group: Any, add: AddVerb) -> None:
     _add_reading_options(p)
     p = add(group, "add", import_data, "Import files or a folder as a dataset.")
     _add_reading_options(p)
+    p.add_argument("--yes", action="store_true", help="Confirm the roles that are proposed from the cells.")
+    p.add_argument("--config", default="", help="Of a dataset of the Hub, hub:owner/name.")
+    p.add_argument("--split", default="", help="Of a dataset of the Hub. Default: train.")
+    p.add_argument("--revision", default="", help="Of a dataset of the Hub: branch, tag or commit.")
     p.add_argument("--name", default="", help="Default: the name of the first file.")
     p.add_argument("--seed", type=int, default=SEED, help="Decides the train, validation and test splits.")
     add(group, "list", list_data, "List datasets.")
@@ -85,11 +92,30 @@ def add_library_verbs(group: Any, add: AddVerb) -> None:
 
 
 def import_data(engine: Engine, args: argparse.Namespace) -> Any:
-    roles, name = _read_roles(args), args.name or args.paths[0].stem
-    dataset = engine.datasets.import_files(args.paths, name, args.kind, roles, args.seed, args.encoding)
+    try:
+        dataset = _import_paths(engine, args, args.kind, _read_roles(args))
+    except UnconfirmedRoles as e:
+        if not args.yes:
+            raise
+        print(f"Confirmed: {e.what}")
+        dataset = _import_paths(engine, args, e.kind, e.roles)
     print(f"{dataset.id}: {dataset.rows} {dataset.kind} rows, {dataset.splits}")
     _print_notes(dataset)
     return dataset
+
+
+def _import_paths(
+    engine: Engine, args: argparse.Namespace, kind: str | None, roles: dict[str, str] | None
+) -> Dataset:
+    """Imports files, or a dataset of the Hub: one path of the form hub:owner/name."""
+    first = str(args.paths[0])
+    if first.startswith(HUB_PREFIX) and len(args.paths) == 1:
+        hub_id = first.removeprefix(HUB_PREFIX)
+        return engine.datasets.import_hub(
+            hub_id, args.name, args.config, args.split, args.revision, kind, roles, args.seed
+        )
+    name = args.name or args.paths[0].stem
+    return engine.datasets.import_files(args.paths, name, kind, roles, args.seed, args.encoding)
 
 
 def _read_roles(args: argparse.Namespace) -> dict[str, str] | None:

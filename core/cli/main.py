@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.cli import bundles, grids, library, mixes, runs, workspace
+from core.cli import bundles, grids, inspections, library, mixes, runs, workspace
 from core.cli.common import Verb
 from core.engine import Engine
 from core.errors import StudioError
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # bitsandbytes warns about an optional CPU kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("core.engine.resident_base").setLevel(logging.INFO)  # loading takes up to minutes
     args = build_parser().parse_args(argv)
     restore_sigterm = exit_on_sigterm()
     try:
@@ -92,7 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
         group = commands.add_parser(name, help=help, description=help)
         return group.add_subparsers(required=True, metavar="VERB")
 
-    library.add_data_verbs(add_group("data", "Datasets."), _add_verb)
+    data = add_group("data", "Datasets.")
+    library.add_data_verbs(data, _add_verb)
+    inspections.add_verbs(data, _add_verb)
     runs.add_train_verbs(add_group("train", "Train an adapter."), _add_verb)
     library.add_base_verbs(add_group("bases", "Base models."), _add_verb)
     library.add_adapter_verbs(add_group("adapters", "The library of adapters."), _add_verb)

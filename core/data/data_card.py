@@ -119,7 +119,7 @@ def _list_format(dataset: Dataset) -> Iterator[str]:
         yield "Each row has `messages`, a list of `role` (system, user, assistant or tool) and `content`."
         yield "A `weight` of 0 marks an answer that is context and is not trained."
     else:
-        yield "Each row has a `text`. Sections of one document have its name, `document`, and a number, `part`."
+        yield "Each row has a `text`. Sections of a document have its name, `document`, and a number, `part`."
     yield ""
     if dataset.parents:
         yield "Each row has the split that it has in the dataset it comes from, or one that is held out more."

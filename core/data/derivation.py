@@ -19,6 +19,7 @@ from core.data.splits import SPLITS, content_key, list_questions
 from core.errors import SpecError
 from core.store.workspace import Workspace
 
+HELD_OUT_NAMES = {"val": "validation", "test": "test"}
 Splits = Mapping[str, Sequence[Mapping[str, Any]]]  # split to canonical rows
 Derived = tuple[dict[str, list[dict[str, Any]]], list[str]]  # the rows, and sentences about them
 
@@ -155,11 +156,11 @@ def merge(parents: Sequence[tuple[str, Splits]]) -> Derived:
     moved = Counter(SPLITS[code] for code, old in zip(codes, before, strict=True) if code != old)
     notes = [f"{' and '.join(repr(name) for name, _ in parents)} were merged."]
     if repeated:
-        notes.append(f"{count_rows(repeated)} taken once: several of the datasets have them.")
+        notes.append(f"{count_rows(repeated)} taken once, because several of the datasets have the same.")
     for split, n in moved.items():
         verb = "row was" if n == 1 else "rows were"
         why = "because another dataset has the question or text there"
-        notes.append(f"{n:,} {verb} moved to the {split} split, {why}.")
+        notes.append(f"{n:,} {verb} moved to the {HELD_OUT_NAMES[split]} split, {why}.")
     result = {
         split: [row for row, c in zip(rows, codes, strict=True) if c == code]
         for code, split in enumerate(SPLITS)

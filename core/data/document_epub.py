@@ -55,6 +55,7 @@ class _EpubReader:
         self._archive = archive
         self._name = name
         self._tally = Tally()
+        self._missing: list[str] = []  # pages of the reading order
         self._package_path = self._find_package()
         self._package = archive.parse(self._package_path)
         self._items = self._read_manifest()
@@ -124,6 +125,8 @@ class _EpubReader:
             else:
                 builder.extend(self._read_page(root, notes))
         document = builder.build(self._read_title(), self._tally)
+        if not document.blocks and self._missing:
+            self._archive.refuse(f"its page {self._missing[0][:80]!r} is missing.", DAMAGED)
         if not document.blocks:
             self._archive.refuse("the book has no text.", "Its pages may be pictures: use a text edition.")
         return document
@@ -161,6 +164,7 @@ class _EpubReader:
                 self._tally.count("contents page")
                 continue
             if item.path not in self._archive:
+                self._missing.append(item.path)
                 self._tally.say(f"The page {item.path[:80]} is missing in the book.")
                 continue
             root = parse_xhtml(self._archive.read(item.path), self._name, item.path)
@@ -216,7 +220,7 @@ def _has_text(root: Any) -> bool:
 def _is_contents(root: Any, path: str, pages: set[str]) -> bool:
     """Whether a page is a list of contents: it says so, or hardly has text besides links to pages of the book."""
     body = next((e for e in root.iter() if find_local_name(e) == "body"), root)
-    sections = [body, *[e for e in body if find_local_name(e) in ("section", "div", "nav")]]
+    sections = [body, *[e for e in body if find_local_name(e) in ("section", "div")]]
     if len(sections) <= 2 and any(find_types(e) & _CONTENTS_TYPES for e in sections):
         return True
     texts = []

@@ -21,7 +21,7 @@ from core.data.document_parts import find_local_name
 from core.data.docx_styles import format_number
 from core.data.documents import Block
 from core.data.equations import write_mathml
-from core.data.html_notes import NoteIndex, find_classes, find_types, is_notes_section, is_page_break, join_text, read_label
+from core.data.html_notes import NOTE_TYPES, NoteIndex, find_classes, find_types, is_notes_section, is_page_break, join_text, read_label
 
 _BLOCKS = frozenset(
     "address article aside blockquote body center dd details dialog dir div dl dt fieldset figcaption figure footer form"
@@ -45,7 +45,7 @@ _PAGE_ROLES = {
 }  # fmt: skip
 _DECORATION = frozenset(("headerlink", "mw-editsection", "linenos", "lineno", "line-number", "line-numbers", "gutter"))
 _CONTENT_OF_FORM = frozenset(("main", "article", "h1", "h2", "h3"))
-_MAY_BE_LEFT_OUT = frozenset(("del", "nav", "aside", "header", "footer", "dialog", "li", "p", "div", "section", "a"))
+_MAY_BE_LEFT_OUT = frozenset(("del", "nav", "aside", "header", "footer", "dialog"))
 _NOT_IN_CELLS = frozenset(("table", "pre", *_HEADINGS))
 _NUMBERING = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 _HIDDEN_STYLE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
@@ -136,7 +136,7 @@ class HtmlBlocks:
         """The blocks, without headings under which nothing is left."""
         blocks = self._builder.blocks
         emptied = {id(block) for block in self._emptied}
-        following = [*blocks[1:], None]
+        following = [*blocks[1:], None][: len(blocks)]
         return tuple(
             block
             for block, after in zip(blocks, following, strict=True)
@@ -161,6 +161,10 @@ class HtmlBlocks:
             self._pieces.append("“")
         elif name == "a" and self._notes is not None and element in self._notes.notes:
             self._add_mark(element)
+            return False
+        elif self._notes is not None and element.keys() and find_types(element) & NOTE_TYPES:
+            self._flush()
+            self._builder.add("footnote", "\n".join(block.text for block in self._read_separately(element)))
             return False
         if name in _BLOCKS:
             self._start_block(element, name)
@@ -303,8 +307,8 @@ class HtmlBlocks:
             return True
         if name in ("label", "legend"):
             return element in self._survey.labels
-        if not element.keys() and name not in _MAY_BE_LEFT_OUT:
-            return False
+        if not element.keys() and name not in _MAY_BE_LEFT_OUT:  # most elements
+            return self._leave_out_note(element)
         if _is_hidden(element, name):
             if join_text(element).strip():
                 self._tally.count("hidden element")
@@ -322,7 +326,7 @@ class HtmlBlocks:
 
     def _leave_out_note(self, element: Any) -> bool:
         """Whether an element is a note that is written at its mark, or a link back to one."""
-        if self._notes is None:
+        if self._notes is None or not self._notes.bodies:
             return False
         if element in self._notes.back_links:
             return True
@@ -331,7 +335,7 @@ class HtmlBlocks:
             if (last := self._builder.last) is not None and last.kind == "heading":
                 self._emptied.append(last)
             return True
-        if not is_notes_section(element):
+        if not element.keys() or not is_notes_section(element):
             return False
         return all(note in self._notes.bodies for note in _list_notes(element))
 

@@ -19,7 +19,7 @@ from core.data.document_parts import find_local_name
 EPUB_TYPE = "{http://www.idpf.org/2007/ops}type"
 _MARK_TYPES = frozenset({"noteref", "doc-noteref"})
 _MARK_CLASSES = frozenset({"footnote-ref", "footnote-reference", "noteref", "fnref", "footnoteref"})
-_NOTE_TYPES = frozenset({"footnote", "endnote", "rearnote", "note", "doc-footnote", "doc-endnote"})
+NOTE_TYPES = frozenset({"footnote", "endnote", "rearnote", "note", "doc-footnote", "doc-endnote"})
 _SECTION_TYPES = frozenset({"footnotes", "endnotes", "rearnotes", "doc-endnotes"})
 _BACK_TYPES = frozenset({"backlink", "doc-backlink"})
 _BACK_CLASSES = frozenset({"footnote-back", "footnote-backref", "fn-backref"})
@@ -162,9 +162,9 @@ def _find_note(target: Any) -> Any:
         return None
     parent = note.getparent()
     if find_local_name(note) == "p" and parent is not None and parent[0] is note:
-        if find_local_name(parent) in ("li", "aside", "dd") or find_types(parent) & _NOTE_TYPES:
+        if find_local_name(parent) in ("li", "aside", "dd") or find_types(parent) & NOTE_TYPES:
             note = parent
-    if note is not target and not find_types(note) & _NOTE_TYPES:
+    if note is not target and not find_types(note) & NOTE_TYPES:
         others = [a for a in note.iter() if find_local_name(a) == "a" and a is not target and a.get("id")]
         if len(others) > 2:  # several notes in one paragraph
             return None

@@ -176,7 +176,8 @@ class Lines:
 
     def _has_bytes(self, at: Positions, piece: bytes, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Whether the piece stands at these positions; looked at only where it is wanted."""
-        at = np.where(wanted, at, 0)
+        if not wanted.all():
+            at = np.where(wanted, at, 0)
         if len(piece) > len(self.bytes):
             return np.zeros(len(at), np.bool_)
         is_equal = np.ones(len(at), np.bool_)

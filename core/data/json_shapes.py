@@ -78,7 +78,12 @@ def _find_records(outer: dict[str, Any]) -> list[Row]:
 
 def _find_sections(outer: dict[str, Any]) -> list[Row]:
     """The improved texts of sections, in their order."""
-    return [{"text": text} for text in _walk_sections(outer)]
+    return [{_SECTION_TEXT: text} for text in _walk_sections(outer)]
+
+
+def list_improved_texts(value: Any) -> list[str]:
+    """The improved texts of nested sections, in their order."""
+    return list(_walk_sections(value))
 
 
 def _walk_sections(value: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +43,7 @@ def detect_language(text: str) -> str:
         'en'
     """
     part = text[:READ].strip()
-    letters = sum(c.isalpha() for c in part)
+    letters = sum(unicodedata.category(c)[0] in "LM" for c in part)  # with vowel signs of Indic scripts
     if letters < SHORTEST / (1 if part.isascii() else 2) or 2 * letters < len(part):
         return ""
     code, probability = _identifier().classify(part)

@@ -1,6 +1,6 @@
 """Splits of many rows, from 64-bit hashes of what they ask: the rule of `splits` in a few passes of numpy.
 
-From LARGE rows on, a dataset is split like this, whatever its format:
+From `split_rows.LARGE` rows on, a dataset is split like this, whatever its format:
 
     rows with one hash form a group ─┐  groups sorted by type, within a type by their hash mixed with the seed
                                      ▼
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 State = tuple[int, int, int]  # how far each split is below its share, times the sum of the shares
 
-LARGE = 200_000  # rows from which on this rule is used
 DENOMINATOR_LIMIT = 1000  # of the shares as fractions
 _ODD = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _MASK = 2**64 - 1
@@ -141,6 +140,17 @@ def _run(
             c -= total * weight
             chosen.append(2)
     return np.frombuffer(chosen, np.uint8), (a, b, c)
+
+
+def count_repeated(questions: NDArray[np.uint64]) -> int:
+    """Counts the rows that ask what an earlier one asks."""
+    return len(questions) - len(np.unique(questions))
+
+
+def rank_types(types: Sequence[str]) -> NDArray[np.int64] | None:
+    """For each row the place of its type in alphabetical order; None if no row has one."""
+    rank = {label: place for place, label in enumerate(sorted(set(types)))}
+    return np.array([rank[label] for label in types]) if len(rank) > 1 or "" not in rank else None
 
 
 def count_splits(chosen: NDArray[np.uint8]) -> dict[str, int]:

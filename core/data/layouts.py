@@ -29,6 +29,7 @@ from core.data.layout_exports import CHATGPT, GROUP_CHATS, INTENTS, NESTED_TREES
 from core.data.layout_options import OPTION_COLUMNS
 from core.data.layout_pairs import INPUT_OUTPUT, LABELS, SENTENCE_PAIRS, SUMMARIES, TRANSLATIONS
 from core.data.layout_preferences import KTO, OPENAI_PREFERENCE, PREFERENCE
+from core.data.layout_sections import SECTIONS
 from core.data.layout_table import Layout, Table
 from core.data.layout_turns import INSTANCES, MARKED_TURNS, TURN_LISTS
 from core.data.notes import Notes
@@ -50,6 +51,7 @@ LAYOUTS: tuple[Layout, ...] = (
     NESTED_TREES,
     CHATGPT,
     GROUP_CHATS,
+    SECTIONS,
     INTENTS,
     INSTANCES,
     SQUAD,

@@ -9,11 +9,12 @@ pyarrow is imported when a file is read, because the import is slow.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from core.data.jsonrows import FIELD_LIMIT
+from core.data.jsonrows import FIELD_LIMIT, check_depth
 from core.errors import DataError
 
 ROW_LIMIT = 1_000_000
@@ -38,12 +39,13 @@ class UnreadCell:
         return f"({self.type_name}, not read)"
 
 
-def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
+def read_parquet(file: IO[bytes], name: str, is_limited: bool = True) -> Iterator[dict[str, Any]]:
     """Reads rows of texts, numbers, dates (as text), and lists or structs of these.
 
     Args:
         file: open for reading, seekable.
         name: the file name that errors show.
+        is_limited: whether ROW_LIMIT and TEXT_LIMIT_BYTES apply; RATIO_LIMIT always does.
 
     Raises:
         DataError: the file is damaged, too large once decoded, or has a column of another type.
@@ -52,17 +54,20 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     limits = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 1 << 20}
-    limit = min(TEXT_LIMIT_BYTES, max(RATIO_FLOOR_BYTES, RATIO_LIMIT * file.seek(0, 2)))
+    limit = max(RATIO_FLOOR_BYTES, RATIO_LIMIT * file.seek(0, 2))
+    if is_limited:
+        limit = min(TEXT_LIMIT_BYTES, limit)
     done = decoded = 0
     try:
-        dictionary_columns, unread = _check(pq.ParquetFile(file, **limits), name)
+        dictionary_columns, unread = _check(pq.ParquetFile(file, **limits), name, is_limited)
         parquet = pq.ParquetFile(file, read_dictionary=dictionary_columns, **limits)
         columns = parquet.schema_arrow.names
+        labels = _find_labels(parquet.schema_arrow.metadata)
         wanted = [c for c in columns if c not in unread]
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
             done += batch.num_rows
             decoded += sum(_count_decoded_bytes(column) for column in batch.columns)
-            if done > ROW_LIMIT:
+            if is_limited and done > ROW_LIMIT:
                 raise DataError(
                     f"the file has more than {ROW_LIMIT:,} rows.",
                     "Split it into several datasets.", file=name, line=done,
@@ -75,6 +80,8 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
             names = batch.schema.names
             for cells in zip(*(column.to_pylist() for column in batch.columns)):
                 row = {n: _to_json_value(c) for n, c in zip(names, cells)}
+                for column, class_names in labels.items():
+                    row[column] = _name_label(row.get(column), class_names)
                 yield {c: unread.get(c, row.get(c)) for c in columns} if unread else row
     except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as e:
         reason = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
@@ -86,14 +93,14 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
         ) from e
 
 
-def _check(parquet: Any, name: str) -> tuple[list[str], dict[str, UnreadCell]]:
+def _check(parquet: Any, name: str, is_limited: bool) -> tuple[list[str], dict[str, UnreadCell]]:
     """Checks size, columns and encodings before any cell is read.
 
     Returns:
         Paths of the text columns that are read as dictionaries, and the columns that are not read.
     """
     meta, schema = parquet.metadata, parquet.schema_arrow
-    if meta.num_rows > ROW_LIMIT:
+    if is_limited and meta.num_rows > ROW_LIMIT:
         raise DataError(
             f"a file may have at most {ROW_LIMIT:,} rows, got {meta.num_rows:,}.",
             "Split it into several datasets.",
@@ -119,7 +126,7 @@ def _check(parquet: Any, name: str) -> tuple[list[str], dict[str, UnreadCell]]:
             file=name,
         )
     size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-    if size > TEXT_LIMIT_BYTES:
+    if is_limited and size > TEXT_LIMIT_BYTES:
         raise DataError(
             f"a file may decode to at most {TEXT_LIMIT_BYTES:,} bytes, got {size:,}.",
             "Split it into several files.",
@@ -140,6 +147,28 @@ def _check(parquet: Any, name: str) -> tuple[list[str], dict[str, UnreadCell]]:
             if chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in e for e in chunk.encodings):
                 dictionary_columns[chunk.path_in_schema] = None
     return list(dictionary_columns), unread
+
+
+def _find_labels(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names of the classes of columns with class numbers, which `datasets` writes into the schema."""
+    text = (metadata or {}).get(b"huggingface", b"")
+    try:
+        check_depth(text.decode(), "", 1)
+        features = json.loads(text)["info"]["features"]
+        return {
+            str(column): list(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError):
+        return {}
+
+
+def _name_label(cell: Any, names: list[str]) -> Any:
+    is_number = isinstance(cell, int) and not isinstance(cell, bool)
+    if is_number and cell < 0:
+        return None  # what `datasets` writes for a row without a label
+    return names[cell] if is_number and cell < len(names) else cell
 
 
 def _is_supported(kind: Any, depth: int) -> bool:

@@ -8,6 +8,7 @@ probability of about n² / 2^65: below one in a million for 5 million rows. They
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,16 +44,18 @@ def _hash_key(roles: tuple[str, ...], texts: Iterable[bytes]) -> int:
 
 
 def hash_texts(
-    roles: Sequence[str], texts: Sequence[pa.StringArray], read: Callable[[int, int], str]
+    roles: Sequence[str],
+    texts: Sequence[pa.StringArray],
+    read: Callable[[int, NDArray[np.int64]], list[str]],
 ) -> NDArray[np.uint64]:
     """Hashes the questions of many rows that have the same roles.
 
     Args:
         roles: role of each part of the question; "" for the text of a domain row.
         texts: for each part the texts of all rows, as JSON writes them between quotes.
-        read: reads the text of (part, row) from its JSON form.
+        read: reads the texts of one part in some rows from their JSON form.
     """
-    columns = [_normalize(array, lambda row, part=part: read(part, row)) for part, array in enumerate(texts)]
+    columns = [_normalize(array, partial(read, part)) for part, array in enumerate(texts)]
     if len(roles) == 1 and roles[0] in ("", "user"):
         digest = xxhash.xxh3_64_intdigest
         return np.fromiter(map(digest, columns[0]), np.uint64, len(columns[0]))
@@ -60,7 +63,7 @@ def hash_texts(
     return np.fromiter((_hash_key(names, parts) for parts in zip(*columns)), np.uint64, len(columns[0]))
 
 
-def _normalize(texts: pa.StringArray, read: Callable[[int], str]) -> list[bytes]:
+def _normalize(texts: pa.StringArray, read: Callable[[NDArray[np.int64]], list[str]]) -> list[bytes]:
     """Normalizes texts in their JSON form, in UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -68,17 +71,23 @@ def _normalize(texts: pa.StringArray, read: Callable[[int], str]) -> list[bytes]
     lower = pc.ascii_lower(texts)
     plain = pc.ascii_rtrim(pc.ascii_ltrim(lower, characters=_TRIM_LEFT), characters=_TRIM_RIGHT)
     normalized: list[bytes] = plain.cast(pa.binary()).to_pylist()
-    for row in {*_find_unusual(texts), *np.flatnonzero(measure(plain) == 0).tolist()}:
-        normalized[row] = normalize_text(read(row)).encode("utf-8", "surrogatepass")
+    is_unusual = _find_unusual(texts) | (measure(plain) == 0)
+    rows = np.flatnonzero(is_unusual)
+    if len(rows):
+        for row, text in zip(rows.tolist(), read(rows), strict=True):
+            normalized[row] = normalize_text(text).encode("utf-8", "surrogatepass")
     return normalized
 
 
-def _find_unusual(texts: pa.StringArray) -> list[int]:
-    """The rows with escapes, characters outside ASCII, or two spaces in a row."""
+def _find_unusual(texts: pa.StringArray) -> NDArray[np.bool_]:
+    """Which rows have escapes, characters outside ASCII, or two spaces in a row."""
     ends = offsets_of(texts)
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[: ends[-1]]
-    is_unusual = (data == 0x5C) | (data > 0x7E)
+    is_unusual = data > 0x7E
+    is_unusual |= data == 0x5C
     is_space = data == 0x20
     is_unusual[1:] |= is_space[1:] & is_space[:-1]
-    places = np.flatnonzero(is_unusual)
-    return np.unique(np.searchsorted(ends, places, "right") - 1).tolist() if len(places) else []
+    rows = np.zeros(len(texts), np.bool_)
+    if is_unusual.any():
+        rows[np.searchsorted(ends, np.flatnonzero(is_unusual), "right") - 1] = True
+    return rows

@@ -20,7 +20,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +37,7 @@ from core.store.files import check_regular_file
 
 TEXT_SUFFIXES = (".txt", ".md")
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".parquet")
+STREAMED_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  # are never held in memory whole
 FORMATS = (*TEXT_SUFFIXES, *TABLE_SUFFIXES, *DOCUMENT_READERS)  # these can also be inside an archive
 SUFFIXES = (*FORMATS, *compressed.SUFFIXES)
 
@@ -69,6 +70,24 @@ class RawRow:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How much one import may read. None is no limit but the disk's.
+
+    Attributes:
+        rows: of all files.
+        file_bytes: of one file that is read in blocks; a file of another format has FILE_LIMIT_BYTES.
+        total_bytes: of all files.
+    """
+
+    rows: int | None
+    file_bytes: int | None
+    total_bytes: int | None
+
+
+OWNER = Limits(None, None, None)  # who runs the studio on this machine
+
+
+@dataclass(frozen=True)
 class Source:
     """A file to read, and the name that the user knows it by.
 
@@ -76,18 +95,22 @@ class Source:
         path: where it lies.
         name: what errors call it; it ends with the suffix of its format.
         inflated: of a member of an archive: its content, which has no path of its own.
+        byte_limit: bytes that it may have; None for no limit.
     """
 
     path: Path
     name: str
     inflated: IO[bytes] | None = None
+    byte_limit: int | None = FILE_LIMIT_BYTES
 
     @property
     def suffix(self) -> str:
         return Path(self.name).suffix.lower()
 
 
-def find_files(paths: Sequence[Path | str], log: ReadLog | None = None) -> list[Source]:
+def find_files(
+    paths: Sequence[Path | str], log: ReadLog | None = None, limits: Limits | None = None
+) -> list[Source]:
     """Lists the files to read: each given file, and for a folder all supported files in it, sorted by name.
 
     A link that is given as a path is refused. Inside folders, links and hidden files are skipped. Beside
@@ -95,10 +118,12 @@ def find_files(paths: Sequence[Path | str], log: ReadLog | None = None) -> list[
 
     Args:
         log: gets the files that were skipped.
+        limits: of the user; None is ROW_LIMIT, FILE_LIMIT_BYTES and TOTAL_LIMIT_BYTES.
 
     Raises:
         DataError: no file, not a regular file, only unsupported suffixes, or too many files or bytes.
     """
+    limits = limits or Limits(ROW_LIMIT, FILE_LIMIT_BYTES, TOTAL_LIMIT_BYTES)
     sources: list[Source] = []
     for path in map(Path, paths):
         if os.path.isdir(path) and not os.path.islink(path):
@@ -113,6 +138,8 @@ def find_files(paths: Sequence[Path | str], log: ReadLog | None = None) -> list[
         else:
             sources.append(Source(path, path.name))
     unique = list({os.path.abspath(s.path): s for s in sources}.values())
+    if limits.file_bytes is None:
+        unique = [replace(s, byte_limit=None) if s.suffix in STREAMED_SUFFIXES else s for s in unique]
     if not unique:
         raise DataError(
             "No files were given.", f"Choose one or more files ({', '.join(SUFFIXES)}) or a folder."
@@ -127,9 +154,9 @@ def find_files(paths: Sequence[Path | str], log: ReadLog | None = None) -> list[
         with open_source(source) as f:
             total += os.fstat(f.fileno()).st_size
     unique = _drop_unsupported(unique, ReadLog() if log is None else log)
-    if total > TOTAL_LIMIT_BYTES:
+    if limits.total_bytes is not None and total > limits.total_bytes:
         raise DataError(
-            f"One import may have at most {TOTAL_LIMIT_BYTES:,} bytes, got {total:,}.",
+            f"One import may have at most {limits.total_bytes:,} bytes, got {total:,}.",
             "Leave some files out, or import them as several datasets.",
         )
     return unique
@@ -220,9 +247,9 @@ def open_source(source: Source) -> IO[bytes]:
                 "Choose the file itself, not a link, pipe or device.",
                 file=source.name,
             )
-        if info.st_size > FILE_LIMIT_BYTES:
+        if source.byte_limit is not None and info.st_size > source.byte_limit:
             raise DataError(
-                f"a file may have at most {FILE_LIMIT_BYTES:,} bytes, got {info.st_size:,}.",
+                f"a file may have at most {source.byte_limit:,} bytes, got {info.st_size:,}.",
                 "Split it into several files.",
                 file=source.name,
             )
@@ -415,7 +442,8 @@ def _read_xlsx(source: Source, encoding: str, log: ReadLog) -> Rows:
 def _read_parquet(source: Source, encoding: str, log: ReadLog) -> Rows:
     with open_source(source) as f:
         if os.fstat(f.fileno()).st_size:
-            yield from enumerate(parquet.read_parquet(f, source.name), start=1)
+            is_limited = source.byte_limit is not None
+            yield from enumerate(parquet.read_parquet(f, source.name, is_limited), start=1)
 
 
 _READERS: dict[str, Callable[[Source, str, ReadLog], Rows]] = {

@@ -31,10 +31,11 @@ class Reading:
         unread: columns of the files that nothing reads.
         notes: sentences about what was left out, changed or chosen.
         left_out: rows that were left out.
-        rows: canonical rows; empty if there is a problem.
+        rows: canonical rows; empty if there is a problem other than roles that are not confirmed.
         places: for each canonical row the raw row that it comes from.
         problem: why the rows cannot be imported, or None.
         cuts: the documents that were cut into sections.
+        question, reason: what the user has to confirm, and why these roles are proposed; "" if nothing.
     """
 
     kind: str
@@ -50,6 +51,8 @@ class Reading:
     places: list[RawRow]
     problem: DataError | None
     cuts: list[Cut] = field(default_factory=list)
+    question: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,8 @@ def _summarize(
         places=places,
         problem=result.problem,
         cuts=cuts,
+        question=result.question,
+        reason=result.reason,
     )
 
 

@@ -50,6 +50,10 @@ class Template:
         parts = _MARK.split(text)
         return cls(tuple(parts[::2]), tuple(map(int, parts[1::2])))
 
+    def map_pieces(self, change: Callable[[str], str]) -> Template:
+        """The same slots between other pieces."""
+        return Template(tuple(map(change, self.pieces)), self.slots)
+
     def fill(self, texts: Sequence[pa.StringArray]) -> pa.StringArray:
         """Puts texts into the slots, for many rows at once."""
         import pyarrow.compute as pc
@@ -92,19 +96,20 @@ class RowForm:
     def hash_questions(self, texts: Sequence[pa.StringArray]) -> NDArray[np.uint64]:
         """Hashes what the lines ask."""
 
-        def read(part: int, row: int) -> str:
-            template = self.questions[part]
-            text = template.pieces[0]
-            for slot, piece in zip(template.slots, template.pieces[1:]):
-                text += json.loads(f'"{texts[slot][row].as_py()}"') + piece
-            return text
+        def read(part: int, rows: NDArray[np.int64]) -> list[str]:
+            every = from_integers(rows)
+            written = self.questions[part].map_pieces(_escape).fill([t.take(every) for t in texts])
+            decoded: list[str] = json.loads('["' + '","'.join(written.to_pylist()) + '"]')
+            return decoded
 
         # A blank is a blank: so that a line break between two texts is not a character to escape.
-        plain = [
-            Template(tuple(re.sub(r"\s+", " ", p) for p in q.pieces), q.slots).fill(texts)
-            for q in self.questions
-        ]
+        plain = [q.map_pieces(lambda piece: re.sub(r"\s+", " ", piece)).fill(texts) for q in self.questions]
         return hash_texts(self.roles, plain, read)
+
+
+def _escape(text: str) -> str:
+    """A text as JSON writes it between quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def take_texts(lines: Lines, texts: Texts) -> list[pa.StringArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,12 @@ class SourceCopy:
     Args:
         source: the file.
         target: the copy, which must not exist.
-        limit: bytes that the file may have; None for no limit.
         report: receives the bytes of each block that is read.
     """
 
-    def __init__(
-        self, source: Source, target: Path, limit: int | None, report: Callable[[int], None]
-    ) -> None:
-        self.copy = Source(target, source.name)
-        self.source, self._limit, self._report = source, limit, report
+    def __init__(self, source: Source, target: Path, report: Callable[[int], None]) -> None:
+        self.copy = replace(source, path=target)
+        self.source, self._report = source, report
         self._original = open_source(source)
         self._file: LargeFile | None = LargeFile(target)
         self._record: dict[str, Any] = {}
@@ -54,7 +52,7 @@ class SourceCopy:
             return 0
         count = self._original.readinto(space)  # type: ignore[attr-defined]
         self._file.write(space[:count])
-        if self._limit is not None and self._file.size > self._limit:
+        if self.source.byte_limit is not None and self._file.size > self.source.byte_limit:
             raise DataError(
                 "the file grows while it is read.", "Wait until it is complete.", file=self.source.name
             )

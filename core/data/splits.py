@@ -26,6 +26,8 @@ from core.spec.settings import SEED
 SPLITS = ("train", "val", "test")
 RATIOS = (0.70, 0.15, 0.15)
 _INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff]+")  # soft hyphen, zero width
+# Invisible characters and typographic quotes; a text without them is left as it is.
+_ODD = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff‘’‚‛“”„‟«»]")
 _QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"')})
 # What does not count around a text: "Where is it?" asks what "where is it" asks.
 _BEFORE, _AFTER = "¿¡\"' ", ".,;:!?。、\"' "
@@ -100,8 +102,10 @@ def normalize_text(text: str) -> str:
     if text.isascii():  # several times faster
         words = " ".join(text.lower().split())
     else:
-        folded = _normalize_forms(_normalize_forms(text).casefold()).translate(_QUOTES)
-        words = " ".join(_INVISIBLE.sub("", folded).split())
+        folded = _normalize_forms(_normalize_forms(text).casefold())
+        if _ODD.search(folded):
+            folded = _INVISIBLE.sub("", folded.translate(_QUOTES))
+        words = " ".join(folded.split())
     return words.lstrip(_BEFORE).rstrip(_AFTER) or words
 
 

@@ -2,8 +2,8 @@
 
     source files ─ source_copies ─> blocks ─ row_stream ─> rows.jsonl ─ the split of every row ─> splits
 
-`reading` reads smaller files at once; both give the same dataset. Differences for large ones: a sample of the
-rows decides on layout and roles (`row_stream`), and from LARGE rows on, the split is that of `large_splits`.
+`datasets` reads smaller files at once; both give the same dataset. One thing differs: a sample of the rows decides
+on layout and roles, see `row_stream`.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.data.dataset_writer import RowsFile
+import numpy as np
+
+from core.data.dataset_writer import RowsFile, write_splits
 from core.data.encodings import choose_codec
 from core.data.json_lines import Lines
+from core.data.large_splits import count_repeated, count_splits, split_hashes
 from core.data.read_log import ReadLog
-from core.data.readers import TABLE_SUFFIXES, RawRow, Source, open_source, read_source_rows
-from core.data.reading import Plan, make_plan
+from core.data.readers import OWNER, Limits, RawRow, Source, open_source, read_source_rows
+from core.data.reading import Plan, Reading, make_plan
 from core.data.row_stream import NeedsAllRows, Restart, RowStream
 from core.data.source_copies import SourceCopy
+from core.data.split_rows import LARGE
+from core.data.splits import SPLITS, split
+from core.data.stored_rows import StoredRows
 from core.errors import DataError
 from core.progress import ReadProgress, Report
 from core.store.files import delete
 
-STREAM_BYTES = 64 << 20  # of all files, from which on they are streamed
-SAMPLE_ROWS = 1000  # that decide on layout and roles
+SAMPLE_ROWS = 500  # that decide on layout and roles
 ROW_BLOCK = 5000  # raw rows that are read together
 PLAN_LIMIT = 12  # plans that are tried
 CUT_SHARE = 0.02  # a text with a larger share of all text is cut into sections, which needs all rows
-
-
-def is_streamed(sources: Sequence[Source], total_bytes: int) -> bool:
-    """Whether files are large tables."""
-    return total_bytes >= STREAM_BYTES and all(source.suffix in TABLE_SUFFIXES for source in sources)
 
 
 class StreamedImport:
     """Reads large tables into the folder of a draft.
 
     Args:
-        sources: tables, see `is_streamed`.
+        sources: tables.
         folder: the folder of the draft.
         encoding: of text files that do not identify themselves.
-        byte_limit: bytes that one file may have; None for no limit.
-        row_limit: rows that all files may have together; None for no limit.
         report: receives the progress once a block.
+        limits: rows and bytes that the user may import.
 
     Attributes:
         copies: the copied files, once `read` has returned or raised NeedsAllRows.
@@ -59,12 +58,11 @@ class StreamedImport:
         sources: Sequence[Source],
         folder: Path,
         encoding: str = "utf-8",
-        byte_limit: int | None = None,
-        row_limit: int | None = None,
         report: Report | None = None,
+        limits: Limits = OWNER,
     ) -> None:
         self._sources, self._folder, self._encoding = sources, folder, encoding
-        self._byte_limit, self._row_limit, self._report = byte_limit, row_limit, report
+        self._row_limit, self._report = limits.rows, report
         self.total = sum(source.path.lstat().st_size for source in sources)
         self.copies: list[Source] = []
         self.files: list[dict[str, Any]] = []
@@ -97,7 +95,7 @@ class StreamedImport:
         try:
             for number, source in enumerate(self._sources, start=1):
                 target = self._folder / "source" / f"{number:04d}{source.suffix}"
-                self._copying.append(SourceCopy(source, target, self._byte_limit, self._count))
+                self._copying.append(SourceCopy(source, target, self._count))
             try:
                 plan = make_plan(sample, kind, roles)
                 for _ in range(PLAN_LIMIT):
@@ -113,6 +111,47 @@ class StreamedImport:
         finally:
             for copying in self._copying:
                 copying.close()
+
+    def split(
+        self, stream: RowStream, file: RowsFile, dataset_id: str, seed: int, purpose: str
+    ) -> tuple[dict[str, int], dict[str, str], int]:
+        """Splits the rows and writes the splits.
+
+        Returns:
+            The rows of each split; the sha256 of its file; how many rows ask what an earlier one asks.
+
+        Raises:
+            DataError: there are fewer than three different questions.
+        """
+        questions, lengths = stream.questions(), file.lengths()
+        if purpose == "evaluation":
+            chosen = np.full(stream.rows, SPLITS.index("test"), np.uint8)
+        elif stream.rows < LARGE:
+            parts = split(StoredRows(file.path, lengths), seed)
+            chosen = np.empty(stream.rows, np.uint8)
+            for index, name in enumerate(SPLITS):
+                chosen[parts[name]] = index
+        else:
+            chosen = split_hashes(questions, stream.type_ranks(), seed)
+        duplicates = count_repeated(questions)
+        del questions
+        self._text, self._done = "Writing the splits", 0
+
+        def report(count: int) -> None:
+            self._done += count
+            if self._report:
+                done = self.total + self.total * self._done // max(1, file.size)
+                self._report(ReadProgress(done, 2 * self.total, self._text, rows=stream.raw))
+
+        digests = write_splits(file.path, lengths, chosen, self._folder, dataset_id, report)
+        return count_splits(chosen), digests, duplicates
+
+    def to_reading(self, stream: RowStream, file: RowsFile) -> Reading:
+        """The first rows as a reading, for checks that name the places of rows."""
+        plan = stream.plan
+        rows = StoredRows(file.path, file.lengths())[: len(stream.places)]
+        places = [RawRow({}, name, line) for name, line in stream.places]
+        return Reading(plan.kind, plan.roles, plan.columns, plan.choices, "", "", plan.unread, [], 0, rows, places, None)
 
     def _take_sample(self) -> list[RawRow]:
         rows = read_source_rows(self._sources, self._encoding, ReadLog())

@@ -9,6 +9,7 @@ from core.engine.resident_base import DEFAULT_BASE, BaseInfo, ResidentBase
 from core.engine.runs import Runs
 from core.engine.worker import BackgroundTask, Worker
 from core.errors import BaseModelError, Busy, SpecError, StudioError
+from core.progress import LineClock
 from core.spec.training import QUANTIZATIONS
 from core.store import adapters, base_models, hub
 from core.store.base_models import LocalBase
@@ -137,8 +138,12 @@ class Bases:
         self._task = BackgroundTask(lambda task: self._run_download(name, task))
 
     def _run_download(self, name: str, task: BackgroundTask) -> None:
+        clock = LineClock()
+
         def report(state: Download) -> None:
             self._download = state
+            if clock.is_due():
+                logger.info("%s: %.1f of %.1f MB downloaded", name, state.done / 1e6, state.total / 1e6)
 
         try:
             hub.download(name, report, lambda: task.stopping)

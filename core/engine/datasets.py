@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.data import datasets
+from core.data import datasets, hub_datasets
 from core.data.data_card import write_card, write_download
 from core.data.datasets import Dataset, Preview
 from core.data.derivation import derive_dataset
@@ -17,7 +18,7 @@ from core.data.reading import Reading
 from core.engine.import_checks import check_rows
 from core.engine.worker import Worker
 from core.errors import SpecError
-from core.progress import Report
+from core.progress import ReadProgress, Report
 from core.spec.settings import SEED
 from core.store.workspace import Workspace
 
@@ -103,6 +104,42 @@ class Datasets:
         if shared := describe_shared_rows(self._workspace, dataset):
             dataset = datasets.add_notes(self._workspace, dataset.id, shared)
         return dataset
+
+    def import_hub(
+        self,
+        hub_id: str,
+        name: str = "",
+        config: str = "",
+        split: str = "",
+        revision: str = "",
+        kind: str | None = None,
+        roles: dict[str, str] | None = None,
+        seed: int = SEED,
+        purpose: str = "training",
+        report: Report | None = None,
+    ) -> Dataset:
+        """Downloads a dataset of the Hub at a commit and imports it; its notes name the commit.
+
+        Args:
+            hub_id: "owner/name".
+            name: display name; "" takes that of the Hub.
+            config, split, revision: see `core.data.hub_datasets.resolve`.
+
+        Raises:
+            DataError: unknown, no network, no readable file, or as in `import_files`.
+        """
+        found = hub_datasets.resolve(hub_id, config, split, revision)
+        with tempfile.TemporaryDirectory(prefix="hub-") as folder:
+
+            def tell(done: int, total: int) -> None:
+                if report is not None:
+                    report(ReadProgress(done, total, f"Downloading {found.id}"))
+
+            paths = hub_datasets.download(found, Path(folder), tell)
+            dataset = self.import_files(
+                paths, name or hub_id.partition("/")[2], kind, roles, seed, purpose=purpose, report=report
+            )
+        return datasets.add_notes(self._workspace, dataset.id, [found.describe()])
 
     def derive(
         self,

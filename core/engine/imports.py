@@ -17,7 +17,7 @@ from pathlib import Path
 from core.engine.datasets import Datasets
 from core.engine.worker import BackgroundTask
 from core.errors import Cancelled, NotFound, StudioError
-from core.progress import ReadProgress, Report
+from core.progress import LineClock, ReadProgress, Report
 from core.spec.settings import SEED
 from core.store.workspace import check_name
 
@@ -74,6 +74,7 @@ class _Job:
     run: Callable[[Report], str]
     is_cancelled: bool = False
     started: float = 0.0  # time.monotonic()
+    clock: LineClock = field(default_factory=LineClock)
     task: BackgroundTask | None = field(default=None, repr=False)
 
 
@@ -213,3 +214,5 @@ class Imports:
             rows=progress.rows,
             eta_seconds=eta,
         )
+        if job.clock.is_due():
+            logger.info("%s: %s, %.0f %%", job.status.name, progress.text, 100 * job.status.share)

@@ -11,7 +11,7 @@ from typing import Any
 from core.data import datasets
 from core.engine.damaged import WORKSPACE, check_deletable, delete_file, list_damaged
 from core.engine.mix_names import label_adapters, name_mix
-from core.engine.mix_warnings import list_mix_warnings, parent_weights
+from core.engine.mix_warnings import list_mix_warnings
 from core.engine.resident_base import ResidentBase
 from core.engine.runs import Runs
 from core.engine.uses import is_used_by, list_uses
@@ -28,7 +28,6 @@ from core.store.adapters import Adapter
 from core.store.files import size_of
 from core.store.mixes import SavedMix
 from core.store.records import Damaged
-from core.store.runs import Run
 from core.store.trash import TrashedItem
 from core.store.workspace import KINDS, Workspace
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -189,8 +190,11 @@ class ResidentBase:
             from core.model.base import load_base
             from core.model.resident import Resident
 
+            logger.info("Loading the base %s", choice.base)
+            begin = time.monotonic()
             base = load_base(*choice)
             self._resident = Resident(base, self._workspace)
+            logger.info("The base %s is loaded (%.1f s)", choice.base, time.monotonic() - begin)
             return BaseInfo(
                 name=choice.base,
                 loading=False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from core.data import datasets
+from core.engine.mix_warnings import parent_weights
 from core.store import adapters, grids, mixes, reports
-from core.store.adapters import parent_weights
 from core.store.runs import Run
 from core.store.workspace import Workspace
 

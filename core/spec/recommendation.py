@@ -128,6 +128,7 @@ def recommend(
     floor = floor_of(parameters)
     length = min(spec.max_length, context) if context else spec.max_length
     packing, rows = spec.packing, _batch_rows(size, length, spec.packing, spec.replay_share)
+    preset_steps = math.ceil(rows / spec.effective_batch) * spec.epochs
     if kind == "task" and packing and rows < BATCHES_PER_EPOCH * spec.effective_batch:
         packing, rows = False, max(rows, size.rows)
     batch = min(spec.effective_batch, max(SMALLEST_BATCH, _power_of_two(rows // BATCHES_PER_EPOCH)))
@@ -155,7 +156,7 @@ def recommend(
         reasons["batch_size"] = f"batches of {batch}, because there are only {rows} rows to train on"
     if epochs > spec.epochs:
         reasons["epochs"] = (
-            f"{epochs:g} passes instead of {spec.epochs:g}, because {_count(spec.epochs * steps_per_epoch)} "
+            f"{epochs:g} passes instead of {spec.epochs:g}, because {_count(preset_steps)} "
             f"would be too few: an adapter that starts from nothing needs about {floor.steps} on a base of "
             "this size"
         )

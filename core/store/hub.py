@@ -137,7 +137,7 @@ def _download_weights(
         if not blob.exists():
             size_here = part.stat().st_size if part.exists() else 0
             ensure_space(Path(constants.HF_HUB_CACHE), total - done - size_here)
-            for size_here in _download_part(url, part, sizes[file]):
+            for size_here in download_part(url, part, sizes[file]):
                 if poll_stop():
                     raise DownloadStopped(
                         f"The download of {name!r} was stopped.", "Start it again to continue it."
@@ -169,7 +169,7 @@ def _locate_blob(name: str, file: str, commit: str) -> tuple[Path, str]:
     return blobs / etag, url
 
 
-def _download_part(url: str, part: Path, size: int) -> Iterator[int]:
+def download_part(url: str, part: Path, size: int) -> Iterator[int]:
     """Downloads the rest of a file; yields its size so far. Reconnects after a broken connection."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -185,8 +185,13 @@ def _download_part(url: str, part: Path, size: int) -> Iterator[int]:
                         for chunk in response.iter_bytes(CHUNK_BYTES):
                             f.write(chunk)
                             failures = 0
+                            if f.tell() > size:
+                                raise BaseModelError(
+                                    f"The Hub sends more than the {size:,} bytes that it announced.",
+                                    "Start the download again.",
+                                )
                             yield f.tell()
-            except OSError:
+            except (OSError, StudioError):
                 raise
             except Exception as e:
                 failures += 1

@@ -45,7 +45,7 @@ from core.store.workspace import Workspace, check_name, make_id
 logger = logging.getLogger(__name__)
 
 RECORD, EVENTS, CHECKPOINTS, FINAL = "run.json", "events.jsonl", "checkpoints", "final"
-FINAL_LIMIT = 8  # finished runs whose last checkpoint is kept for training on
+FINAL_LIMIT = 4  # finished runs whose last checkpoint is kept for training on
 SETTINGS = frozenset(f.name for f in fields(TrainSpec))
 STOP_REQUESTS = ("keep", "pause", "close")
 TAIL_BYTES = 64 * 1024  # the end of a log in which the newest step is looked up
@@ -477,18 +477,18 @@ def rename(workspace: Workspace, run_id: str, name: str) -> Run:
 def remove_finished_checkpoints(workspace: Workspace) -> None:
     """Removes checkpoints of finished runs. A process that was killed after its last step leaves them.
 
-    A run that was still learning keeps its last one (`final_checkpoint`), until a finished run continued from
-    it, or FINAL_LIMIT newer runs have one.
+    A run that was still learning keeps its last one (`final_checkpoint`), until FINAL_LIMIT newer runs have
+    one.
     """
-    finished = [r for r in load_all(workspace) if r.status is RunStatus.DONE]
-    continued = {r.spec.continue_from for r in finished}
     finals = 0
-    for run in finished:
+    for run in load_all(workspace):
+        if run.status is not RunStatus.DONE:
+            continue
         retire_checkpoints(workspace, run)
         final = workspace.path("runs", run.id, FINAL)
         if final.exists():
             finals += 1
-            if run.id in continued or finals > FINAL_LIMIT:
+            if finals > FINAL_LIMIT:
                 shutil.rmtree(final, ignore_errors=True)
 
 

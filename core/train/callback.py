@@ -24,6 +24,7 @@ class StudioCallback(TrainerCallback):  # type: ignore[misc]
         if trainer.group.world_size > 1 and not trainer.group.sharded:
             # DDP moved the weights to other storage; mixing must read them there.
             trainer.resident.update_layout()
+        trainer.load_moments()
         trainer.choose_first_threads()
         trainer.context.log.append(
             "plan",

@@ -35,7 +35,6 @@ from core.train.continuation import OFFSET_FILE, Start
 from core.train.distributed import ProcessGroup
 
 
-
 class CheckpointTrainer(Trainer):  # type: ignore[misc]
     """Saves, commits, loads and rotates the checkpoints of a run. `StudioTrainer` trains.
 
@@ -126,9 +125,6 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
     # --- loading
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None and self.start is not None:
-            self._load_optimizer_state(self.start.read_optimizer_state())
-            return
         if not self.group.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -137,11 +133,15 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
         fsdp.load_optimizer_state(self.optimizer, state)
         self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
 
-    def _load_optimizer_state(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
-        """Loads the moments of the run that this one continues; the learning rates stay those of this run."""
-        groups = self.optimizer.state_dict()["param_groups"]
+    def load_moments(self) -> None:
+        """Loads the optimizer state of the run that this one continues; the learning rates stay its own.
+
+        Called when training begins, after the optimizer was created and prepared.
+        """
+        state = self.start.read_optimizer_state() if self.start else {}
         if not state:
             return
+        groups = self.optimizer.state_dict()["param_groups"]
         whole = {"state": state, "param_groups": groups}
         try:
             if self.group.sharded:

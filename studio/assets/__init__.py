@@ -1,4 +1,4 @@
-"""Reads the page's style sheet, icon, fonts and JavaScript. The JavaScript of a component lies beside its Python."""
+"""Reads the page's style sheet, icon, fonts and JavaScript. That of a component lies beside its Python."""
 
 from __future__ import annotations
 

@@ -22,11 +22,13 @@ async function draw() {
       text: p.values.map((v) => format(v, p.percent)),
       textposition: "outside", cliponaxis: false, textfont: { color: c("--st-ink") }, hoverinfo: "skip" };
     const longest = Math.max(...p.values.filter((v) => v !== null), 0) || 1;
+    const scale = p.percent ? { range: [0, 1.18], tickvals: [0, 0.25, 0.5, 0.75, 1], tickformat: ".0%" } : { range: [0, 1.24 * longest], nticks: 5, tickformat: "~r" };
+    const heading = p.note ? `${p.title}  <span style="font-weight:400">${p.note}</span>` : p.title;
     await Plotly.newPlot(places[i], [bars], {
-      title: { text: p.title, x: 0, xanchor: "left", font: { size: 13, color: c("--st-soft") } }, height: 62 + 34 * p.names.length,
-      margin: { l: 8, r: 16, t: 34, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      title: { text: heading, x: 0, xanchor: "left", font: { size: 14, weight: 600, color: c("--st-soft") } }, height: 84 + 34 * p.names.length,
+      margin: { l: 8, r: 16, t: 34, b: 30 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(root).fontFamily, size: 12, color: c("--st-soft") }, showlegend: false, dragmode: false,
-      xaxis: { visible: false, range: [0, 1.28 * longest], fixedrange: true }, yaxis: { type: "category", autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
+      xaxis: { ...scale, fixedrange: true, gridcolor: c("--st-line"), zeroline: true, zerolinecolor: c("--st-quiet"), color: c("--st-quiet") }, yaxis: { type: "category", autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
     }, { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] });
   }
 }

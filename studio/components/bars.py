@@ -22,7 +22,7 @@ def bars() -> gr.HTML:
 
 
 def panel(
-    title: str, names: list[str], kinds: list[str], values: list[Any], percent: bool = False
+    title: str, names: list[str], kinds: list[str], values: list[Any], percent: bool = False, note: str = ""
 ) -> dict[str, Any]:
     """The value of one chart.
 
@@ -31,6 +31,7 @@ def panel(
         kinds: what colours each bar: base, domain, task or mix.
         values: the length of each bar; None for a bar without a value.
         percent: the values are shares, 0 to 1.
+        note: follows the title: which direction is better.
     """
     return {
         "title": title,
@@ -38,4 +39,5 @@ def panel(
         "kinds": kinds,
         "values": values,
         "percent": percent,
+        "note": note,
     }

@@ -75,7 +75,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     steps = path_steps(datasets, adapters, bool(mixes), compared)
     advice = next_step(base, datasets, adapters, runs, _suggest_datasets(engine, datasets))
     notices = [node("p", text, cls="note", role="status") for text in engine.notices]
-    lines = node("div", _line(steps, advice), practice_base_note(base), cls="guide-lines")
+    lines = node("div", render_line(steps, advice), practice_base_note(base), cls="guide-lines")
     tree = node("div", _bar(base), *notices, lines)
     return {"revision": revision, "tree": tree}
 
@@ -130,7 +130,7 @@ def _base_button(base: Any) -> Node:
     )
 
 
-def _line(steps: list[Step], advice: NextStep) -> Node:
+def render_line(steps: list[Step], advice: NextStep) -> Node:
     """The steps and the advice in one line; it shrinks when every step is done and nothing is running."""
     is_done = all(s.done for s in steps) and advice.share is None and not advice.failed
     buttons = advice.buttons

@@ -37,6 +37,12 @@ function again() {
 }
 
 studio.bindActions(root, trigger); // fires 'act'
+root.addEventListener("click", (event) => { // a second click would make a second dataset
+  const target = event.target.closest("button[data-act]");
+  if (!target) return;
+  setTimeout(() => { target.disabled = true; });
+  setTimeout(() => { target.disabled = false; }, 8000);
+});
 watch("value", show);
 window.addEventListener("studio:library", again);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });

@@ -136,6 +136,39 @@ async function show(response) {
   return response.alive ? 1000 : 4000;
 }
 
+// A notice when a run ends, also while another tab of the page, or of the browser, is open.
+const title = document.title;
+let alive = [], endTimer = 0;
+
+async function pollEndings() {
+  clearTimeout(endTimer);
+  try {
+    const response = await server.endings({ alive });
+    if (response.alive) alive = response.alive;
+    for (const end of response.ended || []) announce(end);
+  } catch { /* the server may be restarting: the next poll tries again */ } finally {
+    endTimer = setTimeout(pollEndings, alive.length ? 3000 : 10000);
+  }
+}
+
+function announce(end) {
+  studio.refresh();
+  document.querySelector(".run-notice")?.remove();
+  const box = studio.make({ tag: "div", cls: "run-notice", attrs: { role: "status" }, kids: [
+    { tag: "strong", kids: [end.title] }, { tag: "p", kids: [end.text] }, { tag: "button", cls: "btn quiet", attrs: { type: "button" }, kids: ["Close"] }] });
+  box.querySelector("button").addEventListener("click", () => box.remove());
+  (document.querySelector(".gradio-container") || document.body).append(box);
+  setTimeout(() => box.remove(), 20000);
+  if (document.hidden || !document.hasFocus()) document.title = "● " + end.title;
+  if (document.hidden && window.Notification?.permission === "granted") new Notification(end.title, { body: end.text });
+}
+
+const restoreTitle = () => { if (!document.hidden) document.title = title; };
+document.addEventListener("visibilitychange", restoreTitle);
+window.addEventListener("focus", restoreTitle);
+window.addEventListener("studio:refresh", () => { if (!alive.length) { clearTimeout(endTimer); endTimer = setTimeout(pollEndings, 500); } });
+pollEndings();
+
 watch("value", poll);
 studio.bindActions(head, trigger); /* fires 'act' */
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });

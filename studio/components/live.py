@@ -27,9 +27,10 @@ from core.store.events import (
     latest_by_kind,
     of_kind,
 )
+from core.store.worth import BETTER, UNCLEAR, WORSE, Worth
 from studio import events, formatting
 from studio.assets import read_asset
-from studio.tree import Node, button, chip, empty, node, progress_bar
+from studio.tree import Node, button, chip, empty, node, progress_bar, table
 
 COLOURS = {
     RunStatus.QUEUED: "",
@@ -53,8 +54,12 @@ NO_RUN = empty(
 
 
 def status_chip(run: Any) -> Node:
-    """The status of a run; not green where its adapter equals the base."""
-    colour = "warn" if run.has_learned_nothing else COLOURS[run.status]
+    """The status of a run; not green where its adapter is not better than the base."""
+    colour = COLOURS[run.status]
+    if run.status is RunStatus.DONE and run.is_better_than_base is False:
+        colour = "bad" if run.extra.verdict == "worse" else "warn"
+    elif run.has_learned_nothing or run.was_still_learning:
+        colour = "warn"
     return chip(formatting.format_status(run), colour)
 
 
@@ -68,7 +73,7 @@ def chart(engine: Engine) -> gr.HTML:
         ),
         js_on_load=read_asset("components/live.js"),
         apply_default_css=False,
-        server_functions=[events.server_function(metrics, engine)],
+        server_functions=[events.server_function(metrics, engine), events.server_function(endings, engine)],
         elem_id="live",
     )
 
@@ -109,7 +114,32 @@ def metrics(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
             {k: e.get(k) for k in ("step", "prompt", "text", "answers")} for e in of_kind(log, SampleEvent)
         ],
         "notes": [str(e.get("text")) for e in of_kind(log, NoteEvent)],
-        "head": _head(run, latest),
+        "name": run.name,
+        "outcome": formatting.format_status(run),
+        "head": _head(run, latest, None if run.status.is_alive else engine.runs.worth(run_id)),
+    }
+
+
+def endings(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    """Which runs are alive, and how those ended that were alive when the page asked last.
+
+    Args:
+        request: `{"alive": ids}` of the previous response.
+
+    Returns:
+        `{"alive": ids, "ended": [{"id", "title", "text"}]}`; a run that the user cancelled is left out.
+    """
+    known = request.get("alive")
+    runs = {r.id: r for r in engine.runs.list()}
+    alive = [i for i, r in runs.items() if r.status.is_alive]
+    ended = [runs[i] for i in known if i in runs] if isinstance(known, list) else []
+    return {
+        "alive": alive,
+        "ended": [
+            {"id": r.id, "title": f"{r.name}: {formatting.format_status(r)}", "text": r.error or r.next_step}
+            for r in ended
+            if not r.status.is_alive and not r.extra.cancelled
+        ],
     }
 
 
@@ -119,7 +149,7 @@ def _pairs(events: Sequence[AnyEvent], field: str) -> list[list[Any]]:
     return [p for p in pairs if all(isinstance(v, (int, float)) and math.isfinite(v) for v in p)]
 
 
-def _head(run: Any, latest: dict[str, Any]) -> Node:
+def _head(run: Any, latest: dict[str, Any], worth: Worth | None) -> Node:
     step, validation = latest.get("step", {}), latest.get("validation", {})
     total = run.total_steps or latest.get("plan", {}).get("total_steps") or 0
     current = run.step or step.get("step") or 0
@@ -153,6 +183,7 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
     return node(
         "div",
         heading,
+        render_worth(worth, run),
         explanation,
         error,
         bar,
@@ -161,6 +192,38 @@ def _head(run: Any, latest: dict[str, Any]) -> Node:
         warning,
         _data(latest.get("data")),
         _memory(latest.get("memory")),
+    )
+
+
+VERDICTS = {  # verdict -> (colour of the chip, words)
+    BETTER: ("good", "Better than the base"),
+    UNCLEAR: ("warn", "Not better than the base"),
+    WORSE: ("bad", "Worse than the base"),
+}
+
+
+def render_worth(worth: Worth | None, run: Any) -> Node | None:
+    """What the adapter of a run is worth: its figure, and held-out rows with the answers side by side."""
+    if worth is None:
+        return None
+    if worth.main is None:
+        return node("p", worth.note, cls="quiet") if worth.note else None
+    colour, words = VERDICTS[worth.verdict]
+    where = {"test": "the test split", "val": "the validation split"}.get(worth.split, "the data")
+    others = [node("p", gain.describe(), cls="quiet") for gain in worth.others]
+    few = node("p", "The time was up before all rows were measured.", cls="quiet") if worth.partial else None
+    first = "Question" if run.kind == "task" else "Opening"
+    rows = [[e.prompt, e.base, e.adapter, e.reference] for e in worth.examples]
+    caption = f"Held-out rows of {where}, answered by the base and by {run.name}"
+    answers = table([first, "Base", run.name, "Reference"], rows, caption) if rows else None
+    return node(
+        "section",
+        node("p", chip(words, colour), node("strong", f" {worth.main.describe()}")),
+        *others,
+        few,
+        answers,
+        cls="worth",
+        aria_label=f"What {run.name} is worth",
     )
 
 
@@ -213,6 +276,17 @@ def _buttons(run: Any) -> list[Node]:
         return [node("div", remove, cls="row push")]
     if run.resumable:
         return [button("Resume", {"do": "resume", "run": run.id}, "primary push")]
-    if run.status in (RunStatus.DONE, RunStatus.STOPPED):
-        return [button("Compare", {"do": "compare", "adapter": run.adapter}, "quiet push")]
+    compare = button("Compare", {"do": "compare", "adapter": run.adapter}, aria_label=f"Compare {run.name}")
+    if run.status is RunStatus.STOPPED:
+        return [node("div", compare, cls="row push")]
+    if run.status is RunStatus.DONE:
+        return [node("div", _train_on_button(run), compare, cls="row push")]
     return []
+
+
+def _train_on_button(run: Any) -> Node:
+    """The button that trains a finished run further; the main one where the run was still learning."""
+    steps = f" for {run.extra.train_on_steps:,} steps" if run.was_still_learning else ""
+    kind = "primary" if run.was_still_learning else "quiet"
+    label = f"Train {run.name} on{steps}"
+    return button(f"Train on{steps}", {"do": "train_on", "run": run.id}, kind, aria_label=label)

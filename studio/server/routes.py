@@ -1,8 +1,10 @@
-"""The studio's own HTTP routes: downloads, the typeface and the chart library. No other file on disk is served."""
+"""The studio's own HTTP routes: downloads, fonts, the chart library. No other file on disk is served."""
 
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -29,6 +31,18 @@ def routes(engine: Engine) -> list[Route]:
         archive = engine.library.archive(item_id)
         return FileResponse(archive, media_type="application/zip", filename=f"{item_id}.zip")
 
+    def dataset(item_id: str) -> FileResponse:
+        handle, name = tempfile.mkstemp(suffix=".zip")
+        os.close(handle)
+        path = Path(name)
+        try:
+            engine.datasets.download(item_id, path)
+        except StudioError:
+            path.unlink(missing_ok=True)
+            raise
+        task = BackgroundTask(path.unlink, missing_ok=True)
+        return FileResponse(path, media_type="application/zip", filename=f"{item_id}.zip", background=task)
+
     def report(item_id: str) -> FileResponse:
         file = engine.evaluation.report_csv(item_id)
         return FileResponse(file, media_type="text/csv", filename=f"{item_id}.csv")
@@ -47,6 +61,7 @@ def routes(engine: Engine) -> list[Route]:
         Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
         Route(f"{PREFIX}/fonts/{{name}}.woff2", _font, methods=["GET"]),
         Route(f"{PREFIX}/download/adapter/{{item_id}}.zip", _download(adapter), methods=["GET"]),
+        Route(f"{PREFIX}/download/dataset/{{item_id}}.zip", _download(dataset), methods=["GET"]),
         Route(f"{PREFIX}/download/workspace.zip", _download(workspace), methods=["GET"]),
         Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
         Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid), methods=["GET"]),

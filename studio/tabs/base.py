@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from core.engine import Engine
+from core.errors import BaseModelError
 from core.spec.training import QUANTIZATIONS
 from studio import events, fields, formatting
-from studio.tree import Node, button, chip, facts, node, progress_bar, title, view
+from studio.components import field_errors
+from studio.tree import Node, button, chip, details, facts, node, progress_bar, skeleton, title, view
+from studio.views.practice import practice_base_note
 
 QUANTIZATION_LABELS = {"auto": "Automatic", "nf4": "4-bit (nf4)", "int8": "8-bit (int8)", "none": "None"}
 POLL_SECONDS = 0.7  # between two updates of a download
@@ -32,6 +37,7 @@ class BaseTab:
     warnings: gr.HTML
     confirm: gr.Button
     cancel: gr.Button
+    errors: field_errors.FieldErrors
     progress: gr.HTML
     resident: gr.HTML
     shelf: gr.HTML
@@ -59,6 +65,7 @@ def build() -> BaseTab:
                 label="Quantization",
                 info="Automatic means 4-bit on a GPU and none on a CPU.",
             )
+            errors = field_errors.field_errors({"base": choice})
             with gr.Row():
                 use = gr.Button("Use this base", variant="primary", min_width=140)
                 download = gr.Button("Download from the Hub", min_width=140)
@@ -69,8 +76,8 @@ def build() -> BaseTab:
                     cancel = gr.Button("Keep this one", min_width=120)
             progress = view(elem_id="base-progress")
         with gr.Column(scale=7, min_width=320, elem_classes="card"):
-            resident = view(elem_id="base-resident")
-            shelf = view(elem_id="base-shelf")
+            resident = view(skeleton(4, "Loading the base"), elem_id="base-resident")
+            shelf = view(skeleton(3, "Looking for bases"), elem_id="base-shelf")
     return BaseTab(
         choice,
         quantization,
@@ -80,6 +87,7 @@ def build() -> BaseTab:
         warnings,
         confirm,
         cancel,
+        errors,
         progress,
         resident,
         shelf,
@@ -94,14 +102,29 @@ def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> No
     library_changed.add(refresh, None, lists)
     events.bind(tab.shelf.act, engine, pick_base, None, [tab.choice])
     events.refresh_after(
-        events.bind(tab.use.click, engine, use_base, [tab.choice, tab.quantization], confirmation)
+        events.bind(
+            tab.use.click,
+            engine,
+            use_base,
+            [tab.choice, tab.quantization],
+            confirmation,
+            errors=tab.errors,
+        )
     )
+    field_errors.wire(tab.errors, engine)
     events.refresh_after(
         events.bind(tab.confirm.click, engine, change_base, [tab.choice, tab.quantization], confirmation)
     )
     events.bind(tab.cancel.click, engine, cancel_change, None, confirmation)
     events.refresh_after(
-        events.bind(tab.download.click, engine, start_download, [tab.choice], [tab.progress, tab.timer])
+        events.bind(
+            tab.download.click,
+            engine,
+            start_download,
+            [tab.choice],
+            [tab.progress, tab.timer],
+            errors=tab.errors,
+        )
     )
     events.bind(tab.timer.tick, engine, poll_download, None, lists)
     events.bind(tab.progress.act, engine, stop_download)
@@ -127,12 +150,23 @@ def pick_base(engine: Engine, event: gr.EventData) -> str:
 
 def use_base(engine: Engine, choice: str | None, quantization: str) -> tuple[Any, Any]:
     """Changes the base, or asks for confirmation first if adapters would be unloaded."""
-    warnings = engine.bases.switch(choice or "", quantization)
+    with _errors_at_base():
+        warnings = engine.bases.switch(choice or "", quantization)
     if not warnings:
         return gr.update(visible=False), None
     return gr.update(visible=True), node(
         "div", node("strong", "Changing the base:"), *[node("p", w) for w in warnings], cls="problem"
     )
+
+
+@contextmanager
+def _errors_at_base() -> Iterator[None]:
+    """Errors about the chosen base stand at its field."""
+    try:
+        yield
+    except BaseModelError as e:
+        e.at("base")
+        raise
 
 
 def change_base(engine: Engine, choice: str | None, quantization: str) -> tuple[Any, Any]:
@@ -148,7 +182,8 @@ def cancel_change(engine: Engine) -> tuple[Any, Any]:
 
 def start_download(engine: Engine, choice: str | None) -> tuple[Any, Any]:
     """Starts a download and the timer that follows it."""
-    engine.bases.download(choice or "")
+    with _errors_at_base():
+        engine.bases.download(choice or "")
     return render_progress(engine.bases.download_state()), gr.Timer(active=True)
 
 
@@ -199,22 +234,25 @@ def render_facts(base: Any) -> Node:
     problems = [base.error] if base.error else []
     if base.failed:
         problems.insert(0, f"Could not load the other base, so this one stays: {base.failed}")
-    template = ""
-    if base.parameters:
-        template = "the model's own" if base.chat_template else "the studio's default"
-    rows = [
-        ("Family", base.family),
-        ("Parameters", formatting.format_count(base.parameters) if base.parameters else ""),
-        ("Quantization", QUANTIZATION_LABELS.get(base.quantization, "")),
-        ("Memory", formatting.format_bytes(base.memory_bytes) if base.memory_bytes else ""),
-        ("Context length", f"{base.context:,} tokens" if base.context else ""),
-        ("Target modules", ", ".join(base.targets)),
-        ("Chat template", template),
-        ("Fingerprint", base.fingerprint[:16]),
-    ]
     alerts = [node("p", text, cls="problem", role="alert") for text in problems]
     note = node("p", base.note, cls="quiet") if base.note else None
-    return node("div", head, *alerts, note, facts(rows))
+    if base.loading:
+        return node("div", head, *alerts, skeleton(4, "Loading the base"))
+    shown = [
+        ("Parameters", formatting.format_count(base.parameters) if base.parameters else ""),
+        ("Context length", f"{base.context:,} tokens" if base.context else ""),
+        ("Memory", formatting.format_bytes(base.memory_bytes) if base.memory_bytes else ""),
+        ("Quantization", QUANTIZATION_LABELS.get(base.quantization, "")),
+    ]
+    template = "the model's own" if base.chat_template else "the studio's default"
+    folded = [
+        ("Family", base.family),
+        ("Target modules", ", ".join(base.targets)),
+        ("Chat template", template if base.parameters else ""),
+        ("Fingerprint", base.fingerprint[:16]),
+    ]
+    fold = details("Details", facts(folded)) if base.parameters else None
+    return node("div", head, *alerts, practice_base_note(base), note, facts(shown), fold)
 
 
 def render_shelf(offers: list[Any], resident: str) -> Node:
@@ -231,4 +269,4 @@ def render_shelf(offers: list[Any], resident: str) -> Node:
             rows.append(node("div", *body, node("span", o.why, cls="quiet"), cls="shelf-item"))
         else:
             rows.append(node("button", *body, cls="shelf-item", act={"pick": o.name}))
-    return node("div", node("h2", "On this machine"), node("div", *rows, cls="shelf"))
+    return node("div", node("h3", "On this machine"), node("div", *rows, cls="shelf"))

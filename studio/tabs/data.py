@@ -16,7 +16,7 @@ from studio import events, fields, formatting
 from studio.components import damaged, drop, field_errors, imports, inspection
 from studio.components.field_errors import FieldErrors
 from studio.reading_choices import Choices
-from studio.tabs import data_import
+from studio.tabs import data_derive, data_import
 from studio.tree import Node, skeleton, title, view
 from studio.views import data as views
 
@@ -49,6 +49,11 @@ class DataTab:
     inspection: gr.HTML
     rows: gr.HTML
     example: gr.HTML
+    more: gr.Accordion
+    note: gr.Textbox
+    extras: gr.HTML
+    partners: gr.Dropdown
+    merge: gr.Button
     example_index: gr.State
 
 
@@ -81,6 +86,15 @@ def build(engine: Engine) -> DataTab:
                 split = gr.Radio(splits, value="train", label="Rows", visible=False)
                 rows = view(None)
                 example = view(elem_id="tokens")
+                more = gr.Accordion("Note, download, merge", open=False, visible=False, elem_classes="quiet-fold")
+                with more:
+                    note = gr.Textbox(
+                        label="Note", placeholder="What this data is, and where it comes from", lines=2
+                    )
+                    extras = view(None)
+                    with gr.Row(elem_classes="save-row"):
+                        partners = fields.picker("Merge with", multiselect=True, scale=3)
+                        merge = gr.Button("Make a merged dataset", scale=1, min_width=190)
     return DataTab(
         files,
         settings,
@@ -102,6 +116,11 @@ def build(engine: Engine) -> DataTab:
         inspected,
         rows,
         example,
+        more,
+        note,
+        extras,
+        partners,
+        merge,
         gr.State(0),
     )
 
@@ -109,7 +128,8 @@ def build(engine: Engine) -> DataTab:
 def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
     data_import.wire(tab, engine)
-    shown = [tab.dataset, tab.inspection, tab.split, tab.rows]
+    data_derive.wire(tab, engine)
+    shown = [tab.dataset, tab.inspection, tab.split, tab.rows, tab.more, tab.note, tab.extras, tab.partners]
     events.bind_sequential(tab.picker.change, engine, show_dataset, [tab.picker], shown)
     events.bind_sequential(tab.split.input, engine, show_rows, [tab.picker, tab.split], [tab.rows])
     # The example has events of its own, because encoding waits for the model's thread.
@@ -148,14 +168,17 @@ def refresh(engine: Engine, picked: str | None) -> Any:
 def show_dataset(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """Shows a dataset: its facts, and the rows of its first split that has any."""
     if not picked:
-        return views.NO_DATASET, None, gr.update(visible=False), None
+        hidden = gr.update(visible=False)
+        return views.NO_DATASET, None, hidden, None, hidden, "", None, gr.skip()
     dataset = engine.datasets.get(picked)
     split = next((s for s in views.SPLITS if dataset.splits.get(s)), "train")
     choices = [(f"{label} ({dataset.splits.get(s, 0):,})", s) for s, label in views.SPLITS.items()]
     names = {d.id: d.name for d in engine.datasets.list()} if dataset.parents else {}
     shown = views.render_dataset(dataset, names)
     splits = gr.update(choices=choices, value=split, visible=True)
-    return shown, {"dataset": picked}, splits, show_rows(engine, picked, split)
+    partners = gr.update(choices=data_derive.list_partners(engine, dataset), value=[])
+    more = (gr.update(visible=True), dataset.note, data_derive.render_extras(picked), partners)
+    return shown, {"dataset": picked}, splits, show_rows(engine, picked, split), *more
 
 
 def show_rows(engine: Engine, picked: str | None, split: str) -> Node | None:

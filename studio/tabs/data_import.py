@@ -39,7 +39,7 @@ def wire(tab: DataTab, engine: Engine) -> None:
         tab.files.drop,
         engine,
         read_files,
-        [tab.files, tab.name, tab.held_out],
+        [tab.files, tab.name, tab.held_out, tab.choices],
         [tab.settings, tab.name, tab.held_out, tab.shelf, *reading, tab.page],
     )
     # The first page has an event of its own, because drawing it takes a process.
@@ -66,19 +66,24 @@ def wire(tab: DataTab, engine: Engine) -> None:
     events.refresh_after(events.bind(tab.imports.imported, engine, show_imported, None, [tab.picker]))
 
 
-def read_files(engine: Engine, files: Any, name: str, held_out: bool) -> Iterator[tuple[Any, ...]]:
+def read_files(
+    engine: Engine, files: Any, name: str, held_out: bool, choices: Choices
+) -> Iterator[tuple[Any, ...]]:
     """Shows a preview of the dropped files, with their detected kind, in the place of the dataset.
 
-    When the files are removed, the dataset is shown again.
+    What the user has chosen for the files before stays, where it fits. When the files are removed, the dataset
+    is shown again.
     """
     shelf = gr.update(visible=not files)
     if not files:
         yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, _no_import(), None
         return
-    name = name or drop.name_of(files)
-    head = (gr.update(visible=True), name, held_out, shelf)
-    yield (*head, Choices(), gr.skip(), skeleton(6, READING), _no_import(), None)
-    yield (*head, *_read(engine, files, Choices(), held_out), gr.skip())
+    head = (gr.update(visible=True), name or drop.name_of(files), gr.skip(), shelf)
+    yield (*head, choices, gr.skip(), skeleton(6, READING), _no_import(), None)
+    reading = _read(engine, files, choices, held_out)
+    if choices.roles and not set(choices.roles.values()) <= set(reading[0].shown_columns):
+        reading = _read(engine, files, Choices(encoding=choices.encoding), held_out)
+    yield (gr.skip(), gr.skip(), gr.skip(), gr.skip(), *reading, gr.skip())
 
 
 def show_page(engine: Engine, files: Any, name: str = "") -> Node | None:
@@ -202,7 +207,10 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
             logger.exception("The preview of dropped files failed")
         candidates = e.candidates if isinstance(e, UnknownEncoding) else find_candidates(paths)
         return choices, gr.skip(), _render_problem(e, candidates, choices.encoding), _no_import()
-    used = replace(choices, shown_kind=preview.kind, shown_roles=dict(preview.roles))
+    columns = tuple(dict.fromkeys([*preview.columns, *preview.choices]))
+    used = replace(
+        choices, shown_kind=preview.kind, shown_roles=dict(preview.roles), shown_columns=columns
+    )
     ask = bool(preview.skipped) or choices.encoding != "utf-8"
     shown = views.render_preview(
         preview, len(files.get("files") or []), used, find_candidates(paths) if ask else ()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,28 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import SpecError
 from core.spec.mix import NEW_TOKENS_LIMIT
-from studio import events, fields, formatting, mix_choices, samples
-from studio.components import bars, damaged, mixer
+from studio import events, fields, formatting, labels, mix_choices, samples
+from studio.components import bars, damaged, field_errors, mixer
 from studio.session import Session
 from studio.tree import empty, title, view
 from studio.views import report as report_view
+from studio.views.library import describe_split
 
+ROWS_LIMIT = 1_000_000  # of a measurement
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
+# In the browser, so that no suggestion arrives after a choice: the split that suits a newly chosen dataset,
+# and on a fresh page the one that suits the suggested dataset, unless the user has chosen a split meanwhile.
+NEW_DATASET = """(dataset, whole) => {
+  window.studio.splitIsChosen = false;
+  return whole.split(" ").includes(dataset) ? "all" : "test";
+}"""
+FRESH_PAGE = """(dataset, whole, split) => {
+  const isSuggested = !window.studio.splitIsChosen && dataset && dataset !== window.studio.splitDataset;
+  window.studio.splitDataset = dataset;
+  if (!isSuggested) return { __type__: "update" };
+  return whole.split(" ").includes(dataset) ? "all" : "test";
+}"""
+CHOSEN_SPLIT = "() => { window.studio.splitIsChosen = true; }"
 BAR_METRICS = ("exact_match", "f1", "perplexity", "general_perplexity")
 NO_REPORT = empty(
     "No report yet", "Choose a dataset and some mixes, then press Measure. Reports are saved in the Library."
@@ -29,13 +45,15 @@ NO_REPORT = empty(
 
 @dataclass(frozen=True)
 class EvaluateTab:
-    """The components of the Evaluate tab."""
+    """The components of the Evaluate tab; `whole` holds the ids of datasets that are measured whole."""
 
     dataset: gr.Dropdown
+    whole: gr.Textbox
     split: gr.Radio
     mixes: gr.Dropdown
     limit: gr.Number
     longest: gr.Number
+    errors: field_errors.FieldErrors
     start: gr.Button
     stop: gr.Button
     picker: gr.Dropdown
@@ -51,6 +69,7 @@ def build() -> EvaluateTab:
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
             view(title("Evaluate", "Measures mixes on held-out data that no adapter was trained on."))
             dataset = fields.picker("Dataset")
+            whole = gr.Textbox("", visible=False)
             split = gr.Radio(
                 SPLITS,
                 value="test",
@@ -63,7 +82,7 @@ def build() -> EvaluateTab:
                 label="Limit",
                 info="Maximum number of rows; 0 means all.",
                 minimum=0,
-                maximum=1_000_000,
+                maximum=ROWS_LIMIT,
                 precision=0,
             )
             longest = gr.Number(
@@ -74,6 +93,8 @@ def build() -> EvaluateTab:
                 maximum=NEW_TOKENS_LIMIT,
                 precision=0,
             )
+            form = {"dataset": dataset, "mixes": mixes, "limit": limit, "longest": longest}
+            errors = field_errors.field_errors(form)
             with gr.Row(elem_classes="actions"):
                 start = gr.Button("Measure", variant="primary", scale=2)
                 stop = gr.Button("Stop", scale=1, min_width=80)
@@ -84,10 +105,12 @@ def build() -> EvaluateTab:
             charts = bars.bars()
     return EvaluateTab(
         dataset,
+        whole,
         split,
         mixes,
         limit,
         longest,
+        errors,
         start,
         stop,
         picker,
@@ -109,15 +132,22 @@ def wire(
     inputs = [tab.dataset, tab.split, tab.mixes, tab.limit, mixer_rows, tab.session, tab.longest]
     outputs = [tab.report, tab.bars, tab.picker]
     events.refresh_after(
-        events.bind(tab.start.click, engine, measure_mixes, inputs, outputs, concurrency_limit=4)
+        events.bind(
+            tab.start.click, engine, measure_mixes, inputs, outputs, errors=tab.errors, concurrency_limit=4
+        )
     )
+    form = [tab.dataset, tab.mixes, tab.limit, tab.longest]
+    field_errors.wire(tab.errors, engine, check_form, form)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.picker.input, engine, open_report, [tab.picker], [tab.report, tab.bars])
-    lists = [tab.dataset, tab.split, tab.mixes, tab.picker]
+    lists = [tab.dataset, tab.whole, tab.mixes, tab.picker, tab.report, tab.bars]
     damaged.wire(tab.damaged, engine, library_changed, "reports")
     for event in (library_changed, mix_changed):
         event.add(refresh, [tab.dataset, tab.mixes, tab.picker, mixer_rows], lists)
-    events.bind(tab.dataset.input, engine, suggest_split, [tab.dataset], [tab.split])
+    suggest: dict[str, Any] = {"fn": None, "api_visibility": "private"}
+    library_changed.then(FRESH_PAGE, [tab.dataset, tab.whole, tab.split], [tab.split])
+    tab.dataset.input(inputs=[tab.dataset, tab.whole], outputs=[tab.split], js=NEW_DATASET, **suggest)
+    tab.split.input(js=CHOSEN_SPLIT, **suggest)
 
 
 def refresh(
@@ -125,25 +155,42 @@ def refresh(
 ) -> tuple[Any, ...]:
     """Updates the lists of datasets, mixes and reports.
 
-    A fresh page suggests the default mixes on the held-out questions.
+    A fresh page suggests the default mixes on data for evaluation only, and shows the newest report.
     """
-    datasets = list(reversed(engine.datasets.list()))
-    ids = [d.id for d in datasets]
-    is_fresh = dataset not in ids
-    chosen = (samples.find_held_out(engine) or next(iter(ids), None)) if is_fresh else dataset
+    datasets = list_datasets(engine)
+    ids = [i for _, i in datasets]
+    chosen = dataset if dataset in ids else next(iter(ids), None)
     choices = mix_choices.list_choices(engine, mixer.current_mix(engine, rows))
     reports = engine.evaluation.reports()
-    report = picked if picked in [r.id for r in reports] else None
+    report = picked if picked in [r.id for r in reports] else next((r.id for r in reports), None)
+    shown = (gr.skip(), gr.skip()) if report == picked else open_report(engine, report)
     return (
-        fields.update_choices([(d.name, d.id) for d in datasets], chosen, dataset),
-        suggest_split(engine, chosen) if is_fresh else gr.skip(),
+        fields.update_choices(datasets, chosen, dataset),
+        " ".join(list_whole_datasets(engine)),
         fields.update_choices(
             [(c["name"], c["id"]) for c in choices],
             _suggest_mixes(engine, mixes or [], {c["id"] for c in choices}),
             mixes,
         ),
-        fields.update_choices(_report_choices(reports), report, picked),
+        fields.update_choices(_report_choices(engine, reports), report, picked),
+        *shown,
     )
+
+
+def list_datasets(engine: Engine) -> list[tuple[str, str]]:
+    """Datasets as choices: those that nothing trains on first, then the newest first."""
+    datasets, whole = engine.datasets.list(), set(list_whole_datasets(engine))
+    names = labels.label_datasets(datasets)
+    newest_first = list(reversed(datasets))
+    first, rest = ([d for d in newest_first if (d.id in whole) is held_out] for held_out in (True, False))
+    ordered = [*first, *rest]
+    return [(f"{names[d.id]} (for evaluation)" if d.id in whole else names[d.id], d.id) for d in ordered]
+
+
+def list_whole_datasets(engine: Engine) -> list[str]:
+    """Ids of the datasets that are measured whole: those for evaluation only, and the sample's questions."""
+    held_out = samples.find_held_out(engine)
+    return [d.id for d in engine.datasets.list() if d.purpose == "evaluation" or d.id == held_out]
 
 
 def _suggest_mixes(engine: Engine, mixes: list[str], known: set[str]) -> list[str]:
@@ -154,13 +201,35 @@ def _suggest_mixes(engine: Engine, mixes: list[str], known: set[str]) -> list[st
     return defaults if is_earlier_suggestion else chosen
 
 
-def _report_choices(reports: Sequence[Any]) -> list[tuple[str, str]]:
-    return [(f"{r.dataset_name} · {r.split} · {formatting.format_time(r.created)}", r.id) for r in reports]
+def _report_choices(engine: Engine, reports: Sequence[Any]) -> list[tuple[str, str]]:
+    names = labels.label_datasets(engine.datasets.list())
+    return [
+        (
+            f"{names.get(r.dataset, r.dataset_name)} · {describe_split(r.split)} · "
+            f"{formatting.format_time(r.created)}",
+            r.id,
+        )
+        for r in reports
+    ]
 
 
-def suggest_split(engine: Engine, dataset: str | None) -> str:
-    """The whole dataset for the held-out questions, else the test split."""
-    return "all" if dataset and dataset == samples.find_held_out(engine) else "test"
+def check_form(engine: Engine, dataset: str | None, mixes: list[str], limit: Any, longest: Any) -> None:
+    """Checks the form.
+
+    Raises:
+        SpecError: something is missing, or a number is outside its limits; it names the field.
+    """
+    if not dataset:
+        raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.").at(
+            "dataset"
+        )
+    if not mixes:
+        raise SpecError("No mix is chosen.", "Choose at least one; Base is the model without adapters.").at(
+            "mixes"
+        )
+    for name, value, most in (("limit", limit, ROWS_LIMIT), ("longest", longest, NEW_TOKENS_LIMIT)):
+        if not isinstance(value or 0, (int, float)) or not 0 <= (value or 0) <= most:
+            raise SpecError(f"This must be between 0 and {most:,}, got {value}.", "0 sets no limit.").at(name)
 
 
 def measure_mixes(
@@ -180,12 +249,11 @@ def measure_mixes(
         rows: the mixer's value.
         longest: tokens of an answer; 0 follows the longest answer of the data.
     """
-    if not dataset:
-        raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.")
+    check_form(engine, dataset, mixes, limit, longest)
     session.stop()
     chosen = mix_choices.parse_mixes(engine, mixes or [], mixer.current_mix(engine, rows))
     session.stream = stream = engine.evaluation.measure(
-        chosen, dataset, split, int(limit or 0), max_new_tokens=int(longest or 0)
+        chosen, str(dataset), split, int(limit or 0), max_new_tokens=int(longest or 0)
     )
     report_id = ""
     try:
@@ -195,7 +263,7 @@ def measure_mixes(
     finally:
         stream.close()
     if report_id:
-        choices = _report_choices(engine.evaluation.reports())
+        choices = _report_choices(engine, engine.evaluation.reports())
         yield *open_report(engine, report_id), gr.update(choices=choices, value=report_id)
     else:
         yield empty("Stopped", "No report was saved."), None, gr.skip()
@@ -210,7 +278,7 @@ def open_report(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """Shows a report as a table and bars."""
     if not picked:
         return NO_REPORT, None
-    report = engine.evaluation.report(picked)
+    report = _rename(engine, engine.evaluation.report(picked))
     kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
     names = [r["name"] for r in report.rows]
     colours = [_colour_of(r["weights"], kinds) for r in report.rows]
@@ -221,11 +289,22 @@ def open_report(engine: Engine, picked: str | None) -> tuple[Any, ...]:
             colours,
             [r.get(m) for r in report.rows],
             report_view.METRICS[m][1],
+            report_view.describe_direction(m),
         )
         for m in BAR_METRICS
         if any(isinstance(r.get(m), (int, float)) for r in report.rows)
     ]
     return report_view.render_report(report), panels
+
+
+def _rename(engine: Engine, report: Any) -> Any:
+    """A report with the present names of its dataset and of its mixes; what was deleted keeps its name."""
+    datasets = labels.label_datasets(engine.datasets.list())
+    mixes = {c["id"]: c["name"] for c in mix_choices.list_choices(engine)}
+    rows = [{**r, "name": mixes.get(r.get("mix", ""), r["name"])} for r in report.rows]
+    return dataclasses.replace(
+        report, dataset_name=datasets.get(report.dataset, report.dataset_name), rows=rows
+    )
 
 
 def _colour_of(weights: dict[str, float], kinds: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from core.spec.presets import resolve
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store import grids
-from studio import events, fields
+from studio import events, fields, formatting
 from studio.components import damaged, plot
 from studio.tabs import suggestions, train
 from studio.tree import Node, button, node, title, view
@@ -172,7 +172,7 @@ def check_form(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[
         text, is_ready = "Queue the grid", False
     else:
         estimate = views.render_estimate(count, seconds)
-        text, is_ready = f"Queue {count} run{'s' if count > 1 else ''}", not problems
+        text, is_ready = f"Queue {formatting.count(count, 'run')}", not problems
         if problems:
             # `spec` always has a name, so its problems lack the one that a name solves.
             needs_name = problems[0] not in engine.runs.list_problems(spec.to_json())
@@ -208,7 +208,7 @@ def start_grid(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[
 
 
 def _grid_choices(engine: Engine) -> list[tuple[str, str]]:
-    return [(f"{g.name} · {len(g.runs)} cells", g.id) for g in engine.grids.list()]
+    return [(f"{g.name} · {formatting.count(len(g.runs), 'cell')}", g.id) for g in engine.grids.list()]
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, Any, Any]:
@@ -224,7 +224,7 @@ def open_grid(engine: Engine, picked: str | None) -> tuple[Any, Any]:
     if not picked:
         return views.NO_GRID, None
     results = engine.grids.results(picked)
-    return views.render_results(results), views.plot_cells(results)
+    return views.render_results(results, engine.library.labels()), views.plot_cells(results)
 
 
 def use_results(

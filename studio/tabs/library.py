@@ -10,9 +10,9 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import NotFound
-from studio import events
+from studio import events, formatting, labels, mix_choices
 from studio.components import damaged
-from studio.tree import Node, node, view
+from studio.tree import Node, node, skeleton, view
 from studio.views import library as views
 from studio.views import trash as trash_views
 
@@ -30,7 +30,7 @@ RENAMABLE = ("adapters", "datasets", "mixes", "runs")
 
 @dataclass(frozen=True)
 class LibraryTab:
-    """The components of the Library tab; `confirmation` holds the last two buttons."""
+    """The components of the Library tab; `confirmation` holds what follows it."""
 
     kind: gr.Radio
     shelf: gr.HTML
@@ -42,6 +42,7 @@ class LibraryTab:
     rename: gr.Button
     delete: gr.Button
     confirmation: gr.Column
+    question: gr.HTML
     confirm: gr.Button
     cancel: gr.Button
 
@@ -53,7 +54,7 @@ def build() -> LibraryTab:
             kind = gr.Radio(
                 [*KINDS, ("Trash", TRASH)], value="adapters", label="Show", elem_classes="segments"
             )
-            shelf = view(elem_id="shelf")
+            shelf = view(skeleton(5, "Loading the list"), elem_id="shelf")
             damaged_items = damaged.damaged_list()
         with gr.Column(scale=7, min_width=320, elem_classes="card"):
             details = view(views.NOTHING_SELECTED, elem_id="details")
@@ -62,12 +63,12 @@ def build() -> LibraryTab:
                 rename = gr.Button("Rename", size="md", scale=1, min_width=90)
                 delete = gr.Button("Delete", size="md", variant="stop", scale=1, min_width=80)
             with gr.Column(visible=False) as confirmation:
-                view(node("p", "Delete this item? It can be restored from the trash.", cls="problem"))
+                question = view(elem_id="delete-question")
                 with gr.Row():
                     confirm = gr.Button("Yes, delete it", variant="stop")
                     cancel = gr.Button("Keep it")
     picked = gr.State("")
-    buttons = (rename, delete, confirmation, confirm, cancel)
+    buttons = (rename, delete, confirmation, question, confirm, cancel)
     return LibraryTab(kind, shelf, damaged_items, picked, details, tools, name, *buttons)
 
 
@@ -80,11 +81,9 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     damaged.wire(tab.damaged, engine, library_changed)
     events.bind(tab.kind.input, engine, refresh, inputs, outputs)
     events.refresh_after(events.bind(tab.shelf.act, engine, pick_item, inputs, outputs))
-    events.refresh_after(
-        events.bind(tab.details.act, engine, act_on_item, inputs, outputs, show_progress="minimal")
-    )
+    events.refresh_after(events.bind(tab.details.act, engine, act_on_item, inputs, outputs))
     events.refresh_after(events.bind(tab.rename.click, engine, rename_item, [*inputs, tab.name], outputs))
-    events.bind(tab.delete.click, engine, confirm_delete, None, [tab.confirmation])
+    events.bind(tab.delete.click, engine, confirm_delete, inputs, [tab.confirmation, tab.question])
     events.bind(tab.cancel.click, engine, cancel_delete, None, [tab.confirmation])
     events.refresh_after(events.bind(tab.confirm.click, engine, delete_item, inputs, outputs))
 
@@ -95,7 +94,8 @@ def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
         return _refresh_trash(engine, picked)
     items = list_items(engine, kind)
     item = next((i for i in items if i.id == picked), None)
-    shelf = views.render_shelf(kind, items, picked if item else "", engine.library.disk_usage())
+    names = collect_names(engine)
+    shelf = views.render_shelf(kind, items, picked if item else "", engine.library.disk_usage(), names)
     hidden, visible = gr.update(visible=False), gr.update(visible=True)
     if item is None:
         # Without a selection, the details may offer to undo a deletion.
@@ -104,7 +104,7 @@ def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
     is_renamable = kind in RENAMABLE
     name = gr.update(value=getattr(item, "name", ""), visible=is_renamable)
     rename = gr.update(visible=is_renamable)
-    return shelf, picked, _render_details(engine, kind, item), visible, name, rename, hidden
+    return shelf, picked, views.render_details(kind, item, names), visible, name, rename, hidden
 
 
 def _refresh_trash(engine: Engine, picked: str) -> tuple[Any, ...]:
@@ -123,8 +123,8 @@ def pick_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tu
     """Shows the pressed item of the list, or empties the trash after a confirmation."""
     action = event._data or {}
     if kind == TRASH and action.get("do") == "empty":
-        count = engine.library.empty_trash()
-        gr.Info(f"Deleted {count} {'item' if count == 1 else 'items'} for good.", title="Done")
+        count = formatting.count(engine.library.empty_trash(), "item")
+        gr.Info(f"Deleted {count} for good.", title="Done")
         shelf, picked, _, *rest = _refresh_trash(engine, "")
         return shelf, picked, views.NOTHING_SELECTED, *rest
     if kind == TRASH and action.get("do") == "ask_empty":
@@ -158,7 +158,8 @@ def restore_item(engine: Engine, kind: str, entry: str) -> tuple[Any, ...]:
 def verify_adapter(engine: Engine, kind: str, picked: str) -> Node:
     """Verifies an adapter's files and shows what was checked."""
     checks = views.render_checks(engine.library.verify(picked))
-    return node("div", _render_details(engine, kind, engine.library.adapter(picked)), checks)
+    details = views.render_details(kind, engine.library.adapter(picked), collect_names(engine))
+    return node("div", details, checks)
 
 
 def rename_item(engine: Engine, kind: str, picked: str, name: str) -> tuple[Any, ...]:
@@ -167,9 +168,19 @@ def rename_item(engine: Engine, kind: str, picked: str, name: str) -> tuple[Any,
     return refresh(engine, kind, picked)
 
 
-def confirm_delete(engine: Engine) -> Any:
-    """Asks for confirmation before an item is deleted."""
-    return gr.update(visible=True)
+def confirm_delete(engine: Engine, kind: str, picked: str) -> tuple[Any, Node]:
+    """Asks for confirmation before an item is deleted, and names what uses it."""
+    item = _find_item(engine, kind, picked)
+    name = views.title_of(kind, item, collect_names(engine))
+    return gr.update(visible=True), views.render_question(name, engine.library.uses(kind, picked))
+
+
+def _find_item(engine: Engine, kind: str, picked: str) -> Any:
+    """The selected item. Raises NotFound."""
+    item = next((i for i in list_items(engine, kind) if i.id == picked), None)
+    if item is None:
+        raise NotFound("Nothing is selected.", "Select an item in the list first.")
+    return item
 
 
 def cancel_delete(engine: Engine) -> Any:
@@ -202,6 +213,11 @@ def list_items(engine: Engine, kind: str) -> list[Any]:
     return sorted(lists[kind](), key=lambda i: float(i.created), reverse=True)
 
 
-def _render_details(engine: Engine, kind: str, item: Any) -> Node:
-    names = {a.id: a.name for a in engine.library.mixable_adapters()} if kind == "mixes" else {}
-    return views.render_details(kind, item, names)
+def collect_names(engine: Engine) -> views.Names:
+    """How adapters, datasets, runs and mixes are called now."""
+    return views.Names(
+        engine.library.labels(),
+        labels.label_datasets(engine.datasets.list()),
+        labels.label_runs(engine.runs.list()),
+        {c["id"]: c["name"] for c in mix_choices.list_choices(engine)},
+    )

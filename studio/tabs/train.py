@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.errors import SpecError, StudioError
+from core.errors import SpecError
 from core.spec.presets import PRESETS, resolve
 from core.spec.recommendation import CHOSEN
 from core.spec.training import TrainSpec, describe_expert_training
@@ -259,7 +259,7 @@ def fill_preset(
 
 
 def form_settings(engine: Engine, kind: str, preset: str, dataset: str | None) -> dict[str, Any]:
-    """The advanced settings that the form suggests: the preset, the base's context, and what suits the data."""
+    """The advanced settings that the form suggests: of the preset, within the context, as suits the data."""
     advice = suggestions.recommend(engine, dataset, preset).settings
     spec = resolve(kind, preset, {**suggestions.fit_preset(engine, kind, preset), **advice})
     return {n: getattr(spec, n) for n in ADVANCED}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.merge.methods import METHODS
 from core.progress import Progress
 from studio.components import plot
-from studio.tree import Node, facts, node, progress_bar, table, title
+from studio.tree import Node, details, facts, node, progress_bar, table, title
 
 if TYPE_CHECKING:
     from core.analyze.attribution import Attribution
@@ -121,7 +121,11 @@ def _render_outputs(outputs: OutputComparison) -> list[Node]:
     rows = [("Divergence of the mix from the base", f"{outputs.divergence_from_base:.3g} nats per token")]
     for name, divergence in zip(outputs.names, outputs.divergence_from_parts, strict=True):
         rows.append((f"Divergence of the mix from {name} alone", f"{divergence:.3g} nats per token"))
-    return [node("h3", "On the prompt"), node("p", outputs.summary(), cls="reading"), facts([*rows])]
+    return [
+        node("h3", "On the prompt"),
+        node("p", outputs.summary(), cls="reading"),
+        details("Details", facts([*rows])),
+    ]
 
 
 def plot_cosines(interference: InterferenceProgress) -> dict[str, Any] | None:
@@ -161,9 +165,8 @@ def _format_cosine(cosine: float | None) -> str:
 
 def render_bake_result(result: BakeResult) -> Node:
     """The baked adapter, and how close it is to the live mix."""
+    shown = [("Adapter", result.adapter.name), ("Method", METHODS[result.method].label)]
     rows: Sequence[tuple[str, Any]] = [
-        ("Adapter", result.adapter.name),
-        ("Method", METHODS[result.method].label),
         ("Rank", result.rank),
         ("Energy of the difference", f"{result.changed:.3%}"),
     ]
@@ -176,6 +179,7 @@ def render_bake_result(result: BakeResult) -> Node:
         "div",
         title(f"{result.adapter.name} is baked"),
         node("p", result.summary(), cls="reading"),
-        facts([*rows]),
+        facts([*shown]),
         node("p", where, cls="quiet"),
+        details("Details", facts([*rows])),
     )

@@ -23,7 +23,8 @@ HOW = {
 OPERATIONS = {
     "dedup": "by removing repeated rows",
     "redact": "by redacting personal data",
-    "merge": "by merging",
+    "merge": "by merging them",
+    "leave_out": "by leaving out rows",
 }
 NO_DATASET = empty(
     "No data yet",
@@ -76,7 +77,6 @@ def render_dataset(dataset: Any, names: Mapping[str, str]) -> Node:
         "div",
         head,
         _render_lineage(dataset, names),
-        node("p", dataset.note, cls="user-note") if dataset.note else None,
         None if held_out else _render_sizes(dataset),
         about,
         render_notes(dataset.notes),

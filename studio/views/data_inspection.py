@@ -281,9 +281,9 @@ def _render_lengths(lengths: Lengths, base: str) -> Node:
     first, last = (lengths.bins[0].low, lengths.bins[-1].high) if lengths.bins else (0, 0)
     return node(
         "div",
-        node("h3", "Lengths"),
+        node("h3", "Lengths in tokens"),
         node("div", *bars, _mark_max_length(lengths), cls="histogram", role="img", aria_label=about),
-        node("div", node("span", f"{first:,}"), node("span", f"{last:,} tokens"), cls="histogram-axis"),
+        node("div", node("span", f"{first:,}"), node("span", f"{last:,}"), cls="histogram-axis"),
         node("p", about, cls="quiet"),
     )
 

@@ -10,7 +10,7 @@ from core.data.encodings import LABELS, Candidate
 from studio import formatting
 from studio.first_page import FirstPage
 from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles
-from studio.tree import Node, button, facts, node, title
+from studio.tree import Node, button, details, facts, node, title
 from studio.views.data import (
     KIND_NAMES,
     PREVIEW_ROWS,
@@ -74,6 +74,9 @@ def _name_of_row(preview: Any) -> str:
 
 
 def _describe_roles(roles: dict[str, str]) -> str:
+    """Each column with its role; nothing for documents, which have one."""
+    if roles == {"text": "text"}:
+        return ""
     return ", ".join(f"{column} ({role})" for role, column in roles.items())
 
 
@@ -98,12 +101,12 @@ def render_candidates(candidates: Sequence[Candidate], present: str) -> Node | N
                 aria_pressed="true" if is_present else "false",
             )
         )
-    text = "The file does not say how its letters are stored. Which of these reads right?"
+    listed = node("div", *cards, cls="candidates")
     if present != "utf-8":
-        text = f"Read as {LABELS.get(present, present)}, as you chose. Another one?"
-    return node(
-        "section", node("p", text), node("div", *cards, cls="candidates"), cls="ask", aria_label="Encoding"
-    )
+        chosen = f"Read as {LABELS.get(present, present)}, as you chose. Change it"
+        return node("section", details(chosen, listed), cls="ask", aria_label="Encoding")
+    text = "The file does not say how its letters are stored. Which of these reads right?"
+    return node("section", node("p", text), listed, cls="ask", aria_label="Encoding")
 
 
 def _render_question(preview: Any, choices: Choices) -> Node | None:

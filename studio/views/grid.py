@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.engine.grids import CellResult, GridResults
@@ -13,7 +13,7 @@ from core.train.comparison import LossDifference, format_nats
 from studio import formatting
 from studio.components import plot
 from studio.components.live import status_chip
-from studio.tree import Node, button, chip, download, empty, node, table
+from studio.tree import Node, button, chip, details, download, empty, node, table
 
 NO_GRID = empty(
     "No grid yet",
@@ -29,6 +29,7 @@ HEADINGS = (
     "Tokens / s",
     "Adapter",
 )
+SHOWN_HEADINGS = ("Best perplexity", "Time", "Tokens / s", "Adapter")  # the others are folded away
 
 
 def render_estimate(cells: int, seconds: float | None) -> Node:
@@ -40,30 +41,48 @@ def render_estimate(cells: int, seconds: float | None) -> Node:
     time = "no comparable run yet, so no estimate"
     if seconds is not None:
         time = f"about {formatting.format_duration(seconds)}, estimated from the newest comparable run"
-    return node("p", node("strong", f"{cells} cell{'s' if cells > 1 else ''}"), f": {time}.", cls="reading")
+    return node("p", node("strong", formatting.count(cells, "cell")), f": {time}.", cls="reading")
 
 
-def render_results(results: GridResults) -> Node:
-    """The results of a grid as a table, the best first, with how significant the differences are."""
+def render_results(results: GridResults, names: Mapping[str, str]) -> Node:
+    """The results of a grid as a table, the best first, with how significant the differences are.
+
+    Args:
+        names: of the adapters, by their ids.
+    """
     grid, queued = results.grid, results.counts.get("queued", 0)
     buttons = [download("Download as CSV", f"grid/{grid.id}.csv", f"{grid.id}.csv")]
     if queued:
-        text = f"Cancel {queued} queued run{'s' if queued > 1 else ''}"
+        text = f"Cancel {formatting.count(queued, 'queued run')}"
         buttons.insert(0, button(text, {"do": "cancel_queued", "grid": grid.id}, "quiet danger"))
-    headings = ["", *[label_of(grids.FIELDS[name]) for name in grid.axes], *HEADINGS]
-    numeric = frozenset(range(1, len(headings) - 1))  # all but the adapter
+    axes = [label_of(grids.FIELDS[name]) for name in grid.axes]
+    lines = [_result_row(grid, row, names) for row in results.rows]
+    shown = [i for i, name in enumerate(HEADINGS) if name in SHOWN_HEADINGS]
+    short = [[*line[: 1 + len(axes)], *[line[1 + len(axes) + i] for i in shown]] for line in lines]
+    headings = ["", *axes, *[HEADINGS[i] for i in shown]]
+    figures = [[name, *line[1:]] for name, line in zip(_name_cells(results), lines, strict=True)]
     caption = "Losses in nats per token; gap to the best with its standard error over the validation rows"
     counts = ", ".join(f"{count} {status}" for status, count in results.counts.items())
     return node(
         "div",
         node("div", node("p", counts, cls="quiet"), node("div", *buttons, cls="row push"), cls="row"),
         node("p", results.note, cls="reading") if results.note else None,
-        table(headings, [_result_row(grid, row) for row in results.rows], caption, numeric),
+        table(headings, short, "Lower perplexity is better", frozenset(range(1, len(headings) - 1))),
+        details(
+            "Details",
+            table(
+                ["Run", *axes, *HEADINGS], figures, caption, frozenset(range(1, len(axes) + len(HEADINGS)))
+            ),
+        ),
         cls="grid-results",
     )
 
 
-def _result_row(grid: grids.Grid, row: CellResult) -> list[Any]:
+def _name_cells(results: GridResults) -> list[str]:
+    return [row.cell.spec.name for row in results.rows]
+
+
+def _result_row(grid: grids.Grid, row: CellResult, names: Mapping[str, str]) -> list[Any]:
     figures = row.figures()
     use = button(
         "Use these settings",
@@ -82,7 +101,7 @@ def _result_row(grid: grids.Grid, row: CellResult) -> list[Any]:
         formatting.format_number(figures["final_perplexity"], 3),
         duration,
         formatting.format_number(figures["tokens_per_second"], 0),
-        figures["adapter"] or formatting.NONE,
+        names.get(str(figures["adapter"]), formatting.NONE),
     ]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from studio import formatting
-from studio.tree import Node, button, chip, download, empty, facts, node
+from studio.tree import Node, button, chip, details, download, empty, facts, node
 
 NOTHING_SELECTED = empty(
     "Nothing selected", "Select an item in the list to see what it is and where it came from."
@@ -21,9 +22,25 @@ EMPTY_LISTS = {
     "reports": ("No reports yet", "Measure some mixes to create one.", "evaluate"),
 }
 Facts = list[tuple[str, Any]]
+USES_SHOWN = 8  # users that the question before a deletion names
+FILES_SHOWN = 12  # files of a dataset that are named
 
 
-def render_shelf(kind: str, items: Sequence[Any], picked: str, disk: Mapping[str, int]) -> Node:
+@dataclass(frozen=True)
+class Names:
+    """How the workspace's items are called now, by their ids; a deleted item is missing.
+
+    Attributes:
+        mixes: by the mix as text, as `str(Mix)` gives it.
+    """
+
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+    mixes: Mapping[str, str] = field(default_factory=dict)
+
+
+def render_shelf(kind: str, items: Sequence[Any], picked: str, disk: Mapping[str, int], names: Names) -> Node:
     """The list of one kind, with the disk usage below it.
 
     Args:
@@ -41,23 +58,31 @@ def render_shelf(kind: str, items: Sequence[Any], picked: str, disk: Mapping[str
         link = button(f"Go to {tab.capitalize()}", {"do": "tab", "tab": tab})
         return node("div", empty(text, hint, link), usage)
     return node(
-        "div", node("div", *[_shelf_item(kind, i, i.id == picked) for i in items], cls="shelf"), usage
+        "div", node("div", *[_shelf_item(kind, i, i.id == picked, names) for i in items], cls="shelf"), usage
     )
 
 
-def _shelf_item(kind: str, item: Any, is_picked: bool) -> Node:
+def _shelf_item(kind: str, item: Any, is_picked: bool, names: Names) -> Node:
     return node(
         "button",
-        node("span", node("strong", _title(kind, item)), *_chips(kind, item), cls="row"),
-        node("span", f"{_summary(kind, item)} · {formatting.format_time(item.created)}", cls="quiet"),
+        node("span", node("strong", title_of(kind, item, names)), *_chips(kind, item), cls="row"),
+        node("span", f"{_summary(kind, item, names)} · {formatting.format_time(item.created)}", cls="quiet"),
         cls="shelf-item picked" if is_picked else "shelf-item",
         act={"pick": item.id},
         aria_pressed="true" if is_picked else "false",
     )
 
 
-def _title(kind: str, item: Any) -> str:
-    return f"{item.dataset_name} ({item.split})" if kind == "reports" else str(item.name)
+def title_of(kind: str, item: Any, names: Names) -> str:
+    """What an item is called in the list."""
+    if kind != "reports":
+        return str(getattr(names, kind, {}).get(item.id, item.name))
+    return f"{names.datasets.get(item.dataset, item.dataset_name)} ({describe_split(item.split)})"
+
+
+def describe_split(split: str) -> str:
+    """A split in words."""
+    return {"all": "all rows", "val": "validation rows"}.get(split, f"{split} rows")
 
 
 def _chips(kind: str, item: Any) -> list[Node]:
@@ -66,25 +91,42 @@ def _chips(kind: str, item: Any) -> list[Node]:
     return [*chips, chip(item.status.value, item.status.value)] if kind == "runs" else chips
 
 
-def _summary(kind: str, item: Any) -> str:
+def _summary(kind: str, item: Any, names: Names) -> str:
     if kind == "adapters":
-        return f"rank {item.rank} · {formatting.format_bytes(item.bytes)} · {item.dataset_name}"
+        trained_on = names.datasets.get(item.dataset, item.dataset_name)
+        origin = f"trained on {trained_on}" if trained_on else "merged from other adapters"
+        return f"{origin} · {formatting.format_base(item.base)}"
     if kind == "runs":
-        return f"step {item.step} of {item.total_steps} · {formatting.format_base(item.base)}"
+        return f"step {item.step:,} of {item.total_steps:,} · {formatting.format_base(item.base)}"
     if kind == "datasets":
-        return f"{item.rows:,} rows · " + " / ".join(f"{n:,}" for n in item.splits.values())
+        return f"{formatting.count(item.rows, 'row')} · {_splits(item)}"
     if kind == "mixes":
-        return formatting.format_mix(item.weights)
-    return f"{len(item.rows)} mixes · {formatting.format_base(item.base)}"
+        return _formula(item, names)
+    return f"{formatting.count(len(item.rows), 'mix')} · {formatting.format_base(item.base)}"
 
 
-def render_details(kind: str, item: Any, names: Mapping[str, str]) -> Node:
-    """What an item is and where it came from.
+def _splits(dataset: Any) -> str:
+    if getattr(dataset, "purpose", "training") == "evaluation":
+        return "for evaluation only"
+    words = {"train": "for training", "val": "for validation", "test": "for testing"}
+    return ", ".join(f"{n:,} {words.get(k, k)}" for k, n in dataset.splits.items() if n)
 
-    Args:
-        names: the names of adapters, by id.
-    """
-    rows = {
+
+def _formula(mix: Any, names: Names) -> str:
+    return formatting.format_mix([(_adapter_of(mix, i, names), w) for i, w in mix.weights.items()])
+
+
+def _adapter_of(mix: Any, adapter_id: str, names: Names) -> str:
+    """The name of an adapter of a saved mix; a deleted one has the name of when the mix was saved."""
+    if adapter_id in names.adapters:
+        return names.adapters[adapter_id]
+    known = mix.names.get(adapter_id)
+    return f"{known} (deleted)" if known else "a deleted adapter"
+
+
+def render_details(kind: str, item: Any, names: Names) -> Node:
+    """What an item is and where it came from; ids, hashes and the method's figures are folded away."""
+    shown, folded = {
         "adapters": _adapter_facts,
         "runs": _run_facts,
         "datasets": _dataset_facts,
@@ -101,12 +143,24 @@ def render_details(kind: str, item: Any, names: Mapping[str, str]) -> Node:
     record = item.spec.to_json() if kind == "runs" else getattr(item, "metadata", None)
     return node(
         "div",
-        node("div", node("h2", _title(kind, item)), *_chips(kind, item), cls="row"),
+        node("div", node("h2", title_of(kind, item, names)), *_chips(kind, item), cls="row"),
         *[node("p", w, cls="problem") for w in getattr(item, "warnings", ())],
-        facts([*rows, ("Created", formatting.format_time(item.created)), ("Id", item.id)]),
+        facts([*shown, ("Created", formatting.format_time(item.created))]),
         node("div", *buttons, cls="row") if buttons else None,
-        _record(record) if record else None,
+        details("Details", facts([*folded, ("Id", item.id)]), _record(record) if record else None),
     )
+
+
+def render_question(name: str, uses: Sequence[str]) -> Node:
+    """The question before an item is moved to the trash, with what uses it."""
+    question = f"Delete {name}? It can be restored from the trash."
+    if not uses:
+        return node("div", node("p", question), cls="problem")
+    shown = [node("li", use) for use in uses[:USES_SHOWN]]
+    if len(uses) > USES_SHOWN:
+        shown.append(node("li", f"and {len(uses) - USES_SHOWN} more"))
+    lead = f"{name} is used by:"
+    return node("div", node("p", lead), node("ul", *shown), node("p", question), cls="problem")
 
 
 def _record(record: Any) -> Node:
@@ -120,50 +174,73 @@ def render_checks(checks: Sequence[str]) -> Node:
     return node("div", chip("verified", "good"), items)
 
 
-def _adapter_facts(adapter: Any, names: Mapping[str, str]) -> Facts:
-    results = [(k.replace("_", " "), v) for k, v in adapter.results.items() if isinstance(v, (int, float))]
-    return [
+def _adapter_facts(adapter: Any, names: Names) -> tuple[Facts, Facts]:
+    results = adapter.results
+    perplexity = results.get("validation_perplexity")
+    start = results.get("validation_perplexity_at_start")
+    worth = formatting.format_number(perplexity, 2) if isinstance(perplexity, float) else ""
+    if worth and isinstance(start, float):
+        worth += f" (the base: {formatting.format_number(start, 2)}; lower is better)"
+    shown = [
         ("Base", formatting.format_base(adapter.base)),
-        ("Rank and alpha", f"{adapter.rank}, {adapter.alpha:g}"),
-        ("Target modules", ", ".join(adapter.target_modules)),
-        ("Trained on", adapter.dataset_name),
-        ("Parent adapter", adapter.stacked_on),
+        ("Trained on", names.datasets.get(adapter.dataset, adapter.dataset_name)),
+        ("On top of", _named(adapter.stacked_on, names.adapters)),
+        ("Steps", formatting.format_number(results.get("steps")) if results.get("steps") else ""),
+        ("Validation perplexity", worth),
         ("Cannot be mixed live", adapter.unmixable),
         ("Repaired after an interrupted change", adapter.repairs),
-        ("Results", ", ".join(f"{name} {value:.4g}" for name, value in results)),
         ("Size", formatting.format_bytes(adapter.bytes)),
+    ]
+    figures = [(k.replace("_", " "), v) for k, v in results.items() if isinstance(v, (int, float))]
+    folded = [
+        ("Rank and alpha", f"{adapter.rank}, {adapter.alpha:g}"),
+        ("Target modules", ", ".join(adapter.target_modules)),
+        ("Results", ", ".join(f"{name} {value:.4g}" for name, value in figures)),
         ("sha256", adapter.sha256[:16]),
     ]
+    return shown, folded
 
 
-def _run_facts(run: Any, names: Mapping[str, str]) -> Facts:
-    return [
+def _named(item_id: str, names: Mapping[str, str]) -> str:
+    """The name of an item; "deleted" for one that is gone; "" without an id."""
+    return names.get(item_id, "deleted") if item_id else ""
+
+
+def _run_facts(run: Any, names: Names) -> tuple[Facts, Facts]:
+    shown = [
         ("Base", formatting.format_base(run.base)),
-        ("Steps", f"{run.step} of {run.total_steps}"),
-        ("Adapter", run.adapter),
+        ("Trained on", _named(run.spec.dataset, names.datasets)),
+        ("Steps", f"{run.step:,} of {run.total_steps:,}"),
+        ("Adapter", names.adapters.get(run.adapter, "none in the library")),
         ("Error", run.error),
     ]
+    return shown, []
 
 
-def _dataset_facts(dataset: Any, names: Mapping[str, str]) -> Facts:
-    return [
+def _dataset_facts(dataset: Any, names: Names) -> tuple[Facts, Facts]:
+    files = [f["name"] for f in dataset.files]
+    listed = ", ".join(files[:FILES_SHOWN])
+    more = f" and {len(files) - FILES_SHOWN} more" if len(files) > FILES_SHOWN else ""
+    shown = [
         ("Rows", f"{dataset.rows:,}"),
-        ("Splits", ", ".join(f"{k} {n:,}" for k, n in dataset.splits.items())),
-        ("Split seed", dataset.seed),
-        ("Files", ", ".join(f["name"] for f in dataset.files)[:300]),
-        ("sha256", dataset.sha256[:16]),
+        ("Use", _splits(dataset)),
+        ("Made from", ", ".join(_named(i, names.datasets) for i in getattr(dataset, "parents", ()))),
+        ("Files", listed + more),
+        ("Note", getattr(dataset, "note", "")),
     ]
+    return shown, [("Split seed", dataset.seed), ("sha256", dataset.sha256[:16])]
 
 
-def _mix_facts(mix: Any, names: Mapping[str, str]) -> Facts:
-    return [("Formula", formatting.format_mix({names.get(i, i): w for i, w in mix.weights.items()}))]
+def _mix_facts(mix: Any, names: Names) -> tuple[Facts, Facts]:
+    return [("Formula", _formula(mix, names))], []
 
 
-def _report_facts(report: Any, names: Mapping[str, str]) -> Facts:
-    return [
-        ("Dataset", report.dataset_name),
-        ("Split", report.split),
+def _report_facts(report: Any, names: Names) -> tuple[Facts, Facts]:
+    shown = [
+        ("Dataset", names.datasets.get(report.dataset, f"{report.dataset_name} (deleted)")),
+        ("Rows", describe_split(report.split)),
         ("Base", formatting.format_base(report.base)),
-        ("Mixes", ", ".join(row["name"] for row in report.rows)),
+        ("Mixes", ", ".join(names.mixes.get(row.get("mix", ""), row["name"]) for row in report.rows)),
         ("Duration", formatting.format_duration(report.seconds)),
     ]
+    return shown, []

@@ -6,7 +6,8 @@ from typing import Any
 
 from core.spec.metric_rules import describe_rule, label_metric
 from studio import answers, formatting
-from studio.tree import Node, download, node, progress_bar, table, title
+from studio.tree import Node, details, download, node, progress_bar, table, title
+from studio.views.library import describe_split
 
 # Key of a report's row -> heading, whether the value is a share, digits.
 METRICS = {
@@ -18,6 +19,8 @@ METRICS = {
     "latency_seconds": ("Latency (s)", False, 2),
     "tokens_per_second": ("Tokens / s", False, 0),
 }
+LOWER_IS_BETTER = ("perplexity", "answer_perplexity", "general_perplexity", "latency_seconds")
+ARROWS = {True: "↓", False: "↑"}  # by whether lower is better
 RULED_METRICS = ("exact_match", "f1")  # those that compare answers by a rule
 NOTES_SHOWN = 20  # rows that the page names
 
@@ -26,18 +29,18 @@ def render_report(report: Any) -> Node:
     """Renders a report (`core.store.reports.Report`) with its CSV file."""
     metrics = [m for m in METRICS if any(m in r for r in report.rows)]
     lines = [[r["name"], *[_format_metric(r.get(m), m) for m in metrics]] for r in report.rows]
-    questions = next((f"{r['questions']} questions, " for r in report.rows if r.get("questions")), "")
+    asked = next((r["questions"] for r in report.rows if r.get("questions")), 0)
+    questions = f"{formatting.count(asked, 'question')}, " if asked else ""
     duration, created = formatting.format_duration(report.seconds), formatting.format_time(report.created)
-    split = "all splits" if report.split == "all" else f"{report.split} split"
-    about = f"{report.dataset_name}, {split}, {questions}{duration}. {created}"
+    about = f"{report.dataset_name}, {describe_split(report.split)}, {questions}{duration}. {created}"
     link = download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv")
     return node(
         "div",
         node("div", title("Report", about), link, cls="row spread"),
         table(
-            ["Mix", *[heading_of(m, report) for m in metrics]],
+            ["Mix", *[f"{heading_of(m, report)} {ARROWS[m in LOWER_IS_BETTER]}" for m in metrics]],
             lines,
-            "Metrics for each mix",
+            "Metrics for each mix. ↓ lower is better, ↑ higher is better.",
             frozenset(range(1, len(metrics) + 1)),
         ),
         _render_conditions(report),
@@ -50,6 +53,11 @@ def heading_of(metric: str, report: Any) -> str:
     """The heading of a metric, with its rule where that is not the studio's own."""
     name = METRICS[metric][0]
     return label_metric(name, report.conditions.rule) if metric in RULED_METRICS else name
+
+
+def describe_direction(metric: str) -> str:
+    """Which values of a metric are better."""
+    return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
 
 
 def _render_conditions(report: Any) -> Node | None:
@@ -65,13 +73,13 @@ def _render_conditions(report: Any) -> Node | None:
     sentences.append(f"Exact match and F1: {describe_rule(how.rule)}")
     if any("squad_f1" in r for r in report.rows):
         sentences.append("SQuAD's own figures are in the CSV file.")
-    return node("p", " ".join(sentences), cls="quiet below")
+    return details("How this was measured", node("p", " ".join(sentences), cls="quiet below"))
 
 
 def _render_notes(how: Any) -> Node | None:
     """The rows that were cut or left out, by name; None where every row was measured whole."""
     counts = [(how.rows_left_out, "left out"), (how.rows_cut, "cut")]
-    parts = [f"{count} row{'s were' if count > 1 else ' was'} {effect}" for count, effect in counts if count]
+    parts = [f"{formatting.count(n, 'row was', 'rows were')} {effect}" for n, effect in counts if n]
     if not parts:
         return None
     lines = [

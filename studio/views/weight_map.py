@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio import formatting
 from studio.components import plot
-from studio.tree import Node, button, node, table
+from studio.tree import Node, button, details, node, table
 
 if TYPE_CHECKING:
     from core.analyze.search_results import SearchComparison, SearchResult
@@ -209,7 +209,7 @@ def _render_search(search: SearchComparison, names: Mapping[str, str]) -> list[N
         node("h3", "Weight search"),
         node("p", search.summary(names, ("gradient",)), cls="reading"),
         node("div", button("Use the search result", {"weights": weights, "tilt": search.tilt}), cls="row"),
-        table(headings, rows, caption, frozenset(range(1, len(headings)))),
+        details("Details", table(headings, rows, caption, frozenset(range(1, len(headings))))),
     ]
 
 

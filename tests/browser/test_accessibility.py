@@ -101,10 +101,10 @@ def find_violations(page) -> list[str]:
 
 @pytest.mark.parametrize("visit", WINDOWS, indirect=True, ids=WINDOW_NAMES)
 def test_every_tab_has_names_contrast_and_targets(visit):
-    problems = {}
+    problems = []
     for name in TABS:
         open_tab(visit.page, name)
-        found = find_violations(visit.page) + visit.page.evaluate(SMALL_TARGETS, SMALLEST_TARGET)
-        if found:
-            problems[name] = found
-    assert problems == {}
+        problems += [f"{name}: {text}" for text in find_violations(visit.page)]
+        small = visit.page.evaluate(SMALL_TARGETS, SMALLEST_TARGET)
+        problems += [f"{name}: too small: {text}" for text in small]
+    assert not problems, "\n".join(problems)

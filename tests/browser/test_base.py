@@ -87,4 +87,8 @@ def test_a_gated_base_and_an_incomplete_folder_say_what_to_do(visit, served, tmp
     page.get_by_label("Base", exact=True).fill(str(tmp_path / "empty"))
     page.get_by_label("Base", exact=True).press("Enter")
     page.get_by_role("button", name="Use this base").click()
-    page.get_by_test_id("toast-body").get_by_text("no *.safetensors weights").wait_for()
+    error = page.locator("#base-choice .field-error", has_text="no *.safetensors weights")
+    error.wait_for()
+    assert page.get_by_label("Base", exact=True).get_attribute("aria-invalid") == "true"
+    page.get_by_label("Base", exact=True).fill("embedded")
+    error.wait_for(state="detached")

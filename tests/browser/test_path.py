@@ -81,7 +81,7 @@ def watch_a_run_and_reload(visit) -> None:
         ("Max length", "128"),
     ):
         page.get_by_label(re.compile(f"^{label}")).first.fill(value)
-    press(page, "Start training")
+    page.get_by_role("button", name="Start training Long run", exact=True).click()
     until(lambda: engine.runs.list()[0].name == "Long run", 30, "the run")
     run = engine.runs.list()[0]
     assert run.spec.max_steps == 300 and run.spec.max_length == 128

@@ -60,6 +60,14 @@ def texts(node) -> str:
     return node if isinstance(node, str) else "".join(texts(k) for k in (node or {}).get("kids", []))
 
 
+def nodes(tree):
+    """Every node of a tree."""
+    yield tree
+    for kid in tree.get("kids", []):
+        if isinstance(kid, dict):
+            yield from nodes(kid)
+
+
 def rows_of(engine, **weights):
     return [
         {**a, "on": a["name"] in weights, "weight": weights.get(a["name"], 1.0)}
@@ -337,7 +345,7 @@ def test_an_answer_is_stamped_with_the_mix_that_wrote_it(engine):
         engine, "Where is the lamp?", rows, Session(), False, *sampling(max_new_tokens=6)
     )
     domain = next(a for a in engine.library.adapters() if a.kind == "domain")
-    assert f"{domain.id} +0.50 ({domain.sha256[:8]})" in texts(last)
+    assert f"Sample domain +0.50 ({domain.sha256[:8]})" in texts(last) and domain.id not in str(last)
 
 
 def test_a_slider_does_not_answer_before_the_first_prompt(engine):
@@ -358,8 +366,8 @@ def test_a_slider_moved_during_an_answer_changes_the_mix_from_there_on(engine):
     ]
     moved.set()
     *_, last = reading
-    turn = next(k for k in last["kids"][0]["kids"] if k.get("cls") == "turn")
-    assert "0.50 · Sample task" in texts(turn) and "+0.50" in turn["attrs"]["title"]
+    turn = next(n for n in nodes(last) if n.get("cls") == "turn")
+    assert "0.50 · Sample task" in texts(turn) and "0.50 · Sample task" in turn["attrs"]["title"]
     (column,) = session.frame.columns
     task = next(a.id for a in engine.library.adapters() if a.kind == "task")
     assert column.stamp["weights"][task] == 0.5 and 0 < column.mix_changes[0].at <= len(column.text)
@@ -406,10 +414,10 @@ def test_the_choices_are_the_default_mixes_and_the_mixer_s(engine):
     )
     assert [c["name"] for c in mix_choices.list_choices(engine, present)] == [
         "Base",
-        "Domain",
-        "Task",
-        "Domain + task",
-        "Domain deep, task shallow",
+        "Sample domain",
+        "Sample task",
+        "Sample domain + Sample task",
+        "Sample domain (deep) + Sample task (shallow)",
         "Mixer: base + 0.30 · Sample domain",
     ]
     assert [c["kind"] for c in mix_choices.list_choices(engine)] == ["base", "domain", "task", "mix", "mix"]
@@ -468,19 +476,38 @@ def test_a_comparison_of_one_mix_is_refused(engine):
 
 
 def test_mixes_are_measured_and_the_report_is_saved(engine):
-    chosen, split, mixes, _ = evaluate.refresh(engine, None, [], None, None)
+    chosen, whole, mixes, *_ = evaluate.refresh(engine, None, [], None, None)
     assert (
         engine.datasets.get(chosen["value"]).name == "Sample held-out questions"
-        and split == "all"
+        and whole == chosen["value"]
         and len(mixes["value"]) == 4
     )
-    *_, last = evaluate.measure_mixes(engine, chosen["value"], split, mixes["value"][:2], 4, None, Session())
+    *_, last = evaluate.measure_mixes(engine, chosen["value"], "all", mixes["value"][:2], 4, None, Session())
     shown, panels, reports = last
     assert [p["title"] for p in panels][:2] == ["Exact match", "F1"] and all(
         len(p["values"]) == 2 for p in panels
     )
     assert "Download as CSV" in texts(shown)
     assert engine.evaluation.report_csv(reports["value"]).read_text().startswith("name,mix,")
+    fresh = evaluate.refresh(engine, None, [], None, None)
+    assert fresh[3]["value"] == reports["value"] and "Download as CSV" in texts(fresh[4])
+    again = evaluate.refresh(engine, chosen["value"], [], reports["value"], None)
+    assert again[4] == gr.skip(), "the report that is shown stays"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ((None, ["base"], 0, 0), "dataset"),
+        (("data", [], 0, 0), "mixes"),
+        (("data", ["base"], -1, 0), "limit"),
+        (("data", ["base"], 0, 5000), "longest"),
+    ],
+)
+def test_a_wrong_measurement_names_its_field(values, field):
+    with pytest.raises(SpecError) as caught:
+        evaluate.check_form(None, *values)
+    assert caught.value.field == field
 
 
 def test_suggested_mixes_follow_the_library_until_the_user_chooses(engine):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data import datasets
+from core.data import datasets, split_rows
 from core.data.datasets import (
     Dataset,
     import_dataset,
@@ -521,8 +521,8 @@ def test_an_import_whose_files_vanish_fails_in_words(workspace, qa, monkeypatch,
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         return honest(rows, questions)
 
-    honest = datasets.count_repeats
-    monkeypatch.setattr(datasets, "count_repeats", vanish)
+    honest = split_rows.count_repeats
+    monkeypatch.setattr(split_rows, "count_repeats", vanish)
     with pytest.raises(StudioError) as caught:
         import_dataset(workspace, [qa], "x")
     assert caught.value.what and caught.value.fix

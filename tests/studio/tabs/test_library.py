@@ -122,3 +122,42 @@ def test_the_whole_workspace_is_downloaded_and_leaves_nothing(engine: Engine, tm
     assert busy.status_code == 400 and "Another backup of this workspace is being made" in busy.text
     client.app.auth = {"me": "pw"}  # type: ignore[attr-defined]
     assert client.get(address).status_code == 401
+
+
+def test_a_deletion_names_what_uses_the_item(engine: Engine) -> None:
+    domain = engine.library.adapter(TASK).stacked_on
+    shown, question = library.confirm_delete(engine, "adapters", domain)
+    assert shown["visible"] is True
+    text = texts(question)
+    assert "is used by:" in text and "the saved mix 'Both'" in text
+    assert "the adapter 'Answers', which was trained on top of it" in text
+    unused = engine.library.save_mix("Alone", {})
+    question = library.confirm_delete(engine, "mixes", unused.id)[1]
+    assert texts(question) == "Delete Alone? It can be restored from the trash."
+
+
+def test_a_dataset_is_used_by_its_adapter_its_report_and_what_was_made_from_it(engine: Engine) -> None:
+    adapter = engine.library.adapter(TASK)
+    users = engine.library.uses("datasets", adapter.dataset)
+    assert "the adapter 'Answers', which was trained on it" in users
+    reports = [r for r in engine.evaluation.reports() if r.dataset == adapter.dataset]
+    assert sum("the report on" in u for u in users) == len(reports)
+
+
+def test_a_renamed_adapter_is_renamed_in_every_list_of_the_library(engine: Engine) -> None:
+    engine.library.rename("adapters", TASK, "Replies")
+    for kind in ("adapters", "mixes"):
+        text = texts(library.refresh(engine, kind, MIX if kind == "mixes" else TASK)[0])
+        assert "Replies" in text and "Answers" not in text and TASK not in text, kind
+    details = library.refresh(engine, "mixes", MIX)[2]
+    assert "Replies" in texts(details)
+
+
+def test_ids_and_hashes_are_folded_away(engine: Engine) -> None:
+    for kind, _, items in [(k, None, library.list_items(engine, k)) for _, k in library.KINDS]:
+        for item in items:
+            shelf, _, details, *_ = library.refresh(engine, kind, item.id)
+            assert item.id not in texts(shelf), kind
+            folded = [k for k in details["kids"] if isinstance(k, dict) and k.get("tag") == "details"]
+            open_text = " ".join(texts(k) for k in details["kids"] if k not in folded)
+            assert item.id not in open_text and "sha256" not in open_text and item.id in texts(folded[0]), kind

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gradio as gr
 import pytest
 
 from core.errors import SpecError
+from studio import problems
 from studio.components import mixer
 from studio.session import Session
 from studio.tabs import mix
@@ -41,7 +43,8 @@ def test_a_link_carries_the_tilt_and_the_stamp_shows_it(engine, tilt, said):
     assert {r["id"]: (r["on"], r["tilt"]) for r in rows} == {domain: (True, tilt), task: (False, 0.0)}
     *_, last = mix.answer_link(engine, word, prompt, rows, Session(), False, *sampling(max_new_tokens=3))
     stamped = next(texts(n) for n in nodes(last) if n.get("cls") == "stamp")
-    assert stamped == f"base · {domain} +0.50 @{tilt:g} ({engine.library.adapter(domain).sha256[:8]})"
+    digest = engine.library.adapter(domain).sha256[:8]
+    assert stamped == f"base · Sample domain +0.50 @{tilt:g} ({digest})"
     assert f"0.50 · Sample domain{said}" in texts(last), "the formula says it in words"
 
 
@@ -49,3 +52,137 @@ def test_a_link_carries_the_tilt_and_the_stamp_shows_it(engine, tilt, said):
 def test_a_tilt_outside_its_limits_is_refused(tilt):
     with pytest.raises(SpecError, match="tilt of 'a'"):
         mixer.read_mix([{"id": "a", "on": True, "weight": 1.0, "tilt": tilt}])
+
+
+# --- the conversation
+
+
+def recorded(engine, monkeypatch):
+    """What is asked of the engine, as (prompt, chat, thinking)."""
+    asked, stream = [], engine.chat.stream
+
+    def record(prompt, mixes, sampling=None, chat=True, same_noise=True, thinking=False):
+        asked.append((prompt, chat, thinking))
+        return stream(prompt, mixes, sampling, chat, same_noise, thinking)
+
+    monkeypatch.setattr(engine.chat, "stream", record)
+    return asked
+
+
+def ask(engine, prompt, session, rows=None, continue_text=False, system="", thinking=False):
+    """The last state of the conversation."""
+    how = [*sampling(max_new_tokens=4), system, thinking]
+    rows = rows_of(engine, {}) if rows is None else rows
+    *_, last = mix.stream_answer(engine, prompt, rows, session, continue_text, *how)
+    return last
+
+
+def exchanges(tree):
+    return [n for n in nodes(tree) if n.get("cls") == "exchange"]
+
+
+def test_a_conversation_goes_on_with_its_history_and_a_mix_a_turn(engine, monkeypatch):
+    session, asked = Session(), recorded(engine, monkeypatch)
+    domain, task = ids(engine)
+    ask(engine, "Where is the lamp?", session, rows_of(engine, {domain: 1.0}), system=" Be brief. ")
+    first = session.exchanges[0].column.text
+    last = ask(engine, "And the bell?", session, rows_of(engine, {task: 0.5}), system="Be brief.")
+    assert asked[1] == (
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Where is the lamp?"},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": "And the bell?"},
+        ],
+        True,
+        False,
+    )
+    one, two = (texts(e) for e in exchanges(last))
+    assert "Where is the lamp?" in one and "base + 1.00 · Sample domain" in one
+    assert "And the bell?" in two and "base + 0.50 · Sample task" in two
+    assert domain not in str(last) and task not in str(last), "adapters are named, not identified"
+    copied = [n["act"] for n in nodes(last) if n.get("act", {}).get("do") == "copy"]
+    assert [c["text"] for c in copied] == [e.column.text for e in session.exchanges if e.column.text]
+
+
+def test_a_continued_text_stands_alone_in_a_conversation(engine, monkeypatch):
+    session, asked = Session(), recorded(engine, monkeypatch)
+    ask(engine, "The lamp", session, continue_text=True, system="Be brief.")
+    ask(engine, "Where?", session, thinking=True)
+    assert asked == [("The lamp", False, False), ([{"role": "user", "content": "Where?"}], True, True)]
+    assert [e.continue_text for e in session.exchanges] == [True, False]
+
+
+def test_a_moved_slider_answers_the_last_question_again(engine, monkeypatch):
+    session, asked = Session(), recorded(engine, monkeypatch)
+    for prompt in ("Where?", "Who?"):
+        ask(engine, prompt, session)
+    before = session.exchanges[0].column
+    domain, _ = ids(engine)
+    rows = rows_of(engine, {domain: 1.0})
+    *_, last = mix.follow_mixer(engine, "typed since", rows, session, True, *sampling(max_new_tokens=4))
+    assert [e.prompt for e in session.exchanges] == ["Where?", "Who?"] and len(asked) == 3
+    assert asked[2][0] == asked[1][0] and session.exchanges[0].column is before
+    assert "Sample domain" in texts(exchanges(last)[1]) and "Sample domain" not in texts(exchanges(last)[0])
+
+
+def test_a_refused_prompt_returns_to_its_field_and_the_rest_stays(engine):
+    session = Session()
+    ask(engine, "Where?", session)
+    rows, long = rows_of(engine, {}), "lamp " * 400
+    values = (long, rows, session, False, *sampling(max_new_tokens=4), "", False)
+    *waiting, (shown, prompt, problem) = problems.guard(mix.ask, 2, mix.refuse_prompt, text=0)(
+        engine, *values
+    )
+    assert "skeleton" in str(waiting[0][0]) and len(exchanges(waiting[0][0])) == 2
+    assert prompt == long and len(exchanges(shown)) == 1 and "skeleton" not in str(shown)
+    assert "together may have at most 256 tokens" in texts(problem) and problem["length"] == len(long.strip())
+    assert [e.prompt for e in session.exchanges] == ["Where?"]
+    with pytest.raises(SpecError, match="empty"):
+        ask(engine, "  ", session)
+    assert "Where?" in texts(ask(engine, "Who?", session)), "the conversation goes on"
+
+
+def test_clearing_ends_the_conversation_and_an_answer_in_progress(engine):
+    session = Session()
+    ask(engine, "Where?", session)
+    reading = mix.stream_answer(engine, "Who?", rows_of(engine, {}), session, False, *sampling())
+    next(reading)
+    shown, asked, problem = mix.clear(engine, session)
+    assert "No answer yet" in texts(shown) and (asked, problem, session.exchanges) == ("", None, [])
+    assert all("Who?" not in texts(late) for late in reading), "no late frame brings it back"
+    rest = list(mix.follow_mixer(engine, "", rows_of(engine, {}), session, False, *sampling()))
+    assert [type(r) for r in rest] == [type(gr.skip())]
+
+
+def test_history_that_does_not_fit_is_left_out_and_said(engine):
+    session = Session()
+    for i in range(9):
+        last = ask(engine, f"Where is the very old lamp number {i} that is kept?", session)
+    assert session.exchanges[-1].left_out > 0
+    assert "does not fit" in texts(last) or "do not fit" in texts(last)
+
+
+def test_the_mode_follows_the_mix_until_the_user_chooses(engine):
+    domain, task = ids(engine)
+
+    def suggested(weights, now, chosen=False):
+        return mix.describe_mix(engine, rows_of(engine, weights), now, chosen)[2]
+
+    assert suggested({domain: 1.0}, False) is True and suggested({domain: 1.0, task: 1.0}, True) is False
+    assert suggested({domain: 1.0}, True) == gr.skip() == suggested({domain: 1.0}, False, chosen=True)
+
+
+def test_a_saved_mix_is_described_by_the_present_names(engine):
+    domain, task = ids(engine)
+    saved = engine.library.save_mix("Blend", {domain: 0.5, task: 1.0})
+    try:
+        assert texts(mix.show_saved(engine, saved.id)) == "Blend: 0.50 · Sample domain + Sample task"
+        engine.library.rename("adapters", task, "Answers of mine")
+        assert texts(mix.show_saved(engine, saved.id)) == "Blend: 0.50 · Sample domain + Answers of mine"
+        assert any(r["name"] == "Answers of mine" for r in mixer.adapter_rows(engine))
+        assert engine.library.uses("adapters", task) == ["the saved mix 'Blend'"]
+    finally:
+        engine.library.rename("adapters", task, "Sample task")
+        mix.delete_mix(engine, saved.id)
+    assert mix.show_saved(engine, saved.id) is None

@@ -241,14 +241,17 @@ def test_a_grid_is_started_and_its_queued_runs_are_cancelled(engine, tabs, gate)
 def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
     made = engine.grids.list()[-1]
     tree, chart = grid.open_grid(engine, made.id)
-    cells = [[texts(c) for c in r["kids"]] for r in found(tree, lambda n: n["tag"] == "tr")]
-    assert cells[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Gap to best"]
-    losses = [float(r[3]) for r in cells[1:]]
-    assert (
-        losses == sorted(losses)
-        and [r[0].split()[0] for r in cells[1:]] == ["best", "finished", "finished", "finished"]
-        and "±" in cells[2][5]
+    short, whole = (
+        [[texts(c) for c in r["kids"]] for r in found(part, lambda n: n["tag"] == "tr")]
+        for part in found(tree, lambda n: n["tag"] == "table")
     )
+    assert short[0][1:4] == ["Rank", "Learning rate", "Best perplexity"]
+    assert [r[0].split()[0] for r in short[1:]] == ["best", "finished", "finished", "finished"]
+    adapters = {engine.library.labels()[engine.runs.get(i).adapter] for i in made.runs}
+    assert {r[-1] for r in short[1:]} == adapters
+    assert whole[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Gap to best"]
+    losses = [float(r[3]) for r in whole[1:]]
+    assert losses == sorted(losses) and "±" in whole[2][5]
     assert all(a["cell"] in range(4) for a in acting(tree, "use")) and len(acting(tree, "use")) == 4
     assert "standard error" in texts(tree) and [
         n["attrs"]["href"] for n in found(tree, lambda n: n["tag"] == "a")

@@ -17,6 +17,7 @@ from studio.views import suite
 from tests.studio.views.conftest import picks, sampling, texts
 
 pytestmark = pytest.mark.slow
+BOTH = "Sample domain + Sample task"
 
 
 def run(engine, prompts, file=None, session=None, **changes):
@@ -40,7 +41,7 @@ def test_a_suite_ends_in_a_table_and_a_file_without_formulas(engine, tmp_path):
         and last[1]["interactive"] is True
     )
     written = list(csv.reader(io.StringIO(suite.export_csv(engine, session))))
-    assert written[0] == ["prompt", "Base", "Domain", "Task", "Domain + task"] and [
+    assert written[0] == ["prompt", "Base", "Sample domain", "Sample task", BOTH] and [
         r[0] for r in written[1:]
     ] == ["Where is the lamp?", "And the bell?", "'=1+1", "Who?"]
     assert all(len(r) == 5 for r in written)
