@@ -25,9 +25,7 @@ An error says what was given, what is allowed, and what to do. The page (`studio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from typing import TypeVar
+from typing import Any, TypeVar
 
 E = TypeVar("E", bound="StudioError")
 
@@ -51,7 +49,7 @@ class StudioError(Exception):
         super().__init__(f"{what} {fix}".strip())
 
     def at(self: E, field: str) -> E:
-        """Names the setting that caused this error, and returns the error: `raise SpecError(...).at("rank")`."""
+        """Names the setting that caused the error; returns the error: `raise SpecError(...).at("rank")`."""
         self.field = field
         return self
 

@@ -57,7 +57,7 @@ class LineClock:
         return True
 
     def restart(self) -> None:
-        """Begins the wait anew: a line was written for another reason."""
+        """Begins the next wait: a line was written for another reason."""
         self._last = self._now()
 
 

@@ -32,7 +32,7 @@ class NextStep:
     Attributes:
         share: progress of the current run, 0 to 1.
         failed: the sentence reports a failure.
-        summary: what there is, in place of `text` once every step is done.
+        summary: names the adapters and the base, in place of `text` once every step is done.
     """
 
     text: str
@@ -96,7 +96,7 @@ def next_step(
     last = runs[0] if runs else None
     if last and last.status in (RunStatus.FAILED, RunStatus.DIVERGED) and last.adapter not in trained:
         return NextStep(f"{last.name} {last.status.value}: {last.error}", buttons, failed=True)
-    ready = " and ".join(_shorten(name) for name in _compared_names(adapters)) if adapters else ""
+    ready = " and ".join(_shorten(name) for name in _names_to_compare(adapters)) if adapters else ""
     return NextStep(text, buttons, summary=f"{ready} on the base {formatting.format_base(base.name)}.")
 
 
@@ -131,7 +131,7 @@ def _suggest(
             text += " It starts when the current run ends."
         return text, (_train_button("task", suggested),)
     if trained:
-        names = [_shorten(name) for name in _compared_names(adapters)]
+        names = [_shorten(name) for name in _names_to_compare(adapters)]
         compare = button(
             f"Compare the mixes of {' and '.join(names)}", {"do": "compare"}, "" if active else "primary"
         )
@@ -145,7 +145,7 @@ def _train_button(kind: str, suggested: Mapping[str, str]) -> Node:
     return button(f"Train the {kind} adapter{dataset}", {"do": "train", "kind": kind}, "primary")
 
 
-def _compared_names(adapters: Sequence[Any]) -> list[str]:
+def _names_to_compare(adapters: Sequence[Any]) -> list[str]:
     """The names of the newest domain and the newest task adapter."""
     found = [next((a.name for a in adapters if a.kind == kind), "") for kind in ("domain", "task")]
     return [name for name in found if name] or [adapters[0].name]

@@ -87,6 +87,11 @@ def format_base(name: str) -> str:
     return name
 
 
+def format_split(split: str) -> str:
+    """A split in words."""
+    return {"all": "all rows", "val": "validation rows"}.get(split, f"{split} rows")
+
+
 def format_status(run: Any) -> str:
     """The status of a run, with what it does not say about its end: not better than the base, for example."""
     return f"{run.status.value}, {run.outcome}" if run.outcome else str(run.status.value)

@@ -106,7 +106,7 @@ def _fit(kind: str, roles: dict[str, str], role: str) -> dict[str, str]:
     if best is None:
         return roles
     known = best.required + best.optional
-    result: dict[str, str] = {}
+    result = {role: roles[role]}  # what the user has just chosen comes first
     for name, column in roles.items():
         same = next((group for group in SAME if name in group), (name,))
         fitting = name if name in known else next((n for n in same if n in known), None)

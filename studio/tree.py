@@ -137,6 +137,13 @@ def progress_bar(share: float, label: str = "Progress", cls: str = "bar busy") -
     )
 
 
+def _heading(text: str, is_numeric: bool) -> Node:
+    """The heading of a column; a column of buttons has none, and an empty `th` would be read aloud."""
+    if not text:
+        return node("td")
+    return node("th", text, scope="col", cls="num" if is_numeric else "")
+
+
 def table(
     columns: list[str], rows: list[list[Any]], caption: str = "", numeric: frozenset[int] = frozenset()
 ) -> Node:
@@ -145,9 +152,7 @@ def table(
     Args:
         numeric: indices of the columns to align to the right.
     """
-    head = node(
-        "tr", *[node("th", c, scope="col", cls="num" if i in numeric else "") for i, c in enumerate(columns)]
-    )
+    head = node("tr", *[_heading(c, i in numeric) for i, c in enumerate(columns)])
     body = [
         node("tr", *[node("td", c, cls="num" if i in numeric else "") for i, c in enumerate(r)]) for r in rows
     ]

@@ -47,6 +47,11 @@ def from_texts(texts: Iterable[str | bytes | None]) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), data, valid)
 
 
+def repeat(text: str, count: int) -> pa.StringArray:
+    """The same text many times."""
+    return from_texts([text]).take(from_integers(np.zeros(count, np.int32)))
+
+
 def to_scalar(text: str) -> pa.StringScalar:
     """A text as one value."""
     return from_texts([text])[0]

@@ -252,7 +252,8 @@ def derive_dataset(
             f"The operation must be one of {', '.join(OPERATIONS)}, got {operation!r}.", "Choose one of them."
         )
     is_merge = operation == "merge"
-    if len(set(dataset_ids)) != len(dataset_ids) or (len(dataset_ids) > 1) != is_merge:
+    count = len(set(dataset_ids))
+    if count != len(dataset_ids) or (count < 2 if is_merge else count != 1):
         number = "two or more different datasets" if is_merge else "one dataset"
         raise SpecError(
             f"The operation {operation} needs {number}, got {len(dataset_ids)}.", "Choose others."

@@ -157,7 +157,8 @@ def _fits(head: bytes, codec: str) -> bool:
     swapped = sum(not ord(c) & 0xFF and c != "\u3000" for c in text)
     scripts = Counter(_find_script(c) for c in text if c.isalpha())
     main = sum(count for _, count in scripts.most_common(3))
-    return swapped <= max(1, len(text) // 10) and main >= 0.9 * scripts.total()
+    has_ascii = any(c < "\x80" for c in text)  # its NULs are what the pattern consists of
+    return has_ascii and swapped <= max(1, len(text) // 10) and main >= 0.9 * scripts.total()
 
 
 def choose_codec(file: IO[bytes], encoding: str) -> tuple[str, str]:

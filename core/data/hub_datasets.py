@@ -81,7 +81,8 @@ def resolve(
     try:
         info = api.dataset_info(hub_id, revision=revision or None)
         sizes = _list_files(api, hub_id, str(info.sha))
-        commit, groups = str(info.sha), _group_files(api, hub_id, str(info.sha), sizes)
+        commit = str(info.sha)
+        groups, usual = _group_files(api, hub_id, commit, sizes)
         if not groups and not revision:
             commit = str(api.dataset_info(hub_id, revision=CONVERTED).sha)
             sizes = _list_files(api, hub_id, commit)
@@ -90,7 +91,7 @@ def resolve(
         raise
     except Exception as e:
         raise _convert_error(hub_id, revision, e) from e
-    config = _choose(hub_id, "configuration", config, list(groups), "default")
+    config = _choose(hub_id, "configuration", config, list(groups), usual)
     split = _choose(hub_id, "split", split, list(groups[config]), "train")
     files = sorted(groups[config][split])
     total = sum(sizes[f][0] for f in files)
@@ -171,13 +172,20 @@ def _list_files(api: Any, hub_id: str, commit: str) -> dict[str, tuple[int, str]
 Groups = dict[str, dict[str, list[str]]]  # configuration to split to paths
 
 
-def _group_files(api: Any, hub_id: str, commit: str, sizes: dict[str, tuple[int, str]]) -> Groups:
-    """Assigns the files to configurations and splits: as the README says, else by their names."""
+def _group_files(
+    api: Any, hub_id: str, commit: str, sizes: dict[str, tuple[int, str]]
+) -> tuple[Groups, str]:
+    """Assigns the files to configurations and splits: as the README says, else by their names.
+
+    Returns:
+        The groups, and the name of the default configuration.
+    """
     data = [f for f in sizes if f != "README.md"]
     if 0 < sizes.get("README.md", (0, ""))[0] <= README_LIMIT_BYTES:
-        if groups := _group_by_readme(_read_readme(api, hub_id, commit), data):
-            return groups
-    return _group_by_name([f for f in data if not _is_metadata(f)])
+        groups, usual = _group_by_readme(_read_readme(api, hub_id, commit), data)
+        if groups:
+            return groups, usual
+    return _group_by_name([f for f in data if not _is_metadata(f)]), "default"
 
 
 def _read_readme(api: Any, hub_id: str, commit: str) -> dict[str, Any]:
@@ -197,8 +205,8 @@ def _read_readme(api: Any, hub_id: str, commit: str) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _group_by_readme(metadata: dict[str, Any], data: Sequence[str]) -> Groups:
-    configs = metadata.get("configs")
+def _group_by_readme(metadata: dict[str, Any], data: Sequence[str]) -> tuple[Groups, str]:
+    configs, usual = metadata.get("configs"), "default"
     groups: Groups = {}
     for config in configs if isinstance(configs, list) else ():
         if not isinstance(config, dict) or "data_files" not in config:
@@ -215,10 +223,9 @@ def _group_by_readme(metadata: dict[str, Any], data: Sequence[str]) -> Groups:
                 pattern = str(PurePosixPath(folder) / str(pattern))
                 found = [f for f in data if fnmatch.fnmatchcase(f, pattern.replace("**/", "*"))]
                 groups.setdefault(name, {}).setdefault(str(entry.get("split", "train")), []).extend(found)
-        if name != "default" and config.get("default") is True:
-            groups = {name: groups[name], **groups}
+        usual = name if config.get("default") is True else usual
     filled = {n: {s: sorted(set(f)) for s, f in splits.items() if f} for n, splits in groups.items()}
-    return {n: splits for n, splits in filled.items() if splits}
+    return {n: splits for n, splits in filled.items() if splits}, usual
 
 
 def _is_metadata(path: str) -> bool:

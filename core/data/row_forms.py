@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.data.arrow_arrays import from_integers, to_scalar
+from core.data.arrow_arrays import from_integers, repeat, to_scalar
 from core.data.dataset_writer import to_line
 from core.data.json_lines import JsonString, LineForm, Lines, Texts, list_strings
 from core.data.question_hashes import hash_texts
@@ -60,6 +60,8 @@ class Template:
 
         if self.pieces == ("", "") and len(self.slots) == 1:
             return texts[self.slots[0]]
+        if not self.slots:
+            return repeat(self.pieces[0], len(texts[0]))
         parts: list[Any] = [to_scalar(self.pieces[0])]
         for slot, piece in zip(self.slots, self.pieces[1:]):
             parts += [texts[slot], to_scalar(piece)] if piece else [texts[slot]]

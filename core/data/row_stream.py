@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.data import jsonrows
-from core.data.arrow_arrays import from_integers, from_texts, offsets_of, to_mask
+from core.data.arrow_arrays import from_integers, from_texts, offsets_of, repeat, to_mask
 from core.data.columns import TYPE_LENGTH, TYPE_LIMIT, describe_type_problem, to_canonical
 from core.data.dataset_writer import RowsFile, to_line
 from core.data.json_lines import Lines, Texts
@@ -157,7 +157,7 @@ class RowStream:
                 columns = take_texts(lines, texts)
             labels = columns[form.label]
         elif form.label is not None:
-            labels = from_texts([form.label]).take(from_integers(np.zeros(len(texts.lines), np.int32)))
+            labels = repeat(form.label, len(texts.lines))
         if not len(texts.lines):
             return []
         remaining[texts.lines] = False

@@ -20,7 +20,7 @@ from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
 from core.engine.run_executor import RunExecutor
 from core.engine.worker import Worker, make_lock
-from core.errors import BaseModelError, Busy, RunError, SpecError, StudioError
+from core.errors import BaseModelError, Busy, InvalidName, RunError, SpecError, StudioError
 from core.spec.recommendation import DataSize, Recommendation
 from core.spec.training import Launch, RunStatus, TrainSpec
 from core.store import adapters, run_order, runs, worth
@@ -180,10 +180,7 @@ class Runs:
         if not str(fields.get("name", "")).strip():
             missing.append("Give the adapter a name.")
         try:
-            spec = TrainSpec.from_json(fields)
-            missing += check_reporters(spec)
-            if problem := self._explain_length(spec):
-                missing.append(problem)
+            missing += check_reporters(TrainSpec.from_json(fields))
         except StudioError as e:
             missing.append(str(e))
         return missing
@@ -230,23 +227,28 @@ class Runs:
         Raises:
             SpecError, NotFound, InvalidName, AdapterError. DataError: the base's chat template refuses a row.
         """
-        check_name(spec.name)
+        try:
+            check_name(spec.name)
+        except InvalidName as e:
+            raise e.at("name") from None
         if not spec.dataset:
-            raise SpecError("No dataset is chosen.", "Import one on the Data page, then choose it here.")
+            raise SpecError("No dataset is chosen.", "Import one on the Data page, then choose it here.").at(
+                "dataset"
+            )
         dataset = load_dataset(self._workspace, spec.dataset)
         if dataset.kind != spec.kind:
             raise SpecError(
                 f"A {spec.kind} run needs a {spec.kind} dataset, "
                 f"got the {dataset.kind} dataset {dataset.name!r}.",
                 f"Choose a {spec.kind} dataset.",
-            )
+            ).at("dataset")
         if dataset.purpose == "evaluation":
             raise SpecError(
                 f"{dataset.name!r} is for evaluation only, so nothing trains on it.",
                 "Choose another dataset, or import the files again for training.",
-            )
+            ).at("dataset")
         if problem := self._explain_length(spec):
-            raise SpecError(problem, "Lower Max length.")
+            raise SpecError(problem, "Lower Max length.").at("max_length")
         if missing := check_reporters(spec):
             raise SpecError(missing[0], "Or remove it from the places where the loss is logged.")
         if spec.stack_on:

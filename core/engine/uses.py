@@ -39,7 +39,7 @@ def is_used_by(run: Run, kind: str, item_id: str) -> bool:
 
 
 def _users_of_adapter(workspace: Workspace, runs: Sequence[Run], item_id: str) -> Iterator[str]:
-    yield from _unfinished(runs, "adapters", item_id)
+    yield from _find_open_runs(runs, "adapters", item_id)
     for mix in mixes.load_all(workspace):
         if item_id in mix.weights:
             yield f"the saved mix {mix.name!r}"
@@ -52,7 +52,7 @@ def _users_of_adapter(workspace: Workspace, runs: Sequence[Run], item_id: str) -
 
 
 def _users_of_dataset(workspace: Workspace, runs: Sequence[Run], item_id: str) -> Iterator[str]:
-    yield from _unfinished(runs, "datasets", item_id)
+    yield from _find_open_runs(runs, "datasets", item_id)
     for adapter in adapters.load_all(workspace):
         if item_id in adapter.training_data:
             yield f"the adapter {adapter.name!r}, which was trained on it"
@@ -76,7 +76,7 @@ def _users_of_run(workspace: Workspace, runs: Sequence[Run], item_id: str) -> It
             yield f"the grid {grid.name!r}"
 
 
-def _unfinished(runs: Sequence[Run], kind: str, item_id: str) -> Iterator[str]:
+def _find_open_runs(runs: Sequence[Run], kind: str, item_id: str) -> Iterator[str]:
     """The runs that need an item to train or to be resumed."""
     for run in runs:
         if is_used_by(run, kind, item_id) and run.id != item_id and (run.status.is_alive or run.resumable):

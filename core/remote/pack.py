@@ -51,6 +51,11 @@ def pack(
         raise RunError(
             f"The run {existing.name!r} began on other weights of the base {base!r}.", "Start a new run."
         )
+    if spec.continue_from:
+        raise RunError(
+            "A run that trains another one further needs that run's files, which a bundle does not hold.",
+            "Train it on here, or bundle a new run with more steps.",
+        )
     data, parent = load_inputs(workspace, spec)
     run_id, adapter_id = _assign_ids(workspace, spec, existing)
     bundle = Bundle(

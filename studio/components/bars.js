@@ -28,7 +28,7 @@ async function draw() {
       title: { text: heading, x: 0, xanchor: "left", font: { size: 14, weight: 600, color: c("--st-soft") } }, height: 84 + 34 * p.names.length,
       margin: { l: 8, r: 16, t: 34, b: 30 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(root).fontFamily, size: 12, color: c("--st-soft") }, showlegend: false, dragmode: false,
-      xaxis: { ...scale, fixedrange: true, gridcolor: c("--st-line"), zeroline: true, zerolinecolor: c("--st-quiet"), color: c("--st-quiet") }, yaxis: { type: "category", autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
+      xaxis: { ...scale, fixedrange: true, gridcolor: c("--st-line"), zeroline: true, zerolinecolor: c("--st-quiet"), color: c("--st-quiet") }, yaxis: { type: "category", ticklabelstandoff: 6, autorange: "reversed", automargin: true, fixedrange: true, color: c("--st-soft") },
     }, { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] });
   }
 }

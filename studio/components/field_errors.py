@@ -1,4 +1,4 @@
-"""Errors that stand at the fields that caused them, and stay there until they are mended.
+"""Errors that stand at the fields that caused them, and stay there until the values are right.
 
     errors = field_errors({"rank": rank, "name": name})       # in build(), once for each form
     events.bind(start.click, engine, start_run, inputs, outputs, errors=errors)
@@ -52,7 +52,8 @@ def field_errors(fields: Mapping[str, gr.components.Component]) -> FieldErrors:
     ids = {str(c.elem_id): name for name, c in fields.items()}
     component = gr.HTML(
         value={},
-        html_template='<div class="tree"></div>',
+        html_template="<div></div>",
+        visible="hidden",
         js_on_load=read_asset("components/field_errors.js") + "\n/* fires 'edit' */",
         apply_default_css=False,
         fields=ids,

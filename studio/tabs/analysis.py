@@ -15,7 +15,7 @@ from core.engine import Engine
 from core.errors import SpecError
 from core.merge.methods import METHODS, BakeSpec
 from studio import events, fields
-from studio.components import mixer, plot
+from studio.components import field_errors, mixer, plot
 from studio.session import read_sampling
 from studio.tabs import mix as mixing
 from studio.tabs import weight_map
@@ -52,6 +52,7 @@ class AnalysisTab:
     cosines: gr.HTML
     overlap: gr.HTML
     spec: fields.Fields
+    errors: field_errors.FieldErrors
     bake: gr.Button
     bake_result: gr.HTML
     session: gr.State
@@ -75,12 +76,13 @@ def build() -> AnalysisTab:
                 with gr.Column(scale=3, min_width=250):
                     methods = [(m.label, m.name) for m in METHODS.values()]
                     spec = fields.build(BakeSpec, BAKE_FIELDS, choices={"method": methods})
+                    errors = field_errors.field_errors(spec)
                     bake = gr.Button("Bake this mix", variant="primary")
                 with gr.Column(scale=6, min_width=320):
                     bake_result = view(NO_BAKE, elem_id="bake-result")
     session = gr.State(AnalysisSession(), delete_callback=AnalysisSession.stop)
     return AnalysisTab(
-        pane, explain, attribution, compare, cosines, overlap, spec, bake, bake_result, session
+        pane, explain, attribution, compare, cosines, overlap, spec, errors, bake, bake_result, session
     )
 
 
@@ -103,7 +105,12 @@ def wire(
     method = tab.spec["method"]
     events.bind(method.change, engine, show_method_help, [method], [method])  # type: ignore[attr-defined]
     form = [mix.mixer, tab.session, *tab.spec.values()]
-    events.refresh_after(events.bind(tab.bake.click, engine, bake_mix, form, [tab.bake_result], **queueing))
+    events.refresh_after(
+        events.bind(
+            tab.bake.click, engine, bake_mix, form, [tab.bake_result], errors=tab.errors, **queueing
+        )
+    )
+    field_errors.wire(tab.errors, engine, check_bake, list(tab.spec.values()))
 
 
 def explain_answer(
@@ -120,7 +127,8 @@ def explain_answer(
         elif part.attribution is None:
             yield views.render_progress(part)
         else:
-            adapters = {a.id: (a.name, a.kind) for a in engine.library.mixable_adapters()}
+            names = engine.library.labels()
+            adapters = {a.id: (names[a.id], a.kind) for a in engine.library.mixable_adapters()}
             yield views.render_attribution(part.attribution, adapters)
 
 
@@ -143,9 +151,14 @@ def show_method_help(engine: Engine, method: str) -> Any:
     return gr.update(info=METHODS[method].help)
 
 
+def check_bake(engine: Engine, *values: Any) -> BakeSpec:
+    """Reads the form of a bake. Raises SpecError."""
+    return BakeSpec(**fields.read(BakeSpec, dict(zip(BAKE_FIELDS, values, strict=True))))
+
+
 def bake_mix(engine: Engine, rows: Any, session: AnalysisSession, *values: Any) -> Iterator[Node]:
     """Bakes the mixer's mix into an adapter of the library."""
-    spec = BakeSpec(**fields.read(BakeSpec, dict(zip(BAKE_FIELDS, values, strict=True))))
+    spec = check_bake(engine, *values)
     for part in session.follow("bake", engine.library.bake(mixer.read_mix(rows), spec)):
         if part is None:
             yield BAKE_STOPPED

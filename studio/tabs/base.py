@@ -18,7 +18,6 @@ from core.spec.training import QUANTIZATIONS
 from studio import events, fields, formatting
 from studio.components import field_errors
 from studio.tree import Node, button, chip, details, facts, node, progress_bar, skeleton, title, view
-from studio.views.practice import practice_base_note
 
 QUANTIZATION_LABELS = {"auto": "Automatic", "nf4": "4-bit (nf4)", "int8": "8-bit (int8)", "none": "None"}
 POLL_SECONDS = 0.7  # between two updates of a download
@@ -252,7 +251,7 @@ def render_facts(base: Any) -> Node:
         ("Fingerprint", base.fingerprint[:16]),
     ]
     fold = details("Details", facts(folded)) if base.parameters else None
-    return node("div", head, *alerts, practice_base_note(base), note, facts(shown), fold)
+    return node("div", head, *alerts, note, facts(shown), fold)
 
 
 def render_shelf(offers: list[Any], resident: str) -> Node:

@@ -15,12 +15,12 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import SpecError
 from core.spec.mix import NEW_TOKENS_LIMIT
-from studio import events, fields, formatting, labels, mix_choices, samples
+from studio import events, fields, formatting, labels, mix_choices
 from studio.components import bars, damaged, field_errors, mixer
+from studio.measured_data import list_datasets, list_whole_datasets
 from studio.session import Session
 from studio.tree import empty, title, view
 from studio.views import report as report_view
-from studio.views.library import describe_split
 
 ROWS_LIMIT = 1_000_000  # of a measurement
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
@@ -177,22 +177,6 @@ def refresh(
     )
 
 
-def list_datasets(engine: Engine) -> list[tuple[str, str]]:
-    """Datasets as choices: those that nothing trains on first, then the newest first."""
-    datasets, whole = engine.datasets.list(), set(list_whole_datasets(engine))
-    names = labels.label_datasets(datasets)
-    newest_first = list(reversed(datasets))
-    first, rest = ([d for d in newest_first if (d.id in whole) is held_out] for held_out in (True, False))
-    ordered = [*first, *rest]
-    return [(f"{names[d.id]} (for evaluation)" if d.id in whole else names[d.id], d.id) for d in ordered]
-
-
-def list_whole_datasets(engine: Engine) -> list[str]:
-    """Ids of the datasets that are measured whole: those for evaluation only, and the sample's questions."""
-    held_out = samples.find_held_out(engine)
-    return [d.id for d in engine.datasets.list() if d.purpose == "evaluation" or d.id == held_out]
-
-
 def _suggest_mixes(engine: Engine, mixes: list[str], known: set[str]) -> list[str]:
     """The chosen mixes that still exist; the default mixes if the choice is an earlier suggestion."""
     defaults = [str(m) for m in engine.library.default_mixes()]
@@ -205,7 +189,7 @@ def _report_choices(engine: Engine, reports: Sequence[Any]) -> list[tuple[str, s
     names = labels.label_datasets(engine.datasets.list())
     return [
         (
-            f"{names.get(r.dataset, r.dataset_name)} · {describe_split(r.split)} · "
+            f"{names.get(r.dataset, r.dataset_name)} · {formatting.format_split(r.split)} · "
             f"{formatting.format_time(r.created)}",
             r.id,
         )

@@ -13,7 +13,7 @@ import gradio as gr
 from core.engine import Engine
 from core.engine.runs import COMPARISON_LIMITS
 from core.spec.training import RunStatus
-from studio import events, fields
+from studio import events, fields, labels
 from studio.components import damaged, plot
 from studio.tabs import grid, train
 from studio.tree import Node, title, view
@@ -82,7 +82,8 @@ def show_queue(engine: Engine) -> Node:
     """Shows the queue."""
     runs = list(reversed(engine.runs.list()))
     running = [r for r in runs if r.status in (RunStatus.RUNNING, RunStatus.STOPPING)]
-    return views.render_queue(running, engine.queue.list(), [r for r in runs if r.was_queued])
+    datasets = labels.label_datasets(engine.datasets.list())
+    return views.render_queue(running, engine.queue.list(), [r for r in runs if r.was_queued], datasets)
 
 
 def change_queue(engine: Engine, event: gr.EventData) -> Any:
@@ -118,6 +119,6 @@ def compare_runs(
     if not low <= len(picked or []) <= high:
         return None, views.NO_COMPARISON
     comparison = engine.runs.compare(picked or [])
-    datasets = {d.id: d.name for d in engine.datasets.list()}
+    datasets = labels.label_datasets(engine.datasets.list())
     curves = views.plot_curves(comparison, scale == "log")
     return curves, views.render_comparison(comparison, differing, datasets)

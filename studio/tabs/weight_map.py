@@ -12,8 +12,9 @@ from core.engine import Engine
 from core.engine.analysis import MAP_ROWS
 from core.errors import SpecError
 from core.spec.mix import Mix
-from studio import events, fields, samples
-from studio.components import mixer, plot
+from studio import events, fields
+from studio.components import field_errors, mixer, plot
+from studio.measured_data import list_datasets, list_whole_datasets
 from studio.tabs import mix as mixing
 from studio.tabs.analysis_session import AnalysisSession
 from studio.tree import Node, empty, view
@@ -39,6 +40,7 @@ class WeightMapPane:
     draw: gr.Button
     search: gr.Button
     stop: gr.Button
+    errors: field_errors.FieldErrors
     map: gr.HTML
     details: gr.HTML
 
@@ -65,6 +67,7 @@ def build() -> WeightMapPane:
                     precision=0,
                     min_width=90,
                 )
+            errors = field_errors.field_errors({"x": x, "y": y, "dataset": dataset})
             with gr.Row(elem_classes="actions"):
                 draw = gr.Button("Draw the map", variant="primary", min_width=120)
                 search = gr.Button("Search for weights", min_width=130)
@@ -72,7 +75,7 @@ def build() -> WeightMapPane:
         with gr.Column(scale=6, min_width=320):
             chart = plot.plot("map")
             details = view(NO_MAP, elem_id="map-details")
-    return WeightMapPane(x, y, dataset, metric, rows, draw, search, stop_button, chart, details)
+    return WeightMapPane(x, y, dataset, metric, rows, draw, search, stop_button, errors, chart, details)
 
 
 def wire(
@@ -84,7 +87,8 @@ def wire(
     session: gr.State,
 ) -> None:
     """Connects the events."""
-    queueing: dict[str, Any] = {"concurrency_limit": 4, "trigger_mode": "multiple"}
+    queueing: dict[str, Any] = {"concurrency_limit": 4, "trigger_mode": "multiple", "errors": pane.errors}
+    field_errors.wire(pane.errors, engine)
     pickers = [pane.x, pane.y, pane.dataset]
     inputs = [*pickers, pane.rows, mix.mixer, session]
     outputs = [pane.map, pane.details]
@@ -110,16 +114,17 @@ def refresh(engine: Engine, x: str | None, y: str | None, dataset: str | None) -
     At first the newest domain and task adapter are picked, with the held-out questions or the training data.
     """
     adapters = [a for a in engine.library.mixable_adapters() if a.fits and not a.training]
-    choices = [(a.name, a.id) for a in adapters]
+    names = engine.library.labels()
+    choices = [(names[a.id], a.id) for a in adapters]
     ids = [a.id for a in adapters]
     horizontal = _pick_axis(ids, x, _newest(adapters, "domain"))
     vertical = _pick_axis([i for i in ids if i != horizontal], y, _newest(adapters, "task"))
-    datasets = list(reversed(engine.datasets.list()))
-    chosen = _pick_dataset(engine, [d.id for d in datasets], dataset, (vertical, horizontal))
+    datasets = list_datasets(engine)
+    chosen = _pick_dataset(engine, [i for _, i in datasets], dataset, (vertical, horizontal))
     return (
         fields.update_choices(choices, horizontal, x),
         fields.update_choices(choices, vertical, y),
-        fields.update_choices([(d.name, d.id) for d in datasets], chosen, dataset),
+        fields.update_choices(datasets, chosen, dataset),
     )
 
 
@@ -137,11 +142,11 @@ def _pick_axis(ids: Sequence[str], current: str | None, suggestion: str | None) 
 def _pick_dataset(
     engine: Engine, ids: Sequence[str], current: str | None, adapters: Sequence[str | None]
 ) -> str | None:
-    """The current dataset if it exists, else held-out questions or training data, else the newest."""
+    """The current dataset if it exists, else data for evaluation, else training data, else the newest."""
     if current in ids:
         return current
     trained_on = (engine.library.adapter(a).dataset for a in adapters if a)
-    suggestion = samples.find_held_out(engine) or next(trained_on, "")
+    suggestion = next(iter(list_whole_datasets(engine)), "") or next(trained_on, "")
     return suggestion if suggestion in ids else next(iter(ids), None)
 
 
@@ -226,14 +231,18 @@ def _read_mix(x: str | None, y: str | None, dataset: str | None, rows: Any) -> M
         SpecError: an adapter or the dataset is not chosen.
     """
     if not x or not y:
-        raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.")
+        raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.").at(
+            "x" if not x else "y"
+        )
     if not dataset:
-        raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.")
+        raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.").at(
+            "dataset"
+        )
     return mixer.read_mix(rows)
 
 
 def _adapter_names(engine: Engine) -> dict[str, str]:
-    return {a.id: a.name for a in engine.library.mixable_adapters()}
+    return engine.library.labels()
 
 
 def _plot_map(engine: Engine, session: AnalysisSession, rows: Any) -> Any:

@@ -77,12 +77,7 @@ def title_of(kind: str, item: Any, names: Names) -> str:
     """What an item is called in the list."""
     if kind != "reports":
         return str(getattr(names, kind, {}).get(item.id, item.name))
-    return f"{names.datasets.get(item.dataset, item.dataset_name)} ({describe_split(item.split)})"
-
-
-def describe_split(split: str) -> str:
-    """A split in words."""
-    return {"all": "all rows", "val": "validation rows"}.get(split, f"{split} rows")
+    return f"{names.datasets.get(item.dataset, item.dataset_name)} ({formatting.format_split(item.split)})"
 
 
 def _chips(kind: str, item: Any) -> list[Node]:
@@ -184,7 +179,7 @@ def _adapter_facts(adapter: Any, names: Names) -> tuple[Facts, Facts]:
     shown = [
         ("Base", formatting.format_base(adapter.base)),
         ("Trained on", names.datasets.get(adapter.dataset, adapter.dataset_name)),
-        ("On top of", _named(adapter.stacked_on, names.adapters)),
+        ("On top of", _name_of(adapter.stacked_on, names.adapters)),
         ("Steps", formatting.format_number(results.get("steps")) if results.get("steps") else ""),
         ("Validation perplexity", worth),
         ("Cannot be mixed live", adapter.unmixable),
@@ -201,7 +196,7 @@ def _adapter_facts(adapter: Any, names: Names) -> tuple[Facts, Facts]:
     return shown, folded
 
 
-def _named(item_id: str, names: Mapping[str, str]) -> str:
+def _name_of(item_id: str, names: Mapping[str, str]) -> str:
     """The name of an item; "deleted" for one that is gone; "" without an id."""
     return names.get(item_id, "deleted") if item_id else ""
 
@@ -209,7 +204,7 @@ def _named(item_id: str, names: Mapping[str, str]) -> str:
 def _run_facts(run: Any, names: Names) -> tuple[Facts, Facts]:
     shown = [
         ("Base", formatting.format_base(run.base)),
-        ("Trained on", _named(run.spec.dataset, names.datasets)),
+        ("Trained on", _name_of(run.spec.dataset, names.datasets)),
         ("Steps", f"{run.step:,} of {run.total_steps:,}"),
         ("Adapter", names.adapters.get(run.adapter, "none in the library")),
         ("Error", run.error),
@@ -224,7 +219,7 @@ def _dataset_facts(dataset: Any, names: Names) -> tuple[Facts, Facts]:
     shown = [
         ("Rows", f"{dataset.rows:,}"),
         ("Use", _splits(dataset)),
-        ("Made from", ", ".join(_named(i, names.datasets) for i in getattr(dataset, "parents", ()))),
+        ("Made from", ", ".join(_name_of(i, names.datasets) for i in getattr(dataset, "parents", ()))),
         ("Files", listed + more),
         ("Note", getattr(dataset, "note", "")),
     ]
@@ -238,7 +233,7 @@ def _mix_facts(mix: Any, names: Names) -> tuple[Facts, Facts]:
 def _report_facts(report: Any, names: Names) -> tuple[Facts, Facts]:
     shown = [
         ("Dataset", names.datasets.get(report.dataset, f"{report.dataset_name} (deleted)")),
-        ("Rows", describe_split(report.split)),
+        ("Rows", formatting.format_split(report.split)),
         ("Base", formatting.format_base(report.base)),
         ("Mixes", ", ".join(names.mixes.get(row.get("mix", ""), row["name"]) for row in report.rows)),
         ("Duration", formatting.format_duration(report.seconds)),

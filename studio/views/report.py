@@ -7,7 +7,6 @@ from typing import Any
 from core.spec.metric_rules import describe_rule, label_metric
 from studio import answers, formatting
 from studio.tree import Node, details, download, node, progress_bar, table, title
-from studio.views.library import describe_split
 
 # Key of a report's row -> heading, whether the value is a share, digits.
 METRICS = {
@@ -32,7 +31,8 @@ def render_report(report: Any) -> Node:
     asked = next((r["questions"] for r in report.rows if r.get("questions")), 0)
     questions = f"{formatting.count(asked, 'question')}, " if asked else ""
     duration, created = formatting.format_duration(report.seconds), formatting.format_time(report.created)
-    about = f"{report.dataset_name}, {describe_split(report.split)}, {questions}{duration}. {created}"
+    split = formatting.format_split(report.split)
+    about = f"{report.dataset_name}, {split}, {questions}{duration}. {created}"
     link = download("Download as CSV", f"report/{report.id}.csv", f"{report.id}.csv")
     return node(
         "div",

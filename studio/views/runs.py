@@ -30,19 +30,26 @@ DASHES = ("solid", "solid", "solid", "solid", "dash", "dash", "dash", "dash")
 # --- the queue
 
 
-def render_queue(running: Sequence[Run], queue: Sequence[QueuedRun], unqueued: Sequence[Run]) -> Node:
+def render_queue(
+    running: Sequence[Run],
+    queue: Sequence[QueuedRun],
+    unqueued: Sequence[Run],
+    datasets: Mapping[str, str] | None = None,
+) -> Node:
     """The queue.
 
     Args:
         running: runs that have started.
         queue: runs that wait, in their order.
         unqueued: runs that waited when an earlier studio ended, which can be queued again.
+        datasets: the names of datasets, by id.
     """
+    places = {r.id: _describe_place(r, datasets or {}) for r in (*running, *(q.run for q in queue))}
     notice = [_requeue_notice(unqueued)] if unqueued else []
     if not running and not queue:
         return node("div", *notice, NO_QUEUE)
-    items = [_render_active_run(r) for r in running] + [
-        _render_waiting_run(i, q, queue) for i, q in enumerate(queue)
+    items = [_render_active_run(r, places[r.id]) for r in running] + [
+        _render_waiting_run(i, q, queue, places[q.run.id]) for i, q in enumerate(queue)
     ]
     return node("div", *notice, node("ol", *items, cls="queue", aria_label="Queue"))
 
@@ -55,18 +62,30 @@ def _requeue_notice(runs: Sequence[Run]) -> Node:
     return node("div", node("p", text), button(label, {"do": "requeue"}, "primary"), cls="aside row")
 
 
-def _render_active_run(run: Run) -> Node:
-    stop = button("Stop and save", {"do": "stop", "run": run.id}) if run.status.value == "running" else None
+def _describe_place(run: Run, datasets: Mapping[str, str]) -> str:
+    """The dataset and the base of a run, as a sentence."""
+    dataset = datasets.get(run.spec.dataset)
+    on = f"On {dataset}, over" if dataset else "Over"
+    return f"{on} the base {formatting.format_base(run.base)}."
+
+
+def _render_active_run(run: Run, place: str) -> Node:
+    stop = None
+    if run.status.value == "running":
+        stop = button("Stop and save", {"do": "stop", "run": run.id}, aria_label=f"Stop and save {run.name}")
+    watch = button("Watch", {"do": "watch", "run": run.id}, aria_label=f"Watch {run.name}")
     return node(
         "li",
         node("span", "▶", cls="queue-number", aria_hidden="true"),
-        _describe_run(run, ""),
-        node("div", button("Watch", {"do": "watch", "run": run.id}), stop, cls="row push"),
+        _describe_run(run, place),
+        node("div", watch, stop, cls="row push"),
         cls="queue-item now",
     )
 
 
-def _render_waiting_run(place: int, queued: QueuedRun, queue: Sequence[QueuedRun]) -> Node:
+def _render_waiting_run(
+    place: int, queued: QueuedRun, queue: Sequence[QueuedRun], trains_on: str
+) -> Node:
     number = node("span", str(place + 1), cls="queue-number")
     run = queued.run
     if queued.leaving:
@@ -83,7 +102,7 @@ def _render_waiting_run(place: int, queued: QueuedRun, queue: Sequence[QueuedRun
         aria_label=f"{cancel_label}: {run.name}",
     )
     tools = node("div", *_move_buttons(place, queued, queue), cancel, cls="row push")
-    details = " ".join(filter(None, [queued.waits, *parents, *needed]))
+    details = " ".join(filter(None, [queued.waits, trains_on, *parents, *needed]))
     return node("li", number, _describe_run(run, details), tools, cls="queue-item")
 
 

@@ -27,7 +27,7 @@ def list_all(splits):
     return [(split, row) for split in SPLITS for row in splits[split]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SPLIT_ROWS, st.booleans())
 def test_no_two_rows_ask_the_same_after_dedup_and_none_is_lost(splits, near):
     derived, _ = remove_repeats(splits, near)
@@ -38,7 +38,7 @@ def test_no_two_rows_ask_the_same_after_dedup_and_none_is_lost(splits, near):
         assert set(after) == before
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SPLIT_ROWS)
 def test_dedup_keeps_the_row_that_is_held_out_most(splits):
     derived, notes = remove_repeats(splits)
@@ -76,7 +76,7 @@ def test_near_dedup_of_questions_needs_the_same_answer():
     assert notes == ["1 row was removed as nearly equal to another row."]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(SPLIT_ROWS, min_size=2, max_size=3))
 def test_merge_puts_no_question_in_two_splits_and_loses_no_row(parents):
     derived, _ = merge([(f"P{i}", splits) for i, splits in enumerate(parents)])

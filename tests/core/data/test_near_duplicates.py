@@ -26,7 +26,7 @@ def compare_all(texts, threshold):
     return sorted(sorted(g) for g in {id(g): g for g in groups}.values() if len(g) > 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(WORDS, max_size=30), st.sampled_from([0.6, 0.8, 1.0]))
 def test_the_groups_are_those_of_comparing_all_pairs(texts, threshold):
     assert find_near_duplicates(texts, threshold) == compare_all(texts, threshold)

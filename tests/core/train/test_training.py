@@ -315,8 +315,9 @@ def test_settings_that_cannot_work_are_refused_with_advice(engine: Engine, corpu
         engine.runs.start(TrainSpec.from_json({**task.to_json(), "kind": "domain"}))
     with pytest.raises(SpecError, match="No dataset is chosen"):
         engine.runs.start(TrainSpec(name="x"))
-    run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_length=9999)))
-    assert run.status is RunStatus.FAILED and "context of 256 tokens, got 9999" in run.error
+    with pytest.raises(SpecError, match="context of 256 tokens, got 9999") as refused:
+        engine.runs.start(domain_spec(engine, corpus, max_length=9999))
+    assert refused.value.field == "max_length" and engine.runs.list() == [], "it is refused at queueing"
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, target_modules=("nothing_proj",))))
     assert run.status is RunStatus.FAILED and "no layers called nothing_proj" in run.error
     with pytest.raises(RunError, match="not running here"):

@@ -69,9 +69,9 @@ def recorded(engine, monkeypatch):
     return asked
 
 
-def ask(engine, prompt, session, rows=None, continue_text=False, system="", thinking=False):
+def ask(engine, prompt, session, rows=None, continue_text=False, system="", thinking=False, **changes):
     """The last state of the conversation."""
-    how = [*sampling(max_new_tokens=4), system, thinking]
+    how = [*sampling(**{"max_new_tokens": 4, **changes}), system, thinking]
     rows = rows_of(engine, {}) if rows is None else rows
     *_, last = mix.stream_answer(engine, prompt, rows, session, continue_text, *how)
     return last
@@ -84,8 +84,10 @@ def exchanges(tree):
 def test_a_conversation_goes_on_with_its_history_and_a_mix_a_turn(engine, monkeypatch):
     session, asked = Session(), recorded(engine, monkeypatch)
     domain, task = ids(engine)
-    ask(engine, "Where is the lamp?", session, rows_of(engine, {domain: 1.0}), system=" Be brief. ")
+    noise = {"temperature": 1.5, "seed": 3, "max_new_tokens": 12}
+    ask(engine, "Where is the lamp?", session, rows_of(engine, {domain: 1.0}), system=" Be brief. ", **noise)
     first = session.exchanges[0].column.text
+    assert first
     last = ask(engine, "And the bell?", session, rows_of(engine, {task: 0.5}), system="Be brief.")
     assert asked[1] == (
         [
