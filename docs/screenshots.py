@@ -1,6 +1,7 @@
 """Takes the images of the README in a real browser: a running studio, the sample data, real runs.
 
     python docs/screenshots.py [--workspace FOLDER] [--out docs/images] [--only IMAGE ...]
+    python docs/screenshots.py --every-tab FOLDER     every tab, light and dark, wide and narrow, to look at
 
 A workspace that holds a domain and a task adapter is used as it is; otherwise both are trained first, which
 takes a few minutes with the embedded base. A scene is a function that operates the page, and returns the part
@@ -62,6 +63,14 @@ def prepare_workspace(engine: Engine) -> None:
             run = engine.runs.wait(engine.runs.start(suggest_run(engine, kind)))
             if run.error:
                 raise SystemExit(f"The {kind} run failed: {run.error}")
+
+
+def measure_once(engine: Engine) -> None:
+    """Measures the default mixes, unless there is a report."""
+    if not engine.evaluation.reports():
+        engine.evaluation.measure(
+            engine.library.default_mixes(), samples.find_held_out(engine), "all", 20
+        ).last()
 
 
 def open_page(browser: Browser, url: str, scheme: str, size: tuple[int, int]) -> Page:
@@ -225,6 +234,18 @@ def show_grid(page: Page) -> None:
     wait_until_still(page)
 
 
+def show_runs(page: Page) -> None:
+    open_tab(page, "Runs")
+    wait_until_still(page)
+
+
+def show_last_report(page: Page) -> None:
+    """The report that an opened page shows first."""
+    open_tab(page, "Evaluate")
+    page.locator("#bars .js-plotly-plot").nth(2).wait_for()
+    wait_until_still(page)
+
+
 def show_side_by_side(page: Page) -> None:
     """Two runs of the grid side by side."""
     open_tab(page, "Runs")
@@ -260,6 +281,17 @@ LIGHT: dict[str, Scene] = {
 DARK: dict[str, Scene] = {"train-dark": show_training, "compare-dark": show_comparison}
 SMALL: dict[str, Scene] = {"mix-phone": show_mix}
 LAST: dict[str, Scene] = {"grid": show_grid, "side-by-side": show_side_by_side}  # they add runs and adapters
+# The order matters: a tab that is opened later finds the report of an earlier one.
+EVERY_TAB: dict[str, Scene] = {
+    "data": show_data,
+    "train": show_training,
+    "runs": show_runs,
+    "mix": show_mix,
+    "compare": show_comparison,
+    "evaluate": show_last_report,
+    "library": show_library,
+    "base": show_base,
+}
 FULL_PAGE = ("evaluate", "mix-phone", "grid", "side-by-side")  # the whole page, not the window only
 
 
@@ -285,6 +317,17 @@ def take_images(browser: Browser, url: str, out: Path, only: list[str]) -> None:
         page.context.close()
 
 
+def take_every_tab(browser: Browser, url: str, out: Path) -> None:
+    """Takes every tab as a whole page, light and dark, in a wide and in a narrow window."""
+    for size in (WINDOW, PHONE):
+        for scheme in ("light", "dark"):
+            page = open_page(browser, url, scheme, size)
+            for name, scene in EVERY_TAB.items():
+                scene(page)
+                save_image(page.screenshot(full_page=True), out / f"{name}-{scheme}-{size[0]}.png")
+            page.context.close()
+
+
 def save_image(png: bytes, path: Path) -> None:
     """Writes an image with its own palette; dithering avoids visible steps in a weight map."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
@@ -304,14 +347,21 @@ def main() -> None:
         metavar="IMAGE",
         help="Names of images without .png. Default: all.",
     )
+    parser.add_argument(
+        "--every-tab", type=Path, metavar="FOLDER", help="Take every tab in every window into this folder."
+    )
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    (args.every_tab or args.out).mkdir(parents=True, exist_ok=True)
     with Engine(args.workspace or tempfile.mkdtemp(prefix="adapter-studio-images-")) as engine:
         prepare_workspace(engine)
         page = serve(engine, port=find_free_port(), block=False)
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            take_images(browser, page.local_url, args.out, args.only)
+            if args.every_tab:
+                measure_once(engine)
+                take_every_tab(browser, page.local_url, args.every_tab)
+            else:
+                take_images(browser, page.local_url, args.out, args.only)
             browser.close()
         page.close(verbose=False)
 

@@ -61,7 +61,7 @@ def _component(
     if kind in ("int", "float"):
         low, high = meta["low"], meta["high"]
         help = f"{meta['help']} ({format_number(low)} to {format_number(high)})"
-        return gr.Number(
+        return number(
             value,
             label=label,
             info=help,
@@ -73,6 +73,17 @@ def _component(
     if kind.startswith("tuple"):
         return gr.Textbox(to_component(value), label=label, info=f"{meta['help']} One per line.", lines=2)
     return gr.Textbox(value, label=label, info=meta["help"])
+
+
+def number(value: Any, **more: Any) -> gr.Number:
+    """A number field. Its limits hold for the arrows of the field; a handler checks the value.
+
+    Gradio (6.31) would refuse a value outside the limits before a handler sees it, with an error that names
+    no field.
+    """
+    field = gr.Number(value, **more)
+    setattr(field, "raise_if_out_of_bounds", lambda *values: None)  # noqa: B010 (mypy: a method)
+    return field
 
 
 def _step(value: float) -> float:

@@ -13,12 +13,14 @@ from core.data.datasets import Dataset
 from core.engine import Engine
 from core.engine.damaged import WORKSPACE, describe_deletion
 from core.errors import UnconfirmedRoles
+from core.progress import ReadProgress
 from core.spec.settings import SEED
 from core.spec.training import KINDS
 from core.store import workspace
 
 HUB_PREFIX = "hub:"
 PREVIEW_ROWS = 3
+QUIET_SECONDS = 1.0  # an import that ends earlier prints no progress
 PREVIEW_WIDTH = 500  # characters of a row
 
 
@@ -115,7 +117,30 @@ def _import_paths(
             hub_id, args.name, args.config, args.split, args.revision, kind, roles, args.seed
         )
     name = args.name or args.paths[0].stem
-    return engine.datasets.import_files(args.paths, name, kind, roles, args.seed, args.encoding)
+    bar = ImportBar(quiet=args.json)
+    return engine.datasets.import_files(
+        args.paths, name, kind, roles, args.seed, args.encoding, report=bar.show
+    )
+
+
+class ImportBar:
+    """The progress of an import. A short one prints nothing.
+
+    Args:
+        quiet: print nothing at all.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._bar, self._quiet, self._started = ProgressBar(), quiet, time.monotonic()
+
+    def show(self, progress: ReadProgress) -> None:
+        """Prints how far the import is, and how long it still takes."""
+        seconds = time.monotonic() - self._started
+        if self._quiet or seconds < QUIET_SECONDS or not progress.total:
+            return
+        share = progress.done / progress.total
+        left = f", {seconds * (1 - share) / share:.0f} s left" if share else ""
+        self._bar.show(min(share, 0.999), f"{progress.text}: {progress.rows:,} rows{left}")
 
 
 def _read_roles(args: argparse.Namespace) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""What the cells of a column look like: texts, labels, numbers, dates, ids. For proposing roles by content."""
+"""What the cells of a column look like: texts, labels, numbers, dates, ids. `proposals` uses it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class ColumnShape:
     Attributes:
         column: its name.
         kind: "text"; "label" (few different short values); "number", "date", "id" (also addresses and paths);
-            "constant" (one value in every row); "empty"; "other" (lists, objects and types that are not read).
+            "constant" (one value in every row); "empty"; "other" (lists, objects and other types).
         filled: cells that have a value.
         distinct: different values.
         words: mean words of a cell.
         questions: share of the cells that end with a question mark.
         counts_up: whether the values are whole numbers that go up by the same step from row to row.
-        is_hash: whether all values are UUIDs or digests, which nobody writes as a text.
+        is_hash: whether all values are UUIDs or digests, which are not texts.
     """
 
     column: str

@@ -67,11 +67,19 @@ ROLES = {
     for kind in KINDS
 }
 
-# Column names that suggest a role, best first; compared in lower case, letters and digits only, without accents.
+# Column names that suggest a role, best first, as `normalize_name` writes them.
 _NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "document", "body", "story", "passage", "article"),
     "messages": (
-        "messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chatmessages", "contents", "items",
+        "messages",
+        "conversations",
+        "conversation",
+        "dialog",
+        "dialogue",
+        "chat",
+        "chatmessages",
+        "contents",
+        "items",
     ),
     "prompt": ("prompt", "prompts"),
     "completion": ("completion", "completions", "response", "target", "chosen"),

@@ -10,6 +10,7 @@ inflated, whatever the headers claim.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import stat
 import struct
@@ -39,6 +40,11 @@ NAME_LIMIT = 300  # characters
 _ABOUT = ("readme", "license", "licence", "notice", "changelog", "citation", "contributing")
 _TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xlsx")
 _REPACK = "Unpack it, and import its files or the folder."
+# What zipfile and gzip raise for damaged bytes; an OSError only with EINVAL, for an offset outside the file.
+_DAMAGE = (
+    zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError,
+    IndexError, OSError,
+)  # fmt: skip
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x06"
 
 
@@ -69,7 +75,7 @@ def check_archive_name(name: str, formats: Collection[str]) -> None:
 def inflate_members(
     file: IO[bytes], name: str, formats: Collection[str], log: ReadLog
 ) -> Iterator[tuple[IO[bytes], str]]:
-    """Yields the files of an archive, each open for reading until the next one is asked for.
+    """Yields the files of an archive, each open for reading until the next one.
 
     Args:
         file: the archive, open for reading, seekable.
@@ -86,7 +92,9 @@ def inflate_members(
             yield from _inflate_gzip(file, name)
         else:
             yield from _inflate_zip(file, name, formats, log)
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as e:
+    except _DAMAGE as e:
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):
+            raise
         raise DataError(
             f"the archive is damaged or incomplete: {str(e)[:120] or type(e).__name__}.",
             "Copy or download it again.",
@@ -137,7 +145,8 @@ def _check_directory(file: IO[bytes], name: str) -> None:
         directory = struct.unpack_from("<Q", tail, at64 + 40)[0]
     if directory > DIRECTORY_LIMIT_BYTES:
         raise DataError(
-            f"the archive's list of files has {directory:,} bytes; at most {DIRECTORY_LIMIT_BYTES:,} are read.",
+            f"the archive's list of files has {directory:,} bytes; "
+            f"at most {DIRECTORY_LIMIT_BYTES:,} are read.",
             "Pack fewer files, or put many short texts into one file.",
             file=name,
         )
@@ -267,7 +276,7 @@ def _measure(file: IO[bytes]) -> int:
 
 @contextlib.contextmanager
 def check_zip_parts(file: IO[bytes], name: str, total_bytes: int) -> Iterator[zipfile.ZipFile]:
-    """Opens a document format that is a zip file, such as .xlsx, and checks what its parts claim to inflate to.
+    """Opens a format that is a zip file, such as .xlsx, and checks what its parts claim to inflate to.
 
     Args:
         total_bytes: limit of all parts together. A reader has to count as well, since headers may be wrong.
@@ -290,7 +299,9 @@ def check_zip_parts(file: IO[bytes], name: str, total_bytes: int) -> Iterator[zi
                     file=name,
                 )
             yield archive
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
+    except _DAMAGE as e:
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):
+            raise
         raise DataError(
             "the file is damaged, or not of the format that its name says.",
             "Open it in its program, and save it again.",

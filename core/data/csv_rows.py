@@ -20,7 +20,7 @@ _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the cells of a line are told apart.
+    """How a line is divided into cells.
 
     Attributes:
         delimiter: one of DELIMITERS.

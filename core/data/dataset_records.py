@@ -29,6 +29,7 @@ from core.store.records import check_file, load_items, read_record, report_damag
 from core.store.workspace import Workspace, check_name
 
 DAMAGED = "Import the data again. The original files are in the dataset's source folder."
+INDEX_STEP = 1000  # rows of a split between two places that its index names
 NOTE_LIMIT = 4000  # characters of a user's note
 
 
@@ -143,15 +144,16 @@ def list_datasets(workspace: Workspace) -> list[Dataset]:
 
 
 def read_split(
-    workspace: Workspace, dataset_id: str, split: str, limit: int | None = None
+    workspace: Workspace, dataset_id: str, split: str, limit: int | None = None, offset: int = 0
 ) -> list[dict[str, Any]]:
-    """Reads the canonical rows of one split and verifies the sha256 of its file.
+    """Reads canonical rows of one split; if all are read, the sha256 of its file is verified.
 
     Args:
         workspace: workspace of the dataset.
         dataset_id: id of the dataset.
         split: "train", "val" or "test".
-        limit: read only the first rows, at most this many; the file is then not verified.
+        limit: read at most this many rows; the file is then not verified.
+        offset: rows to skip. In a large split they are skipped by its index.
 
     Raises:
         NotFound: the dataset or split does not exist.
@@ -167,9 +169,27 @@ def read_split(
         _check_file(path, dataset.split_sha256.get(split, ""))
     try:
         with open(path, "rb") as f:
-            return [json.loads(line) for line in itertools.islice(f, limit)]
+            skipped = _seek_row(f, path.with_suffix(".offsets"), offset)
+            end = None if limit is None else offset - skipped + limit
+            return [json.loads(line) for line in itertools.islice(f, offset - skipped, end)]
     except (OSError, ValueError, RecursionError) as e:
         raise StorageError(f"{path.name} cannot be read: {e}.", DAMAGED) from e
+
+
+def _seek_row(file: IO[bytes], index: Path, row: int) -> int:
+    """Goes to the last row up to `row` whose place the index knows; returns the number of that row."""
+    entry = row // INDEX_STEP
+    if not entry or not index.is_file():
+        return 0
+    with open(index, "rb") as f:
+        f.seek(8 * entry)
+        place = int.from_bytes(f.read(8), "little")
+    if place:
+        file.seek(place - 1)
+        if file.read(1) == b"\n":
+            return entry * INDEX_STEP
+    file.seek(0)  # the index is damaged or too short
+    return 0
 
 
 def _check_file(path: Path, claimed_digest: str) -> None:

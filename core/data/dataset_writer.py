@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.data.arrow_arrays import from_mask
+from core.data.dataset_records import INDEX_STEP
 from core.data.splits import SPLITS
 from core.store.large_files import LargeFile, release_pages
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_BYTES = 4 << 20
-INDEX_STEP = 1000  # rows of a split between two offsets of its index
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:

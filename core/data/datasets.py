@@ -203,7 +203,10 @@ class _Import:
 
     def stream(self) -> dict[str, Any]:
         """Reads and writes large tables in blocks; returns what `read` returns."""
-        from core.data.streamed_import import NeedsAllRows, StreamedImport  # numpy: small imports do not need it
+        from core.data.streamed_import import (  # numpy: small imports do not need it
+            NeedsAllRows,
+            StreamedImport,
+        )
 
         job = StreamedImport(self.sources, self.draft.path, self.encoding, self.report, self.limits)
         try:

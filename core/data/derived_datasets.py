@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from core.data.dataset_writer import RowsFile, write_splits
 from core.data.dataset_records import Dataset, load_dataset
+from core.data.dataset_writer import RowsFile, write_splits
 from core.data.splits import SPLITS, list_questions
 from core.errors import DataError, SpecError
 from core.store.files import ensure_space, write_json

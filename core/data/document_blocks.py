@@ -63,7 +63,7 @@ class Tally:
         self._sentences: list[str] = []
 
     def count(self, singular: str, plural: str = "", number: int = 1) -> None:
-        """Counts things that are left out, by their name in the singular and the plural (default: with an s)."""
+        """Counts things that are left out, by their name (the plural has an s by default)."""
         key = (singular, plural or singular + "s")
         if number:
             self._counts[key] = self._counts.get(key, 0) + number

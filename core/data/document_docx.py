@@ -1,7 +1,7 @@
 """Word documents (.docx) as blocks: the text that a reader of the accepted document sees, in its order.
 
-    in      paragraphs, headings, lists with their markers, tables row by row, tracked insertions, moved text at
-            its new place, text boxes and notes after their paragraph, content controls, results of fields
+    in      paragraphs, headings, lists with their markers, tables row by row, tracked insertions, moved text
+            at its new place, text boxes and notes after their paragraph, content controls, results of fields
     out     tracked deletions, hidden text, comments, headers and footers, contents lists, pictures: counted
 
 WordprocessingML is read directly, because libraries for it leave out tables, text boxes and insertions.
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from typing import IO, Any
 from urllib.parse import unquote
 
-from core.data.docx_styles import W, Numbering, Styles, find_child, is_on, parse_number, read_value
-from core.data.docx_symbols import read_symbol
 from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
 from core.data.document_parts import DAMAGED, Archive, find_local_name, parse_xml
 from core.data.documents import Block, Document
+from core.data.docx_styles import Numbering, Styles, W, find_child, is_on, parse_number, read_value
+from core.data.docx_symbols import read_symbol
 from core.data.equations import write_office_math
 from core.errors import DataError
 
@@ -68,9 +68,9 @@ class _DocxReader:
         }
         self._fields: list[_Field] = []
         self._fields_are_closed = True
-        self._pending: list[Any] = []  # boxes and notes to write after the present paragraph
+        self._attachments: list[Any] = []  # boxes and notes to write after the present paragraph
         self._list_number = ""  # of the last item of the highest level
-        self._carried = ""  # text of a paragraph whose end is deleted
+        self._unfinished = ""  # text of a paragraph whose end is deleted
 
     def _find_main(self, name: str) -> str:
         """The name of the part with the text."""
@@ -114,7 +114,7 @@ class _DocxReader:
             self._archive.refuse("it has no document body.", DAMAGED)
         self._fields_are_closed = _are_fields_closed(body)
         self._read_blocks(body)
-        self._flush_carried()
+        self._flush_text()
         self._count_left_out()
         return self._builder.build(self._read_title(), self._tally)
 
@@ -142,7 +142,7 @@ class _DocxReader:
             if name == "p":
                 self._read_paragraph(element)
             elif name == "tbl":
-                self._flush_carried()
+                self._flush_text()
                 self._read_table(element)
             elif name == "altChunk":
                 self._tally.count("embedded file")
@@ -175,17 +175,17 @@ class _DocxReader:
             self._read_inline(paragraph, pieces)
         elif any(True for _ in paragraph.iter(W + "t")):
             self._tally.count("paragraph of hidden text", "paragraphs of hidden text")
-        text = self._carried + "".join(pieces)
-        self._carried = ""
+        text = self._unfinished + "".join(pieces)
+        self._unfinished = ""
         mark = find_child(properties, "rPr")
         if mark is not None and any(find_child(mark, gone) is not None for gone in _GONE):
-            self._carried = text
+            self._unfinished = text
             return
         level = style.level
         if (outline := read_value(properties, "outlineLvl")) is not None:
             level = parse_number(outline, 9) + 1 if parse_number(outline, 9) < 9 else 0
         self._write_paragraph(text, level, style, properties)
-        self._write_pending()
+        self._write_attachments()
 
     def _write_paragraph(self, text: str, level: int, style: Any, properties: Any) -> None:
         if style.is_contents and level == 0:
@@ -214,14 +214,14 @@ class _DocxReader:
         else:
             self._builder.add("paragraph", text)
 
-    def _flush_carried(self) -> None:
-        text, self._carried = self._carried, ""
+    def _flush_text(self) -> None:
+        text, self._unfinished = self._unfinished, ""
         self._builder.add("paragraph", text)
-        self._write_pending()
+        self._write_attachments()
 
-    def _write_pending(self) -> None:
+    def _write_attachments(self) -> None:
         """Writes the boxes and notes of the paragraph that ended."""
-        pending, self._pending = self._pending, []
+        pending, self._attachments = self._attachments, []
         for element in pending:
             blocks = self._read_separately(element)
             if find_local_name(element) == "txbxContent":
@@ -231,14 +231,14 @@ class _DocxReader:
 
     def _read_separately(self, container: Any) -> tuple[Block, ...]:
         """Reads the blocks of a cell, box or note, which are not part of the text around it."""
-        outer = self._builder, self._pending, self._carried, self._fields
-        self._builder, self._pending, self._carried, self._fields = BlockBuilder(), [], "", []
+        outer = self._builder, self._attachments, self._unfinished, self._fields
+        self._builder, self._attachments, self._unfinished, self._fields = BlockBuilder(), [], "", []
         try:
             self._read_blocks(container)
-            self._flush_carried()
+            self._flush_text()
             return self._builder.blocks
         finally:
-            self._builder, self._pending, self._carried, self._fields = outer
+            self._builder, self._attachments, self._unfinished, self._fields = outer
 
     def _read_table(self, table: Any) -> None:
         rows = []
@@ -298,7 +298,7 @@ class _DocxReader:
             elif name == "AlternateContent":
                 self._read_inline(_choose_alternative(child), pieces)
             elif name == "txbxContent":
-                self._pending.append(child)
+                self._attachments.append(child)
 
     def _count_deletion(self, element: Any) -> None:
         """Counts a tracked deletion; what was moved stands at its new place."""
@@ -307,7 +307,9 @@ class _DocxReader:
 
     def _is_visible(self) -> bool:
         """Whether text is outside the codes of fields and outside contents lists."""
-        return not self._fields_are_closed or all(field.shows_result and not field.is_contents for field in self._fields)
+        return not self._fields_are_closed or all(
+            field.shows_result and not field.is_contents for field in self._fields
+        )
 
     def _read_run(self, run: Any, pieces: list[str]) -> None:
         properties = find_child(run, "rPr")
@@ -344,7 +346,7 @@ class _DocxReader:
         elif name in ("footnoteReference", "endnoteReference"):
             note = self._notes.pop((name.removesuffix("Reference"), child.get(W + "id", "")), None)
             if note is not None:
-                self._pending.append(note)
+                self._attachments.append(note)
         elif name == "ruby":
             if (base := find_child(child, "rubyBase")) is not None:
                 self._read_inline(base, pieces)
@@ -352,7 +354,7 @@ class _DocxReader:
             for part in _choose_alternative(child):
                 self._read_run_part(part, find_local_name(part), pieces, has_own_mark)
         elif name in ("drawing", "pict", "object"):
-            self._read_drawing(child)
+            self._read_shapes(child)
 
     def _read_field(self, kind: str) -> None:
         if kind == "begin":
@@ -365,14 +367,14 @@ class _DocxReader:
         elif kind == "end" and self._fields:
             self._fields.pop()
 
-    def _read_drawing(self, element: Any) -> None:
+    def _read_shapes(self, element: Any) -> None:
         """Finds the text boxes of a drawing; counts its pictures, charts and diagrams."""
         for child in element:
             name = find_local_name(child)
             if name == "txbxContent":
-                self._pending.append(child)
+                self._attachments.append(child)
             elif name == "AlternateContent":
-                self._read_drawing(_choose_alternative(child))
+                self._read_shapes(_choose_alternative(child))
             elif name in _PICTURES:
                 self._tally.count("picture")
             elif name == "chart":
@@ -380,7 +382,7 @@ class _DocxReader:
             elif name == "relIds":
                 self._tally.count("diagram")
             else:
-                self._read_drawing(child)
+                self._read_shapes(child)
 
 
 class _Field:

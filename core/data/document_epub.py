@@ -17,6 +17,7 @@ from core.data.document_parts import DAMAGED, Archive, find_local_name
 from core.data.documents import Block, Document
 from core.data.html_blocks import HtmlBlocks
 from core.data.html_notes import NoteIndex, find_types, join_text, read_label
+from core.errors import DataError
 
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"
@@ -59,7 +60,7 @@ class _EpubReader:
         self._package_path = self._find_package()
         self._package = archive.parse(self._package_path)
         self._items = self._read_manifest()
-        self._encrypted = self._list_encrypted()
+        self._ciphers = self._list_ciphers()
 
     def _find_package(self) -> str:
         """The path of the file that describes the book."""
@@ -72,7 +73,7 @@ class _EpubReader:
         for element in self._archive.parse(_CONTAINER).iter():
             if find_local_name(element) == "rootfile" and (path := element.get("full-path")):
                 return _resolve("", path)
-        self._archive.refuse(f"{_CONTAINER} names no book.", DAMAGED)
+        raise DataError(f"{_CONTAINER} names no book.", DAMAGED, file=self._name)
 
     def _read_manifest(self) -> dict[str, _Item]:
         items = {}
@@ -86,7 +87,7 @@ class _EpubReader:
                 )
         return items
 
-    def _list_encrypted(self) -> set[str]:
+    def _list_ciphers(self) -> set[str]:
         """The paths of encrypted files; fonts that are only obscured do not count."""
         if _ENCRYPTION not in self._archive:
             return set()
@@ -155,7 +156,7 @@ class _EpubReader:
             item = self._find_page(reference.get("idref") or "")
             if item is None or item.path in pages:
                 continue
-            if item.path in self._encrypted:
+            if item.path in self._ciphers:
                 self._archive.refuse(
                     "the book is encrypted (DRM): its pages cannot be read.",
                     "Use an edition without copy protection, or a text that you may copy.",
@@ -218,7 +219,7 @@ def _has_text(root: Any) -> bool:
 
 
 def _is_contents(root: Any, path: str, pages: set[str]) -> bool:
-    """Whether a page is a list of contents: it says so, or hardly has text besides links to pages of the book."""
+    """Whether a page is a list of contents: it says so, or has hardly any text but links to pages."""
     body = next((e for e in root.iter() if find_local_name(e) == "body"), root)
     sections = [body, *[e for e in body if find_local_name(e) in ("section", "div")]]
     if len(sections) <= 2 and any(find_types(e) & _CONTENTS_TYPES for e in sections):

@@ -1,4 +1,4 @@
-"""HTML pages as blocks (`html_blocks`): decoded as the page declares, parsed without network, scripts or files."""
+"""HTML pages as blocks (`html_blocks`): decoded as they declare, parsed without network, scripts or files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def decode_page(data: bytes, name: str, encoding: str, tally: Tally) -> str:
     if codec:
         tally.say(f"Read as {LABELS.get(codec.removesuffix('-sig'), codec).split(',')[0]}, because of {how}.")
     else:
-        codec = find_declared_codec(data)
+        codec = find_charset(data)
         if codec and codec != "utf-8":
             tally.say(f"Read as {LABELS.get(codec, codec)}, as the page declares.")
     if not codec:
@@ -107,7 +107,7 @@ def read_text(data: bytes, name: str, encoding: str) -> str:
     return "".join(line for _, line in lines)
 
 
-def find_declared_codec(data: bytes) -> str:
+def find_charset(data: bytes) -> str:
     """The codec that a page declares in its head, "" if it declares none."""
     head = _COMMENT.sub(b"", data[:_HEAD_BYTES])
     match = _XML.match(head) or _META.search(head)

@@ -1,7 +1,7 @@
 """Markdown to blocks (markdown-it-py): the text stays as it was typed, only its structure is found.
 
-A heading, a paragraph, an item of a loose list, a table and a fence of code are each one block. Blocks that no blank
-line separates, other than headings, are one block: "Steps:" stays with the list below it.
+A heading, a paragraph, an item of a loose list, a table and a fence of code are each one block. Blocks that
+no blank line separates, other than headings, are one block: "Steps:" stays with the list below it.
 """
 
 from __future__ import annotations

@@ -28,12 +28,16 @@ _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 DAMAGED = "The file is damaged: download or export it again."
 _PROLOG = re.compile(
-    rb"\s*(?:<\?xml(?P<declaration>[^>]*?)\?>)?(?:\s+|<!--.*?-->|<\?.*?\?>)*(?P<doctype><!DOCTYPE[^\[>]*(?P<subset>\[)?)?",
+    rb"\s*(?:<\?xml(?P<declaration>[^>]*?)\?>)?(?:\s+|<!--.*?-->|<\?.*?\?>)*"
+    rb"(?P<doctype><!DOCTYPE(?:[^\[>\"']|\"[^\"]*\"|'[^']*')*(?P<subset>\[)?)?",
     re.DOTALL | re.IGNORECASE,
 )
 _DECLARED = re.compile(rb"encoding\s*=\s*[\"']\s*([A-Za-z0-9._-]+)")
-_PLAIN_ENCODING = re.compile(r"utf-?8|us-ascii|ascii|iso-8859-\d+|windows-125\d|cp125\d|koi8-[ru]|shift_jis|euc-jp|gbk|"
-                             r"gb2312|gb18030|big5|euc-kr", re.IGNORECASE)  # fmt: skip
+_PLAIN_ENCODING = re.compile(
+    r"utf-?8|us-ascii|ascii|iso-8859-\d+|windows-125\d|cp125\d|koi8-[ru]|shift_jis|euc-jp|gbk|gb2312|gb18030|"
+    r"big5|euc-kr",
+    re.IGNORECASE,
+)
 
 
 class Archive:
@@ -51,7 +55,7 @@ class Archive:
     def __init__(self, file: IO[bytes], name: str, suffix: str) -> None:
         self.name = name
         self._read_bytes = 0
-        _check_beginning(file, name, suffix)
+        _check_magic(file, name, suffix)
         _check_directory(file, name)
         try:
             self._zip = zipfile.ZipFile(file)
@@ -100,8 +104,8 @@ class Archive:
         size, packed = member.file_size, max(1, member.compress_size)
         if size > PART_LIMIT_BYTES or self._read_bytes + size > READ_LIMIT_BYTES:
             self.refuse(
-                f"one part may have at most {PART_LIMIT_BYTES:,} bytes and all text parts {READ_LIMIT_BYTES:,}, "
-                f"{part[:80]!r} has {size:,}.",
+                f"one part may have at most {PART_LIMIT_BYTES:,} bytes and all that are read "
+                f"{READ_LIMIT_BYTES:,}, {part[:80]!r} has {size:,}.",
                 "Split the document.",
             )
         if size > _SMALL_BYTES and size > RATIO_LIMIT * packed:
@@ -133,7 +137,7 @@ class Archive:
         return parse_xml(self.read(part), self.name, part)
 
 
-def _check_beginning(file: IO[bytes], name: str, suffix: str) -> None:
+def _check_magic(file: IO[bytes], name: str, suffix: str) -> None:
     """Refuses files that are something else than a zip file, with a remedy for each kind."""
     file.seek(0)
     head = file.read(1 << 16)

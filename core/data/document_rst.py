@@ -1,7 +1,7 @@
 """reStructuredText as blocks, through docutils: nothing is included, executed or fetched.
 
-unknown directives   their text stays, as the text of paragraphs; contents lists and generated API pages are left
-                     out, because their text is in other files
+unknown directives   their text stays, as the text of paragraphs; lists of contents are left out,
+                     because their text is in other files
 unknown roles        their text stays: ":ref:`Prices <prices>`" is "Prices"
 comments, pictures   left out: counted
 """
@@ -20,7 +20,7 @@ from core.data.docx_styles import format_number
 from core.data.encodings import LABELS, identify
 from core.errors import DataError
 
-SIZE_LIMIT_BYTES = 16 << 20
+SIZE_LIMIT_BYTES = 4 << 20  # docutils parses some 30 kB a second
 LINE_LIMIT = 100_000  # characters; a table row or an unwrapped paragraph
 DIRECTIVE_DEPTH = 8  # unknown directives inside unknown directives
 
@@ -31,19 +31,19 @@ _SETTINGS = {
     "halt_level": 6,  # above the highest
     "report_level": 1,  # problems become nodes of the tree; those that hold text are used
     "warning_stream": False,
-    "traceback": False,
+    "traceback": True,  # else an exception is printed, and ends the process
     "doctitle_xform": False,
     "sectsubtitle_xform": False,
     "docinfo_xform": False,
     "syntax_highlight": "none",
     "smart_quotes": False,
-    "line_length_limit": LINE_LIMIT,
 }
 # Directives of Sphinx whose text is elsewhere, or which only set something.
-_EMPTY = frozenset(
-    "toctree index autosummary currentmodule module py:module py:currentmodule highlight default-domain tabularcolumns"
-    " sectionauthor codeauthor literalinclude include graphviz plot image raw meta".split()
-)  # fmt: skip
+_EMPTY = frozenset((
+    "toctree", "index", "autosummary", "currentmodule", "module", "py:module", "py:currentmodule",
+    "highlight", "default-domain", "tabularcolumns", "sectionauthor", "codeauthor", "literalinclude",
+    "include", "graphviz", "plot", "image", "raw", "meta",
+))  # fmt: skip
 _UNSHOWN_ARGUMENT = frozenset(
     ("figure", "only", "ifconfig", "list-table", "container", "class", "grid", "rst-class")
 )
@@ -55,7 +55,8 @@ _TARGET = re.compile(r"\s*<[^<>]+>\s*\Z", re.DOTALL)
 _TITLES = {
     "attention": "Attention", "caution": "Caution", "danger": "Danger", "error": "Error", "hint": "Hint",
     "important": "Important", "note": "Note", "tip": "Tip", "warning": "Warning", "seealso": "See also",
-    "versionadded": "New in version", "versionchanged": "Changed in version", "deprecated": "Deprecated since version",
+    "versionadded": "New in version", "versionchanged": "Changed in version",
+    "deprecated": "Deprecated since version",
 }  # fmt: skip
 _CODE = frozenset(
     ("code-block", "sourcecode", "code", "doctest", "testcode", "prompt", "parsed-literal", "productionlist")
@@ -64,10 +65,10 @@ _NUMBERING = {
     "arabic": "decimal", "loweralpha": "lowerLetter", "upperalpha": "upperLetter", "lowerroman": "lowerRoman",
     "upperroman": "upperRoman",
 }  # fmt: skip
-_SKIPPED = frozenset(
-    "comment substitution_definition target raw decoration header footer meta pending docinfo sidebar_title system_message"
-    .split()
-)  # fmt: skip
+_SKIPPED = frozenset((
+    "comment", "substitution_definition", "target", "raw", "decoration", "header", "footer", "meta",
+    "pending", "docinfo", "sidebar_title", "system_message",
+))  # fmt: skip
 
 
 def read_rst(file: IO[bytes], name: str, encoding: str = "utf-8") -> Document:
@@ -107,12 +108,29 @@ def parse_rst(text: str, name: str, tally: Tally | None = None) -> Document:
         return writer.builder.build("", tally)
     except RecursionError as e:
         raise DataError("its text is nested too deeply.", "Simplify the document.", file=name) from e
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        SystemExit,
+        TypeError,
+        ValueError,
+    ) as e:
+        raise DataError(
+            f"docutils cannot parse it ({type(e).__name__}: {e}).",
+            "Correct the markup, or save it as .txt.",
+            file=name,
+        ) from e
 
 
 def _parse(text: str) -> Any:
     from docutils.core import publish_doctree  # 0.1 s, and only needed here
 
-    return publish_doctree(text, settings_overrides={**_SETTINGS, "input_encoding": "unicode"})
+    # The limit also bounds what substitutions inside substitutions grow to.
+    limit = max(10_000, max(map(len, text.splitlines()), default=0))
+    settings = {**_SETTINGS, "input_encoding": "unicode", "line_length_limit": limit}
+    return publish_doctree(text, settings_overrides=settings)
 
 
 class _RstWriter:
@@ -237,11 +255,11 @@ class _RstWriter:
         text = " ".join(self._read_inline(node).split())
         if self._level and getattr(node.parent, "tagname", "") == "section":
             self.builder.add_heading(text, self._level)
-            self._add_pending()
+            self._add_notes()
         else:
             self._add_text(text)
 
-    def _add_pending(self) -> None:
+    def _add_notes(self) -> None:
         if self._pending:
             self._add_text("")
 

@@ -1,4 +1,4 @@
-"""Styles and list numbering of a .docx file: which paragraphs are headings, hidden or list items, and their markers."""
+"""Styles and lists of a .docx file: which paragraphs are headings, hidden, or list items with markers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BODY_LEVEL = 9  # outline level of body text
 
 # Word stores "heading 1" in every language; other programs store the name that they show.
 _HEADING = re.compile(
-    r"(?:heading|überschrift|titre|título|titulo|título de nível|titolo|kop|rubrik|overskrift|otsikko|nagłówek|nadpis|"
-    r"címsor|başlık|заголовок|επικεφαλίδα|titlu|naslov|标题|標題|見出し|제목|כותרת|عنوان)\s*([1-9])",
+    r"(?:heading|überschrift|titre|título|titulo|título de nível|titolo|kop|rubrik|overskrift|otsikko|"
+    r"nagłówek|nadpis|címsor|başlık|заголовок|επικεφαλίδα|titlu|naslov|标题|標題|見出し|제목|כותרת|عنوان)\s*([1-9])",
     re.IGNORECASE,
 )
 _TITLE = re.compile(r"title|titel|titre|título|titolo|标题|표제", re.IGNORECASE)
@@ -82,7 +82,9 @@ class Styles:
     """
 
     def __init__(self, root: Any = None) -> None:
-        self._elements = {} if root is None else {e.get(W + "styleId", ""): e for e in root.iterfind(W + "style")}
+        self._elements = (
+            {} if root is None else {e.get(W + "styleId", ""): e for e in root.iterfind(W + "style")}
+        )
         self._resolved: dict[str, Style] = {"": Style()}
 
     def resolve(self, style_id: str | None) -> Style:
@@ -105,7 +107,7 @@ class Styles:
         numbered = [n for e in chain if (n := find_child(e, "pPr", "numPr")) is not None]
         number = next((v for n in numbered if (v := read_value(n, "numId")) is not None), "")
         depth = next((v for n in numbered if (v := read_value(n, "ilvl")) is not None), "0")
-        hidden = next((v for e in chain if (v := is_on(find_child(e, "rPr"), "vanish")) is not None), False)
+        hidden = next((on for e in chain if (on := is_on(find_child(e, "rPr"), "vanish")) is not None), False)
         return Style(
             level=level if 1 <= level <= LEVELS else 0,
             number="" if number == "0" else number,
@@ -145,7 +147,7 @@ def _find_level_of_id(style_id: str) -> int:
 
 @dataclass(frozen=True)
 class _Level:
-    """One level of a list: its format ("decimal", "bullet", ...), the text around its number, its first number."""
+    """One level of a list: its format ("decimal", "bullet", ...), the text around its number, its start."""
 
     kind: str
     text: str
@@ -183,7 +185,7 @@ class Numbering:
         return bool(number) and number != "0"
 
     def write_marker(self, number: str, depth: int) -> str:
-        """Counts one more item, and writes what stands before it: "-" for bullets, "2." or "a)" for numbers."""
+        """Counts an item, and writes what stands before it: "-" for bullets, "2." or "a)" for numbers."""
         key, levels = self._lists.get(number, (f"num {number}", {}))
         depth = min(max(depth, 0), LEVELS - 1)
         counts = self._counts.setdefault(key, [None] * LEVELS)

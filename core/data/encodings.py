@@ -1,4 +1,4 @@
-"""Encodings of text files: some identify themselves, UTF-8 is checked, and of the others the user chooses one.
+"""Encodings of text files: some identify themselves, UTF-8 is checked, and the user chooses among others.
 
     byte order mark, pattern of NULs, escape sequences     read, and said in the notes
     no mark                                                UTF-8, strictly
@@ -60,7 +60,8 @@ ALIASES = {"shift-jis": "cp932", "shift_jis": "cp932", "sjis": "cp932", "gbk": "
            "iso-8859-1": "latin-1", "latin1": "latin-1", "iso-8859-9": "cp1254", "windows-1250": "cp1250",
            "windows-1251": "cp1251", "windows-1252": "cp1252", "windows-1253": "cp1253", "tis-620": "cp874",
            "windows-1254": "cp1254", "windows-1255": "cp1255", "windows-1256": "cp1256", "ansi": "cp1252",
-           "windows-1257": "cp1257", "windows-1258": "cp1258", "macroman": "mac-roman", "macintosh": "mac-roman",
+           "windows-1257": "cp1257", "windows-1258": "cp1258", "macroman": "mac-roman",
+           "macintosh": "mac-roman",
            "iso-8859-11": "cp874"}  # fmt: skip
 
 _SELF_IDENTIFYING = ("utf-8", "utf-16", "utf-32", "iso-2022-jp")
@@ -77,7 +78,9 @@ _HEAD_BYTES = 65536
 _SCAN_LIMIT_BYTES = 64 << 20  # of a file that is not UTF-8, for lines to show
 _SAMPLE_BYTES = 32768
 _LINE_BYTES = 4096
-_UTF8_CERTAIN = 4  # characters of several bytes that are valid UTF-8: no other encoding gives so many by chance
+_UTF8_CERTAIN = (
+    4  # characters of several bytes that are valid UTF-8: no other encoding gives so many by chance
+)
 PREVIEW_LINES, PREVIEW_LENGTH = 3, 90  # lines; characters of a line
 CANDIDATE_LIMIT = 6
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
@@ -141,7 +144,7 @@ def identify(head: bytes) -> tuple[str, str]:
 
 
 def _fits(head: bytes, codec: str) -> bool:
-    """Whether bytes with NULs are a text in UTF-16 or UTF-32: no controls, hardly any unassigned characters."""
+    """Whether bytes with NULs are a text in UTF-16 or UTF-32, without controls."""
     width = 4 if "32" in codec else 2
     units = head[: len(head) // width * width]
     try:
@@ -153,7 +156,7 @@ def _fits(head: bytes, codec: str) -> bool:
     kinds = Counter(unicodedata.category(c) for c in text if c not in "\t\n\r\f")
     if kinds["Cc"] or kinds["Cs"] or kinds["Cn"] + kinds["Co"] > len(text) // 50:
         return False
-    # In the other byte order, ASCII becomes U+6100 and the like, and any text becomes one of many scripts.
+    # In the other byte order, ASCII becomes characters such as U+6100, and any text one of many scripts.
     swapped = sum(not ord(c) & 0xFF and c != "\u3000" for c in text)
     scripts = Counter(_find_script(c) for c in text if c.isalpha())
     main = sum(count for _, count in scripts.most_common(3))
@@ -332,8 +335,8 @@ def _find_script(letter: str) -> str:
     return "CJK" if script in ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC", "FULLWIDTH") else script
 
 
-# First bytes of the frequent characters in the national standards: the first level of GB 2312 and of Big5, the
-# Hangul of KS X 1001, and the kana of JIS X 0208.
+# First bytes of the frequent characters in the national standards: the first level of GB 2312 and of Big5,
+# the Hangul of KS X 1001, and the kana of JIS X 0208.
 _FREQUENT = {
     "gb18030": (0xB0, 0xD7),
     "big5hkscs": (0xA4, 0xC6),

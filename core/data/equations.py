@@ -1,6 +1,6 @@
 """Equations of documents as one line of text: Office Math of .docx, MathML of .html and .epub.
 
-    a fraction (a + b)/c    a power x^2    an index x_i    a root sqrt(x)    a sum ∑_(i = 1)^n i
+a fraction (a + b)/c    a power x^2    an index x_i    a root sqrt(x)    a sum ∑_(i = 1)^n i
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def _group(text: str) -> str:
 def write_mathml(element: Any) -> str:
     """Writes a MathML element; TeX that it carries as an annotation wins."""
     for annotation in element.iter():
-        if find_local_name(annotation) == "annotation" and "tex" in (annotation.get("encoding") or "").lower():
+        if (
+            find_local_name(annotation) == "annotation"
+            and "tex" in (annotation.get("encoding") or "").lower()
+        ):
             return (annotation.text or "").strip()
     return " ".join(_write_mathml_node(element).split())
 
@@ -81,7 +84,11 @@ def _write_mathml_node(node: Any) -> str:
     parts = [_write_mathml_node(child) for child in node if find_local_name(child)]
     if not parts:
         text = " ".join((node.text or "").split())
-        return f" {text} " if name == "mo" and text in ("=", "+", "-", "−", "<", ">", "≤", "≥", "≠", "→") else text
+        return (
+            f" {text} "
+            if name == "mo" and text in ("=", "+", "-", "−", "<", ">", "≤", "≥", "≠", "→")
+            else text
+        )
     if name == "mfrac" and len(parts) == 2:
         return f"{_group(parts[0])}/{_group(parts[1])}"
     if name in ("msup", "mover") and len(parts) == 2:

@@ -2,7 +2,8 @@
 
 A guess from names never blocks an import: a column that turns out empty or not text gives way to the next
 candidate, or its role is dropped, and a note says so. Where names say nothing, or where a text stands beside
-other texts, the user confirms what `proposals` finds in the cells. Only the roles that the user chose are final.
+other texts, the user confirms what `proposals` finds in the cells. Only the roles that the user chose are
+final.
 """
 
 from __future__ import annotations

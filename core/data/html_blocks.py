@@ -1,8 +1,8 @@
 """HTML elements as blocks: what a reader of the page sees, without what belongs to the page around the text.
 
     in      headings, paragraphs, lists with their markers, tables row by row, code with its line ends
-    out     scripts, styles, forms, pictures, hidden elements; of pages navigation, asides, headers and footers;
-            of books only navigation
+    out     scripts, styles, forms, pictures, hidden elements; of pages navigation, asides, headers and
+            footers; of books only navigation
 
 The tree is walked without recursion, so that deep nesting costs nothing.
 """
@@ -14,39 +14,56 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lxml import etree
-
 from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
 from core.data.document_parts import find_local_name
-from core.data.docx_styles import format_number
 from core.data.documents import Block
+from core.data.docx_styles import format_number
 from core.data.equations import write_mathml
-from core.data.html_notes import NOTE_TYPES, NoteIndex, find_classes, find_types, is_notes_section, is_page_break, join_text, read_label
+from core.data.html_notes import (
+    NOTE_TYPES,
+    NoteIndex,
+    find_classes,
+    find_types,
+    is_notes_section,
+    is_page_break,
+    join_text,
+)
+from core.data.html_survey import HEADINGS, Survey, list_rows
 
-_BLOCKS = frozenset(
-    "address article aside blockquote body center dd details dialog dir div dl dt fieldset figcaption figure footer form"
-    " frameset h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol optgroup p pre section summary table"
-    " tbody td tfoot th thead tr ul caption listing xmp plaintext search".split()
-)  # fmt: skip
-_SILENT = frozenset(
-    "head script style noscript template link meta base title datalist noframes noembed param col colgroup"
-    " rt rp area map".split()
-)  # fmt: skip
-_CONTROLS = frozenset("input select button textarea output progress meter".split())
-_PICTURES = frozenset("img svg canvas picture image".split())
-_MEDIA = frozenset("audio video object embed iframe applet".split())
+_BLOCKS = frozenset((
+    "address", "article", "aside", "blockquote", "body", "center", "dd", "details", "dialog", "dir", "div",
+    "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "frameset", "h1", "h2", "h3", "h4",
+    "h5", "h6", "header", "hgroup", "hr", "html", "legend", "li", "main", "menu", "nav", "ol", "optgroup",
+    "p", "pre", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
+    "caption", "listing", "xmp", "plaintext", "search",
+))  # fmt: skip
+_SILENT = frozenset((
+    "head", "script", "style", "noscript", "template", "link", "meta", "base", "title", "datalist",
+    "noframes", "noembed", "param", "col", "colgroup", "rt", "rp", "area", "map",
+))  # fmt: skip
+_CONTROLS = frozenset((
+    "input", "select", "button", "textarea", "output", "progress", "meter",
+))  # fmt: skip
+_PICTURES = frozenset((
+    "img", "svg", "canvas", "picture", "image",
+))  # fmt: skip
+_MEDIA = frozenset((
+    "audio", "video", "object", "embed", "iframe", "applet",
+))  # fmt: skip
 _CODE = frozenset(("pre", "listing", "xmp", "plaintext"))
-_HEADINGS = {f"h{n}": n for n in range(1, 7)}
 _LISTS = frozenset(("ul", "ol", "menu", "dir", "dl"))
-_SECTIONING = frozenset(("article", "aside", "nav", "section", "main", "blockquote", "details", "td", "figure"))
+_SECTIONING = frozenset(
+    ("article", "aside", "nav", "section", "main", "blockquote", "details", "td", "figure")
+)
 _PAGE_ROLES = {
-    "navigation": "navigation menu", "search": "search form", "banner": "page header", "contentinfo": "page footer",
+    "navigation": "navigation menu", "search": "search form", "banner": "page header",
+    "contentinfo": "page footer",
     "complementary": "aside", "dialog": "dialog", "alertdialog": "dialog",
 }  # fmt: skip
-_DECORATION = frozenset(("headerlink", "mw-editsection", "linenos", "lineno", "line-number", "line-numbers", "gutter"))
-_CONTENT_OF_FORM = frozenset(("main", "article", "h1", "h2", "h3"))
+_DECORATION = frozenset(
+    ("headerlink", "mw-editsection", "linenos", "lineno", "line-number", "line-numbers", "gutter")
+)
 _MAY_BE_LEFT_OUT = frozenset(("del", "nav", "aside", "header", "footer", "dialog"))
-_NOT_IN_CELLS = frozenset(("table", "pre", *_HEADINGS))
 _NUMBERING = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 _HIDDEN_STYLE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
@@ -70,7 +87,9 @@ class _State:
     """Where the walk is."""
 
     lists: list[_List] = field(default_factory=list)
-    markers: list[str] = field(default_factory=list)  # of the item that is open in each list, until it is written
+    markers: list[str] = field(
+        default_factory=list
+    )  # of the item that is open in each list, until it is written
     indents: list[int] = field(default_factory=list)
     heading: int = 0
     code: int = 0
@@ -98,7 +117,7 @@ class HtmlBlocks:
         self._pending: list[Any] = []
         self._written_notes: set[Any] = set()
         self._state = _State()
-        self._survey = _Survey()
+        self._survey = Survey()
         self._emptied: list[Block] = []  # headings whose text was notes that are written at their marks
         self.spare_headings: list[str] = []  # of the page's header, for a page without another main heading
 
@@ -181,8 +200,8 @@ class HtmlBlocks:
         self._flush()
         if name in _SECTIONING:
             self._state.sections += 1
-        if name in _HEADINGS:
-            self._state.heading = _HEADINGS[name]
+        if name in HEADINGS:
+            self._state.heading = HEADINGS[name]
         elif name in _CODE:
             self._state.code += 1
         elif name in _LISTS:
@@ -197,7 +216,7 @@ class HtmlBlocks:
         if name not in _BLOCKS:
             return
         state = self._state
-        if state.heading and name not in _HEADINGS:
+        if state.heading and name not in HEADINGS:
             self._pieces.append(" ")
             return
         if state.code and name not in _CODE:
@@ -205,7 +224,7 @@ class HtmlBlocks:
         self._flush()
         if name in _SECTIONING:
             state.sections -= 1
-        if name in _HEADINGS:
+        if name in HEADINGS:
             state.heading = 0
         elif name in _CODE:
             state.code -= 1
@@ -244,12 +263,12 @@ class HtmlBlocks:
             current.number += current.step
 
     def _start_table(self, element: Any) -> bool:
-        """Writes a table of data by rows; returns whether its cells are to be read as the blocks of a frame."""
+        """Writes a table of data by rows; returns whether its cells are to be read as blocks."""
         self._flush()
         if self._survey.is_frame(element):
             self._add_text(element.text)
             return True
-        rows, captions = _list_rows(element)
+        rows, captions = list_rows(element)
         for caption in captions:
             self._builder.extend(self._read_separately(caption))
         notes: list[Block] = []
@@ -387,7 +406,7 @@ class HtmlBlocks:
             text = re.sub(r" {2,}", " ", text)
             for part in _PARAGRAPH_BREAK.split(re.sub(r" *\n *", "\n", text)):
                 self._write_paragraph(part.strip(" \n"))
-        self._write_pending()
+        self._write_notes()
 
     def _write_paragraph(self, text: str) -> None:
         state = self._state
@@ -400,7 +419,7 @@ class HtmlBlocks:
         marker, state.markers[-1] = state.markers[-1], ""
         self._builder.add_item(text, marker, depth)
 
-    def _write_pending(self) -> None:
+    def _write_notes(self) -> None:
         pending, self._pending = self._pending, []
         for note in pending:
             assert self._notes is not None
@@ -425,67 +444,6 @@ def _is_hidden(element: Any, name: str) -> bool:
         or bool(_HIDDEN_STYLE.search(element.get("style") or ""))
         or (name == "dialog" and element.get("open") is None)
     )
-
-
-class _Survey:
-    """What tables and forms hold, found in one pass over a tree."""
-
-    def __init__(self) -> None:
-        self._frames: set[Any] = set()
-        self._forms: dict[Any, int] = {}  # form -> characters of its paragraphs
-        self._full_forms: set[Any] = set()
-        self.labels: set[Any] = set()  # labels of forms
-
-    def add(self, root: Any) -> None:
-        """Goes through a tree."""
-        tables: list[Any] = []
-        forms: list[Any] = []
-        for event, element in etree.iterwalk(root, events=("start", "end")):
-            name = find_local_name(element)
-            if event == "end":
-                if name == "table":
-                    tables.pop()
-                elif name == "form":
-                    forms.pop()
-                continue
-            if tables and (name in _NOT_IN_CELLS):
-                self._frames.add(tables[-1])
-            if forms and name in _CONTENT_OF_FORM:
-                self._full_forms.update(forms)
-            elif forms and name == "p":
-                self._forms[forms[-1]] = self._forms.get(forms[-1], 0) + len(read_label(element))
-            if forms and name in ("label", "legend"):
-                self.labels.add(element)
-            if name == "table":
-                tables.append(element)
-            elif name == "form":
-                forms.append(element)
-
-    def holds_content(self, form: Any) -> bool:
-        """Whether a form holds the text of the page, as some servers write all of it into one form."""
-        return form in self._full_forms or self._forms.get(form, 0) > 500
-
-    def is_frame(self, table: Any) -> bool:
-        """Whether a table only places text on the page: it holds tables or headings, or has one column."""
-        if table in self._frames or find_types(table) & {"presentation", "none"}:
-            return True
-        rows, _ = _list_rows(table)
-        return all(sum(find_local_name(c) in ("td", "th") for c in row) <= 1 for row in rows)
-
-
-def _list_rows(table: Any) -> tuple[list[Any], list[Any]]:
-    """The rows of a table, its head first and its foot last, and its captions."""
-    groups: dict[str, list[Any]] = {"thead": [], "tbody": [], "tfoot": []}
-    captions = []
-    for child in table:
-        name = find_local_name(child)
-        if name == "tr":
-            groups["tbody"].append(child)
-        elif name in groups:
-            groups[name] += [row for row in child if find_local_name(row) == "tr"]
-        elif name == "caption":
-            captions.append(child)
-    return groups["thead"] + groups["tbody"] + groups["tfoot"], captions
 
 
 def _list_notes(section: Any) -> list[Any]:

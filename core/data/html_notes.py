@@ -1,8 +1,8 @@
 """Footnotes of HTML and EPUB pages: which links are marks of notes, and which elements are the notes.
 
-A link is a mark if it says so (`epub:type="noteref"`, `role="doc-noteref"`, the classes of pandoc, Sphinx and
-others), or if it looks like one ("1", "[2]", "*") and its target links back to it. The note is then written after
-the paragraph with its first mark, and left out where it stands.
+A link is a mark if it says so (`epub:type="noteref"`, `role="doc-noteref"`, the classes of pandoc, Sphinx
+and others), or if it looks like one ("1", "[2]", "*") and its target links back to it. The note is then
+written after the paragraph with its first mark, and left out where it stands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ NOTE_TYPES = frozenset({"footnote", "endnote", "rearnote", "note", "doc-footnote
 _SECTION_TYPES = frozenset({"footnotes", "endnotes", "rearnotes", "doc-endnotes"})
 _BACK_TYPES = frozenset({"backlink", "doc-backlink"})
 _BACK_CLASSES = frozenset({"footnote-back", "footnote-backref", "fn-backref"})
-_MARK = re.compile(r"[\[(]?\s*(?:note |fn ?)?(?:\d{1,4}|[ivxlc]{1,6}|[a-z]|[*†‡§¶#]{1,4})\s*[\])]?[.:]?", re.IGNORECASE)
+_MARK = re.compile(
+    r"[\[(]?\s*(?:note |fn ?)?(?:\d{1,4}|[ivxlc]{1,6}|[a-z]|[*†‡§¶#]{1,4})\s*[\])]?[.:]?", re.IGNORECASE
+)
 _INLINE = frozenset({"a", "sup", "sub", "span", "b", "i", "em", "strong", "small", "cite", "font"})
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 NOTE_LENGTH_LIMIT = 5_000  # characters of a note that does not say that it is one
@@ -58,7 +60,9 @@ def join_text(element: Any) -> str:
 
 def read_label(element: Any) -> str:
     """The beginning of an element's text, from its first elements: enough to know a mark or a number."""
-    return "".join((e.text or "") + (e.tail or "" if e is not element else "") for e in islice(element.iter(), 20))
+    return "".join(
+        (e.text or "") + (e.tail or "" if e is not element else "") for e in islice(element.iter(), 20)
+    )
 
 
 def is_notes_section(element: Any) -> bool:
@@ -176,12 +180,15 @@ def _contains(element: Any, other: Any) -> bool:
 
 
 def _begins_its_block(mark: Any) -> bool:
-    """Whether nothing stands before a mark in its paragraph: then it is a note's link back, or a list of links."""
+    """Whether nothing stands before a mark in its paragraph: it is a note's link back, or a list of links."""
     node = mark
     while node is not None and find_local_name(node) in _INLINE:
         parent = node.getparent()
-        before = [e for e in islice(node.itersiblings(preceding=True), 50)]
-        texts = ["" if parent is None else parent.text or "", *[read_label(e) + (e.tail or "") for e in before]]
+        before = list(islice(node.itersiblings(preceding=True), 50))
+        texts = [
+            "" if parent is None else parent.text or "",
+            *[read_label(e) + (e.tail or "") for e in before],
+        ]
         if "".join(texts).strip(" \t\r\n[("):
             return False
         node = parent

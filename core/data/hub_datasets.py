@@ -2,8 +2,9 @@
 
     owner/name ─ resolve ─> commit, files of a configuration and split ─ download ─> files to import
 
-The configuration and the split follow from the README's metadata, else from the names of the files, as the Hub's
-own library reads them. A dataset that only has a script is read from the parquet files that the Hub makes of it.
+The configuration and the split follow from the README's metadata, else from the names of the files, as the
+Hub's own library reads them. A dataset that only has a script is read from the parquet files that the Hub makes
+of it.
 """
 
 from __future__ import annotations
@@ -172,9 +173,7 @@ def _list_files(api: Any, hub_id: str, commit: str) -> dict[str, tuple[int, str]
 Groups = dict[str, dict[str, list[str]]]  # configuration to split to paths
 
 
-def _group_files(
-    api: Any, hub_id: str, commit: str, sizes: dict[str, tuple[int, str]]
-) -> tuple[Groups, str]:
+def _group_files(api: Any, hub_id: str, commit: str, sizes: dict[str, tuple[int, str]]) -> tuple[Groups, str]:
     """Assigns the files to configurations and splits: as the README says, else by their names.
 
     Returns:
@@ -281,7 +280,7 @@ def _choose(hub_id: str, what: str, wanted: str, names: Sequence[str], usual: st
 
 
 def _convert_error(hub_id: str, revision: str, error: Exception) -> StudioError:
-    """Converts an error of the Hub's library; its text is not shown, since it may hold an address with a token."""
+    """Converts an error of the Hub's library without its text, which may hold an address with a token."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,

@@ -20,7 +20,7 @@ _SECTION_TEXT = "improved"
 
 
 def find_rows(outer: dict[str, Any]) -> list[Row]:
-    """Finds the rows of an object that does not hold exactly one array; empty if it has none of these shapes."""
+    """Finds the rows of an object that does not hold exactly one array; empty if it has no such shape."""
     for find in (_find_viewer_rows, _find_split, _find_sections, _find_columns, _find_cells, _find_records):
         if rows := find(outer):
             return rows
@@ -44,7 +44,7 @@ def _find_split(outer: dict[str, Any]) -> list[Row]:
 
 
 def _find_columns(outer: dict[str, Any]) -> list[Row]:
-    """Columns as lists of cells, all of the same length; a list of objects is a list of rows, not of cells."""
+    """Columns as lists of cells, all of the same length; objects are rows, not cells."""
     columns = list(outer.values())
     if len(columns) < 2 or not all(isinstance(c, list) and c for c in columns):
         return []

@@ -252,13 +252,13 @@ ARGILLA_FEEDBACK = Layout(
 )
 
 
-def _match_validated(table: Table) -> Parts:
+def _match_validation(table: Table) -> Parts:
     parts = table.find_parts(text=TEXTS, answer=("annotation",), status=("status",))
     known = ("Validated", "Default", "Edited", "Discarded")
     return parts if parts and table.every(parts["status"], lambda c: c in known) else {}
 
 
-def _rewrite_validated(row: RawRow, parts: Parts, notes: Notes) -> Values:
+def _rewrite_validation(row: RawRow, parts: Parts, notes: Notes) -> Values:
     status = row.values.get(parts["status"])
     if status != "Validated":
         raise RowLeftOut(f"the status is {status!r}, not 'Validated'")
@@ -271,8 +271,8 @@ def _rewrite_validated(row: RawRow, parts: Parts, notes: Notes) -> Values:
 ARGILLA_VALIDATED = Layout(
     "argilla-validated",
     "Argilla 1, texts with annotations",
-    _match_validated,
-    each_row(_rewrite_validated),
+    _match_validation,
+    each_row(_rewrite_validation),
     ("Only validated annotations are learned; predictions are not read.",),
 )
 
@@ -337,7 +337,7 @@ def _rewrite_prodigy(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list
         decision = row.values.get(parts["decision"])
         if decision != "accept":
             raise RowLeftOut(f"the answer of the annotator is {decision!r}, not 'accept'")
-        label = parse_cell(row.values.get(_find_decided(parts)), row)
+        label = parse_cell(row.values.get(_find_decision(parts)), row)
         if "options" in parts:
             label = _name_options(label, take_list(parse_cell(row.values.get(parts["options"]), row)))
         answer = take_first_text(label, row, notes, "labels")
@@ -348,7 +348,7 @@ def _rewrite_prodigy(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list
     return each_row(rewrite)(rows, parts, notes)
 
 
-def _find_decided(parts: Parts) -> str:
+def _find_decision(parts: Parts) -> str:
     """The column of what the annotator chose or typed."""
     return next(parts[p] for p in ("typed", "choice", "label") if p in parts)
 

@@ -22,8 +22,8 @@ from core.data.readers import RawRow
 from core.errors import DataError
 
 _QUESTIONS = ("question", "query", "prompt", "sentence", "instruction")
-CHOICE_QUESTIONS = (*_QUESTIONS, "questionstem", "questiontext", "stem", "ctx", "goal", "premise", "startphrase",
-                    "pregunta", "frage")  # fmt: skip
+CHOICE_QUESTIONS = (*_QUESTIONS, "questionstem", "questiontext", "stem", "ctx", "goal", "premise",
+                    "startphrase", "pregunta", "frage")  # fmt: skip
 CHOICE_ANSWERS = (
     "answer", "answers", "answerkey", "answeridx", "answerindex", "correctanswer", "correctoption",
     "correctchoice", "correct", "label", "cop", "gold", "goldlabel", "key", "target",
@@ -118,7 +118,9 @@ SQUAD_ANSWERS = Layout(
 
 def _match_choices(table: Table) -> Parts:
     parts = table.find_parts(
-        question=CHOICE_QUESTIONS, choices=("choices", "options", "endings", "candidates"), answer=CHOICE_ANSWERS
+        question=CHOICE_QUESTIONS,
+        choices=("choices", "options", "endings", "candidates"),
+        answer=CHOICE_ANSWERS,
     )
     if not parts or not table.every(parts["choices"], lambda c: bool(_list_choices(c))):
         return {}
@@ -252,7 +254,9 @@ def _rewrite_targets(row: RawRow, parts: Parts, notes: Notes) -> Values:
         raise RowLeftOut("no choice, or more than one, is marked as right")
     answer = {"choices": choices, "answer": labels.index(1), "question": row.values.get(parts["question"])}
     return _rewrite_choices(
-        RawRow(answer, row.file, row.line), {"question": "question", "choices": "choices", "answer": "answer"}, 0
+        RawRow(answer, row.file, row.line),
+        {"question": "question", "choices": "choices", "answer": "answer"},
+        0,
     )
 
 

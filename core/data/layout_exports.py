@@ -17,12 +17,12 @@ PATH_LIMIT = 10_000  # messages of one conversation
 # ---------------------------------------------------------------- ChatGPT
 
 
-def _match_mapping(table: Table) -> Parts:
+def _match_chatgpt(table: Table) -> Parts:
     parts = table.find_parts(mapping=("mapping",), leaf=("currentnode",))
     return parts if parts and table.every(parts["mapping"], lambda c: isinstance(c, dict)) else {}
 
 
-def _rewrite_mapping(row: RawRow, parts: Parts, notes: Notes) -> Values:
+def _rewrite_chatgpt(row: RawRow, parts: Parts, notes: Notes) -> Values:
     """Follows the shown branch from its last message to its first."""
     nodes = take_object(row.values.get(parts["mapping"]))
     name, path, seen = row.values.get(parts["leaf"]), [], set()
@@ -63,8 +63,8 @@ def _read_node(message: dict[str, Any], row: RawRow, notes: Notes) -> Message | 
 CHATGPT = Layout(
     "chatgpt",
     "Export of ChatGPT",
-    _match_mapping,
-    each_row(_rewrite_mapping),
+    _match_chatgpt,
+    each_row(_rewrite_chatgpt),
     ("Of each conversation the branch that was shown last is read, without tools and hidden messages.",),
 )
 
@@ -107,7 +107,9 @@ NESTED_TREES = Layout(
 
 
 def _match_intents(table: Table) -> Parts:
-    parts = table.find_parts(questions=("patterns", "examples", "utterances"), answers=("responses", "answers"))
+    parts = table.find_parts(
+        questions=("patterns", "examples", "utterances"), answers=("responses", "answers")
+    )
     if not parts:
         return {}
     return parts if all(table.every(c, _is_text_list) for c in parts.values()) else {}

@@ -18,7 +18,11 @@ _OPTION = re.compile(
     r"(option|choice|answer|ans|opt|op|ending|sol|solution|candidate|alternative|opcion|respuesta|antwort|)"
     r"(?:text)?([a-h]|\d)\Z"
 )
-_COUNTS_FROM_ZERO = ("sol", "choice", "ending")  # PIQA, COPA and SWAG: the label is 0 for sol1, choice1, ending0
+_COUNTS_FROM_ZERO = (
+    "sol",
+    "choice",
+    "ending",
+)  # PIQA, COPA and SWAG: the label is 0 for sol1, choice1, ending0
 
 
 def _match_options(table: Table) -> Parts:
@@ -63,7 +67,9 @@ def _rewrite_options(rows: Sequence[RawRow], parts: Parts, notes: Notes) -> list
             "answer": answer,
         }
         gathered.append(RawRow(values, row.file, row.line))
-    return rewrite_choices(gathered, {"question": "question", "choices": "choices", "answer": "answer"}, notes)
+    return rewrite_choices(
+        gathered, {"question": "question", "choices": "choices", "answer": "answer"}, notes
+    )
 
 
 def _find_names(rows: Sequence[RawRow], answer: str, options: dict[str, str]) -> bool:

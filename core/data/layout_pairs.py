@@ -13,7 +13,18 @@ from core.data.readers import RawRow
 from core.errors import DataError
 
 TEXTS = ("text", "sentence", "content", "review", "tweet", "comment", "utterance", "headline")
-FIRST = ("prompt", "instruction", "question", "query", "input", "inputs", "inputtext", *TEXTS, "source", "src")
+FIRST = (
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "input",
+    "inputs",
+    "inputtext",
+    *TEXTS,
+    "source",
+    "src",
+)
 _SECOND = (
     "answer", "answers", "response", "responses", "completion", "completions", "output", "outputs", "target",
     "targets", "tgt", "reply", "outputtext", "correctanswer", "referenceanswer",

@@ -17,13 +17,14 @@ from core.errors import DataError
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 _TRUTH = {
-    **dict.fromkeys(("true", "1", "good", "positive", "up", "thumbsup", "like", "accept", "accepted", "chosen",
-                     "desirable", "correct", "yes"), True),
+    **dict.fromkeys(("true", "1", "good", "positive", "up", "thumbsup", "like", "accept", "accepted",
+                     "chosen", "desirable", "correct", "yes"), True),
     **dict.fromkeys(("false", "0", "bad", "negative", "down", "thumbsdown", "dislike", "reject",
                      "rejected", "undesirable", "incorrect", "wrong", "no"), False),
 }  # fmt: skip
 _MARKS = ("ktotag", "label", "desirable", "isdesirable", "thumbsup", "thumbs", "rating", "feedback", "vote",
-          "isgood", "good", "iscorrect", "correct", "accepted", "isaccepted", "quality", "reward")  # fmt: skip
+          "isgood", "good", "iscorrect", "correct", "accepted", "isaccepted", "quality",
+          "reward")  # fmt: skip
 _MESSAGES = ("messages", "conversations", "conversation")
 _COMPLETIONS = ("completion", "response", "output", "answer")
 _PROMPTS = ("prompt", "instruction", "question")

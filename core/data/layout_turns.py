@@ -15,9 +15,12 @@ from core.errors import DataError
 
 _LISTS = ("conversations", "conversation", "dialog", "dialogue", "messages", "turns", "chat", "data", "items")
 _BETTER = ("completion", "response", "answer", "output", "chosen", "label", "messages", "conversations")
-_USER_KEYS, _ASSISTANT_KEYS = ("human", "user", "question", "prompt"), ("assistant", "bot", "answer", "response")
+_USER_KEYS, _ASSISTANT_KEYS = (
+    ("human", "user", "question", "prompt"),
+    ("assistant", "bot", "answer", "response"),
+)
 
-# How the turns of a text are marked: (the mark of any turn, with the speaker as its first group; what ends it).
+# How the turns of a text are marked: the mark of a turn with its speaker as the first group, and what ends it.
 _MARKS = (
     (re.compile(r"<\|im_start\|>\s*(system|user|assistant)\s*\n"), ("<|im_end|>",)),
     (re.compile(r"<\|start_header_id\|>(system|user|assistant)<\|end_header_id\|>\s*"), ("<|eot_id|>",)),
@@ -65,25 +68,25 @@ def _split_llama(text: str) -> list[Message]:
     return messages
 
 
-def _match_marked(table: Table) -> Parts:
+def _match_marks(table: Table) -> Parts:
     text = table.find("text", "content", "prompt", "conversation", "chat", "formattedtext")
     if not text or table.find(*_BETTER):
         return {}
     return {"text": text} if table.every(text, lambda c: isinstance(c, str) and bool(split_turns(c))) else {}
 
 
-def _rewrite_marked(row: RawRow, parts: Parts, notes: Notes) -> Values:
+def _rewrite_marks(row: RawRow, parts: Parts, notes: Notes) -> Values:
     return {"messages": split_turns(read_cell(row, parts["text"]))}
 
 
 MARKED_TURNS = Layout(
     "marked-turns",
     "Texts with marked turns",
-    _match_marked,
-    each_row(_rewrite_marked),
+    _match_marks,
+    each_row(_rewrite_marks),
     (
-        "The marks of the turns, such as ### Human or [INST], are not learned: the turns become messages, and "
-        "the base's own template writes them. Text before the first turn is left out.",
+        "The marks of the turns, such as ### Human or [INST], are not learned: the turns become messages, "
+        "and the base's own template writes them. Text before the first turn is left out.",
     ),
 )
 

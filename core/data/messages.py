@@ -69,7 +69,9 @@ def is_message_list(cell: Any) -> bool:
     """Whether a cell is a list of messages: objects with a role, or JSON text of such a list."""
     if isinstance(cell, str):
         return cell.lstrip().startswith("[") and any(f'"{key}"' in cell for key in _ROLE_KEYS)
-    return isinstance(cell, list) and all(isinstance(m, dict) and any(k in m for k in _ROLE_KEYS) for m in cell)
+    return isinstance(cell, list) and all(
+        isinstance(m, dict) and any(k in m for k in _ROLE_KEYS) for m in cell
+    )
 
 
 def list_messages(cell: Any, row: RawRow, column: str, notes: Notes) -> list[Message]:

@@ -52,12 +52,14 @@ def measure_columns(rows: Sequence[RawRow]) -> list[ColumnShape]:
 def find_sole_text(shapes: Sequence[ColumnShape]) -> str:
     """The only column with texts, if no other column can be what belongs to them; "" otherwise."""
     texts = [s.column for s in shapes if s.kind == "text"]
-    rivals = [s for s in shapes if s.kind == "label" or s.column.lower() in _SPAN_COLUMNS and s.kind == "other"]
+    rivals = [
+        s for s in shapes if s.kind == "label" or s.column.lower() in _SPAN_COLUMNS and s.kind == "other"
+    ]
     return texts[0] if len(texts) == 1 and not rivals else ""
 
 
 def propose(shapes: Sequence[ColumnShape], kind: str | None = None) -> Proposal | None:
-    """Proposes roles: a pair for two columns of texts, or for one with a column of labels; else one text.
+    """Proposes roles: a pair for two columns of texts, or for texts beside labels; else one text.
 
     Args:
         shapes: of all columns.
@@ -107,7 +109,7 @@ def _propose_text(text: ColumnShape, shapes: Sequence[ColumnShape]) -> Proposal:
 
 
 def _find_document(texts: Sequence[ColumnShape]) -> ColumnShape | None:
-    """Of two columns, the one with documents beside titles or the like."""
+    """Of two columns, that of the documents, if the other one holds their titles."""
     short, long = sorted(texts, key=lambda s: s.words)
     is_named = bool(find_columns("text", [long.column]))
     return long if is_named and long.words >= LONG_WORDS / 4 and short.words <= long.words / 4 else None

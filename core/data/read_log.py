@@ -39,7 +39,8 @@ class ReadLog:
         """Adds a file that cannot be read, beside others that can."""
         self.first_problem = self.first_problem or problem
         if len(self.skipped) < SKIPPED_LIMIT:
-            self.skipped.append({"file": file, "reason": f"{problem.what} {problem.fix}".strip()})
+            what = problem.what.removeprefix(file).lstrip(",: ")
+            self.skipped.append({"file": file, "reason": f"{what} {problem.fix}".strip()})
 
     def list_notes(self) -> list[str]:
         """The notes, and how many more there were."""

@@ -19,6 +19,7 @@ import itertools
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,13 +128,17 @@ def find_files(
     sources: list[Source] = []
     for path in map(Path, paths):
         if os.path.isdir(path) and not os.path.islink(path):
-            inside = list(itertools.islice(_walk(path), FILE_COUNT_LIMIT + 1))
+            others: Counter[str] = Counter()
+            inside = list(itertools.islice(_walk(path, others), FILE_COUNT_LIMIT + 1))
             if not inside:
                 raise DataError(
                     "the folder has no supported file.",
                     f"Supported formats: {', '.join(SUFFIXES)}.",
                     file=path.name,
                 )
+            if others and log is not None:
+                count, kinds = others.total(), ", ".join(list(others)[:8])
+                log.say(f"{path.name}: {count:,} files of other formats are left out ({kinds}).")
             sources += sorted(inside, key=lambda s: s.name)
         else:
             sources.append(Source(path, path.name))
@@ -153,7 +158,7 @@ def find_files(
     for source in unique:
         with open_source(source) as f:
             total += os.fstat(f.fileno()).st_size
-    unique = _drop_unsupported(unique, ReadLog() if log is None else log)
+    unique = _leave_out_others(unique, ReadLog() if log is None else log)
     if limits.total_bytes is not None and total > limits.total_bytes:
         raise DataError(
             f"One import may have at most {limits.total_bytes:,} bytes, got {total:,}.",
@@ -162,7 +167,7 @@ def find_files(
     return unique
 
 
-def _drop_unsupported(sources: Sequence[Source], log: ReadLog) -> list[Source]:
+def _leave_out_others(sources: Sequence[Source], log: ReadLog) -> list[Source]:
     """Leaves out the files of other formats and counts them in the log; an error if no other file is left."""
     supported = []
     for source in sources:
@@ -176,8 +181,8 @@ def _drop_unsupported(sources: Sequence[Source], log: ReadLog) -> list[Source]:
     return supported
 
 
-def _walk(root: Path) -> Iterator[Source]:
-    """Yields all supported files under a folder; skips hidden files and links."""
+def _walk(root: Path, others: Counter[str]) -> Iterator[Source]:
+    """Yields all supported files under a folder; skips hidden files and links, and counts other formats."""
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -192,8 +197,12 @@ def _walk(root: Path) -> Iterator[Source]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False) and Path(entry.name).suffix.lower() in SUFFIXES:
-                yield Source(Path(entry.path), Path(entry.path).relative_to(root).as_posix())
+            elif entry.is_file(follow_symlinks=False):
+                suffix = Path(entry.name).suffix.lower()
+                if suffix in SUFFIXES:
+                    yield Source(Path(entry.path), Path(entry.path).relative_to(root).as_posix())
+                else:
+                    others[suffix or "without a suffix"] += 1
 
 
 def _check_suffix(source: Source) -> None:

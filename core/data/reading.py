@@ -47,7 +47,7 @@ class Reading:
     unread: list[str]
     notes: list[str]
     left_out: int
-    rows: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
     places: list[RawRow]
     problem: DataError | None
     cuts: list[Cut] = field(default_factory=list)
@@ -186,7 +186,7 @@ def _summarize(
         notes = [*rewrite.notes.list_sentences(), *notes]
         left_out += rewrite.notes.left_out
     rows, places, cuts = result.rows, result.places, list[Cut]()
-    if result.kind == "domain" and result.problem is None:
+    if result.kind == "domain" and (result.problem is None or result.question):
         notes += _list_document_notes(places)
         rows, places, cuts = _cut_rows(rows, places)
     return Reading(

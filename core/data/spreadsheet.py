@@ -80,7 +80,9 @@ def read_xlsx(file: IO[bytes], name: str, log: ReadLog) -> Iterator[tuple[int, d
     sheets = _load_sheets(file, name, merges, log)
     tables = [table for sheet in sheets if (table := _find_table(sheet, name))]
     if not tables:
-        raise DataError("no sheet has rows.", "Add rows below a line with the names of the columns.", file=name)
+        raise DataError(
+            "no sheet has rows.", "Add rows below a line with the names of the columns.", file=name
+        )
     best = max(tables, key=lambda t: (_rate_header(t.header), len(t.rows)))
     chosen = [t for t in tables if t.header == best.header]
     _report(best, chosen, sheets, name, log)
@@ -107,15 +109,15 @@ def _check_parts(file: IO[bytes], name: str) -> dict[str, list[tuple[str, int, s
                     total += len(block)
                     if size > PART_LIMIT_BYTES or total > PARTS_LIMIT_BYTES:
                         raise DataError(
-                            f"a workbook may inflate to at most {PARTS_LIMIT_BYTES:,} bytes, and one part of it "
-                            f"to {PART_LIMIT_BYTES:,}.",
+                            f"a workbook may inflate to at most {PARTS_LIMIT_BYTES:,} bytes, and one part "
+                            f"of it to {PART_LIMIT_BYTES:,}.",
                             "Save the sheet as .csv.",
                             file=name,
                         )
                     text = tail + block
                     if _DECLARATION.search(text):
                         raise DataError(
-                            "a part of the workbook has a document type declaration, which no workbook needs.",
+                            "a part of the workbook has a document type declaration, which is not needed.",
                             "Save it again in a spreadsheet program, or as .csv.",
                             file=name,
                         )
@@ -188,7 +190,7 @@ def _load_sheet(sheet: Any, twin: Any, name: str, ranges: Sequence[tuple[str, in
                 loaded.uncached.append(f"{get_column_letter(index + 1)}{number}")
         if any(v not in (None, "") for v in values):
             loaded.rows.append((number, values))
-    _fill_merged(loaded, ranges)
+    _repeat_merged_values(loaded, ranges)
     return loaded
 
 
@@ -216,11 +218,11 @@ def _to_value(cell: Any, sheet: _Sheet) -> Any:
     return value if value is None or isinstance(value, int) else str(value)
 
 
-def _fill_merged(sheet: _Sheet, ranges: Sequence[tuple[str, int, str, int]]) -> None:
+def _repeat_merged_values(sheet: _Sheet, ranges: Sequence[tuple[str, int, str, int]]) -> None:
     """Repeats the value of cells that are merged downwards, because it holds for each of these rows."""
     from openpyxl.utils import column_index_from_string
 
-    by_number = {number: cells for number, cells in sheet.rows}
+    by_number = dict(sheet.rows)
     for left, top, right, bottom in ranges:
         index = column_index_from_string(left) - 1
         first = by_number.get(top, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,9 +30,7 @@ class StoredRows(Sequence[dict[str, Any]]):
         return len(self._ends)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with open(self._path, "rb") as f:
-            for line in f:
-                yield json.loads(line)
+        yield from self._read(0, len(self))
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -39,11 +38,17 @@ class StoredRows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            begin, end, step = index.indices(len(self))
+            return list(self._read(begin, max(begin, end)))[::step]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        begin = int(self._ends[index - 1]) if index else 0
-        with open(self._path, "rb", buffering=0) as f:
-            f.seek(begin)
-            return dict(json.loads(f.read(int(self._ends[index]) - begin)))
+        return next(self._read(index, index + 1))
+
+    def _read(self, begin: int, end: int) -> Iterator[dict[str, Any]]:
+        if begin == end:
+            return
+        with open(self._path, "rb") as f:
+            f.seek(int(self._ends[begin - 1]) if begin else 0)
+            for line in itertools.islice(f, end - begin):
+                yield json.loads(line)

@@ -149,9 +149,20 @@ class StreamedImport:
     def to_reading(self, stream: RowStream, file: RowsFile) -> Reading:
         """The first rows as a reading, for checks that name the places of rows."""
         plan = stream.plan
-        rows = StoredRows(file.path, file.lengths())[: len(stream.places)]
-        places = [RawRow({}, name, line) for name, line in stream.places]
-        return Reading(plan.kind, plan.roles, plan.columns, plan.choices, "", "", plan.unread, [], 0, rows, places, None)
+        return Reading(
+            kind=plan.kind,
+            roles=plan.roles,
+            columns=plan.columns,
+            choices=plan.choices,
+            layout=plan.layout.name if plan.layout else "",
+            title=plan.layout.title if plan.layout else "",
+            unread=plan.unread,
+            notes=[],
+            left_out=0,
+            rows=StoredRows(file.path, file.lengths()[: len(stream.places)]),
+            places=[RawRow({}, name, line) for name, line in stream.places],
+            problem=None,
+        )
 
     def _take_sample(self) -> list[RawRow]:
         rows = read_source_rows(self._sources, self._encoding, ReadLog())

@@ -1,6 +1,6 @@
 """Plain text and Markdown to blocks: paragraphs, headings, lists, code. The text stays as it was typed.
 
-Plain text is cut at its blank lines. Headings are chapters ("CHAPTER IV.", "Kapitel 3", "第三章"), single lines in
+Plain text is cut at its blank lines. Headings are chapters ("CHAPTER IV.", "Kapitel 3"), single lines in
 capitals, underlined lines, and lines that begin with "#". Markdown is read by `document_markdown`.
 """
 
@@ -14,9 +14,13 @@ from core.data.documents import Block
 MARKDOWN_SUFFIXES = (".md", ".markdown")
 MARKDOWN_LIMIT = 4_000_000  # characters; longer texts are read as plain text, which is ten times as fast
 
-_PARTS = r"part|book|volume|teil|buch|band|partie|livre|tome|parte|libro|livro|deel|del|bok|część|księga|часть|книга|том"
+_PARTS = (
+    r"part|book|volume|teil|buch|band|partie|livre|tome|parte|libro|livro|deel|del|bok|część|księga|"
+    r"часть|книга|том"
+)
 _CHAPTERS = (
-    r"chapter|section|act|scene|letter|canto|stave|lesson|appendix|kapitel|abschnitt|akt|szene|brief|anhang|chapitre|acte|"
+    r"chapter|section|act|scene|letter|canto|stave|lesson|appendix|kapitel|abschnitt|akt|szene|brief|anhang|"
+    r"chapitre|acte|"
     r"scène|annexe|cap[ií]tulo|secci[oó]n|acto|escena|capitolo|sezione|atto|scena|hoofdstuk|rozdział|kapitola|luku|глава|раздел"
 )
 _WORDS = (
@@ -31,7 +35,10 @@ _CHAPTER = re.compile(
     rf"(?:(?P<part>{_PARTS})|(?:{_CHAPTERS}))\s+{_NUMBER}\s*(?P<rest>[.:)—–-]+(?:\s.{{1,90}})?|\s(?-i:(?=[^a-z]))[^.!?,;]{{1,70}})?",
     re.IGNORECASE,
 )
-_ASIAN_CHAPTER = re.compile(r"(?:第\s*[\d〇零一二三四五六七八九十百千０-９]{1,6}\s*[章回节節卷話话部編编]|제\s*\d{1,4}\s*[장부편절])(?:\s.{1,60}|[:：、].{1,60})?")  # fmt: skip
+_ASIAN_CHAPTER = re.compile(
+    r"(?:第\s*[\d〇零一二三四五六七八九十百千]{1,6}\s*[章回节節卷話话部編编]|"
+    r"제\s*\d{1,4}\s*[장부편절])(?:\s.{1,60}|[:：、].{1,60})?"
+)
 _NAMED = re.compile(
     r"(?:prologue|epilogue|preface|foreword|introduction|conclusion|afterword|acknowledge?ments|prolog|epilog|vorwort|"
     r"einleitung|nachwort|préface|avant-propos|épilogue|prólogo|epílogo|prefacio|prefazione|introduzione)[.:]?",
@@ -55,7 +62,10 @@ def read_blocks(text: str, name: str = "") -> list[Block]:
         text: plain text or Markdown.
         name: of its file; Markdown is known by its suffix.
     """
-    if PurePath(name.partition(", text ")[0]).suffix.lower() in MARKDOWN_SUFFIXES and len(text) <= MARKDOWN_LIMIT:
+    if (
+        PurePath(name.partition(", text ")[0]).suffix.lower() in MARKDOWN_SUFFIXES
+        and len(text) <= MARKDOWN_LIMIT
+    ):
         from core.data.document_markdown import read_markdown_blocks
 
         return read_markdown_blocks(text)

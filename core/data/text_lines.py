@@ -101,8 +101,8 @@ def _raise_decode_error(file: IO[bytes], name: str, codec: str, line: int, error
     names = ", ".join(dict.fromkeys(n for c in candidates for n in (c.encoding, *c.same[:1])))
     raise UnknownEncoding(
         "the line is not valid utf-8.",
-        f"Choose the encoding of the file ({names}; in the terminal with --encoding NAME), or save the file as "
-        f"UTF-8. Its first such line in each encoding:\n{write_candidates(candidates)}",
+        f"Choose the encoding of the file ({names}; in the terminal with --encoding NAME), or save the file "
+        f"as UTF-8. Its first such line in each encoding:\n{write_candidates(candidates)}",
         file=name,
         line=first or line,
         candidates=candidates,

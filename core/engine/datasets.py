@@ -206,12 +206,15 @@ class Datasets:
         """
         return datasets.load_dataset(self._workspace, dataset_id)
 
-    def rows(self, dataset_id: str, split: str, limit: int = 0) -> Sequence[dict[str, Any]]:
+    def rows(
+        self, dataset_id: str, split: str, limit: int = 0, offset: int = 0
+    ) -> Sequence[dict[str, Any]]:
         """Rows of a split.
 
         Args:
             split: "train", "val", "test", or "all" for the three of them.
             limit: at most this many; 0 reads all.
+            offset: rows to skip.
 
         Raises:
             SpecError: unknown split. NotFound, StorageError
@@ -222,8 +225,14 @@ class Datasets:
                 f"The split must be train, val, test or all, got {split!r}.", "Choose one of them."
             )
         splits = names if split == "all" else (split,)
-        rows = [row for s in splits for row in datasets.read_split(self._workspace, dataset_id, s)]
-        return rows[:limit] if limit else rows
+        sizes = self.get(dataset_id).splits
+        rows: list[dict[str, Any]] = []
+        for name in splits:
+            if not limit or len(rows) < limit:
+                left = limit - len(rows) if limit else None
+                rows += datasets.read_split(self._workspace, dataset_id, name, left, offset)
+            offset = max(0, offset - sizes[name])
+        return rows
 
     def example_tokens(
         self, dataset_id: str, index: int = 0, max_length: int = 512
@@ -238,8 +247,8 @@ class Datasets:
             NotFound: unknown dataset. BaseModelError: no base is loaded.
         """
         dataset = self.get(dataset_id)
-        rows = self.rows(dataset_id, "train" if dataset.splits["train"] else "test")
-        row = rows[index % len(rows)]
+        split = "train" if dataset.splits["train"] else "test"
+        (row,) = datasets.read_split(self._workspace, dataset_id, split, 1, index % dataset.splits[split])
 
         def encode() -> Sequence[ExampleToken]:
             from core.data.encoding import encode_task, encode_text

@@ -39,6 +39,7 @@ def check_rows(
     """
     forged = 0
     try:
+        worker.call(lambda: resident().base, seconds)  # ends here without a base
         notes = _check_template(reading, worker, resident, seconds)
         for start in range(0, len(reading.rows), PORTION):
             rows = reading.rows[start : start + PORTION]

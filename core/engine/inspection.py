@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 STATES = ("waiting", "running", "done", "failed", "cancelled")
 FILE = "inspection.json"
 VERSION = 1  # of the checks; another version does not use what this one kept
-MAX_LENGTH = int(TrainSpec.__dataclass_fields__["max_length"].default)
+MAX_LENGTH = TrainSpec.max_length  # the default of the form
 BASE_WAIT = 10.0  # seconds to wait for the model's thread with a copy of its tokenizer
 POLL_SECONDS = 0.1
 ENDED_LIMIT = 100  # ended inspections whose result is kept in memory
@@ -71,6 +71,13 @@ class InspectionStatus:
     def has_ended(self) -> bool:
         """Whether the state is final."""
         return self.state in ("done", "failed", "cancelled")
+
+    @property
+    def share(self) -> float:
+        """The finished share of what it is doing now, from 0 to 1."""
+        if self.state == "done":
+            return 1.0
+        return min(1.0, self.done / self.total) if self.total else 0.0
 
 
 @dataclass

@@ -13,17 +13,19 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.data.datasets import read_split
 from core.errors import StudioError
-from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 from core.spec.training import TrainSpec
 from core.store import worth
 from core.store.runs import Run
 from core.store.workspace import Workspace
 from core.store.worth import Example, Gain, Worth
+
+if TYPE_CHECKING:
+    from core.model.resident import Resident
 
 logger = logging.getLogger(__name__)
 

@@ -77,7 +77,7 @@ def build() -> EvaluateTab:
                 info="Choose Everything only for data that no adapter was trained on.",
             )
             mixes = fields.picker("Mixes", value=[], multiselect=True)
-            limit = gr.Number(
+            limit = fields.number(
                 0,
                 label="Limit",
                 info="Maximum number of rows; 0 means all.",
@@ -85,7 +85,7 @@ def build() -> EvaluateTab:
                 maximum=ROWS_LIMIT,
                 precision=0,
             )
-            longest = gr.Number(
+            longest = fields.number(
                 0,
                 label="Longest answer (tokens)",
                 info="0 follows the longest answer of the data, as far as the base's context allows.",
@@ -213,7 +213,7 @@ def check_form(engine: Engine, dataset: str | None, mixes: list[str], limit: Any
         )
     for name, value, most in (("limit", limit, ROWS_LIMIT), ("longest", longest, NEW_TOKENS_LIMIT)):
         if not isinstance(value or 0, (int, float)) or not 0 <= (value or 0) <= most:
-            raise SpecError(f"This must be between 0 and {most:,}, got {value}.", "0 sets no limit.").at(name)
+            raise SpecError(f"Must be between 0 and {most:,}, got {value}.", "0 sets no limit.").at(name)
 
 
 def measure_mixes(

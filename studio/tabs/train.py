@@ -191,7 +191,7 @@ def wire(
     checked = (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in names))
     outputs = [tab.start, tab.memory, tab.advice, experts]
     # One queue for both, so that a response to old values never arrives after one to new values.
-    one_queue = {"concurrency_id": "train-form", "concurrency_limit": 1}
+    one_queue: dict[str, Any] = {"concurrency_id": "train-form", "concurrency_limit": 1}
     events.bind(
         events.any_of(c.change for c in checked),  # type: ignore[attr-defined]
         engine,

@@ -22,6 +22,7 @@ from studio.views import analysis as analysis_views
 from studio.views import weight_map as views
 
 METRICS = [("Perplexity", "perplexity"), ("Exact match", "exact_match")]
+ROWS_LIMIT = 10_000  # of a map
 NO_MAP = empty(
     "No map yet",
     "Choose two adapters and a dataset. Every point of the map is a mix; click one to set the mixer to it.",
@@ -58,16 +59,16 @@ def build() -> WeightMapPane:
             )
             with gr.Row():
                 metric = gr.Radio(METRICS, value="perplexity", label="Metric", min_width=140)
-                rows = gr.Number(
+                rows = fields.number(
                     MAP_ROWS,
                     label="Rows",
                     info="0 means all.",
                     minimum=0,
-                    maximum=10_000,
+                    maximum=ROWS_LIMIT,
                     precision=0,
                     min_width=90,
                 )
-            errors = field_errors.field_errors({"x": x, "y": y, "dataset": dataset})
+            errors = field_errors.field_errors({"x": x, "y": y, "dataset": dataset, "rows": rows})
             with gr.Row(elem_classes="actions"):
                 draw = gr.Button("Draw the map", variant="primary", min_width=120)
                 search = gr.Button("Search for weights", min_width=130)
@@ -161,7 +162,7 @@ def draw_map(
     metric: str,
 ) -> Iterator[tuple[Any, Any]]:
     """Measures the map; yields it as it grows."""
-    around = _read_mix(x, y, dataset, rows)
+    around = _read_mix(x, y, dataset, limit, rows)
     names = _adapter_names(engine)
     session.search = None
     stream = engine.analysis.weight_map(str(x), str(y), str(dataset), int(limit or 0), around, metric)
@@ -182,7 +183,7 @@ def search_weights(
     session: AnalysisSession,
 ) -> Iterator[tuple[Any, Any]]:
     """Searches the best weights of the two adapters and compares the search methods."""
-    around = _read_mix(x, y, dataset, rows)
+    around = _read_mix(x, y, dataset, limit, rows)
     shown = session.map
     is_reusable = shown is not None and shown.adapters == (x, y) and shown.metric == "perplexity"
     known_map = shown if is_reusable else None
@@ -224,11 +225,11 @@ def pick_mix(engine: Engine, rows: Any, session: AnalysisSession, event: gr.Even
     return changed_rows, mark_mixer(engine, changed_rows, session)
 
 
-def _read_mix(x: str | None, y: str | None, dataset: str | None, rows: Any) -> Mix:
+def _read_mix(x: str | None, y: str | None, dataset: str | None, limit: Any, rows: Any) -> Mix:
     """The mixer's mix, once adapters and dataset are chosen.
 
     Raises:
-        SpecError: an adapter or the dataset is not chosen.
+        SpecError: an adapter or the dataset is not chosen, or the number of rows is outside its limits.
     """
     if not x or not y:
         raise SpecError("A map needs two adapters.", "Train two, then choose one for each axis.").at(
@@ -238,6 +239,8 @@ def _read_mix(x: str | None, y: str | None, dataset: str | None, rows: Any) -> M
         raise SpecError("No dataset is chosen.", "Import one in the Data tab, then choose it here.").at(
             "dataset"
         )
+    if not 0 <= (limit or 0) <= ROWS_LIMIT:
+        raise SpecError(f"Rows must be between 0 and {ROWS_LIMIT:,}, got {limit}.", "0 means all.").at("rows")
     return mixer.read_mix(rows)
 
 

@@ -229,3 +229,19 @@ def test_a_deletion_in_the_library_names_its_users(visit):
     question.get_by_text("the saved mix 'Both'").wait_for()
     page.get_by_role("button", name="Keep it").click()
     question.get_by_text("the saved mix 'Both'").wait_for(state="hidden")
+
+
+def test_an_error_stands_at_its_field_until_the_value_is_right(visit):
+    page = visit.page
+    page.locator("#tabs > .tab-wrapper [data-tab-id='evaluate'][role=tab]").click()
+    limit, error = page.get_by_label("Limit"), page.locator(".field-error")
+    limit.fill("-3")
+    page.get_by_role("button", name="Measure").click()
+    error.filter(has_text="between 0 and 1,000,000, got -3").wait_for()
+    assert limit.get_attribute("aria-invalid") == "true"
+    limit.fill("-4")
+    error.filter(has_text="got -4").wait_for()
+    limit.fill("2")
+    error.wait_for(state="detached")
+    assert limit.get_attribute("aria-invalid") is None
+    assert page.get_by_test_id("toast-body").count() == 0

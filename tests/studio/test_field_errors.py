@@ -101,3 +101,10 @@ def test_settings_name_the_field_that_is_wrong(spec: type, values: dict[str, Any
     with pytest.raises(SpecError) as empty:
         fields.read(Sampling, {"seed": None})
     assert empty.value.field == "seed"
+
+
+def test_a_number_outside_its_limits_reaches_the_handler() -> None:
+    with gr.Blocks():
+        components = fields.build(Sampling, ("temperature", "max_new_tokens"))
+    assert components["temperature"].preprocess(9.0) == 9.0
+    assert components["max_new_tokens"].preprocess(-1) == -1

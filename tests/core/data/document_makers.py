@@ -62,7 +62,9 @@ def field(code, result):
     def mark(kind):
         return f'<w:r><w:fldChar w:fldCharType="{kind}"/></w:r>'
 
-    return f"{mark('begin')}<w:r><w:instrText>{code}</w:instrText></w:r>{mark('separate')}{result}{mark('end')}"
+    return (
+        f"{mark('begin')}<w:r><w:instrText>{code}</w:instrText></w:r>{mark('separate')}{result}{mark('end')}"
+    )
 
 
 def cell(content, properties=""):

@@ -1,4 +1,4 @@
-"""Gzip and zip files of data: members are read one by one; hostile ones are refused, and nothing is left behind."""
+"""Gzip and zip files of data: members are read one by one; hostile ones are refused; nothing stays."""
 
 import gzip
 import io
@@ -124,7 +124,9 @@ def test_t7_links_and_devices_in_a_zip_are_left_out_and_counted(tmp_path, temp):
 def test_t1_an_archive_inside_an_archive_is_refused(tmp_path, temp):
     inner = io.BytesIO()
     put_zip(inner, [("a.csv", CSV)])
-    refused(put_zip(tmp_path / "z.zip", [("b.zip", inner.getvalue())]), "b.zip is an archive inside", "Unpack")
+    refused(
+        put_zip(tmp_path / "z.zip", [("b.zip", inner.getvalue())]), "b.zip is an archive inside", "Unpack"
+    )
     refused(put_zip(tmp_path / "y.zip", [("b.csv.gz", gzip.compress(CSV))]), "an archive inside")
     (tmp_path / "a.zip.gz").write_bytes(gzip.compress(inner.getvalue()))
     refused(tmp_path / "a.zip.gz", "an archive (.zip) inside a gzip file")

@@ -61,10 +61,10 @@ def test_the_front_matter_says_what_the_hub_reads(workspace, tmp_path):
 
 
 def test_nothing_in_a_name_or_note_is_markup(workspace, tmp_path):
-    dataset = add(workspace, tmp_path, QUESTIONS, name="# <b>x</b> | [a](b) `c` {{d}} --- : 'e'")
+    dataset = add(workspace, tmp_path, QUESTIONS, name="# <b>x | [a](b) `c` {{d}} --- : 'e'")
     annotate_dataset(workspace, dataset.id, "---\n<script>1</script>\n# big")
     front, text = load_front(write_card(workspace, load_dataset(workspace, dataset.id)))
-    assert front["pretty_name"] == "# <b>x</b> | [a](b) `c` {{d}} --- : 'e'"
+    assert front["pretty_name"] == "# <b>x | [a](b) `c` {{d}} --- : 'e'"
     assert "<" not in text.replace("\\<", "")
     assert text.splitlines()[1].startswith("# \\# \\<b\\>x")
     assert "\\-\\-\\-\n" in text and "\n\\# big" in text
@@ -111,7 +111,9 @@ def test_rows_with_different_keys_load_as_one_table(workspace, tmp_path):
     dataset = add(workspace, tmp_path, rows)
     archive = write_download(workspace, dataset, tmp_path / "chats.zip")
     with zipfile.ZipFile(archive) as z:
-        lines = [json.loads(line) for n in z.namelist() if n.endswith("jsonl") for line in io.BytesIO(z.read(n))]
+        lines = [
+            json.loads(line) for n in z.namelist() if n.endswith("jsonl") for line in io.BytesIO(z.read(n))
+        ]
     assert len(lines) == 40
     assert {tuple(message) for row in lines for message in row["messages"]} == {("role", "content", "weight")}
     assert sum(m["weight"] == 0 for row in lines for m in row["messages"] if m["weight"] is not None) == 6
@@ -130,7 +132,10 @@ def test_a_card_names_the_parents_and_what_was_done(workspace, tmp_path):
 
 def test_a_note_is_kept_and_has_limits(workspace, tmp_path):
     dataset = add(workspace, tmp_path, QUESTIONS)
-    assert annotate_dataset(workspace, dataset.id, "  From the hall.\r\nTwice. ").note == "From the hall.\nTwice."
+    assert (
+        annotate_dataset(workspace, dataset.id, "  From the hall.\r\nTwice. ").note
+        == "From the hall.\nTwice."
+    )
     assert load_dataset(workspace, dataset.id).note == "From the hall.\nTwice."
     for wrong in ("a" * 4001, "a\x00b"):
         with pytest.raises(SpecError, match="at most 4,000 characters"):

@@ -19,8 +19,10 @@ def pair(question, answer="x"):
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-ROWS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.sampled_from("xy")).map(lambda t: pair(*t)), max_size=12)
-SPLIT_ROWS = st.fixed_dictionaries({split: ROWS for split in SPLITS})
+ROWS = st.lists(
+    st.tuples(st.sampled_from("abcdefg"), st.sampled_from("xy")).map(lambda t: pair(*t)), max_size=12
+)
+SPLIT_ROWS = st.fixed_dictionaries(dict.fromkeys(SPLITS, ROWS))
 
 
 def list_all(splits):
@@ -56,7 +58,11 @@ def test_dedup_keeps_the_row_that_is_held_out_most(splits):
 
 
 def test_dedup_says_how_many_answers_were_lost():
-    splits = {"train": [pair("a", "1"), pair("A?", "2"), pair("b", "1"), pair("b.", "1")], "val": [], "test": []}
+    splits = {
+        "train": [pair("a", "1"), pair("A?", "2"), pair("b", "1"), pair("b.", "1")],
+        "val": [],
+        "test": [],
+    }
     derived, notes = remove_repeats(splits)
     assert derived["train"] == [pair("a", "1"), pair("b", "1")]
     assert notes == [
@@ -131,7 +137,9 @@ def test_merge_moves_nearly_equal_texts_to_the_test_split():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.sampled_from(["jane@example.org", "+44 20 7946 0123", "plain", "4.5", " and "]), max_size=5))
+@given(
+    st.lists(st.sampled_from(["jane@example.org", "+44 20 7946 0123", "plain", "4.5", " and "]), max_size=5)
+)
 def test_redacting_a_dataset_twice_changes_nothing(pieces):
     splits = {"train": [pair(" ".join(pieces), "".join(pieces))], "val": [], "test": [{"text": "x"}]}
     derived, notes = redact(splits)
@@ -142,7 +150,11 @@ def test_redacting_a_dataset_twice_changes_nothing(pieces):
 
 
 def test_redact_counts_what_it_replaces():
-    splits = {"train": [pair("Write to a@b.org or c@d.org", "+44 20 7946 0123")], "val": [pair("a")], "test": []}
+    splits = {
+        "train": [pair("Write to a@b.org or c@d.org", "+44 20 7946 0123")],
+        "val": [pair("a")],
+        "test": [],
+    }
     derived, notes = redact(splits)
     assert derived["train"] == [pair("Write to [EMAIL] or [EMAIL]", "[PHONE]")]
     assert derived["val"] == [pair("a")]

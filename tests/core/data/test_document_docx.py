@@ -11,6 +11,7 @@ from core.data.document_docx import read_docx
 from core.errors import DataError
 from tests.core.data.document_makers import (
     NAMESPACES,
+    RELATIONS,
     cell,
     field,
     make_docx,
@@ -67,7 +68,9 @@ def test_moved_text_stands_once_at_its_new_place():
 
 def test_a_deleted_table_row_is_left_out():
     rows = "<w:tr>" + cell(paragraph(run("a"))) + cell(paragraph(run("b"))) + "</w:tr>"
-    gone = "<w:tr><w:trPr><w:del/></w:trPr>" + cell(paragraph(run("x"))) + cell(paragraph(run("y"))) + "</w:tr>"
+    gone = (
+        "<w:tr><w:trPr><w:del/></w:trPr>" + cell(paragraph(run("x"))) + cell(paragraph(run("y"))) + "</w:tr>"
+    )
     document = read(f"<w:tbl>{rows}{gone}</w:tbl>")
     assert document.text == "a | b" and document.notes == ("1 deleted table row was left out.",)
 
@@ -84,7 +87,14 @@ def test_headings_are_found_by_name_base_and_outline_level():
         + style("paragraph", "T2", '<w:name w:val="Titre 2"/>')
         + style("paragraph", "loop", '<w:name w:val="l"/><w:basedOn w:val="loop"/>'),
     )
-    cases = [("berschrift1", "", 1), ("Mine", "", 1), ("Deep", "", 3), ("T2", "", 2), ("loop", "", 0), ("Heading2", "", 2)]
+    cases = [
+        ("berschrift1", "", 1),
+        ("Mine", "", 1),
+        ("Deep", "", 3),
+        ("T2", "", 2),
+        ("loop", "", 0),
+        ("Heading2", "", 2),
+    ]
     cases += [("", '<w:outlineLvl w:val="1"/>', 2), ("Mine", '<w:outlineLvl w:val="9"/>', 0)]
     body = "".join(paragraph(run("x"), f'<w:pStyle w:val="{key}"/>{direct}') for key, direct, _ in cases)
     assert [b.level for b in read(body, {"styles": styles}).blocks] == [level for *_, level in cases]
@@ -92,7 +102,8 @@ def test_headings_are_found_by_name_base_and_outline_level():
 
 def test_numbers_of_lists_are_counted_as_word_does():
     levels = "".join(
-        f'<w:lvl w:ilvl="{i}"><w:start w:val="{start}"/><w:numFmt w:val="{kind}"/><w:lvlText w:val="{text}"/></w:lvl>'
+        f'<w:lvl w:ilvl="{i}"><w:start w:val="{start}"/><w:numFmt w:val="{kind}"/>'
+        f'<w:lvlText w:val="{text}"/></w:lvl>'
         for i, (start, kind, text) in enumerate(
             [(1, "decimal", "%1."), (1, "lowerLetter", "%2)"), (4, "upperRoman", "%1-%3")]
         )
@@ -101,7 +112,8 @@ def test_numbers_of_lists_are_counted_as_word_does():
         "numbering",
         f'<w:abstractNum w:abstractNumId="0">{levels}</w:abstractNum>'
         '<w:num w:numId="1"><w:abstractNumId w:val="0"/></w:num>'
-        '<w:num w:numId="2"><w:abstractNumId w:val="0"/><w:lvlOverride w:ilvl="0"><w:startOverride w:val="1"/>'
+        '<w:num w:numId="2"><w:abstractNumId w:val="0"/><w:lvlOverride w:ilvl="0">'
+        '<w:startOverride w:val="1"/>'
         "</w:lvlOverride></w:num>",
     )
     body = item("a", 1) + item("b", 1, 1) + item("c", 1, 1) + item("d", 1) + item("e", 1, 1) + item("f", 1, 2)
@@ -120,10 +132,12 @@ def test_numbers_of_lists_are_counted_as_word_does():
 
 def test_merged_cells_stand_once_and_rows_in_content_controls_too():
     body = (
-        "<w:tbl><w:tr>" + cell(paragraph(run("Port"))) + cell(paragraph(run("First")) + paragraph(run("boat")))
+        "<w:tbl><w:tr>" + cell(paragraph(run("Port")))
+        + cell(paragraph(run("First")) + paragraph(run("boat")))
         + "</w:tr><w:sdt><w:sdtContent><w:tr>"
         + cell(paragraph(run("tall")), '<w:vMerge w:val="restart"/>')
-        + "<w:sdt><w:sdtContent>" + cell(paragraph(run("6:10"))) + "</w:sdtContent></w:sdt></w:tr></w:sdtContent></w:sdt>"
+        + "<w:sdt><w:sdtContent>" + cell(paragraph(run("6:10")))
+        + "</w:sdtContent></w:sdt></w:tr></w:sdtContent></w:sdt>"
         + "<w:tr>" + cell(paragraph(""), "<w:vMerge/>") + cell(paragraph(run("7:10"))) + "</w:tr>"
         + "<w:tr>" + cell(paragraph(run("wide")), '<w:gridSpan w:val="2"/>') + "</w:tr></w:tbl>"
     )  # fmt: skip
@@ -145,8 +159,9 @@ def test_a_table_in_a_cell_and_a_frame_of_one_cell_keep_their_text():
 def test_notes_follow_the_paragraph_that_refers_to_them():
     footnotes = part(
         "footnotes",
-        '<w:footnote w:type="separator" w:id="-1">' + paragraph(run("LINE")) + '</w:footnote><w:footnote w:id="1">'
-        + paragraph("<w:r><w:footnoteRef/></w:r>" + run(" The note.")) + paragraph(run("More.")) + "</w:footnote>",
+        '<w:footnote w:type="separator" w:id="-1">' + paragraph(run("LINE"))
+        + '</w:footnote><w:footnote w:id="1">' + paragraph("<w:r><w:footnoteRef/></w:r>" + run(" The note."))
+        + paragraph(run("More.")) + "</w:footnote>",
     )  # fmt: skip
     endnotes = part("endnotes", '<w:endnote w:id="1">' + paragraph(run("At the end.")) + "</w:endnote>")
     refer = "<w:r><w:{}noteReference w:id='1'/></w:r>"
@@ -194,7 +209,11 @@ def test_a_contents_list_is_left_out():
 
 def test_content_controls_are_in_and_their_placeholders_out():
     filled = "<w:sdt><w:sdtContent>" + run("FILLED") + "</w:sdtContent></w:sdt>"
-    empty = "<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>" + run("Click") + "</w:sdtContent></w:sdt>"
+    empty = (
+        "<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>"
+        + run("Click")
+        + "</w:sdtContent></w:sdt>"
+    )
     assert texts(paragraph(filled + empty)) == ["FILLED"]
 
 
@@ -217,8 +236,10 @@ def test_hidden_text_comments_and_headers_are_left_out_and_counted():
 
 def test_breaks_tabs_hyphens_and_symbols_are_characters():
     body = paragraph(
-        "<w:r><w:t>a</w:t><w:br/><w:t>b</w:t><w:tab/><w:t>c</w:t><w:noBreakHyphen/><w:t>d</w:t><w:softHyphen/><w:t>e</w:t>"
-        '<w:sym w:font="Wingdings" w:char="F0FE"/><w:sym w:font="Symbol" w:char="F061"/><w:sym w:font="Odd" w:char="F0FE"/>'
+        "<w:r><w:t>a</w:t><w:br/><w:t>b</w:t><w:tab/><w:t>c</w:t><w:noBreakHyphen/><w:t>d</w:t><w:sof"
+        "tHyphen/><w:t>e</w:t>"
+        '<w:sym w:font="Wingdings" w:char="F0FE"/><w:sym w:font="Symbol" w:char="F061"/>'
+        '<w:sym w:font="Odd" w:char="F0FE"/>'
         "<w:t>\u00a0f\u00ad</w:t></w:r>"
     )
     document = read(body)
@@ -228,7 +249,8 @@ def test_breaks_tabs_hyphens_and_symbols_are_characters():
 
 def test_an_equation_is_one_line():
     body = paragraph(
-        "<m:oMath><m:f><m:num><m:r><m:t>a+b</m:t></m:r></m:num><m:den><m:r><m:t>c</m:t></m:r></m:den></m:f><m:sSup><m:e>"
+        "<m:oMath><m:f><m:num><m:r><m:t>a+b</m:t></m:r></m:num><m:den><m:r><m:t>c</m:t></m:r></m:den>"
+        "</m:f><m:sSup><m:e>"
         "<m:r><m:t>x</m:t></m:r></m:e><m:sup><m:r><m:t>2</m:t></m:r></m:sup></m:sSup></m:oMath>"
     )
     assert texts(body) == ["(a+b)/cx^2"]
@@ -236,16 +258,21 @@ def test_an_equation_is_one_line():
 
 def test_wrappers_around_text_do_not_hide_it():
     body = paragraph(
-        "<w:hyperlink>" + run("link") + "</w:hyperlink><w:smartTag>" + run(" tag") + "</w:smartTag><w:fldSimple w:instr='DATE'>"
+        "<w:hyperlink>" + run("link") + "</w:hyperlink><w:smartTag>" + run(" tag")
+        + "</w:smartTag><w:fldSimple w:instr='DATE'>"
         + run(" date") + "</w:fldSimple><w:bdo>" + run(" bdo") + "</w:bdo>"
     )  # fmt: skip
-    assert texts(body + f"<w:customXml>{paragraph(run('block'))}</w:customXml>") == ["link tag date bdo", "block"]
+    assert texts(body + f"<w:customXml>{paragraph(run('block'))}</w:customXml>") == [
+        "link tag date bdo",
+        "block",
+    ]
 
 
 def test_the_strict_form_of_the_format_is_read():
     parts = {
-        "_rels/.rels": "<Relationships xmlns='http://schemas.openxmlformats.org/package/2006/relationships'><Relationship "
-        "Id='a' Type='http://purl.oclc.org/ooxml/officeDocument/relationships/officeDocument' Target='/word/main.xml'/>"
+        "_rels/.rels": f"<Relationships xmlns='{RELATIONS}'><Relationship "
+        "Id='a' Type='http://purl.oclc.org/ooxml/officeDocument/relationships/officeDocument'"
+        " Target='/word/main.xml'/>"
         "</Relationships>",
         "word/main.xml": "<w:document xmlns:w='http://purl.oclc.org/ooxml/wordprocessingml/main'><w:body><w:p><w:r><w:t>"
         "Strict.</w:t></w:r></w:p></w:body></w:document>",
@@ -307,7 +334,10 @@ def test_documents_of_python_docx_read_back(blocks):
         (b"{\\rtf1 x}", "an RTF file"),
         (b"plain words", "another format"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "older format .doc"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600) + "EncryptedPackage".encode("utf-16-le"), "password"),
+        (
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600) + "EncryptedPackage".encode("utf-16-le"),
+            "password",
+        ),
         (pack({"xl/workbook.xml": "<x/>"}).getvalue(), "a spreadsheet"),
         (pack({"mimetype": "x", "content.xml": "<x/>"}).getvalue(), "an OpenDocument file"),
         (make_docx(paragraph(run("x"))).getvalue()[:-30], "ends too early"),

@@ -12,14 +12,18 @@ from tests.core.data.document_makers import make_epub, make_page, pack
 
 XHTML11 = '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.1//EN" "http://www.w3.org/TR/xhtml11/DTD/xhtml11.dtd">'
 ENCRYPTION = (
+    ""
     '<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container" xmlns:e="http://www.w3.org/2001/04/xmlenc#">'
-    '<e:EncryptedData><e:EncryptionMethod Algorithm="{method}"/><e:CipherData><e:CipherReference URI="{path}"/>'
+    '<e:EncryptedData><e:EncryptionMethod Algorithm="{method}"/><e:CipherData>'
+    '<e:CipherReference URI="{path}"/>'
     "</e:CipherData></e:EncryptedData></encryption>"
 )
 
 
 def read(pages, **options):
-    return read_epub(make_epub({href: page and make_page(page) for href, page in pages.items()}, **options), "a.epub")
+    return read_epub(
+        make_epub({href: page and make_page(page) for href, page in pages.items()}, **options), "a.epub"
+    )
 
 
 def refused(file, words):
@@ -70,7 +74,8 @@ def test_contents_cover_and_pages_outside_the_order_are_left_out():
     [
         (
             '<a epub:type="noteref" href="n.xhtml#n1">1</a>',
-            '<section epub:type="endnotes"><h2>Notes</h2><aside epub:type="footnote" id="n1"><p>1. The note.</p></aside>'
+            '<section epub:type="endnotes"><h2>Notes</h2><aside epub:type="footnote" id="n1">'
+            "<p>1. The note.</p></aside>"
             "</section>",
         ),
         (
@@ -91,7 +96,8 @@ def test_notes_of_another_page_follow_their_mark(mark, note):
 def test_notes_in_cells_follow_the_table_and_notes_without_mark_stay():
     page = (
         '<table><tr><td>a<a epub:type="noteref" href="#n">1</a></td><td>b</td></tr></table>'
-        '<aside epub:type="footnote" id="n">Of a cell.</aside><aside epub:type="footnote" id="m">Alone.</aside>'
+        '<aside epub:type="footnote" id="n">Of a cell.</aside>'
+        '<aside epub:type="footnote" id="m">Alone.</aside>'
     )
     document = read({"a.xhtml": page})
     assert [(b.kind, b.text) for b in document.blocks] == [
@@ -102,7 +108,10 @@ def test_notes_in_cells_follow_the_table_and_notes_without_mark_stay():
 
 
 def test_page_numbers_of_the_printed_book_are_left_out():
-    page = '<p>One<span epub:type="pagebreak">12</span> two<span class="pagenum">[Pg 3]</span>.</p><aside>Box</aside>'
+    page = (
+        '<p>One<span epub:type="pagebreak">12</span> two<span class="pagenum">[Pg 3]</span>.</p>'
+        "<aside>Box</aside>"
+    )
     document = read({"a.xhtml": page})
     assert document.text == "One two.\n\nBox" and document.notes == ("2 page numbers were left out.",)
 

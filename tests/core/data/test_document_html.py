@@ -29,10 +29,16 @@ def blocks(page):
         ("<div>x<p>y</p>z</div>w<span>q</span>", ["x", "y", "z", "wq"]),
         ("<p>one<br>two<br><br>three", ["one\ntwo", "three"]),
         ("<p>a</p>\n b\n c<section>d</section>e", ["a", "b c", "d", "e"]),
-        ("<p>&lt;b&gt; R&amp;D &copy;&nbsp;x &#8212; &#x1F600; so\u00adft w<wbr>br", ["<b> R&D © x — 😀 soft wbr"]),
+        (
+            "<p>&lt;b&gt; R&amp;D &copy;&nbsp;x &#8212; &#x1F600; so\u00adft w<wbr>br",
+            ["<b> R&D © x — 😀 soft wbr"],
+        ),
         ("<h2>A<br>B <small>c</small></h2>", ["A B c"]),
         ("<p>x<script>1</script>y<style>z</style><!-- c --></p><template>t</template>", ["xy"]),
-        ("<p><ruby>漢<rp>(</rp><rt>kan</rt></ruby>字 <q>q</q> <ins>new</ins><del>old</del></p>", ["漢字 “q” new"]),
+        (
+            "<p><ruby>漢<rp>(</rp><rt>kan</rt></ruby>字 <q>q</q> <ins>new</ins><del>old</del></p>",
+            ["漢字 “q” new"],
+        ),
         ("<my-el>one</my-el><my-el>two</my-el>", ["onetwo"]),
         ("<table><tr><td>lone</table>", ["lone"]),
         ("just text &amp; more", ["just text & more"]),
@@ -68,7 +74,9 @@ def test_a_table_that_only_places_text_is_not_a_table():
 
 
 def test_code_keeps_its_lines_and_indentation():
-    page = "<pre><code>\n<span>def</span> f():\n\treturn &lt;1&gt;\n\n  # é</code></pre><p>a <code>b  c</code>"
+    page = (
+        "<pre><code>\n<span>def</span> f():\n\treturn &lt;1&gt;\n\n  # é</code></pre><p>a <code>b  c</code>"
+    )
     assert blocks(page) == [("code", "def f():\n\treturn <1>\n\n  # é"), ("paragraph", "a b c")]
 
 
@@ -77,9 +85,12 @@ def test_code_keeps_its_lines_and_indentation():
 
 def test_what_belongs_to_the_page_is_left_out_and_counted():
     page = (
-        "<header>Site</header><nav>menu</nav><main><article><header><h1>Title</h1></header><p>Text.<aside>side</aside>"
-        "<footer>By me</footer></article></main><form><label>Search</label><input><p>Go</form><div role=search>s</div>"
-        "<footer>Imprint</footer><img src=http://x.invalid/a.png><p hidden>h<p style='color:red; Display: none'>n"
+        "<header>Site</header><nav>menu</nav><main><article><header><h1>Title</h1></header><p>Text.<a"
+        "side>side</aside>"
+        "<footer>By me</footer></article></main><form><label>Search</label><input><p>Go</form><div"
+        " role=search>s</div>"
+        "<footer>Imprint</footer><img src=http://x.invalid/a.png><p hidden>h<p style='color:red;"
+        " Display: none'>n"
     )
     document = read(page)
     assert document.text == "Title\n\nText.\n\nBy me" and document.title == "Title"
@@ -96,27 +107,37 @@ def test_what_belongs_to_the_page_is_left_out_and_counted():
 
 
 def test_a_title_in_the_header_of_the_page_is_not_lost():
-    assert blocks("<header><h1>Ferries</h1><p>slogan</header><p>Text.") == [("heading", "Ferries"), ("paragraph", "Text.")]
+    assert blocks("<header><h1>Ferries</h1><p>slogan</header><p>Text.") == [
+        ("heading", "Ferries"),
+        ("paragraph", "Text."),
+    ]
     assert blocks("<header><h1>Site</h1></header><h1>Own</h1>") == [("heading", "Own")]
 
 
 def test_a_form_around_the_whole_page_is_not_left_out():
-    assert blocks("<form action=/><h1>T</h1><p>Text.<input></form>") == [("heading", "T"), ("paragraph", "Text.")]
+    assert blocks("<form action=/><h1>T</h1><p>Text.<input></form>") == [
+        ("heading", "T"),
+        ("paragraph", "Text."),
+    ]
 
 
 # ------------------------------------------------------------ notes
 
 PANDOC = (
-    '<p>Text<a href="#fn1" class="footnote-ref" id="r1" role="doc-noteref"><sup>1</sup></a>, more.</p><p>Next.</p>'
-    '<section class="footnotes" role="doc-endnotes"><hr><ol><li id="fn1"><p>The note.<a href="#r1" role="doc-backlink">↩</a>'
+    '<p>Text<a href="#fn1" class="footnote-ref" id="r1" role="doc-noteref"><sup>1</sup>'
+    "</a>, more.</p><p>Next.</p>"
+    '<section class="footnotes" role="doc-endnotes"><hr><ol><li id="fn1">'
+    '<p>The note.<a href="#r1" role="doc-backlink">↩</a>'
     "</p></li></ol></section>"
 )
 WIKI = (
-    '<p>Text<sup id="c-1"><a href="#n-1">[1]</a></sup>, more<sup id="c-2"><a href="#n-1">[1]</a></sup>.</p><p>Next.</p>'
+    '<p>Text<sup id="c-1"><a href="#n-1">[1]</a></sup>, more<sup id="c-2"><a href="#n-1">[1]</a>'
+    "</sup>.</p><p>Next.</p>"
     '<h2>References</h2><ol><li id="n-1"><b><a href="#c-1">^</a></b> <span>The note.</span></li></ol>'
 )
 OLD = (
-    '<p>Text <a name="r1" href="#n1">*</a>, more.</p><p>Next.</p><p><a name="n1" href="#r1">*</a> The note.</p>'
+    '<p>Text <a name="r1" href="#n1">*</a>, more.</p><p>Next.</p><p>'
+    '<a name="n1" href="#r1">*</a> The note.</p>'
 )
 
 
@@ -160,7 +181,9 @@ def test_an_encoding_that_is_not_declared_is_the_users_choice():
     page = "<p>Zürich, Köln, Łódź".encode("cp1250")
     with pytest.raises(UnknownEncoding) as caught:
         read(page)
-    assert "cp1250" in [c.encoding for c in caught.value.candidates] + [s for c in caught.value.candidates for s in c.same]
+    assert "cp1250" in [c.encoding for c in caught.value.candidates] + [
+        s for c in caught.value.candidates for s in c.same
+    ]
     assert read(page, encoding="cp1250").text == "Zürich, Köln, Łódź"
 
 

@@ -15,13 +15,23 @@ def blocks(text):
 
 
 def test_headings_have_the_levels_of_their_sections():
-    document = parse_rst("=====\nTitle\n=====\n\nText.\n\nPart\n----\n\nSub\n~~~\n\nx\n\nNext\n----\n", "a.rst")
-    assert [(b.text, b.level) for b in document.blocks if b.level] == [("Title", 1), ("Part", 2), ("Sub", 3), ("Next", 2)]
+    document = parse_rst(
+        "=====\nTitle\n=====\n\nText.\n\nPart\n----\n\nSub\n~~~\n\nx\n\nNext\n----\n", "a.rst"
+    )
+    assert [(b.text, b.level) for b in document.blocks if b.level] == [
+        ("Title", 1),
+        ("Part", 2),
+        ("Sub", 3),
+        ("Next", 2),
+    ]
     assert document.title == "Title"
 
 
 def test_wrapped_lines_are_joined_and_markup_is_gone():
-    text = "Hello *big*\n**wide** ``code`` `link <http://x.invalid>`_, :ref:`Prices <p>`, :py:func:`~a.b` |s| [C]_.\n\n"
+    text = (
+        "Hello *big*\n**wide** ``code`` `link <http://x.invalid>`_, :ref:`Prices <p>`,"
+        " :py:func:`~a.b` |s| [C]_.\n\n"
+    )
     assert blocks(text + ".. |s| replace:: SUB\n.. [C] Cited.\n") == [
         ("paragraph", "Hello big wide code link, Prices, b SUB [C]."),
         ("footnote", "[C] Cited."),
@@ -44,7 +54,8 @@ def test_roles_leave_their_text(text, shown):
 
 def test_lists_of_every_kind_keep_markers_and_nesting():
     text = (
-        "- one\n- two\n\n  * in\n    side\n\n- three\n\n  more\n\n3. c\n4. d\n\n(a) x\n(b) y\n\nterm\n   Meaning.\n\n"
+        "- one\n- two\n\n  * in\n    side\n\n- three\n\n  more\n\n3. c\n4. d\n\n(a) x\n(b)"
+        " y\n\nterm\n   Meaning.\n\n"
         ":Author: Me\n\n-o FILE  write\n-v       talk\n"
     )
     assert blocks(text) == [
@@ -58,9 +69,8 @@ def test_lists_of_every_kind_keep_markers_and_nesting():
 
 
 def test_tables_are_read_row_by_row_with_merged_cells_once():
-    grid = (
-        "+---+---+---+\n| A | B | C |\n+===+===+===+\n| m | both  |\n|   +---+---+\n|   | x | y |\n+---+---+---+\n"
-    )
+    head = "+---+---+---+\n| A | B | C |\n+===+===+===+\n"
+    grid = head + "| m | both  |\n|   +---+---+\n|   | x | y |\n+---+---+---+\n"
     csv = '\n.. csv-table:: Prices\n   :header: a, b\n\n   1, "x, y"\n'
     assert blocks(grid + csv) == [
         ("table", "A | B | C\nm | both\n| x | y"),
@@ -70,7 +80,10 @@ def test_tables_are_read_row_by_row_with_merged_cells_once():
 
 
 def test_code_is_kept_as_it_is():
-    text = ".. code-block:: python\n   :emphasize-lines: 1\n\n   def f():\n       return 1\n\nSo::\n\n  a\n    b\n\n>>> 1\n1\n"
+    text = (
+        ".. code-block:: python\n   :emphasize-lines: 1\n\n   def f():\n       return"
+        " 1\n\nSo::\n\n  a\n    b\n\n>>> 1\n1\n"
+    )
     assert blocks(text) == [
         ("code", "def f():\n    return 1"),
         ("paragraph", "So:"),
@@ -80,7 +93,9 @@ def test_code_is_kept_as_it_is():
 
 
 def test_a_note_follows_the_paragraph_with_its_mark():
-    text = "Text [#f]_, more.\n\n- item [1]_\n\nNext.\n\n.. [#f] The note.\n.. [1] Of the item.\n.. [9] Alone.\n"
+    text = (
+        "Text [#f]_, more.\n\n- item [1]_\n\nNext.\n\n.. [#f] The note.\n.. [1] Of the item.\n.. [9] Alone.\n"
+    )
     assert blocks(text) == [
         ("paragraph", "Text, more."),
         ("footnote", "The note."),
@@ -93,8 +108,10 @@ def test_a_note_follows_the_paragraph_with_its_mark():
 
 def test_unknown_directives_keep_their_text():
     text = (
-        ".. widget:: Argument *here*\n   :opt: 1\n\n   Body text.\n\n   - item\n\n.. versionadded:: 3.2\n   New thing.\n\n"
-        ".. tip:: Take care.\n\n.. seealso:: The other.\n\n.. toctree::\n\n   a\n   b\n\n.. py:function:: f(x)\n\n   Does it.\n"
+        ".. widget:: Argument *here*\n   :opt: 1\n\n   Body text.\n\n   - item\n\n.. versionadded::"
+        " 3.2\n   New thing.\n\n"
+        ".. tip:: Take care.\n\n.. seealso:: The other.\n\n.. toctree::\n\n   a\n   b\n\n.."
+        " py:function:: f(x)\n\n   Does it.\n"
     )
     document = parse_rst(text, "a.rst")
     assert [b.text for b in document.blocks] == [
@@ -126,7 +143,10 @@ def test_no_file_is_included_and_nothing_is_printed(tmp_path, monkeypatch, capfd
 
 
 def test_comments_contents_and_pictures_are_left_out_and_counted():
-    text = "Title\n=====\n\n.. contents::\n\n.. a comment\n\n.. figure:: x.png\n\n   Caption.\n\n.. image:: http://x.invalid/a.png\n"
+    text = (
+        "Title\n=====\n\n.. contents::\n\n.. a comment\n\n.. figure:: x.png\n\n   Caption.\n\n.."
+        " image:: http://x.invalid/a.png\n"
+    )
     document = parse_rst(text, "a.rst")
     assert document.text == "Title\n\nCaption."
     assert document.notes == (
@@ -145,7 +165,7 @@ def test_encodings_are_honoured_or_left_to_the_user():
 
 def test_deep_nesting_and_long_lines_are_refused_without_a_crash():
     with pytest.raises(DataError, match="nested too deeply"):
-        parse_rst("\n\n".join(" " * i + "x" for i in range(0, 1500)), "a.rst")
+        parse_rst("\n\n".join(" " * i + "x" for i in range(700)), "a.rst")
     with pytest.raises(DataError, match="line 2: a line may have"):
         parse_rst("ok\n" + "x" * 100_001, "a.rst")
 
@@ -174,6 +194,7 @@ def write(kind, content):
 def test_written_documents_read_back(content):
     text = "".join(write(*block) for block in content)
     expected = [
-        (kind, "\n".join(f"- {line}" for line in value) if kind == "list" else value) for kind, value in content
+        (kind, "\n".join(f"- {line}" for line in value) if kind == "list" else value)
+        for kind, value in content
     ]
     assert blocks(text) == expected

@@ -1,4 +1,4 @@
-"""Encodings: what identifies itself is read and said; of the others the right one is among the first offered."""
+"""Encodings: what identifies itself is read and said; of others the right one is offered first."""
 
 import io
 
@@ -10,7 +10,7 @@ from core.data.readers import read_files
 from core.errors import DataError, UnknownEncoding
 
 TEXTS = {
-    "de": "Die Fähre fährt täglich um 06:10 Uhr über den See. Hunde kosten nichts, Räder müssen bezahlt werden.",
+    "de": "Die Fähre fährt täglich um 06:10 Uhr über den See. Hunde kosten nichts, Räder müssen zahlen.",
     "fr": "Le premier départ est à 06h10. Les chiens voyagent gratuitement, les vélos coûtent deux euros.",
     "ru": "Первый паром отправляется в 06:10. Собаки едут бесплатно, велосипеды платно.",
     "pl": "Pierwszy prom odpływa o 6:10. Psy podróżują za darmo, rowery są płatne. Żółta łódź, źródło.",

@@ -34,7 +34,11 @@ TREE = message("prompter", "q", replies=[
 
 def node(parent, role="", parts=(), kind="text", **more):
     content = {"content_type": kind, "parts": list(parts)}
-    return {"parent": parent, "children": [], "message": {"author": {"role": role}, "content": content, **more}}
+    return {
+        "parent": parent,
+        "children": [],
+        "message": {"author": {"role": role}, "content": content, **more},
+    }
 
 
 CHATGPT = {
@@ -80,7 +84,8 @@ CASES = [
      ask("q\n\nA. w\nB. x", "x")),
     ({"article": "c", "question": "q", "options": ["w", "x"], "answer": "B"}, "multiple-choice",
      ask("c\n\nq\n\nA. w\nB. x", "x")),
-    ({"question": "q", "distractor1": "d", "correct_answer": "a", "support": "s"}, "input-output", ask("q", "a")),
+    ({"question": "q", "distractor1": "d", "correct_answer": "a", "support": "s"}, "input-output",
+     ask("q", "a")),
     ({"question": "q", "passage": "c", "answer": True}, "boolean-answers", ask("c\n\nq", "yes")),
     # the best of several answers
     ({"question": "q", "answers": [{"text": "b", "pm_score": 9}, {"text": "a", "selected": True}]},
@@ -100,18 +105,20 @@ CASES = [
     ({"conversation": [{"human": "q", "assistant": "a"}], "conversation_id": 1}, "turn-lists", ask("q", "a")),
     ({"text": "### Human: q\n### Assistant: a"}, "marked-turns", ask("q", "a")),
     ({"text": "<s>[INST] <<SYS>>s<</SYS>> q [/INST] a </s>"}, "marked-turns", ["system: s", *ask("q", "a")]),
-    ({"text": "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>"},
+    ({"text": "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+              "<|im_start|>assistant\na<|im_end|>"},
      "marked-turns", ["system: s", *ask("q", "a")]),
     ({"text": "<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>"}, "marked-turns",
      ask("q", "a")),
     ({"text": "Below is an instruction.\n\n### Instruction:\nq\n\n### Input:\ni\n\n### Response:\na"},
      "marked-turns", ask("q\n\ni", "a")),
     ({"text": "USER: q\nASSISTANT: a</s>"}, "marked-turns", ask("q", "a")),
-    ({"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]}, "",
+    ({"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+     "", ask("q", "a")),
+    ({"chat_messages": [{"sender": "human", "text": "q"}, {"sender": "assistant", "text": "a"}], "uuid": "u"},
+     "", ask("q", "a")),
+    ({"messages": [{"speaker": "customer", "text": "q"}, {"speaker": "agent", "text": "a"}]}, "",
      ask("q", "a")),
-    ({"chat_messages": [{"sender": "human", "text": "q"}, {"sender": "assistant", "text": "a"}], "uuid": "u"}, "",
-     ask("q", "a")),
-    ({"messages": [{"speaker": "customer", "text": "q"}, {"speaker": "agent", "text": "a"}]}, "", ask("q", "a")),
     (CHATGPT, "chatgpt", ask("q", "a\n\nb")),
     ({"message_tree_id": "1", "tree_state": "ready_for_export", "prompt": TREE}, "nested-trees",
      [*ask("q", "better"), *ask("q2", "a2")]),
@@ -175,14 +182,15 @@ def test_a_rating_in_numbers_does_not_mark_answers():
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"id": "1", "timestamp": "t", "content": "x", "author": {"id": "1"}, "attachments": [], "embeds": []},
+        ({"id": "1", "timestamp": "t", "content": "x", "author": {"id": "1"}, "attachments": []},
          "a chat of several people"),
         ({"id": 1, "type": "message", "date": "d", "from": "Ann", "from_id": "u", "text": "x"},
          "a chat of several people"),
         ({"type": "message", "user": "U1", "text": "x", "ts": "1.2"}, "a chat of several people"),
         ({"story": "s", "questions": ["q"], "answers": {"input_text": ["a"]}}, "is a list, not text"),
         ({"messages": [{"role": "user", "content": "q"}], "reference_answer": "a"}, "must be assistant"),
-        ({"question": "q", "option1": "w", "option2": "x", "answer": 1}, "may count the choices from 0 or from 1"),
+        ({"question": "q", "option1": "w", "option2": "x", "answer": 1},
+         "may count the choices from 0 or from 1"),
         ({"prompt": "q", "response_0": "a b", "response_1": "c d", "better": 0}, "do not say what to learn"),
     ],
 )  # fmt: skip
@@ -204,7 +212,7 @@ def test_a_chat_of_several_people_can_be_read_as_text_on_request():
 
 def test_sections_give_their_improved_text_at_any_depth():
     rows = raw({"INTRODUCTION": {"original": "x", "improved": "one"}, "id": "p1"},
-               {"INTRODUCTION": {"parts": [{"improved": "two"}, {"improved": "three"}]}, "id": "p2"})  # fmt: skip
+               {"INTRODUCTION": {"parts": [{"improved": "two"}, {"improved": "three"}]}, "x": 2})  # fmt: skip
     reading = read_rows(rows)
     assert (reading.kind, reading.layout) == ("domain", "sections")
     assert [r["text"] for r in reading.rows] == ["one", "two", "three"]

@@ -1,4 +1,4 @@
-"""Datasets of the Hub, from a mock on this machine: a commit, a configuration, a split, and only data files."""
+"""Datasets of the Hub, from a mock on this machine: commit, configuration, split, only data files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ REPOS: dict[str, dict[str, dict[str, bytes]]] = {
     },
     "a/script": {
         MAIN: {"script.py": b"raise SystemExit", "README.md": b"# About"},
-        CONVERTED: {"de/train/0000.parquet": parquet(text=["eins"]), "en/train/0000.parquet": parquet(text=["1"])},
+        CONVERTED: {
+            "de/train/0000.parquet": parquet(text=["eins"]),
+            "en/train/0000.parquet": parquet(text=["1"]),
+        },
     },
     "a/code": {MAIN: {"code.py": b"raise SystemExit"}},
 }
@@ -92,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["resolve"]:
             files = REPOS[repo][rest[1]]
             data = files["/".join(rest[2:])]
-            return self.say(200, data[: -1] if "broken" in self.headers.get("Range", "") else data)
+            return self.say(200, data[:-1] if "broken" in self.headers.get("Range", "") else data)
         verb, ref = (rest or ["revision"])[0], "/".join(rest[1:])
         commit = REFS.get(ref, ref)
         if commit not in REPOS[repo]:
@@ -166,10 +169,10 @@ def test_a_dataset_with_a_script_is_read_from_its_converted_files(hub, tmp_path)
         (("a/configs", "no"), "no configuration 'no'. It has: plain, other"),
         (("a/configs", "", "dev"), "no split 'dev'. It has: train, test"),
         (("a/configs", "", "", "v9"), "no revision 'v9'"),
-        (("http://x/y",), "must be \"owner/name\""),
-        (("../x",), "must be \"owner/name\""),
-        (("a/b/c",), "must be \"owner/name\""),
-        (("",), "must be \"owner/name\""),
+        (("http://x/y",), 'must be "owner/name"'),
+        (("../x",), 'must be "owner/name"'),
+        (("a/b/c",), 'must be "owner/name"'),
+        (("",), 'must be "owner/name"'),
         (("a/configs", "../x"), "A configuration must be"),
         (("a/configs", "", "", "../../x"), "A revision must be"),
     ],
@@ -190,7 +193,9 @@ def test_without_a_network_the_message_says_so_and_shows_no_token(monkeypatch):
 def test_a_file_with_a_wrong_checksum_is_deleted(hub, tmp_path):
     found = resolve("a/names", endpoint=hub)
     name, size, _ = found.files[0]
-    wrong = hub_datasets.HubFiles(found.id, found.config, found.split, found.commit, ((name, size, "0" * 64),))
+    wrong = hub_datasets.HubFiles(
+        found.id, found.config, found.split, found.commit, ((name, size, "0" * 64),)
+    )
     with pytest.raises(DataError, match="failed its checksum"):
         download(wrong, tmp_path, endpoint=hub)
     assert not list(tmp_path.glob("*.parquet"))

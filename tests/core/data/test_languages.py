@@ -31,11 +31,25 @@ def test_short_sentences_have_their_language(code):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "42", "A7-113", "ok", "Blue", "def f(x): return x+1", '{"a": 1, "b": [2, 3]}', "2024-05-17 12:30:45"],
+    [
+        "",
+        "42",
+        "A7-113",
+        "ok",
+        "Blue",
+        "def f(x): return x+1",
+        '{"a": 1, "b": [2, 3]}',
+        "2024-05-17 12:30:45",
+    ],
 )
 def test_numbers_code_and_single_words_have_none(text):
     assert detect_language(text) == ""
 
 
 def test_names_are_english():
-    assert [name_language(code) for code in ("de", "zh", "", "ltg")] == ["German", "Chinese", "unknown", "ltg"]
+    assert [name_language(code) for code in ("de", "zh", "", "ltg")] == [
+        "German",
+        "Chinese",
+        "unknown",
+        "ltg",
+    ]

@@ -20,7 +20,9 @@ LONG = " ".join(f"word{i}" for i in range(60))
 
 def test_leaks_are_counted_in_both_directions():
     own = from_splits("task", {"train": [pair("a"), pair("b"), pair(LONG)], "val": [], "test": [pair("t")]})
-    other = from_splits("task", {"train": [pair("T!")], "val": [pair("b")], "test": [pair("A?"), pair(LONG + " end")]})
+    other = from_splits(
+        "task", {"train": [pair("T!")], "val": [pair("b")], "test": [pair("A?"), pair(LONG + " end")]}
+    )
     leaks = find_leaks(own, [OtherDataset("other-1", "Other", other)])
     assert [(x.split, x.other_split, x.rows, x.near_rows) for x in leaks] == [
         ("train", "test", 1, 1),
@@ -59,7 +61,9 @@ def test_an_evaluation_dataset_says_which_of_its_rows_are_trained_on(add):
     assert describe_shared_rows(workspace, evaluation) == [
         f"{count} rows are also in the training split of 'Course': adapters trained on it know the answers."
     ]
-    note = f"{count} rows are also in 'Exam', which is for evaluation only: training on them spoils its figures."
+    note = (
+        f"{count} rows are also in 'Exam', which is for evaluation only: training on them spoils its figures."
+    )
     assert describe_shared_rows(workspace, train) == [note]
 
 

@@ -64,7 +64,10 @@ def test_short_texts_only_group_with_the_same_words(a, b, is_one):
 
 def test_characters_of_scripts_without_spaces_are_words():
     assert list_words("红灯 lamp，ไฟ") == ["红", "灯", "lamp", "ไ", "ฟ"]
-    text = "渡轮每天早上九点从北码头出发，晚上六点返回，星期日不开，狗可以免费乘坐，自行车需要买票，请提前十分钟到达"
+    text = (
+        "渡轮每天早上九点从北码头出发，晚上六点返回，星期日不开，"
+        "狗可以免费乘坐，自行车需要买票，请提前十分钟到达"
+    )
     near = text.replace("星期日", "星期六")
     assert len(list_words(text)) == 47
     assert find_near_duplicates([text, near]) == [[0, 1]]

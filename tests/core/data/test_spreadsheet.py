@@ -93,7 +93,9 @@ def test_sheets_with_the_same_columns_are_all_read_but_not_hidden_ones(save):
     sheets = [(title, [["Question", "Answer"], [title, "a"]]) for title in ("May", "June", "Old")]
     rows, notes = read(save(*sheets, change=hide))
     assert [values["Question"] for _, values in rows] == ["May", "June"]
-    assert "the hidden sheet 'Old' is left out" in notes[0] and "'May', 'June' have the same columns" in notes[1]
+    assert (
+        "the hidden sheet 'Old' is left out" in notes[0] and "'May', 'June' have the same columns" in notes[1]
+    )
 
 
 def test_a_title_above_the_header_is_left_out_and_said(save):
@@ -118,7 +120,9 @@ def test_formulas_give_their_stored_value_or_are_named(save):
     assert "formulas without a stored value are read as empty cells (B2, B3; 2 in all)" in notes[0]
     assert "an error such as #N/A are read as empty (1)" in notes[1]
     stored = replace_part(
-        path, "xl/worksheets/sheet1.xml", lambda xml: re.sub(rb"(<f>1.2</f>)<v ?(/>|></v>)", rb"\1<v>3</v>", xml)
+        path,
+        "xl/worksheets/sheet1.xml",
+        lambda xml: re.sub(rb"(<f>1.2</f>)<v ?(/>|></v>)", rb"\1<v>3</v>", xml),
     )
     assert read(stored)[0][0] == (2, {"q": "x", "a": 3})
 
@@ -172,7 +176,9 @@ def test_t1_a_row_number_out_of_range_does_not_keep_the_reader_busy(save, monkey
     replace_part(
         path,
         "xl/worksheets/sheet1.xml",
-        lambda xml: xml.replace(b'<row r="3">', b'<row r="9000">').replace(b'r="A3"', b"").replace(b'r="B3"', b""),
+        lambda xml: (
+            xml.replace(b'<row r="3">', b'<row r="9000">').replace(b'r="A3"', b"").replace(b'r="B3"', b"")
+        ),
     )
     monkeypatch.setattr(spreadsheet, "ROW_LIMIT", 8000)
     refused(path, "more rows or cells than are read")

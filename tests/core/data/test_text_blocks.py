@@ -73,7 +73,8 @@ def test_markdown_is_known_by_its_suffix():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["", "CHAPTER I", "word by word", "TITLE OF IT", "====", "- x", "    indented", "I", "a.  b"]),
+@given(st.lists(st.sampled_from(["", "CHAPTER I", "word by word", "TITLE OF IT", "====", "- x",
+                                 "    indented", "I", "a.  b"]),
                 max_size=20).map("\n".join))  # fmt: skip
 def test_blocks_joined_by_blank_lines_are_the_text(text):
     joined = "\n\n".join(block.text for block in read_blocks(text, "a.txt"))

@@ -36,7 +36,9 @@ def test_lengths_and_split_shares_are_those_of_the_encoded_rows(base):
         "test": [pair("Where is it now, " * 9)],
     }
     found, sizes = inspect(base, "task", splits)
-    encoded = {s: [encode_turns(base.tokenizer, r["messages"], 999, [1])[0] for r in splits[s]] for s in splits}
+    encoded = {
+        s: [encode_turns(base.tokenizer, r["messages"], 999, [1])[0] for r in splits[s]] for s in splits
+    }
     tokens = {s: sum(len(e.ids) for e in encoded[s]) for s in splits}
     assert {size.split: size.tokens for size in sizes} == tokens
     assert sum(size.share for size in sizes) == pytest.approx(1)
@@ -79,7 +81,9 @@ def test_the_first_packed_row_of_conversations_is_that_of_training(base):
 
 
 def test_the_first_packed_row_of_texts_joins_sections_and_names_windows(base):
-    sections = [{"text": f"Section {i} " + "red lamp " * 12, "document": "book.md", "part": i} for i in range(6)]
+    sections = [
+        {"text": f"Section {i} " + "red lamp " * 12, "document": "book.md", "part": i} for i in range(6)
+    ]
     rows = [{"text": "A short text."}, *sections[:2], *sections[3:]]
     found, _ = inspect(base, "domain", {"train": rows, "val": [sections[2]], "test": [{"text": "z"}]})
     windows = []
@@ -111,8 +115,9 @@ def test_of_many_rows_tokens_are_extrapolated(base, monkeypatch):
 
 def test_conversations_that_the_template_refuses_are_counted(base):
     tokenizer = AutoTokenizer.from_pretrained(base.tokenizer.name_or_path)
-    tokenizer.chat_template = "{% if messages|length > 2 %}{{ raise_exception('Too long') }}{% endif %}" + str(
-        tokenizer.chat_template
+    tokenizer.chat_template = (
+        "{% if messages|length > 2 %}{{ raise_exception('Too long') }}{% endif %}"
+        + str(tokenizer.chat_template)
     )
     three = {"messages": [*pair("a")["messages"], *pair("b")["messages"]]}
     strict = TokenizerOfBase("strict", tokenizer, [1], 256)
@@ -126,11 +131,11 @@ def test_conversations_that_the_template_refuses_are_counted(base):
     [
         ([], []),
         ([5], [LengthBin(5, 5, 1)]),
-        ([5, 6, 6, 8], [LengthBin(5, 5, 1), LengthBin(6, 6, 2), LengthBin(7, 7, 0), LengthBin(8, 8, 1)]),
+        ([5, 6, 6, 8], [LengthBin(5, 5, 1), LengthBin(6, 6, 2), LengthBin(7, 8, 1)]),
     ],
 )
 def test_bins_hold_every_row(lengths, bins):
-    assert [b for b in make_bins(lengths) if b.rows or b.low == 7] == bins
+    assert make_bins(lengths) == bins
 
 
 def test_one_huge_row_does_not_flatten_the_histogram():
