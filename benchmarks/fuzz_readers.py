@@ -27,7 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SECONDS = 10.0  # for one file
+SECONDS = 30.0  # for one file, on a busy machine
+START_SECONDS = 50.0  # for the libraries
 MEMORY_BYTES = 4 << 30  # address space of the child
 SIZE_LIMIT = 200_000  # bytes of a file
 WORDS = [
@@ -287,21 +288,23 @@ def fuzz(
     context = multiprocessing.get_context("spawn")
     results: Counter[str] = Counter()
     failures: list[str] = []
-    child, connection = None, None
+    child, connection, seconds = None, None, SECONDS
     for number in range(count):
         if child is None or connection is None:
             connection, other = context.Pipe()
             child = context.Process(target=serve, args=(other, str(folder)), daemon=True)
             child.start()
             other.close()
+            seconds = START_SECONDS + SECONDS  # the first file waits for the libraries
         name, data = make_file(number, seed, without)
         path = folder / name
         path.write_bytes(data)
         connection.send(str(path))
         result = "took too long"
         try:
-            if connection.poll(SECONDS + 50 * (not results)):  # the first one imports the libraries
+            if connection.poll(seconds):
                 result = connection.recv()
+            seconds = SECONDS
         except (EOFError, OSError):
             result = "the process ended"
         if result not in ("read", "refused"):

@@ -22,7 +22,7 @@ from studio.tabs import analysis, base, compare, data, evaluate, library, mix, r
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; further ones are refused with a message
-UPLOAD_LIMIT = "1gb"  # per file, as in the readers of `core.data`
+UPLOAD_LIMIT = "1gb"  # per file from other machines; the owner of this one is limited by the disk
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -128,7 +128,7 @@ def serve(
             pwa=True,
             quiet=True,
             footer_links=[],
-            max_file_size=UPLOAD_LIMIT,
+            max_file_size=None if security.is_loopback(host) and not share else UPLOAD_LIMIT,
             favicon_path=str(ICON),
             theme=theme.theme(),
             css=theme.css(),

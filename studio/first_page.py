@@ -1,4 +1,4 @@
-"""The first page of a dropped document: its picture, where the format has pages, and the text that is read."""
+"""The first page of a dropped document: its picture, where the format has pages, and its text."""
 
 from __future__ import annotations
 

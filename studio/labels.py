@@ -1,4 +1,4 @@
-"""Labels of datasets and runs in lists: two things of one name are told apart by date, size and order.
+"""Labels of datasets and runs in lists: two things of one name differ by date, size and order.
 
 Those of adapters belong to `core.engine.mix_names`.
 """
@@ -52,8 +52,10 @@ def label_runs(runs: Sequence[Any]) -> dict[str, str]:
 
 def _describe_run(run: Any) -> str:
     steps = run.total_steps or run.step
-    counted = f", {steps:,} step{'' if steps == 1 else 's'}" if steps else ""
-    return f"{formatting.format_time(run.created)}{counted}"
+    made = formatting.format_time(run.created)
+    if not steps:
+        return made
+    return f"{made}, {steps:,} step{'' if steps == 1 else 's'}"
 
 
 def shorten(name: str, limit: int = 40) -> str:

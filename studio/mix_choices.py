@@ -135,7 +135,7 @@ def check_adapter(engine: Engine, adapter_id: str) -> None:
     )
 
 
-def describe_saved(engine: Engine, saved: SavedMix) -> str:
+def describe_saved_mix(engine: Engine, saved: SavedMix) -> str:
     """What a saved mix holds, by the present names of its adapters."""
     labels = {**{a: f"{n} (deleted)" for a, n in saved.names.items()}, **engine.library.labels()}
     return f"{saved.name}: {name_mix(saved.weights, saved.tilt, labels, ABOUT_LIMIT)}"
@@ -166,11 +166,11 @@ def mode_radio() -> gr.Radio:
 
 
 def system_fields() -> tuple[gr.Textbox, gr.Checkbox]:
-    """The system prompt, and the switch of bases that can think, which is hidden until such a base is loaded."""
+    """The system prompt, and the switch of bases that can think; it is hidden until such a base is loaded."""
     with gr.Accordion("System prompt", open=False, elem_classes="quiet-fold"):
         system = gr.Textbox(
             label="System prompt",
-            info="Stands before the conversation in every answer of a chat. A text that is continued has none.",
+            info="Stands before every conversation. A text that is continued has none.",
             lines=2,
             max_lines=8,
         )

@@ -1,4 +1,4 @@
-"""Errors that stand at the field that caused them, instead of in a toast, until they are mended.
+"""Errors that stand at the field that caused them, instead of in a toast, until they are corrected.
 
 A handler stays a plain function that raises; `guard` turns its errors into the content of a view below the
 field. `events.bind` still shows an unexpected error as a toast.
@@ -18,11 +18,11 @@ from studio.events import user_message
 from studio.tree import Node, node, view
 
 # In the browser, while the user types: the message goes away as soon as the text can be right again.
-CLEAR_WHEN_MENDED = """(text, problem) => {
+CLEAR_WHEN_CORRECTED = """(text, problem) => {
   if (!problem || !problem.tag) return null;
   const length = problem.length ?? 0;
-  const mended = length ? String(text ?? "").length < length : String(text ?? "").trim() !== "";
-  return mended ? null : problem;
+  const corrected = length ? String(text ?? "").length < length : String(text ?? "").trim() !== "";
+  return corrected ? null : problem;
 }"""
 
 
@@ -35,7 +35,7 @@ def render_problem(error: StudioError, text: Any = "") -> Node:
     """The message of an error: what happened and what to do.
 
     Args:
-        text: the content of the field; a shorter one is taken for mended.
+        text: the content of the field; a shorter one is taken as corrected.
     """
     length = len(text.strip()) if isinstance(text, str) else 0
     return {**node("p", user_message(error), cls="problem", role="alert"), "length": length}
@@ -53,7 +53,7 @@ def guard(
         fn: a plain handler, a function or a generator function `(engine, *values)`.
         outputs: how many outputs `fn` has.
         refuse: makes the outputs after an error from `(engine, *values)`; by default nothing changes.
-        text: index of the value that the field holds, to tell when the error is mended.
+        text: index of the value that the field holds, to know when the error is corrected.
 
     Returns:
         a handler that yields the outputs of `fn` and an empty place; or after an error, what `refuse`
@@ -76,8 +76,11 @@ def guard(
     return call
 
 
-def clear_when_mended(field: Any, shown: gr.HTML) -> None:
-    """Takes a field's error away while the user mends the field; in the browser."""
-    field.input(
-        fn=None, inputs=[field, shown], outputs=[shown], js=CLEAR_WHEN_MENDED, api_visibility="private"
+def clear_on_change(field: Any, shown: gr.HTML) -> None:
+    """Takes a field's error away when its content can be right again; in the browser.
+
+    Gradio (6.31) does not fire `input` for the first change by the user after one by a handler.
+    """
+    field.change(
+        fn=None, inputs=[field, shown], outputs=[shown], js=CLEAR_WHEN_CORRECTED, api_visibility="private"
     )

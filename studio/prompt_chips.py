@@ -158,7 +158,7 @@ def read_chip(event: gr.EventData) -> tuple[str, bool]:
     return str(data.get("prompt", "")), bool(data.get("continue_text"))
 
 
-def suggest_continuing(engine: Engine, adapter_ids: Iterable[str]) -> bool:
+def suggest_mode(engine: Engine, adapter_ids: Iterable[str]) -> bool:
     """Whether only domain adapters are on, so that a prompt is the beginning of a text."""
     kinds = {a.id: a.kind for a in engine.library.mixable_adapters()}
     active = {kinds[i] for i in adapter_ids if i in kinds}

@@ -50,7 +50,7 @@ class Choices:
 
 
 def list_roles(kind: str, roles: Mapping[str, str]) -> list[str]:
-    """The roles that a column can get: those of the present role set, then the others of the kind, then all."""
+    """The roles that a column can get: first those of the present role set, then of the kind, then all."""
     first = [s for s in ROLE_SETS if s.kind == kind and set(s.required) <= set(roles)]
     present = [r for s in first[:1] for r in s.required + s.optional]
     usual = ["text", "question", "answer", "context"] if not present else []
@@ -91,7 +91,7 @@ def assign_role(kind: str, roles: Mapping[str, str], column: str, role: str) -> 
 
 
 def swap_roles(roles: Mapping[str, str]) -> dict[str, str]:
-    """Exchanges the column that is asked and the one that is learned."""
+    """Exchanges the columns of question and answer."""
     asked = next((r for r in SAME[0] if r in roles), None)
     learned = next((r for r in SAME[1] if r in roles), None)
     if asked is None or learned is None:
@@ -102,7 +102,7 @@ def swap_roles(roles: Mapping[str, str]) -> dict[str, str]:
 def _fit(kind: str, roles: dict[str, str], role: str) -> dict[str, str]:
     """Rewrites roles for a role set that has the new role."""
     sets = [s for s in ROLE_SETS if s.kind == kind and role in s.required + s.optional]
-    best = max(sets, key=lambda s: _count_known(s, roles), default=None)
+    best = max(sets, key=lambda s: _count_common_roles(s, roles), default=None)
     if best is None:
         return roles
     known = best.required + best.optional
@@ -115,6 +115,6 @@ def _fit(kind: str, roles: dict[str, str], role: str) -> dict[str, str]:
     return result
 
 
-def _count_known(role_set: RoleSet, roles: Mapping[str, str]) -> tuple[int, int]:
+def _count_common_roles(role_set: RoleSet, roles: Mapping[str, str]) -> tuple[int, int]:
     required = sum(r in roles for r in role_set.required)
     return required, sum(r in roles for r in role_set.optional)

@@ -151,14 +151,14 @@ def read_settings(values: Sequence[Any]) -> PromptSettings:
     Those three may be left out.
     """
     count = len(SAMPLING)
-    continue_text, system, thinking = (*values[count:], *(False, "", False)[len(values) - count :])
+    continue_text, system, thinking = values[count:] if len(values) > count else (False, "", False)
     return PromptSettings(
         read_sampling(values[:count]), bool(continue_text), str(system or "").strip(), bool(thinking)
     )
 
 
 def make_messages(system: str, earlier: Sequence[Exchange], prompt: str) -> list[dict[str, str]]:
-    """The chat messages of a conversation that goes on with a prompt.
+    """The chat messages of a conversation that a prompt continues.
 
     Args:
         system: the system prompt, or "".

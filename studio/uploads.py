@@ -1,9 +1,9 @@
 """Files that the user dropped on the page: one folder for each drop, with the names that the files had.
 
-Gradio stores an upload as `<upload folder>/<sha256>/<name>`, without the folder that it came from. A drop moves
-such files to `<upload folder>/drop-<id>/<path as it was>`, so that two files of one name stay apart and a folder
-is read as a folder. A request names files that Gradio has stored, or the id of a drop; it never names another
-path of this machine.
+Gradio stores an upload as `<upload folder>/<sha256>/<name>`, without the folder that it came from. A drop
+moves such files to `<upload folder>/drop-<id>/<path as it was>`, so that two files of one name stay apart and
+a folder is read as a folder. A request names files that Gradio has stored, or the id of a drop; it never
+names another path of this machine.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ def print_worth(engine: Engine, run_id: str) -> Worth | None:
         if gain is not None:
             print(gain.describe())
     for e in worth.examples:
-        print(f"  {e.prompt}\n    base:      {e.base}\n    adapter:   {e.adapter}\n    reference: {e.reference}")
+        print(f"  {e.prompt}\n    base:      {e.base}\n    adapter:   {e.adapter}")
+        print(f"    reference: {e.reference}")
     if worth.note:
         print(worth.note)
     return worth

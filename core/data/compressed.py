@@ -255,7 +255,7 @@ class _Budget:
             raise DataError(f"{problem}.", _REPACK, file=self.name)
 
 
-def _copy(packed: IO[bytes], copy: IO[bytes], budget: _Budget) -> None:
+def _copy(packed: IO[bytes] | gzip.GzipFile, copy: IO[bytes], budget: _Budget) -> None:
     """Inflates a member into the temporary file, and leaves that at its beginning."""
     size = 0
     while block := packed.read(BLOCK_BYTES):

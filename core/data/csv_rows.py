@@ -111,8 +111,9 @@ def _count_cells(sample: Sequence[str], dialect: Dialect) -> list[int]:
 
 def _make_reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
     csv.field_size_limit(LINE_LIMIT)  # the default limit is 131,072
-    quoting = csv.QUOTE_MINIMAL if dialect.has_quotes else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=dialect.delimiter, strict=dialect.has_quotes, quoting=quoting)
+    if dialect.has_quotes:
+        return csv.reader(lines, delimiter=dialect.delimiter, strict=True)
+    return csv.reader(lines, delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE)
 
 
 def _split_cells(
@@ -145,20 +146,21 @@ def _name_cells(
     name: str,
     log: ReadLog,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Gives the cells of each row their names; drops an empty cell after a trailing delimiter."""
+    """Gives the cells of each row their names; drops empty cells after the last name."""
     while first and not any(c.strip() for c in first[0][1]):
         first.pop(0)
     if not first:
         return
     line, header = first.pop(0)
-    if len(header) > 1 and not header[-1].strip() and all(_has_trailing(row, header) for _, row in first):
-        header = header[:-1]
-        log.say(f"{name}: the empty column after the last delimiter is left out.")
-    header = check_header(header, [row for _, row in first], name, line)
     width = len(header)
+    while width > 1 and not header[width - 1].strip() and all(_is_empty(row, width - 1) for _, row in first):
+        width -= 1
+    if width < len(header):
+        log.say(f"{name}: the empty columns after the last name are left out.")
+    header = check_header(header[:width], [row for _, row in first], name, line)
     for line, row in itertools.chain(first, rest):
-        if len(row) == width + 1 and not row[-1].strip():
-            row = row[:-1]
+        if len(row) > width and not any(c.strip() for c in row[width:]):
+            row = row[:width]
         if width > 1 and not row[0].strip() and not any(c.strip() for c in row) and len(row) <= width:
             continue  # a line of blanks or of delimiters
         if len(row) != width:
@@ -172,5 +174,5 @@ def _name_cells(
         yield line, dict(zip(header, row))
 
 
-def _has_trailing(row: Sequence[str], header: Sequence[str]) -> bool:
-    return len(row) < len(header) or not row[-1].strip()
+def _is_empty(row: Sequence[str], index: int) -> bool:
+    return len(row) <= index or not row[index].strip()

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.data.parquet import count_rows
 from core.data.read_log import ReadLog
-from core.data.readers import read_files
+from core.data.readers import (
+    OWNER,
+    STREAMED_SUFFIXES,
+    Limits,
+    Source,
+    find_files,
+    open_source,
+    read_source_rows,
+    read_sources,
+)
 from core.data.reading import Reading, read_rows
 from core.data.sections import Cut
 from core.data.split_rows import assign_splits
 from core.errors import StudioError, UnconfirmedRoles
 from core.spec.settings import SEED
+
+STREAM_BYTES = 16 << 20  # bytes of tables from which on they are read in blocks, and a preview reads a sample
+SAMPLE_ROWS = 500  # of a large table, which decide on its layout and roles
+HEAD_BYTES = 1 << 20  # of a file, whose lines are counted for an estimate
 
 Check = Callable[[Reading], Sequence[str]]  # raises DataError, or returns sentences for the notes
 
@@ -27,7 +43,7 @@ class Preview:
         columns: columns of the files.
         roles: role to column, as given or guessed.
         rows: the first raw rows, column to value.
-        total: rows of all files.
+        total: rows of all files; an estimate if only a sample was read.
         canonical: the first canonical rows.
         problem: why an import would be refused; empty if it would succeed.
         choices: columns that can have a role; those of the files, or those that the layout gives.
@@ -41,6 +57,7 @@ class Preview:
         skipped: name ("file") and "reason" of files that cannot be read, beside others that can.
         split_shares: share of train, val and test in characters.
         question: what the user has to confirm before an import, with the reason; "" if nothing.
+        is_sample: whether only the first rows were read, because the files are large.
     """
 
     kind: str
@@ -61,6 +78,28 @@ class Preview:
     skipped: list[dict[str, str]] = field(default_factory=list)
     split_shares: dict[str, float] = field(default_factory=dict)
     question: str = ""
+    is_sample: bool = False
+
+
+def is_large(sources: Sequence[Source]) -> bool:
+    """Whether files are tables that are read in blocks."""
+    size = sum(source.path.lstat().st_size for source in sources)
+    return size >= STREAM_BYTES and all(source.suffix in STREAMED_SUFFIXES for source in sources)
+
+
+def estimate_rows(sources: Sequence[Source]) -> int:
+    """Estimates the rows of tables from the lines of their first bytes; those of parquet files are known."""
+    total = 0
+    for source in sources:
+        with open_source(source) as f:
+            if source.suffix == ".parquet":
+                total += count_rows(f)
+                continue
+            head = f.read(HEAD_BYTES)
+            size = os.fstat(f.fileno()).st_size
+        lines = head.count(b"\n")
+        total += round(lines * size / len(head)) if len(head) < size else lines
+    return total
 
 
 def preview(
@@ -71,6 +110,7 @@ def preview(
     encoding: str = "utf-8",
     check: Check | None = None,
     purpose: str = "training",
+    limits: Limits = OWNER,
 ) -> Preview:
     """Reads the files as an import would, without writing anything.
 
@@ -82,14 +122,23 @@ def preview(
         encoding: encoding of the text files.
         check: a further check of the rows, see `import_dataset`.
         purpose: "training" or "evaluation", see `Dataset`.
+        limits: rows and bytes that the user may import.
 
     Raises:
         DataError: a file cannot be read at all. Problems with roles and cells are in `Preview.problem`.
     """
     log = ReadLog()
-    raw = read_files(paths, encoding, log)
+    sources = find_files(paths, log, limits)
+    is_sample = is_large(sources)
+    if is_sample:
+        raw = list(itertools.islice(read_source_rows(sources, encoding, log), SAMPLE_ROWS))
+    else:
+        raw = read_sources(sources, encoding, log)
+    total = estimate_rows(sources) if is_sample else len(raw)
     result = read_rows(raw, kind, roles)
     problem, notes, duplicates, shares = "", [*log.list_notes(), *result.notes], 0, dict[str, float]()
+    if is_sample:
+        notes.insert(0, f"Seen: the first {len(raw):,} rows of about {total:,}. The import reads and checks all.")
     question = ""
     try:
         if result.problem is not None:
@@ -105,20 +154,21 @@ def preview(
         columns=result.columns,
         roles=result.roles,
         rows=[r.values for r in raw[:limit]],
-        total=len(raw),
+        total=total,
         canonical=result.rows[:limit],
         problem=problem,
         choices=result.choices,
         layout=result.title,
         unread=result.unread,
         notes=notes,
-        read=len(result.rows),
+        read=total * len(result.rows) // max(1, len(raw)),
         left_out=result.left_out,
         duplicates=duplicates,
         cuts=result.cuts,
         skipped=log.skipped,
         split_shares=shares,
         question=question,
+        is_sample=is_sample,
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.data.dataset_preview import Check, Preview, preview
+from core.data.dataset_preview import Check, Preview, is_large, preview
 from core.data.dataset_records import (
     DAMAGED,
     NOTE_LIMIT,
@@ -34,7 +34,6 @@ from core.data.dataset_records import (
 from core.data.read_log import ReadLog
 from core.data.readers import (
     OWNER,
-    STREAMED_SUFFIXES,
     Limits,
     RawRow,
     Source,
@@ -70,7 +69,6 @@ __all__ = [
     "verify_dataset",
 ]
 
-STREAM_BYTES = 16 << 20  # bytes of tables from which on they are read in blocks
 CUT_LIMIT = 1000  # documents whose cuts are recorded
 _compute_fingerprint = compute_fingerprint
 
@@ -118,10 +116,9 @@ def import_dataset(
     sources = find_files(paths, log, limits)
     source_bytes = sum(source.path.lstat().st_size for source in sources)
     ensure_space(workspace.root, 4 * source_bytes)
-    is_large = source_bytes >= STREAM_BYTES and all(s.suffix in STREAMED_SUFFIXES for s in sources)
     with workspace.build("datasets", name) as draft:
         job = _Import(draft, sources, source_bytes, kind, roles, seed, encoding, check, purpose, report, log, limits)
-        written = job.stream() if is_large else job.read()
+        written = job.stream() if is_large(sources) else job.read()
         dataset = Dataset(
             id=draft.id,
             name=name,

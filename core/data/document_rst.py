@@ -126,11 +126,17 @@ def parse_rst(text: str, name: str, tally: Tally | None = None) -> Document:
 
 def _parse(text: str) -> Any:
     from docutils.core import publish_doctree  # 0.1 s, and only needed here
+    from docutils.parsers.rst import roles
 
     # The limit also bounds what substitutions inside substitutions grow to.
     limit = max(10_000, max(map(len, text.splitlines()), default=0))
     settings = {**_SETTINGS, "input_encoding": "unicode", "line_length_limit": limit}
-    return publish_doctree(text, settings_overrides=settings)
+    before = dict(roles._roles)
+    try:
+        return publish_doctree(text, settings_overrides=settings)
+    finally:  # a role that one document defines would else exist in all later ones
+        roles._roles.clear()
+        roles._roles.update(before)
 
 
 class _RstWriter:

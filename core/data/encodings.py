@@ -83,6 +83,7 @@ _UTF8_CERTAIN = (
 )
 PREVIEW_LINES, PREVIEW_LENGTH = 3, 90  # lines; characters of a line
 CANDIDATE_LIMIT = 6
+_PRINTABLE = re.compile(rb"[\t\n\r\x20-\x7e]+")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _WORD = re.compile(r"[\w\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31-\u0e4e]+")
 _MARK_RUN = re.compile(r"^[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
@@ -160,6 +161,9 @@ def _fits(head: bytes, codec: str) -> bool:
     swapped = sum(not ord(c) & 0xFF and c != "\u3000" for c in text)
     scripts = Counter(_find_script(c) for c in text if c.isalpha())
     main = sum(count for _, count in scripts.most_common(3))
+    # Two characters of ASCII read as one ideograph: a text with a few NULs is not a text in UTF-16.
+    if head.count(0) < len(head) // 4 and len(_PRINTABLE.sub(b"", head)) - head.count(0) < len(head) // 20:
+        return False
     has_ascii = any(c < "\x80" for c in text)  # its NULs are what the pattern consists of
     return has_ascii and swapped <= max(1, len(text) // 10) and main >= 0.9 * scripts.total()
 
@@ -231,8 +235,9 @@ def list_candidates(source: Path | str | IO[bytes], limit: int = CANDIDATE_LIMIT
     source.seek(0)
     groups: dict[str, list[str]] = {}
     for encoding in ENCODINGS:
-        # UTF-16 has other line ends, and an even number of bytes.
-        sample = lines if not encoding.startswith("utf-") else [head] * (len(head) % 2 == 0)
+        # UTF-16 has other line ends, an even number of bytes, and hardly any bytes that look like ASCII.
+        is_wide = len(head) % 2 == 0 and len(_PRINTABLE.sub(b"", head)) > len(head) // 2
+        sample = lines if not encoding.startswith("utf-") else [head] * is_wide
         if sample and (text := _decode_lines(sample, encoding)) is not None:
             groups.setdefault(text, []).append(encoding)
     found = []

@@ -119,6 +119,7 @@ class HtmlBlocks:
         self._state = _State()
         self._survey = Survey()
         self._emptied: list[Block] = []  # headings whose text was notes that are written at their marks
+        self._mains: dict[Any, list[int]] = {}  # main part of the page -> numbers of its first and next block
         self.spare_headings: list[str] = []  # of the page's header, for a page without another main heading
 
     def walk(self, root: Any, inside: bool = False) -> None:
@@ -153,7 +154,7 @@ class HtmlBlocks:
 
     def list_blocks(self) -> tuple[Block, ...]:
         """The blocks, without headings under which nothing is left."""
-        blocks = self._builder.blocks
+        blocks = self._take_main(self._builder.blocks)
         emptied = {id(block) for block in self._emptied}
         following = [*blocks[1:], None][: len(blocks)]
         return tuple(
@@ -161,6 +162,17 @@ class HtmlBlocks:
             for block, after in zip(blocks, following, strict=True)
             if id(block) not in emptied or (after and (after.kind != "heading" or after.level > block.level))
         )
+
+    def _take_main(self, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+        """The blocks of the main part of a page, if it has one that holds most of the text."""
+        if len(self._mains) != 1 or self._is_book:
+            return blocks
+        first, end = next(iter(self._mains.values()))
+        length, inside = (sum(len(b.text) for b in part) for part in (blocks, blocks[first:end]))
+        if 2 * inside < length or inside == length:
+            return blocks
+        self._tally.say(f"{length - inside:,} characters outside the main part of the page were left out.")
+        return blocks[first:end]
 
     # ------------------------------------------------------------ elements
 
@@ -200,6 +212,9 @@ class HtmlBlocks:
         self._flush()
         if name in _SECTIONING:
             self._state.sections += 1
+        if name == "main" or (element.keys() and "main" in find_types(element)):
+            number = len(self._builder.blocks)
+            self._mains[element] = [number, number]
         if name in HEADINGS:
             self._state.heading = HEADINGS[name]
         elif name in _CODE:
@@ -222,6 +237,8 @@ class HtmlBlocks:
         if state.code and name not in _CODE:
             return
         self._flush()
+        if element in self._mains:
+            self._mains[element][1] = len(self._builder.blocks)
         if name in _SECTIONING:
             state.sections -= 1
         if name in HEADINGS:
@@ -425,7 +442,10 @@ class HtmlBlocks:
             assert self._notes is not None
             text = "\n".join(block.text for block in self._read_separately(note))
             mark = re.escape(self._notes.bodies[note].strip("[]() .:"))
-            text = re.sub(rf"\A[\s\[(^]*(?:{mark})?[\s\])^.:]*(?=\S)", "", text, count=1)
+            # "1. Text", or what the removed link back leaves: "[] Text", ". Text", "^ Text"
+            text = re.sub(
+                rf"\A(?:[\[(]?{mark}[\])]?[.:)\]](?!\d)|[\[(]\s*[\])]|[.:^]+)\s*(?=\S)", "", text, count=1
+            )
             self._builder.add("footnote", text)
 
 

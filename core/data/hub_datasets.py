@@ -3,8 +3,8 @@
     owner/name ─ resolve ─> commit, files of a configuration and split ─ download ─> files to import
 
 The configuration and the split follow from the README's metadata, else from the names of the files, as the
-Hub's own library reads them. A dataset that only has a script is read from the parquet files that the Hub makes
-of it.
+Hub's own library reads them. A dataset that only has a script is read from the parquet files that the Hub
+makes of it.
 """
 
 from __future__ import annotations

@@ -86,6 +86,9 @@ def read_json(text: str, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if at == len(text):
         return
     try:
+        if text[at] == "{" and _is_json_lines(text, at):
+            yield from read_jsonl(enumerate(text.splitlines(keepends=True), start=1), file)
+            return
         if text[at] == "{" and (rows := _find_other_rows(text, at, file)):
             for row in rows:
                 _check_length(row, file)
@@ -95,6 +98,16 @@ def read_json(text: str, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from _parse_elements(text, begin, file, is_outermost=text[at] == "[")
     except (ValueError, RecursionError) as e:
         raise _to_data_error(e, text, file, 1) from e
+
+
+def _is_json_lines(text: str, at: int) -> bool:
+    """Whether a .json file holds one object per line, as a .jsonl file does."""
+    try:
+        end = _DECODER.raw_decode(text, at)[1]
+    except ValueError:
+        return False
+    following = _skip_space(text, end)
+    return text[following : following + 1] == "{" and "\n" in text[end:following]
 
 
 def _find_other_rows(text: str, at: int, file: str) -> list[dict[str, Any]]:
@@ -108,7 +121,10 @@ def _find_other_rows(text: str, at: int, file: str) -> list[dict[str, Any]]:
 def _check_length(row: dict[str, Any], file: str) -> None:
     if sum(len(v) for v in row.values() if isinstance(v, str)) > LINE_LIMIT:
         raise DataError(
-            f"a row is longer than {LINE_LIMIT:,} characters.", "Split it into several rows.", file=file, line=1
+            f"a row is longer than {LINE_LIMIT:,} characters.",
+            "Split it into several rows.",
+            file=file,
+            line=1,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from core.data.cells import is_blank, is_missing, parse_cell
+from core.data.cells import is_blank, is_missing
 from core.data.columns import guess_roles, match_role_set
 from core.data.layout_table import (
     Layout,
@@ -17,6 +17,7 @@ from core.data.layout_table import (
     take_list,
     write_value,
 )
+from core.data.literals import parse_literal
 from core.data.notes import Notes, RowLeftOut
 from core.data.readers import RawRow
 from core.errors import DataError
@@ -70,7 +71,11 @@ def _match_answers(table: Table) -> Parts:
 
 
 def _is_answer_list(cell: Any) -> bool:
-    """Whether a cell is a list of texts, or an object with a list of texts."""
+    """Whether a cell is a list of texts, or an object with a list of texts; or the text of one of these."""
+    if isinstance(cell, str):
+        literal = parse_literal(cell)
+        is_squad = isinstance(literal, dict) and "text" in literal
+        return is_squad and isinstance(literal["text"], list)
     if isinstance(cell, dict):
         cell = cell.get("text", cell.get("value"))
         return isinstance(cell, (str, list))
@@ -84,6 +89,8 @@ def _is_answer_list(cell: Any) -> bool:
 
 def _rewrite_answers(row: RawRow, parts: Parts, notes: Notes) -> Values:
     cell = row.values.get(parts["answer"])
+    if isinstance(cell, str):
+        cell = parse_literal(cell)
     best = _find_best(cell)
     if best is not None:
         notes.count("have answers with a mark or a score; the best one is read", row)
@@ -122,18 +129,24 @@ def _match_choices(table: Table) -> Parts:
         choices=("choices", "options", "endings", "candidates"),
         answer=CHOICE_ANSWERS,
     )
-    if not parts or not table.every(parts["choices"], lambda c: bool(_list_choices(c))):
+    if not parts or not table.every(parts["answer"], lambda c: isinstance(c, (str, int))):
         return {}
-    return parts if table.every(parts["answer"], lambda c: isinstance(c, (str, int))) else {}
+    can_read = table.every(parts["choices"], lambda c: bool(_list_choices(c)))
+    # Numbers and letters beside choices that cannot be read are refused row by row, never learned.
+    return parts if can_read or table.every(parts["answer"], _is_index) else {}
+
+
+def _is_index(cell: Any) -> bool:
+    text = str(cell).strip()
+    return text.isdecimal() or (len(text) == 1 and text.isalpha())
 
 
 def _list_choices(cell: Any) -> list[tuple[str, str]]:
     """The choices as (label, text): from [text], [{label, text}], {text: [], label: []}, or {label: text}."""
     if isinstance(cell, str):
-        try:
-            cell = parse_cell(cell, RawRow({}, "", 0))
-        except DataError:
-            return []
+        literal = parse_literal(cell)
+        cell = literal if not isinstance(literal, (list, tuple)) or len(literal) > 1 else None
+        cell = list(cell) if isinstance(cell, tuple) else cell
     if isinstance(cell, dict) and isinstance(cell.get("text"), list):
         texts, labels = cell["text"], cell.get("label") or []
         items = [(_letter(i) if i >= len(labels) else str(labels[i]), t) for i, t in enumerate(texts)]
@@ -160,6 +173,13 @@ def _rewrite_choices(row: RawRow, parts: Parts, first: int) -> Values:
     if is_missing(answer) or answer == -1 or answer == "":
         raise RowLeftOut("the question has no answer")
     index = _find_choice(answer, choices, first)
+    if not choices:
+        raise DataError(
+            f"the column {parts['choices']!r} is not a list of choices.",
+            'Write it as ["first", "second"], or write the text of the right choice as the answer.',
+            file=row.file,
+            line=row.line,
+        )
     if index is None:
         raise DataError(
             f"the answer {answer!r} is not one of the {len(choices)} choices.",

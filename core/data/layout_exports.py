@@ -25,7 +25,9 @@ def _match_chatgpt(table: Table) -> Parts:
 def _rewrite_chatgpt(row: RawRow, parts: Parts, notes: Notes) -> Values:
     """Follows the shown branch from its last message to its first."""
     nodes = take_object(row.values.get(parts["mapping"]))
-    name, path, seen = row.values.get(parts["leaf"]), [], set()
+    name = row.values.get(parts["leaf"])
+    path: list[dict[str, Any]] = []
+    seen: set[str] = set()
     while isinstance(name, str) and name in nodes and name not in seen and len(path) < PATH_LIMIT:
         seen.add(name)
         node = take_object(nodes[name])

@@ -20,7 +20,7 @@ _USER_KEYS, _ASSISTANT_KEYS = (
     ("assistant", "bot", "answer", "response"),
 )
 
-# How the turns of a text are marked: the mark of a turn with its speaker as the first group, and what ends it.
+# How the turns of a text are marked: the mark of a turn, whose first group is the speaker, and what ends it.
 _MARKS = (
     (re.compile(r"<\|im_start\|>\s*(system|user|assistant)\s*\n"), ("<|im_end|>",)),
     (re.compile(r"<\|start_header_id\|>(system|user|assistant)<\|end_header_id\|>\s*"), ("<|eot_id|>",)),

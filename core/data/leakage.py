@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.data.boilerplate import strip_instructions
 from core.data.datasets import Dataset, list_datasets, read_split
 from core.data.inspection import EXAMPLE_LIMIT, Leak, PairExample
 from core.data.near_duplicates import THRESHOLD, compute_jaccard, count_shingles, find_near_duplicates
@@ -86,6 +87,9 @@ def _find_near(own: _Side, rest: Sequence[int], theirs: _Side) -> list[tuple[int
         return []
     mine = [question_text(own.rows.rows[own.indices[i]]) for i in rest[:half]]
     other = [question_text(theirs.rows.rows[i]) for i in theirs.indices[:half]]
+    if own.rows.kind == "task":
+        stripped = strip_instructions([*mine, *other])
+        mine, other = stripped[: len(mine)], stripped[len(mine) :]
     found = []
     for group in find_near_duplicates([*mine, *other]):
         partners = [i - len(mine) for i in group if i >= len(mine)][:COMPARED]

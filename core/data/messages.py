@@ -36,6 +36,7 @@ _ROLES = {
     "model": "assistant",
     "ai": "assistant",
     "chatbot": "assistant",
+    "chatgpt": "assistant",
     "agent": "assistant",
     "customer": "user",
     "client": "user",

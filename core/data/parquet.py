@@ -93,6 +93,17 @@ def read_parquet(file: IO[bytes], name: str, is_limited: bool = True) -> Iterato
         ) from e
 
 
+def count_rows(file: IO[bytes]) -> int:
+    """The rows that a parquet file says it has; 0 if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (pa.ArrowException, OSError, ValueError):
+        return 0
+
+
 def _check(parquet: Any, name: str, is_limited: bool) -> tuple[list[str], dict[str, UnreadCell]]:
     """Checks size, columns and encodings before any cell is read.
 

@@ -10,6 +10,7 @@ of services with a known prefix. Names and postal addresses are not.
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -105,10 +106,14 @@ def find_personal_data(text: str) -> list[Hit]:
     """
     hits: list[Hit] = []
     for kind, find in _FINDERS:
+        starts = [hit.start for hit in hits]
         for start, end in find(text):
-            if all(end <= hit.start or hit.end <= start for hit in hits):
-                hits.append(Hit(kind, start, end))
-    return sorted(hits, key=lambda hit: hit.start)
+            at = bisect.bisect_right(starts, start)
+            is_free = (not at or hits[at - 1].end <= start) and (at == len(starts) or end <= starts[at])
+            if is_free:
+                hits.append(Hit(kind, start, end))  # hits of one kind do not overlap
+        hits.sort(key=lambda hit: hit.start)
+    return hits
 
 
 def _find_emails(text: str) -> Iterator[tuple[int, int]]:
@@ -157,7 +162,9 @@ def _find_addresses(text: str) -> Iterator[tuple[int, int]]:
     """IP addresses of the public internet; version and section numbers are not addresses."""
     for m in _IPV4.finditer(text):
         parts = m.group().split(".")
-        is_number = sum(len(part) > 1 for part in parts) < 2 or _VERSION.search(text[: m.start()][-20:])
+        is_number = sum(len(part) > 1 for part in parts) < 2 or _VERSION.search(
+            text[max(0, m.start() - 20) : m.start()]
+        )
         if not is_number and _is_public(m.group()):
             yield m.span()
     if text.count(":") > 2:

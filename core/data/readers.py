@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from core.data import compressed, csv_rows, jsonrows, parquet
+from core.data import compressed, csv_rows, jsonrows, parquet, text_exports
 from core.data.document_readers import READERS as DOCUMENT_READERS
 from core.data.document_readers import read_document
 from core.data.documents import Document
@@ -138,7 +138,7 @@ def find_files(
                 )
             if others and log is not None:
                 count, kinds = others.total(), ", ".join(list(others)[:8])
-                log.say(f"{path.name}: {count:,} files of other formats are left out ({kinds}).")
+                log.say(f"{path.name}: files of other formats are left out ({kinds}; {count:,} in all).")
             sources += sorted(inside, key=lambda s: s.name)
         else:
             sources.append(Source(path, path.name))
@@ -395,6 +395,11 @@ def _read_lines(
 
 def _read_text(source: Source, encoding: str, log: ReadLog) -> Rows:
     lines = [line.rstrip("\n") for _, line in _read_lines(source, encoding, log, None)]
+    if source.suffix == ".txt" and text_exports.is_anki(lines):
+        yield from text_exports.read_anki(lines, source.name, log)
+        return
+    if source.suffix == ".txt" and (export := text_exports.describe_export(lines)):
+        log.say(f"{source.name}: {export}")
     in_front_matter = len(lines) > 1 and lines[0].rstrip() == "---" and bool(lines[1].strip())
     start = 0
     for i, line in enumerate([*lines, "---"]):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.data.boilerplate import strip_instructions
 from core.data.inspection import (
     EXAMPLE_LIMIT,
     EXCERPT,
@@ -155,10 +156,13 @@ def group_equal(questions: Sequence[bytes]) -> list[list[int]]:
 
 
 def group_near(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Groups of rows that are nearly equal: texts, or questions with the same answer."""
-    groups = find_near_duplicates([question_text(row) for row in rows])
+    """Groups of rows that are nearly equal: texts, or questions with the same answer.
+
+    What many questions begin or end with, an instruction, is not compared.
+    """
     if not rows or "text" in rows[0]:
-        return groups
+        return find_near_duplicates([question_text(row) for row in rows])
+    groups = find_near_duplicates(strip_instructions([question_text(row) for row in rows]))
     divided: list[list[int]] = []
     for group in groups:
         by_answer: dict[str, list[int]] = {}

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.data.arrow_arrays import from_integers, repeat, to_scalar
+from core.data.arrow_arrays import from_integers, from_texts, repeat, to_scalar
 from core.data.dataset_writer import to_line
 from core.data.json_lines import JsonString, LineForm, Lines, Texts, list_strings
 from core.data.question_hashes import hash_texts
@@ -34,6 +35,8 @@ Convert = Callable[[RawRow], dict[str, Any] | None]
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of a mark; private use
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_FIRST = re.compile(f" ?[^\\s\\[{_OPEN}{_CLOSE}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MESSAGE_TEXTS = ("content", "value")  # keys of a message whose texts differ from line to line
 
 
@@ -73,7 +76,7 @@ class RowForm:
     """How the lines of one form are read.
 
     Attributes:
-        form: what they have in common.
+        form: what they have in common; without pieces for the rows of a table.
         read: the texts that have a role.
         line: the line of rows.jsonl.
         roles: the roles of the parts of the question; "" for the text of a domain row.
@@ -112,6 +115,18 @@ class RowForm:
 def _escape(text: str) -> str:
     """A text as JSON writes it between quotes."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def write_cells(cells: Iterable[str]) -> pa.StringArray:
+    """Texts as JSON writes them between quotes."""
+    return from_texts(encode_basestring(cell)[1:-1] for cell in cells)
+
+
+def is_plain_cell(cell: Any) -> bool:
+    """Whether a cell of a table is a text that can stand in place of a mark; see `_begins_with_text`."""
+    if type(cell) is not str or not _FIRST.match(cell):
+        return False
+    return "\0" not in cell and (cell.isascii() or not _SURROGATE.search(cell))
 
 
 def take_texts(lines: Lines, texts: Texts) -> list[pa.StringArray]:
@@ -155,6 +170,27 @@ def make_form(line: bytes, row: RawRow, roles: Mapping[str, str], convert: Conve
     canonical = convert(RawRow(json.loads(marked), row.file, row.line))
     if canonical is None:
         return None
+    read = tuple(index for index, s in enumerate(varying) if s.path[0] in roles.values())
+    return _read_marks(canonical, LineForm(pieces), read)
+
+
+def make_cell_form(row: RawRow, columns: Sequence[str], convert: Convert) -> RowForm | None:
+    """Makes the form of the rows of a table that have texts in the same columns.
+
+    Args:
+        row: one of them.
+        columns: with texts; the index of a text is that of its column.
+        convert: see `make_form`.
+    """
+    marks = {column: f"{_OPEN}{index}{_CLOSE}" for index, column in enumerate(columns)}
+    canonical = convert(RawRow({**row.values, **marks}, row.file, row.line))
+    if not columns or canonical is None or len(_MARK.findall(to_line(canonical).decode())) < len(columns):
+        return None
+    return _read_marks(canonical, LineForm(()), tuple(range(len(columns))))
+
+
+def _read_marks(canonical: dict[str, Any], form: LineForm, read: tuple[int, ...]) -> RowForm:
+    """Finds the marks in a canonical row."""
     if "text" in canonical:
         asking = [("", canonical["text"])]
     else:
@@ -162,9 +198,8 @@ def make_form(line: bytes, row: RawRow, roles: Mapping[str, str], convert: Conve
     label = canonical.get("type")
     if label is not None and (mark := _MARK.fullmatch(label)):
         label = int(mark.group(1))
-    read = tuple(index for index, s in enumerate(varying) if s.path[0] in roles.values())
     return RowForm(
-        LineForm(pieces),
+        form,
         read,
         Template.parse(to_line(canonical).decode()),
         tuple(role for role, _ in asking),

@@ -11,8 +11,9 @@ all rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,14 @@ from core.data.notes import Notes
 from core.data.question_hashes import hash_questions
 from core.data.readers import RawRow
 from core.data.reading import Plan
-from core.data.row_forms import RowForm, make_form, take_texts
+from core.data.row_forms import (
+    RowForm,
+    is_plain_cell,
+    make_cell_form,
+    make_form,
+    take_texts,
+    write_cells,
+)
 from core.errors import DataError
 
 if TYPE_CHECKING:
@@ -105,6 +113,7 @@ class RowStream:
         self._questions: list[NDArray[np.uint64]] = []
         self._codes: list[NDArray[np.int64]] = []
         self._code_of: dict[str, int] = {}
+        self._cell_forms: dict[tuple[bool, ...], RowForm | None] = {}
         self._known = set(plan.columns)
 
     def questions(self) -> NDArray[np.uint64]:
@@ -149,19 +158,24 @@ class RowStream:
         texts = lines.find(form.form, remaining)
         texts = texts.select(form.select(lines, texts))
         columns = take_texts(lines, texts)
-        labels = None
         if isinstance(form.label, int):
             is_label = self._read_as_written(columns[form.label])
             if not is_label.all():
                 texts = texts.select(is_label)
                 columns = take_texts(lines, texts)
-            labels = columns[form.label]
-        elif form.label is not None:
-            labels = repeat(form.label, len(texts.lines))
         if not len(texts.lines):
             return []
         remaining[texts.lines] = False
-        return [Part(texts.lines, form.line.fill(columns), form.hash_questions(columns), labels)]
+        return [self._fill(form, texts.lines, columns)]
+
+    def _fill(self, form: RowForm, places: NDArray[np.int64], texts: Sequence[pa.StringArray]) -> Part:
+        """Makes the rows of one form of their texts."""
+        labels = None
+        if isinstance(form.label, int):
+            labels = texts[form.label]
+        elif form.label is not None:
+            labels = repeat(form.label, len(places))
+        return Part(places, form.line.fill(texts), form.hash_questions(texts), labels)
 
     def _read_as_written(self, labels: pa.StringArray) -> NDArray[np.bool_]:
         """Which types are read as they are written: without escapes, and without blanks around them."""
@@ -225,8 +239,42 @@ class RowStream:
             DataError: a row cannot be read. Restart: see there.
         """
         self.raw += len(rows)
-        if rows:
-            self._write([self._convert(rows)], 0, rows[0].file, rows)
+        if not rows:
+            return
+        parts: list[Part] = []
+        others = np.ones(len(rows), np.bool_)
+        if self.plan.layout is None:
+            for form, columns, indices in self._group_cells(rows):
+                texts = [write_cells(rows[i].values[column] for i in indices) for column in columns]
+                parts.append(self._fill(form, np.array(indices), texts))
+                others[indices] = False
+        left = np.flatnonzero(others)
+        if len(left):
+            part = self._convert([rows[i] for i in left])
+            parts.append(replace(part, places=left[part.places]))
+        self._write(parts, 0, rows[0].file, rows)
+
+    def _group_cells(self, rows: Sequence[RawRow]) -> Iterator[tuple[RowForm, list[str], list[int]]]:
+        """Yields the rows whose cells with a role are plain or empty texts: by the columns that have a text."""
+        columns = list(self.plan.roles.values())
+        label = self.plan.roles.get("type", "")
+        groups: dict[tuple[bool, ...], list[int]] = {}
+        for index, row in enumerate(rows):
+            values = row.values
+            if values.keys() - self._known:
+                continue
+            cells = [values.get(column) for column in columns]
+            if all(cell == "" or is_plain_cell(cell) for cell in cells):
+                text = values.get(label, "")
+                if text.strip() == text and encode_basestring(text) == f'"{text}"':
+                    groups.setdefault(tuple(map(bool, cells)), []).append(index)
+        for pattern, indices in groups.items():
+            filled = [column for column, has_text in zip(columns, pattern) if has_text]
+            if pattern not in self._cell_forms:
+                self._cell_forms[pattern] = make_cell_form(rows[indices[0]], filled, self._convert_one)
+            form = self._cell_forms[pattern]
+            if form is not None:
+                yield form, filled, indices
 
     def _convert(self, rows: Sequence[RawRow], first_line: int | None = None) -> Part:
         places: list[RawRow] = []

@@ -115,7 +115,12 @@ def _normalize_forms(text: str) -> str:
 
 def list_questions(rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """Hashes what each row asks; see `question_key`."""
-    return [hashlib.sha256(question_key(row).encode("utf-8", "surrogatepass")).digest() for row in rows]
+    return [hash_question(row) for row in rows]
+
+
+def hash_question(row: Mapping[str, Any]) -> bytes:
+    """Hashes what a row asks; see `question_key`."""
+    return hashlib.sha256(question_key(row).encode("utf-8", "surrogatepass")).digest()
 
 
 def count_repeats(rows: Sequence[Mapping[str, Any]], questions: Sequence[bytes] | None = None) -> int:
@@ -155,6 +160,7 @@ def split(
     ratios: Sequence[float] = RATIOS,
     questions: Sequence[bytes] | None = None,
     weights: Sequence[int] | None = None,
+    keys: Sequence[tuple[str, bytes]] | None = None,
 ) -> dict[str, list[int]]:
     """Splits canonical rows. The result depends on their content and the seed, not on their order.
 
@@ -164,6 +170,7 @@ def split(
         ratios: shares of train, val and test.
         questions: the result of `list_questions`, if it is known already.
         weights: what the shares are of, for each row; None counts every row once.
+        keys: the `sort_key` of each row, if it is known already.
 
     Returns:
         "train", "val" and "test", each with ascending indices into `rows`; every index occurs once.
@@ -178,12 +185,13 @@ def split(
         by_question.setdefault(question, []).append(index)
     check_distinct(len(by_question))
 
-    def sort_key(group: list[int]) -> tuple[str, bytes]:
+    def sort_key_of(group: list[int]) -> tuple[str, bytes]:
+        if keys is not None and len(group) == 1:
+            return keys[group[0]]
         kind = min(str(rows[i].get("type", "")) for i in group)
-        content = min(content_key(rows[i]) for i in group)
-        return kind, hashlib.sha256(f"{seed}:{content}".encode("utf-8", "surrogatepass")).digest()
+        return kind, _hash_content(min(content_key(rows[i]) for i in group), seed)
 
-    groups = sorted(by_question.values(), key=sort_key)
+    groups = sorted(by_question.values(), key=sort_key_of)
     if weights is not None:
         parts = _assign(groups, shares, [max(1, sum(weights[i] for i in g)) for g in groups])
         return {name: sorted(i for group in part for i in group) for name, part in zip(SPLITS, parts)}
@@ -208,6 +216,15 @@ def check_distinct(count: int) -> None:
             "Rows that ask the same question count as one. Add rows, or split one long text into documents "
             "with lines of only `---` between blank lines.",
         )
+
+
+def sort_key(row: Mapping[str, Any], seed: int) -> tuple[str, bytes]:
+    """The place of a row among the groups of one row: by its type, then by a hash of seed and content."""
+    return str(row.get("type", "")), _hash_content(content_key(row), seed)
+
+
+def _hash_content(content: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{content}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _assign(

@@ -32,6 +32,8 @@ _BLOCK_BYTES = 1 << 20
 _OVERLAP = 64  # bytes, more than a declaration or a merged range is long
 
 _DECLARATION = re.compile(rb"<\0?!\0?(D\0?O\0?C\0?T|E\0?N\0?T)", re.I)
+_ENCODING = re.compile(rb"<\?xml[^>]{0,60}encoding\s*=\s*[\"']([^\"']{1,40})[\"']")
+_ENCODINGS = (b"utf-8", b"utf-16", b"us-ascii", b"iso-8859-1", b"windows-1252")
 _MERGE = re.compile(rb"mergeCell [^>]{0,20}ref=\"([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})\"")
 _CARRIAGE = re.compile("_x000[dD]_\n?")
 _OLE = b"\xd0\xcf\x11\xe0"
@@ -115,9 +117,10 @@ def _check_parts(file: IO[bytes], name: str) -> dict[str, list[tuple[str, int, s
                             file=name,
                         )
                     text = tail + block
-                    if _DECLARATION.search(text):
+                    encoding = _ENCODING.search(text[:200]) if size == len(block) else None
+                    if _DECLARATION.search(text) or (encoding and encoding[1].lower() not in _ENCODINGS):
                         raise DataError(
-                            "a part of the workbook has a document type declaration, which is not needed.",
+                            "a part of the workbook has a document type declaration or an unusual encoding.",
                             "Save it again in a spreadsheet program, or as .csv.",
                             file=name,
                         )

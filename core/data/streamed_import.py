@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from core.data.dataset_preview import SAMPLE_ROWS
 from core.data.dataset_writer import RowsFile, write_splits
 from core.data.encodings import choose_codec
 from core.data.json_lines import Lines
@@ -25,13 +26,12 @@ from core.data.reading import Plan, Reading, make_plan
 from core.data.row_stream import NeedsAllRows, Restart, RowStream
 from core.data.source_copies import SourceCopy
 from core.data.split_rows import LARGE
-from core.data.splits import SPLITS, split
+from core.data.splits import SPLITS, hash_question, sort_key, split
 from core.data.stored_rows import StoredRows
 from core.errors import DataError
 from core.progress import ReadProgress, Report
 from core.store.files import delete
 
-SAMPLE_ROWS = 500  # that decide on layout and roles
 ROW_BLOCK = 5000  # raw rows that are read together
 PLAN_LIMIT = 12  # plans that are tried
 CUT_SHARE = 0.02  # a text with a larger share of all text is cut into sections, which needs all rows
@@ -127,7 +127,9 @@ class StreamedImport:
         if purpose == "evaluation":
             chosen = np.full(stream.rows, SPLITS.index("test"), np.uint8)
         elif stream.rows < LARGE:
-            parts = split(StoredRows(file.path, lengths), seed)
+            rows = StoredRows(file.path, lengths)
+            keys = [(hash_question(row), sort_key(row, seed)) for row in rows]
+            parts = split(rows, seed, questions=[q for q, _ in keys], keys=[key for _, key in keys])
             chosen = np.empty(stream.rows, np.uint8)
             for index, name in enumerate(SPLITS):
                 chosen[parts[name]] = index

@@ -228,7 +228,7 @@ class Datasets:
         sizes = self.get(dataset_id).splits
         rows: list[dict[str, Any]] = []
         for name in splits:
-            if not limit or len(rows) < limit:
+            if offset < sizes[name] and (not limit or len(rows) < limit):
                 left = limit - len(rows) if limit else None
                 rows += datasets.read_split(self._workspace, dataset_id, name, left, offset)
             offset = max(0, offset - sizes[name])

@@ -1,34 +1,22 @@
-"""Names of adapters and mixes in words. Two adapters of one name are told apart by date, steps and order."""
+"""Names of adapters and mixes in words. Date, steps and order distinguish two adapters of one name."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 NAME_LIMIT = 120  # characters of a mix's name
 TILTS = {1.0: " (deep)", -1.0: " (shallow)"}
 
 
-class Named(Protocol):
-    """An adapter: its id, its display name, when it was made (Unix seconds) and how many steps it trained."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def created(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
-
-
-def label_adapters(adapters: Sequence[Named]) -> dict[str, str]:
+def label_adapters(adapters: Sequence[Any]) -> dict[str, str]:
     """A label for each adapter that no other adapter has: its name where that is unique.
 
     Args:
-        adapters: all adapters that a user can see, in any order.
+        adapters: all adapters that a user can see, in any order: their `id`, `name`, `created` (Unix
+            seconds, 0 in training) and `steps`.
 
     Returns:
         id -> label. Adapters of one name get the minute that they were made and their steps, and where both
@@ -45,7 +33,7 @@ def label_adapters(adapters: Sequence[Named]) -> dict[str, str]:
     return labels
 
 
-def _describe(adapter: Named) -> str:
+def _describe(adapter: Any) -> str:
     parts = []
     if adapter.created:
         made = time.localtime(adapter.created)

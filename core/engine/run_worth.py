@@ -127,9 +127,7 @@ def _measure_answers(
         batch = questions[start : start + BATCH_ROWS]
         limits = [q.limit for q in batch]
         texts = _generate(resident, [q.prompt for q in batch], limits, mixes, turn)
-        answers += [
-            (q.text, a, b, q.reference) for q, a, b in zip(batch, texts[0], texts[1], strict=True)
-        ]
+        answers += [(q.text, a, b, q.reference) for q, a, b in zip(batch, texts[0], texts[1], strict=True)]
     if not answers:
         return [], [], 0
     gains = []
@@ -191,8 +189,7 @@ def _continue_texts(
         return []
     texts = _generate(resident, prompts, [min(CONTINUATION_TOKENS, room)] * len(prompts), mixes, turn)
     return [
-        Example(opening, a, b, rest)
-        for (opening, rest), a, b in zip(chosen, texts[0], texts[1], strict=True)
+        Example(opening, a, b, rest) for (opening, rest), a, b in zip(chosen, texts[0], texts[1], strict=True)
     ]
 
 

@@ -109,9 +109,7 @@ FLOOR_RATE = {"domain": 3e-3, "task": 1e-3}  # of a run at the floor, on a base 
 PACKED_FILL = 0.95  # of a packed row
 
 
-def recommend(
-    kind: str, preset: str, size: DataSize, parameters: int, context: int = 0
-) -> Recommendation:
+def recommend(kind: str, preset: str, size: DataSize, parameters: int, context: int = 0) -> Recommendation:
     """The settings that suit an amount of data.
 
     Args:
@@ -162,14 +160,17 @@ def recommend(
         )
         if floor.measured and FLOOR_RATE[kind] > spec.learning_rate:
             settings["learning_rate"] = FLOOR_RATE[kind]
-            reasons["learning_rate"] = f"a learning rate of {FLOOR_RATE[kind]:g}, which was best in short runs"
+            rate = FLOOR_RATE[kind]
+            reasons["learning_rate"] = f"a learning rate of {rate:g}, which was best in short runs"
     elif epochs < spec.epochs:
         reasons["epochs"] = (
             f"{epochs:g} passes instead of {spec.epochs:g}, because the rows are many enough to learn from"
         )
     if kind == "task" and epochs >= REPEATS:
         settings |= {"early_stopping": PATIENCE, "keep": "best"}
-        reasons["early_stopping"] = "the best adapter is kept, and the run ends early where validation gets worse"
+        reasons["early_stopping"] = (
+            "the best adapter is kept, and the run ends early where validation gets worse"
+        )
     return Recommendation(settings, reasons, steps, _describe(size, steps, epochs, reasons))
 
 

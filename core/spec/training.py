@@ -119,8 +119,8 @@ EQUALS_BASE = (
 VERDICT_TEXTS: dict[str, tuple[str, str, str]] = {
     "unclear": (
         "not better than the base",
-        "It completed its steps, but on held-out rows its adapter is not better than the base: the difference "
-        "is within chance.",
+        "It completed its steps, but on held-out rows its adapter is not better than the base: "
+        "the difference is within chance.",
         "Add examples, or start a new run with more steps or a higher learning rate.",
     ),
     "worse": (
@@ -303,7 +303,7 @@ class TrainSpec(Settings):
     )
     continue_from: str = setting(
         "",
-        "Finished run whose adapter this run trains further, with its optimizer state where that is stored.",
+        "Id of a finished run whose adapter is trained further, with its optimizer state where that is stored.",
         high=64,
         label="Train on from",
     )

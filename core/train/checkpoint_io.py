@@ -149,7 +149,8 @@ class CheckpointTrainer(Trainer):  # type: ignore[misc]
             else:
                 self.optimizer.load_state_dict(whole)
         except (ValueError, KeyError, RuntimeError) as e:  # another optimizer, or another number of processes
-            self.context.log.append("note", text=f"The optimizer starts anew: its old state does not fit ({e}).")
+            text = f"The optimizer starts from zero: its stored state does not fit ({e})."
+            self.context.log.append("note", text=text)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the adapter in training and `progress`; which adapters are active does not change."""

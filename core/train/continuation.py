@@ -1,7 +1,7 @@
 """What a run starts from that trains a finished one further: its adapter, and its optimizer state.
 
 A finished run keeps its last checkpoint while it was still learning (`core.store.runs.final_checkpoint`).
-Without one, the new run starts from the adapter in the library, and its optimizer anew.
+Without one, the new run starts from the adapter in the library, and its optimizer from zero.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Start:
         source = f"Trains the adapter of {self.run.name!r} further, from its step {self.run.step}"
         if self.optimizer:
             return f"{source}, with the state of its optimizer and a new schedule."
-        return f"{source}. Its optimizer state is not stored, so the optimizer starts anew."
+        return f"{source}. Its optimizer state is not stored, so the optimizer starts from zero."
 
 
 def find_start(workspace: Workspace, spec: TrainSpec) -> Start | None:

@@ -20,7 +20,7 @@ from core.model import experts
 from core.model.nf4_cpu import unpack_for_backward
 from core.model.resident import Resident
 from core.spec.recommendation import floor_of
-from core.spec.training import EQUALS_BASE, RunStatus, describe_expert_training
+from core.spec.training import EQUALS_BASE, STILL_LEARNING, RunStatus, describe_expert_training
 from core.store import runs
 from core.store.workspace import Workspace
 from core.train import comparison, provenance
@@ -114,6 +114,8 @@ def train(
         ratio = trainer.memory_ratio or run.extra.memory_ratio
         status = RunStatus.STOPPED if stopped else RunStatus.DONE
         convergence = Convergence() if stopped or equals_base else _judge_end(workspace, run, resident)
+        if convergence.still_learning:
+            note(f"{STILL_LEARNING[1]} {STILL_LEARNING[2].format(steps=convergence.more_steps)}")
         extra = replace(
             run.extra,
             memory_ratio=ratio,

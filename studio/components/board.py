@@ -69,7 +69,7 @@ def render_columns(frame: Any, reference: int, labels: Mapping[str, str] | None 
     return [_column(c, base if i != reference else c.text, labels) for i, c in enumerate(frame.columns)]
 
 
-def render_waiting(count: int) -> list[Node]:
+def render_placeholders(count: int) -> list[Node]:
     """Columns whose answers have not begun."""
     return [answers.skeleton() for _ in range(count)]
 

@@ -38,7 +38,7 @@ function send(batch) { // XMLHttpRequest, because fetch reports no progress of a
     request.upload.onprogress = (event) => { uploading.done = before + event.loaded; drawProgress(); };
     request.onload = () => {
       if (request.status === 200) resolve(JSON.parse(request.responseText));
-      else if (request.status === 413) reject(new Error(`A file is larger than ${size(props.file_limit)}. Split it into several files.`));
+      else if (request.status === 413) reject(new Error(`A file is larger than this studio accepts from other machines (${size(props.file_limit)}). Split it into several files.`));
       else reject(new Error(request.responseText.startsWith("{") ? "The upload failed. Try again." : request.responseText.slice(0, 200)));
     };
     request.onerror = () => reject(new Error("The connection was lost during the upload. Try again."));
@@ -63,7 +63,7 @@ async function add(list) {
   problem = "";
   const leftOut = { ...(props.value?.left_out || {}) }, chosen = choose(list, leftOut);
   const count = chosen.length + (props.value?.files?.length || 0);
-  const large = chosen.find(({ file }) => file.size > props.file_limit);
+  const large = chosen.find(({ file, name }) => file.size > props.file_limit && !props.streamed.includes(suffixOf(name)));
   if (!chosen.length) problem = describeNothing(list, leftOut);
   else if (count > props.count_limit) problem = `One import may have at most ${plural(props.count_limit, "file")}, got ${count.toLocaleString("en")}. Drop fewer at once.`;
   else if (large) problem = `${large.name} has ${size(large.file.size)}; a file may have at most ${size(props.file_limit)}. Split it into several files.`;
@@ -186,7 +186,7 @@ function draw() {
     const choices = make("div", "row", {});
     choices.append(press("Choose files", "btn quiet drop-choose", () => browse(false)), press("Choose a folder", "btn quiet", () => browse(true)));
     const rows = props.formats.map(([name, suffixes]) => ({ tag: "div", kids: [{ tag: "dt", kids: [name] }, { tag: "dd", kids: [suffixes] }] }));
-    parts.push(choices, make("dl", "drop-formats", {}, ...rows), make("p", "quiet", {}, `Up to ${size(props.file_limit)} a file. Files stay on this machine.`));
+    parts.push(choices, make("dl", "drop-formats", {}, ...rows), make("p", "quiet", {}, "Files stay on this machine."));
   }
   if (problem) parts.push(make("p", "problem", { role: "alert" }, problem));
   root.replaceChildren(input, ...parts);

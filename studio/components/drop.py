@@ -6,8 +6,8 @@
     "left_out": {suffix: how many files of a folder have a suffix that is not read},
 }
 
-Gradio's own file component takes files or a folder, never both. `drop.js` walks dropped folders itself, leaves
-out files of other kinds before they are uploaded, and asks `store_upload` for the drop's id.
+Gradio's own file component takes files or a folder, never both. `drop.js` walks dropped folders itself,
+leaves out files of other kinds before they are uploaded, and asks `store_upload` for the drop's id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from core.data.document_readers import READERS
-from core.data.readers import FILE_COUNT_LIMIT, FILE_LIMIT_BYTES, SUFFIXES
+from core.data.readers import FILE_COUNT_LIMIT, FILE_LIMIT_BYTES, STREAMED_SUFFIXES, SUFFIXES
 from core.engine import Engine
 from studio import events, uploads
 from studio.assets import read_asset
@@ -41,6 +41,7 @@ def drop_area(engine: Engine) -> gr.HTML:
         suffixes=list(SUFFIXES),
         formats=describe_formats(),
         file_limit=FILE_LIMIT_BYTES,
+        streamed=list(STREAMED_SUFFIXES),  # read in blocks, so that only the disk limits them
         count_limit=FILE_COUNT_LIMIT,
     )
 

@@ -44,7 +44,7 @@ class Forms:
 
 
 def imports(engine: Engine, forms: Forms) -> gr.HTML:
-    """The component. It fires `imported` with the new dataset's id, and `reopen` with the id of a failed job."""
+    """The component. It fires `imported` with a new dataset's id, and `reopen` with a failed job's id."""
 
     def poll_imports(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         return {"jobs": [_describe(status, forms) for status in engine.imports.list()]}
@@ -61,7 +61,7 @@ def imports(engine: Engine, forms: Forms) -> gr.HTML:
 
     return gr.HTML(
         value=None,
-        html_template='<div class="imports" aria-live="polite"></div>',
+        html_template='<div class="imports"></div>',
         js_on_load=read_asset("components/imports.js"),
         apply_default_css=False,
         server_functions=[
@@ -112,7 +112,7 @@ def render_import(status: ImportStatus, can_reopen: bool = False) -> Node:
         )
     if status.state == "cancelled":
         dismiss = button("Dismiss", {"do": "dismiss", "job": job}, aria_label=f"Dismiss {status.name}")
-        text = node("p", f"{status.name} was cancelled. Nothing of it was stored.", cls="quiet")
+        text = node("p", f"{status.name} was cancelled. Nothing of it was stored.", cls="quiet", role="status")
         return node("div", node("div", text, dismiss, cls="row spread-row"), cls="import-job")
     cancel = button("Cancel", {"do": "cancel", "job": job}, aria_label=f"Cancel the import of {status.name}")
     return node(

@@ -30,7 +30,7 @@ function show() {
   again();
 }
 
-// Asks anew: the base or another dataset may have changed since, and what is known already comes at once.
+// Asks again: the base or another dataset may have changed since, and a known result comes at once.
 function again() {
   key = ""; done = false;
   poll();

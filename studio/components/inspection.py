@@ -42,6 +42,6 @@ def poll_inspection(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         waits = found.tokens is None and engine.bases.current().loading
         return {"tree": views.render_inspection(found, dataset_id), "done": not waits, "key": ""}
     if status.has_ended:
-        return {"tree": views.render_failed(status.problem or status.text), "done": True, "key": ""}
+        return {"tree": views.render_failure(status.problem or status.text), "done": True, "key": ""}
     share = min(1.0, status.done / status.total) if status.total else 0.0
-    return {"tree": views.render_pending(status.text, share), "done": False, "key": key}
+    return {"tree": views.render_progress(status.text, share), "done": False, "key": key}

@@ -16,7 +16,7 @@ from core.errors import SpecError
 from core.merge.methods import METHODS, BakeSpec
 from studio import events, fields
 from studio.components import field_errors, mixer, plot
-from studio.session import read_sampling
+from studio.session import SAMPLING, read_sampling
 from studio.tabs import mix as mixing
 from studio.tabs import weight_map
 from studio.tabs.analysis_session import AnalysisSession
@@ -97,30 +97,36 @@ def wire(
     queueing: dict[str, Any] = {"concurrency_limit": 4, "trigger_mode": "multiple"}
     weight_map.wire(tab.weight_map, engine, library_changed, mix_changed, mix, tab.session)
     inputs = [mix.prompt, mix.mixer, tab.session]
-    sampling = [mix.continue_text, *mix.sampling.values()]
+    sampling = [mix.continue_text, *mix.sampling.values(), mix.asked]
     events.bind(
         tab.explain.click, engine, explain_answer, [*inputs, *sampling], [tab.attribution], **queueing
     )
+    inputs = [*inputs, mix.asked]
     events.bind(tab.compare.click, engine, compare_adapters, inputs, [tab.overlap, tab.cosines], **queueing)
     method = tab.spec["method"]
     events.bind(method.change, engine, show_method_help, [method], [method])  # type: ignore[attr-defined]
     form = [mix.mixer, tab.session, *tab.spec.values()]
     events.refresh_after(
-        events.bind(
-            tab.bake.click, engine, bake_mix, form, [tab.bake_result], errors=tab.errors, **queueing
-        )
+        events.bind(tab.bake.click, engine, bake_mix, form, [tab.bake_result], errors=tab.errors, **queueing)
     )
     field_errors.wire(tab.errors, engine, check_bake, list(tab.spec.values()))
 
 
 def explain_answer(
-    engine: Engine, prompt: str, rows: Any, session: AnalysisSession, continue_text: bool, *sampling: Any
+    engine: Engine, prompt: str, rows: Any, session: AnalysisSession, continue_text: bool, *settings: Any
 ) -> Iterator[Node]:
-    """Attributes the mix's answer to its adapters, token by token."""
+    """Attributes the mix's answer to its adapters, token by token.
+
+    Args:
+        settings: the sampling settings, and optionally the prompt that was asked last, which is used where
+            the field is empty.
+    """
+    sampling, asked = settings[: len(SAMPLING)], (*settings[len(SAMPLING) :], "")[0]
+    prompt = prompt if prompt.strip() else str(asked or "")
     if not prompt.strip():
         raise SpecError("The prompt is empty.", "Write a prompt first.")
-    mix, settings = mixer.read_mix(rows), read_sampling(sampling)
-    stream = engine.analysis.attribution(prompt, mix, sampling=settings, chat=not continue_text)
+    mix, how = mixer.read_mix(rows), read_sampling(sampling)
+    stream = engine.analysis.attribution(prompt, mix, sampling=how, chat=not continue_text)
     for part in session.follow("attribution", stream):
         if part is None:
             yield ATTRIBUTION_STOPPED
@@ -133,10 +139,10 @@ def explain_answer(
 
 
 def compare_adapters(
-    engine: Engine, prompt: str, rows: Any, session: AnalysisSession
+    engine: Engine, prompt: str, rows: Any, session: AnalysisSession, asked: str = ""
 ) -> Iterator[tuple[Any, Any]]:
-    """Compares the mix's adapters by their weights, and on the prompt."""
-    stream = engine.analysis.interference(mixer.read_mix(rows), [prompt or ""])
+    """Compares the mix's adapters by their weights, and on the prompt, or on the one that was asked last."""
+    stream = engine.analysis.interference(mixer.read_mix(rows), [prompt or asked or ""])
     for part in session.follow("overlap", stream):
         if part is None:
             yield OVERLAP_STOPPED, gr.skip()

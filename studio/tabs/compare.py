@@ -23,7 +23,7 @@ from studio.tree import Node, node, title, view
 from studio.views import blind, suite
 from studio.views.suite import Suite
 
-# In the browser, because the user may be typing: a suggestion fills an empty field, and replaces an earlier one.
+# In the browser, because the user may be typing: a suggestion fills an empty field or replaces an older one.
 SUGGEST = """(prompt, suggestion) => {
   const earlier = window.studio.suggestedComparePrompt ?? "";
   if (prompt && prompt !== earlier) return prompt;
@@ -55,7 +55,7 @@ class CompareTab:
 
     Attributes:
         columns_problem: errors of the columns, above them; `problem` has those of the prompt, below it.
-        has_chosen_mode: whether the user has chosen between chat and continuing a text.
+        has_chosen_mode: whether the user has chosen between chat and continuing a text. Hidden.
         suggestion: holds a prompt to begin with. Hidden.
         file_text: takes a file's text to the browser. Hidden.
     """
@@ -78,7 +78,7 @@ class CompareTab:
     suite: Suite
     file_text: gr.Textbox
     suggestion: gr.Textbox
-    has_chosen_mode: gr.State
+    has_chosen_mode: gr.Checkbox
     session: gr.State
 
     @property
@@ -134,7 +134,7 @@ def build() -> CompareTab:
         made["votes"] = _build_votes()
         made["suite"] = suite.build()
         made["file_text"], made["suggestion"] = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    made["has_chosen_mode"] = gr.State(False)
+    made["has_chosen_mode"] = gr.Checkbox(False, visible=False)
     made["session"] = gr.State(Session(), delete_callback=Session.stop)
     return CompareTab(**made)
 
@@ -163,11 +163,12 @@ def wire(
     outputs = [tab.board, tab.problem, tab.columns_problem]
     queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
     for trigger in (tab.ask.click, tab.prompt.submit):
-        events.bind(trigger, engine, ask, inputs, outputs, **queueing)
-        trigger(fn=None, js=mix_choices.show_prompt("compare-side"), api_visibility="private")
+        answered = events.bind(trigger, engine, ask, inputs, outputs, **queueing)
+        for event in (trigger, answered.then):  # the browser has moved the page while the answers grew
+            event(fn=None, js=mix_choices.show_prompt("compare-side"), api_visibility="private")
     for trigger in (tab.blind.click, tab.board.again):
         events.bind(trigger, engine, ask_blind, inputs, outputs, **queueing)
-    problems.clear_when_mended(tab.prompt, tab.problem)
+    problems.clear_on_change(tab.prompt, tab.problem)
     events.bind(tab.board.vote, engine, vote, [tab.session], [tab.board, tab.votes.tally])
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.export.click, engine, export_markdown, [tab.session], [tab.file_text]).success(
@@ -248,10 +249,7 @@ def describe_columns(
     active = list(dict.fromkeys(a for m in mixes for a in m.weights))
     chips = prompt_chips.list_chips(engine, active)
     mode: Any = gr.skip()
-    if (
-        not has_chosen_mode
-        and (suggested := prompt_chips.suggest_continuing(engine, active)) != continue_text
-    ):
+    if not has_chosen_mode and (suggested := prompt_chips.suggest_mode(engine, active)) != continue_text:
         mode = suggested
     return prompt_chips.render_chips(chips), mode, chips[0].text if chips else ""
 
@@ -306,7 +304,7 @@ def stream_answers(
     how = read_settings(settings)
     reference = board.find_reference(mixes)
     value = {"picks": picks, "names": dict(zip(picks, [m.name for m in mixes], strict=True)), "touched": True}
-    yield {**value, "columns": board.render_waiting(len(mixes)), "serial": session.serial + 1}
+    yield {**value, "columns": board.render_placeholders(len(mixes)), "serial": session.serial + 1}
     frames = session.stream_frames(
         engine,
         prompt,

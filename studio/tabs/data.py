@@ -35,6 +35,7 @@ class DataTab:
     name: gr.Textbox
     held_out: gr.Checkbox
     add: gr.Button
+    hint: gr.HTML
     errors: FieldErrors
     imports: gr.HTML
     forms: imports.Forms
@@ -71,6 +72,7 @@ def build(engine: Engine) -> DataTab:
                 name = gr.Textbox(label="Dataset name", max_length=120)
                 held_out = gr.Checkbox(label="For evaluation only", info=HELD_OUT)
                 add = gr.Button("Import the files", variant="primary", interactive=False)
+                hint = view(None, elem_id="import-hint")
             errors = field_errors.field_errors({"name": name})
             running = imports.imports(engine, forms)
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
@@ -86,7 +88,9 @@ def build(engine: Engine) -> DataTab:
                 split = gr.Radio(splits, value="train", label="Rows", visible=False)
                 rows = view(None)
                 example = view(elem_id="tokens")
-                more = gr.Accordion("Note, download, merge", open=False, visible=False, elem_classes="quiet-fold")
+                more = gr.Accordion(
+                    "Note, download, merge", open=False, visible=False, elem_classes="quiet-fold"
+                )
                 with more:
                     note = gr.Textbox(
                         label="Note", placeholder="What this data is, and where it comes from", lines=2
@@ -102,6 +106,7 @@ def build(engine: Engine) -> DataTab:
         name,
         held_out,
         add,
+        hint,
         errors,
         running,
         forms,
@@ -143,7 +148,7 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
 
 
 def list_choices(engine: Engine) -> list[tuple[str, str]]:
-    """The datasets as choices of a picker, newest first; those of one name are told apart by time and rows."""
+    """The datasets as choices of a picker, newest first; those of one name show their time and rows."""
     datasets = list(reversed(engine.datasets.list()))
     names = [d.name for d in datasets]
     choices = []

@@ -1,4 +1,4 @@
-"""What can be made of a dataset on the Data tab: a dataset without repeats, redacted or merged; a note; the card."""
+"""What the Data tab makes of a dataset: one without repeats, redacted or merged; a note; the card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def wire(tab: DataTab, engine: Engine) -> None:
     """Connects the events."""
     made = events.bind(tab.inspection.act, engine, derive, None, [tab.picker])
     events.refresh_after(made)
-    merged = events.bind(tab.merge.click, engine, merge, [tab.picker, tab.partners], [tab.picker, tab.partners])
+    merged = events.bind(
+        tab.merge.click, engine, merge, [tab.picker, tab.partners], [tab.picker, tab.partners]
+    )
     events.refresh_after(merged)
     for trigger in (tab.note.blur, tab.note.submit):
         events.bind(trigger, engine, save_note, [tab.picker, tab.note], None)

@@ -20,7 +20,7 @@ from core.errors import DataError, SpecError, StudioError, UnknownEncoding
 from studio import events, first_page, uploads
 from studio.components import drop, field_errors, imports
 from studio.reading_choices import Choices, assign_role, kind_of, swap_roles
-from studio.tree import Node, skeleton
+from studio.tree import Node, node, skeleton
 from studio.views import data_preview as views
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ logger = logging.getLogger(__name__)
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".csv", ".tsv", ".json", ".jsonl")
 FILES = 200  # whose encoding is looked at
 READING = "The files are being read"
+SEE_QUESTION = "First answer the question in the preview."
+SEE_PROBLEM = "The preview says what has to be mended first."
 
 
 def wire(tab: DataTab, engine: Engine) -> None:
     """Connects the events of the drop area, the preview and the imports."""
-    reading = [tab.choices, tab.kind, tab.preview, tab.add]
+    reading = [tab.choices, tab.kind, tab.preview, tab.add, tab.hint]
     read = events.bind_sequential(
         tab.files.drop,
         engine,
@@ -48,7 +50,7 @@ def wire(tab: DataTab, engine: Engine) -> None:
     inputs = [tab.files, tab.choices, tab.held_out]
     events.bind_sequential(tab.kind.input, engine, change_kind, [*inputs, tab.kind], reading)
     events.bind_sequential(tab.held_out.input, engine, read_again, inputs, reading)
-    events.bind_sequential(tab.preview.act, engine, change_reading, inputs, reading)
+    events.bind_sequential(tab.preview.act, engine, change_choices, inputs, reading)
 
     def start(engine: Engine, files: Any, choices: Choices, name: str, held_out: bool) -> tuple[Any, ...]:
         return start_import(engine, tab.forms, files, choices, name, held_out)
@@ -58,12 +60,12 @@ def wire(tab: DataTab, engine: Engine) -> None:
 
     form = [tab.files, tab.choices, tab.name, tab.held_out]
     settings = [tab.settings, tab.name, tab.held_out]
-    after = [tab.imports, tab.files, *settings, tab.preview, tab.page, tab.add, tab.shelf]
+    after = [tab.imports, tab.files, *settings, tab.preview, tab.page, tab.add, tab.hint, tab.shelf]
     events.bind(tab.add.click, engine, start, form, after, errors=tab.errors)
     field_errors.wire(tab.errors, engine, check_name_field, [tab.name])
-    shown = [*form, tab.settings, tab.shelf, tab.kind, tab.preview, tab.add]
+    shown = [*form, tab.settings, tab.shelf, *reading[1:]]
     events.bind(tab.imports.reopen, engine, reopen, None, shown)
-    events.refresh_after(events.bind(tab.imports.imported, engine, show_imported, None, [tab.picker]))
+    events.refresh_after(events.bind(tab.imports.imported, engine, show_new_dataset, None, [tab.picker]))
 
 
 def read_files(
@@ -71,15 +73,14 @@ def read_files(
 ) -> Iterator[tuple[Any, ...]]:
     """Shows a preview of the dropped files, with their detected kind, in the place of the dataset.
 
-    What the user has chosen for the files before stays, where it fits. When the files are removed, the dataset
-    is shown again.
+    Earlier choices of the user stay where they fit. When the files are removed, the dataset is shown again.
     """
     shelf = gr.update(visible=not files)
     if not files:
-        yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, _no_import(), None
+        yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, *_no_import(), None
         return
     head = (gr.update(visible=True), name or drop.name_of(files), gr.skip(), shelf)
-    yield (*head, choices, gr.skip(), skeleton(6, READING), _no_import(), None)
+    yield (*head, choices, gr.skip(), skeleton(6, READING), *_no_import(), None)
     reading = _read(engine, files, choices, held_out)
     if choices.roles and not set(choices.roles.values()) <= set(reading[0].shown_columns):
         reading = _read(engine, files, Choices(encoding=choices.encoding), held_out)
@@ -113,7 +114,7 @@ def change_kind(engine: Engine, files: Any, choices: Choices, held_out: bool, ki
     return _read(engine, files, Choices(kind=kind, encoding=choices.encoding), held_out)
 
 
-def change_reading(
+def change_choices(
     engine: Engine, files: Any, choices: Choices, held_out: bool, event: gr.EventData
 ) -> tuple[Any, ...]:
     """Applies what the user pressed or picked in the preview, and reads the files again."""
@@ -158,7 +159,7 @@ def start_import(
     )
     forms.by_job[job_id] = imports.Form(files, choices, name, held_out)
     shelf = gr.update(visible=True)
-    return {"job": job_id}, None, gr.update(visible=False), "", False, None, None, _no_import(), shelf
+    return {"job": job_id}, None, gr.update(visible=False), "", False, None, None, *_no_import(), shelf
 
 
 def check_name_field(engine: Engine, name: str) -> None:
@@ -179,7 +180,7 @@ def reopen_files(engine: Engine, forms: imports.Forms, job_id: str) -> tuple[Any
     return form.files, choices, form.name, form.held_out, settings, shelf, *reading
 
 
-def show_imported(engine: Engine, event: gr.EventData) -> Any:
+def show_new_dataset(engine: Engine, event: gr.EventData) -> Any:
     """Picks the dataset that an import has made."""
     from studio.tabs.data import list_choices
 
@@ -193,12 +194,13 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
     """Reads the files.
 
     Returns:
-        choices with the kind and roles that were used, the kind, the preview, the import button.
+        choices with the kind and roles that were used, the kind, the preview, the button, the hint below it.
     """
-    paths = drop.folder_of(files)
-    if not paths:
-        return Choices(), gr.skip(), None, _no_import()
+    if not files:
+        return Choices(), gr.skip(), None, *_no_import()
+    paths: list[str] = []
     try:
+        paths = drop.folder_of(files)
         preview = engine.datasets.preview(
             paths, choices.kind, choices.roles, choices.encoding, purpose=_purpose(held_out)
         )
@@ -206,16 +208,18 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
         if not isinstance(e, StudioError):
             logger.exception("The preview of dropped files failed")
         candidates = e.candidates if isinstance(e, UnknownEncoding) else find_candidates(paths)
-        return choices, gr.skip(), _render_problem(e, candidates, choices.encoding), _no_import()
+        shown = _render_problem(e, candidates, choices.encoding)
+        return choices, gr.skip(), shown, *_no_import(SEE_PROBLEM)
     columns = tuple(dict.fromkeys([*preview.columns, *preview.choices]))
-    used = replace(
-        choices, shown_kind=preview.kind, shown_roles=dict(preview.roles), shown_columns=columns
-    )
+    used = replace(choices, shown_kind=preview.kind, shown_roles=dict(preview.roles), shown_columns=columns)
     ask = bool(preview.skipped) or choices.encoding != "utf-8"
     shown = views.render_preview(
         preview, len(files.get("files") or []), used, find_candidates(paths) if ask else ()
     )
-    return used, preview.kind, shown, gr.update(interactive=not preview.problem)
+    if not preview.problem:
+        return used, preview.kind, shown, gr.update(interactive=True), None
+    asks = preview.question and not choices.answered
+    return used, preview.kind, shown, *_no_import(SEE_QUESTION if asks else SEE_PROBLEM)
 
 
 def _render_problem(error: Exception, candidates: Sequence[Candidate], encoding: str) -> Node:
@@ -226,7 +230,7 @@ def _render_problem(error: Exception, candidates: Sequence[Candidate], encoding:
 
 
 def find_candidates(paths: Sequence[str]) -> list[Candidate]:
-    """The encodings of the first text file that is not UTF-8 and does not say what it is; [] if there is none."""
+    """The encodings of the first text file that is not UTF-8 and does not say its own; [] without one."""
     for folder in paths:
         for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in TEXT_SUFFIXES)[:FILES]:
             if not _is_clear(path):
@@ -253,5 +257,6 @@ def _purpose(held_out: bool) -> str:
     return "evaluation" if held_out else "training"
 
 
-def _no_import() -> Any:
-    return gr.update(interactive=False)
+def _no_import(reason: str = "") -> tuple[Any, Node | None]:
+    """The import button while nothing can be imported, and the hint below it."""
+    return gr.update(interactive=False), node("p", reason, cls="quiet") if reason else None

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.errors import NotFound
+from core.errors import InvalidName, NotFound, SpecError
 from studio import events, formatting, labels, mix_choices
-from studio.components import damaged
+from studio.components import damaged, field_errors
 from studio.tree import Node, node, skeleton, view
 from studio.views import library as views
 from studio.views import trash as trash_views
@@ -39,6 +39,7 @@ class LibraryTab:
     details: gr.HTML
     tools: gr.Column
     name: gr.Textbox
+    errors: field_errors.FieldErrors
     rename: gr.Button
     delete: gr.Button
     confirmation: gr.Column
@@ -62,13 +63,14 @@ def build() -> LibraryTab:
                 name = gr.Textbox(label="Name", max_length=120, scale=3, min_width=140)
                 rename = gr.Button("Rename", size="md", scale=1, min_width=90)
                 delete = gr.Button("Delete", size="md", variant="stop", scale=1, min_width=80)
+            errors = field_errors.field_errors({"name": name})
             with gr.Column(visible=False) as confirmation:
                 question = view(elem_id="delete-question")
                 with gr.Row():
                     confirm = gr.Button("Yes, delete it", variant="stop")
                     cancel = gr.Button("Keep it")
     picked = gr.State("")
-    buttons = (rename, delete, confirmation, question, confirm, cancel)
+    buttons = (errors, rename, delete, confirmation, question, confirm, cancel)
     return LibraryTab(kind, shelf, damaged_items, picked, details, tools, name, *buttons)
 
 
@@ -82,7 +84,11 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     events.bind(tab.kind.input, engine, refresh, inputs, outputs)
     events.refresh_after(events.bind(tab.shelf.act, engine, pick_item, inputs, outputs))
     events.refresh_after(events.bind(tab.details.act, engine, act_on_item, inputs, outputs))
-    events.refresh_after(events.bind(tab.rename.click, engine, rename_item, [*inputs, tab.name], outputs))
+    renamed = events.bind(
+        tab.rename.click, engine, rename_item, [*inputs, tab.name], outputs, errors=tab.errors
+    )
+    events.refresh_after(renamed)
+    field_errors.wire(tab.errors, engine)
     events.bind(tab.delete.click, engine, confirm_delete, inputs, [tab.confirmation, tab.question])
     events.bind(tab.cancel.click, engine, cancel_delete, None, [tab.confirmation])
     events.refresh_after(events.bind(tab.confirm.click, engine, delete_item, inputs, outputs))
@@ -163,8 +169,12 @@ def verify_adapter(engine: Engine, kind: str, picked: str) -> Node:
 
 
 def rename_item(engine: Engine, kind: str, picked: str, name: str) -> tuple[Any, ...]:
-    """Changes an item's display name; its id stays."""
-    engine.library.rename(kind, picked, name)
+    """Changes an item's display name; its id stays. What is wrong with the name stands at its field."""
+    try:
+        engine.library.rename(kind, picked, name)
+    except (SpecError, InvalidName) as e:
+        e.at("name")
+        raise
     return refresh(engine, kind, picked)
 
 

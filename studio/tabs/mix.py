@@ -40,7 +40,7 @@ class MixTab:
     Attributes:
         asked: holds the last prompt, which has left its field. Hidden.
         suggestion: holds a prompt to begin with. Hidden.
-        has_chosen_mode: whether the user has chosen between chat and continuing a text.
+        has_chosen_mode: whether the user has chosen between chat and continuing a text. Hidden.
         query: holds the query string of the page's URL. Hidden.
     """
 
@@ -70,7 +70,7 @@ class MixTab:
     thinking: gr.Checkbox
     sampling: fields.Fields
     session: gr.State
-    has_chosen_mode: gr.State
+    has_chosen_mode: gr.Checkbox
     asked: gr.Textbox
     suggestion: gr.Textbox
     query: gr.Textbox
@@ -93,7 +93,7 @@ def build() -> MixTab:
             made |= _build_conversation()
     made["query"], made["asked"], made["suggestion"] = (gr.Textbox(visible=False) for _ in range(3))
     made["session"] = gr.State(Session(), delete_callback=Session.stop)
-    made["has_chosen_mode"] = gr.State(False)
+    made["has_chosen_mode"] = gr.Checkbox(False, visible=False)
     return MixTab(**made)
 
 
@@ -156,9 +156,10 @@ def wire(
         )
         outputs = [tab.answer, tab.prompt, tab.problem]
         asking = problems.guard(ask, 2, refuse_prompt, text=0)
-        events.bind(taken.then, engine, asking, tab.answer_inputs, outputs, **queueing)
-        trigger(fn=None, js=mix_choices.show_prompt("answer-side"), api_visibility="private")
-    problems.clear_when_mended(tab.prompt, tab.problem)
+        answered = events.bind(taken.then, engine, asking, tab.answer_inputs, outputs, **queueing)
+        for event in (trigger, answered.then):  # the browser has moved the page while the answer grew
+            event(fn=None, js=mix_choices.show_prompt("answer-side"), api_visibility="private")
+    problems.clear_on_change(tab.prompt, tab.problem)
     following = problems.guard(follow_mixer)
     outputs = [tab.answer, tab.problem]
     events.bind(tab.mixer.mix_change, engine, following, tab.answer_inputs, outputs, **queueing)
@@ -210,7 +211,7 @@ def _wire_saved_mixes(tab: MixTab, engine: Engine, queueing: dict[str, Any]) -> 
             tab.save.click, engine, saving, [tab.name, tab.mixer], [tab.name, tab.saved, tab.save_problem]
         )
     )
-    problems.clear_when_mended(tab.name, tab.save_problem)
+    problems.clear_on_change(tab.name, tab.save_problem)
     loading = problems.guard(load_mix)
     events.bind(
         tab.load.click, engine, loading, [tab.saved, tab.mixer], [tab.mixer, tab.load_problem]
@@ -226,7 +227,7 @@ def _wire_saved_mixes(tab: MixTab, engine: Engine, queueing: dict[str, Any]) -> 
     events.refresh_after(
         events.bind(tab.delete.click, engine, deleting, [tab.saved], [tab.saved, tab.load_problem])
     )
-    events.bind(tab.saved.input, engine, show_saved, [tab.saved], [tab.saved_content])
+    events.bind(tab.saved.input, engine, show_saved_mix, [tab.saved], [tab.saved_content])
 
 
 def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
@@ -235,7 +236,7 @@ def refresh(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     return (
         gr.HTML(adapters=mixer.adapter_rows(engine)),
         choices,
-        show_saved(engine, choices["value"]),
+        show_saved_mix(engine, choices["value"]),
         gr.update(visible=engine.bases.current().thinks),
     )
 
@@ -324,7 +325,7 @@ def refuse_prompt(engine: Engine, prompt: str, rows: Any, session: Session, *_: 
 def stream_answer(
     engine: Engine, prompt: str, rows: Any, session: Session, continue_text: bool, *settings: Any
 ) -> Iterator[Node]:
-    """Goes on with the conversation: answers a prompt with the mixer's mix, instead of one in progress.
+    """Continues the conversation: answers a prompt with the mixer's mix, instead of one in progress.
 
     Args:
         settings: the values of the sampling settings, and optionally the system prompt and whether the answer
@@ -417,10 +418,7 @@ def describe_mix(engine: Engine, rows: Any, continue_text: bool, has_chosen_mode
     active = list(mixer.read_mix(rows).weights)
     chips = prompt_chips.list_chips(engine, active)
     mode: Any = gr.skip()
-    if (
-        not has_chosen_mode
-        and (suggested := prompt_chips.suggest_continuing(engine, active)) != continue_text
-    ):
+    if not has_chosen_mode and (suggested := prompt_chips.suggest_mode(engine, active)) != continue_text:
         mode = suggested
     suggestion = chips[0].text if chips else ""
     return show_warnings(engine, rows), prompt_chips.render_chips(chips), mode, suggestion
@@ -455,12 +453,12 @@ def save_mix(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
     return "", _update_mix_choices(engine, saved.id)
 
 
-def show_saved(engine: Engine, picked: str | None) -> Node | None:
+def show_saved_mix(engine: Engine, picked: str | None) -> Node | None:
     """Shows what a saved mix holds, by the present names of its adapters."""
     saved = next((m for m in engine.library.mixes() if m.id == picked), None)
     if saved is None:
         return None
-    return node("p", mix_choices.describe_saved(engine, saved), cls="quiet")
+    return node("p", mix_choices.describe_saved_mix(engine, saved), cls="quiet")
 
 
 def load_mix(engine: Engine, picked: str | None, rows: Any) -> list[dict[str, Any]]:

@@ -75,9 +75,9 @@ def list_parents(engine: Engine) -> list[tuple[str, str]]:
 
     An adapter in training is one of them, because its run ends before the task run starts.
     """
-    fingerprint = engine.bases.current().fingerprint
+    fingerprint, labels = engine.bases.current().fingerprint, engine.library.labels()
     finished = [
-        (a.name, a.id)
+        (labels.get(a.id, a.name), a.id)
         for a in engine.library.adapters()
         if a.kind == "domain" and (not fingerprint or a.base_fingerprint == fingerprint)
     ]

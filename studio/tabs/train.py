@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "domain_dropout", "seed"),
     "Adapter": ("rank", "alpha", "dropout", "target_modules", "experts", "use_rslora", "use_dora",
                 "initialisation"),
-    "Data": ("packing", "overlap", "replay_share", "neftune_alpha"),
+    "Data": ("packing", "overlap", "replay_share", "neftune_alpha", "continue_from"),
     "Optimizer": ("optimizer", "schedule", "warmup_ratio", "weight_decay", "lora_plus_ratio",
                   "gradient_checkpointing", "rules"),
     "Evaluation and checkpoints": ("eval_steps", "save_steps", "early_stopping", "keep", "sample_prompts",
@@ -157,16 +157,17 @@ def wire(
         return {
             tab.preset: gr.update(info=PRESETS[preset].help),
             **{c: fields.to_component(settings[n]) for n, c in tab.advanced.items()},
-            tab.filled: Filled(_shown(tab, settings), values[tab.filled].name),
+            tab.filled: Filled(_to_components(tab, settings), values[tab.filled].name),
         }
 
     def change_dataset(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return follow_dataset(engine, tab, values)
 
-    def use_recommended(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
+    def apply_advice(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         advised = suggestions.recommend(engine, values[tab.dataset], values[tab.preset]).settings
         updates = {tab.advanced[n]: fields.to_component(v) for n, v in advised.items()}
-        return {**updates, tab.filled: Filled({**values[tab.filled].values, **advised}, values[tab.filled].name)}
+        last = values[tab.filled]
+        return {**updates, tab.filled: Filled({**last.values, **advised}, last.name)}
 
     def start(engine: Engine, values: dict[Any, Any]) -> Any:
         settings = read_form(tab, values)
@@ -185,7 +186,7 @@ def wire(
     filled = tab.form | {tab.filled}
     events.bind(tab.preset.input, engine, change_preset, filled, [tab.preset, *advanced, tab.filled])
     events.bind(tab.dataset.input, engine, change_dataset, filled, [tab.name, *advanced, tab.filled])
-    events.bind(tab.advice.act, engine, use_recommended, filled, [*advanced, tab.filled])
+    events.bind(tab.advice.act, engine, apply_advice, filled, [*advanced, tab.filled])
     # One event for all of them, so that the last response belongs to the last change.
     names = dict.fromkeys((*MEMORY_FIELDS, *CHOSEN, "max_steps"))
     checked = (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in names))
@@ -255,7 +256,11 @@ def fill_preset(
         if not last.is_changed(n, values.get(c))
     }
     suggestion = Suggestion(engine.bases.current().fingerprint, preset, settings["max_length"])
-    return {**updates, tab.suggestion: suggestion, tab.filled: Filled(_shown(tab, settings), last.name)}
+    return {
+        **updates,
+        tab.suggestion: suggestion,
+        tab.filled: Filled(_to_components(tab, settings), last.name),
+    }
 
 
 def form_settings(engine: Engine, kind: str, preset: str, dataset: str | None) -> dict[str, Any]:
@@ -265,7 +270,7 @@ def form_settings(engine: Engine, kind: str, preset: str, dataset: str | None) -
     return {n: getattr(spec, n) for n in ADVANCED}
 
 
-def _shown(tab: TrainTab, settings: dict[str, Any]) -> dict[str, Any]:
+def _to_components(tab: TrainTab, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as their components show them."""
     return {n: fields.to_component(settings[n]) for n in tab.advanced}
 
@@ -286,7 +291,7 @@ def follow_dataset(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dic
     name = next((d.name for d in engine.datasets.list() if d.id == dataset), "")
     if name and values[tab.name] in ("", None, last.name):
         updates[tab.name] = name
-    return {**updates, tab.filled: Filled(_shown(tab, settings), name or last.name)}
+    return {**updates, tab.filled: Filled(_to_components(tab, settings), name or last.name)}
 
 
 def adapt_to_base(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -306,9 +311,7 @@ def adapt_to_base(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict
         values[tab.preset] != last.preset
         or settings["max_length"] != last.max_length
         or any(
-            suggested.is_changed(n, values[c])
-            if suggested.values
-            else settings[n] != getattr(preset, n)
+            suggested.is_changed(n, values[c]) if suggested.values else settings[n] != getattr(preset, n)
             for n, c in tab.advanced.items()
             if n != "max_length"
         )

@@ -14,7 +14,7 @@ NO_ANSWER = empty("No answer yet", "Ask something, then move a slider: the answe
 
 
 def render_conversation(exchanges: Sequence[Exchange], serial: int) -> Node:
-    """Renders a conversation; the newest exchange is at the end, and stays in view while it grows.
+    """Renders a conversation; the newest exchange is at the end, and stays visible while it grows.
 
     Args:
         serial: number of the answer; the browser drops what arrives with a lower one.
@@ -34,7 +34,7 @@ def render_conversation(exchanges: Sequence[Exchange], serial: int) -> Node:
         ),
         cls="exchanges",
     )
-    # The scrolled box runs from its end, so that the newest answer stays in view. The inner box keeps the
+    # The scrolled box runs from its end, so that the newest answer stays visible. The inner box keeps the
     # order of the document.
     return {
         **node("div", turns, cls="conversation", tabindex="0", role="region", aria_label="Conversation"),

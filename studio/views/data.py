@@ -12,6 +12,7 @@ from studio.tree import Node, button, chip, details, empty, facts, node, table, 
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 KIND_NAMES = {"domain": "Domain: text to learn from", "task": "Task: questions with answers"}
 PREVIEW_ROWS = 12
+PART = "▫"  # a token that is a part of a character
 CELL_LIMIT = 240  # characters of a table cell
 CUT_ROWS = 40  # documents whose cuts are listed, and skipped files
 OPEN_CUTS = 4  # more are folded away
@@ -80,7 +81,7 @@ def render_dataset(dataset: Any, names: Mapping[str, str]) -> Node:
         None if held_out else _render_sizes(dataset),
         about,
         render_notes(dataset.notes),
-        render_skipped(dataset.skipped),
+        render_skipped_files(dataset.skipped),
         render_cuts(dataset.cuts),
         details("Details", facts(_list_details(dataset))),
     )
@@ -90,7 +91,9 @@ def _render_lineage(dataset: Any, names: Mapping[str, str]) -> Node | None:
     if not dataset.parents:
         return None
     parents = " and ".join(names.get(p, "a dataset that was deleted") for p in dataset.parents)
-    return node("p", f"Made from {parents} {OPERATIONS.get(dataset.operation, '')}".strip() + ".", cls="quiet")
+    return node(
+        "p", f"Made from {parents} {OPERATIONS.get(dataset.operation, '')}".strip() + ".", cls="quiet"
+    )
 
 
 def _render_sizes(dataset: Any) -> Node:
@@ -149,7 +152,7 @@ def render_cuts(cuts: Sequence[Mapping[str, Any]]) -> Node | None:
     return node("div", node("p", text, cls="quiet above"), listed)
 
 
-def render_skipped(skipped: Sequence[Mapping[str, str]]) -> Node | None:
+def render_skipped_files(skipped: Sequence[Mapping[str, str]]) -> Node | None:
     """Files that cannot be read, with the reasons."""
     if not skipped:
         return None
@@ -215,19 +218,20 @@ def render_example(tokens: Sequence[Any] | None, note: str = "") -> Node:
     if tokens is None:
         return node("div", head, node("p", note, cls="note"))
     spans = [
-        node(
-            "span",
-            t.text.replace("\n", "⏎\n"),
-            cls="tok trained" if t.trained else "tok",
-            title=f"Token {t.token}",
-        )
+        node("span", _show_token(t), cls="tok trained" if t.trained else "tok", title=f"Token {t.token}")
         for t in tokens
     ]
     trained = sum(t.trained for t in tokens)
     share = formatting.format_percent(trained / max(1, len(tokens)))
+    parts = f"; {PART} is a part of a character" if any("\ufffd" in t.text for t in tokens) else ""
     return node(
         "div",
         head,
         node("div", *spans, cls="tokens", role="group", aria_label="Tokens of a training example"),
-        node("p", f"{len(tokens)} tokens, {trained} of them in the loss ({share})", cls="quiet"),
+        node("p", f"{len(tokens)} tokens, {trained} of them in the loss ({share}){parts}", cls="quiet"),
     )
+
+
+def _show_token(token: Any) -> str:
+    """A token's text; line ends are visible, and a token that is a part of a character is a small square."""
+    return str(token.text).replace("\n", "⏎\n").replace("\ufffd", PART)

@@ -1,4 +1,4 @@
-"""Views of what an inspection found in a dataset: checks with what can be done, lengths, the first packed row."""
+"""Views of what an inspection found in a dataset: checks and remedies, lengths, the first packed row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from core.data.inspection import Finding, Inspection, Lengths, PackedRow, PairExample, Repeats, RowExample
+from core.data.inspection import (
+    Finding,
+    Inspection,
+    Lengths,
+    PackedRow,
+    PairExample,
+    Repeats,
+    RowExample,
+    TokenFindings,
+)
 from studio import formatting
 from studio.tree import Node, button, details, node, progress_bar, skeleton, table, title
 from studio.views.data import SPLITS
@@ -16,7 +25,7 @@ LABEL_CHARACTERS = 60
 COUNT = formatting.count
 
 
-def render_pending(text: str, share: float) -> Node:
+def render_progress(text: str, share: float) -> Node:
     """The place of an inspection that is still running."""
     return node(
         "div",
@@ -26,19 +35,19 @@ def render_pending(text: str, share: float) -> Node:
     )
 
 
-def render_failed(problem: str) -> Node:
+def render_failure(problem: str) -> Node:
     """Why a dataset could not be inspected."""
     return node("div", title("Checks"), node("p", problem, cls="problem", role="alert"))
 
 
-def render_inspection(inspection: Inspection, dataset_id: str, max_length: int = 0) -> Node:
+def render_inspection(inspection: Inspection, dataset_id: str) -> Node:
     """Everything that an inspection found, with the buttons that make a better dataset.
 
     Args:
         dataset_id: the inspected dataset.
     """
     scope = f"Figures {inspection.scope}." if inspection.scope else "All rows were looked at."
-    checks = [c for c in list_checks(inspection, dataset_id) if c is not None]
+    checks = list_checks(inspection, dataset_id)
     problem = node("p", inspection.tokens_problem, cls="note") if inspection.tokens_problem else None
     return node(
         "div",
@@ -47,8 +56,7 @@ def render_inspection(inspection: Inspection, dataset_id: str, max_length: int =
         _render_languages(inspection),
         problem,
         _render_token_shares(inspection),
-        _render_lengths(inspection.tokens.lengths, inspection.tokens.base) if inspection.tokens else None,
-        _render_packed(inspection.tokens.packed) if inspection.tokens and inspection.tokens.packed else None,
+        *(_render_tokens(inspection.tokens) if inspection.tokens else ()),
         cls="inspection",
     )
 
@@ -56,21 +64,20 @@ def render_inspection(inspection: Inspection, dataset_id: str, max_length: int =
 # ---------------------------------------------------------------- checks
 
 
-def list_checks(inspection: Inspection, dataset_id: str) -> list[Node | None]:
+def list_checks(inspection: Inspection, dataset_id: str) -> list[Node]:
     """The checks, those that found something first."""
-    checks = [
+    checks: list[Node | None] = [
         *_check_leaks(inspection),
         _check_repeats(inspection, dataset_id),
         _check_near(inspection, dataset_id),
         _check_conflicts(inspection.conflicts),
         _check_empty(inspection.empty),
         _check_lengths(inspection),
-        _check_forged(inspection),
-        _check_refused(inspection),
+        _check_control_tokens(inspection),
+        _check_template(inspection),
         _check_personal(inspection, dataset_id),
     ]
-    found = [c for c in checks if c is not None]
-    return sorted(found, key=lambda c: "good" in c.get("cls", ""))
+    return sorted((c for c in checks if c is not None), key=lambda c: "good" in c.get("cls", ""))
 
 
 def _check(state: str, text: str, *more: Node | None) -> Node:
@@ -144,7 +151,7 @@ def _check_lengths(inspection: Inspection) -> Node | None:
     return _check("info", text + "Training splits such texts into windows; nothing is lost.")
 
 
-def _check_forged(inspection: Inspection) -> Node | None:
+def _check_control_tokens(inspection: Inspection) -> Node | None:
     if inspection.tokens is None:
         return None
     forged = inspection.tokens.forged
@@ -152,13 +159,13 @@ def _check_forged(inspection: Inspection) -> Node | None:
         return _check("good", "No row writes out a control token of the base.")
     verb = "writes" if forged.rows == 1 else "write"
     text = (
-        f"{COUNT(forged.rows, 'row')} {verb} out a control token of the base, such as an end mark. It is read "
-        "as plain characters, so that no text can end an answer or begin another role."
+        f"{COUNT(forged.rows, 'row')} {verb} out a control token of the base, such as an end mark. It is "
+        "read as plain characters, so that no text can end an answer or begin another role."
     )
     return _check("info", text, _rows(forged.examples))
 
 
-def _check_refused(inspection: Inspection) -> Node | None:
+def _check_template(inspection: Inspection) -> Node | None:
     if inspection.tokens is None or not inspection.tokens.refused:
         return None
     refused = inspection.tokens.refused
@@ -265,6 +272,12 @@ def _render_token_shares(inspection: Inspection) -> Node | None:
     return node("div", node("h3", "Tokens"), bar)
 
 
+def _render_tokens(tokens: TokenFindings) -> list[Node | None]:
+    """What was found with the tokenizer of the base."""
+    packed = _render_packed_row(tokens.packed) if tokens.packed else None
+    return [_render_lengths(tokens.lengths, tokens.base), packed]
+
+
 def _render_lengths(lengths: Lengths, base: str) -> Node:
     """A histogram of the lengths with the max length as a line."""
     highest = max((b.rows for b in lengths.bins), default=1) or 1
@@ -289,7 +302,7 @@ def _render_lengths(lengths: Lengths, base: str) -> Node:
 
 
 def _mark_max_length(lengths: Lengths) -> Node | None:
-    """The line of the max length, where some rows are longer."""
+    """Marks the max length, where some rows are longer."""
     if not lengths.over or not lengths.bins:
         return None
     place = 0.0
@@ -298,11 +311,15 @@ def _mark_max_length(lengths: Lengths) -> Node | None:
             inside = (lengths.max_length - one.low + 1) / (one.high - one.low + 1)
             place = (number + min(1.0, inside)) / len(lengths.bins)
     return node(
-        "div", node("span", "max length"), cls="limit", vars={"place": f"{100 * place:.1f}%"}, aria_hidden="true"
+        "div",
+        node("span", "max length"),
+        cls="limit",
+        vars={"place": f"{100 * place:.1f}%"},
+        aria_hidden="true",
     )
 
 
-def _render_packed(packed: PackedRow) -> Node:
+def _render_packed_row(packed: PackedRow) -> Node:
     """The first packed row as a strip: each sequence with its trained part, then padding."""
     strips = []
     for number, segment in enumerate(packed.segments):

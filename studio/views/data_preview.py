@@ -19,7 +19,7 @@ from studio.views.data import (
     render_cuts,
     render_notes,
     render_rows,
-    render_skipped,
+    render_skipped_files,
     shorten,
 )
 
@@ -34,9 +34,7 @@ def render_problem(message: str, candidates: Sequence[Candidate] = (), encoding:
     )
 
 
-def render_preview(
-    preview: Any, files: int, choices: Choices, candidates: Sequence[Candidate] = ()
-) -> Node:
+def render_preview(preview: Any, files: int, choices: Choices, candidates: Sequence[Candidate] = ()) -> Node:
     """How files are read: problems and questions first, then their rows before and after.
 
     Args:
@@ -44,7 +42,8 @@ def render_preview(
         files: how many files were dropped.
         candidates: encodings that the files may have, if they do not say.
     """
-    count = f"{formatting.count(files, 'file')}, {formatting.count(preview.total, _name_of_row(preview))}."
+    rows = formatting.count(preview.total, _name_of_row(preview))
+    count = f"{formatting.count(files, 'file')}, {'about ' if preview.is_sample else ''}{rows}."
     question = _render_question(preview, choices)
     return node(
         "div",
@@ -61,8 +60,8 @@ def render_preview(
             ]
         ),
         render_notes(preview.notes),
-        render_skipped(preview.skipped),
-        render_shares(preview.split_shares, "Shares of the text" if preview.kind == "domain" else "Shares"),
+        render_skipped_files(preview.skipped),
+        None if preview.is_sample else render_shares(preview.split_shares, "Shares of the text"),
         render_cuts(preview.cuts),
         *_render_file_rows(preview),
         *_render_canonical(preview),
@@ -143,7 +142,7 @@ def _render_preview_problem(preview: Any, asks: bool) -> Node | None:
 # ---------------------------------------------------------------- rows
 
 
-def _render_file_rows(preview: Any) -> list[Node]:
+def _render_file_rows(preview: Any) -> list[Node | None]:
     """The first rows of the files, under a role picker for each column."""
     columns = list(preview.columns)
     if preview.kind == "domain" and columns == ["text"]:
@@ -165,7 +164,7 @@ def _render_file_rows(preview: Any) -> list[Node]:
         node("p", "Each column's role stands in its head; change it there.", cls="quiet"),
         extra,
         node("div", whole, cls="table roles", tabindex="0", role="region", aria_label="Rows of the file"),
-    ]  # type: ignore[list-item]
+    ]
 
 
 def _cell_class(preview: Any, column: str) -> str:
@@ -173,7 +172,9 @@ def _cell_class(preview: Any, column: str) -> str:
 
 
 def _is_used(preview: Any, column: str) -> bool:
-    return column in preview.roles.values() or (column not in preview.unread and column not in preview.choices)
+    return column in preview.roles.values() or (
+        column not in preview.unread and column not in preview.choices
+    )
 
 
 def _render_head(preview: Any, column: str, roles: list[str]) -> Node:

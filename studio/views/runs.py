@@ -83,9 +83,7 @@ def _render_active_run(run: Run, place: str) -> Node:
     )
 
 
-def _render_waiting_run(
-    place: int, queued: QueuedRun, queue: Sequence[QueuedRun], trains_on: str
-) -> Node:
+def _render_waiting_run(place: int, queued: QueuedRun, queue: Sequence[QueuedRun], trains_on: str) -> Node:
     number = node("span", str(place + 1), cls="queue-number")
     run = queued.run
     if queued.leaving:

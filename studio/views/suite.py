@@ -79,7 +79,7 @@ def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) ->
         [tab.answers, tab.download, tab.problem],
         concurrency_limit=4,
     )
-    problems.clear_when_mended(tab.prompts, tab.problem)
+    problems.clear_on_change(tab.prompts, tab.problem)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.download.click, engine, export_csv, [tab.session], [tab.csv_text]).success(
         fn=None,

@@ -42,6 +42,7 @@ UNFOLD = """() => {
 # Whether the focused control, or the box around it, is marked.
 FOCUS_MARK = """() => {
   let e = document.activeElement;
+  if (e === document.body) return ""; // after the last control
   const name = e.getAttribute("aria-label") || e.textContent.trim().slice(0, 40) || e.outerHTML.slice(0, 80);
   for (let depth = 0; e && depth < 5; depth += 1, e = e.parentElement) {
     const style = getComputedStyle(e);
@@ -175,7 +176,7 @@ def test_a_toast_covers_no_main_button(visit, monkeypatch):
 
     monkeypatch.setattr(engine.bases, "switch", fail)
     covers = """() => {
-      const toast = document.querySelector("[data-testid=toast-body]").getBoundingClientRect();
+      const toast = document.querySelector(".toast-wrap").getBoundingClientRect();
       const meets = (r) => r.left < toast.right && r.right > toast.left && r.top < toast.bottom
         && r.bottom > toast.top;
       return [...document.querySelectorAll("button.primary, .btn.primary")]
@@ -184,6 +185,8 @@ def test_a_toast_covers_no_main_button(visit, monkeypatch):
     open_tab(page, "base")
     page.get_by_role("button", name="Use this base").click()
     page.get_by_test_id("toast-body").wait_for()
+    keep = "(item) => { const wrap = item.parentElement; wrap.append(item.cloneNode(true)); }"
+    page.locator(".toast-item").evaluate(keep)  # a copy, which does not disappear after ten seconds
     page.wait_for_timeout(400)
     for name in ("base", "train", "mix", "compare", "evaluate"):
         page.locator(f"#tabs > .tab-wrapper [data-tab-id='{name}'][role=tab]").click()

@@ -15,10 +15,10 @@ from tests.browser.test_path import press, until
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-
-
 def sentences(number: int, count: int) -> str:
-    return " ".join(f"Quay {number}.{i} has a crane that lifts {number * 7 + i} tonnes." for i in range(count))
+    return " ".join(
+        f"Quay {number}.{i} has a crane that lifts {number * 7 + i} tonnes." for i in range(count)
+    )
 
 
 def make_folder(folder: Path) -> Path:

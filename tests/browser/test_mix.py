@@ -107,7 +107,7 @@ def test_chips_fill_the_prompt_and_the_mode_follows_the_mix(visit, own):
     assert chat.is_checked(), "a choice of the user stays"
 
 
-def test_an_error_stands_below_its_prompt_until_it_is_mended(visit, own):
+def test_an_error_stands_below_its_prompt_until_it_is_corrected(visit, own):
     page, box = visit.page, visit.page.locator("#mix-prompt textarea")
     open_tab(visit, "Mix", "#mix-prompt textarea")
     long = "lamp " * 400
@@ -142,7 +142,7 @@ def test_columns_are_adapters_by_name_and_say_when_one_is_gone(visit, own):
     press(page, "Answer")
     page.locator("#columns-problem").get_by_text("not in the library any more").wait_for()
     assert page.locator(".board .stamp-fold").count() == 0, "no stale answers"
-    page.locator(".board .problem").get_by_text("is gone").wait_for()
+    page.locator(".board .problem").get_by_text("is gone").first.wait_for()
     engine.library.restore(engine.library.trash()[0].entry)
     page.evaluate("window.studio.refresh()")
     until(lambda: "(gone)" not in page.get_by_label("Mix of column 2").inner_text(), 30, "the column back")
@@ -191,7 +191,8 @@ def test_prompt_and_answer_are_on_one_screen_of_a_phone(visit, own):
             """(selector) => {
               const size = (e) => parseFloat(getComputedStyle(e).fontSize);
               const others = [...document.querySelectorAll("body *")].filter((e) =>
-                e.offsetParent && !e.closest(".answer-text") && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
+                e.offsetParent && !e.closest(".answer-text, .hidden-text") &&
+                [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
               return [size(document.querySelector(selector)), Math.max(...others.map(size))];
             }""",
             answer.split(",")[-1].strip(),

@@ -1,4 +1,4 @@
-"""Errors at their field: the outputs stay or are refused, and the message says when it is mended."""
+"""Errors at their field: the outputs stay or are refused, and the message goes when it is corrected."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def engine(tiny_base, tmp_path_factory):
-    """Own texts and questions, a file that was kept apart, the sample, and an adapter on each of four sets."""
+    """Own texts and questions, a file that is kept apart, the sample, and four adapters on these sets."""
     folder = tmp_path_factory.mktemp("files")
     with Engine(tmp_path_factory.mktemp("ws"), str(tiny_base), quantization="none", device="cpu") as made:
         made.samples = small_samples(tmp_path_factory.mktemp("samples"))
@@ -105,7 +105,7 @@ def test_data_that_is_kept_apart_comes_first_but_not_for_the_sample(engine):
 
 def test_the_prompt_is_a_text_when_only_domain_adapters_are_on(engine):
     notes, questions = adapter(engine, "Own notes"), adapter(engine, "Own questions")
-    suggest = prompt_chips.suggest_continuing
+    suggest = prompt_chips.suggest_mode
     assert suggest(engine, [notes]) and suggest(engine, [notes, adapter(engine, "Sample domain")])
     assert not suggest(engine, [notes, questions]) and not suggest(engine, [])
     assert not suggest(engine, ["elsewhere"])

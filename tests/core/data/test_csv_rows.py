@@ -36,7 +36,8 @@ def test_the_line_of_excel_that_names_the_delimiter_is_not_a_header():
 def test_an_empty_column_after_the_last_delimiter_is_dropped_and_said():
     log = ReadLog()
     assert read("q,a,\n1,2,\n3,4,\n", log=log) == [(2, {"q": "1", "a": "2"}), (3, {"q": "3", "a": "4"})]
-    assert log.notes == ["a.csv: the empty column after the last delimiter is left out."]
+    assert log.notes == ["a.csv: the empty columns after the last name are left out."]
+    assert read("q,a,,\n1,2,,\n") == [(2, {"q": "1", "a": "2"})]
     assert read("q,a\n1,2,\n") == [(2, {"q": "1", "a": "2"})]
     with pytest.raises(DataError, match="column 3 has no name"):
         read("q,a,\n1,2,3\n")

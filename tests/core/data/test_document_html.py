@@ -114,6 +114,18 @@ def test_a_title_in_the_header_of_the_page_is_not_lost():
     assert blocks("<header><h1>Site</h1></header><h1>Own</h1>") == [("heading", "Own")]
 
 
+def test_text_outside_the_main_part_of_a_page_is_left_out_and_said():
+    document = read(
+        "<div>Press S</div><main><h1>T</h1><p>Long text of the page.</p></main><div>cookies</div>"
+    )
+    assert document.text == "T\n\nLong text of the page."
+    assert document.notes == ("14 characters outside the main part of the page were left out.",)
+    assert blocks("<p>Long text of the page.</p><main>x</main>") == [
+        ("paragraph", "Long text of the page."),
+        ("paragraph", "x"),
+    ]
+
+
 def test_a_form_around_the_whole_page_is_not_left_out():
     assert blocks("<form action=/><h1>T</h1><p>Text.<input></form>") == [
         ("heading", "T"),
@@ -146,6 +158,12 @@ def test_a_note_follows_the_paragraph_with_its_mark(page):
     found = blocks(page)
     assert found[1:] == [("footnote", "The note."), ("paragraph", "Next.")]
     assert found[0][1].startswith("Text, more") and found[0][1].endswith(".")
+
+
+@pytest.mark.parametrize("text", ["1 May was a Friday.", "(see page 3)", "1.5 litres", "[sic] of old"])
+def test_a_note_keeps_its_own_first_words(text):
+    page = f'<p>T<a href="#n" id="r">1</a>.</p><p id="n"><a href="#r">1</a> {text}</p>'
+    assert blocks(page) == [("paragraph", "T."), ("footnote", text)]
 
 
 def test_links_of_a_contents_list_are_not_notes():

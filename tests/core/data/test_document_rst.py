@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from docutils.parsers.rst import roles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,6 +141,12 @@ def test_no_file_is_included_and_nothing_is_printed(tmp_path, monkeypatch, capfd
     assert "SECRET" not in document.text and "RAW" not in document.text
     assert "Text *open" in document.text
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_role_of_one_document_does_not_exist_in_the_next():
+    before = set(roles._roles)
+    assert blocks(".. role:: mine(literal)\n\nA :mine:`x` b.\n") == [("paragraph", "A x b.")]
+    assert set(roles._roles) == before
 
 
 def test_comments_contents_and_pictures_are_left_out_and_counted():

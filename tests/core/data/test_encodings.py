@@ -61,9 +61,10 @@ def test_ascii_and_utf8_do_not_identify_themselves_but_a_mark_does():
 
 
 def test_a_file_of_nuls_is_refused_and_never_read_as_utf16(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one\0two\0three\0\0")
-    with pytest.raises(DataError, match="NUL character"):
-        read_files([tmp_path / "a.txt"])
+    for data in (b"one\0two\0three\0\0", b"first line\n" + b"y" * 101 + b"\0", b"ab" * 50 + b"\0c\0d"):
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(DataError, match="NUL character"):
+            read_files([tmp_path / "a.txt"])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])

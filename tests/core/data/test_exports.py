@@ -87,6 +87,10 @@ CASES = [
     ({"question": "q", "distractor1": "d", "correct_answer": "a", "support": "s"}, "input-output",
      ask("q", "a")),
     ({"question": "q", "passage": "c", "answer": True}, "boolean-answers", ask("c\n\nq", "yes")),
+    ({"question": "q", "choices": "['w' 'x']", "answer": "1"}, "multiple-choice",
+     ask("q\n\nA. w\nB. x", "x")),
+    ({"question": "q", "answers": "{'text': array(['a'], dtype=object), 'answer_start': array([3])}"},
+     "answer-lists", ask("q", "a")),
     # the best of several answers
     ({"question": "q", "answers": [{"text": "b", "pm_score": 9}, {"text": "a", "selected": True}]},
      "answer-lists", ask("q", "a")),
@@ -191,6 +195,8 @@ def test_a_rating_in_numbers_does_not_mark_answers():
         ({"messages": [{"role": "user", "content": "q"}], "reference_answer": "a"}, "must be assistant"),
         ({"question": "q", "option1": "w", "option2": "x", "answer": 1},
          "may count the choices from 0 or from 1"),
+        ({"question": "q", "choices": "w, x or y", "answer": 1}, "'choices' is not a list of choices"),
+        ({"question": "q", "choices": "['w', 'x' 'y']", "answer": "B"}, "'choices' is not a list of choices"),
         ({"prompt": "q", "response_0": "a b", "response_1": "c d", "better": 0}, "do not say what to learn"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from core.data import parquet, readers
 from core.data.read_log import ReadLog
 from core.data.readers import find_files, read_files
-from core.errors import DataError
+from core.errors import DataError, UnknownEncoding
 
 
 @pytest.fixture
@@ -83,6 +83,11 @@ def test_jsonl_gives_one_object_per_line_and_skips_blank_lines(write):
 def test_json_gives_the_array_with_the_line_of_each_object(write):
     rows = read_files([write("a.json", '[\n {"q": "1"},\n {\n  "q": "2"\n }\n,{"q": "3"}]\n')])
     assert [(r.values["q"], r.line) for r in rows] == [("1", 2), ("2", 3), ("3", 6)]
+
+
+def test_json_with_one_object_per_line_is_read_as_lines(write):
+    rows = read_files([write("a.json", '\n{"text": "one"}\n{"text": "two"}\n')])
+    assert [(r.line, r.values["text"]) for r in rows] == [(2, "one"), (3, "two")]
 
 
 def test_json_gives_the_one_array_of_an_outer_object(write):
@@ -563,6 +568,41 @@ def test_t7_a_file_that_turns_into_a_link_after_the_check_is_refused(write, tmp_
     path.symlink_to(write("secret.txt", "secret"))
     monkeypatch.setattr(readers.os, "lstat", lambda p, **_: honest)
     refused(path, "cannot be opened")
+
+
+# ------------------------------------------------------------ several files
+
+
+def test_a_text_that_cannot_be_read_is_skipped_and_the_rest_goes_on(write, tmp_path):
+    write("n/a.txt", "one")
+    write("n/b.md", b"x\0y")
+    write("n/c.txt", "")
+    write("n/d.docx", b"not a document")
+    write("n/e.png", b"x")
+    log = ReadLog()
+    rows = read_files([tmp_path / "n", write("f.exe", b"x")], log=log)
+    assert [r.values for r in rows] == [{"text": "one"}]
+    assert [s["file"] for s in log.skipped] == ["f.exe", "b.md", "c.txt", "d.docx"]
+    assert log.skipped[1]["reason"].startswith("line 1: the line has a NUL character. Remove it.")
+    assert log.notes == ["n: files of other formats are left out (.png; 1 in all)."]
+
+
+def test_a_table_that_cannot_be_read_is_an_error_also_beside_others(write):
+    paths = [write("a.txt", "one"), write("b.csv", "q,a\n1\n")]
+    with pytest.raises(DataError, match="b.csv, line 2: the row has 1 cells"):
+        read_files(paths)
+
+
+def test_if_no_file_can_be_read_the_first_error_is_raised(write):
+    with pytest.raises(DataError, match="a.txt, line 1: the line has a NUL"):
+        read_files([write("a.txt", b"x\0y"), write("b.txt", "")])
+    with pytest.raises(DataError, match=".exe files are not supported"):
+        read_files([write("a.exe", b"x"), write("b.png", b"x")])
+
+
+def test_an_unknown_encoding_is_asked_also_beside_other_files(write):
+    with pytest.raises(UnknownEncoding, match="b.txt, line 1"):
+        read_files([write("a.txt", "one"), write("b.txt", "Fähre".encode("cp1252"))])
 
 
 def test_no_files_at_all_is_refused():

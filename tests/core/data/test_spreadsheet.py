@@ -161,6 +161,8 @@ def test_t1_declarations_in_a_part_are_refused(save):
         path, "xl/workbook.xml", lambda xml: b'<!DOCTYPE x [<!ENTITY a "b">]>' + xml.partition(b"?>")[2]
     )
     refused(path, "document type declaration")
+    replace_part(path, "xl/workbook.xml", lambda xml: b'<?xml version="1.0" encoding="UTF-7"?>' + xml)
+    refused(path, "an unusual encoding")
 
 
 def test_t1_a_workbook_that_inflates_too_far_is_refused(save, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data import datasets, source_copies, streamed_import
+from core.data import dataset_preview, source_copies, streamed_import
 from core.data.datasets import import_dataset
 from core.errors import Cancelled, DataError
 from core.store.workspace import Workspace
@@ -87,7 +87,7 @@ def import_both(tmp_path, monkeypatch, content: bytes, name: str = "a.jsonl", **
     path = tmp_path / name
     path.write_bytes(content)
     for threshold in (0, 1 << 40):
-        monkeypatch.setattr(datasets, "STREAM_BYTES", threshold)
+        monkeypatch.setattr(dataset_preview, "STREAM_BYTES", threshold)
         workspace = Workspace(tmp_path / f"ws{threshold}")
         try:
             dataset = import_dataset(workspace, [path], "x", **options)

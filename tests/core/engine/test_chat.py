@@ -1,4 +1,4 @@
-"""Conversations: earlier turns are encoded as training does, and the oldest are left out where they do not fit."""
+"""Conversations: earlier turns are encoded as in training; the oldest ones that do not fit are left out."""
 
 from __future__ import annotations
 

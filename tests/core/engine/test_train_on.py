@@ -92,7 +92,7 @@ def test_without_a_stored_optimizer_it_starts_from_the_adapter(engine: Engine, c
     shutil.rmtree(engine.workspace.path("runs", first.id, runs.FINAL))
     second = engine.runs.wait(engine.runs.train_on(first.id, steps=4))
     assert second.status is RunStatus.DONE, second.error
-    assert any("the optimizer starts anew" in text for text in notes(engine, second.id))
+    assert any("the optimizer starts from zero" in text for text in notes(engine, second.id))
     start = engine.runs.history(second.id).validation[0][1]
     assert start == pytest.approx(engine.runs.history(first.id).validation[-1][1], abs=1e-5)
 

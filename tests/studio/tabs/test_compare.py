@@ -1,4 +1,4 @@
-"""The Compare tab over a real engine: columns by name, errors at their place, and nothing stale below them."""
+"""The Compare tab over a real engine: columns by name, errors at their place, no stale answers."""
 
 from __future__ import annotations
 

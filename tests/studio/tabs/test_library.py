@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from core.engine import Engine
-from core.errors import Busy, NotFound
+from core.errors import Busy, InvalidName, NotFound, SpecError
 from core.store.backup import DOWNLOAD, unpack
 from core.store.locks import FileLock
 from studio.server.routes import routes
@@ -154,10 +154,18 @@ def test_a_renamed_adapter_is_renamed_in_every_list_of_the_library(engine: Engin
 
 
 def test_ids_and_hashes_are_folded_away(engine: Engine) -> None:
-    for kind, _, items in [(k, None, library.list_items(engine, k)) for _, k in library.KINDS]:
-        for item in items:
+    for _, kind in library.KINDS:
+        for item in library.list_items(engine, kind):
             shelf, _, details, *_ = library.refresh(engine, kind, item.id)
             assert item.id not in texts(shelf), kind
-            folded = [k for k in details["kids"] if isinstance(k, dict) and k.get("tag") == "details"]
-            open_text = " ".join(texts(k) for k in details["kids"] if k not in folded)
-            assert item.id not in open_text and "sha256" not in open_text and item.id in texts(folded[0]), kind
+            (fold,) = [k for k in details["kids"] if isinstance(k, dict) and k.get("tag") == "details"]
+            shown = " ".join(texts(k) for k in details["kids"] if k is not fold)
+            assert item.id not in shown and "sha256" not in shown and item.id in texts(fold), kind
+
+
+@pytest.mark.parametrize("name", ["", "Taken"])
+def test_a_name_that_is_refused_is_an_error_of_the_name_field(engine: Engine, name: str) -> None:
+    engine.library.save_mix("Taken", {})
+    with pytest.raises((SpecError, InvalidName)) as caught:
+        library.rename_item(engine, "mixes", MIX, name)
+    assert caught.value.field == "name"

@@ -179,12 +179,12 @@ def test_a_saved_mix_is_described_by_the_present_names(engine):
     domain, task = ids(engine)
     saved = engine.library.save_mix("Blend", {domain: 0.5, task: 1.0})
     try:
-        assert texts(mix.show_saved(engine, saved.id)) == "Blend: 0.50 · Sample domain + Sample task"
+        assert texts(mix.show_saved_mix(engine, saved.id)) == "Blend: 0.50 · Sample domain + Sample task"
         engine.library.rename("adapters", task, "Answers of mine")
-        assert texts(mix.show_saved(engine, saved.id)) == "Blend: 0.50 · Sample domain + Answers of mine"
+        assert texts(mix.show_saved_mix(engine, saved.id)) == "Blend: 0.50 · Sample domain + Answers of mine"
         assert any(r["name"] == "Answers of mine" for r in mixer.adapter_rows(engine))
         assert engine.library.uses("adapters", task) == ["the saved mix 'Blend'"]
     finally:
         engine.library.rename("adapters", task, "Sample task")
         mix.delete_mix(engine, saved.id)
-    assert mix.show_saved(engine, saved.id) is None
+    assert mix.show_saved_mix(engine, saved.id) is None

@@ -291,7 +291,10 @@ def test_a_vote_is_taken_back_and_all_are_deleted(engine):
 
 
 def test_the_same_weights_with_and_without_tilt_are_two_mixes(engine):
-    session, chosen = Session(), [c["id"] for c in mix_choices.list_choices(engine) if "task" in c["name"]][:3]
+    session, chosen = (
+        Session(),
+        [c["id"] for c in mix_choices.list_choices(engine) if "task" in c["name"]][:3],
+    )
     list(
         compare.stream_blind_test(
             engine, "Where?", {"picks": chosen}, None, session, True, *sampling(max_new_tokens=3)
@@ -302,7 +305,11 @@ def test_the_same_weights_with_and_without_tilt_are_two_mixes(engine):
         (TILTED, 1),
         (BOTH, 0),
     ]
-    assert TILTED in texts(tallied) and "+1.00 deep 1.00" in texts(tallied) and "+1.00 shallow 1.00" in texts(tallied)
+    assert (
+        TILTED in texts(tallied)
+        and "+1.00 deep 1.00" in texts(tallied)
+        and "+1.00 shallow 1.00" in texts(tallied)
+    )
 
 
 def test_the_same_mix_in_two_columns_is_refused(engine):

@@ -43,10 +43,10 @@ def find(tree, tag):
     return own + [n for kid in tree["kids"] for n in find(kid, tag)]
 
 
-def read(engine, files, choices=Choices(), held_out=False):
+def read(engine, files, held_out=False):
     """The choices, kind, preview and button after a drop."""
     value = drop_files(files)
-    *_, last = data_import.read_files(engine, value, "", held_out, choices)
+    *_, last = data_import.read_files(engine, value, "", held_out, Choices())
     return value, last[4:8]
 
 
@@ -93,7 +93,9 @@ def test_a_preview_shows_layout_unread_columns_notes_and_what_is_learned(empty):
     assert found["Layout"] == "Answers marked good or bad (KTO)"
     assert (found["Rows left out"], found["Columns that are not read"]) == ("1", "tools")
     text = texts(shown)
-    assert "1 row left out: the column 'kto_tag' marks the answer as bad (first: marked.jsonl, line 3)." in text
+    assert (
+        "1 row left out: the column 'kto_tag' marks the answer as bad (first: marked.jsonl, line 3)." in text
+    )
     assert "User: q 0\nAssistant (context): hm\nUser: look" in text and "q 2" in text
     assert roles_of(shown)["conversations"] == "messages"
 
@@ -111,13 +113,15 @@ def test_an_imported_dataset_shows_the_same(empty):
 def test_a_proposed_pair_is_asked_and_learned_only_after_an_answer(empty):
     value, (choices, _, shown, add) = read(empty, {"quiz.jsonl": write(PAIRS)})
     assert add["interactive"] is False
-    assert not [n for n in find(shown, "p") if n.get("attrs", {}).get("role") == "alert"], "it is not an error"
+    assert not [n for n in find(shown, "p") if n.get("attrs", {}).get("role") == "alert"], (
+        "it is not an error"
+    )
     assert "Is 'left' the question and 'right' its answer?" in texts(shown)
     assert [texts(b) for b in find(shown, "button")] == ["Yes", "Swap them", "Something else"]
-    after = data_import.change_reading(empty, value, choices, False, pressed(do="swap"))
+    after = data_import.change_choices(empty, value, choices, False, pressed(do="swap"))
     assert roles_of(after[2]) == {"left": "answer", "right": "question", "no": ""}
     assert find(after[2], "button") == [] and after[3]["interactive"] is True
-    after = data_import.change_reading(empty, value, choices, False, pressed(do="confirm"))
+    after = data_import.change_choices(empty, value, choices, False, pressed(do="confirm"))
     picked = import_and_wait(empty, value, after[0], "Quiz")
     row = empty.datasets.rows(picked, "all", 0)[0]["messages"]
     assert row[0]["content"].startswith("Which crane") and row[1]["content"].endswith("does.")
@@ -125,9 +129,9 @@ def test_a_proposed_pair_is_asked_and_learned_only_after_an_answer(empty):
 
 def test_something_else_leaves_the_choice_to_the_table(empty):
     value, (choices, *_) = read(empty, {"quiz.jsonl": write(PAIRS)})
-    after = data_import.change_reading(empty, value, choices, False, pressed(do="other"))
+    after = data_import.change_choices(empty, value, choices, False, pressed(do="other"))
     assert "Choose the role of each column" in texts(after[2]) and after[3]["interactive"] is False
-    after = data_import.change_reading(
+    after = data_import.change_choices(
         empty, value, after[0], False, pressed(do="role", column="left", value="answer")
     )
     assert roles_of(after[2]) == {"left": "answer", "right": "question", "no": ""}
@@ -136,7 +140,7 @@ def test_something_else_leaves_the_choice_to_the_table(empty):
 
 def test_a_column_without_a_role_is_greyed_and_says_so(empty):
     value, (choices, *_) = read(empty, {"quiz.jsonl": write(PAIRS)})
-    shown = data_import.change_reading(empty, value, choices, False, pressed(do="confirm"))[2]
+    shown = data_import.change_choices(empty, value, choices, False, pressed(do="confirm"))[2]
     heads = {texts(h["kids"][0]): h.get("cls", "") for h in find(shown, "th") if find(h, "select")}
     assert heads == {"left": "", "right": "", "no": "unused"}
     assert facts(shown)["Columns that are not read"] == "no"
@@ -189,7 +193,7 @@ def test_an_encoding_that_is_not_said_is_asked_with_its_lines(empty):
     assert len(buttons) >= 2 and add["interactive"] is False
     right = next(b for b in buttons if "Die Fähre 0 fährt über den Fluß." in texts(b))
     assert right is buttons[0]
-    after = data_import.change_reading(empty, value, choices, False, pressed(**right["act"]))
+    after = data_import.change_choices(empty, value, choices, False, pressed(**right["act"]))
     assert after[3]["interactive"] is True and "Die Fähre 0 fährt über den Fluß." in texts(after[2])
     picked = import_and_wait(empty, value, after[0], "Latin")
     assert "Fähre" in empty.datasets.rows(picked, "train", 1)[0]["text"]
@@ -207,7 +211,7 @@ def test_data_for_evaluation_has_test_rows_only_and_says_so(empty):
 
 def test_files_that_are_added_keep_the_choices_that_fit(empty):
     value, (choices, *_) = read(empty, {"quiz.jsonl": write(PAIRS)})
-    swapped = data_import.change_reading(empty, value, choices, False, pressed(do="swap"))[0]
+    swapped = data_import.change_choices(empty, value, choices, False, pressed(do="swap"))[0]
     value = drop_files({"more.jsonl": write(PAIRS)}, into=value["drop"])
     *_, last = data_import.read_files(empty, value, "My quiz", False, swapped)
     assert roles_of(last[6]) == {"left": "answer", "right": "question", "no": ""}
