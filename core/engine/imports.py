@@ -109,6 +109,31 @@ class Imports:
             )
             return dataset.id
 
+        return self._start(name, run)
+
+    def start_hub(
+        self,
+        hub_id: str,
+        name: str = "",
+        config: str = "",
+        split: str = "",
+        revision: str = "",
+        kind: str | None = None,
+        roles: dict[str, str] | None = None,
+        purpose: str = "training",
+    ) -> str:
+        """Starts the import of a dataset of the Hub; returns and errors as `start`, args as `import_hub`."""
+        name = check_name(name or hub_id.rpartition("/")[2])
+
+        def run(report: Report) -> str:
+            return self._datasets.import_hub(
+                hub_id, name, config, split, revision, kind, roles, purpose=purpose, report=report
+            ).id
+
+        return self._start(name, run)
+
+    def _start(self, name: str, run: Callable[[Report], str]) -> str:
+        """Starts a job on a thread of its own."""
         job_id = f"import-{secrets.token_hex(4)}"
         job = _Job(ImportStatus(job_id, name), run)
         self._forget_oldest()

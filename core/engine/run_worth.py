@@ -155,7 +155,7 @@ def _measure_texts(
         sequences = [s for s in sequences if any(s.loss_mask[1:])]
         if not sequences:
             continue
-        scores = []
+        scores: list[Any] = []
         for _, scores in score(resident, sequences, mixes):
             turn.after_forward()
         # span corruption scores a part of the tokens only, so that bytes would be the wrong weight

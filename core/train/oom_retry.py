@@ -107,9 +107,9 @@ def _attempt(
     if checkpoint:
         text = f"Resumed from step {checkpoints.step_of(checkpoint)}."
         log.append("note", text=text + _world_size_note(checkpoint, inputs.context.group))
-    elif start := find_start(workspace, spec):
-        trainer.start_from(start)
-        log.append("note", text=start.describe())
+    elif source := find_start(workspace, spec):
+        trainer.start_from(source)
+        log.append("note", text=source.describe())
     try:
         trainer.train_from(checkpoint)
     except (RuntimeError, MemoryError) as e:

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,6 +19,9 @@ import pytest
 from core.data import hub_datasets
 from core.data.hub_datasets import download, resolve
 from core.data.readers import read_files
+from core.engine.datasets import Datasets
+from core.engine.imports import Imports
+from core.store.workspace import Workspace
 from core.errors import DataError
 
 MAIN, OLD, CONVERTED = "1" * 40, "2" * 40, "3" * 40
@@ -68,6 +73,14 @@ REPOS: dict[str, dict[str, dict[str, bytes]]] = {
             "de/train/0000.parquet": parquet(text=["eins"]),
             "en/train/0000.parquet": parquet(text=["1"]),
         },
+    },
+    "a/rows": {
+        MAIN: {
+            "train.jsonl": b"".join(
+                json.dumps({"question": f"Where is dog {n}?", "answer": f"It is {n}."}).encode() + b"\n"
+                for n in range(30)
+            )
+        }
     },
     "a/code": {MAIN: {"code.py": b"raise SystemExit"}},
 }
@@ -199,6 +212,27 @@ def test_a_file_with_a_wrong_checksum_is_deleted(hub, tmp_path):
     with pytest.raises(DataError, match="failed its checksum"):
         download(wrong, tmp_path, endpoint=hub)
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_an_import_follows_the_download_and_notes_the_commit(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_datasets, "resolve", partial(resolve, endpoint=hub))
+    monkeypatch.setattr(hub_datasets, "download", partial(download, endpoint=hub))
+    monkeypatch.setattr(Datasets, "_make_check", lambda self, seconds: None)  # needs no base
+    datasets = Datasets(Workspace(tmp_path / "ws"), None, None)
+    imports = Imports(datasets)
+
+    def finish(job):
+        while not imports.status(job).has_ended:
+            time.sleep(0.02)
+        return imports.status(job)
+
+    status = finish(imports.start_hub("a/rows", revision=MAIN))
+    assert (status.state, status.problem) == ("done", "")
+    dataset = datasets.get(status.dataset_id)
+    assert (dataset.name, dataset.kind, dataset.rows) == ("rows", "task", 30)
+    assert f"From the Hub: a/rows, configuration default, split train, commit {MAIN}." in dataset.notes
+    status = finish(imports.start_hub("a/none"))
+    assert status.state == "failed" and "has no dataset 'a/none'" in status.problem
 
 
 def test_caps_are_checked_before_the_download(hub, monkeypatch):
