@@ -110,7 +110,7 @@ def _import_paths(
     engine: Engine, args: argparse.Namespace, kind: str | None, roles: dict[str, str] | None
 ) -> Dataset:
     """Imports files, or a dataset of the Hub: one path of the form hub:owner/name."""
-    first = str(args.paths[0])
+    first = args.paths[0].as_posix()
     if first.startswith(HUB_PREFIX) and len(args.paths) == 1:
         hub_id = first.removeprefix(HUB_PREFIX)
         return engine.datasets.import_hub(
@@ -151,6 +151,8 @@ def _print_notes(data: Any) -> None:
     """Prints what a preview or a dataset says about its rows."""
     for note in data.notes:
         print(f"Note: {note}")
+    for skipped in data.skipped:
+        print(f"Skipped: {skipped['file']}: {skipped['reason']}")
     if data.duplicates:
         print(f"Repeats of an earlier question or text: {data.duplicates:,}; each stays in the same split.")
     if data.unread:

@@ -19,6 +19,7 @@ from typing import Any
 from core.errors import DataError, DiskFull, StudioError
 from core.store.files import FULL, ensure_space, sha256_of
 from core.store.hub import download_part
+from core.store.json_text import DEPTH_LIMIT, find_depth_excess
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NAME = re.compile(r"[\w.,=+ -]{1,120}")  # of a configuration or a split
@@ -28,7 +29,7 @@ CONVERTED = "refs/convert/parquet"
 FILE_LIMIT = 2000
 TREE_LIMIT = 100_000  # files of a repository that are listed
 TOTAL_LIMIT_BYTES = 8 << 30
-README_LIMIT_BYTES = 4 << 20
+README_LIMIT_BYTES = 1 << 20
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
           "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
           "evaluation": "test"}  # fmt: skip
@@ -194,11 +195,18 @@ def _read_readme(api: Any, hub_id: str, commit: str) -> dict[str, Any]:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(hub_id, "README.md", repo_type="dataset", revision=commit, endpoint=api.endpoint)
-    response = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
-    hf_raise_for_status(response)
-    found = re.match(r"---\s*\n(.*?)\n---", response.text[:README_LIMIT_BYTES], re.S)
+    data = b""
+    with get_session().stream("GET", url, headers=build_hf_headers(), follow_redirects=True) as response:
+        hf_raise_for_status(response)
+        for chunk in response.iter_bytes(1 << 16):
+            data += chunk
+            if len(data) > README_LIMIT_BYTES:
+                break
+    found = re.match(r"---\s*\n(.*?)\n---", data.decode(errors="replace"), re.S)
+    if not found or find_depth_excess(found[1], DEPTH_LIMIT) is not None:
+        return {}
     try:
-        metadata = yaml.safe_load(found[1]) if found else {}
+        metadata = yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return metadata if isinstance(metadata, dict) else {}

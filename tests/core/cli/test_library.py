@@ -74,3 +74,24 @@ def test_previews_are_json_for_programs(terminal: Any, marked: Path) -> None:
         2,
     )
     assert value["columns"] == ["prompt", "completion", "label", "id"] and value["read"] == 6
+
+
+def test_roles_of_any_names_are_imported_only_when_they_are_confirmed(terminal: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n" + "".join(f"Where is dog {n}?,It is number {n} there\n" for n in range(8)))
+    code, lines = terminal("data", "preview", str(path))
+    assert code == 0 and lines[1] == "Roles: question = x, answer = y"
+    assert "--yes" in lines[-1] and "Is 'x' the question and 'y' its answer?" in lines[-1]
+    assert terminal("data", "add", str(path))[0] == 1 and terminal("data", "list")[1] == []
+    code, lines = terminal("data", "add", str(path), "--yes")
+    assert code == 0 and lines[0].startswith("Confirmed: Is 'x' the question and 'y' its answer?")
+    assert "8 task rows" in lines[1]
+
+
+def test_skipped_files_are_printed_with_their_reason(terminal: Any, tmp_path: Path) -> None:
+    (tmp_path / "n").mkdir()
+    for n in range(4):
+        (tmp_path / "n" / f"{n}.txt").write_text(f"Note {n} tells about the ferry and the lake.")
+    (tmp_path / "n" / "bad.txt").write_bytes(b"x\0y")
+    code, lines = terminal("data", "preview", str(tmp_path / "n"))
+    assert code == 0 and "Skipped: bad.txt: line 1: the line has a NUL character." in "\n".join(lines)
