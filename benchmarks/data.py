@@ -1,12 +1,12 @@
 """Importing large files: CPU time beside `datasets.load_dataset`, peak memory, and the pages of a preview.
 
-    python benchmarks/data.py            # 1 GB of JSONL (3 million rows), CSV, parquet, a page of 10 million rows
-    python benchmarks/data.py --quick    # 200 MB of JSONL, less of the rest
-    python benchmarks/data.py --json     # the last line is one JSON object
+    python -m benchmarks.data            1 GB of JSONL (3 million rows), CSV, parquet, 10 million rows
+    python -m benchmarks.data --quick    200 MB of JSONL, less of the rest
+    python -m benchmarks.data --json     the last line is one JSON object
 
 CPU time is user and system time of a child process, which is the whole command: the import is
-`python -m core data add`, the other side `load_dataset` with a cache folder of its own, on the same file in the
-same run. Peak memory is the largest resident set of that process.
+`python -m core data add`, the other side `load_dataset` with a cache folder of its own, on the same file in
+the same run. Peak memory is the largest resident set of that process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ ROWS, QUICK_ROWS = 3_000_000, 600_000  # about 340 bytes each
 TABLE_ROWS, QUICK_TABLE_ROWS = 1_000_000, 100_000  # of the CSV and parquet files
 PAGE_ROWS = 10_000_000
 PAGE = 20  # rows of a page
-LOAD = "import sys; from datasets import load_dataset as l; l('json', data_files=sys.argv[1], cache_dir=sys.argv[2])"
+LOAD = (
+    "import sys; from datasets import load_dataset;"
+    "load_dataset('json', data_files=sys.argv[1], cache_dir=sys.argv[2])"
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the import of large files.")
     parser.add_argument("--quick", action="store_true", help="Smaller files.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line.")
-    parser.add_argument("--folder", help="Where the files are written. Default: the system's temporary folder.")
+    parser.add_argument(
+        "--folder", help="Where the files are written. Default: the system's temporary folder."
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         results = run(Path(folder), args.quick)

@@ -73,7 +73,7 @@ class UnknownEncoding(DataError):
     """A text file is not UTF-8, and the user has to choose its encoding.
 
     Args:
-        candidates: `core.data.encodings.Candidate`s, the most plausible first.
+        candidates: `core.data.text_encodings.Candidate`s, the most plausible first.
     """
 
     def __init__(

@@ -31,8 +31,9 @@ FONT_RANGES = {
     "cyrillic": "U+0301, U+0400-045F, U+0490-0491, U+04B0-04B1, U+2116",
     "greek": "U+0370-0377, U+037A-037F, U+0384-038A, U+038C, U+038E-03A1, U+03A3-03FF",
 }
-TEXT_SIZES = gr.themes.Size(  # the scale of `assets/studio.css`, under Gradio's names
-    name="studio", xxs="12px", xs="12px", sm="12px", md="14px", lg="16px", xl="20px", xxl="28px"
+# The scale of `assets/studio.css`. Gradio declares CSS variables of the same names, for both colour schemes.
+TEXT_SIZES = gr.themes.Size(
+    name="studio", xxs="12px", xs="12px", sm="14px", md="16px", lg="20px", xl="28px", xxl="28px"
 )
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Cascadia Mono", "DejaVu Sans Mono", "monospace")
 
@@ -119,7 +120,11 @@ def theme() -> gr.themes.Base:
         button_medium_padding="8.5px 14px",
         button_medium_text_weight="600",
         button_small_text_weight="550",
+        body_text_size="14px",
+        prose_text_size="14px",
         input_text_size="14px",
+        block_label_text_size="14px",
+        section_header_text_size="14px",
         checkbox_label_text_size="14px",
         input_border_width="1px",
         input_padding="9px 11px",

@@ -28,7 +28,7 @@ from core.errors import StudioError, UnconfirmedRoles
 from core.spec.settings import SEED
 
 STREAM_BYTES = 16 << 20  # bytes of tables from which on they are read in blocks, and a preview reads a sample
-SAMPLE_ROWS = 500  # of a large table, which decide on its layout and roles
+SAMPLE_ROWS = 300  # of a large table, which decide on its layout and roles
 HEAD_BYTES = 1 << 20  # of a file, whose lines are counted for an estimate
 
 Check = Callable[[Reading], Sequence[str]]  # raises DataError, or returns sentences for the notes
@@ -138,7 +138,9 @@ def preview(
     result = read_rows(raw, kind, roles)
     problem, notes, duplicates, shares = "", [*log.list_notes(), *result.notes], 0, dict[str, float]()
     if is_sample:
-        notes.insert(0, f"Seen: the first {len(raw):,} rows of about {total:,}. The import reads and checks all.")
+        notes.insert(
+            0, f"Seen: the first {len(raw):,} rows of about {total:,}. The import reads and checks all."
+        )
     question = ""
     try:
         if result.problem is not None:
@@ -155,7 +157,7 @@ def preview(
         roles=result.roles,
         rows=[r.values for r in raw[:limit]],
         total=total,
-        canonical=result.rows[:limit],
+        canonical=list(result.rows[:limit]),
         problem=problem,
         choices=result.choices,
         layout=result.title,

@@ -133,23 +133,27 @@ def write_splits(
 
 def _read_blocks(
     rows_file: Path, lengths: NDArray[np.uint32], chosen: NDArray[np.uint8]
-) -> Iterator[tuple[bytes, NDArray[np.int64], NDArray[np.uint8]]]:
+) -> Iterator[tuple[memoryview, NDArray[np.int64], NDArray[np.uint8]]]:
     """Yields blocks of whole lines, where each line begins (and the block ends), and the split of each."""
     ends = np.cumsum(lengths, dtype=np.int64)
     row = done = 0
+    buffer = bytearray(BLOCK_BYTES)  # reused: fresh memory costs as much as reading
     with open(rows_file, "rb", buffering=0) as f:
         while row < len(ends):
             last = max(row + 1, int(np.searchsorted(ends, done + BLOCK_BYTES, "right")))
             begins = np.concatenate(([0], ends[row:last] - done))
-            lines = f.read(int(begins[-1]))
-            if len(lines) != begins[-1]:
+            size = int(begins[-1])
+            if size > len(buffer):
+                buffer = bytearray(size)
+            lines = memoryview(buffer)[:size]
+            if f.readinto(lines) != size:
                 raise OSError(f"{rows_file.name} changed while it was written")
             yield lines, begins, chosen[row:last]
             done, row = int(ends[last - 1]), last
         release_pages(f.fileno(), done)
 
 
-def _take_lines(lines: bytes, begins: NDArray[np.int64], wanted: NDArray[np.bool_]) -> memoryview:
+def _take_lines(lines: memoryview, begins: NDArray[np.int64], wanted: NDArray[np.bool_]) -> memoryview:
     """The wanted lines of a block, one after the other."""
     import pyarrow as pa
 

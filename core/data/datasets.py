@@ -117,7 +117,9 @@ def import_dataset(
     source_bytes = sum(source.path.lstat().st_size for source in sources)
     ensure_space(workspace.root, 4 * source_bytes)
     with workspace.build("datasets", name) as draft:
-        job = _Import(draft, sources, source_bytes, kind, roles, seed, encoding, check, purpose, report, log, limits)
+        job = _Import(
+            draft, sources, source_bytes, kind, roles, seed, encoding, check, purpose, report, log, limits
+        )
         written = job.stream() if is_large(sources) else job.read()
         dataset = Dataset(
             id=draft.id,
@@ -200,10 +202,9 @@ class _Import:
 
     def stream(self) -> dict[str, Any]:
         """Reads and writes large tables in blocks; returns what `read` returns."""
-        from core.data.streamed_import import (  # numpy: small imports do not need it
-            NeedsAllRows,
-            StreamedImport,
-        )
+        # numpy: small imports do not need it
+        from core.data.row_stream import NeedsAllRows
+        from core.data.streamed_import import StreamedImport
 
         job = StreamedImport(self.sources, self.draft.path, self.encoding, self.report, self.limits)
         try:
@@ -213,7 +214,7 @@ class _Import:
             return self._write(job.files, read_sources(job.copies, self.encoding, self.log))
         sizes, digests, duplicates = job.split(stream, file, self.draft.id, self.seed, self.purpose)
         plan = stream.plan
-        checked = self.check(job.to_reading(stream, file)) if self.check else ()
+        checked = self.check(job.read_first_rows(stream, file)) if self.check else ()
         sentences = [*self.log.list_notes(), *plan.notes, *stream.notes.list_sentences(), *checked]
         return {
             "kind": plan.kind,

@@ -75,7 +75,7 @@ def write_dataset_from_rows(
         if not size and any(source.splits[split] for source in sources):
             raise DataError(
                 f"The {split} split of the new dataset would be empty.",
-                "Keep some of its rows, or import the rows as a new dataset, which splits them anew.",
+                "Keep some of its rows, or import the rows as a new dataset, which splits them again.",
             )
     with workspace.build("datasets", name) as draft:
         with RowsFile(draft.path / "rows.jsonl") as file:

@@ -12,10 +12,10 @@ from lxml import etree
 from core.data.document_blocks import BlockBuilder, Tally, clean_text
 from core.data.document_parts import check_xml, find_local_name, make_parser
 from core.data.documents import Block, Document
-from core.data.encodings import LABELS, identify, normalize_encoding
 from core.data.html_blocks import HtmlBlocks
 from core.data.html_notes import NoteIndex, join_text
 from core.data.read_log import ReadLog
+from core.data.text_encodings import LABELS, identify, normalize_encoding
 from core.data.text_lines import read_lines
 from core.errors import DataError
 

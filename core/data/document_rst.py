@@ -17,7 +17,7 @@ from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
 from core.data.document_html import read_text, read_whole_file
 from core.data.documents import Block, Document
 from core.data.docx_styles import format_number
-from core.data.encodings import LABELS, identify
+from core.data.text_encodings import LABELS, identify
 from core.errors import DataError
 
 SIZE_LIMIT_BYTES = 4 << 20  # docutils parses some 30 kB a second

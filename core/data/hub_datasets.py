@@ -9,7 +9,6 @@ makes of it.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def download(
     ensure_space(folder, total)
     paths = []
     for number, (name, size, digest) in enumerate(found.files, start=1):
-        target = folder / f"{number:04d}-{re.sub(r'[^A-Za-z0-9._-]', '_', PurePosixPath(name).name)[-100:]}"
+        target = folder / f"{number:04d}-{re.sub(r'[^A-Za-z0-9._-]', '_', PurePosixPath(name).name)[-80:]}"
         if target.suffix == ".ndjson":
             target = target.with_suffix(".jsonl")
         url = hf_hub_url(found.id, name, repo_type="dataset", revision=found.commit, endpoint=endpoint)
@@ -227,12 +226,19 @@ def _group_by_readme(metadata: dict[str, Any], data: Sequence[str]) -> tuple[Gro
                 continue
             paths = entry.get("path", [])
             for pattern in paths if isinstance(paths, list) else [paths]:
-                pattern = str(PurePosixPath(folder) / str(pattern))
-                found = [f for f in data if fnmatch.fnmatchcase(f, pattern.replace("**/", "*"))]
+                matches = _compile_pattern(str(PurePosixPath(folder) / str(pattern))).fullmatch
+                found = [f for f in data if matches(f)]
                 groups.setdefault(name, {}).setdefault(str(entry.get("split", "train")), []).extend(found)
         usual = name if config.get("default") is True else usual
     filled = {n: {s: sorted(set(f)) for s, f in splits.items() if f} for n, splits in groups.items()}
     return {n: splits for n, splits in filled.items() if splits}, usual
+
+
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The pattern of a path, as the Hub's library reads it: * stays inside a folder, ** does not."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern[:1000])
+    meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(meanings.get(part, re.escape(part)) for part in parts))
 
 
 def _is_metadata(path: str) -> bool:

@@ -6,9 +6,9 @@ A form is what the lines of a file have in common: everything but the texts.
     └── piece 0 ───┘  slot 0   └─ piece 1 ──┘        slot 1        └p2 ┘
 
 `Lines` finds the line ends and the quotes of a block in a few passes of numpy. A line has a form if the bytes
-between its quotes are the pieces of the form, and its texts are written as `json.dumps` writes them: only the
-escapes \\" \\\\ \\n \\r \\t \\b \\f, no control character, valid UTF-8. All other lines go to the parser, see `jsonrows`.
-A line of a form needs no check of its nesting: it has the brackets of the form.
+between its quotes are the pieces of the form, and its texts are written as `json.dumps` writes them: valid
+UTF-8, no control characters, only the escapes \\" \\\\ \\n \\r \\t \\b \\f. All other lines go to
+`jsonrows`. A line of a form needs no check of its nesting: it has the brackets of the form.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ From `split_rows.LARGE` rows on, a dataset is split like this, whatever its form
                                      ▼
     each group goes to the split that is furthest below its share of rows
 
-The rule differs from that of small data in two points: groups are ordered by what they ask rather than by their
-whole content, and equal rows of a group count each. What `splits` promises holds: the result depends on the
-rows and the seed and not on their order, every type is spread, and no question falls into two splits.
+The rule differs from that of small data in two points: groups are ordered by what they ask rather than by
+their whole content, and equal rows of a group count each. What `splits` promises holds: the result depends on
+the rows and the seed and not on their order, every type is spread, and no question falls into two splits.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ def split_hashes(
     check_distinct(len(begins))
     sizes = np.diff(begins, append=len(order))
     group_weights = sizes if weights is None else np.maximum(1, np.add.reduceat(weights[order], begins))
-    by_type = slice(None)
-    if types is not None:
+    if types is None:
+        splits = assign(group_weights, shares)
+    else:
         by_type = np.argsort(np.minimum.reduceat(types[order], begins), kind="stable")
-    splits = np.empty(len(begins), np.uint8)
-    splits[by_type] = assign(group_weights[by_type], shares)
+        splits = np.empty(len(begins), np.uint8)
+        splits[by_type] = assign(group_weights[by_type], shares)
     chosen = np.empty(len(order), np.uint8)
     chosen[order] = np.repeat(splits, sizes)
     return chosen
@@ -121,9 +122,7 @@ def assign(weights: NDArray[np.int64], shares: Sequence[int]) -> NDArray[np.uint
     return chosen
 
 
-def _run(
-    state: State, shares: Sequence[int], weights: Sequence[int]
-) -> tuple[NDArray[np.uint8], State]:
+def _run(state: State, shares: Sequence[int], weights: Sequence[int]) -> tuple[NDArray[np.uint8], State]:
     """Assigns groups one by one; returns the index of the split of each, and the state after them."""
     (train, val, test), total = shares, sum(shares)
     a, b, c = state
@@ -142,9 +141,10 @@ def _run(
     return np.frombuffer(chosen, np.uint8), (a, b, c)
 
 
-def count_repeated(questions: NDArray[np.uint64]) -> int:
+def count_equal(questions: NDArray[np.uint64]) -> int:
     """Counts the rows that ask what an earlier one asks."""
-    return len(questions) - len(np.unique(questions))
+    ordered = np.sort(questions)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def rank_types(types: Sequence[str]) -> NDArray[np.int64] | None:

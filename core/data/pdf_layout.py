@@ -36,6 +36,7 @@ class Run:
     y1: float
     bold: bool = False
     size: float = 0.0  # of the font in points; 0 if it is not known
+    mono: bool = False  # in the font of a typewriter
 
     @property
     def height(self) -> float:

@@ -1,7 +1,7 @@
 """64-bit hashes of what rows ask, for many rows: equal exactly where `splits.question_key` is equal.
 
 `hash_texts` normalizes the texts of a block in a few passes where they are ASCII with single spaces, as
-`splits.normalize_text` does, and calls that function for all others. Two different questions share a hash with a
+`splits.normalize_text` does, and calls that function for all others. Of n questions, two share a hash with a
 probability of about n² / 2^65: below one in a million for 5 million rows. They would fall into one split.
 """
 

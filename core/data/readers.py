@@ -20,7 +20,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -29,9 +29,9 @@ from core.data import compressed, csv_rows, jsonrows, parquet, text_exports
 from core.data.document_readers import READERS as DOCUMENT_READERS
 from core.data.document_readers import read_document
 from core.data.documents import Document
-from core.data.encodings import ENCODINGS, normalize_encoding
 from core.data.jsonrows import FIELD_LIMIT, LINE_LIMIT
 from core.data.read_log import ReadLog
+from core.data.text_encodings import ENCODINGS, normalize_encoding
 from core.data.text_lines import read_lines
 from core.errors import DataError, InvalidName, NotFound, UnknownEncoding
 from core.store.files import check_regular_file
@@ -342,7 +342,7 @@ def _check_encoding(encoding: str) -> str:
     return encoding
 
 
-def _open_archives(sources: Sequence[Source], log: ReadLog) -> Iterator[Source]:
+def _open_archives(sources: Sequence[Source], log: ReadLog) -> Generator[Source, None, None]:
     """Yields the sources, and for an archive each of its members, which is open until the next one."""
     for source in sources:
         _check_suffix(source)

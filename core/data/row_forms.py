@@ -4,8 +4,8 @@ How the lines of a form are read is found once, by reading one of them with mark
 
     {"question": "⟨0⟩", "answer": "⟨1⟩"} ─ columns.to_canonical ─> {"messages": [... "⟨0⟩" ... "⟨1⟩" ...]}
 
-The texts of all other lines of the form are then put in place of the marks, as they are written in the file. A
-text that could be read in another way than the mark, because it is blank or looks like a list, is left to
+The texts of all other lines of the form are then put in place of the marks, as the file has them. A text
+that could be read in another way than the mark, because it is blank or looks like a list, is left to
 `columns`, row by row. Blank texts of an example are part of its form.
 """
 
@@ -78,7 +78,7 @@ class RowForm:
     Attributes:
         form: what they have in common; without pieces for the rows of a table.
         read: the texts that have a role.
-        line: the line of rows.jsonl.
+        line: how rows.jsonl has them.
         roles: the roles of the parts of the question; "" for the text of a domain row.
         questions: the texts of these parts.
         label: the type: a text, the index of a text of the line, or None.
@@ -232,9 +232,7 @@ def _begins_with_text(
     return can
 
 
-def _is_letter(
-    data: NDArray[np.uint8], at: NDArray[np.int64], ends: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _is_letter(data: NDArray[np.uint8], at: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
     last = len(data) - 1
     first, second = data[np.minimum(at, last)], data[np.minimum(at + 1, last)]
     is_ascii = (first > 0x20) & (first < 0x7F) & (first != 0x5B) & (first != 0x5C)
@@ -249,4 +247,4 @@ def _is_letter(
         is_blank |= (first == 0xE2) & (second == 0x81) & (third == 0x9F)
         is_blank |= (first == 0xE3) & (second == 0x80) & (third == 0x80)
         is_wide &= ~is_blank
-    return (at < ends) & (is_ascii | is_escape | is_wide)
+    return np.asarray((at < ends) & (is_ascii | is_escape | is_wide), np.bool_)

@@ -1,11 +1,11 @@
 """Many rows to canonical rows, block by block, under a plan that a sample of them decides.
 
-    blocks of lines ─ json_lines ─┬─ lines of a known form ─ row_forms ─┬─> rows.jsonl, hashes of the questions
+    blocks of lines ─ json_lines ─┬─ lines of a known form ─ row_forms ──┬─> rows.jsonl, hashes of questions
                                   └─ all other lines ─ jsonrows, columns ┘
 
-The layout and the roles are those that the reading of the sample gives (`reading`). A row that cannot be read so
-joins the sample, which is then read again; if the plan changes, the files are read from the start. Nothing holds
-all rows.
+The layout and the roles are those that the reading of the sample gives (`reading`). A row that cannot be read
+so joins the sample, which is then read again; if the plan changes, the files are read from the start. Nothing
+holds all rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.data import jsonrows
 from core.data.arrow_arrays import from_integers, from_texts, offsets_of, repeat, to_mask
 from core.data.columns import TYPE_LENGTH, TYPE_LIMIT, describe_type_problem, to_canonical
 from core.data.dataset_writer import RowsFile, to_line
-from core.data.json_lines import Lines, Texts
+from core.data.json_lines import Lines
 from core.data.jsonrows import LINE_LIMIT
 from core.data.layout_table import EachRow
 from core.data.notes import Notes
@@ -159,7 +159,7 @@ class RowStream:
         texts = texts.select(form.select(lines, texts))
         columns = take_texts(lines, texts)
         if isinstance(form.label, int):
-            is_label = self._read_as_written(columns[form.label])
+            is_label = self._find_literal(columns[form.label])
             if not is_label.all():
                 texts = texts.select(is_label)
                 columns = take_texts(lines, texts)
@@ -177,7 +177,7 @@ class RowStream:
             labels = repeat(form.label, len(places))
         return Part(places, form.line.fill(texts), form.hash_questions(texts), labels)
 
-    def _read_as_written(self, labels: pa.StringArray) -> NDArray[np.bool_]:
+    def _find_literal(self, labels: pa.StringArray) -> NDArray[np.bool_]:
         """Which types are read as they are written: without escapes, and without blanks around them."""
         import pyarrow.compute as pc
 
@@ -194,10 +194,10 @@ class RowStream:
                 break
             index = int(left[0])
             untried[index] = False
-            (row, *_) = self._parse(lines, left[:1], first_line, file) or [None]
-            if row is None or row.values.keys() - self._known:
+            rows = self._parse(lines, left[:1], first_line, file)
+            if not rows or rows[0].values.keys() - self._known:
                 continue
-            form = make_form(lines.line(index), row, self.plan.roles, self._convert_one)
+            form = make_form(lines.line(index), rows[0], self.plan.roles, self._convert_one)
             if form is not None and all(form.form != known.form for known in self._forms):
                 self._forms.append(form)
                 parts += self._apply(form, lines, remaining)
@@ -211,10 +211,8 @@ class RowStream:
             return None
         return found[0] if len(found) == 1 and not notes.list_sentences() else None
 
-    def _parse(
-        self, lines: Lines, indices: NDArray[np.int64], first_line: int, file: str
-    ) -> list[RawRow]:
-        def numbered() -> Iterable[tuple[int, str]]:
+    def _parse(self, lines: Lines, indices: NDArray[np.int64], first_line: int, file: str) -> list[RawRow]:
+        def list_texts() -> Iterable[tuple[int, str]]:
             for index in indices.tolist():
                 try:
                     text = lines.text(index)
@@ -224,7 +222,9 @@ class RowStream:
                     raise NeedsAllRows
                 yield first_line + index, text
 
-        rows = [RawRow(values, file, number) for number, values in jsonrows.read_jsonl(iter(numbered()), file)]
+        rows = [
+            RawRow(values, file, number) for number, values in jsonrows.read_jsonl(iter(list_texts()), file)
+        ]
         for row in rows:
             if len(row.values) > jsonrows.FIELD_LIMIT:
                 raise NeedsAllRows
@@ -250,12 +250,12 @@ class RowStream:
                 others[indices] = False
         left = np.flatnonzero(others)
         if len(left):
-            part = self._convert([rows[i] for i in left])
+            part = self._convert([rows[i] for i in left.tolist()])
             parts.append(replace(part, places=left[part.places]))
         self._write(parts, 0, rows[0].file, rows)
 
     def _group_cells(self, rows: Sequence[RawRow]) -> Iterator[tuple[RowForm, list[str], list[int]]]:
-        """Yields the rows whose cells with a role are plain or empty texts: by the columns that have a text."""
+        """Yields the rows whose cells with a role are plain or empty texts, by the columns with a text."""
         columns = list(self.plan.roles.values())
         label = self.plan.roles.get("type", "")
         groups: dict[tuple[bool, ...], list[int]] = {}
@@ -285,7 +285,9 @@ class RowStream:
         else:
             indices = np.array([place.line - first_line for place in places], np.int64)
         lines = from_texts(map(to_line, canonical))
-        return Part(indices, lines, hash_questions(canonical), from_texts(row.get("type") for row in canonical))
+        return Part(
+            indices, lines, hash_questions(canonical), from_texts(row.get("type") for row in canonical)
+        )
 
     def _to_canonical(
         self, rows: Sequence[RawRow], notes: Notes, places: list[RawRow]
@@ -341,7 +343,9 @@ class RowStream:
             every = from_integers(order)
             labels = None
             if any(p.labels is not None for p in parts):
-                nulls = [p.labels if p.labels is not None else pa.nulls(len(p.places), pa.string()) for p in parts]
+                nulls = [
+                    p.labels if p.labels is not None else pa.nulls(len(p.places), pa.string()) for p in parts
+                ]
                 labels = pa.concat_arrays(nulls).take(every)
             part = Part(
                 places[order],
@@ -357,7 +361,9 @@ class RowStream:
         self._count_types(part)
         if len(self.places) < PLACES:
             for place in part.places[: PLACES - len(self.places)].tolist():
-                self.places.append((rows[place].file, rows[place].line) if rows else (file, first_line + place))
+                self.places.append(
+                    (rows[place].file, rows[place].line) if rows else (file, first_line + place)
+                )
         self.rows += len(part.lines)
 
     def _count_types(self, part: Part) -> None:

@@ -40,7 +40,7 @@ def assign_splits(result: Reading, seed: int, purpose: str) -> tuple[dict[str, l
 def _assign_many(result: Reading, seed: int, purpose: str) -> tuple[dict[str, list[int]], int]:
     import numpy as np  # small imports do not need it
 
-    from core.data.large_splits import count_repeated, rank_types, split_hashes
+    from core.data.large_splits import count_equal, rank_types, split_hashes
     from core.data.question_hashes import hash_questions
 
     questions = hash_questions(result.rows)
@@ -51,7 +51,7 @@ def _assign_many(result: Reading, seed: int, purpose: str) -> tuple[dict[str, li
         weights = np.array([len(row["text"]) for row in result.rows]) if result.cuts else None
         chosen = split_hashes(questions, types, seed, weights=weights)
     parts = {name: np.flatnonzero(chosen == index).tolist() for index, name in enumerate(SPLITS)}
-    return parts, count_repeated(questions)
+    return parts, count_equal(questions)
 
 
 def check_purpose(purpose: str) -> None:

@@ -1,4 +1,4 @@
-"""Canonical rows in a file on disk, as a sequence that reads what is asked for."""
+"""Canonical rows in a file on disk, as a sequence that reads one row or a slice at a time."""
 
 from __future__ import annotations
 

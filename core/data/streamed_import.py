@@ -2,8 +2,8 @@
 
     source files ─ source_copies ─> blocks ─ row_stream ─> rows.jsonl ─ the split of every row ─> splits
 
-`datasets` reads smaller files at once; both give the same dataset. One thing differs: a sample of the rows decides
-on layout and roles, see `row_stream`.
+`datasets` reads smaller files at once; both give the same dataset. One thing differs: a sample of the rows
+decides on layout and roles, see `row_stream`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 
 from core.data.dataset_preview import SAMPLE_ROWS
 from core.data.dataset_writer import RowsFile, write_splits
-from core.data.encodings import choose_codec
 from core.data.json_lines import Lines
-from core.data.large_splits import count_repeated, count_splits, split_hashes
+from core.data.large_splits import count_equal, count_splits, split_hashes
 from core.data.read_log import ReadLog
 from core.data.readers import OWNER, Limits, RawRow, Source, open_source, read_source_rows
 from core.data.reading import Plan, Reading, make_plan
@@ -28,6 +27,7 @@ from core.data.source_copies import SourceCopy
 from core.data.split_rows import LARGE
 from core.data.splits import SPLITS, hash_question, sort_key, split
 from core.data.stored_rows import StoredRows
+from core.data.text_encodings import choose_codec
 from core.errors import DataError
 from core.progress import ReadProgress, Report
 from core.store.files import delete
@@ -135,7 +135,7 @@ class StreamedImport:
                 chosen[parts[name]] = index
         else:
             chosen = split_hashes(questions, stream.type_ranks(), seed)
-        duplicates = count_repeated(questions)
+        duplicates = count_equal(questions)
         del questions
         self._text, self._done = "Writing the splits", 0
 
@@ -148,7 +148,7 @@ class StreamedImport:
         digests = write_splits(file.path, lengths, chosen, self._folder, dataset_id, report)
         return count_splits(chosen), digests, duplicates
 
-    def to_reading(self, stream: RowStream, file: RowsFile) -> Reading:
+    def read_first_rows(self, stream: RowStream, file: RowsFile) -> Reading:
         """The first rows as a reading, for checks that name the places of rows."""
         plan = stream.plan
         return Reading(

@@ -1,6 +1,6 @@
 """Text files to numbered lines: strictly decoded, with a limit on their length and without NULs.
 
-What a file's encoding is, and what it may be, is in `encodings`.
+What a file's encoding is, and what it may be, is in `text_encodings`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ import io
 from collections.abc import Iterator
 from typing import IO, NoReturn
 
-from core.data.encodings import ENCODINGS, choose_codec, describe_codec, list_candidates, write_candidates
 from core.data.jsonrows import LINE_LIMIT
 from core.data.read_log import ReadLog
+from core.data.text_encodings import (
+    ENCODINGS,
+    choose_codec,
+    describe_codec,
+    list_candidates,
+    write_candidates,
+)
 from core.errors import DataError, UnknownEncoding
 
 _DAMAGED_SHARE = 5  # lines that are valid UTF-8 for each that is not: the file is UTF-8, and damaged

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from core.data import datasets, hub_datasets
 from core.data.data_card import write_card, write_download
 from core.data.datasets import Dataset, Preview
-from core.data.derivation import derive_dataset
 from core.data.leakage import describe_shared_rows
 from core.data.personal_data import KINDS
 from core.data.reading import Reading
@@ -164,7 +163,7 @@ class Datasets:
             SpecError, NotFound, InvalidName, DataError, StorageError: see `derivation.derive_dataset`.
         """
         ids = [dataset_ids] if isinstance(dataset_ids, str) else [*dataset_ids]
-        return derive_dataset(self._workspace, ids, operation, name, near, kinds, rows)
+        return derivation_job.derive(self._workspace, ids, operation, name, near, kinds, rows)
 
     def annotate(self, dataset_id: str, note: str) -> Dataset:
         """Changes the user's own note of a dataset.

@@ -39,7 +39,7 @@ class ImportStatus:
         text: what it is doing now, for example "Reading notes.jsonl".
         done_bytes, total_bytes: bytes of work that are finished, and in all; 0 while the total is not known.
         rows: rows read so far.
-        eta_seconds: estimated seconds until the end; None while there is no estimate.
+        eta_seconds: estimated seconds until the end, or None without an estimate.
         dataset_id: id of the dataset, once it is done.
         problem: why it failed, for the user; else "".
     """
@@ -185,7 +185,7 @@ class Imports:
     def _find(self, job_id: str) -> _Job:
         job = self._jobs.get(job_id)
         if job is None:
-            raise NotFound(f"There is no import {job_id!r}.", "It may have been started before a restart.")
+            raise NotFound(f"The import {job_id!r} is not known.", "It may be older than the last restart.")
         return job
 
     def _forget_oldest(self) -> None:

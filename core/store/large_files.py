@@ -1,7 +1,7 @@
 """Files of many megabytes, written from the first byte to the last without filling the page cache.
 
-Every FLUSH_BYTES the file is flushed to the disk and its pages are released. An import of gigabytes then leaves
-the memory of the machine to the model, and the flush at the end of a draft has nothing left to write.
+Every FLUSH_BYTES the file is flushed to the disk and its pages are released. An import of gigabytes then
+leaves the memory of the machine to the model, and the flush at the end of a draft has little left to write.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LargeFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.sha, self.size = path, hashlib.sha256(), 0
-        self._file = open(path, "xb", buffering=0)
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
         self._flushed = 0
 
     def write(self, block: bytes | bytearray | memoryview) -> None:

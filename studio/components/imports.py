@@ -112,7 +112,8 @@ def render_import(status: ImportStatus, can_reopen: bool = False) -> Node:
         )
     if status.state == "cancelled":
         dismiss = button("Dismiss", {"do": "dismiss", "job": job}, aria_label=f"Dismiss {status.name}")
-        text = node("p", f"{status.name} was cancelled. Nothing of it was stored.", cls="quiet", role="status")
+        said = f"{status.name} was cancelled. Nothing of it was stored."
+        text = node("p", said, cls="quiet", role="status")
         return node("div", node("div", text, dismiss, cls="row spread-row"), cls="import-job")
     cancel = button("Cancel", {"do": "cancel", "job": job}, aria_label=f"Cancel the import of {status.name}")
     return node(

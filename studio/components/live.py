@@ -27,10 +27,10 @@ from core.store.events import (
     latest_by_kind,
     of_kind,
 )
-from core.store.worth import BETTER, UNCLEAR, WORSE, Worth
+from core.store.worth import BETTER, UNCLEAR, WORSE, Example, Worth
 from studio import events, formatting
 from studio.assets import read_asset
-from studio.tree import Node, button, chip, empty, node, progress_bar, table
+from studio.tree import Node, button, chip, empty, node, progress_bar
 
 COLOURS = {
     RunStatus.QUEUED: "",
@@ -212,19 +212,32 @@ def render_worth(worth: Worth | None, run: Any) -> Node | None:
     where = {"test": "the test split", "val": "the validation split"}.get(worth.split, "the data")
     others = [node("p", gain.describe(), cls="quiet") for gain in worth.others]
     few = node("p", "The time was up before all rows were measured.", cls="quiet") if worth.partial else None
-    first = "Question" if run.kind == "task" else "Opening"
-    rows = [[e.prompt, e.base, e.adapter, e.reference] for e in worth.examples]
-    caption = f"Held-out rows of {where}, answered by the base and by {run.name}"
-    answers = table([first, "Base", run.name, "Reference"], rows, caption) if rows else None
+    verb = "answered" if run.kind == "task" else "continued"
+    caption = node("p", f"Rows of {where}, which the run did not train on, {verb} by both:", cls="quiet")
+    answers = node("ul", *[_render_example(e, run.name) for e in worth.examples], cls="samples")
     return node(
         "section",
         node("p", chip(words, colour), node("strong", f" {worth.main.describe()}")),
         *others,
         few,
-        answers,
+        *([caption, answers] if worth.examples else []),
         cls="worth",
         aria_label=f"What {run.name} is worth",
     )
+
+
+def _render_example(example: Example, adapter: str) -> Node:
+    """A held-out row with the answers of base and adapter and the reference, side by side."""
+    named = (
+        ("Base", example.base, ""),
+        (adapter, example.adapter, " trainee"),
+        ("Reference", example.reference, ""),
+    )
+    answers = [
+        node("div", node("small", who), node("p", text or "–"), cls=f"sample-answer{cls}")
+        for who, text, cls in named
+    ]
+    return node("li", node("strong", example.prompt), node("div", *answers, cls="sample-answers"))
 
 
 def _machine(event: dict[str, Any] | None) -> Node | None:

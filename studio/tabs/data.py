@@ -16,7 +16,7 @@ from studio import events, fields, formatting
 from studio.components import damaged, drop, field_errors, imports, inspection
 from studio.components.field_errors import FieldErrors
 from studio.reading_choices import Choices
-from studio.tabs import data_derive, data_import
+from studio.tabs import data_derive, data_hub, data_import
 from studio.tree import Node, skeleton, title, view
 from studio.views import data as views
 
@@ -38,6 +38,7 @@ class DataTab:
     hint: gr.HTML
     errors: FieldErrors
     imports: gr.HTML
+    hub: data_hub.HubForm
     forms: imports.Forms
     choices: gr.State
     shelf: gr.Column
@@ -75,6 +76,7 @@ def build(engine: Engine) -> DataTab:
                 hint = view(None, elem_id="import-hint")
             errors = field_errors.field_errors({"name": name})
             running = imports.imports(engine, forms)
+            hub = data_hub.build()
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             preview = view(None, elem_id="preview")
             page = view(None, elem_id="first-page")
@@ -109,6 +111,7 @@ def build(engine: Engine) -> DataTab:
         hint,
         errors,
         running,
+        hub,
         forms,
         gr.State(Choices()),
         shelf,
@@ -134,6 +137,7 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
     """Connects the events."""
     data_import.wire(tab, engine)
     data_derive.wire(tab, engine)
+    data_hub.wire(tab.hub, engine, tab.imports)
     shown = [tab.dataset, tab.inspection, tab.split, tab.rows, tab.more, tab.note, tab.extras, tab.partners]
     events.bind_sequential(tab.picker.change, engine, show_dataset, [tab.picker], shown)
     events.bind_sequential(tab.split.input, engine, show_rows, [tab.picker, tab.split], [tab.rows])

@@ -9,7 +9,7 @@ import gradio as gr
 from core.data.datasets import Dataset
 from core.engine import Engine
 from core.errors import SpecError
-from studio import events
+from studio import events, formatting
 from studio.tree import Node, button, download, node
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def merge(engine: Engine, picked: str | None, partners: list[str] | None) -> tup
 def _pick(engine: Engine, dataset: Dataset) -> Any:
     from studio.tabs.data import list_choices
 
-    gr.Info(events.escape_markup(f"Made {dataset.name}: {dataset.rows:,} rows."), title="Done")
+    text = f"Made {dataset.name}: {formatting.count(dataset.rows, 'row')}."
+    gr.Info(events.escape_markup(text), title="Done")
     return gr.update(choices=list_choices(engine), value=dataset.id)
 
 

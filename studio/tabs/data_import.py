@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from core.data.encodings import Candidate, choose_codec, list_candidates
+from core.data.text_encodings import Candidate, choose_codec, list_candidates
 from core.engine import Engine
 from core.errors import DataError, SpecError, StudioError, UnknownEncoding
-from studio import events, first_page, uploads
+from studio import events, first_page, formatting, uploads
 from studio.components import drop, field_errors, imports
 from studio.reading_choices import Choices, assign_role, kind_of, swap_roles
 from studio.tree import Node, node, skeleton
@@ -31,7 +31,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".csv", ".tsv", ".json"
 FILES = 200  # whose encoding is looked at
 READING = "The files are being read"
 SEE_QUESTION = "First answer the question in the preview."
-SEE_PROBLEM = "The preview says what has to be mended first."
+SEE_PROBLEM = "The preview says what has to be corrected first."
 
 
 def wire(tab: DataTab, engine: Engine) -> None:
@@ -186,7 +186,7 @@ def show_new_dataset(engine: Engine, event: gr.EventData) -> Any:
 
     dataset = engine.datasets.get(str((event._data or {}).get("dataset", "")))
     left_out = f" {dataset.left_out:,} left out." if dataset.left_out else ""
-    gr.Info(f"Imported {dataset.rows:,} rows.{left_out}", title="Done")
+    gr.Info(f"Imported {formatting.count(dataset.rows, 'row')}.{left_out}", title="Done")
     return gr.update(choices=list_choices(engine), value=dataset.id)
 
 

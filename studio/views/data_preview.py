@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.data.documents import Block
-from core.data.encodings import LABELS, Candidate
+from core.data.text_encodings import LABELS, Candidate
 from studio import formatting
 from studio.first_page import FirstPage
 from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles

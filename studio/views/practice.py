@@ -19,4 +19,4 @@ def practice_base_note(base: Any) -> Node | None:
     if base.name != DEFAULT_BASE:
         return None
     choose = button("Choose a real base", {"do": "tab", "tab": "base"}, "link")
-    return node("p", node("span", TEXT), choose, cls="practice")
+    return node("p", node("span", f"{TEXT} "), choose, cls="practice")

@@ -201,6 +201,30 @@ def test_the_number_fields_of_the_dark_page_are_dark(visit):
     assert number.evaluate("(e) => getComputedStyle(e).colorScheme") == "dark"
 
 
+SIZES = """() => {
+  const sizes = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+    const e = text.parentElement;
+    if (text.data.trim() && e.checkVisibility() && !e.closest("svg, script, style, [aria-hidden=true]"))
+      sizes.add(parseFloat(getComputedStyle(e).fontSize));
+  }
+  return [...sizes].sort((a, b) => a - b);
+}"""
+
+
+def test_every_text_has_a_size_of_the_scale_in_both_themes(visit):
+    page, found = visit.page, {}
+    for name in TABS:
+        page.locator(f"#tabs > .tab-wrapper [data-tab-id='{name}'][role=tab]").click()
+        page.wait_for_timeout(300)
+        for theme in ("light", "dark"):
+            page.evaluate("(theme) => window.studio.setTheme(theme)", theme)
+            found[name, theme] = page.evaluate(SIZES)
+        assert found[name, "light"] == found[name, "dark"], name
+    assert {size for sizes in found.values() for size in sizes} <= {12, 14, 16, 20, 28}, found
+
+
 def test_the_text_is_set_in_the_typeface_of_the_package(visit):
     visit.page.evaluate("document.fonts.ready")
     assert visit.page.evaluate("document.fonts.check('14px \"Inter Variable\"')")

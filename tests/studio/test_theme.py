@@ -65,6 +65,13 @@ def test_every_size_of_text_comes_from_the_scale() -> None:
     assert all(s.startswith(("clamp(", ".", "inherit", "1px")) for s in others), others
 
 
+def test_the_theme_of_gradio_declares_the_same_sizes() -> None:
+    made = theme.theme()
+    assert {
+        f"--text-{n}": int(getattr(made, f"text_{n}")[:-2]) for n in ("xs", "sm", "md", "lg", "xl")
+    } == SCALE
+
+
 def test_the_typeface_is_served_with_its_licence_and_declared() -> None:
     client = TestClient(Starlette(routes=routes(None)))  # type: ignore[arg-type]
     assert set(FONTS) == {f"inter-{subset}" for subset in theme.FONT_RANGES}

@@ -21,8 +21,8 @@ from core.data.hub_datasets import download, resolve
 from core.data.readers import read_files
 from core.engine.datasets import Datasets
 from core.engine.imports import Imports
-from core.store.workspace import Workspace
 from core.errors import DataError
+from core.store.workspace import Workspace
 
 MAIN, OLD, CONVERTED = "1" * 40, "2" * 40, "3" * 40
 README = b"""---
@@ -233,6 +233,15 @@ def test_an_import_follows_the_download_and_notes_the_commit(hub, tmp_path, monk
     assert f"From the Hub: a/rows, configuration default, split train, commit {MAIN}." in dataset.notes
     status = finish(imports.start_hub("a/none"))
     assert status.state == "failed" and "has no dataset 'a/none'" in status.problem
+
+
+def test_patterns_of_paths_are_those_of_the_hub():
+    matches = [
+        p for p in ("a.csv", "d/a.csv", "d/e/a.csv") if hub_datasets._compile_pattern("d/*.csv").fullmatch(p)
+    ]
+    assert matches == ["d/a.csv"]
+    assert hub_datasets._compile_pattern("**/*.csv").fullmatch("a.csv")
+    assert hub_datasets._compile_pattern("d/**").fullmatch("d/e/a.csv")
 
 
 def test_caps_are_checked_before_the_download(hub, monkeypatch):

@@ -11,7 +11,7 @@ from core.engine.imports import ImportStatus
 from core.errors import DataError, NotFound, SpecError
 from studio.components import imports, inspection
 from studio.reading_choices import Choices
-from studio.tabs import data, data_derive, data_import
+from studio.tabs import data, data_derive, data_hub, data_import
 from studio.views import data_inspection
 from tests.studio.dropped import drop_files
 
@@ -161,3 +161,12 @@ def test_the_mark_of_the_max_length_stands_where_longer_rows_begin():
     lengths = Lengths(13, bins, 1, 12, 90, 200, 100, 20, 3, 3 / 13, True, [])
     mark = data_inspection._mark_max_length(lengths)
     assert mark["vars"]["place"] == "50.0%"
+
+
+def test_a_hub_import_needs_an_id_and_says_why_it_failed(empty):
+    with pytest.raises(SpecError, match="no id") as caught:
+        data_hub.start_hub_import(empty, " ", "", "", "", False)
+    assert caught.value.field == "hub_id"
+    job = data_hub.start_hub_import(empty, "not-an-id", "", "", "", True)["job"]
+    status = empty.imports.wait(job, 60)
+    assert status.state == "failed" and "owner/name" in status.problem

@@ -4,9 +4,16 @@ import io
 
 import pytest
 
-from core.data.encodings import ENCODINGS, LABELS, choose_codec, identify, list_candidates, normalize_encoding
 from core.data.read_log import ReadLog
 from core.data.readers import read_files
+from core.data.text_encodings import (
+    ENCODINGS,
+    LABELS,
+    choose_codec,
+    identify,
+    list_candidates,
+    normalize_encoding,
+)
 from core.errors import DataError, UnknownEncoding
 
 TEXTS = {

@@ -1,0 +1,106 @@
+"""Right-to-left text of PDF pages: characters at their places to text in the order in which it is read.
+
+A PDF file holds Hebrew and Arabic in the order in which they stand on the page, or in that of the letters, as
+its writer liked. Here the places alone count: the characters of a row are read from the left, then every
+stretch of right-to-left letters is turned round, and numbers and Latin words inside it stay.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SPACE = 0.17  # heights of a line: a wider gap between letters is a space
+WIDE_SPACE = 0.6  # the same, where the file has spaces
+_MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """A character with its box in points, and its number in the file."""
+
+    text: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    number: int = 0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+
+def is_right_to_left(text: str) -> bool:
+    """Whether a text has a letter of a right-to-left script."""
+    return not text.isascii() and any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
+
+
+def read_glyphs(glyphs: Sequence[Glyph]) -> str:
+    """The text of characters that stand side by side in one row, in a paragraph from right to left.
+
+    Args:
+        glyphs: in any order.
+    """
+    return " ".join(_turn_round(_list_texts(glyphs)).split())
+
+
+def read_left_to_right(glyphs: Sequence[Glyph]) -> str:
+    """The text of characters that stand side by side in one row, from left to right."""
+    return " ".join("".join(_list_texts(glyphs)).split())
+
+
+def _list_texts(glyphs: Sequence[Glyph]) -> list[str]:
+    """The characters from the left, with spaces where they have gaps."""
+    bases = [g for g in glyphs if not unicodedata.combining(g.text[0])]
+    clusters = {g: [g] for g in bases}
+    for mark in glyphs:  # a vowel sign follows the letter that it stands over
+        if bases and unicodedata.combining(mark.text[0]):
+            middle = (mark.x0 + mark.x1) / 2
+            clusters[min(bases, key=lambda g: abs((g.x0 + g.x1) / 2 - middle))].append(mark)
+    texts: list[str] = []
+    end = math.inf
+    limit = WIDE_SPACE if any(g.text == " " for g in bases) else SPACE
+    # Two letters that are drawn as one have one box, and are turned round later: the first stands right.
+    for glyph in sorted(bases, key=lambda g: (round(g.x0, 1), -g.number)):
+        if glyph.text == " ":
+            texts.append(" ")
+            continue
+        if glyph.x0 - end > limit * glyph.height and texts[-1:] != [" "]:
+            texts.append(" ")
+        texts.append("".join(unicodedata.normalize("NFKC", g.text) for g in clusters[glyph]))
+        end = glyph.x1 if end == math.inf else max(end, glyph.x1)
+    return texts
+
+
+def _turn_round(texts: Sequence[str]) -> str:
+    """Visual order to the order of reading, in a paragraph from right to left."""
+    kinds = [_find_kind(text) for text in texts]
+    for index, kind in enumerate(kinds):
+        if kind:
+            continue
+        before = next((k for k in reversed(kinds[:index]) if k), "R")
+        after = next((k for k in kinds[index + 1 :] if k), "R")
+        kinds[index] = "L" if before == after == "L" else "R"
+    parts: list[str] = []
+    start = 0
+    while start < len(texts):
+        end = start
+        while end < len(texts) and kinds[end] == kinds[start]:
+            end += 1
+        part = texts[start:end]
+        if kinds[start] == "R":
+            part = [t.translate(_MIRRORED) if len(t) == 1 else t for t in reversed(part)]
+        parts.append("".join(part))
+        start = end
+    return "".join(reversed(parts))
+
+
+def _find_kind(text: str) -> str:
+    """ "R" for letters from right to left, "L" for other letters and digits, "" for signs and spaces."""
+    kind = unicodedata.bidirectional(text[0])
+    if kind in ("R", "AL"):
+        return "R"
+    return "L" if kind in ("L", "EN", "AN") else ""
