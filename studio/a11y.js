@@ -45,13 +45,14 @@
     placeToasts();
   }
   function schedule() {
-    if (!waiting) { waiting = true; setTimeout(improve, 60); }
+    if (!waiting) { waiting = true; setTimeout(improve, 150); }
   }
 
   // Moves the toasts to the first place, from the lower right corner upwards, where they cover no main button.
   function placeToasts() {
-    const wrap = document.querySelector(".toast-wrap");
-    if (!wrap?.firstElementChild) return;
+    for (const wrap of document.querySelectorAll(".toast-wrap, .snackbar")) if (wrap.firstChild) place(wrap);
+  }
+  function place(wrap) {
     const { width, height } = wrap.getBoundingClientRect();
     const blocked = [...document.querySelectorAll(MAIN_BUTTONS)].filter((e) => !wrap.contains(e) && isVisible(e))
       .map((e) => e.getBoundingClientRect());

@@ -81,27 +81,35 @@ def placeholder(column: Any) -> str:
     return "(empty answer)" if column.reason == "end" else "…"
 
 
-def format_stamp(column: Any, labels: Mapping[str, str] | None = None) -> str:
+def format_stamp(column: Any, labels: Mapping[str, str] | None = None, digests: bool = True) -> str:
     """Formats what was active for an answer in one line: adapters by name, weights, tilts and digests.
 
     Args:
         labels: adapter id -> name.
+        digests: whether the beginning of each adapter's sha256 stands behind its weight.
     """
     active = column.stamp.get("weights") or {}
-    digests = column.stamp.get("adapters") or {}
+    known = column.stamp.get("adapters") or {}
     tilts = column.stamp.get("tilt") or {}
     parts = ["base"]
     for adapter, weight in active.items():
         tilt = f" @{tilts[adapter]:g}" if adapter in tilts else ""
         name = (labels or {}).get(adapter, DELETED)
-        parts.append(f"{name} {weight:+.2f}{tilt} ({_short_digest(digests.get(adapter, ''))})")
+        digest = f" ({_short_digest(known.get(adapter, ''))})" if digests else ""
+        parts.append(f"{name} {weight:+.2f}{tilt}{digest}")
     return " · ".join(parts)
 
 
 def render_stamp(column: Any, labels: Mapping[str, str] | None = None) -> Node:
-    """Renders what was active for an answer, with its checksums, folded away."""
-    stamp = node("p", format_stamp(column, labels), cls="stamp")
-    return node("details", node("summary", "Details"), stamp, cls="stamp-fold")
+    """Renders what was active for an answer, with its name and its checksums folded away."""
+    details = node(
+        "details",
+        node("summary", "Details"),
+        node("p", str(column.stamp.get("mix", "")), cls="quiet"),
+        node("p", format_stamp(column, labels), cls="checksums"),
+        cls="stamp-fold",
+    )
+    return node("div", node("p", format_stamp(column, labels, digests=False), cls="stamp"), details)
 
 
 def _short_digest(digest: str) -> str:

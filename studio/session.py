@@ -27,6 +27,7 @@ class Exchange:
         left_out: how many earlier questions the base's context had no room for.
         note: what the answer waits for, or "".
         labels: the names of the adapters, by id, when it was answered.
+        rendered: the column that was rendered last, once it is complete, and its tree.
     """
 
     prompt: str
@@ -35,6 +36,7 @@ class Exchange:
     left_out: int = 0
     note: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    rendered: tuple[Any, Any] | None = None
 
 
 @dataclass

@@ -184,7 +184,7 @@ def _seek_row(file: IO[bytes], index: Path, row: int) -> int:
     with open(index, "rb") as f:
         f.seek(8 * entry)
         place = int.from_bytes(f.read(8), "little")
-    if place:
+    if 0 < place <= os.fstat(file.fileno()).st_size:
         file.seek(place - 1)
         if file.read(1) == b"\n":
             return entry * INDEX_STEP

@@ -1,6 +1,7 @@
 """Derives a dataset in a process of its own: of many rows it takes long, and the model's thread would wait.
 
-    parent ─ stdin: the arguments of `derive_dataset` as JSON ─> child ─ stdout: {"dataset"} or {"error"} ─> parent
+    parent ─ stdin: the arguments of `derive_dataset` as JSON ─> child
+    child ─ stdout: {"dataset"}, or {"kind", "error", "fix"} ─> parent
 
 A child whose parent ends leaves a draft at most, which the next start removes.
 """
@@ -72,8 +73,11 @@ def derive(
 def _rebuild_error(answer: Mapping[str, str]) -> StudioError:
     """The error that the child reported, of the class that it had there."""
     kind = getattr(errors, answer["kind"], StudioError)
-    error = kind(answer["error"], answer["fix"])
-    return error if isinstance(error, StudioError) else StudioError(answer["error"], answer["fix"])
+    try:
+        error = kind(answer["error"], answer["fix"])
+    except TypeError:  # an error with other arguments, such as DamagedRecord
+        error = StudioError(answer["error"], answer["fix"])
+    return error  # type: ignore[no-any-return]
 
 
 def run() -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from core.data.documents import Block, Document
 from core.data.pdf_extract import MARK_CLOSE, MARK_OPEN, PAGE_LIMIT
 from core.data.pdf_layout import Line, Run, order_lines
+from core.data.pdf_running import Sheet, remove_running_lines
 from core.errors import DataError
 
 HEADING_LEVELS = 6
@@ -29,14 +30,13 @@ FILE_LIMIT_BYTES = 512 << 20
 SECONDS = 300  # of one file
 OUTPUT_LIMIT_BYTES = 1 << 30
 _ROOT = Path(__file__).resolve().parents[2]
-_MARGIN = 0.14  # of the height of a page: running headers and page numbers stand there
-_PAGE_NUMBER = re.compile(
-    r"\W*((page|seite|pagina|página|стр\.?|p\.|s\.)\s*)?(\d{1,4}|[ivxlc]{1,7})(\s*(of|/|von|de|di|из)\s*\d{1,4})?\W*",
-    re.IGNORECASE,
-)
 _BULLET = re.compile(r"[•▪◦‣●○■□–—*·]\s+|[-o]\s+(?=\S)|\(?(\d{1,2}|[a-zA-Z])[.)]\s+(?=\S)")
+_CONTENTS_LINE = re.compile(r"(?:[.…·]\s?){5,}[\s|]*(?:\d{1,4}|[ivxlc]{1,7})?$")
+_BEFORE_REFERENCE = re.compile(r"(?:[^\W\d_]{3,}|[.,;:!?…\"'”’»)\]])\s?$")
+_NO_SPACES = re.compile("[\u3001-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff\u0e00-\u0eff]")
 _END = re.compile(r"[.!?:;…。！？][\"'”’»)\]]*$")
 _MARK = re.compile(f"{MARK_OPEN}([^{MARK_CLOSE}]*){MARK_CLOSE}")
+_SPACED_MARK = re.compile(rf"\s?{_MARK.pattern}")
 _NOTE = re.compile(rf"(?:{MARK_OPEN}\s*(\d{{1,3}}|[*†‡§¶]){MARK_CLOSE}|(\d{{1,3}}|[*†‡§¶])[.)]?)\s*(?=\S)")
 _PROBLEMS = {
     "password": (
@@ -66,6 +66,7 @@ class _Removals:
 
     headers: int = 0
     numbers: int = 0
+    contents: int = 0
     hyphens: int = 0
     rotated: int = 0
     no_code: int = 0
@@ -77,6 +78,7 @@ class _Removals:
         counts = (
             (self.headers, "running header or footer was", "running headers and footers were", "removed"),
             (self.numbers, "page number was", "page numbers were", "removed"),
+            (self.contents, "line of a contents list was", "lines of contents lists were", "left out"),
             (self.hyphens, "word was", "words were", "joined across a line end"),
             (self.rotated, "rotated character was", "rotated characters were", "left out"),
             (self.no_code, "character has", "characters have", "no letter in their font, and were left out"),
@@ -98,13 +100,12 @@ def read_pdf(file: IO[bytes], name: str) -> Document:
     """
     result = _run_child(file, name, "text")
     removals = _Removals(damaged_pages=int(result["damaged"]))
-    pages = []
-    for index, page in enumerate(result["pages"], start=1):
-        lines = order_lines([Run(*run) for run in page["runs"]])
-        removals.rotated += page["rotated"]
-        removals.empty_pages += not lines
-        pages.append(_Page(index, page["height"], lines))
-    characters = sum(len(line.text) for page in pages for line in page.lines)
+    sheets = [Sheet(page["height"], [Run(*run) for run in page["runs"]]) for page in result["pages"]]
+    removals.empty_pages = sum(not sheet.runs for sheet in sheets)
+    removals.rotated = sum(page["rotated"] for page in result["pages"])
+    removals.headers, removals.numbers = remove_running_lines(sheets)
+    pages = [_Page(i, sheet.height, order_lines(sheet.runs)) for i, sheet in enumerate(sheets, start=1)]
+    characters = sum(len(run[0]) for page in result["pages"] for run in page["runs"])
     no_code = removals.no_code = sum(page["no_code"] for page in result["pages"])
     if not characters and not no_code:
         raise DataError(
@@ -118,7 +119,6 @@ def read_pdf(file: IO[bytes], name: str) -> Document:
             "Export it again with embedded Unicode fonts, or run text recognition (OCR) on it.",
             file=name,
         )
-    _remove_running_lines(pages, removals)
     blocks = _build_blocks(pages, removals)
     title = str(result["title"]).strip()
     return Document(
@@ -181,57 +181,6 @@ _CHILD = (
 )
 
 
-# ---------------------------------------------------------------- running headers
-
-
-def _remove_running_lines(pages: Sequence[_Page], removals: _Removals) -> None:
-    """Removes page numbers, and lines in the margins that stand at one place of several pages."""
-    seen: Counter[tuple[str, int]] = Counter()
-    for page in pages:
-        for key in {_make_place_key(line) for line in page.lines if _is_in_margin(line, page)}:
-            seen[key] += 1
-    wanted = 2 if len(pages) <= 4 else 3
-
-    def is_repeated(line: Line) -> bool:
-        text, y = _make_place_key(line)
-        return sum(seen[(text, y + d)] for d in (-1, 0, 1)) >= wanted
-
-    for page in pages:
-        outer = [line for line in page.lines if _is_in_margin(line, page)]
-        removed = []
-        for line in outer:
-            is_number = _PAGE_NUMBER.fullmatch(_strip_marks(line.text).strip()) is not None
-            if is_number and (is_repeated(line) or len(pages) == 1 or _is_outermost(line, page)):
-                removals.numbers += 1
-            elif is_repeated(line):
-                removals.headers += 1
-            else:
-                continue
-            removed.append(line)
-        page.lines = [line for line in page.lines if line not in removed]
-
-
-def _is_outermost(line: Line, page: _Page) -> bool:
-    """Whether nothing but a gap follows between a line and the edge of its page."""
-    others = [o for o in page.lines if o is not line]
-    above = [o for o in others if o.y0 >= line.y1 - 1]
-    below = [o for o in others if o.y1 <= line.y0 + 1]
-    nearest = max((o.y0 for o in below), default=0.0)
-    gap = line.y0 - max((o.y1 for o in below), default=line.y0)
-    if not below:
-        gap = min((o.y0 for o in above), default=page.height) - line.y1
-        return gap > line.height
-    return not above and gap > line.height and nearest < line.y0
-
-
-def _make_place_key(line: Line) -> tuple[str, int]:
-    return re.sub(r"\d+|\b[ivxlc]+\b", "#", line.text.lower()), round(line.y0 / 3)
-
-
-def _is_in_margin(line: Line, page: _Page) -> bool:
-    return line.y0 > (1 - _MARGIN) * page.height or line.y1 < _MARGIN * page.height
-
-
 # ---------------------------------------------------------------- paragraphs
 
 
@@ -246,9 +195,18 @@ def _build_blocks(pages: Sequence[_Page], removals: _Removals) -> list[Block]:
     body = weights.most_common(1)[0][0]
     sizes = _list_heading_sizes(lines, body)
     builder = _Builder(body, _measure_line_distance(pages, body), sizes, _list_words(lines), removals)
+    characters = sum(len(line.text) for line in lines)
+    builder.bold_is_rare = sum(len(x.text) for x in lines if x.bold) < 0.4 * characters
+    builder.mono_is_rare = sum(len(x.text) for x in lines if x.mono) < 0.6 * characters
     for page in pages:
+        kept = [line for line in page.lines if not _CONTENTS_LINE.search(line.text)]
+        removals.contents += len(page.lines) - len(kept)
+        page.lines = kept
         text, notes = _separate_footnotes(page, body)
         builder.footnotes = dict(notes)
+        builder.clear_marks = {
+            m[1].strip() for line in text for m in _MARK.finditer(line.text) if _is_reference(line.text, m)
+        }
         for line in text:
             builder.add(line, page.number)
         builder.finish_page(page.number)
@@ -318,8 +276,11 @@ class _Builder:
         self.body, self.leading, self.sizes, self.words, self.removals = body, leading, sizes, words, removals
         self.blocks: list[Block] = []
         self.footnotes: dict[str, str] = {}
+        self.clear_marks: set[str] = set()  # of footnotes that a word or sentence refers to, and not a formula
+        self.bold_is_rare = self.mono_is_rare = True
         self.pending: list[tuple[str, str]] = []
         self.kind, self.text, self.level, self.page = "", "", 0, 0
+        self.left = 0.0  # edge of the present code
         self.last: Line | None = None
 
     def add(self, line: Line, page: int) -> None:
@@ -330,6 +291,9 @@ class _Builder:
         if is_new:
             self.close()
             self.kind, self.text, self.level, self.page = kind, text, level, page
+            self.left = line.x0
+        elif kind == "code":
+            self._add_code_line(line, text)
         elif kind == "table" or self._begins_item(line):
             self.text += "\n" + text
         else:
@@ -337,10 +301,20 @@ class _Builder:
             self.removals.hyphens += joined
         self.last = line
 
+    def _add_code_line(self, line: Line, text: str) -> None:
+        """Adds a line of code with the indentation that it has on the page."""
+        width = (line.x1 - line.x0) / max(len(line.text), 1)
+        indent = round((line.x0 - self.left) / width) if width > 0 else 0
+        if indent < 0:
+            self.text = "\n".join(" " * min(-indent, 80) + x for x in self.text.split("\n"))
+            self.left = line.x0
+        self.text += "\n" + " " * min(max(indent, 0), 80) + text
+
     def close(self) -> None:
         """Ends the block, and puts the footnotes that it refers to behind it."""
         if self.text.strip():
-            self.blocks.append(Block(self.kind, self.text.strip(), self.level, self.page))
+            text = self.text.strip("\n") if self.kind == "code" else self.text.strip()
+            self.blocks.append(Block(self.kind, text, self.level, self.page))
             self.blocks += [
                 Block("footnote", f"[{mark}] {note}".strip(), 0, self.page) for mark, note in self.pending
             ]
@@ -357,21 +331,24 @@ class _Builder:
 
         def replace(match: re.Match[str]) -> str:
             mark = match[1].strip()
-            if mark in self.footnotes:
+            is_clear = mark not in self.clear_marks or _is_reference(match.string, match)
+            if mark in self.footnotes and is_clear:
                 self.pending.append((mark, self.footnotes.pop(mark)))
                 return f"[{mark}]"
             return match[0]
 
-        return _strip_marks(re.sub(rf"\s?{_MARK.pattern}", replace, text))
+        return _strip_marks(_SPACED_MARK.sub(replace, text))
 
     def _classify(self, line: Line) -> tuple[str, int]:
         if line.table:
             return "table", 0
         text = _strip_marks(line.text)
         is_short = len(text) < 120 and any(c.isalpha() for c in text)
-        if line.height > 1.12 * self.body and is_short:
+        if line.height > 1.12 * self.body and is_short and not (line.mono and self.mono_is_rare):
             return "heading", 1 + min(range(len(self.sizes)), key=lambda i: abs(self.sizes[i] - line.height))
-        if line.bold and is_short and len(text) < 90 and not text.rstrip().endswith((".", ",", ";")):
+        if line.mono and self.mono_is_rare:
+            return "code", 0
+        if line.bold and self.bold_is_rare and is_short and len(text) < 90 and not text.rstrip().endswith((".", ",", ";")):
             return "heading", len(self.sizes) + 1
         return ("list" if _BULLET.match(text) else "paragraph"), 0
 
@@ -385,6 +362,8 @@ class _Builder:
             return True
         if kind == "table" and self.kind == "table":
             return (line.block, line.table) != (last.block, last.table)
+        if "code" in (kind, self.kind):
+            return kind != self.kind or last.y0 - line.y0 > 3 * self.leading
         if kind in ("heading", "table") or self.kind in ("heading", "table"):
             is_same = kind == self.kind and level == self.level
             return not is_same or line.block != last.block or last.y0 - line.y1 > 1.2 * line.height
@@ -425,6 +404,8 @@ def _join(text: str, following: str, words: Counter[str]) -> tuple[str, bool]:
     capital letter.
     """
     text, following = text.rstrip(), following.lstrip()
+    if _NO_SPACES.match(text[-1:]) and _NO_SPACES.match(following[:1]):
+        return text + following, False
     head = re.search(r"([\w'’]+)[-\u00ad\u2010]$", text)
     tail = re.match(r"[\w'’]+", following)
     if not head or not tail:
@@ -435,6 +416,11 @@ def _join(text: str, following: str, words: Counter[str]) -> tuple[str, bool]:
     if not is_soft and (is_compound or first[-1].isdigit() or not following[:1].islower()):
         return text + following, False
     return text[:-1] + following, True
+
+
+def _is_reference(text: str, match: re.Match[str]) -> bool:
+    """Whether a superscript stands behind a word or a sentence, as the mark of a footnote does."""
+    return _BEFORE_REFERENCE.search(text[: match.start()].rstrip(MARK_OPEN)) is not None
 
 
 def _strip_marks(text: str) -> str:

@@ -21,13 +21,17 @@ FIRST = (
     "input",
     "inputs",
     "inputtext",
+    "questiontext",
     *TEXTS,
     "source",
     "src",
+    "user",
+    "human",
 )
 _SECOND = (
     "answer", "answers", "response", "responses", "completion", "completions", "output", "outputs", "target",
-    "targets", "tgt", "reply", "outputtext", "correctanswer", "referenceanswer",
+    "targets", "tgt", "reply", "outputtext", "correctanswer", "referenceanswer", "answertext",
+    "bestanswer", "finalanswer", "assistant", "bot",
 )  # fmt: skip
 _PAIR_NAMES = (("question", "answer"), ("instruction", "output"))
 LABELS_NAMES = ("labeltext", "labelname", "label", "labels", "sentiment", "intent", "class")

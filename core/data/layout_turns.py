@@ -13,7 +13,7 @@ from core.data.notes import Notes, RowLeftOut
 from core.data.readers import RawRow
 from core.errors import DataError
 
-_LISTS = ("conversations", "conversation", "dialog", "dialogue", "messages", "turns", "chat", "data", "items")
+_LISTS = ("conversations", "conversation", "dialog", "dialogue", "messages", "chat", "data", "items")
 _BETTER = ("completion", "response", "answer", "output", "chosen", "label", "messages", "conversations")
 _USER_KEYS, _ASSISTANT_KEYS = (
     ("human", "user", "question", "prompt"),
@@ -96,7 +96,14 @@ def _match_lists(table: Table) -> Parts:
     if not column or table.find("answer", "answers", "completion", "response", "output", "summary"):
         return {}
     is_list = table.every(column, lambda c: _is_text_list(c) or _is_pair_list(c))
-    return {"turns": column} if is_list else {}
+    return {"turns": column} if is_list and not _are_questions(table, column) else {}
+
+
+def _are_questions(table: Table, column: str) -> bool:
+    """Whether most second turns are questions, so that they do not answer the first ones."""
+    cells = [c for row in table.rows[:1000] if _is_text_list(c := take_list(row.values.get(column)))]
+    asking = [str(c[1]).rstrip().endswith(("?", "？")) for c in cells]
+    return sum(asking) > len(cells) // 2
 
 
 def _is_text_list(cell: Any) -> bool:

@@ -13,17 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.data.columns import list_columns
-from core.data.layout_annotations import (
-    ARGILLA,
-    ARGILLA_FEEDBACK,
-    ARGILLA_RECORDS,
-    ARGILLA_VALIDATED,
-    LABEL_LISTS,
-    LABEL_STUDIO,
-    LABEL_STUDIO_ROWS,
-    PRODIGY,
-)
+from core.data.layout_annotations import LABEL_LISTS, LABEL_STUDIO, LABEL_STUDIO_ROWS, PRODIGY
 from core.data.layout_answers import BOOLEAN_ANSWERS, CHOICE_TARGETS, CHOICES, SQUAD, SQUAD_ANSWERS
+from core.data.layout_argilla import ARGILLA, ARGILLA_FEEDBACK, ARGILLA_RECORDS, ARGILLA_VALIDATED
 from core.data.layout_chats import HISTORY, MESSAGE_TREES
 from core.data.layout_exports import CHATGPT, GROUP_CHATS, INTENTS, NESTED_TREES
 from core.data.layout_options import OPTION_COLUMNS

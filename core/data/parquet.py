@@ -22,6 +22,7 @@ TEXT_LIMIT_BYTES = 1 << 30  # of all cells of a file, decoded
 RATIO_LIMIT = 1000  # decoded bytes per byte of the file, from RATIO_FLOOR_BYTES on
 RATIO_FLOOR_BYTES = 64 << 20
 BATCH_ROWS = 512
+READ_BYTES = 1 << 20  # of a column that are read at once; otherwise a row group is read whole
 TYPE_DEPTH_LIMIT = 8  # a list of messages with tool calls has 7
 
 
@@ -60,7 +61,9 @@ def read_parquet(file: IO[bytes], name: str, is_limited: bool = True) -> Iterato
     done = decoded = 0
     try:
         dictionary_columns, unread = _check(pq.ParquetFile(file, **limits), name, is_limited)
-        parquet = pq.ParquetFile(file, read_dictionary=dictionary_columns, **limits)
+        parquet = pq.ParquetFile(
+            file, read_dictionary=dictionary_columns, buffer_size=READ_BYTES, pre_buffer=False, **limits
+        )
         columns = parquet.schema_arrow.names
         labels = _find_labels(parquet.schema_arrow.metadata)
         wanted = [c for c in columns if c not in unread]

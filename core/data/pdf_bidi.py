@@ -38,21 +38,22 @@ def is_right_to_left(text: str) -> bool:
     return not text.isascii() and any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
 
 
-def read_glyphs(glyphs: Sequence[Glyph]) -> str:
+def read_glyphs(glyphs: Sequence[Glyph], size: float) -> str:
     """The text of characters that stand side by side in one row, in a paragraph from right to left.
 
     Args:
         glyphs: in any order.
+        size: of their font in points.
     """
-    return " ".join(_turn_round(_list_texts(glyphs)).split())
+    return " ".join(_turn_round(_list_texts(glyphs, size)).split())
 
 
-def read_left_to_right(glyphs: Sequence[Glyph]) -> str:
+def read_left_to_right(glyphs: Sequence[Glyph], size: float) -> str:
     """The text of characters that stand side by side in one row, from left to right."""
-    return " ".join("".join(_list_texts(glyphs)).split())
+    return " ".join("".join(_list_texts(glyphs, size)).split())
 
 
-def _list_texts(glyphs: Sequence[Glyph]) -> list[str]:
+def _list_texts(glyphs: Sequence[Glyph], size: float) -> list[str]:
     """The characters from the left, with spaces where they have gaps."""
     bases = [g for g in glyphs if not unicodedata.combining(g.text[0])]
     clusters = {g: [g] for g in bases}
@@ -68,7 +69,7 @@ def _list_texts(glyphs: Sequence[Glyph]) -> list[str]:
         if glyph.text == " ":
             texts.append(" ")
             continue
-        if glyph.x0 - end > limit * glyph.height and texts[-1:] != [" "]:
+        if glyph.x0 - end > limit * size and texts[-1:] != [" "]:
             texts.append(" ")
         texts.append("".join(unicodedata.normalize("NFKC", g.text) for g in clusters[glyph]))
         end = glyph.x1 if end == math.inf else max(end, glyph.x1)

@@ -188,11 +188,13 @@ def _collect_runs(
         place = _turn(corners, edges, run.turns if run else 0)
         if run is None or breaks(run, place):
             if text.isspace():
+                if run is not None:  # right-to-left text goes on at the left
+                    run.blanks.append(Glyph(" ", *place, i))
                 continue
-            turns = round(read_angle(text_page, i) / (math.pi / 2))
-            if abs(read_angle(text_page, i) - turns * math.pi / 2) > 0.1:
+            quarters = read_angle(text_page, i) / (math.pi / 2)
+            turns = round(quarters) % 4
+            if abs(quarters - round(quarters)) > 0.06:
                 turns = -1  # slanting: in a group of its own
-            turns = turns % 4 if turns >= 0 else turns
             place = _turn(corners, edges, turns)
             run = Run(place, turns, i)
             runs.append(run)
@@ -262,9 +264,9 @@ def _read_right_to_left(
             groups[-1].append(item)
         for group in groups:
             glyphs = [g for g, _ in group]
-            text = read_glyphs(glyphs)
+            text = read_glyphs(glyphs, size)
             if not is_right_to_left(text):
-                text = read_left_to_right(glyphs)
+                text = read_left_to_right(glyphs, size)
             bold, mono, points = _read_font(raw, text_page, group[0][1])
             box = [min(g.x0 for g in glyphs), min(g.y0 for g in glyphs)]
             box += [max(g.x1 for g in glyphs), max(g.y1 for g in glyphs)]

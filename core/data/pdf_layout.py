@@ -62,6 +62,7 @@ class Line:
         column: (left, right) edge of its column in points.
         block: number of the column or table it belongs to, counted over the page in reading order.
         table: number of the table that it is a row of, counted over the region from 1; 0 for text.
+        mono: all of it is in the font of a typewriter.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Line:
     column: tuple[float, float]
     block: int
     table: int = 0
+    mono: bool = False
 
 
 def order_lines(runs: Sequence[Run]) -> list[Line]:
@@ -172,11 +174,11 @@ def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
             if is_above and left and right:
                 widths = (gutter - min(r.x0 for r in above[0]), max(r.x1 for r in above[1]) - gutter)
                 sides = zip((left, right), widths, strict=True)
-                is_column = is_column or any(_is_running_text(_group_rows(s), w) for s, w in sides)
+                is_column = is_column or any(_is_running_text(group_rows(s), w) for s, w in sides)
             edge = max((r.x1 for r in above[0]), default=0.0) - height
             fills = any(r.x1 > edge and r.height < 1.2 * height for r in left)
             is_rest = is_above and (not left or (not right and fills))
-            is_short = is_column and bool(above[1]) and len(_group_rows([*above[0], *above[1]])) <= 2
+            is_short = is_column and bool(above[1]) and len(group_rows([*above[0], *above[1]])) <= 2
             if is_rest or is_short or (is_above and is_column):
                 merged[-1] = ([*above[0], *left], [*above[1], *right])
                 continue
@@ -200,7 +202,7 @@ def _join_left_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
 
 def _are_columns(left: Sequence[Run], right: Sequence[Run], gutter: float) -> bool:
     """Whether both sides look like columns of text, and not like the cells of a table."""
-    rows = [_group_rows(left), _group_rows(right)]
+    rows = [group_rows(left), group_rows(right)]
     if min(map(len, rows)) < COLUMN_LINES:
         return False
     height = statistics.median(r.height for r in [*left, *right])
@@ -226,7 +228,7 @@ def _is_running_text(rows: Sequence[Sequence[Run]], width: float) -> bool:
 # ---------------------------------------------------------------- lines and tables
 
 
-def _group_rows(runs: Iterable[Run]) -> list[list[Run]]:
+def group_rows(runs: Iterable[Run]) -> list[list[Run]]:
     """Groups runs at one height into rows, from the top; each from left to right."""
     rows: list[list[Run]] = []
     for run in sorted(runs, key=lambda r: -r.middle):
@@ -241,7 +243,7 @@ def _group_rows(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _read_region(runs: Sequence[Run], block: int, table_rows: int) -> list[Line]:
-    rows = [_merge_words(row) for row in _group_rows(runs)]
+    rows = [_merge_words(row) for row in group_rows(runs)]
     column = (min(r.x0 for r in runs), max(r.x1 for r in runs))
     lines: list[Line] = []
     start = tables = 0
@@ -273,6 +275,7 @@ def _merge_words(row: list[Run]) -> list[Run]:
                     max(last.y1, run.y1),
                     last.bold and run.bold,
                     max((last, run), key=lambda r: len(r.text)).size,
+                    last.mono and run.mono,
                 )
                 continue
         merged.append(run)
@@ -366,4 +369,5 @@ def _to_line(runs: Sequence[Run], glue: str, column: tuple[float, float], block:
         all(r.bold for r in runs),
         column,
         block,
+        mono=all(r.mono for r in runs),
     )

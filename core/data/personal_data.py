@@ -88,7 +88,7 @@ _NATIONAL = re.compile(
     r"\((?!(?:19|20)[0-9]{2}\))0?[0-9]{2,5}\)[ -]?[0-9]{3,4}[ -]?[0-9]{3,5}"
     r"|[2-9][0-9]{2}([-.])[0-9]{3}\1[0-9]{4}"
 )
-_DECIMAL = re.compile(r"[0-9]+[.][0-9]+")
+_DECIMAL = re.compile(r"[+]?[0-9]+[.][0-9]+")
 _PHONE_CUE = re.compile(
     r"(?:\b(?:tel|phone|telephone|mobile|cell|fax|call|dial|whatsapp|sms|text|telefon|mobil|handy|"
     r"anrufen|rufnummer|t[ée]l|t[ée]l[ée]phone|portable|tel[ée]fono|m[óo]vil|celular|telefone|telefono|"
@@ -186,11 +186,11 @@ def _find_phones(text: str) -> Iterator[tuple[int, int]]:
     for m in _PHONE.finditer(text):
         number = m.group()
         start, end = m.span()
+        if _DECIMAL.fullmatch(number):
+            continue
         if number.startswith("+"):
             if _is_valid_number(number, None):
                 yield start, end
-        elif _DECIMAL.fullmatch(number):
-            continue
         elif _PHONE_CUE.search(text[max(0, start - 60) : start]) or _looks_national(number):
             if any(_is_valid_number(number, region) for region in REGIONS):
                 yield start, end

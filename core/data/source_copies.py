@@ -46,6 +46,11 @@ class SourceCopy:
             pass
         return self._record
 
+    def restart(self) -> None:
+        """Makes `blocks` begin at the first line again."""
+        if self._file is not None and self._file.size:
+            self.finish()
+
     def _fill(self, space: memoryview) -> int:
         """Reads and copies the next bytes; returns their number, 0 at the end."""
         if self._file is None:

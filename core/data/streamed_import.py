@@ -104,6 +104,8 @@ class StreamedImport:
                     except Restart as e:
                         self._has_no_type |= "type" in plan.roles and "type" not in e.plan.roles
                         plan = e.plan
+                        for copying in self._copying:
+                            copying.restart()
                 raise NeedsAllRows
             finally:
                 self.files = [copying.finish() for copying in self._copying]

@@ -13,11 +13,12 @@ import codecs
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from core.data.text_plausibility import find_script, rate_text
 from core.store.files import check_regular_file
 
 LABELS = {
@@ -85,12 +86,6 @@ PREVIEW_LINES, PREVIEW_LENGTH = 3, 90  # lines; characters of a line
 CANDIDATE_LIMIT = 6
 _PRINTABLE = re.compile(rb"[\t\n\r\x20-\x7e]+")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
-_WORD = re.compile(r"[\w\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31-\u0e4e]+")
-_MARK_RUN = re.compile(r"^[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
-                       r"|[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]{3}")  # fmt: skip
-_FINAL_FORM_INSIDE = re.compile("[ךםןףץ](?=[א-ת])")
-_PUNCTUATION = frozenset("“”„‘’‚–—…«»‹›€£¥©®°§·•№\u00a0")
-_RARE_LETTERS = frozenset("þðÞÐÝţŢ")  # of Icelandic and older Romanian; in Turkish their bytes are frequent
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,7 @@ def _fits(head: bytes, codec: str) -> bool:
         return False
     # In the other byte order, ASCII becomes characters such as U+6100, and any text one of many scripts.
     swapped = sum(not ord(c) & 0xFF and c != "\u3000" for c in text)
-    scripts = Counter(_find_script(c) for c in text if c.isalpha())
+    scripts = Counter(find_script(c) for c in text if c.isalpha())
     main = sum(count for _, count in scripts.most_common(3))
     # Two characters of ASCII read as one ideograph: a text with a few NULs is not a text in UTF-16.
     if head.count(0) < len(head) // 4 and len(_PRINTABLE.sub(b"", head)) - head.count(0) < len(head) // 20:
@@ -242,7 +237,7 @@ def list_candidates(source: Path | str | IO[bytes], limit: int = CANDIDATE_LIMIT
             groups.setdefault(text, []).append(encoding)
     found = []
     for text, names in groups.items():
-        letters, plausibility = _rate(text, names[0])
+        letters, plausibility = rate_text(text, names[0])
         preview = tuple(_cut(line) for line in text.split("\n")[:PREVIEW_LINES])
         found.append(Candidate(names[0], LABELS[names[0]], preview, tuple(names[1:]), letters, plausibility))
     order = {name: place for place, name in enumerate(ENCODINGS)}
@@ -300,68 +295,6 @@ def _decode_lines(lines: Sequence[bytes], encoding: str) -> str | None:
     return "\n".join(texts)
 
 
-def _rate(text: str, encoding: str) -> tuple[float, float]:
-    """Rates a decoded text.
-
-    Returns:
-        The share of letters among its characters outside ASCII, and its plausibility, see `Candidate`.
-    """
-    outside = [c for c in text if c > "\x7f"]
-    letters = sum(unicodedata.category(c)[0] in "LM" for c in outside)
-    usual = letters + sum(c in _PUNCTUATION or "\u3000" <= c <= "\u303f" or "\uff01" <= c <= "\uff65"
-                          for c in outside)  # fmt: skip
-    words = [w for w in _WORD.findall(text) if not w.isascii()]
-    good = sum(_rate_word(w) for w in words) / len(words) if words else 1.0
-    good *= _rate_double_bytes(outside, encoding)
-    return letters / max(1, len(outside)), (good + usual / max(1, len(outside))) / 2
-
-
-def _rate_word(word: str) -> float:
-    """Rates a word from 0 to 1 by its letters, their case, and where its marks stand."""
-    letters = [c for c in word if c.isalpha()]
-    if not letters or _MARK_RUN.search(word) or _FINAL_FORM_INSIDE.search(word):
-        return 0.0
-    plain = "".join(letters)
-    has_case = plain.lower() != plain.upper()
-    if has_case and not (plain.islower() or plain.isupper() or plain.istitle()):
-        return 0.0
-    scripts = {_find_script(c) for c in letters}
-    outside = sum(c > "\x7f" for c in letters)
-    if len(scripts) > 1 or (scripts == {"LATIN"} and len(letters) > 2 and outside > 0.6 * len(letters)):
-        return 0.0
-    return 0.5 if _RARE_LETTERS & set(letters) else 1.0
-
-
-def _find_script(letter: str) -> str:
-    """The first word of a letter's Unicode name; the scripts that Japanese mixes count as one."""
-    if letter.isascii():
-        return "LATIN"
-    script = unicodedata.name(letter, "UNKNOWN").split(" ")[0].split("-")[0]
-    return "CJK" if script in ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC", "FULLWIDTH") else script
-
-
-# First bytes of the frequent characters in the national standards: the first level of GB 2312 and of Big5,
-# the Hangul of KS X 1001, and the kana of JIS X 0208.
-_FREQUENT = {
-    "gb18030": (0xB0, 0xD7),
-    "big5hkscs": (0xA4, 0xC6),
-    "cp949": (0xB0, 0xC8),
-    "euc-jp": (0xA4, 0xA5),
-    "cp932": (0x82, 0x83),
-}
-_FREQUENT_SHARE = {"euc-jp": 0.3, "cp932": 0.3}  # of text; 0.9 in the other encodings
-
-
-def _rate_double_bytes(characters: Sequence[str], encoding: str) -> float:
-    """Rates from 0 to 1 how many letters are frequent ones; 1 for encodings with one byte a character."""
-    if encoding not in _FREQUENT:
-        return 0.5 if encoding.startswith("utf-") else 1.0
-    low, high = _FREQUENT[encoding]
-    codes = [c.encode(encoding) for c in characters if c.isalpha()]
-    frequent = sum(low <= code[0] <= high and len(code) == 2 for code in codes)
-    return min(1.0, frequent / max(1, len(codes)) / _FREQUENT_SHARE.get(encoding, 0.9))
-
-
 def _cut(line: str) -> str:
     """Cuts a line around its first character outside ASCII; controls become blanks."""
     clean = "".join(c if c.isprintable() else " " for c in line)
@@ -369,8 +302,3 @@ def _cut(line: str) -> str:
     start = max(0, first - PREVIEW_LENGTH // 2)
     shown = clean[start : start + PREVIEW_LENGTH]
     return ("…" if start else "") + shown.strip() + ("…" if start + PREVIEW_LENGTH < len(clean) else "")
-
-
-def iterate_labels() -> Iterator[tuple[str, str]]:
-    """Yields (label, encoding) for menus."""
-    return ((label, encoding) for encoding, label in LABELS.items())

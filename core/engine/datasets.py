@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.data import datasets, hub_datasets
+from core.data import datasets, derivation_job, hub_datasets
 from core.data.data_card import write_card, write_download
 from core.data.datasets import Dataset, Preview
 from core.data.leakage import describe_shared_rows

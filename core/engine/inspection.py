@@ -9,28 +9,25 @@ another inspection.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
 import json
 import logging
-import os
 import pickle
-import secrets
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.data import datasets
 from core.data.inspection import Inspection
 from core.data.inspection_job import Request, build_command
-from core.data.token_checks import TokenizerOfBase
+from core.engine.inspection_cache import load_inspection, save_inspection
+from core.engine.tokenizer_copies import BUSY, TokenizerCopies, TokenizerCopy, compute_digest
 from core.engine.worker import BackgroundTask, Worker
-from core.errors import BaseModelError, Busy, Cancelled, NotFound, StudioError
+from core.errors import Cancelled, NotFound, StudioError
 from core.spec.training import TrainSpec
-from core.store.files import replace as rename_over
-from core.store.json_text import parse_object
 from core.store.record_types import check_type
 from core.store.workspace import Workspace
 
@@ -40,10 +37,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATES = ("waiting", "running", "done", "failed", "cancelled")
-FILE = "inspection.json"
 VERSION = 1  # of the checks; another version does not use what this one kept
 MAX_LENGTH = TrainSpec.max_length  # the default of the form
-BASE_WAIT = 10.0  # seconds to wait for the model's thread with a copy of its tokenizer
+START_WAIT = 0.5  # seconds that `start` waits for the model's thread with a copy of its tokenizer
+BASE_WAIT = 60.0  # seconds that an inspection waits for it, such as while a base is loaded
 POLL_SECONDS = 0.1
 ENDED_LIMIT = 100  # ended inspections whose result is kept in memory
 
@@ -85,26 +82,19 @@ class _Job:
     """An inspection.
 
     Attributes:
-        content: what its result depends on; see `Inspections._describe`.
-        request: None until the thread of the job has made it.
+        content: digest of what its result depends on, beside the base.
+        request: what to inspect, without the base.
+        copy: the base; None while the model's thread is busy.
     """
 
     status: InspectionStatus
     content: str
     request: Request
+    copy: TokenizerCopy | None
     result: Inspection | None = None
     is_cancelled: bool = False
     process: subprocess.Popen[bytes] | None = None
     task: BackgroundTask | None = None
-
-
-@dataclass(frozen=True)
-class _BaseCopy:
-    """A copy of a base's tokenizer, and the digest of what counts depend on."""
-
-    base: TokenizerOfBase | None
-    digest: str
-    problem: str = ""
 
 
 class Inspections:
@@ -115,9 +105,8 @@ class Inspections:
     """
 
     def __init__(self, workspace: Workspace, worker: Worker, resident: Callable[[], Resident]) -> None:
-        self._workspace, self._worker, self._resident = workspace, worker, resident
+        self._workspace, self._copies = workspace, TokenizerCopies(worker, resident)
         self._jobs: dict[str, _Job] = {}
-        self._copy: tuple[object, _BaseCopy] | None = None
         self._is_closing = False
 
     def start(self, dataset_id: str, max_length: int = MAX_LENGTH) -> str:
@@ -134,16 +123,10 @@ class Inspections:
         """
         dataset = datasets.load_dataset(self._workspace, dataset_id)
         others = self._list_others(dataset)
-        copy = self._copy_base()
-        content = _digest(VERSION, dataset.sha256, dataset.split_sha256, max_length, copy.digest,
-                          [(o.id, o.sha256, o.split_sha256, o.name) for o in others])  # fmt: skip
+        described = [(o.id, o.sha256, o.split_sha256, o.name) for o in others]
+        content = compute_digest(VERSION, dataset.sha256, dataset.split_sha256, max_length, described)
         request = Request(
-            self._workspace.root,
-            dataset_id,
-            others=[o.id for o in others],
-            max_length=max_length,
-            base=copy.base,
-            tokens_problem=copy.problem,
+            self._workspace.root, dataset_id, others=[o.id for o in others], max_length=max_length
         )
         return self._start(dataset_id, content, request)
 
@@ -162,9 +145,8 @@ class Inspections:
             A key for `status`, `get` and `cancel`. Errors of the files are in `InspectionStatus.problem`.
         """
         files = [Path(path).resolve() for path in paths]
-        copy = self._copy_base()
         stats = [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists()]
-        content = _digest(VERSION, stats, kind, roles, encoding, purpose, max_length, copy.digest)
+        content = compute_digest(VERSION, stats, kind, roles, encoding, purpose, max_length)
         others = [d.id for d in datasets.list_datasets(self._workspace) if kind in (None, d.kind)]
         request = Request(
             self._workspace.root,
@@ -175,8 +157,6 @@ class Inspections:
             purpose=purpose,
             others=others,
             max_length=max_length,
-            base=copy.base,
-            tokens_problem=copy.problem,
         )
         return self._start(f"files-{content[:16]}", content, request)
 
@@ -232,41 +212,31 @@ class Inspections:
     # --- starting
 
     def _start(self, key: str, content: str, request: Request) -> str:
+        copy = self._copies.get(START_WAIT)
         job = self._jobs.get(key)
-        if job is not None and job.content == content and job.status.state in ("waiting", "running", "done"):
-            return key
+        if job is not None and job.content == content and (copy is None or job.copy in (None, copy)):
+            if job.status.state in ("waiting", "running", "done"):
+                return key
         if job is not None and not job.status.has_ended:  # the base or another dataset has changed since
             self.cancel(key)
-        job = _Job(InspectionStatus(key), content, request)
-        if request.dataset_id:
-            job.result = self._read_cache(request.dataset_id, content)
-        if job.result is not None:
-            job.status = replace(job.status, state="done", text="Done")
+        job = _Job(InspectionStatus(key), content, request, copy)
+        self._take_result(job)
         self._forget_oldest()
         self._jobs[key] = job
         if job.result is None:
             job.task = BackgroundTask(lambda task: self._run(job), name=f"inspection {key}")
         return key
 
+    def _take_result(self, job: _Job) -> None:
+        """Takes over the inspection that was kept for this content and base, if there is one."""
+        if job.request.dataset_id and job.copy is not None:
+            job.result = load_inspection(self._workspace, job.request.dataset_id, _name_content(job))
+        if job.result is not None:
+            job.status = replace(job.status, state="done", text="Done")
+
     def _list_others(self, dataset: datasets.Dataset) -> list[datasets.Dataset]:
         everything = datasets.list_datasets(self._workspace)
         return [other for other in everything if other.id != dataset.id and other.kind == dataset.kind]
-
-    def _copy_base(self) -> _BaseCopy:
-        """A copy of the tokenizer of the base that is loaded, made on the model's thread once a base."""
-
-        def copy() -> _BaseCopy:
-            base = self._resident().base
-            if self._copy is None or self._copy[0] is not base:
-                self._copy = (base, _copy_tokenizer(base))
-            return self._copy[1]
-
-        try:
-            return self._worker.call(copy, BASE_WAIT)
-        except BaseModelError:
-            return _BaseCopy(None, "", "Tokens are not counted without a base model.")
-        except Busy:
-            return _BaseCopy(None, "", "The model was busy or still loading, so that tokens are not counted.")
 
     def _find(self, key: str) -> _Job:
         job = self._jobs.get(key)
@@ -284,10 +254,13 @@ class Inspections:
     def _run(self, job: _Job) -> None:
         try:
             self._wait_for_turn(job)
-            job.status = replace(job.status, state="running", text="Starting")
-            job.result = self._run_process(job)
-            if job.request.dataset_id:
-                self._write_cache(job.request.dataset_id, job.content, job.result)
+            if job.copy is None:
+                self._wait_for_base(job)
+            if job.result is None:
+                job.status = replace(job.status, state="running", text="Starting")
+                job.result = self._run_process(job)
+                if job.request.dataset_id:
+                    save_inspection(self._workspace, job.request.dataset_id, _name_content(job), job.result)
             job.status = replace(job.status, state="done", text="Done")
         except Cancelled:
             job.status = replace(job.status, state="cancelled", text="Cancelled")
@@ -307,6 +280,17 @@ class Inspections:
                 return
             time.sleep(POLL_SECONDS)
 
+    def _wait_for_base(self, job: _Job) -> None:
+        """Waits until the model's thread has a moment for a copy of the tokenizer, for at most BASE_WAIT."""
+        job.status = replace(job.status, state="running", text="Waiting for the model")
+        deadline = time.monotonic() + BASE_WAIT
+        while job.copy is None:
+            self._poll_cancel(job)
+            job.copy = self._copies.get(START_WAIT)
+            if job.copy is None and time.monotonic() > deadline:
+                job.copy = BUSY
+        self._take_result(job)
+
     def _poll_cancel(self, job: _Job) -> None:
         if job.is_cancelled or self._is_closing:
             raise Cancelled("The inspection was cancelled.")
@@ -324,7 +308,7 @@ class Inspections:
             try:
                 assert process.stdin is not None and process.stdout is not None
                 with contextlib.suppress(BrokenPipeError):
-                    pickle.dump(job.request, process.stdin)
+                    pickle.dump(_add_base(job), process.stdin)
                     process.stdin.close()
                 for line in process.stdout:
                     self._poll_cancel(job)
@@ -343,46 +327,11 @@ class Inspections:
             "It may have run out of memory. Close other programs and inspect again.",
         )
 
-    # --- the cache
 
-    def _read_cache(self, dataset_id: str, content: str) -> Inspection | None:
-        """The inspection that was kept for this content; None without one, or if it is damaged."""
-        try:
-            record = parse_object(self._workspace.path("datasets", dataset_id, FILE).read_bytes())
-            if record["content"] != content:
-                return None
-            return check_type(Inspection, record["inspection"])  # type: ignore[no-any-return]
-        except (OSError, ValueError, TypeError, LookupError, RecursionError, StudioError):
-            return None
-
-    def _write_cache(self, dataset_id: str, content: str, inspection: Inspection) -> None:
-        """Keeps an inspection. Its folder is not created: the dataset may have been deleted meanwhile."""
-        path = self._workspace.path("datasets", dataset_id, FILE)
-        partial = path.with_name(f".{FILE}.{secrets.token_hex(4)}.partial")
-        record: Mapping[str, Any] = {"content": content, "inspection": inspection.to_json()}
-        try:
-            partial.write_text(json.dumps(record), encoding="utf-8")
-            rename_over(partial, path)
-        except OSError as e:
-            logger.info("the inspection of %s was not kept: %s", dataset_id, e)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
+def _add_base(job: _Job) -> Request:
+    copy = job.copy or BUSY
+    return dataclasses.replace(job.request, base=copy.base, tokens_problem=copy.problem)
 
 
-def _copy_tokenizer(base: Any) -> _BaseCopy:
-    """Copies a tokenizer through pickle, which the child does as well."""
-    copy = TokenizerOfBase(base.name, base.tokenizer, base.eos_ids, base.context)
-    try:
-        copy = pickle.loads(pickle.dumps(copy))
-    except Exception as e:  # noqa: BLE001 (a tokenizer of a library that cannot be copied)
-        logger.info("the tokenizer of %s cannot be copied: %s", base.name, e)
-        return _BaseCopy(None, "", f"The tokenizer of {base.name} cannot be copied ({type(e).__name__}).")
-    backend = getattr(base.tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else ""
-    template = str(base.tokenizer.chat_template)
-    return _BaseCopy(copy, _digest(base.fingerprint, base.name, base.context, base.eos_ids, template, text))
-
-
-def _digest(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+def _name_content(job: _Job) -> str:
+    return compute_digest(job.content, (job.copy or BUSY).digest)

@@ -135,7 +135,8 @@ def _measure_answers(
         base = [metric(a, r) for _, a, _, r in answers]
         adapter = [metric(b, r) for _, _, b, r in answers]
         gains.append(_gain(name, base, adapter, [1.0] * len(answers)))
-    return gains, [Example(*a) for a in answers[:EXAMPLES]], len(answers)
+    distinct = list({a[0]: Example(*a) for a in reversed(answers)}.values())[::-1]  # of each question
+    return gains, distinct[:EXAMPLES], len(answers)
 
 
 def _measure_texts(
@@ -182,7 +183,7 @@ def _continue_texts(
         if opening:
             rest = " ".join(words[opening : opening + CONTINUATION_TOKENS])
             chosen.append((" ".join(words[:opening]), rest))
-    chosen = chosen[:EXAMPLES]
+    chosen = list({opening: (opening, rest) for opening, rest in reversed(chosen)}.values())[::-1][:EXAMPLES]
     prompts = [encode_text_prompt(resident.base.tokenizer, opening) for opening, _ in chosen]
     room = min((resident.base.context - len(p) for p in prompts), default=0)
     if room < 1:

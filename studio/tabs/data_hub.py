@@ -32,12 +32,12 @@ class HubForm:
 def build() -> HubForm:
     """Makes the components."""
     with gr.Accordion("From the Hugging Face Hub", open=False, elem_classes="quiet-fold"):
-        hub_id = gr.Textbox(label="Dataset id", placeholder="owner/name", info=ABOUT, max_length=200)
+        hub_id = gr.Textbox(label="Id on the Hub", placeholder="owner/name", info=ABOUT, max_length=200)
         with gr.Row():
             config = gr.Textbox(label="Configuration", placeholder="default", min_width=90, max_length=120)
-            split = gr.Textbox(label="Split", placeholder="train", min_width=90, max_length=120)
-            revision = gr.Textbox(label="Revision", placeholder="main", min_width=90, max_length=120)
-        held_out = gr.Checkbox(label="For evaluation only, nothing is trained on it")
+            split = gr.Textbox(label="Hub split", placeholder="train", min_width=90, max_length=120)
+            revision = gr.Textbox(label="Hub revision", placeholder="main", min_width=90, max_length=120)
+        held_out = gr.Checkbox(label="Held out: nothing is trained on it")
         add = gr.Button("Import from the Hub")
         errors = field_errors.field_errors({"hub_id": hub_id})
     return HubForm(hub_id, config, split, revision, held_out, add, errors)

@@ -285,7 +285,7 @@ def _details(standing: Standing, labels: Mapping[str, str]) -> Node:
         depth = f" {direction} {abs(tilt):.2f}" if tilt else ""
         name = labels.get(adapter, answers.DELETED)
         parts.append(f"{name} {weight:+.2f}{depth} ({digest if ' ' in digest else digest[:8]})")
-    formula = node("p", " · ".join(["base", *parts]), cls="stamp")
+    formula = node("p", " · ".join(["base", *parts]), cls="checksums")
     return node("details", node("summary", "Details"), formula, cls="stamp-fold")
 
 

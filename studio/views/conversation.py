@@ -24,7 +24,7 @@ def render_conversation(exchanges: Sequence[Exchange], serial: int) -> Node:
     *earlier, last = exchanges
     turns = node(
         "div",
-        *[_render_exchange(_end(e)) for e in earlier],
+        *[_render_once(e) for e in earlier],
         _render_exchange(last),
         node(
             "p",
@@ -40,6 +40,14 @@ def render_conversation(exchanges: Sequence[Exchange], serial: int) -> Node:
         **node("div", turns, cls="conversation", tabindex="0", role="region", aria_label="Conversation"),
         "serial": serial,
     }
+
+
+def _render_once(exchange: Exchange) -> Node:
+    """An earlier exchange, which does not change any more: rendered once, not for every frame."""
+    if exchange.rendered is None or exchange.rendered[0] is not exchange.column:
+        exchange.rendered = (exchange.column, _render_exchange(_end(exchange)))
+    tree: Node = exchange.rendered[1]
+    return tree
 
 
 def _end(exchange: Exchange) -> Exchange:
@@ -96,7 +104,6 @@ def _render_foot(column: Any, exchange: Exchange) -> Node:
         copy = button("Copy", {"do": "copy", "text": column.text}, "quiet small", title="Copy this answer")
     return node(
         "div",
-        node("span", str(column.stamp.get("mix", "")), cls="mix-of-answer"),
         node("span", answers.format_speed(column), cls="quiet"),
         copy,
         answers.render_stamp(column, exchange.labels),

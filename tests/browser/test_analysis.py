@@ -58,7 +58,7 @@ def test_a_slider_moved_during_an_answer_marks_where_the_mix_changed(trained, mo
 
     monkeypatch.setattr(generate, "append_token", slowly)
     page.get_by_role("button", name="Sampling").first.click()
-    page.get_by_role("checkbox", name=re.compile("Continue the text")).check()
+    page.locator("#answer-side").get_by_label("Continue the text", exact=True).check()
     for label, value in (("Longest answer", "150"), ("Temperature", "4"), ("Seed", "3")):
         page.get_by_label(re.compile(f"^{label}")).first.fill(value)
     page.locator("#mix-prompt textarea").fill("The lamp")

@@ -118,7 +118,7 @@ def test_a_blind_test_covers_the_names_until_the_vote_and_counts_it(visit, tmp_p
 
     vote_once(page, engine)
     page.wait_for_timeout(3000)
-    assert sorted(names(page)) == ["Base", "Domain", "Domain + task", "Task"]
+    assert sorted(names(page)) == ["Base", "Sample domain", "Sample domain + Sample task", "Sample task"]
     assert page.locator(".board .col").nth(1).locator(".chip.good").inner_text() == "Your vote"
     best = engine.votes.tally()[0]
     assert best.wins == 1 and best.name == names(page)[1]
@@ -179,7 +179,7 @@ def test_a_suite_runs_through_all_columns_and_is_downloaded(visit, tmp_path):
     got.value.save_as(tmp_path / got.value.suggested_filename)
     rows = list(csv.reader((tmp_path / "suite.csv").open()))
     assert (
-        rows[0] == ["prompt", "Base", "Domain", "Task", "Domain + task"]
+        rows[0] == ["prompt", "Base", "Sample domain", "Sample task", "Sample domain + Sample task"]
         and rows[3][0] == "Who keeps the pump?"
         and len(rows) == 4
     )

@@ -72,12 +72,12 @@ def test_a_conversation_is_held_by_keyboard(visit, own):
     box.fill("And then?")
     press(page, "Answer with this mix")
     until(lambda: answered(page, 2), 60, "a second answer")
-    assert "Notes" in page.locator(".mix-of-answer").last.inner_text()
+    assert "Notes" in page.locator("#mix-answer .stamp").last.inner_text()
     # the second answer follows the mixer, the first one stays
-    stays = page.locator(".mix-of-answer").first.inner_text()
+    stays = page.locator("#mix-answer .stamp").first.inner_text()
     page.get_by_role("switch", name="Answers on").press("Space")
-    until(lambda: "Answers" not in page.locator(".mix-of-answer").last.inner_text(), 60, "the new mix")
-    assert page.locator(".mix-of-answer").first.inner_text() == stays and "Answers" in stays
+    until(lambda: "Answers" not in page.locator("#mix-answer .stamp").last.inner_text(), 60, "the new mix")
+    assert page.locator("#mix-answer .stamp").first.inner_text() == stays and "Answers" in stays
     ids = [a.id for a in visit.engine.library.adapters()]
     assert not any(i in page.locator("#mix-answer").inner_html() for i in ids)
     press(page, "Clear")

@@ -122,7 +122,7 @@ def move_a_slider(visit) -> None:
     )
     page.get_by_role("switch", name="Sample task on").click()
     until(
-        lambda: "sample-task" not in page.locator("#mix-answer .stamp").inner_text(),
+        lambda: "Sample task" not in page.locator("#mix-answer .stamp").inner_text(),
         60,
         "the answer without the task",
     )
@@ -162,7 +162,12 @@ def measure_and_download(visit, downloads: Path) -> None:
         link.first.click()
     download.value.save_as(downloads / "report.csv")
     rows = list(csv.DictReader((downloads / "report.csv").open()))
-    assert [r["name"] for r in rows][:4] == ["Base", "Domain", "Task", "Domain + task"]
+    assert [r["name"] for r in rows][:4] == [
+        "Base",
+        "Sample domain",
+        "Sample task",
+        "Sample domain + Sample task",
+    ]
     assert all(float(r["perplexity"]) > 1 and 0 <= float(r["exact_match"]) <= 1 for r in rows)
     assert page.locator("#bars .js-plotly-plot").count() >= 3
     tab(page, "Library")

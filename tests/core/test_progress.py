@@ -34,5 +34,6 @@ def test_a_pipe_gets_a_line_for_every_activity_and_every_few_seconds(
         bar.show(second / 20, f"model.bin: {second} of 20 MB")
     bar.show(1.0, "model.bin: 20 of 20 MB")
     lines = out.getvalue().splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["0 of 20 MB", "5 of 20 MB", "10 of 20 MB", "20 of 20 MB"]
+    texts = [line.split(": ")[1] for line in lines]
+    assert texts == ["0 of 20 MB", "5 of 20 MB", "10 of 20 MB", "20 of 20 MB"]
     assert "\r" not in out.getvalue()

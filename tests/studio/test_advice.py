@@ -77,9 +77,7 @@ def test_the_buttons_of_a_run_name_it(status: RunStatus, button: str) -> None:
 
 def line(steps_done: int, **changes: Any) -> Any:
     kinds = [adapter("domain", "Letters"), adapter("task", "Answers")]
-    steps = [
-        advice.Step(s.title, s.tab, i < steps_done) for i, s in enumerate(advice.path_steps([], kinds))
-    ]
+    steps = [advice.Step(s.title, s.tab, i < steps_done) for i, s in enumerate(advice.path_steps([], kinds))]
     shown = advice.NextStep("Do this.", (), summary="Letters on the base embedded.", **changes)
     return guide.render_line(steps, shown)
 

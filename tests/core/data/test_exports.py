@@ -146,6 +146,9 @@ CASES = [
     ({"質問": "q", "回答": "a"}, "", ask("q", "a")),
     ({"질문": "q", "답변": "a"}, "", ask("q", "a")),
     ({"вопрос": "q", "ответ": "a"}, "", ask("q", "a")),
+    ({"Question Text": "q", "Answer Text": "a"}, "input-output", ask("q", "a")),
+    ({"system": "s", "user": "q", "assistant": "a"}, "input-output", ["system: s", *ask("q", "a")]),
+    ({"question": "q", "best_answer": "a", "incorrect_answers": ["b"]}, "input-output", ask("q", "a")),
     # datasets of tasks
     ({"input_text": "q", "output_text": "a"}, "input-output", ask("q", "a")),
     ({"document": "q", "summary": "a", "id": "1"}, "summaries", ask("q", "a")),
@@ -176,6 +179,13 @@ def test_only_what_is_marked_good_is_learned_and_the_rest_counted(rows):
     reading = read_rows(raw(*rows))
     assert (len(reading.rows), reading.left_out) == (1, 1)
     assert any("1 row left out" in note for note in reading.notes)
+
+
+def test_lists_of_questions_are_not_conversations():
+    rows = raw(*({"question_id": n, "turns": [f"Where is dog {n}?", "And the cat?"]} for n in range(3)))
+    assert read_rows(rows).problem is not None
+    rows = raw(*({"conversation": [f"Where is dog {n}?", "And the cat?"]} for n in range(3)))
+    assert read_rows(rows).problem is not None
 
 
 def test_a_rating_in_numbers_does_not_mark_answers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 from core.data.inspection import Inspection
 from core.data.inspection_job import Request, inspect
 from core.engine import Engine
-from core.engine.inspection import FILE, MAX_LENGTH
+from core.engine.inspection import MAX_LENGTH
+from core.engine.inspection_cache import FILE
 from core.errors import NotFound, StudioError
 from core.spec.training import TrainSpec
 from core.train.sequences import build_sequences
@@ -69,7 +71,9 @@ def test_an_inspection_is_kept_until_something_changes(engine: Engine, tmp_path:
 
     for damage in (b"", b"{", b'{"content": 1}', path.read_bytes().replace(b'"rows": 40', b'"rows": "x"')):
         path.write_bytes(damage)
-        assert engine.inspection._read_cache(dataset.id, engine.inspection._jobs[dataset.id].content) is None
+        job = dataclasses.replace(engine.inspection._jobs[dataset.id], result=None)
+        engine.inspection._take_result(job)
+        assert job.result is None
     held_out = [
         {"question": "where is lamp 3", "answer": "x"},
         *({"question": f"q{i}", "answer": "x"} for i in range(3)),

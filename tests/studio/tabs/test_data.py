@@ -1,9 +1,14 @@
 """The handlers of the Data tab: starting imports, failed ones, names, what is made of a dataset."""
 
+import io
 import json
+import tempfile
+import zipfile
 
 import gradio as gr
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from core.data.inspection import LengthBin, Lengths
 from core.engine import Engine
@@ -11,6 +16,7 @@ from core.engine.imports import ImportStatus
 from core.errors import DataError, NotFound, SpecError
 from studio.components import imports, inspection
 from studio.reading_choices import Choices
+from studio.server.routes import routes
 from studio.tabs import data, data_derive, data_hub, data_import
 from studio.views import data_inspection
 from tests.studio.dropped import drop_files
@@ -170,3 +176,15 @@ def test_a_hub_import_needs_an_id_and_says_why_it_failed(empty):
     job = data_hub.start_hub_import(empty, "not-an-id", "", "", "", True)["job"]
     status = empty.imports.wait(job, 60)
     assert status.state == "failed" and "owner/name" in status.problem
+
+
+def test_a_dataset_is_downloaded_with_its_card_and_leaves_no_temporary_file(empty, tmp_path, monkeypatch):
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    picked = import_pairs(empty, "Cranes")
+    with TestClient(Starlette(routes=routes(empty))) as client:
+        response = client.get(f"/gradio_api/studio/download/dataset/{picked}.zip")
+        assert client.get("/gradio_api/studio/download/dataset/no-such-1234.zip").status_code == 404
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        assert "data/train.jsonl" in archive.namelist() and b"# Cranes" in archive.read("README.md")
+    assert list((tmp_path / "temp").iterdir()) == []
