@@ -69,7 +69,8 @@ class RowsFile(LargeFile):
 
     def lengths(self) -> NDArray[np.uint32]:
         """The bytes of every line, in the order of the rows."""
-        return np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.uint32)
+        self._lengths = [np.concatenate([*self._lengths, np.zeros(0, np.uint32)])]
+        return self._lengths[0]
 
     def fingerprint(self, seed: int, ratios: Sequence[float]) -> str:
         """The sha256 of the rows, the seed and the ratios, which together decide every split."""

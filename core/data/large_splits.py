@@ -56,7 +56,7 @@ def split_hashes(
     """
     shares = _to_integers(check_ratios(ratios))
     mixed = _mix(questions, seed)
-    order = np.argsort(mixed, kind="stable")
+    order = np.argsort(mixed, kind="stable").astype(np.int32 if len(mixed) < 2**31 else np.int64)
     mixed = mixed[order]
     begins = np.flatnonzero(np.concatenate((np.ones(min(1, len(mixed)), np.bool_), mixed[1:] != mixed[:-1])))
     del mixed

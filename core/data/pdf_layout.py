@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from core.data.pdf_extract import MARK_CLOSE, MARK_OPEN
 
 COLUMN_LINES = 3  # lines on each side of a gutter
 COLUMN_FILL = 0.55  # of the longest line of a column, in the median line of running text
 FULL = 0.8  # of the width up to the gutter, in the median line; table cells fill less
 FLOW = 0.3  # of the lines of running text begin with a small letter, at least
 COLUMN_CHARACTERS = 14  # in the median line of a column
+RHYTHM_LINES = 5  # on each side of a gutter between columns of short lines that stand at heights of their own
+SHARED_ROWS = 0.5  # of the heights of a side; rows of a table have most of theirs in common
 BAND_GAP = 0.95  # heights of a line: a wider gap over both sides ends their columns
 TABLE_ROWS = 2  # of a table, at least; one more where the page has columns of text
 WORD_GAP = 1.25  # heights of a line; wider gaps separate the cells of a table
@@ -47,6 +52,8 @@ class Run:
         return (self.y0 + self.y1) / 2
 
 
+_LEADER = re.compile(r"(?:[.…·]\s?){5}")
+_MARK = re.compile(r"\d{1,3}|[*†‡§¶]{1,3}")
 _Band = tuple[list[Run], list[Run]]  # left and right of a gutter; or crossing it, and nothing
 
 
@@ -141,7 +148,7 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
         sides = ([], [])
 
     height = statistics.median(r.height for r in runs)
-    for run in sorted(runs, key=lambda r: -r.middle):
+    for run in sorted(_join_words_over(runs, gutter), key=lambda r: -r.middle):
         if lowest - run.y1 > BAND_GAP * height:
             close()
         lowest = min(lowest, run.y0)
@@ -160,6 +167,21 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
     if crossing:
         bands.append((crossing, []))
     return bands
+
+
+def _join_words_over(runs: Sequence[Run], gutter: float) -> list[Run]:
+    """Joins the words of a line that stand on both sides of a gutter, where none begins at its edge."""
+    joined: list[Run] = []
+    for row in group_rows(runs):
+        for index, run in enumerate(row):
+            last = joined[-1] if index else None
+            if last and last.x1 <= gutter + 1 and run.x0 > gutter + 2:
+                merged = _merge_words([last, run])
+                if len(merged) == 1:
+                    joined[-1] = merged[0]
+                    continue
+            joined.append(run)
+    return joined
 
 
 def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
@@ -183,7 +205,25 @@ def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
                 merged[-1] = ([*above[0], *left], [*above[1], *right])
                 continue
         merged.append((left, right))
-    return merged
+    return _merge_upwards(merged, gutter)
+
+
+def _merge_upwards(bands: Sequence[_Band], gutter: float) -> list[_Band]:
+    """Gives what stands above columns beside a table or picture to their columns."""
+    merged: list[_Band] = []
+    for left, right in reversed(bands):
+        if merged and left and right and merged[-1][1] and _are_columns(*merged[-1], gutter):
+            below = merged[-1]
+            widths = (gutter - min(r.x0 for r in below[0]), max(r.x1 for r in below[1]) - gutter)
+            sides = [group_rows(side) for side in (left, right)]
+            if any(
+                len(rows) >= COLUMN_LINES and _is_running_text(rows, width)
+                for rows, width in zip(sides, widths, strict=True)
+            ):
+                merged[-1] = ([*left, *below[0]], [*right, *below[1]])
+                continue
+        merged.append((left, right))
+    return merged[::-1]
 
 
 def _join_left_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
@@ -211,7 +251,36 @@ def _are_columns(left: Sequence[Run], right: Sequence[Run], gutter: float) -> bo
     if min(r.x0 for r in right) - edge < 0.5 * height:
         return False
     widths = (gutter - min(r.x0 for r in left), max(r.x1 for r in right) - gutter)
-    return all(_is_running_text(side, width) for side, width in zip(rows, widths, strict=True))
+    if all(_is_running_text(side, width) for side, width in zip(rows, widths, strict=True)):
+        return True
+    return min(map(len, rows)) >= RHYTHM_LINES and not _share_rows(*rows)
+
+
+def _share_rows(left: Sequence[Sequence[Run]], right: Sequence[Sequence[Run]]) -> bool:
+    """Whether the rows of two sides stand at common heights, as those of a table do.
+
+    The lines of a cell count as one row too, at its first, middle and last line.
+    """
+    places = [_list_places(rows) for rows in (left, right)]
+    common = sum(any(abs(a - b) < 2.5 for b in places[1]) for a in places[0])
+    back = sum(any(abs(a - b) < 2.5 for b in places[0]) for a in places[1])
+    return max(common / len(places[0]), back / len(places[1])) > SHARED_ROWS
+
+
+def _list_places(rows: Sequence[Sequence[Run]]) -> list[float]:
+    """The bottoms of rows, and the middle of each group of rows without a gap between them."""
+    bottoms = [min(r.y0 for r in row) for row in rows]
+    places = list(bottoms)
+    start = 0
+    for index in range(1, len(rows) + 1):
+        if index < len(rows):
+            gap = min(r.y0 for r in rows[index - 1]) - max(r.y1 for r in rows[index])
+            if gap < 0.5 * rows[index][0].height:
+                continue
+        if index - start > 1:
+            places.append((bottoms[start] + bottoms[index - 1]) / 2)
+        start = index
+    return places
 
 
 def _is_running_text(rows: Sequence[Sequence[Run]], width: float) -> bool:
@@ -267,8 +336,11 @@ def _merge_words(row: list[Run]) -> list[Run]:
             last = merged[-1]
             if run.x0 - last.x1 < WORD_GAP * max(last.height, run.height):
                 glue = " " if run.x0 - last.x1 > 0.12 * last.height else ""
+                is_raised = run.height < 0.8 * last.height and run.y0 > last.y0 + 0.2 * last.height
+                is_mark = is_raised and _MARK.fullmatch(run.text)
+                text = f"{MARK_OPEN}{run.text}{MARK_CLOSE}" if is_mark else run.text
                 merged[-1] = Run(
-                    last.text + glue + run.text,
+                    last.text + glue + text,
                     last.x0,
                     min(last.y0, run.y0),
                     max(last.x1, run.x1),
@@ -286,7 +358,7 @@ def _find_table_end(
     rows: Sequence[list[Run]], start: int, table_rows: int, column: tuple[float, float]
 ) -> int:
     """Index behind the table of so many rows that begins at `start`, or 0 if none does."""
-    if len(rows[start]) < 2:
+    if len(rows[start]) < 2 or _has_leader(rows[start]):
         return 0
     columns = [(r.x0, r.x1) for r in rows[start]]
     end, full = start + 1, 1
@@ -295,7 +367,7 @@ def _find_table_end(
         gap = min(r.y0 for r in above) - max(r.y1 for r in row)
         height = max(r.height for r in row)
         wider = _merge_intervals([*columns, *((r.x0, r.x1) for r in row)])
-        if gap > 2.5 * height or len(wider) < 2 or len(wider) < len(columns) - 1:
+        if _has_leader(row) or gap > 2.5 * height or len(wider) < 2 or len(wider) < len(columns) - 1:
             break
         is_inside = len(wider) == len(columns) and any(x0 <= row[0].x0 + 1 for x0, _ in columns)
         is_continuation = len(row) == 1 and is_inside and gap < 0.6 * height
@@ -310,6 +382,11 @@ def _find_table_end(
     if full < table_rows or (table_rows > TABLE_ROWS and _are_justified(rows[start:end], column)):
         return 0
     return end
+
+
+def _has_leader(row: Sequence[Run]) -> bool:
+    """Whether dots lead over a row, as in a contents list."""
+    return any(_LEADER.search(run.text) for run in row)
 
 
 def _are_justified(rows: Sequence[list[Run]], column: tuple[float, float]) -> bool:

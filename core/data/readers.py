@@ -72,7 +72,7 @@ class RawRow:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one import may read. None is no limit but the disk's.
+    """How much one import may read; None leaves it to the disk.
 
     Attributes:
         rows: of all files.

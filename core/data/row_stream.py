@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.data import jsonrows
-from core.data.arrow_arrays import from_integers, from_texts, offsets_of, repeat, to_mask
-from core.data.columns import TYPE_LENGTH, TYPE_LIMIT, describe_type_problem, to_canonical
+from core.data.arrow_arrays import from_texts, offsets_of, repeat, to_mask
+from core.data.columns import describe_type_problem, to_canonical
 from core.data.dataset_writer import RowsFile, to_line
 from core.data.json_lines import Lines
 from core.data.jsonrows import LINE_LIMIT
@@ -37,6 +37,7 @@ from core.data.row_forms import (
     take_texts,
     write_cells,
 )
+from core.data.row_parts import Part, Types, merge_parts
 from core.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,23 +65,6 @@ class NeedsAllRows(Exception):
     """Raised where rows can only be read together, or as `readers` reads them."""
 
 
-@dataclass
-class Part:
-    """Rows of a block that were read in one way.
-
-    Attributes:
-        places: (N,) for each row the index of its line or raw row in the block, ascending.
-        lines: (N,) lines of rows.jsonl.
-        questions: (N,) hashes.
-        labels: (N,) types, null where a row has none; None if no row has one.
-    """
-
-    places: NDArray[np.int64]
-    lines: pa.StringArray
-    questions: NDArray[np.uint64]
-    labels: pa.StringArray | None
-
-
 class RowStream:
     """Reads rows under a plan and writes them.
 
@@ -96,7 +80,6 @@ class RowStream:
         raw: rows of the files so far.
         rows: canonical rows so far.
         notes: what was left out or changed so far.
-        types: rows of each type so far.
         longest: bytes of the longest canonical row.
         places: file and line of the first rows.
     """
@@ -107,26 +90,27 @@ class RowStream:
         self.plan, self.file, self._make_plan = plan, file, make_plan
         self.raw = self.rows = self.longest = 0
         self.notes = Notes()
-        self.types: Counter[str] = Counter()
         self.places: list[tuple[str, int]] = []
         self._forms: list[RowForm] = []
         self._questions: list[NDArray[np.uint64]] = []
-        self._codes: list[NDArray[np.int64]] = []
-        self._code_of: dict[str, int] = {}
+        self._types = Types()
         self._cell_forms: dict[tuple[bool, ...], RowForm | None] = {}
         self._known = set(plan.columns)
 
-    def questions(self) -> NDArray[np.uint64]:
-        """The hash of what each row asks."""
-        return np.concatenate(self._questions) if self._questions else np.zeros(0, np.uint64)
+    def take_questions(self) -> NDArray[np.uint64]:
+        """Takes the hashes of what the rows ask out of the stream."""
+        hashes = np.concatenate([*self._questions, np.zeros(0, np.uint64)])
+        self._questions.clear()
+        return hashes
 
     def type_ranks(self) -> NDArray[np.int64] | None:
         """For each row the place of its type among all types in alphabetical order; None without types."""
-        if not self._code_of:
-            return None
-        order = {label: rank for rank, label in enumerate(sorted({"", *self._code_of}))}
-        ranks = np.array([order[""], *(order[label] for label in self._code_of)])
-        return ranks[np.concatenate(self._codes) + 1]
+        return self._types.rank()
+
+    @property
+    def types(self) -> Counter[str]:
+        """The rows of each type so far."""
+        return self._types.counts
 
     # --- lines of JSON
 
@@ -331,57 +315,19 @@ class RowStream:
         self, parts: Sequence[Part], first_line: int, file: str, rows: Sequence[RawRow] | None = None
     ) -> None:
         """Writes the rows of a block in the order of the files."""
-        import pyarrow as pa
-
-        parts = [part for part in parts if len(part.places)]
-        if not parts:
+        part = merge_parts(parts)
+        if part is None:
             return
-        part = parts[0]
-        if len(parts) > 1:
-            places = np.concatenate([p.places for p in parts])
-            order = np.argsort(places, kind="stable")
-            every = from_integers(order)
-            labels = None
-            if any(p.labels is not None for p in parts):
-                nulls = [
-                    p.labels if p.labels is not None else pa.nulls(len(p.places), pa.string()) for p in parts
-                ]
-                labels = pa.concat_arrays(nulls).take(every)
-            part = Part(
-                places[order],
-                pa.concat_arrays([p.lines for p in parts]).take(every),
-                np.concatenate([p.questions for p in parts])[order],
-                labels,
-            )
         offsets = offsets_of(part.lines)
         lengths = np.diff(offsets).astype(np.uint32)
         self.file.write_lines(memoryview(part.lines.buffers()[2])[: offsets[-1]], lengths)
         self.longest = max(self.longest, int(lengths.max()))
         self._questions.append(part.questions)
-        self._count_types(part)
+        if not self._types.add(part.labels, len(part.places)):
+            raise Restart(self.plan.without_type())
         if len(self.places) < PLACES:
             for place in part.places[: PLACES - len(self.places)].tolist():
                 self.places.append(
                     (rows[place].file, rows[place].line) if rows else (file, first_line + place)
                 )
         self.rows += len(part.lines)
-
-    def _count_types(self, part: Part) -> None:
-        if part.labels is None or part.labels.null_count == len(part.labels):
-            if self._code_of:
-                self._codes.append(np.full(len(part.places), -1))
-            return
-        if not self._code_of and self.rows:
-            self._codes.append(np.full(self.rows, -1))
-        found = part.labels.dictionary_encode()
-        names = found.dictionary.to_pylist()
-        for name in names:
-            self._code_of.setdefault(name, len(self._code_of))
-        if len(self._code_of) > TYPE_LIMIT or max(map(len, names)) > TYPE_LENGTH:
-            raise Restart(self.plan.without_type())
-        codes = np.array([self._code_of[name] for name in names] + [-1])
-        indices = np.nan_to_num(found.indices.to_numpy(zero_copy_only=False), nan=len(names)).astype(np.int64)
-        self._codes.append(codes[indices])
-        counts = np.bincount(indices, minlength=len(names))
-        for name, count in zip(names, counts.tolist()):
-            self.types[name] += count

@@ -12,7 +12,7 @@ from core.data.readers import Source, open_source
 from core.errors import DataError
 from core.store.large_files import LargeFile, release_pages
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 3 << 20
 CHARACTER_BYTES = 4  # of the longest character in UTF-8
 _BOM = b"\xef\xbb\xbf"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from core.data.dataset_preview import SAMPLE_ROWS
 from core.data.dataset_writer import RowsFile, write_splits
@@ -125,7 +126,9 @@ class StreamedImport:
         Raises:
             DataError: there are fewer than three different questions.
         """
-        questions, lengths = stream.questions(), file.lengths()
+        pa.default_memory_pool().release_unused()  # what reading the blocks has left
+        questions, lengths = stream.take_questions(), file.lengths()
+        duplicates = count_equal(questions)
         if purpose == "evaluation":
             chosen = np.full(stream.rows, SPLITS.index("test"), np.uint8)
         elif stream.rows < LARGE:
@@ -137,7 +140,6 @@ class StreamedImport:
                 chosen[parts[name]] = index
         else:
             chosen = split_hashes(questions, stream.type_ranks(), seed)
-        duplicates = count_equal(questions)
         del questions
         self._text, self._done = "Writing the splits", 0
 

@@ -303,7 +303,7 @@ class TrainSpec(Settings):
     )
     continue_from: str = setting(
         "",
-        "Id of a finished run whose adapter is trained further, with its optimizer state where that is stored.",
+        "Id of a finished run whose adapter is trained further, with its optimizer state where it is stored.",
         high=64,
         label="Train on from",
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,19 +37,23 @@ SEE_PROBLEM = "The preview says what has to be corrected first."
 def wire(tab: DataTab, engine: Engine) -> None:
     """Connects the events of the drop area, the preview and the imports."""
     reading = [tab.choices, tab.kind, tab.preview, tab.add, tab.hint]
-    read = events.bind_sequential(
+    # Two events, because Gradio (6.31) may merge the updates of a generator's yields, and a `gr.skip()` of the
+    # second one then undoes the first.
+    settings = [tab.settings, tab.name, tab.held_out]
+    opened = events.bind_sequential(
         tab.files.drop,
         engine,
-        read_files,
-        [tab.files, tab.name, tab.held_out, tab.choices],
-        [tab.settings, tab.name, tab.held_out, tab.shelf, *reading, tab.page],
+        open_form,
+        [tab.files, tab.name, tab.held_out],
+        [*settings, tab.shelf, tab.preview, tab.page, tab.add, tab.hint],
     )
+    inputs = [tab.files, tab.choices, tab.held_out]
+    read = events.bind_sequential(opened.then, engine, read_files, inputs, reading)
     # The first page has an event of its own, because drawing it takes a process.
     events.bind_sequential(read.then, engine, show_page, [tab.files], [tab.page])
     events.bind_sequential(tab.page.act, engine, pick_page, [tab.files], [tab.page])
-    inputs = [tab.files, tab.choices, tab.held_out]
     events.bind_sequential(tab.kind.input, engine, change_kind, [*inputs, tab.kind], reading)
-    events.bind_sequential(tab.held_out.input, engine, read_again, inputs, reading)
+    events.bind_sequential(tab.held_out.input, engine, read_files, inputs, reading)
     events.bind_sequential(tab.preview.act, engine, change_choices, inputs, reading)
 
     def start(engine: Engine, files: Any, choices: Choices, name: str, held_out: bool) -> tuple[Any, ...]:
@@ -59,7 +63,6 @@ def wire(tab: DataTab, engine: Engine) -> None:
         return reopen_files(engine, tab.forms, str((event._data or {}).get("job", "")))
 
     form = [tab.files, tab.choices, tab.name, tab.held_out]
-    settings = [tab.settings, tab.name, tab.held_out]
     after = [tab.imports, tab.files, *settings, tab.preview, tab.page, tab.add, tab.hint, tab.shelf]
     events.bind(tab.add.click, engine, start, form, after, errors=tab.errors)
     field_errors.wire(tab.errors, engine, check_name_field, [tab.name])
@@ -68,23 +71,23 @@ def wire(tab: DataTab, engine: Engine) -> None:
     events.refresh_after(events.bind(tab.imports.imported, engine, show_new_dataset, None, [tab.picker]))
 
 
-def read_files(
-    engine: Engine, files: Any, name: str, held_out: bool, choices: Choices
-) -> Iterator[tuple[Any, ...]]:
-    """Shows a preview of the dropped files, with their detected kind, in the place of the dataset.
-
-    Earlier choices of the user stay where they fit. When the files are removed, the dataset is shown again.
-    """
-    shelf = gr.update(visible=not files)
+def open_form(engine: Engine, files: Any, name: str, held_out: bool) -> tuple[Any, ...]:
+    """Shows the form of an import and grey lines for the preview; without files, the datasets again."""
+    shown, hidden = gr.update(visible=True), gr.update(visible=False)
     if not files:
-        yield gr.update(visible=False), "", False, shelf, Choices(), gr.skip(), None, *_no_import(), None
-        return
-    head = (gr.update(visible=True), name or drop.name_of(files), gr.skip(), shelf)
-    yield (*head, choices, gr.skip(), skeleton(6, READING), *_no_import(), None)
+        return hidden, "", False, shown, None, None, *_no_import()
+    return shown, name or drop.name_of(files), held_out, hidden, skeleton(6, READING), None, *_no_import()
+
+
+def read_files(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple[Any, ...]:
+    """Shows a preview of the dropped files, with their detected kind.
+
+    Earlier choices of the user stay where they fit.
+    """
     reading = _read(engine, files, choices, held_out)
     if choices.roles and not set(choices.roles.values()) <= set(reading[0].shown_columns):
         reading = _read(engine, files, Choices(encoding=choices.encoding), held_out)
-    yield (gr.skip(), gr.skip(), gr.skip(), gr.skip(), *reading, gr.skip())
+    return reading
 
 
 def show_page(engine: Engine, files: Any, name: str = "") -> Node | None:
@@ -102,11 +105,6 @@ def show_page(engine: Engine, files: Any, name: str = "") -> Node | None:
 def pick_page(engine: Engine, files: Any, event: gr.EventData) -> Node | None:
     """Shows the first page of the document that the user picked."""
     return show_page(engine, files, str((event._data or {}).get("value", "")))
-
-
-def read_again(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple[Any, ...]:
-    """Reads the dropped files again, with the same choices."""
-    return _read(engine, files, choices, held_out)
 
 
 def change_kind(engine: Engine, files: Any, choices: Choices, held_out: bool, kind: str) -> tuple[Any, ...]:

@@ -141,3 +141,12 @@ def test_a_note_is_kept_and_has_limits(workspace, tmp_path):
         with pytest.raises(SpecError, match="at most 4,000 characters"):
             annotate_dataset(workspace, dataset.id, wrong)
     assert load_dataset(workspace, dataset.id).note == "From the hall.\nTwice."
+
+
+def test_an_imported_download_has_the_same_rows_and_splits(workspace, tmp_path):
+    dataset = add(workspace, tmp_path, QUESTIONS)
+    archive = write_download(workspace, dataset, tmp_path / "boxes.zip")
+    again = import_dataset(workspace, [archive], "Again")
+    assert again.splits == dataset.splits
+    for split in SPLITS:
+        assert read_split(workspace, again.id, split) == read_split(workspace, dataset.id, split)

@@ -70,8 +70,13 @@ def test_rows_of_one_question_have_one_hash():
         return {"messages": [*more.get("before", ()), *messages]}
 
     system = [{"role": "system", "content": "Be brief."}]
-    rows = [ask("Where is it?"), ask("where  IS it"), ask("Where is it now?"), ask("Where is it?", before=system),
-            {"text": "Where is it?"}]  # fmt: skip
+    rows = [
+        ask("Where is it?"),
+        ask("where  IS it"),
+        ask("Where is it now?"),
+        ask("Where is it?", before=system),
+        {"text": "Where is it?"},
+    ]
     keys = [question_key(row) for row in rows[:4]]
     found = hash_questions(rows).tolist()
     assert [[a == b for b in keys] for a in keys] == [[a == b for b in found[:4]] for a in found[:4]]

@@ -13,24 +13,74 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data import dataset_preview, row_stream, source_copies, split_rows, streamed_import
+from core.data import dataset_preview, row_parts, source_copies, split_rows, streamed_import
 from core.data.datasets import import_dataset, read_split, verify_dataset
 from core.data.readers import Limits
 from core.data.splits import SPLITS
 from core.errors import Cancelled, DataError
 from core.store.workspace import Workspace
 
-SAME = ("kind", "rows", "splits", "sha256", "roles", "columns", "types", "duplicates", "split_sha256", "layout",
-        "unread", "notes", "left_out", "cuts")  # fmt: skip
+SAME = (
+    "kind",
+    "rows",
+    "splits",
+    "sha256",
+    "roles",
+    "columns",
+    "types",
+    "duplicates",
+    "split_sha256",
+    "layout",
+    "unread",
+    "notes",
+    "left_out",
+    "cuts",
+)
 
 words = st.sampled_from(
-    ["Where is the lamp?", "where  is the LAMP", "On the shelf.", "", " ", "\n", "[1, 2]", '["role"]', "naïve",
-     "Straße", "\u00a0x", "\u3000", "“quoted”", 'a "b" c', "back\\slash", "tab\there", "line\nbreak", "é", "日本語",
-     " leading", "trailing ", "?!", "\u2028", "emoji 🙂", "\x7f", "null", "{}", "x" * 130]
-)  # fmt: skip
+    [
+        "Where is the lamp?",
+        "where  is the LAMP",
+        "On the shelf.",
+        "",
+        " ",
+        "\n",
+        "[1, 2]",
+        '["role"]',
+        "naïve",
+        "Straße",
+        "\u00a0x",
+        "\u3000",
+        "“quoted”",
+        'a "b" c',
+        "back\\slash",
+        "tab\there",
+        "line\nbreak",
+        "é",
+        "日本語",
+        " leading",
+        "trailing ",
+        "?!",
+        "\u2028",
+        "emoji 🙂",
+        "\x7f",
+        "null",
+        "{}",
+        "x" * 130,
+    ]
+)
 texts = st.one_of(words, st.text(max_size=12), st.integers(0, 40).map(lambda i: f"Question {i}?"))
-cells = st.one_of(texts, texts, texts, st.none(), st.integers(-3, 3), st.floats(allow_nan=False), st.booleans(),
-                  st.just([]), st.just({"a": "b"}))  # fmt: skip
+cells = st.one_of(
+    texts,
+    texts,
+    texts,
+    st.none(),
+    st.integers(-3, 3),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.just([]),
+    st.just({"a": "b"}),
+)
 nonblank = texts.filter(lambda text: bool(text.strip()) and text.isprintable())
 good = st.integers(0, 10**6).map(lambda i: f"Text {i} of many.")
 
@@ -52,9 +102,13 @@ def rows_of(draw, columns: dict[str, st.SearchStrategy]):
 
 
 conversation = st.tuples(good, nonblank, good).map(
-    lambda t: [{"role": "user", "content": t[0]}, {"role": "assistant", "content": t[1]},
-               {"role": "user", "content": t[2]}, {"role": "assistant", "content": "Yes."}]
-)  # fmt: skip
+    lambda t: [
+        {"role": "user", "content": t[0]},
+        {"role": "assistant", "content": t[1]},
+        {"role": "user", "content": t[2]},
+        {"role": "assistant", "content": "Yes."},
+    ]
+)
 tables = st.one_of(
     rows_of({"question": st.one_of(good, good, nonblank), "answer": good}),
     rows_of({"question": good, "answer": st.one_of(good, good, nonblank)}),
@@ -63,10 +117,18 @@ tables = st.one_of(
     rows_of({"text": st.one_of(good, good, nonblank)}),
     rows_of({"messages": conversation}),
     rows_of({"messages": st.lists(message(st.one_of(good, texts)), max_size=4)}),
-    rows_of({"id": st.text(max_size=5), "question": good, "type": st.sampled_from(["a", "b", " c ", "", "é"]),
-             "answer": good}),
-    rows_of({"system": st.sampled_from(["Be brief.", ""]), "context": good, "question": good, "answer": good}),
-)  # fmt: skip
+    rows_of(
+        {
+            "id": st.text(max_size=5),
+            "question": good,
+            "type": st.sampled_from(["a", "b", " c ", "", "é"]),
+            "answer": good,
+        }
+    ),
+    rows_of(
+        {"system": st.sampled_from(["Be brief.", ""]), "context": good, "question": good, "answer": good}
+    ),
+)
 
 
 @st.composite
@@ -79,11 +141,25 @@ def files(draw):
             row, ensure_ascii=ascii_only, separators=draw(st.sampled_from([(", ", ": "), (",", ":")]))
         )
         lines.append(line.encode("utf-8", "surrogatepass"))
-    odd = st.sampled_from([b"", b"  ", b"{", b'{"question": NaN, "answer": "x"}', b"[1]", b"\xff", b"\0", b'"x"',
-                           b'{"question": "a\tb", "answer": "c"}', b'{"question": "\\u00e9", "answer": "\\/"}',
-                           b'{"question": "x", "question": "Other?", "answer": "y"}', b"null",
-                           b'{"text": "x"} {"text": "y"}', b'{"answer": "turned", "question": "Round?"}',
-                           b'{"question": "ends in \\\\", "answer": "\\\\\\" quoted"}'])  # fmt: skip
+    odd = st.sampled_from(
+        [
+            b"",
+            b"  ",
+            b"{",
+            b'{"question": NaN, "answer": "x"}',
+            b"[1]",
+            b"\xff",
+            b"\0",
+            b'"x"',
+            b'{"question": "a\tb", "answer": "c"}',
+            b'{"question": "\\u00e9", "answer": "\\/"}',
+            b'{"question": "x", "question": "Other?", "answer": "y"}',
+            b"null",
+            b'{"text": "x"} {"text": "y"}',
+            b'{"answer": "turned", "question": "Round?"}',
+            b'{"question": "ends in \\\\", "answer": "\\\\\\" quoted"}',
+        ]
+    )
     for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1]))):
         lines.insert(draw(st.integers(0, len(lines))), draw(odd))
     end = draw(st.sampled_from([b"\n", b"\n", b"\r\n"]))
@@ -179,7 +255,7 @@ def test_a_column_that_begins_late_is_listed(tmp_path, in_blocks):
 
 
 def test_a_type_with_too_many_values_is_left_out(tmp_path, in_blocks, monkeypatch):
-    monkeypatch.setattr(row_stream, "TYPE_LIMIT", 5)
+    monkeypatch.setattr(row_parts, "TYPE_LIMIT", 5)
     rows = [{"question": f"Q{i}?", "answer": f"A{i}.", "type": f"t{i}"} for i in range(30)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     dataset = import_dataset(Workspace(tmp_path / "ws"), [path], "x")

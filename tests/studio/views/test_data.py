@@ -46,8 +46,7 @@ def find(tree, tag):
 def read(engine, files, held_out=False):
     """The choices, kind, preview and button after a drop."""
     value = drop_files(files)
-    *_, last = data_import.read_files(engine, value, "", held_out, Choices())
-    return value, last[4:8]
+    return value, data_import.read_files(engine, value, Choices(), held_out)[:4]
 
 
 def roles_of(preview):
@@ -213,8 +212,17 @@ def test_files_that_are_added_keep_the_choices_that_fit(empty):
     value, (choices, *_) = read(empty, {"quiz.jsonl": write(PAIRS)})
     swapped = data_import.change_choices(empty, value, choices, False, pressed(do="swap"))[0]
     value = drop_files({"more.jsonl": write(PAIRS)}, into=value["drop"])
-    *_, last = data_import.read_files(empty, value, "My quiz", False, swapped)
-    assert roles_of(last[6]) == {"left": "answer", "right": "question", "no": ""}
+    _, _, shown, *_ = data_import.read_files(empty, value, swapped, False)
+    assert roles_of(shown) == {"left": "answer", "right": "question", "no": ""}
     other = drop_files({"b.jsonl": write([{"question": f"q{i}", "answer": "a"} for i in range(5)])})
-    *_, last = data_import.read_files(empty, other, "", False, swapped)
-    assert roles_of(last[6]) == {"question": "question", "answer": "answer"}
+    _, _, shown, *_ = data_import.read_files(empty, other, swapped, False)
+    assert roles_of(shown) == {"question": "question", "answer": "answer"}
+
+
+def test_a_typed_name_stays_and_an_empty_one_is_that_of_the_files(empty):
+    value = drop_files({"faq.jsonl": write(PAIRS)})
+    settings, name, _, shelf, *_ = data_import.open_form(empty, value, "", False)
+    assert (settings["visible"], name, shelf["visible"]) == (True, "faq", False)
+    assert data_import.open_form(empty, value, "My own", True)[1:3] == ("My own", True)
+    settings, name, _, shelf, *_ = data_import.open_form(empty, None, "My own", True)
+    assert (settings["visible"], name, shelf["visible"]) == (False, "", True)
