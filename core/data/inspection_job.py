@@ -147,8 +147,6 @@ def read_import(request: Request) -> Rows:
 
 def main(stdin: IO[bytes], stdout: IO[bytes]) -> None:
     """Reads the request, inspects, and writes progress and result as lines of JSON."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)
     request: Request = pickle.load(stdin)
     last = 0.0
 

@@ -148,21 +148,19 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
         sides = ([], [])
 
     height = statistics.median(r.height for r in runs)
-    for run in sorted(_join_words_over(runs, gutter), key=lambda r: -r.middle):
-        if lowest - run.y1 > BAND_GAP * height:
+    for row in group_rows(_join_words_over(runs, gutter)):
+        if lowest - max(r.y1 for r in row) > BAND_GAP * height:
             close()
-        lowest = min(lowest, run.y0)
-        if run.x0 < gutter < run.x1:
+        lowest = min(lowest, *(r.y0 for r in row))
+        if any(r.x0 < gutter < r.x1 for r in row):
             close()
-            crossing.append(run)
+            crossing += row
             continue
-        if crossing and crossing[-1].y0 > run.middle:
+        if crossing:
             bands.append((crossing, []))
             crossing = []
-        if crossing:  # beside a crossing run, such as the end of a heading
-            crossing.append(run)
-            continue
-        sides[0 if run.x1 <= gutter + 1 else 1].append(run)
+        for run in row:
+            sides[0 if run.x1 <= gutter + 1 else 1].append(run)
     close()
     if crossing:
         bands.append((crossing, []))
@@ -200,12 +198,25 @@ def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
             edge = max((r.x1 for r in above[0]), default=0.0) - height
             fills = any(r.x1 > edge and r.height < 1.2 * height for r in left)
             is_rest = is_above and (not left or (not right and fills))
-            is_short = is_column and bool(above[1]) and len(group_rows([*above[0], *above[1]])) <= 2
+            is_short = is_column and _begins_columns(above, (left, right))
             if is_rest or is_short or (is_above and is_column):
                 merged[-1] = ([*above[0], *left], [*above[1], *right])
                 continue
         merged.append((left, right))
     return _merge_upwards(merged, gutter)
+
+
+def _begins_columns(above: _Band, below: _Band) -> bool:
+    """Whether one or two lines above columns begin at their left edges."""
+    return (
+        bool(above[1])
+        and len(group_rows([*above[0], *above[1]])) <= 2
+        and all(
+            abs(min(r.x0 for r in upper) - min(r.x0 for r in lower)) < 2
+            for upper, lower in zip(above, below, strict=True)
+            if upper
+        )
+    )
 
 
 def _merge_upwards(bands: Sequence[_Band], gutter: float) -> list[_Band]:

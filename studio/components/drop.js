@@ -169,6 +169,7 @@ function drawFiles(files) {
 function draw() {
   const files = props.value?.files || [], parts = [];
   root.classList.toggle("full", files.length > 0 || Boolean(uploading));
+  root.classList.toggle("loaded", files.length > 0); // the style sheet shows the form, and hides the datasets
   if (uploading) {
     const bar = make("div", "bar busy", { role: "progressbar", "aria-label": "Upload", "aria-valuemin": "0", "aria-valuemax": "100" }, { tag: "div", cls: "bar-fill", kids: [] });
     parts.push(make("p", "drop-share quiet", { role: "status" }, "Uploading"), bar, press("Cancel the upload", "btn quiet", () => uploading?.request?.abort()));

@@ -27,10 +27,9 @@ HELD_OUT = "Every row becomes test data: nothing is trained on it, and Evaluate 
 
 @dataclass(frozen=True)
 class DataTab:
-    """The components of the Data tab; `settings` holds what follows it up to `add`, `shelf` the datasets."""
+    """The components of the Data tab; those up to `forms` are about new files."""
 
     files: gr.HTML
-    settings: gr.Column
     kind: gr.Radio
     name: gr.Textbox
     held_out: gr.Checkbox
@@ -41,7 +40,6 @@ class DataTab:
     hub: data_hub.HubForm
     forms: imports.Forms
     choices: gr.State
-    shelf: gr.Column
     picker: gr.Dropdown
     damaged: gr.HTML
     split: gr.Radio
@@ -66,7 +64,7 @@ def build(engine: Engine) -> DataTab:
         with gr.Column(scale=4, min_width=300, elem_classes="card"):
             view(title("Add data"))
             files = drop.drop_area(engine)
-            with gr.Column(visible=False, elem_classes="import-settings") as settings:
+            with gr.Column(elem_classes="import-settings"):
                 kind = gr.Radio(
                     KINDS, label="Kind", value="domain", info="Detected; change it if it is wrong."
                 )
@@ -80,8 +78,9 @@ def build(engine: Engine) -> DataTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             preview = view(None, elem_id="preview")
             page = view(None, elem_id="first-page")
-            # Hidden while files are previewed, so that a dataset that arrives late does not cover them.
-            with gr.Column(elem_id="dataset") as shelf:
+            # The style sheet hides it while files are previewed: Gradio (6.31) may lose an update of `visible`
+            # that arrives while the page is still being built.
+            with gr.Column(elem_id="dataset"):
                 picker = fields.picker("Dataset")
                 damaged_items = damaged.damaged_list("datasets")
                 dataset = view(views.NO_DATASET)
@@ -103,7 +102,6 @@ def build(engine: Engine) -> DataTab:
                         merge = gr.Button("Make a merged dataset", scale=1, min_width=190)
     return DataTab(
         files,
-        settings,
         kind,
         name,
         held_out,
@@ -114,7 +112,6 @@ def build(engine: Engine) -> DataTab:
         hub,
         forms,
         gr.State(Choices()),
-        shelf,
         picker,
         damaged_items,
         split,

@@ -37,15 +37,13 @@ SEE_PROBLEM = "The preview says what has to be corrected first."
 def wire(tab: DataTab, engine: Engine) -> None:
     """Connects the events of the drop area, the preview and the imports."""
     reading = [tab.choices, tab.kind, tab.preview, tab.add, tab.hint]
-    # Two events, because Gradio (6.31) may merge the updates of a generator's yields, and a `gr.skip()` of the
-    # second one then undoes the first.
-    settings = [tab.settings, tab.name, tab.held_out]
+    settings = [tab.name, tab.held_out]
     opened = events.bind_sequential(
         tab.files.drop,
         engine,
         open_form,
         [tab.files, tab.name, tab.held_out],
-        [*settings, tab.shelf, tab.preview, tab.page, tab.add, tab.hint],
+        [*settings, tab.preview, tab.page, tab.add, tab.hint],
     )
     inputs = [tab.files, tab.choices, tab.held_out]
     read = events.bind_sequential(opened.then, engine, read_files, inputs, reading)
@@ -63,20 +61,19 @@ def wire(tab: DataTab, engine: Engine) -> None:
         return reopen_files(engine, tab.forms, str((event._data or {}).get("job", "")))
 
     form = [tab.files, tab.choices, tab.name, tab.held_out]
-    after = [tab.imports, tab.files, *settings, tab.preview, tab.page, tab.add, tab.hint, tab.shelf]
+    after = [tab.imports, tab.files, *settings, tab.preview, tab.page, tab.add, tab.hint]
     events.bind(tab.add.click, engine, start, form, after, errors=tab.errors)
     field_errors.wire(tab.errors, engine, check_name_field, [tab.name])
-    shown = [*form, tab.settings, tab.shelf, *reading[1:]]
+    shown = [*form, *reading[1:]]
     events.bind(tab.imports.reopen, engine, reopen, None, shown)
     events.refresh_after(events.bind(tab.imports.imported, engine, show_new_dataset, None, [tab.picker]))
 
 
 def open_form(engine: Engine, files: Any, name: str, held_out: bool) -> tuple[Any, ...]:
-    """Shows the form of an import and grey lines for the preview; without files, the datasets again."""
-    shown, hidden = gr.update(visible=True), gr.update(visible=False)
+    """Fills the form of an import and shows grey lines for the preview; without files, empties both."""
     if not files:
-        return hidden, "", False, shown, None, None, *_no_import()
-    return shown, name or drop.name_of(files), held_out, hidden, skeleton(6, READING), None, *_no_import()
+        return "", False, None, None, *_no_import()
+    return name or drop.name_of(files), held_out, skeleton(6, READING), None, *_no_import()
 
 
 def read_files(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple[Any, ...]:
@@ -156,8 +153,7 @@ def start_import(
         purpose=_purpose(held_out),
     )
     forms.by_job[job_id] = imports.Form(files, choices, name, held_out)
-    shelf = gr.update(visible=True)
-    return {"job": job_id}, None, gr.update(visible=False), "", False, None, None, *_no_import(), shelf
+    return {"job": job_id}, None, "", False, None, None, *_no_import()
 
 
 def check_name_field(engine: Engine, name: str) -> None:
@@ -174,8 +170,7 @@ def reopen_files(engine: Engine, forms: imports.Forms, job_id: str) -> tuple[Any
     """Shows the files of a failed import again, with what the user had chosen."""
     form = imports.find_form(engine, forms, job_id)
     choices, *reading = _read(engine, form.files, form.choices, form.held_out)
-    settings, shelf = gr.update(visible=True), gr.update(visible=False)
-    return form.files, choices, form.name, form.held_out, settings, shelf, *reading
+    return form.files, choices, form.name, form.held_out, *reading
 
 
 def show_new_dataset(engine: Engine, event: gr.EventData) -> Any:

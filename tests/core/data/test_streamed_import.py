@@ -336,7 +336,8 @@ def test_the_terminal_imports_a_large_file_without_the_model_libraries(tmp_path)
     code = (
         "import sys; from core.cli.main import main\n"
         f"code = main(['data', 'add', {str(path)!r}, '--workspace', {str(tmp_path / 'ws')!r}])\n"
-        "print([m for m in ('torch', 'transformers', 'datasets', 'pandas', 'gradio') if m in sys.modules], code)"
+        "heavy = ('torch', 'transformers', 'datasets', 'pandas', 'gradio')\n"
+        "print([m for m in heavy if m in sys.modules], code)"
     )
     root = Path(dataset_preview.__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

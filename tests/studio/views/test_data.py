@@ -221,8 +221,6 @@ def test_files_that_are_added_keep_the_choices_that_fit(empty):
 
 def test_a_typed_name_stays_and_an_empty_one_is_that_of_the_files(empty):
     value = drop_files({"faq.jsonl": write(PAIRS)})
-    settings, name, _, shelf, *_ = data_import.open_form(empty, value, "", False)
-    assert (settings["visible"], name, shelf["visible"]) == (True, "faq", False)
-    assert data_import.open_form(empty, value, "My own", True)[1:3] == ("My own", True)
-    settings, name, _, shelf, *_ = data_import.open_form(empty, None, "My own", True)
-    assert (settings["visible"], name, shelf["visible"]) == (False, "", True)
+    assert data_import.open_form(empty, value, "", False)[:2] == ("faq", False)
+    assert data_import.open_form(empty, value, "My own", True)[:2] == ("My own", True)
+    assert data_import.open_form(empty, None, "My own", True)[:4] == ("", False, None, None)
