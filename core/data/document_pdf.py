@@ -33,7 +33,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 _BULLET = re.compile(r"[•▪◦‣●○■□–—*·]\s+|[-o]\s+(?=\S)|\(?(\d{1,2}|[a-zA-Z])[.)]\s+(?=\S)")
 _CONTENTS_LINE = re.compile(r"(?:[.…·]\s?){5,}[\s|]*(?:\d{1,4}|[ivxlc]{1,7})?$")
 _BEFORE_REFERENCE = re.compile(r"(?:[^\W\d_]{3,}|[.,;:!?…\"'”’»)\]])\s?$")
-_NO_SPACES = re.compile("[\u3001-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff\u0e00-\u0eff]")
+_NO_SPACES = re.compile(
+    "[\u3001-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff\u0e00-\u0eff]"
+)
 _END = re.compile(r"[.!?:;…。！？][\"'”’»)\]]*$")
 _MARK = re.compile(f"{MARK_OPEN}([^{MARK_CLOSE}]*){MARK_CLOSE}")
 _SPACED_MARK = re.compile(rf"\s?{_MARK.pattern}")
@@ -276,7 +278,7 @@ class _Builder:
         self.body, self.leading, self.sizes, self.words, self.removals = body, leading, sizes, words, removals
         self.blocks: list[Block] = []
         self.footnotes: dict[str, str] = {}
-        self.clear_marks: set[str] = set()  # of footnotes that a word or sentence refers to, and not a formula
+        self.clear_marks: set[str] = set()  # of notes that a word refers to
         self.bold_is_rare = self.mono_is_rare = True
         self.pending: list[tuple[str, str]] = []
         self.kind, self.text, self.level, self.page = "", "", 0, 0
@@ -348,7 +350,13 @@ class _Builder:
             return "heading", 1 + min(range(len(self.sizes)), key=lambda i: abs(self.sizes[i] - line.height))
         if line.mono and self.mono_is_rare:
             return "code", 0
-        if line.bold and self.bold_is_rare and is_short and len(text) < 90 and not text.rstrip().endswith((".", ",", ";")):
+        if (
+            line.bold
+            and self.bold_is_rare
+            and is_short
+            and len(text) < 90
+            and not text.rstrip().endswith((".", ",", ";"))
+        ):
             return "heading", len(self.sizes) + 1
         return ("list" if _BULLET.match(text) else "paragraph"), 0
 

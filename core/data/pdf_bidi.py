@@ -79,12 +79,16 @@ def _list_texts(glyphs: Sequence[Glyph], size: float) -> list[str]:
 def _turn_round(texts: Sequence[str]) -> str:
     """Visual order to the order of reading, in a paragraph from right to left."""
     kinds = [_find_kind(text) for text in texts]
-    for index, kind in enumerate(kinds):
-        if kind:
-            continue
-        before = next((k for k in reversed(kinds[:index]) if k), "R")
-        after = next((k for k in kinds[index + 1 :] if k), "R")
-        kinds[index] = "L" if before == after == "L" else "R"
+    start = 0
+    while start < len(texts):
+        end = start
+        while end < len(texts) and kinds[end] == kinds[start]:
+            end += 1
+        if not kinds[start]:
+            sides = (kinds[start - 1] if start else "R", kinds[end] if end < len(texts) else "R")
+            kinds[start:end] = [_resolve(texts[start:end], *sides)] * (end - start)
+        start = end
+    kinds = ["L" if kind == "N" else kind for kind in kinds]
     parts: list[str] = []
     start = 0
     while start < len(texts):
@@ -99,9 +103,23 @@ def _turn_round(texts: Sequence[str]) -> str:
     return "".join(reversed(parts))
 
 
+def _resolve(texts: Sequence[str], before: str, after: str) -> str:
+    """The direction of signs and spaces between two stretches."""
+    is_blank = all(text.isspace() for text in texts)
+    is_separator = len(texts) == 1 and unicodedata.bidirectional(texts[0]) in ("CS", "ES")
+    joins = (
+        before == after == "L"
+        or (before == "L" and after == "N" and is_blank)
+        or (before == after == "N" and is_separator)
+    )
+    return "L" if joins else "R"
+
+
 def _find_kind(text: str) -> str:
-    """ "R" for letters from right to left, "L" for other letters and digits, "" for signs and spaces."""
+    """ "R" for letters from right to left, "L" for others, "N" for digits, "" for signs and spaces."""
     kind = unicodedata.bidirectional(text[0])
     if kind in ("R", "AL"):
         return "R"
-    return "L" if kind in ("L", "EN", "AN") else ""
+    if kind in ("EN", "AN"):
+        return "N"
+    return "L" if kind == "L" else ""

@@ -32,10 +32,13 @@ UNKNOWN = 0xE002  # stands for a character that the file gives no letter for
 _GAP = 0.7  # of the height of a character: a wider gap ends a run
 _SIGNS = "*†‡§¶"
 _BOLD = re.compile(r"bold|black|heavy|demi|cmb|bx\d|-bd|,b\b", re.IGNORECASE)
-_TYPEWRITER = re.compile(r"mono|courier|consol|typewriter|cmtt|cmsltt|sftt|ectt|\btt\d|menlo|inconsolata", re.IGNORECASE)
+_TYPEWRITER = re.compile(
+    r"mono|courier|consol|typewriter|cmtt|cmsltt|sftt|ectt|\btt\d|menlo|inconsolata", re.IGNORECASE
+)
 # Of the drawn fonts of TeX in its two encodings, which name no characters.
 _TEX_LIGATURES = {
-    11: "ff", 12: "fi", 14: "ffi", 15: "ffl", 21: "–", 22: "—", 27: "ff", 28: "fi", 29: "fl", 30: "ffi", 31: "ffl"
+    11: "ff", 12: "fi", 14: "ffi", 15: "ffl",
+    21: "–", 22: "—", 27: "ff", 28: "fi", 29: "fl", 30: "ffi", 31: "ffl"
 }  # fmt: skip
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 
@@ -147,7 +150,7 @@ def read_page(page: Any) -> dict[str, Any]:
             box = [round(v, 2) for v in (run.x0, run.y0, run.x1, run.y1)]
             listed.append([text, *box, bold, points, mono])
     if any(run.is_right_to_left for run in runs):
-        listed = _read_right_to_left(raw, text_page, runs, (left, bottom, right, top), width)
+        listed = _list_right_to_left(raw, text_page, runs, (left, bottom, right, top), width)
     text_page.close()
     return {"width": width, "height": height, "runs": listed, "rotated": rotated, "no_code": no_code}
 
@@ -188,7 +191,7 @@ def _collect_runs(
         place = _turn(corners, edges, run.turns if run else 0)
         if run is None or breaks(run, place):
             if text.isspace():
-                if run is not None:  # right-to-left text goes on at the left
+                if run is not None:  # right-to-left text continues at the left
                     run.blanks.append(Glyph(" ", *place, i))
                 continue
             quarters = read_angle(text_page, i) / (math.pi / 2)
@@ -228,7 +231,7 @@ def _turn(
     return x0 - left, y0 - bottom, x1 - left, y1 - bottom
 
 
-def _read_right_to_left(
+def _list_right_to_left(
     raw: Any, text_page: Any, runs: list[Run], edges: tuple[float, float, float, float], width: float
 ) -> list[list[Any]]:
     """Lists the runs of a page with right-to-left letters.

@@ -148,19 +148,21 @@ def _list_bands(runs: Sequence[Run], gutter: float) -> list[_Band]:
         sides = ([], [])
 
     height = statistics.median(r.height for r in runs)
-    for row in group_rows(_join_words_over(runs, gutter)):
-        if lowest - max(r.y1 for r in row) > BAND_GAP * height:
+    for run in sorted(_join_words_over(runs, gutter), key=lambda r: -r.middle):
+        if lowest - run.y1 > BAND_GAP * height:
             close()
-        lowest = min(lowest, *(r.y0 for r in row))
-        if any(r.x0 < gutter < r.x1 for r in row):
+        lowest = min(lowest, run.y0)
+        if run.x0 < gutter < run.x1:
             close()
-            crossing += row
+            crossing.append(run)
             continue
-        if crossing:
+        if crossing and crossing[-1].y0 > run.middle:
             bands.append((crossing, []))
             crossing = []
-        for run in row:
-            sides[0 if run.x1 <= gutter + 1 else 1].append(run)
+        if crossing:  # beside a crossing run, such as the end of a heading
+            crossing.append(run)
+            continue
+        sides[0 if run.x1 <= gutter + 1 else 1].append(run)
     close()
     if crossing:
         bands.append((crossing, []))
@@ -207,16 +209,10 @@ def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
 
 
 def _begins_columns(above: _Band, below: _Band) -> bool:
-    """Whether one or two lines above columns begin at their left edges."""
-    return (
-        bool(above[1])
-        and len(group_rows([*above[0], *above[1]])) <= 2
-        and all(
-            abs(min(r.x0 for r in upper) - min(r.x0 for r in lower)) < 2
-            for upper, lower in zip(above, below, strict=True)
-            if upper
-        )
-    )
+    """Whether one or two lines above columns belong to them: on both sides, or at the edge of the right one."""
+    if not above[1] or len(group_rows([*above[0], *above[1]])) > 2:
+        return False
+    return bool(above[0]) or abs(min(r.x0 for r in above[1]) - min(r.x0 for r in below[1])) < 2
 
 
 def _merge_upwards(bands: Sequence[_Band], gutter: float) -> list[_Band]:

@@ -49,7 +49,6 @@ class DataTab:
     inspection: gr.HTML
     rows: gr.HTML
     example: gr.HTML
-    more: gr.Accordion
     note: gr.Textbox
     extras: gr.HTML
     partners: gr.Dropdown
@@ -78,19 +77,19 @@ def build(engine: Engine) -> DataTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             preview = view(None, elem_id="preview")
             page = view(None, elem_id="first-page")
-            # The style sheet hides it while files are previewed: Gradio (6.31) may lose an update of `visible`
-            # that arrives while the page is still being built.
+            # The style sheet hides it while files are previewed: Gradio (6.31) may lose an update of
+            # `visible` that arrives while the page is still being built.
             with gr.Column(elem_id="dataset"):
                 picker = fields.picker("Dataset")
                 damaged_items = damaged.damaged_list("datasets")
                 dataset = view(views.NO_DATASET)
                 inspected = inspection.inspection(engine)
                 splits = [(label, name) for name, label in views.SPLITS.items()]
-                split = gr.Radio(splits, value="train", label="Rows", visible=False)
+                split = gr.Radio(splits, value="train", label="Rows", elem_classes="with-dataset")
                 rows = view(None)
                 example = view(elem_id="tokens")
                 more = gr.Accordion(
-                    "Note, download, merge", open=False, visible=False, elem_classes="quiet-fold"
+                    "Note, download, merge", open=False, elem_classes="quiet-fold with-dataset"
                 )
                 with more:
                     note = gr.Textbox(
@@ -121,7 +120,6 @@ def build(engine: Engine) -> DataTab:
         inspected,
         rows,
         example,
-        more,
         note,
         extras,
         partners,
@@ -135,7 +133,7 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
     data_import.wire(tab, engine)
     data_derive.wire(tab, engine)
     data_hub.wire(tab.hub, engine, tab.imports)
-    shown = [tab.dataset, tab.inspection, tab.split, tab.rows, tab.more, tab.note, tab.extras, tab.partners]
+    shown = [tab.dataset, tab.inspection, tab.split, tab.rows, tab.note, tab.extras, tab.partners]
     events.bind_sequential(tab.picker.change, engine, show_dataset, [tab.picker], shown)
     events.bind_sequential(tab.split.input, engine, show_rows, [tab.picker, tab.split], [tab.rows])
     # The example has events of its own, because encoding waits for the model's thread.
@@ -174,16 +172,15 @@ def refresh(engine: Engine, picked: str | None) -> Any:
 def show_dataset(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     """Shows a dataset: its facts, and the rows of its first split that has any."""
     if not picked:
-        hidden = gr.update(visible=False)
-        return views.NO_DATASET, None, hidden, None, hidden, "", None, gr.skip()
+        return views.NO_DATASET, None, gr.skip(), None, "", None, gr.skip()
     dataset = engine.datasets.get(picked)
     split = next((s for s in views.SPLITS if dataset.splits.get(s)), "train")
     choices = [(f"{label} ({dataset.splits.get(s, 0):,})", s) for s, label in views.SPLITS.items()]
     names = {d.id: d.name for d in engine.datasets.list()} if dataset.parents else {}
     shown = views.render_dataset(dataset, names)
-    splits = gr.update(choices=choices, value=split, visible=True)
+    splits = gr.update(choices=choices, value=split)
     partners = gr.update(choices=data_derive.list_partners(engine, dataset), value=[])
-    more = (gr.update(visible=True), dataset.note, data_derive.render_extras(picked), partners)
+    more = (dataset.note, data_derive.render_extras(picked), partners)
     return shown, {"dataset": picked}, splits, show_rows(engine, picked, split), *more
 
 

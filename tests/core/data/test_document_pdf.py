@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from reportlab.lib.pagesizes import A4
 from reportlab.pdfgen import canvas
 
-from core.data.document_pdf import draw_first_page, read_pdf
+from core.data.document_pdf import _join, draw_first_page, read_pdf
 from core.data.documents import Document
+from core.data.pdf_bidi import Glyph, read_glyphs, read_left_to_right
 from core.data.pdf_layout import Run, order_lines
 from core.errors import DataError
 
@@ -230,3 +232,107 @@ def test_the_two_column_sample_is_read_rightly():
         "Bicycles travel free. Dogs pay nothing at all. "
         "The crossing takes thirty-eight minutes in calm weather.",
     ]
+
+
+def test_headers_with_chapter_names_and_roman_numbers_are_removed():
+    writer = Writer()
+    for page in range(6):
+        number = ("ii", "iii", "iv", "v", "vi", "vii")[page]
+        if page == 0:
+            writer.line(300, 60, number)  # the first page of a chapter has its number at the foot
+        elif page % 2:
+            writer.line(LEFT, 790, number)
+            writer.line(400, 790, "PART ONE" if page < 3 else "PART TWO")
+        else:
+            writer.line(LEFT, 790, f"1.{page} OF BOATS")
+            writer.line(500, 790, number)
+        writer.column(LEFT, [sentence(page), sentence(10 + page)])
+        writer.page()
+    document = writer.read()
+    for part in ("PART", "OF BOATS", "iii", "vii"):
+        assert part not in document.text
+    assert "6 page numbers were removed." in document.notes
+    assert all(sentence(i) in document.text for i in range(6))
+
+
+def test_numbered_titles_of_pages_stay():
+    writer = Writer()
+    for page in range(4):
+        writer.line(LEFT, 790, f"{page + 1}. The way to pier {'ABCD'[page]}")
+        writer.column(LEFT, [sentence(page), sentence(10 + page)])
+        writer.page()
+    text = writer.read().text
+    assert all(f"{i + 1}. The way to pier {'ABCD'[i]}" in text for i in range(4))
+
+
+def test_code_keeps_its_lines_and_indentation():
+    writer = Writer()
+    writer.column(LEFT, [sentence(1), sentence(2)])
+    for i, (indent, text) in enumerate(
+        [(0, "def ferry(day):"), (4, "if day.calm:"), (8, "sail()"), (4, "stop()")]
+    ):
+        writer.line(LEFT + 6 * indent, 640 - 12 * i, text, 10, "Courier")
+    writer.column(LEFT, [sentence(3)], 570)
+    (code,) = [b.text for b in writer.read().blocks if b.kind == "code"]
+    assert code == "def ferry(day):\n    if day.calm:\n        sail()\n    stop()"
+
+
+def test_text_of_a_turned_page_is_read():
+    for turns in (90, 180, 270):
+        writer = Writer()
+        writer.canvas.translate(300, 400)
+        writer.canvas.rotate(turns)
+        writer.line(-150, 50, "The boat leaves the harbour of the old town")
+        writer.line(-150, 36, "at seven and comes back at noon.")
+        assert (
+            writer.read().text
+            == "The boat leaves the harbour of the old town at seven and comes back at noon."
+        )
+
+
+def test_a_sidebar_with_a_rhythm_of_its_own_is_a_column():
+    writer = Writer()
+    for i, text in enumerate(["Pier Road 7", "Lomen", "Sailing", "Bookkeeping", "German", "French"]):
+        writer.line(LEFT, TOP - 19 * i, text)
+    body = [sentence(i, 9) for i in range(9)]
+    for i, text in enumerate(body):
+        writer.line(240, TOP - 13 - 14 * i, text)
+    text = " ".join(writer.read().text.split())
+    assert "Pier Road 7 Lomen Sailing Bookkeeping German French" in text and " ".join(body) in text
+
+
+def test_lines_of_a_contents_list_are_left_out():
+    writer = Writer()
+    for i, title in enumerate(["Boats", "Days", "Fares"]):
+        writer.line(LEFT, TOP - 14 * i, f"{title} " + ". " * 40 + str(i + 3))
+    writer.column(LEFT, [sentence(1)], 500)
+    document = writer.read()
+    assert document.text == sentence(1)
+    assert "3 lines of contents lists were left out." in document.notes
+
+
+def test_an_exponent_does_not_take_the_footnote_of_a_word():
+    writer = Writer()
+    writer.line(LEFT, TOP, "It holds that x")
+    writer.line(LEFT + 67, TOP + 4, "1", 6)
+    writer.line(LEFT + 74, TOP, "is what the bag weighs")
+    writer.line(LEFT + 178, TOP + 4, "1", 6)
+    writer.column(LEFT, [sentence(1), sentence(2)], TOP - LEADING)
+    writer.line(LEFT, 100, "1", 5)
+    writer.line(LEFT + 4, 98, "In spring.", 7)
+    assert "weighs[1]" in writer.read().text.replace(" [", "[")
+
+
+def test_right_to_left_letters_are_read_from_their_places():
+    def glyphs(visual: str) -> list[Glyph]:
+        return [Glyph(c, 10.0 * i, 0.0, 10.0 * i + 10, 12.0, i) for i, c in enumerate(visual)]
+
+    logical = "שלום (עד 30) Brook עולם"
+    visual = "םלוע Brook (30 דע) םולש"
+    assert read_glyphs(glyphs(visual), 12.0) == logical
+    assert read_left_to_right(glyphs("abc de"), 12.0) == "abc de"
+
+
+def test_chinese_lines_are_joined_without_spaces():
+    assert _join("渡船在七点", "开始营业。", Counter()) == ("渡船在七点开始营业。", False)
+    assert _join("at seven", "o'clock", Counter()) == ("at seven o'clock", False)

@@ -147,7 +147,7 @@ def test_a_note_is_stored_and_shown_in_the_card(empty):
     data_derive.save_note(empty, picked, " From the harbour office. ")
     assert empty.datasets.get(picked).note == "From the harbour office."
     assert "From the harbour office." in texts(data_derive.show_card(empty, picked))
-    assert data.show_dataset(empty, picked)[5] == "From the harbour office."
+    assert data.show_dataset(empty, picked)[4] == "From the harbour office."
 
 
 def test_an_inspection_is_started_once_and_shown_when_it_is_done(empty):

@@ -246,7 +246,7 @@ def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
         for part in found(tree, lambda n: n["tag"] == "table")
     )
     assert short[0][1:4] == ["Rank", "Learning rate", "Best perplexity"]
-    assert [r[0].split()[0] for r in short[1:]] == ["best", "finished", "finished", "finished"]
+    assert [r[0].split()[0].strip(",") for r in short[1:]] == ["best", "finished", "finished", "finished"]
     adapters = {engine.library.labels()[engine.runs.get(i).adapter] for i in made.runs}
     assert {r[-1] for r in short[1:]} == adapters
     assert whole[0][1:6] == ["Rank", "Learning rate", "Best loss", "Best perplexity", "Gap to best"]
