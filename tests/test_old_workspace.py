@@ -316,7 +316,8 @@ def test_an_old_run_resumes_and_ends_like_a_straight_run(
     assert ended.status is RunStatus.DONE and ended.step == ended.total_steps == old.total_steps, ended.error
     events, _ = changed.runs.events(run_id, cursor)
     notes = [e["text"] for e in events if e["kind"] == "note"]
-    assert notes == [f"Resumed from step {CHECKPOINT_STEP}."]
+    verdicts = [n for n in notes if n.startswith("It was still learning")]  # of so few steps, it may be
+    assert [n for n in notes if n not in verdicts] == [f"Resumed from step {CHECKPOINT_STEP}."]
     steps = [e["step"] for e in events if e["kind"] == "step"]
     assert steps == list(range(CHECKPOINT_STEP + 1, old.total_steps + 1))
 

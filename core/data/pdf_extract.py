@@ -150,7 +150,7 @@ def read_page(page: Any) -> dict[str, Any]:
             box = [round(v, 2) for v in (run.x0, run.y0, run.x1, run.y1)]
             listed.append([text, *box, bold, points, mono])
     if any(run.is_right_to_left for run in runs):
-        listed = _list_right_to_left(raw, text_page, runs, (left, bottom, right, top), width)
+        listed = _read_mirrored_runs(raw, text_page, runs, (left, bottom, right, top), width)
     text_page.close()
     return {"width": width, "height": height, "runs": listed, "rotated": rotated, "no_code": no_code}
 
@@ -231,7 +231,7 @@ def _turn(
     return x0 - left, y0 - bottom, x1 - left, y1 - bottom
 
 
-def _list_right_to_left(
+def _read_mirrored_runs(
     raw: Any, text_page: Any, runs: list[Run], edges: tuple[float, float, float, float], width: float
 ) -> list[list[Any]]:
     """Lists the runs of a page with right-to-left letters.

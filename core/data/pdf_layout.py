@@ -209,7 +209,7 @@ def _merge_bands(bands: Sequence[_Band], gutter: float) -> list[_Band]:
 
 
 def _begins_columns(above: _Band, below: _Band) -> bool:
-    """Whether one or two lines above columns belong to them: on both sides, or at the edge of the right one."""
+    """Whether one or two lines above columns belong to them: on both sides, or at the right one's edge."""
     if not above[1] or len(group_rows([*above[0], *above[1]])) > 2:
         return False
     return bool(above[0]) or abs(min(r.x0 for r in above[1]) - min(r.x0 for r in below[1])) < 2

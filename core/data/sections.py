@@ -22,8 +22,11 @@ from core.data.text_blocks import read_blocks
 
 PARTS = 40  # sections that a whole import is cut into, if it is small
 SMALLEST, LARGEST = 300, 2000  # characters of a section
+LINE = 2 * LARGEST  # characters of a line without a sentence end; a longer one is cut at a space
 SHARE = 0.02  # a document that holds less of all text stays whole: there are enough others
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*")
+_ASIAN_END = re.compile(r"[。！？][”’」』）]*$")
+_UNMARKED = re.compile("[\u0e00-\u0eff\u1780-\u17ff]")
 # What ends with a full stop and is not the end of a sentence.
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[\"'“‘])(?:[^\W\d_]|\d{1,3}|(?:[^\W\d_]\.)+[^\W\d_]|Mrs?|Ms|Drs?|Profs?|Sr|Jr|St|Nos?|Nr|"
@@ -101,7 +104,7 @@ def _cut_all(
             row: dict[str, Any] = {"text": section.text, "document": name, "part": part}
             if section.heading:
                 row["heading"] = section.heading
-            if section.glue == " ":
+            if section.glue in (" ", ""):
                 row["continues"] = True
             rows.append(row)
             places.append(index)
@@ -174,20 +177,44 @@ def _divide(block: Block, size: int) -> list[_Piece]:
     if len(block.text) <= 2 * size or block.kind in ("code", "heading", "footnote"):
         return [_Piece(block, block.text)]
     if block.kind == "table":
-        units, glue = block.text.split("\n"), "\n"
+        units = [("\n", row) for row in block.text.split("\n")]
     elif block.kind == "list":
-        units, glue = re.split(r"\n(?=\S)", block.text), "\n"
+        units = [("\n", item) for item in re.split(r"\n(?=\S)", block.text)]
     else:
-        units, glue = split_sentences(block.text), " "
+        units = _list_units(block.text, size)
     pieces: list[_Piece] = []
-    text = ""
-    for unit in units:
+    text, start = "", "\n\n"
+    for glue, unit in units:
         if text and len(text) + len(unit) > size:
-            pieces.append(_Piece(block, text, glue if pieces else "\n\n"))
-            text = unit
+            pieces.append(_Piece(block, text, start))
+            text, start = unit, glue
         else:
             text = f"{text}{glue}{unit}" if text else unit
-    return [*pieces, _Piece(block, text, glue if pieces else "\n\n")]
+    return [*pieces, _Piece(block, text, start)]
+
+
+def _list_units(text: str, size: int) -> list[tuple[str, str]]:
+    """The sentences of a paragraph, each behind what separates it from the one before.
+
+    What has no sentence ends, such as a log or a glossary, gives its lines; Thai, Lao and Khmer, which write
+    no full stops, and very long lines give passages that end at a space.
+    """
+    units: list[tuple[str, str]] = []
+    for sentence in split_sentences(text):
+        glue = "" if units and _ASIAN_END.search(units[-1][1]) else " "
+        if len(sentence) <= 2 * size:
+            units.append((glue, sentence))
+            continue
+        for number, line in enumerate(filter(str.strip, sentence.split("\n"))):
+            before = glue if number == 0 else "\n"
+            is_unmarked = _UNMARKED.search(line) is not None
+            if len(line) <= (2 * size if is_unmarked else LINE):
+                units.append((before, line))
+                continue
+            for passage in re.findall(rf"\S.{{{min(size, LINE) - 1},}}?(?=\s|$)|\S.*$", line):
+                units.append((before, passage))
+                before = " "
+    return units
 
 
 def split_sentences(text: str) -> list[str]:
@@ -218,7 +245,8 @@ def join_parts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         place = (row.get("document"), row.get("part"))
         if last is not None and place[1] is not None and place == (last[0], last[1] + 1):
-            texts[-1] += (" " if row.get("continues") else "\n\n") + row["text"]
+            glue = "" if _ASIAN_END.search(texts[-1]) else " "
+            texts[-1] += (glue if row.get("continues") else "\n\n") + row["text"]
         else:
             texts.append(row["text"])
         last = place if place[1] is not None else None

@@ -143,3 +143,35 @@ def test_joined_parts_are_the_documents(drawn):
     joined = join_parts(rows)
     assert [re.sub(r"\s+", " ", t).strip() for t in joined] == [re.sub(r"\s+", " ", t).strip() for t in texts]
     assert sorted(set(places)) == list(range(len(texts)))
+
+
+@pytest.mark.parametrize(
+    ("line", "glue"),
+    [("2024-05-03 12:00:{i:02d} INFO job {i} started", "\n"), ("term{i}: the meaning of term {i}", "\n")],
+)
+def test_logs_and_glossaries_are_cut_between_lines(line, glue):
+    lines = [line.format(i=i) for i in range(600)]
+    rows, _, _ = cut_documents([("a.txt", glue.join(lines), None)])
+    assert len(rows) > 20
+    assert [x for row in rows for x in row["text"].split(glue)] == lines
+
+
+def test_a_long_line_without_sentences_is_cut_at_spaces():
+    words = [f"word{i}" for i in range(12_000)]
+    rows, _, _ = cut_documents([("a.txt", " ".join(words), None)])
+    assert len(rows) > 20 and max(len(r["text"]) for r in rows) < 2 * LARGEST + 100
+    assert join_parts(rows) == [" ".join(words)]
+
+
+def test_thai_is_cut_at_its_spaces():
+    phrases = [f"เรือข้ามฟากลำที่{i}ออกจากท่าเรือเวลาเจ็ดโมงเช้า" for i in range(300)]
+    rows, _, _ = cut_documents([("a.txt", " ".join(phrases), None)])
+    assert len(rows) > 20 and join_parts(rows) == [" ".join(phrases)]
+    assert {x for row in rows for x in row["text"].split(" ")} == set(phrases)
+
+
+def test_chinese_sentences_get_no_spaces():
+    text = "".join(f"第{i}班渡船在七点离开港口。没有人等待邮袋{i}！" for i in range(300))
+    rows, _, _ = cut_documents([("a.txt", text, None)])
+    assert len(rows) > 20 and join_parts(rows) == [text]
+    assert all(r["text"].endswith(("。", "！")) for r in rows)
