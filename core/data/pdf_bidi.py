@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SPACE = 0.17  # heights of a line: a wider gap between letters is a space
-WIDE_SPACE = 0.6  # the same, where the file has spaces
+WIDE_SPACE = 0.26  # the same, where the file has spaces
+NARROW_SPACE = 0.2  # the same, beside a space of the file
 _MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
 
 
@@ -61,15 +62,15 @@ def _list_texts(glyphs: Sequence[Glyph], size: float) -> list[str]:
         if bases and unicodedata.combining(mark.text[0]):
             middle = (mark.x0 + mark.x1) / 2
             clusters[min(bases, key=lambda g: abs((g.x0 + g.x1) / 2 - middle))].append(mark)
+    blanks = [(g.x0 + g.x1) / 2 for g in bases if g.text == " "]
     texts: list[str] = []
     end = math.inf
-    limit = WIDE_SPACE if any(g.text == " " for g in bases) else SPACE
     # Two letters that are drawn as one have one box, and are turned round later: the first stands right.
-    for glyph in sorted(bases, key=lambda g: (round(g.x0, 1), -g.number)):
-        if glyph.text == " ":
-            texts.append(" ")
-            continue
-        if glyph.x0 - end > limit * size and texts[-1:] != [" "]:
+    for glyph in sorted((g for g in bases if g.text != " "), key=lambda g: (round(g.x0, 1), -g.number)):
+        gap = glyph.x0 - end
+        # A space of the file may have no width, and stand beside its gap.
+        is_near = any(end - 0.5 * size < x < glyph.x0 + 0.5 * size for x in blanks)
+        if gap > (WIDE_SPACE if blanks else SPACE) * size or (gap > NARROW_SPACE * size and is_near):
             texts.append(" ")
         texts.append("".join(unicodedata.normalize("NFKC", g.text) for g in clusters[glyph]))
         end = glyph.x1 if end == math.inf else max(end, glyph.x1)

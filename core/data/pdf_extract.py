@@ -18,6 +18,7 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from core.data.pdf_bidi import SPACE, Glyph, is_right_to_left, read_glyphs, read_left_to_right
@@ -251,29 +252,21 @@ def _read_mirrored_runs(
             others.append(run)
     bases |= {g: bases[r.glyphs[0]] for _, r in pool for g in r.blanks}
     lines: list[list[tuple[Glyph, Run]]] = []
-    for item in sorted(pool, key=lambda item: -bases[item[0]]):
-        if lines and bases[lines[-1][-1][0]] - bases[item[0]] < 0.3 * size:
-            lines[-1].append(item)
+    for pair in sorted(pool, key=lambda pair: -bases[pair[0]]):
+        if lines and bases[lines[-1][-1][0]] - bases[pair[0]] < 0.3 * size:
+            lines[-1].append(pair)
         else:
-            lines.append([item])
-    listed = []
-    for line in lines:
-        line.sort(key=lambda item: item[0].x0)
-        groups = [[line[0]]]
-        for item in line[1:]:
-            end = max(g.x1 for g, _ in groups[-1])
-            if item[0].x0 - end > _GAP * size:
-                groups.append([])
-            groups[-1].append(item)
-        for group in groups:
-            glyphs = [g for g, _ in group]
-            text = read_glyphs(glyphs, size)
-            if not is_right_to_left(text):
-                text = read_left_to_right(glyphs, size)
-            bold, mono, points = _read_font(raw, text_page, group[0][1])
-            box = [min(g.x0 for g in glyphs), min(g.y0 for g in glyphs)]
-            box += [max(g.x1 for g in glyphs), max(g.y1 for g in glyphs)]
-            listed.append([text.replace(chr(UNKNOWN), ""), *(round(v, 2) for v in box), bold, points, mono])
+            lines.append([pair])
+    listed: list[list[Any]] = []
+    for group in (group for line in lines for group in _cut_line(line, size)):
+        glyphs = [glyph for glyph, _ in group]
+        bold, mono, points = _read_font(raw, text_page, group[0][1])
+        text = read_glyphs(glyphs, points)
+        if not is_right_to_left(text):
+            text = read_left_to_right(glyphs, points)
+        corner = (min(g.x0 for g in glyphs), min(g.y0 for g in glyphs))
+        box = (*corner, max(g.x1 for g in glyphs), max(g.y1 for g in glyphs))
+        listed.append([text.replace(chr(UNKNOWN), ""), *(round(v, 2) for v in box), bold, points, mono])
     for run in others:
         bold, mono, points = _read_font(raw, text_page, run)
         listed.append(
@@ -284,6 +277,18 @@ def _read_mirrored_runs(
         for item in listed:
             item[1], item[3] = width - item[3], width - item[1]
     return [item for item in listed if item[0]]
+
+
+def _cut_line(line: Sequence[tuple[Glyph, Run]], size: float) -> list[list[tuple[Glyph, Run]]]:
+    """Cuts a line at its wide gaps; the parts from the left."""
+    groups: list[list[tuple[Glyph, Run]]] = []
+    end = -math.inf
+    for pair in sorted(line, key=lambda pair: pair[0].x0):
+        if pair[0].x0 - end > _GAP * size:
+            groups.append([])
+        groups[-1].append(pair)
+        end = max(end, pair[0].x1)
+    return groups
 
 
 def _read_baseline(

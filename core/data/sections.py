@@ -36,7 +36,7 @@ _ABBREVIATION = re.compile(
 
 
 class Cut(TypedDict):
-    """How one document was cut; `how` is "headings", "paragraphs" or "sentences", the finest place of a cut."""
+    """How one document was cut; `how` is "headings", "paragraphs" or "sentences", the finest place."""
 
     document: str
     sections: int
@@ -93,9 +93,9 @@ def _cut_all(
     cuts: list[Cut] = []
     largest = max(1.5 * size, SHARE * sum(lengths))
     for index, (name, text, document) in enumerate(documents):
-        sections = (
-            cut(document.blocks if document else read_blocks(text, name), size) if len(text) > largest else []
-        )
+        sections: list[Section] = []
+        if len(text) > largest:
+            sections = cut(document.blocks if document else read_blocks(text, name), size)
         if len(sections) < 2:
             rows.append({"text": text})
             places.append(index)

@@ -173,5 +173,5 @@ def test_thai_is_cut_at_its_spaces():
 def test_chinese_sentences_get_no_spaces():
     text = "".join(f"第{i}班渡船在七点离开港口。没有人等待邮袋{i}！" for i in range(300))
     rows, _, _ = cut_documents([("a.txt", text, None)])
-    assert len(rows) > 20 and join_parts(rows) == [text]
+    assert len(rows) > 10 and join_parts(rows) == [text]
     assert all(r["text"].endswith(("。", "！")) for r in rows)
