@@ -18,7 +18,7 @@ import numpy as np
 from core.data.arrow_arrays import from_mask
 from core.data.dataset_records import INDEX_STEP
 from core.data.splits import SPLITS
-from core.store.large_files import LargeFile, release_pages
+from core.store.large_files import LargeFile, LargeReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,7 +139,7 @@ def _read_blocks(
     ends = np.cumsum(lengths, dtype=np.int64)
     row = done = 0
     buffer = bytearray(BLOCK_BYTES)  # reused: fresh memory costs as much as reading
-    with open(rows_file, "rb", buffering=0) as f:
+    with LargeReader(rows_file) as f:
         while row < len(ends):
             last = max(row + 1, int(np.searchsorted(ends, done + BLOCK_BYTES, "right")))
             begins = np.concatenate(([0], ends[row:last] - done))
@@ -151,7 +151,6 @@ def _read_blocks(
                 raise OSError(f"{rows_file.name} changed while it was written")
             yield lines, begins, chosen[row:last]
             done, row = int(ends[last - 1]), last
-        release_pages(f.fileno(), done)
 
 
 def _take_lines(lines: memoryview, begins: NDArray[np.int64], wanted: NDArray[np.bool_]) -> memoryview:

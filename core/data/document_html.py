@@ -20,6 +20,7 @@ from core.data.text_lines import read_lines
 from core.errors import DataError
 
 SIZE_LIMIT_BYTES = 64 << 20
+DEPTH_LIMIT = 2000  # elements inside each other; libxml2 (2.14) ends a page at 2,048
 _HEAD_BYTES = 4096  # where a page must declare its encoding; browsers look at 1,024
 _META = re.compile(rb"<meta[^>]{0,1000}?charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
 _XML = re.compile(rb"\A\s*<\?xml[^>]{0,1000}?encoding\s*=\s*[\"']\s*([A-Za-z0-9._:-]+)")
@@ -135,9 +136,20 @@ def parse_html(text: str, name: str) -> Any:
         raise DataError(f"the page cannot be parsed ({e}).", "Save it again in a browser.", file=name) from e
     if root is None:
         raise DataError("the page has no elements.", "Leave it out.", file=name)
-    if any("depth" in str(entry.message).lower() for entry in parser.error_log):
+    if _measure_depth(root) > DEPTH_LIMIT or any(
+        "depth" in str(entry.message).lower() for entry in parser.error_log
+    ):
         raise DataError("its elements are nested too deeply.", "Simplify the page.", file=name)
     return root
+
+
+def _measure_depth(root: Any) -> int:
+    """How many elements stand inside each other at most, with the root."""
+    depth = deepest = 0
+    for event, _ in etree.iterwalk(root, events=("start", "end")):
+        depth += 1 if event == "start" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def parse_xhtml(data: bytes, name: str, part: str) -> Any:

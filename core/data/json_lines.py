@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Positions = NDArray[np.int64]
 
+CHUNK_BYTES = 128 << 10  # of a block, so that what is made of them stays in the processor's cache
 NEWLINE, RETURN, QUOTE, BACKSLASH, SPACE = 10, 13, 34, 92, 32
 _CANONICAL_ESCAPES = np.zeros(256, np.bool_)
 _CANONICAL_ESCAPES[list(b'"\\nrtbf')] = True
@@ -103,16 +104,18 @@ class Lines:
     def __init__(self, block: bytes | bytearray | memoryview, is_end_added: bool = False) -> None:
         self.block, self._is_end_added = block, is_end_added
         self.bytes = np.frombuffer(block, np.uint8)
-        self.ends = np.flatnonzero(self.bytes == NEWLINE) + 1
+        places = _find_special(self.bytes)
+        found = self.bytes[places]
+        self.ends = places[found == NEWLINE] + 1
         self.begins = np.concatenate((np.zeros(1, np.int64), self.ends[:-1]))
         self.is_plain = self.ends - self.begins <= LINE_LIMIT
         self._words = np.ndarray((max(0, len(self.bytes) - 7),), "<u8", self.bytes, 0, (1,))
-        is_quote = self.bytes == QUOTE
-        self._exclude_escapes(is_quote)
-        self._exclude_control_characters()
+        is_quote = found == QUOTE
+        self._exclude_escapes(places, np.flatnonzero(found == BACKSLASH), is_quote)
+        self._exclude_control_characters(places[(found < SPACE) & (found != NEWLINE)])
         if not _is_utf8(block):
             self.is_plain[:] = False
-        self._quotes = np.flatnonzero(is_quote)
+        self._quotes = places[is_quote]
         self._first_quotes: Positions | None = None
 
     def __len__(self) -> int:
@@ -190,37 +193,56 @@ class Lines:
             is_equal &= self._words[at + offset] == word
         return is_equal
 
-    def _exclude_escapes(self, is_quote: NDArray[np.bool_]) -> None:
-        """Clears the quotes that are part of a text, and excludes the lines with other escapes."""
-        slashes = np.flatnonzero(self.bytes == BACKSLASH)
-        if not len(slashes):
+    def _exclude_escapes(self, places: Positions, found: Positions, is_quote: NDArray[np.bool_]) -> None:
+        """Clears the quotes that are part of a text, and excludes the lines with other escapes.
+
+        Args:
+            places: (S,) of the special bytes.
+            found: which of them are backslashes.
+            is_quote: (S,) which of them are quotes.
+        """
+        if not len(found):
             return
         # In a run of backslashes the first, third, ... begin an escape.
+        slashes = places[found]
         is_first = np.diff(slashes, prepend=-2) != 1
         order = np.arange(len(slashes))
-        escapes = slashes[(order - np.maximum.accumulate(np.where(is_first, order, 0))) % 2 == 0]
+        begins_escape = (order - np.maximum.accumulate(np.where(is_first, order, 0))) % 2 == 0
+        escapes = slashes[begins_escape]
         following = self.bytes[np.minimum(escapes + 1, len(self.bytes) - 1)]
-        is_quote[escapes[following == QUOTE] + 1] = False
+        is_quote[found[begins_escape][following == QUOTE] + 1] = False
         self._exclude(escapes[~_CANONICAL_ESCAPES[following]])
 
-    def _exclude_control_characters(self) -> None:
-        is_control = self.bytes < SPACE
-        if np.count_nonzero(is_control) == len(self):
-            return
-        places = np.flatnonzero(is_control)
-        found = self.bytes[places]
+    def _exclude_control_characters(self, places: Positions) -> None:
+        """Excludes the lines with control characters, but for a return before the line end."""
         before_end = self.bytes[np.minimum(places + 1, len(self.bytes) - 1)] == NEWLINE
-        self._exclude(places[(found != NEWLINE) & ~((found == RETURN) & before_end)])
+        self._exclude(places[(self.bytes[places] != RETURN) | ~before_end])
 
     def _exclude(self, places: Positions) -> None:
         if len(places):
             self.is_plain[np.minimum(np.searchsorted(self.ends, places, "right"), len(self) - 1)] = False
 
 
+def _find_special(data: NDArray[np.uint8]) -> Positions:
+    """Finds quotes, backslashes and control characters."""
+    found = []
+    for begin in range(0, max(1, len(data)), CHUNK_BYTES):
+        chunk = data[begin : begin + CHUNK_BYTES]
+        is_special = chunk < SPACE
+        is_special |= chunk == QUOTE
+        is_special |= chunk == BACKSLASH
+        found.append(np.flatnonzero(is_special) + begin)
+    return np.concatenate(found)
+
+
 def _is_utf8(block: bytes | bytearray | memoryview) -> bool:
+    import pyarrow as pa
+
+    ends = np.array([0, len(block)], np.int32)
+    text = pa.StringArray.from_buffers(1, pa.py_buffer(ends), pa.py_buffer(block))
     try:
-        str(block, "utf-8")
-    except UnicodeDecodeError:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
         return False
     return True
 

@@ -232,4 +232,3 @@ def _list_choices(rows: Sequence[RawRow]) -> list[str]:
     """The columns that can have a role: all but those of types that are not read."""
     unread = {c for row in rows[:1] for c, cell in row.values.items() if isinstance(cell, UnreadCell)}
     return [c for c in list_columns(rows) if c not in unread]
-

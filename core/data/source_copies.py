@@ -10,7 +10,7 @@ from typing import Any
 from core.data.jsonrows import LINE_LIMIT
 from core.data.readers import Source, open_source
 from core.errors import DataError
-from core.store.large_files import LargeFile, release_pages
+from core.store.large_files import LargeFile, LargeReader
 
 BLOCK_BYTES = 3 << 20
 CHARACTER_BYTES = 4  # of the longest character in UTF-8
@@ -86,15 +86,14 @@ class SourceCopy:
         if self._file is not None:
             yield from _cut_lines(self._fill)
             return
-        with open(self.copy.path, "rb", buffering=0) as file:
+        with LargeReader(self.copy.path) as file:
 
             def fill(space: memoryview) -> int:
-                count = file.readinto(space) or 0
+                count = file.readinto(space)
                 self._report(count)
                 return count
 
             yield from _cut_lines(fill)
-            release_pages(file.fileno(), file.tell())
 
 
 def _cut_lines(fill: Callable[[memoryview], int]) -> Iterator[tuple[memoryview, bool]]:

@@ -205,9 +205,7 @@ class Datasets:
         """
         return datasets.load_dataset(self._workspace, dataset_id)
 
-    def rows(
-        self, dataset_id: str, split: str, limit: int = 0, offset: int = 0
-    ) -> Sequence[dict[str, Any]]:
+    def rows(self, dataset_id: str, split: str, limit: int = 0, offset: int = 0) -> Sequence[dict[str, Any]]:
         """Rows of a split.
 
         Args:

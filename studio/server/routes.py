@@ -96,7 +96,7 @@ def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
 def _font(request: Request) -> Response:
     path = FONTS.get(request.path_params.get("name", ""))
     if path is None:
-        return PlainTextResponse("There is no such font.", status_code=404)
+        return PlainTextResponse("This font does not exist.", status_code=404)
     return FileResponse(path, media_type="font/woff2", headers={"Cache-Control": "public, max-age=86400"})
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data import document_html
 from core.data.document_html import read_html
 from core.errors import DataError, UnknownEncoding
 
@@ -219,13 +220,18 @@ def test_pages_that_cannot_be_decoded_are_refused(page, words):
     assert words in caught.value.what and caught.value.fix and caught.value.file == "a.html"
 
 
-def test_deep_nesting_is_read_or_refused_without_a_crash():
-    assert read("<div>" * 200 + "deep").text == "deep"
-    try:
-        assert read("<div>" * 5000 + "deep").text == "deep"
-    except DataError as e:
-        assert "too deeply" in e.what
-    assert len(read("<ul><li>" * 100 + "x").text) < 100
+def test_a_page_that_nests_deeper_than_the_limit_is_refused(monkeypatch):
+    assert read("<div>" * 60 + "deep").text == "deep"
+    monkeypatch.setattr(document_html, "DEPTH_LIMIT", 40)
+    assert read("<div>" * 38 + "deep").text == "deep", "html and body are the other two levels"
+    with pytest.raises(DataError, match="nested too deeply") as caught:
+        read("<div>" * 39 + "deep")
+    assert caught.value.fix == "Simplify the page." and caught.value.file == "a.html"
+
+
+def test_the_items_of_a_deep_list_are_not_indented_without_end():
+    texts = [read("<ul><li>" * depth + "x").text for depth in (2, 13, 14, 30)]
+    assert len(texts[0]) < len(texts[1]) == len(texts[2]) == len(texts[3]) < 40
 
 
 # ------------------------------------------------------------ a page that an independent writer writes

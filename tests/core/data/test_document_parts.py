@@ -1,7 +1,9 @@
 """Documents that are zip files: limits, no DTD, no entity, nothing left on the disk (T1, T3, T6, T7)."""
 
+import inspect
 import io
 import os
+import sys
 import tempfile
 import zipfile
 
@@ -94,9 +96,20 @@ def test_a_word_about_document_types_in_the_text_is_text():
     assert read_docx(make_docx(body), "a.docx").text == "<!DOCTYPE a [<!ENTITY b 'c'>]>"
 
 
-def test_deep_xml_is_refused_without_a_crash():
-    body = "<w:sdt><w:sdtContent>" * 400 + paragraph(run("x")) + "</w:sdtContent></w:sdt>" * 400
-    refused(read_docx, make_docx(body).getvalue(), "a.zip")
+def test_tables_in_tables_are_refused_where_the_stack_ends():
+    def nest(depth):
+        text = paragraph(run("x"))
+        return make_docx("<w:tbl><w:tr><w:tc>" * depth + text + "</w:tc></w:tr></w:tbl>" * depth).getvalue()
+
+    shallow, deep = nest(2), nest(20)
+    assert "x" in read_docx(io.BytesIO(deep), "a.zip").text
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 70)
+    try:
+        assert "x" in read_docx(io.BytesIO(shallow), "a.zip").text
+        refused(read_docx, deep, "nested too deeply")
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_an_encrypted_member_is_refused():

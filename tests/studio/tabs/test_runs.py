@@ -264,7 +264,7 @@ def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
         "Seconds",
     ]
     rank = trace["dimensions"][0]
-    assert [rank["ticktext"][i] for i in rank["values"]] == [r[1] for r in cells[1:]]
+    assert [rank["ticktext"][i] for i in rank["values"]] == [r[1] for r in whole[1:]]
     assert trace["dimensions"][2]["values"] == pytest.approx(losses, abs=1e-4) and trace["line"][
         "colorscale"
     ][0][1].startswith("--st-")
