@@ -103,20 +103,22 @@ def read_train_spec(engine: Engine, args: argparse.Namespace, default_name: str)
     changes.setdefault("name", default_name)
     if "stack_on" in changes:
         changes["stack_on"] = engine.library.find_adapter(changes["stack_on"])
+    spec = resolve(args.kind, preset, changes)  # refuses wrong values before the dataset is read
     if not args.preset and changes.get("dataset"):
         if not getattr(args, "launcher", ""):
             engine.bases.current(wait=True)  # its size counts
         advice = engine.runs.recommend(changes["dataset"], preset)
         changes = {**advice.choose(changes), **changes}
         print(advice.text)
-    return resolve(args.kind, preset, changes)
+        spec = resolve(args.kind, preset, changes)
+    return spec
 
 
 # --- following a run
 
 
 def follow(engine: Engine, run_id: str) -> Any:
-    """Prints a run's events until it ends, and returns the run.
+    """Prints a run's events until it ends and its adapter is measured, and returns the run.
 
     Raises:
         StudioError: the error that ended the run.
@@ -128,7 +130,8 @@ def follow(engine: Engine, run_id: str) -> Any:
             _print_event(e)
         if has_ended and not events:
             break
-        has_ended = not engine.runs.get(run_id).status.is_alive
+        run = engine.runs.get(run_id)
+        has_ended = not run.status.is_alive and not engine.runs.is_ending(run)
         engine.runs.check_base(run_id)
         time.sleep(REFRESH_SECONDS)
     run = engine.runs.get(run_id)

@@ -87,8 +87,9 @@ def _read_axes(args: argparse.Namespace) -> grids.Axes:
 
 
 def start_grid(engine: Engine, args: argparse.Namespace) -> Any:
+    axes = _read_axes(args)
     spec = read_train_spec(engine, args, f"{args.kind} grid")
-    grid = engine.grids.start(spec, _read_axes(args), spec.name)
+    grid = engine.grids.start(spec, axes, spec.name)
     for i, run_id in enumerate(grid.runs, 1):
         print(f"cell {i} of {len(grid.runs)}: {engine.runs.get(run_id).name}")
         engine.runs.wait(run_id, WAIT_SECONDS)
@@ -96,8 +97,9 @@ def start_grid(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def define_grid(engine: Engine, args: argparse.Namespace) -> Any:
+    axes = _read_axes(args)
     spec = read_train_spec(engine, args, f"{args.kind} grid")
-    return _print_results(engine, engine.grids.define(spec, _read_axes(args), spec.name).id)
+    return _print_results(engine, engine.grids.define(spec, axes, spec.name).id)
 
 
 def send_grid(engine: Engine, args: argparse.Namespace) -> Any:

@@ -109,7 +109,6 @@ class Lines:
         self.ends = places[found == NEWLINE] + 1
         self.begins = np.concatenate((np.zeros(1, np.int64), self.ends[:-1]))
         self.is_plain = self.ends - self.begins <= LINE_LIMIT
-        self._words = np.ndarray((max(0, len(self.bytes) - 7),), "<u8", self.bytes, 0, (1,))
         is_quote = found == QUOTE
         self._exclude_escapes(places, np.flatnonzero(found == BACKSLASH), is_quote)
         self._exclude_control_characters(places[(found < SPACE) & (found != NEWLINE)])
@@ -183,14 +182,11 @@ class Lines:
             at = np.where(wanted, at, 0)
         if len(piece) > len(self.bytes):
             return np.zeros(len(at), np.bool_)
+        size = min(8, 1 << (len(piece).bit_length() - 1))
+        words = np.ndarray((len(self.bytes) - size + 1,), f"<u{size}", self.bytes, 0, (1,))
         is_equal = np.ones(len(at), np.bool_)
-        if len(piece) < 8:
-            for offset, byte in enumerate(piece):
-                is_equal &= self.bytes[at + offset] == byte
-            return is_equal
-        for offset in {*range(0, len(piece) - 7, 8), len(piece) - 8}:
-            word = np.frombuffer(piece, "<u8", 1, offset)[0]
-            is_equal &= self._words[at + offset] == word
+        for offset in {*range(0, len(piece) - size + 1, size), len(piece) - size}:
+            is_equal &= words[offset:][at] == np.frombuffer(piece, f"<u{size}", 1, offset)[0]
         return is_equal
 
     def _exclude_escapes(self, places: Positions, found: Positions, is_quote: NDArray[np.bool_]) -> None:

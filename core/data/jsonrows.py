@@ -205,9 +205,12 @@ _DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 def _to_data_error(error: Exception, text: str, file: str, line: int) -> DataError:
     """Converts a parser's error into one with file, line and remedy."""
     if isinstance(error, json.JSONDecodeError):
-        line += text.count("\n", 0, error.pos)
-        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
-            what = f"the JSON is incomplete: {error.msg} at column {error.colno}."
+        end = len(text.rstrip())
+        position = min(error.pos, end)  # a value that ends early is named where it ends, not on a blank line
+        line += text.count("\n", 0, position)
+        column = position - text.rfind("\n", 0, position)
+        if error.pos >= end or error.msg.startswith("Unterminated"):
+            what = f"the JSON is incomplete: {error.msg} at column {column}."
             return DataError(
                 what,
                 "Complete or delete the row. The file may have been truncated when it was copied.",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,8 +56,7 @@ def split_hashes(
     """
     shares = _to_integers(check_ratios(ratios))
     mixed = _mix(questions, seed)
-    order = np.argsort(mixed, kind="stable").astype(np.int32 if len(mixed) < 2**31 else np.int64)
-    mixed = mixed[order]
+    order, mixed = _sort(mixed)
     begins = np.flatnonzero(np.concatenate((np.ones(min(1, len(mixed)), np.bool_), mixed[1:] != mixed[:-1])))
     del mixed
     check_distinct(len(begins))
@@ -82,6 +81,28 @@ def _mix(questions: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
         mixed *= np.uint64(0xD6E8FEB86659FD93)
         mixed ^= mixed >> np.uint64(shift)
     return mixed
+
+
+def _sort(hashes: NDArray[np.uint64]) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+    """The order of hashes, and the hashes in this order, in about half the time of `np.argsort`.
+
+    The index of each row takes the place of the low bits of its hash, so that the sorted values have the
+    order. The few rows whose hashes differ only in these bits are sorted afterwards.
+    """
+    bits = np.uint64(len(hashes).bit_length())
+    keys = hashes >> bits << bits
+    keys |= np.arange(len(hashes), dtype=np.uint64)
+    keys.sort()
+    order = keys & ((np.uint64(1) << bits) - np.uint64(1))
+    order = order.astype(np.int32 if len(hashes) < 2**31 else np.int64)
+    keys >>= bits
+    ordered = hashes[order]
+    unsorted = np.unique(keys[1:][ordered[1:] < ordered[:-1]])
+    for begin, end in zip(np.searchsorted(keys, unsorted), np.searchsorted(keys, unsorted, "right")):
+        rows = order[begin:end]
+        order[begin:end] = rows[np.argsort(hashes[rows], kind="stable")]
+        ordered[begin:end] = hashes[order[begin:end]]
+    return order, ordered
 
 
 def _to_integers(shares: Sequence[float]) -> list[int]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+CHUNK_BYTES = 128 << 10  # that are searched together: what is made of them stays in the processor's cache
 # Neither occurs in a normalized text: both count as blanks.
 _ROLE_END, _PART_END = b"\x1e", b"\x1f"
 _TRIM_LEFT, _TRIM_RIGHT = "\"' ", ".,;:!?\"' "  # the ASCII characters that `normalize_text` strips
@@ -83,11 +84,14 @@ def _find_unusual(texts: pa.StringArray) -> NDArray[np.bool_]:
     """Which rows have escapes, characters outside ASCII, or two spaces in a row."""
     ends = offsets_of(texts)
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[: ends[-1]]
-    is_unusual = data > 0x7E
-    is_unusual |= data == 0x5C
-    is_space = data == 0x20
-    is_unusual[1:] |= is_space[1:] & is_space[:-1]
     rows = np.zeros(len(texts), np.bool_)
-    if is_unusual.any():
-        rows[np.searchsorted(ends, np.flatnonzero(is_unusual), "right") - 1] = True
+    for begin in range(0, len(data), CHUNK_BYTES):
+        chunk = data[begin : begin + CHUNK_BYTES + 1]  # with the first byte of the next one, for two spaces
+        is_unusual = chunk > 0x7E
+        is_unusual |= chunk == 0x5C
+        is_space = chunk == 0x20
+        is_unusual[1:] |= is_space[1:] & is_space[:-1]
+        places = np.flatnonzero(is_unusual)
+        if len(places):
+            rows[np.searchsorted(ends, places + begin, "right") - 1] = True
     return rows

@@ -76,7 +76,7 @@ class Bases:
 
         Raises:
             BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is
-                training or queued on the resident base, or a base is being loaded.
+                training, queued or measured on the resident base, or a base is being loaded.
         """
         name = name.strip()
         if quantization not in QUANTIZATIONS:
@@ -94,6 +94,11 @@ class Bases:
             raise Busy(
                 f"The run {run.name!r} is {run.status.value} on the resident base.",
                 "Wait until it ends, or stop it under Train; then change the base.",
+            )
+        if run := next((r for r in self._runs.list() if self._runs.is_ending(r)), None):
+            raise Busy(
+                f"The adapter of the run {run.name!r} is being measured on the resident base.",
+                "Wait until the run shows what its adapter is worth; then change the base.",
             )
         if self.current().loading:
             raise Busy("A base is being loaded.", "Wait until it is loaded.")

@@ -97,6 +97,8 @@ def _measure(workspace: Workspace, resident: Resident, run: Run, turn: Turn) -> 
     mixes = (Mix(name="base"), Mix(name="adapter", weights={**parent, run.adapter: 1.0}))
     measure = _measure_answers if run.kind == "task" else _measure_texts
     gains, examples, count = measure(resident, run.spec, rows, mixes, turn)
+    if not gains and turn.is_closing():
+        return Worth(split=split, note="Not measured: the studio was closed.")
     if not gains:
         return Worth(split=split, note="Not measured: no held-out row fits into the context of this base.")
     return Worth(gains[0], tuple(gains[1:]), tuple(examples), split, partial=count < len(rows))
@@ -127,6 +129,8 @@ def _measure_answers(
         batch = questions[start : start + BATCH_ROWS]
         limits = [q.limit for q in batch]
         texts = _generate(resident, [q.prompt for q in batch], limits, mixes, turn)
+        if texts is None:
+            break
         answers += [(q.text, a, b, q.reference) for q, a, b in zip(batch, texts[0], texts[1], strict=True)]
     if not answers:
         return [], [], 0
@@ -150,7 +154,7 @@ def _measure_texts(
     bits: tuple[list[float], list[float]] = ([], [])
     weights: list[float] = []
     for row in rows:
-        if turn.is_over and weights:
+        if turn.is_closing() or (turn.is_over and weights):
             break
         sequences = encode_text(tokenizer, row["text"], min(spec.max_length, resident.base.context))
         sequences = [s for s in sequences if any(s.loss_mask[1:])]
@@ -189,6 +193,8 @@ def _continue_texts(
     if room < 1:
         return []
     texts = _generate(resident, prompts, [min(CONTINUATION_TOKENS, room)] * len(prompts), mixes, turn)
+    if texts is None:
+        return []
     return [
         Example(opening, a, b, rest) for (opening, rest), a, b in zip(chosen, texts[0], texts[1], strict=True)
     ]
@@ -200,8 +206,8 @@ def _generate(
     limits: Sequence[int],
     mixes: tuple[Mix, Mix],
     turn: Turn,
-) -> tuple[list[str], list[str]]:
-    """Greedy answers under both mixes, in one batch: (of the base, of the adapter)."""
+) -> tuple[list[str], list[str]] | None:
+    """Greedy answers under both mixes, in one batch: (of the base, of the adapter); None if it must end."""
     from core.model.generate import generate
 
     states: Any = []
@@ -212,6 +218,8 @@ def _generate(
         [Sampling(max_new_tokens=n) for n in (*limits, *limits)],
     ):
         turn.after_forward()
+        if turn.is_closing():
+            return None
     texts = [s.column(resident.base.tokenizer).text for s in states]
     return texts[: len(prompts)], texts[len(prompts) :]
 

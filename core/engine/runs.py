@@ -132,14 +132,18 @@ class Runs:
         histories = tuple(self.history(r.id) for r in chosen)
         return RunComparison(chosen, histories, tuple(comparison.compare_settings(chosen)))
 
+    def is_ending(self, run: Run) -> bool:
+        """Whether a run has ended, and this process still measures what its adapter is worth."""
+        return not run.status.is_alive and run.id in self._queue.locks
+
     def wait(self, run_id: str, seconds: float = 3600.0) -> Run:
-        """Blocks until a run has ended.
+        """Blocks until a run has ended, and what its adapter is worth is measured.
 
         Raises:
             Busy: it has not ended after `seconds`. BaseModelError: see `check_base`.
         """
         end = time.monotonic() + seconds
-        while (run := self.get(run_id)).status.is_alive or run_id in self._queue.locks:
+        while (run := self.get(run_id)).status.is_alive or self.is_ending(run):
             self.check_base(run_id)
             if time.monotonic() > end:
                 raise Busy(f"The run {run.name!r} is still {run.status.value}.", "Wait longer, or stop it.")
@@ -253,6 +257,7 @@ class Runs:
             raise SpecError(missing[0], "Or remove it from the places where the loss is logged.")
         if spec.stack_on:
             self._check_parent(spec)
+        self._check_replay(spec)
         if spec.continue_from:
             self._check_source(spec)
         if spec.kind == "task" and spec.rules > 1:
@@ -312,13 +317,28 @@ class Runs:
 
         start = find_start(self._workspace, spec)
         resident = self._resident_base.peek()
-        began_on = start.run.base_fingerprint if start else ""
-        if start and resident is not None and began_on not in ("", resident.base.fingerprint):
-            raise RunError(
-                f"The run {start.run.name!r} trained the base {start.run.base!r}; "
-                f"the resident base is {resident.base.name!r}.",
-                "Switch back to that base, then train on.",
-            )
+        if start and resident is not None:
+            start.check_base(resident)
+
+    def _check_replay(self, spec: TrainSpec) -> None:
+        """Checks the dataset whose texts are mixed into a domain run, where it is another one than its own.
+
+        Raises:
+            SpecError, NotFound, StorageError
+        """
+        if not (spec.kind == "domain" and spec.replay_share and spec.replay_dataset):
+            return
+        dataset = load_dataset(self._workspace, spec.replay_dataset)
+        if dataset.kind != "domain":
+            raise SpecError(
+                f"General text comes from a domain dataset, got the {dataset.kind} dataset {dataset.name!r}.",
+                "Choose a domain dataset.",
+            ).at("replay_dataset")
+        if dataset.purpose == "evaluation":
+            raise SpecError(
+                f"{dataset.name!r} is for evaluation only, so nothing trains on it.",
+                "Choose another dataset for the general text.",
+            ).at("replay_dataset")
 
     # --- starting and stopping
 

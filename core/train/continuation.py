@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from core.errors import RunError, StudioError
+from core.model.resident import Resident
 from core.spec.training import TrainSpec
 from core.store import runs
 from core.store.adapters import WEIGHTS
@@ -40,6 +41,19 @@ class Start:
     weights: Path
     offset: Path | None = None
     optimizer: Path | None = None
+
+    def check_base(self, resident: Resident) -> None:
+        """Checks that the finished run trained the resident base.
+
+        Raises:
+            RunError: it trained another one.
+        """
+        if self.run.base_fingerprint not in ("", resident.base.fingerprint):
+            raise RunError(
+                f"The run {self.run.name!r} trained the base {self.run.base!r}; "
+                f"the resident base is {resident.base.name!r}.",
+                "Switch back to that base, then train on.",
+            )
 
     def read_optimizer_state(self) -> dict[int, dict[str, torch.Tensor]]:
         """The state of every trained tensor, by its position; empty where it is not stored."""

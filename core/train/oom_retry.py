@@ -108,6 +108,7 @@ def _attempt(
         text = f"Resumed from step {checkpoints.step_of(checkpoint)}."
         log.append("note", text=text + _world_size_note(checkpoint, inputs.context.group))
     elif source := find_start(workspace, spec):
+        source.check_base(resident)  # it may have been queued before this base was loaded
         trainer.start_from(source)
         log.append("note", text=source.describe())
     try:

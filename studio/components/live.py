@@ -121,7 +121,7 @@ def metrics(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def endings(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    """Which runs are alive, and how those ended that were alive when the page asked last.
+    """Which runs are alive or being measured, and how those ended that were so when the page asked last.
 
     Args:
         request: `{"alive": ids}` of the previous response.
@@ -131,14 +131,14 @@ def endings(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     """
     known = request.get("alive")
     runs = {r.id: r for r in engine.runs.list()}
-    alive = [i for i, r in runs.items() if r.status.is_alive]
+    alive = [i for i, r in runs.items() if r.status.is_alive or engine.runs.is_ending(r)]
     ended = [runs[i] for i in known if i in runs] if isinstance(known, list) else []
     return {
         "alive": alive,
         "ended": [
             {"id": r.id, "title": f"{r.name}: {formatting.format_status(r)}", "text": r.error or r.next_step}
             for r in ended
-            if not r.status.is_alive and not r.extra.cancelled
+            if r.id not in alive and not r.extra.cancelled
         ],
     }
 

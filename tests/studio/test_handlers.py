@@ -16,10 +16,12 @@ from core.spec.mix import Mix, Sampling
 from core.spec.presets import resolve
 from core.spec.training import TrainSpec
 from studio import actions, advice, answers, app, events, fields, mix_choices, samples
-from studio.components import board, guide, live, mixer
+from studio.components import board, guide, imports, live, mixer
+from studio.reading_choices import Choices
 from studio.session import SAMPLING, Session
-from studio.tabs import compare, data, evaluate, library, mix, suggestions, train
+from studio.tabs import compare, data, data_import, evaluate, library, mix, suggestions, train
 from tests.conftest import held
+from tests.studio.dropped import drop_files
 
 pytestmark = pytest.mark.slow
 
@@ -154,45 +156,66 @@ def test_a_url_that_names_a_deleted_run_is_refused(engine):
 # --- data
 
 
-def test_columns_of_dropped_files_are_guessed_and_can_be_corrected(engine, tmp_path):
-    file = tmp_path / "pairs.csv"
-    file.write_text("frage,antwort\n" + "".join(f"Q{i},A{i}\n" for i in range(6)))
-    shown, add = data.read_files(engine, [str(file)], "utf-8")[5:7]
-    assert add["interactive"] is False and "antwort" in texts(shown)
-    columns = ["" for _ in data.ROLES]
-    columns[data.ROLES.index("question")], columns[data.ROLES.index("answer")] = "frage", "antwort"
-    shown, add = data.preview_roles(engine, [str(file)], "task", "utf-8", *columns)
-    assert add["interactive"] is True
-    _, picked = data.import_files(engine, [str(file)], "task", "utf-8", "Fragen", *columns)
-    assert engine.datasets.get(picked["value"]).rows == 6
-    engine.library.delete("datasets", picked["value"])
+@pytest.fixture
+def uploads_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
 
 
-def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, tmp_path):
-    file = tmp_path / "broken.jsonl"
-    file.write_text('{"question": "a", "answer": "b"}\n{"question": \n')
+def roles_of(preview):
+    """The column of each role picker, with the role that it shows."""
+    return {
+        n["act"]["column"]: next(o["attrs"]["value"] for o in n["kids"] if "selected" in o["attrs"])
+        for n in nodes(preview)
+        if n.get("tag") == "select"
+    }
+
+
+def test_columns_of_dropped_files_are_guessed_and_can_be_corrected(engine, uploads_folder):
+    lines = "frage,antwort,hinweis\n" + "".join(f"Q{i},A{i},H{i}\n" for i in range(6))
+    files = drop_files({"pairs.csv": lines.encode()})
+    choices, kind, shown, add = data_import.read_files(engine, files, Choices(), False)[:4]
+    assert (kind, add["interactive"]) == ("task", True)
+    assert roles_of(shown) == {"frage": "question", "antwort": "answer", "hinweis": ""}
+    correct = pressed(do="role", column="hinweis", value="answer")
+    choices, kind, shown, add = data_import.change_choices(engine, files, choices, False, correct)[:4]
+    assert (kind, add["interactive"]) == ("task", True)
+    assert roles_of(shown) == {"frage": "question", "antwort": "", "hinweis": "answer"}
+    job = data_import.start_import(engine, imports.Forms(), files, choices, "Fragen", False)[0]["job"]
+    status = engine.imports.wait(job, 60)
+    assert status.state == "done", status.problem
+    rows = engine.datasets.rows(status.dataset_id, "all")
+    pairs = sorted(tuple(m["content"] for m in r["messages"]) for r in rows)
+    assert pairs == [(f"Q{i}", f"H{i}") for i in range(6)]
+    engine.library.delete("datasets", status.dataset_id)
+
+
+def test_a_broken_line_is_named_with_its_file_and_nothing_is_imported(engine, uploads_folder):
+    files = drop_files({"broken.jsonl": b'{"question": "a", "answer": "b"}\n{"question": \n'})
     before = len(engine.datasets.list())
-    shown = data.preview_files(engine, [str(file)], "task", "utf-8")[0]
-    assert "broken.jsonl, line" in texts(shown)
-    with pytest.raises(DataError):
-        data.import_files(engine, [str(file)], "task", "utf-8", "Broken", *["" for _ in data.ROLES])
+    choices, _, shown, add = data_import.read_files(engine, files, Choices(), False)[:4]
+    assert "broken.jsonl, line 2" in texts(shown) and add["interactive"] is False
+    job = data_import.start_import(engine, imports.Forms(), files, choices, "Broken", False)[0]["job"]
+    status = engine.imports.wait(job, 60)
+    assert status.state == "failed" and "broken.jsonl, line 2" in status.problem
     assert len(engine.datasets.list()) == before
 
 
-def test_dropped_files_replace_the_dataset_until_they_are_cleared(engine, tmp_path):
-    file = tmp_path / "notes.txt"
-    file.write_text("A note.\n")
-    *_, shown, tokens, preview = data.read_files(engine, [str(file)], "utf-8")[:6]
-    assert (shown["visible"], tokens["visible"]) == (False, False) and "Nothing is imported yet" in texts(
-        preview
-    )
-    *_, shown, tokens, preview = data.read_files(engine, None, "utf-8")[:6]
-    assert (shown["visible"], tokens["visible"], preview) == (True, True, None)
+def test_dropped_files_show_a_preview_until_they_are_cleared(engine, uploads_folder):
+    """The style sheet hides the dataset meanwhile, which `tests/browser/test_path.py` checks."""
+    files = drop_files({"notes.txt": b"A note.\n"})
+    name, held_out, waiting, page, add, _ = data_import.open_form(engine, files, "", False)
+    assert (name, held_out, page, add["interactive"]) == ("notes", False, None, False)
+    assert "being read" in str(waiting)
+    shown = data_import.read_files(engine, files, Choices(), False)[2]
+    assert "Nothing is imported yet" in texts(shown) and "A note." in texts(shown)
+    assert data_import.open_form(engine, None, "notes", True)[:4] == ("", False, None, None)
+    choices, _, shown, add, hint = data_import.read_files(engine, None, Choices(kind="task"), False)
+    assert (choices, shown, add["interactive"], hint) == (Choices(), None, False, None)
 
 
 def test_a_task_example_marks_only_the_answer_as_trained(engine):
     task = next(d for d in engine.datasets.list() if d.name == "Sample task")
-    tree, index = data.show_example(engine, task.id)
+    *_, (tree, index) = data.show_example(engine, task.id)
     tokens = next(k for k in tree["kids"] if k.get("cls") == "tokens")["kids"]
     learned = "".join(texts(t) for t in tokens if t["cls"] == "tok trained")
     answer = engine.datasets.rows(task.id, "train", 1)[0]["messages"][-1]["content"]
@@ -202,7 +225,7 @@ def test_a_task_example_marks_only_the_answer_as_trained(engine):
 
 def test_split_sizes_are_shown_in_order(engine):
     dataset = engine.datasets.list()[0]
-    shown = texts(data.show_dataset(engine, dataset.id, "test"))
+    shown = texts(data.show_dataset(engine, dataset.id)[0])
     assert shown.index("Training") < shown.index("Validation") < shown.index("Test")
 
 

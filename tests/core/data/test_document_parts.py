@@ -97,11 +97,9 @@ def test_a_word_about_document_types_in_the_text_is_text():
 
 
 def test_tables_in_tables_are_refused_where_the_stack_ends():
-    def nest(depth):
-        text = paragraph(run("x"))
-        return make_docx("<w:tbl><w:tr><w:tc>" * depth + text + "</w:tc></w:tr></w:tbl>" * depth).getvalue()
-
-    shallow, deep = nest(2), nest(20)
+    text = paragraph(run("x"))
+    shallow = make_docx("<w:tbl><w:tr><w:tc>" * 2 + text + "</w:tc></w:tr></w:tbl>" * 2).getvalue()
+    deep = make_docx("<w:tbl><w:tr><w:tc>" * 20 + text + "</w:tc></w:tr></w:tbl>" * 20).getvalue()
     assert "x" in read_docx(io.BytesIO(deep), "a.zip").text
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 70)

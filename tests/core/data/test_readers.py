@@ -379,6 +379,8 @@ def test_t3_half_a_line_is_reported_as_incomplete(write):
         write("a.jsonl", '{"a": "b"}\n{"a": "hal'), "the JSON is incomplete", "column 7", "truncated", line=2
     )
     refused(write("a.json", '[{"a": "b"},\n{"a": "c"},'), "the JSON is incomplete", line=2)
+    refused(write("b.jsonl", '{"a": "b"}\n{"a": \n'), "the JSON is incomplete", "column 6", line=2)
+    refused(write("b.json", '[{"a": "b"},\n{"a": "c"},\n\n'), "the JSON is incomplete", line=2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from core.cli.common import follow
 from core.engine import Engine, run_worth
-from core.errors import SpecError
+from core.errors import Busy, SpecError
 from core.evaluate import paired_gain
 from core.evaluate.metrics import f1
 from core.spec.training import RunStatus
@@ -168,3 +170,55 @@ def test_the_page_is_told_once_how_a_run_ended(engine: Engine, corpus: Path) -> 
     assert response["alive"] == [] and [e["id"] for e in response["ended"]] == [run_id]
     assert response["ended"][0]["title"].startswith("Domain: finished")
     assert live.endings(engine, {"alive": []})["ended"] == []
+
+
+def test_a_run_has_ended_for_others_when_it_is_measured(
+    engine: Engine, corpus: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, measure = threading.Event(), run_worth._measure_texts
+
+    def measure_late(resident: Any, spec: Any, rows: Any, mixes: Any, turn: run_worth.Turn) -> Any:
+        while not go_on.wait(0.02):
+            turn.after_forward()
+        return measure(resident, spec, rows, mixes, turn)
+
+    monkeypatch.setattr(run_worth, "_measure_texts", measure_late)
+    run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=2))
+    wait_for(lambda: engine.runs.get(run_id).status is RunStatus.DONE)
+    assert engine.runs.is_ending(engine.runs.get(run_id)) and engine.runs.worth(run_id) is None
+    with pytest.raises(Busy, match="adapter of the run 'Domain' is being measured"):
+        engine.bases.switch(str(tiny_base), "none")
+    assert live.endings(engine, {"alive": [run_id]}) == {"alive": [run_id], "ended": []}
+    seen: list[Any] = []
+    reader = threading.Thread(target=lambda: seen.append((follow(engine, run_id), engine.runs.worth(run_id))))
+    reader.start()
+    reader.join(1.0)
+    assert reader.is_alive(), "the terminal waits for the figures that it prints"
+    go_on.set()
+    reader.join(60)
+    (run, found), *_ = seen
+    assert found is not None and found.main is not None and run.extra.verdict == found.verdict != ""
+    assert not engine.runs.is_ending(run)
+    (notice,) = live.endings(engine, {"alive": [run_id]})["ended"]
+    assert notice["id"] == run_id
+
+
+def test_a_measurement_ends_with_the_studio(
+    tiny_base: Path, tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+    generate = run_worth._generate
+
+    def generate_late(resident: Any, prompts: Any, limits: Any, mixes: Any, turn: run_worth.Turn) -> Any:
+        began.set()
+        wait_for(turn.is_closing)
+        return generate(resident, prompts, limits, mixes, turn)
+
+    monkeypatch.setattr(run_worth, "_generate", generate_late)
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as closed:
+        run_id = closed.runs.start(task_spec(closed, pairs, max_steps=1))
+        assert began.wait(60)
+    with Engine(tmp_path / "ws", load=False) as engine:
+        run, found = engine.runs.get(run_id), engine.runs.worth(run_id)
+        assert run.status is RunStatus.DONE and run.is_better_than_base is None
+        assert found is not None and found.note == "Not measured: the studio was closed."

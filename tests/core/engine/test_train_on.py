@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from core.engine import Engine
-from core.errors import RunError
+from core.errors import NotFound, RunError, SpecError
 from core.spec.training import RunStatus
 from core.store import grids, runs
 from tests.core.train.test_training import domain_spec, losses, task_spec, wait_for
@@ -141,6 +141,47 @@ def test_a_missing_source_is_named_at_queueing(engine: Engine, corpus: Path, pai
     engine.workspace.delete("runs", first.id)
     with pytest.raises(RunError, match="not in the workspace any more"):
         engine.runs.start(replace(first.spec, name="On", continue_from=first.id))
+
+
+def test_an_adapter_of_another_base_is_never_trained_on(
+    tiny_base: Path, tmp_path: Path, corpus: Path
+) -> None:
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu") as engine:
+        first = finish(engine, domain_spec(engine, corpus, max_steps=1))
+        runs.update(engine.workspace, first, base="other", base_fingerprint="0" * 64)
+        with pytest.raises(RunError, match="trained the base 'other'"):
+            engine.runs.train_on(first.id)
+    with Engine(tmp_path / "ws", str(tiny_base), device="cpu", load=False) as engine:
+        queued = engine.runs.train_on(first.id, steps=2)  # no base is loaded that could be compared
+        engine.bases.load()
+        ended = engine.runs.wait(queued)
+        assert ended.status is RunStatus.FAILED and "trained the base 'other'" in ended.error
+
+
+def test_a_deleted_source_or_dataset_is_named(engine: Engine, corpus: Path) -> None:
+    first = finish(engine, domain_spec(engine, corpus, max_steps=1, eval_steps=1))
+    assert runs.final_checkpoint(engine.workspace, first.id) is None
+    engine.library.delete("adapters", first.adapter)
+    with pytest.raises(RunError, match="not in the Library any more"):
+        engine.runs.train_on(first.id, steps=2)
+    engine.library.delete("datasets", first.spec.dataset)
+    with pytest.raises(NotFound, match="dataset"):
+        engine.runs.train_on(first.id, steps=2)
+
+
+def test_general_text_is_never_taken_from_data_for_evaluation(
+    engine: Engine, corpus: Path, pairs: Path
+) -> None:
+    spec = domain_spec(engine, corpus, replay_share=0.2)
+    held_out = engine.datasets.import_files([corpus], "Exam", "domain", purpose="evaluation")
+    task = task_spec(engine, pairs).dataset
+    for dataset, words in ((held_out.id, "for evaluation only"), (task, "got the task dataset 'Pairs'")):
+        with pytest.raises(SpecError, match=words) as refused:
+            engine.runs.start(replace(spec, replay_dataset=dataset))
+        assert refused.value.field == "replay_dataset"
+    with pytest.raises(NotFound):
+        engine.runs.start(replace(spec, replay_dataset="gone-0001"))
+    assert engine.runs.list() == []
 
 
 def test_a_checksum_counts_the_source_only_where_there_is_one(engine: Engine, corpus: Path) -> None:
