@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.data.column_shapes import ColumnShape, measure_column
-from core.data.columns import find_columns, list_columns
+from core.data.columns import find_columns, list_columns, normalize_name
 from core.data.readers import RawRow
 from core.errors import DataError, UnconfirmedRoles
 
 LONG_WORDS = 60  # mean words of a column that is a document rather than a question or an answer
+# Names of columns that describe a text, and are neither a question nor an answer.
+METADATA = frozenset(
+    "title heading header section sectiontitle chapter part url uri link source website author authors date "
+    "created published publisher year page pages file filename filepath path doc docid id language lang".split()
+)
 _SPAN_COLUMNS = ("entities", "spans", "annotations", "tokens", "relations")
 
 
@@ -72,6 +77,10 @@ def propose(shapes: Sequence[ColumnShape], kind: str | None = None) -> Proposal 
     labels = [s for s in shapes if s.kind == "label"]
     if kind == "domain":
         return _propose_text(texts[0], shapes) if len(texts) == 1 else None
+    about = [s for s in (*texts, *labels) if normalize_name(s.column) not in METADATA]
+    is_one = len(about) == 1 and about[0].kind == "text"
+    if kind is None and is_one and find_columns("text", [about[0].column]):
+        return _propose_text(about[0], shapes)
     if len(texts) == 2:
         text = _find_document(texts)
         return _propose_text(text, shapes) if text and kind is None else _propose_pair(texts)

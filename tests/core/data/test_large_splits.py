@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.large_splits import assign, rank_types, split_hashes
+from core.data.large_splits import _sort, assign, rank_types, split_hashes
 from core.data.question_hashes import hash_questions
 from core.data.splits import RATIOS, _assign, question_key
 from core.errors import DataError
@@ -80,3 +80,13 @@ def test_rows_of_one_question_have_one_hash():
     keys = [question_key(row) for row in rows[:4]]
     found = hash_questions(rows).tolist()
     assert [[a == b for b in keys] for a in keys] == [[a == b for b in found[:4]] for a in found[:4]]
+
+
+def test_hashes_that_differ_in_low_bits_are_sorted_too():
+    """The index of a row takes the place of low bits of its hash."""
+    draw = np.random.default_rng(1)
+    hashes = draw.integers(0, 2**64, 1 << 16, dtype=np.uint64)
+    near = hashes[:5000] ^ draw.integers(1, 16, 5000, dtype=np.uint64)
+    hashes = draw.permutation(np.concatenate((hashes, near, hashes[:300])))
+    order, ordered = _sort(hashes)
+    assert (order == np.argsort(hashes, kind="stable")).all() and (ordered == np.sort(hashes)).all()

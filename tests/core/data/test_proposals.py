@@ -78,6 +78,8 @@ def label(i):
             "long texts",
         ),
         ({"text": long_text, "title": lambda i: f"The {WORDS[i]}"}, "domain", {"text": "text"}, "'title'"),
+        ({"text": sentence, "heading": label}, "domain", {"text": "text"}, "'heading'"),
+        ({"url": label, "title": sentence, "content": sentence}, "domain", {"text": "content"}, "'url'"),
         ({"field": sentence, "n": int}, "domain", {"text": "field"}, "'n'"),
     ],
 )

@@ -13,13 +13,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data import dataset_preview, row_parts, source_copies, split_rows, streamed_import
+from core.data import (
+    dataset_preview,
+    json_lines,
+    question_hashes,
+    row_parts,
+    source_copies,
+    split_rows,
+    streamed_import,
+)
 from core.data.datasets import import_dataset, read_split, verify_dataset
-from core.data.readers import Limits
+from core.data.readers import Limits, read_files
 from core.data.splits import SPLITS
 from core.errors import Cancelled, DataError
 from core.store.workspace import Workspace
 
+EXAMPLES = 30  # `python -m benchmarks.compare_imports` tries more
 SAME = (
     "kind",
     "rows",
@@ -196,19 +205,21 @@ def leftovers(workspace: Workspace) -> list[str]:
 def check_same(folder, content, block, large, name="a.jsonl"):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(source_copies, "BLOCK_BYTES", block)
+        monkeypatch.setattr(json_lines, "CHUNK_BYTES", max(1, block // 5))
+        monkeypatch.setattr(question_hashes, "CHUNK_BYTES", max(1, block // 5))
         monkeypatch.setattr(streamed_import, "LARGE", large)
         monkeypatch.setattr(split_rows, "LARGE", large)
         in_blocks, at_once = import_both(folder, monkeypatch, content, name)
     assert in_blocks == at_once
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=files(), block=st.sampled_from([40, 300, 1 << 20]), large=st.sampled_from([0, 200_000]))
 def test_blocks_give_the_dataset_or_the_error_of_all_rows(tmp_path_factory, content, block, large):
     check_same(tmp_path_factory.mktemp("x"), content, block, large)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.lists(st.tuples(st.one_of(good, nonblank), st.one_of(good, nonblank)), min_size=3, max_size=9),
     contexts=st.lists(st.sampled_from(["", "", "Some context.", " "]), min_size=9, max_size=9),
@@ -221,6 +232,22 @@ def test_blocks_of_a_csv_file_give_the_dataset_of_all_rows(tmp_path_factory, row
     writer.writerow(["question", "answer", "context", "type"])
     writer.writerows([*row, c, t] for row, c, t in zip(rows, contexts, types, strict=False))
     check_same(tmp_path_factory.mktemp("x"), out.getvalue().encode("utf-8"), 1 << 20, large, "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"question,answer\ra,b\rc,d\r"),
+        ("a.csv", b'question,answer\r\na,b\r\n"c\r\n2",d\r\ne,f'),
+        ("a.tsv", b"question\tanswer\na\tb\rc\td\n"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": "b"}\r\n{"text": "c"}'.encode("utf-16")),
+    ],
+)
+def test_each_row_of_a_streamed_format_has_its_own_line(tmp_path, name, content):
+    """So that `row_stream` knows a row by its file and line."""
+    (tmp_path / name).write_bytes(content)
+    lines = [row.line for row in read_files([tmp_path / name])]
+    assert len(lines) >= 2 and len({*lines}) == len(lines)
 
 
 def write_rows(path, rows):
@@ -331,7 +358,7 @@ def test_a_page_of_a_split_is_found_by_its_index(tmp_path, in_blocks, monkeypatc
 
 def test_the_terminal_imports_a_large_file_without_the_model_libraries(tmp_path):
     """16 MB are read in blocks; the child prints which of these modules it has loaded."""
-    rows = [{"question": f"Question {i}? {'word ' * 20}", "answer": "y" * 900} for i in range(17_000)]
+    rows = [{"question": f"Question {i}? {'word ' * 20}", "answer": "y" * 5000} for i in range(3400)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     code = (
         "import sys; from core.cli.main import main\n"
@@ -341,4 +368,4 @@ def test_the_terminal_imports_a_large_file_without_the_model_libraries(tmp_path)
     )
     root = Path(dataset_preview.__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert out.stdout.splitlines()[-1] == "[] 0" and "17000 task rows" in out.stdout
+    assert out.stdout.splitlines()[-1] == "[] 0" and "3400 task rows" in out.stdout

@@ -632,7 +632,9 @@ def test_a_folder_of_sections_becomes_a_mistral_adapter_by_its_preset(
 ) -> None:
     preset = PRESETS["mistral-7b-qlora"]
     with Engine(tmp_path / "ws", str(base_of("mistral")), preset.quantization, "cpu") as engine:
-        data = engine.datasets.import_files([sections(tmp_path / "in", form)], "sections")
+        # Beside the texts the JSON files hold headings, so that the user confirms what is learned.
+        roles = {"text": "text"} if form == "json" else None
+        data = engine.datasets.import_files([sections(tmp_path / "in", form)], "sections", roles=roles)
         assert data.kind == "domain" and data.rows == (24 if form == "markdown" else 48)
         spec = resolve(
             "domain", preset.name, {"name": "x", "dataset": data.id, "max_length": 256}

@@ -154,7 +154,7 @@ def test_a_grid_runs_its_cells_and_its_table_states_significance(engine: Engine,
     for row in results.rows:
         assert (
             row.run is not None
-            and row.run.extra.to_json() == {"grid": grid.id, "cell": row.cell.index}
+            and (row.run.extra.grid, row.run.extra.cell) == (grid.id, row.cell.index)
             and row.run.spec == row.cell.spec
         )
         measured = [e["loss"] for e in engine.runs.events(row.run.id)[0] if e["kind"] == "validation"]
