@@ -31,6 +31,9 @@ def add_data_verbs(group: Any, add: AddVerb) -> None:
     p = add(group, "add", import_data, "Import files or a folder as a dataset.")
     _add_reading_options(p)
     p.add_argument("--yes", action="store_true", help="Confirm the roles that are proposed from the cells.")
+    p.add_argument(
+        "--evaluation-only", action="store_true", help="Nothing is ever trained on it; evaluate measures with it."
+    )
     p.add_argument("--config", default="", help="Of a dataset of the Hub, hub:owner/name.")
     p.add_argument("--split", default="", help="Of a dataset of the Hub. Default: train.")
     p.add_argument("--revision", default="", help="Of a dataset of the Hub: branch, tag or commit.")
@@ -118,8 +121,9 @@ def _import_paths(
         )
     name = args.name or args.paths[0].stem
     bar = ImportBar(quiet=args.json)
+    purpose = "evaluation" if args.evaluation_only else "training"
     return engine.datasets.import_files(
-        args.paths, name, kind, roles, args.seed, args.encoding, report=bar.show
+        args.paths, name, kind, roles, args.seed, args.encoding, purpose, report=bar.show
     )
 
 

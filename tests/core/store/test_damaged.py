@@ -187,7 +187,7 @@ def show(engine: Engine, kind: str, item_id: str) -> None:
     if kind in ("adapters", "runs", "datasets", "mixes", "reports"):
         library.refresh(engine, kind, item_id)
     if kind == "datasets":
-        data_views.render_dataset(engine.datasets.get(item_id), "train", [])
+        data_views.render_dataset(engine.datasets.get(item_id), {})
     elif kind == "runs":
         live.metrics(engine, {"run": item_id})
         for event in engine.runs.events(item_id)[0]:
