@@ -30,7 +30,7 @@ from core.train import job, launcher, signals
 ROOT = Path(__file__).resolve().parents[1]
 # A name that a system may lack -> the files that may use it, each with a fallback.
 HOMES = {
-    r"\bfcntl\b": ("core/store/locks.py",),
+    r"\bfcntl\b": ("core/store/locks.py", "core/store/large_files.py"),
     r"\bmsvcrt\b": ("core/store/locks.py",),
     r"\bos\.link\b": ("core/store/files.py", "core/store/snapshot.py"),
     r"\bos\.(killpg|kill)\b": ("core/train/launcher.py",),

@@ -32,7 +32,9 @@ def add_data_verbs(group: Any, add: AddVerb) -> None:
     _add_reading_options(p)
     p.add_argument("--yes", action="store_true", help="Confirm the roles that are proposed from the cells.")
     p.add_argument(
-        "--evaluation-only", action="store_true", help="Nothing is ever trained on it; evaluate measures with it."
+        "--evaluation-only",
+        action="store_true",
+        help="Nothing is ever trained on it; evaluate measures with it.",
     )
     p.add_argument("--config", default="", help="Of a dataset of the Hub, hub:owner/name.")
     p.add_argument("--split", default="", help="Of a dataset of the Hub. Default: train.")

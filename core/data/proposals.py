@@ -16,8 +16,11 @@ from core.errors import DataError, UnconfirmedRoles
 LONG_WORDS = 60  # mean words of a column that is a document rather than a question or an answer
 # Names of columns that describe a text, and are neither a question nor an answer.
 METADATA = frozenset(
-    "title heading header section sectiontitle chapter part url uri link source website author authors date "
-    "created published publisher year page pages file filename filepath path doc docid id language lang".split()
+    (
+        *("title", "heading", "header", "section", "sectiontitle", "chapter", "part", "page", "pages"),
+        *("url", "uri", "link", "source", "website", "file", "filename", "filepath", "path", "doc", "docid"),
+        *("id", "author", "authors", "publisher", "date", "created", "published", "year", "language", "lang"),
+    )
 )
 _SPAN_COLUMNS = ("entities", "spans", "annotations", "tokens", "relations")
 

@@ -501,7 +501,8 @@ def test_a_run_that_names_its_own_adapter_as_parent_can_be_cancelled(
 ) -> None:
     data = engine.datasets.import_files([pairs], "Pairs", "task")
     first, second, own = (
-        engine.runs.start(TrainSpec(kind="task", name=name, dataset=data.id, max_length=128)) for name in ("A", "B", "Own")
+        engine.runs.start(TrainSpec(kind="task", name=name, dataset=data.id, max_length=128))
+        for name in ("A", "B", "Own")
     )
     adapters = {i: engine.runs.get(i).adapter for i in (first, second, own)}
     for run_id, parent in ((first, second), (second, first), (own, own)):

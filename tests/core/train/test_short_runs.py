@@ -47,7 +47,7 @@ def test_a_run_of_a_few_steps_changes_every_weight(engine: Engine, corpus: Path,
         assert run.status is RunStatus.DONE and len(rates) == steps, run.error
         assert min(rates) > 0 and max(rates) == spec.learning_rate
         assert has_effect(engine, run) and not run.has_learned_nothing
-        assert run.explanation == RunStatus.DONE.explanation
+        assert run.was_still_learning or run.explanation == RunStatus.DONE.explanation
 
 
 def test_a_run_under_the_first_rules_keeps_its_first_rate_of_zero(engine: Engine, corpus: Path) -> None:
