@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+import threading
 
 import pytest
 
@@ -50,10 +50,10 @@ def exact(page) -> dict[str, str]:
 def test_a_slider_moved_during_an_answer_marks_where_the_mix_changed(trained, monkeypatch):
     import core.model.generate as generate
 
-    page, take = trained.page, generate.append_token
+    page, take, turned = trained.page, generate.append_token, threading.Event()
 
     def slowly(*values):
-        time.sleep(0.03)  # as a larger model would write
+        turned.wait(0.3)  # as a larger model writes, so that the slider moves during the answer
         take(*values)
 
     monkeypatch.setattr(generate, "append_token", slowly)
@@ -68,6 +68,7 @@ def test_a_slider_moved_during_an_answer_marks_where_the_mix_changed(trained, mo
     slider.focus()
     page.keyboard.press("ArrowLeft")
     page.locator("#mix-answer .turn").wait_for()
+    turned.set()
     assert "0.95 · Sample task" in page.locator("#mix-answer .turn").inner_text()
     until(lambda: not page.locator("#mix-answer .writing").count(), 60, "the end of the answer")
     assert "+0.95" in page.locator("#mix-answer .stamp").inner_text()
@@ -79,7 +80,7 @@ def test_a_click_on_the_weight_map_sets_the_mixer_and_the_answer_follows(trained
     page.locator("#mix-prompt textarea").fill("Where is the lamp kept?")
     press(page, "Answer with this mix")
     until(lambda: "tokens/s" in page.locator("#mix-answer").inner_text(), 60, "an answer")
-    page.get_by_label(re.compile("Rows")).fill("4")
+    page.locator("#analysis").get_by_role("spinbutton", name="Rows").fill("4")
     press(page, "Draw the map")
     page.get_by_text("Show the map as a table").wait_for(timeout=240_000)
     assert page.locator("#map .contour").count() >= 1
@@ -128,7 +129,8 @@ def test_a_link_brings_the_mix_back_in_the_view_for_a_projector(trained):
     domain = next(a.id for a in engine.library.adapters() if a.kind == "domain")
     trained.go(f"?mix={domain}%3D0.35&prompt=Where+is+the+lamp%3F&view=present")
     until(lambda: "+0.35" in page.locator("#mix-answer .stamp").text_content(), 90, "the shared answer")
-    assert page.locator("#mix-prompt textarea").input_value() == "Where is the lamp?"
+    assert page.locator("#mix-answer .question p").text_content() == "Where is the lamp?"
+    assert page.locator("#mix-prompt textarea").input_value() == "", "the prompt is in the conversation"
     page.get_by_role("slider", name="Weight of Sample domain").wait_for()
     assert (
         not page.get_by_role("button", name="Save mix").is_visible()
