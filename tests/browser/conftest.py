@@ -30,8 +30,8 @@ FLAGS = [
 ]
 
 
-# The page has changed under these tests, and they have not been seen to pass on a quiet machine since. They are
-# skipped until they have been. STUDIO_ALL_BROWSER_TESTS=1 runs them.
+# The page has changed under these tests, and they have not been seen to pass on a quiet machine since.
+# They are skipped until they have been. STUDIO_ALL_BROWSER_TESTS=1 runs them.
 UNCONFIRMED = (
     "test_base.py",
     "test_blind.py::test_the_blind_test_fits_its_window",
