@@ -6,7 +6,8 @@ Every reader of a document format (`document_docx`, `document_html`, ...) writes
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from core.data.documents import Block, Document
 
@@ -172,3 +173,33 @@ class BlockBuilder:
             headings = [b for b in blocks if b.kind == "heading"]
             title = min(headings, key=lambda b: b.level).text if headings else ""
         return Document(blocks, title, tally.write_notes())
+
+
+class TableGrid:
+    """Lays out the cells of a table. A cell over several rows leaves an empty one in each further row."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+        self._covered: dict[int, int] = {}  # column -> further rows that a cell of an earlier row covers
+
+    def add_row(self, cells: Iterable[tuple[str, int, int]]) -> None:
+        """Adds a row.
+
+        Args:
+            cells: text, width in columns and height in rows of each cell.
+        """
+        row: list[str] = []
+        column = 0
+        waiting = deque(cells)
+        while waiting or self._covered.get(column, 0) > 0:
+            if self._covered.get(column, 0) > 0:
+                self._covered[column] -= 1
+                row.append("")
+                column += 1
+                continue
+            text, width, height = waiting.popleft()
+            row.append(text)
+            if height > 1:
+                self._covered[column] = height - 1
+            column += width
+        self.rows.append(row)

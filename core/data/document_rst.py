@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import IO, Any
 
-from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
+from core.data.document_blocks import BlockBuilder, TableGrid, Tally, flatten_blocks
 from core.data.document_html import read_text, read_whole_file
 from core.data.documents import Block, Document
 from core.data.docx_styles import format_number
@@ -382,28 +382,17 @@ class _RstWriter:
                 self._add_text(" ".join(self._read_inline(title).split()))
         groups = [child for child in node.children if getattr(child, "tagname", "") == "tgroup"]
         rows = [row for group in groups for row in _list_rows(group)]
-        covered: dict[int, int] = {}
         notes: list[Block] = []
-        table = []
+        table = TableGrid()
         for row in rows:
-            cells: list[str] = []
-            column = 0
-            waiting = list(row.children)
-            while waiting or covered.get(column, 0) > 0:
-                if covered.get(column, 0) > 0:
-                    covered[column] -= 1
-                    cells.append("")
-                    column += 1
-                    continue
-                entry = waiting.pop(0)
+            cells = []
+            for entry in row.children:
                 blocks = self._read_separately(entry)
                 notes += [b for b in blocks if b.kind == "footnote"]
-                cells.append(flatten_blocks([b for b in blocks if b.kind != "footnote"]))
-                if entry.get("morerows", 0):
-                    covered[column] = entry["morerows"]
-                column += 1 + entry.get("morecols", 0)
-            table.append(cells)
-        self.builder.add_table(table)
+                text = flatten_blocks([b for b in blocks if b.kind != "footnote"])
+                cells.append((text, 1 + entry.get("morecols", 0), 1 + entry.get("morerows", 0)))
+            table.add_row(cells)
+        self.builder.add_table(table.rows)
         self.builder.extend(notes)
 
     # ------------------------------------------------------------ problems

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.data.document_blocks import BlockBuilder, Tally, flatten_blocks
+from core.data.document_blocks import BlockBuilder, TableGrid, Tally, flatten_blocks
 from core.data.document_parts import find_local_name
 from core.data.documents import Block
 from core.data.docx_styles import format_number
@@ -295,29 +295,20 @@ class HtmlBlocks:
 
     def _read_rows(self, rows: list[Any], notes: list[Block]) -> list[list[str]]:
         """The texts of the cells; a cell over several rows leaves an empty one in each further row."""
-        table: list[list[str]] = []
-        covered: dict[int, int] = {}  # column -> further rows that a cell of an earlier row covers
+        table = TableGrid()
         for row in rows:
-            cells: list[str] = []
-            column = 0
-            waiting = [c for c in row if find_local_name(c) in ("td", "th") and not self._leave_out(c, "td")]
-            while waiting or covered.get(column, 0) > 0:
-                if covered.get(column, 0) > 0:
-                    covered[column] -= 1
-                    cells.append("")
-                    column += 1
+            cells = []
+            for cell in row:
+                if find_local_name(cell) not in ("td", "th") or self._leave_out(cell, "td"):
                     continue
-                cell = waiting.pop(0)
                 blocks = self._read_separately(cell)
                 notes += [block for block in blocks if block.kind == "footnote"]
-                cells.append(flatten_blocks([block for block in blocks if block.kind != "footnote"]))
+                text = flatten_blocks([block for block in blocks if block.kind != "footnote"])
                 width = min(max(_parse(cell.get("colspan"), 1), 1), 1000)
                 height = min(max(_parse(cell.get("rowspan"), 1), 1), 65_534)
-                if height > 1:
-                    covered[column] = height - 1
-                column += width
-            table.append(cells)
-        return table
+                cells.append((text, width, height))
+            table.add_row(cells)
+        return table.rows
 
     def _read_separately(self, element: Any) -> tuple[Block, ...]:
         """The blocks of what an element holds, as a text by itself."""
