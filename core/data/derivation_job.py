@@ -13,10 +13,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from core import errors
+from core.data.child_process import build_child_command
 from core.data.datasets import Dataset, load_dataset
 from core.data.derivation import derive_dataset
 from core.data.personal_data import KINDS
@@ -24,9 +24,6 @@ from core.errors import StudioError
 from core.store.workspace import Workspace
 
 PROCESS_ROWS = 5_000  # rows of the parents from which a process of its own is worth its start
-ROOT = Path(__file__).resolve().parents[2]
-# `-I` keeps the working directory and the environment's Python settings out of the child.
-CHILD = "import sys; sys.path.append(sys.argv[1]); from core.data.derivation_job import run; run()"
 
 
 def derive(
@@ -52,7 +49,7 @@ def derive(
         "rows": rows,
     }
     done = subprocess.run(
-        [sys.executable, "-I", "-c", CHILD, str(ROOT)],
+        build_child_command("core.data.derivation_job", "run"),
         input=json.dumps(arguments).encode(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

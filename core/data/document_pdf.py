@@ -12,13 +12,12 @@ import json
 import re
 import statistics
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
+from core.data.child_process import build_child_command
 from core.data.documents import Block, Document
 from core.data.pdf_extract import MARK_CLOSE, MARK_OPEN, PAGE_LIMIT
 from core.data.pdf_layout import Line, Run, order_lines
@@ -29,7 +28,6 @@ HEADING_LEVELS = 6
 FILE_LIMIT_BYTES = 512 << 20
 SECONDS = 300  # of one file
 OUTPUT_LIMIT_BYTES = 1 << 30
-_ROOT = Path(__file__).resolve().parents[2]
 _BULLET = re.compile(r"[•▪◦‣●○■□–—*·]\s+|[-o]\s+(?=\S)|\(?(\d{1,2}|[a-zA-Z])[.)]\s+(?=\S)")
 _CONTENTS_LINE = re.compile(r"(?:[.…·]\s?){5,}[\s|]*(?:\d{1,4}|[ivxlc]{1,7})?$")
 _BEFORE_REFERENCE = re.compile(r"(?:[^\W\d_]{3,}|[.,;:!?…\"'”’»)\]])\s?$")
@@ -152,7 +150,7 @@ def _run_child(file: IO[bytes], name: str, task: str) -> dict[str, Any]:
         )
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, json.dumps([*filter(None, sys.path), str(_ROOT)]), task],
+            build_child_command("core.data.pdf_extract", "main", task),
             input=data,
             capture_output=True,
             timeout=SECONDS,
@@ -173,14 +171,6 @@ def _run_child(file: IO[bytes], name: str, task: str) -> dict[str, Any]:
         what, remedy = _PROBLEMS[problem]
         raise DataError(what, remedy, file=name)
     return result
-
-
-# `-I` keeps the working directory and the environment's Python settings out of the child, and with them the
-# packages of the user; the child gets the search path of this process.
-_CHILD = (
-    "import json, sys; path, task = sys.argv[1:]; sys.path[:] = json.loads(path); sys.argv[1:] = [task];"
-    "from core.data.pdf_extract import main; main()"
-)
 
 
 # ---------------------------------------------------------------- paragraphs

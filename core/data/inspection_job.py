@@ -171,13 +171,3 @@ def run() -> None:
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     main(sys.stdin.buffer, output)
-
-
-# `-I` keeps the working directory and the environment's Python settings out of the child.
-ROOT = Path(__file__).resolve().parents[2]
-CHILD = "import sys; sys.path.append(sys.argv[1]); from core.data.inspection_job import run; run()"
-
-
-def build_command() -> list[str]:
-    """The command that starts the child."""
-    return [sys.executable, "-I", "-c", CHILD, str(ROOT)]

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.data import datasets
+from core.data.child_process import build_child_command
 from core.data.inspection import Inspection
-from core.data.inspection_job import Request, build_command
+from core.data.inspection_job import Request
 from core.engine.inspection_cache import load_inspection, save_inspection
 from core.engine.tokenizer_copies import BUSY, TokenizerCopies, TokenizerCopy, compute_digest
 from core.engine.worker import BackgroundTask, Worker
@@ -302,7 +303,10 @@ class Inspections:
             StudioError: what the child reported, or its unexpected end. Cancelled
         """
         with subprocess.Popen(
-            build_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            build_child_command("core.data.inspection_job", "run"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         ) as process:
             job.process = process
             try:

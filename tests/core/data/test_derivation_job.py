@@ -1,6 +1,7 @@
 """Derivation in a process of its own gives the same rows and the same errors."""
 
 import json
+import sys
 
 import pytest
 
@@ -39,6 +40,7 @@ def test_a_child_that_dies_is_an_error_in_words(workspace, tmp_path, monkeypatch
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"q{i}", "answer": "a"}) for i in range(9)))
     parent = import_dataset(workspace, [file], "Parent")
-    monkeypatch.setattr(derivation_job, "CHILD", "import sys; sys.exit(3)")
+    command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    monkeypatch.setattr(derivation_job, "build_child_command", lambda *a: command)
     with pytest.raises(Exception, match="ended with code 3"):
         derivation_job.derive(workspace, [parent.id], "dedup", "New")
