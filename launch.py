@@ -101,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--base",
         default=os.environ.get("ADAPTER_STUDIO_BASE", ""),
-        help='Base model: "embedded", a local folder, or a Hub id. '
+        help='Base model: "embedded", smollm2-135m (downloaded once, 93 MB), a local folder, a GGUF file, a '
+        "model of Ollama, or a Hub id. "
         "Default: the base chosen last on the page, at first the embedded one.",
     )
     p.add_argument(
@@ -109,6 +110,14 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("auto", "nf4", "int8", "none"),
         default=os.environ.get("ADAPTER_STUDIO_QUANTIZATION", "auto"),
         help="How the base is loaded: nf4 (4 bits), int8 (8 bits), none, or auto, which suits the device.",
+    )
+    p.add_argument(
+        "--answers",
+        choices=("auto", "fast", "exact"),
+        default=os.environ.get("ADAPTER_STUDIO_ANSWERS", "auto"),
+        help="Weights that answer in Mix and Compare on a CPU: exact (the base's own precision), fast (an "
+        "8-bit copy), or auto: the copy where a short test shows that it pays. Training and measurements "
+        "always use the base's own precision.",
     )
     p.add_argument(
         "--host", default="127.0.0.1", help="Address to listen on; any other than loopback requires --auth."
@@ -161,7 +170,7 @@ def serve(arguments: list[str]) -> int:
 
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpcore", "bitsandbytes", "datasets"):
+    for name in ("httpx", "httpx2", "httpcore", "bitsandbytes", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the studio sends no request by itself
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -169,12 +178,16 @@ def serve(arguments: list[str]) -> int:
 
     from core.engine import Engine
     from core.errors import StudioError
+    from core.gguf.model_stores import ModelFolders
     from studio.app import serve as serve_page
 
     gc.freeze()
     gc.enable()
     try:
-        with Engine(args.workspace, args.base, args.quantization, load=False) as engine:
+        folders = ModelFolders.find(os.environ)
+        with Engine(
+            args.workspace, args.base, args.quantization, load=False, folders=folders, answers=args.answers
+        ) as engine:
             serve_page(
                 engine,
                 host="0.0.0.0" if space else args.host,

@@ -18,6 +18,7 @@ from typing import Any
 
 from assets.samples import write_sample
 from assets.world.domain import SHIPPED_SEED
+from benchmarks.trained_adapters import AdapterCache
 from core.cli import demo
 from core.data.samples import Samples
 from core.engine import Engine
@@ -36,13 +37,14 @@ COLUMNS = (
 )
 
 
-def run_once(domain_seed: int, seed: int, say) -> dict[str, Any]:
+def run_once(domain_seed: int, seed: int, say, trained: Path | None = None) -> dict[str, Any]:
     """Runs the demo on one domain with one training seed, in a temporary workspace.
 
     Args:
         domain_seed: selects the station, its papers and its questions.
         seed: of the three training runs.
         say: called with a line of progress from time to time.
+        trained: folder of adapters that are not trained again (`benchmarks.trained_adapters`).
 
     Returns:
         The result of `core.cli.demo.run_demo`: figures by mix, seconds, training by adapter.
@@ -52,7 +54,8 @@ def run_once(domain_seed: int, seed: int, say) -> dict[str, Any]:
         write_sample(sample, domain_seed)
         with Engine(Path(folder) / "workspace", base="embedded", quantization="none") as engine:
             result, shown = None, -1
-            for moment in demo.run_demo(engine, Samples(sample), seed=seed):
+            train = AdapterCache(engine, trained).train if trained else None
+            for moment in demo.run_demo(engine, Samples(sample), seed=seed, train=train):
                 result = moment.result or result
                 if int(moment.share * 20) > shown:
                     shown = int(moment.share * 20)
@@ -107,6 +110,7 @@ def main() -> int:
         default=[],
         help="seeds of other domains, each trained once with seed 0",
     )
+    parser.add_argument("--trained", type=Path, help="folder of adapters that are not trained again")
     parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     args = parser.parse_args()
     shipped = args.seeds[:1] if args.quick else args.seeds
@@ -116,7 +120,9 @@ def main() -> int:
     figures: dict[str, float] = {}
     gains: dict[str, list[dict[str, float]]] = {"shipped": [], "fresh": []}
     for domain_seed, seed in jobs:
-        result = run_once(domain_seed, seed, lambda line: print(line, file=sys.stderr, flush=True))
+        result = run_once(
+            domain_seed, seed, lambda line: print(line, file=sys.stderr, flush=True), args.trained
+        )
         gain = compute_margins(result["mixes"])
         gains["shipped" if domain_seed == SHIPPED_SEED else "fresh"].append(gain)
         seconds = ", ".join(f"{name} {run['seconds']:.0f} s" for name, run in result["training"].items())

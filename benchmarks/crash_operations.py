@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from core.engine import Engine
 from core.errors import NotFound
@@ -34,6 +34,8 @@ CONFIG = {
     "target_modules": ["q_proj"], "bias": "none",
 }  # fmt: skip
 BACKUP = "backup.zip"
+FOREIGN = "foreign.zip"
+HEAD = "base_model.model.lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,51 @@ def make_workspace(folder: Path) -> None:
         add_adapter(engine.workspace, "adapter-0003", "Adapter 3", 3)
         engine.library.save_mix("Mix 3", {"adapter-0003": 1.0})
         make_result(scene)
+        make_foreign(folder)
+
+
+def make_foreign(folder: Path) -> None:
+    """Writes an adapter as another tool saves it, with a trained head, into a zip file."""
+    weights = folder / "foreign.safetensors"
+    write_weights(weights, 77)
+    head = np.random.default_rng(78).normal(size=(384, 64)).astype(np.float32)
+    save_file({**load_file(weights), HEAD: head}, weights)
+    with zipfile.ZipFile(folder / FOREIGN, "w", zipfile.ZIP_DEFLATED) as z:
+        z.write(weights, "run/adapter_model.safetensors")
+        z.writestr("run/adapter_config.json", json.dumps({**CONFIG, "modules_to_save": ["lm_head"]}))
+        z.writestr("run/training_args.bin", b"not read")
+    weights.unlink()
+
+
+def describe_tiny_base() -> Any:
+    """What an import compares with: the tiny Llama of `write_weights`, without loading it."""
+    import torch
+
+    from core.importing.base_view import BaseLayer, BaseView
+
+    linear = BaseLayer("Linear", 64, 64)
+    return BaseView(
+        name="tiny",
+        fingerprint=FINGERPRINT,
+        model_type="llama",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=False,
+        quantization="none",
+        layers={
+            **{f"model.layers.{i}.self_attn.q_proj": linear for i in (0, 1)},
+            "lm_head": BaseLayer("Linear", 384, 64),
+        },
+        vocabulary=384,
+        embedding="model.embed_tokens",
+        head="lm_head",
+        is_tied=False,
+        template="",
+        heads=4,
+        key_value_heads=2,
+        stop_tokens=("</s>",),
+        vocabulary_texts=frozenset(("</s>",)),
+        read_weight=lambda layer: torch.zeros(384, 64),
+    )
 
 
 def make_result(scene: Scene) -> None:
@@ -176,6 +223,13 @@ def save_report(scene: Scene) -> Iterator[None]:
 
 def new_adapter(scene: Scene) -> Iterator[None]:
     add_adapter(scene.workspace, f"new-{scene.rng.randrange(10**6)}", scene.name(), scene.rng.randrange(100))
+    yield
+
+
+def import_adapter(scene: Scene) -> Iterator[None]:
+    imports = scene.engine.adapter_imports
+    imports._describe_base = describe_tiny_base  # type: ignore[method-assign]  # no base is loaded
+    imports.add(str(scene.folder / FOREIGN), scene.name(), ["use-alone"])
     yield
 
 
@@ -318,10 +372,13 @@ def _bind(operation: Callable[[Scene, str], Iterator[None]], kind: str) -> Opera
 
 RENAMED_KINDS = ("datasets", "adapters", "mixes", "runs", "grids")
 DELETED_KINDS = ("datasets", "adapters", "mixes", "reports", "runs")
+# Operations whose modules take seconds to import -> what a process imports before it is forked.
+HEAVY = {"import adapter": ("core.importing.conversion", "safetensors.torch")}
 OPERATIONS: dict[str, Operation] = {
     **{f"rename {kind}": _bind(rename_item, kind) for kind in RENAMED_KINDS},
     **{f"delete {kind}": _bind(delete, kind) for kind in DELETED_KINDS},
     "import dataset": import_dataset,
+    "import adapter": import_adapter,
     "save mix": save_mix,
     "save report": save_report,
     "new adapter": new_adapter,

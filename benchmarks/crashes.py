@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -35,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crash_operations import OPERATIONS, Scene, make_workspace, read_items
+from benchmarks.crash_operations import HEAVY, OPERATIONS, Scene, make_workspace, read_items
 from core.engine import Engine
 from core.errors import StudioError
 from core.store import trash
@@ -300,10 +301,12 @@ def run(kills: int, seed: int = 1, stride: int = 1, names: list[str] | None = No
     """
     begun = time.monotonic()
     with temporary_folder() as folder:
+        points = (names or list(OPERATIONS)) if stride else []
+        for module in [m for name in points for m in HEAVY.get(name, ())]:
+            importlib.import_module(module)
         crashes = Crashes(folder, seed)
         crashes.run_random(kills)
-        if stride:
-            crashes.run_points(names or list(OPERATIONS), stride)
+        crashes.run_points(points, stride)
     crashes.outcome.seconds = time.monotonic() - begun
     return crashes.outcome
 

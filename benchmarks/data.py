@@ -1,6 +1,7 @@
 """Importing large files: CPU time beside `datasets.load_dataset`, peak memory, and the pages of a preview.
 
-    python -m benchmarks.data            1 GB of JSONL (3 million rows), CSV, parquet, 10 million rows
+    python -m benchmarks.data            1 GB of JSONL (3 million rows), 1 million rows in other formats,
+                                         10 million short rows
     python -m benchmarks.data --quick    200 MB of JSONL, less of the rest
     python -m benchmarks.data --json     the last line is one JSON object
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import itertools
 import json
 import os
 import random
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,10 +96,10 @@ def make_rows(count: int, words: int = 26) -> Iterator[dict[str, str]]:
         }
 
 
-def write_jsonl(path: Path, count: int, words: int = 26) -> Path:
+def write_jsonl(path: Path, count: int) -> Path:
     """Writes such rows, one object a line."""
     with open(path, "w", encoding="utf-8") as f:
-        for row in make_rows(count, words):
+        for row in make_rows(count):
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
 
@@ -109,6 +113,42 @@ def write_csv(path: Path, count: int) -> Path:
     return path
 
 
+def write_json(path: Path, count: int) -> Path:
+    """Writes such rows as one array, on one line."""
+    with open(path, "w", encoding="utf-8") as f:
+        for number, row in enumerate(make_rows(count)):
+            f.write(("," if number else "[") + json.dumps(row, ensure_ascii=False))
+        f.write("]")
+    return path
+
+
+def write_gzip(path: Path, count: int) -> Path:
+    """Writes such rows as compressed JSONL."""
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as f:
+        for row in make_rows(count):
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_zip(path: Path, count: int) -> Path:
+    """Writes such rows as two files of JSONL in a zip."""
+    lines = (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in make_rows(count))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            with archive.open(name, "w") as f:
+                f.writelines(itertools.islice(lines, -(-count // 2)))
+    return path
+
+
+def write_short(path: Path, count: int) -> Path:
+    """Writes many short rows in little time."""
+    with open(path, "w", encoding="utf-8") as f:
+        for begin in range(0, count, 10_000):
+            numbers = range(begin, min(begin + 10_000, count))
+            f.write("".join(f'{{"question": "What is in box {n}?", "answer": "A lamp."}}\n' for n in numbers))
+    return path
+
+
 def write_parquet(path: Path, count: int) -> Path:
     """Writes such rows as parquet, in a process of its own, whose memory does not count."""
     code = (
@@ -119,6 +159,15 @@ def write_parquet(path: Path, count: int) -> Path:
     subprocess.run([sys.executable, "-c", code, str(source), str(path)], check=True)
     source.unlink()
     return path
+
+
+WRITERS = {
+    "csv": write_csv,
+    "parquet": write_parquet,
+    "json": write_json,
+    "jsonl.gz": write_gzip,
+    "zip": write_zip,
+}  # suffix of a file to what writes it
 
 
 def time_pages(workspace: Path, dataset_id: str) -> float:
@@ -165,15 +214,15 @@ def run(folder: Path, is_quick: bool) -> dict[str, Any]:
     print(f"preview of the file: {results['preview_seconds']:.2f} s", flush=True)
     path.unlink()
     table_rows = QUICK_TABLE_ROWS if is_quick else TABLE_ROWS
-    for name, write in (("csv", write_csv), ("parquet", write_parquet)):
+    for name, write in WRITERS.items():
         path = write(folder / f"rows.{name}", table_rows)
         cost, _ = import_file(path, workspace)
-        results[f"{name}_rows"], results[f"{name}_cpu"] = table_rows, round(cost.cpu, 2)
-        results[f"{name}_peak_mb"] = round(cost.peak_mb)
+        results["table_rows"] = table_rows
+        results[f"{name}_cpu"], results[f"{name}_peak_mb"] = round(cost.cpu, 2), round(cost.peak_mb)
         print(f"{table_rows:,} rows of {name}: {cost.cpu:.2f} s CPU, {cost.peak_mb:.0f} MB", flush=True)
         path.unlink()
     if not is_quick:
-        cost, dataset_id = import_file(write_jsonl(folder / "short.jsonl", PAGE_ROWS, words=4), workspace)
+        cost, dataset_id = import_file(write_short(folder / "short.jsonl", PAGE_ROWS), workspace)
         results["page_import_cpu"], results["page_import_peak_mb"] = round(cost.cpu, 2), round(cost.peak_mb)
         print(f"{PAGE_ROWS:,} short rows: {cost.cpu:.2f} s CPU, {cost.peak_mb:.0f} MB", flush=True)
     results["page_ms"] = round(time_pages(workspace, dataset_id), 1)

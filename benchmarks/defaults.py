@@ -2,13 +2,14 @@
 
     python -m benchmarks.defaults --quick --json          20 and 80 rows, one seed
     python -m benchmarks.defaults --cache figures.jsonl   everything; a cell in the cache is not trained again
+    python -m benchmarks.defaults --base FOLDER --quick   on another base, with the preset for its size
 
-Trains on the embedded base, with three seeds up to 80 rows and with one above, under every policy of
-`POLICIES`. A task row is a question with a note, and its answer in a form that the base never read: "As for
-the mist bell: red." A text row is a paper of an invented station. The held-out rows ask about other notes, or
-are other papers of the same station. A task run is measured by F1 and by the perplexity of the answers, a
-text run by perplexity and by the share of facts that it recalls. No file of `tests/data/own` is used here.
-"""
+Trains on the embedded base or the one that --base names, with three seeds up to 80 rows and with one above,
+under every policy of `POLICIES`. A task row is a question with a note, and its answer in a form that the
+base never read: "As for the mist bell: red." A text row is a paper of an invented station. The held-out rows
+ask about other notes, or are other papers of the same station. A task run is measured by F1 and by the
+perplexity of the answers, a text run by perplexity and by the share of facts that it recalls. No file of
+`tests/data/own` is used here."""
 
 import argparse
 import json
@@ -25,7 +26,7 @@ from assets.world import tasks, things
 from core.engine import Engine
 from core.evaluate.measure import EvaluationData
 from core.spec.mix import Mix
-from core.spec.presets import resolve
+from core.spec.presets import preset_of_size, resolve
 from core.spec.training import RunStatus
 
 SIZES = (20, 80, 400, 2000)
@@ -36,7 +37,7 @@ HELD_OUT = 48  # rows that are measured and never trained
 DATA_SEED = 5  # of the station and the notes
 KINDS = ("task", "domain")
 Row = dict[str, str]
-Policy = Callable[[Engine, str, str], dict[str, Any]]  # (engine, kind, dataset id) -> settings
+Policy = Callable[[Engine, str, str], dict[str, Any]]  # (engine, dataset id, preset) -> settings
 
 
 def make_rows(kind: str, count: int) -> tuple[list[Row], list[Row]]:
@@ -95,20 +96,19 @@ def measure(engine: Engine, kind: str, held_out: list[Row], dataset: str, adapte
     return {f"{r['name']}/{k}": r[k] for r in rows for k in names if k in r}
 
 
-def run_cell(kind: str, count: int, seed: int, policy: Policy) -> dict[str, Any]:
+def run_cell(kind: str, count: int, seed: int, policy: Policy, base: str = "embedded") -> dict[str, Any]:
     """Imports, trains and measures once, in a temporary workspace; returns the figures of the cell."""
     rows, held_out = make_rows(kind, count)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        with Engine(Path(folder) / "workspace", base="embedded", quantization="none") as engine:
+        with Engine(Path(folder) / "workspace", base=base, quantization="none") as engine:
             dataset = engine.datasets.import_files([path], "Rows", kind, seed=DATA_SEED)
-            engine.bases.current(wait=True)
-            settings = policy(engine, kind, dataset.id)
+            parameters = engine.bases.current(wait=True).parameters
+            preset = "embedded" if base == "embedded" else preset_of_size(parameters)
+            settings = policy(engine, dataset.id, preset)
             begin = time.monotonic()
-            spec = resolve(
-                kind, "embedded", {**settings, "name": "Rows", "dataset": dataset.id, "seed": seed}
-            )
+            spec = resolve(kind, preset, {**settings, "name": "Rows", "dataset": dataset.id, "seed": seed})
             run = engine.runs.wait(engine.runs.start(spec))
             assert run.status is RunStatus.DONE, run.error
             seconds = time.monotonic() - begin
@@ -126,13 +126,13 @@ def run_cell(kind: str, count: int, seed: int, policy: Policy) -> dict[str, Any]
     }
 
 
-def recommend(engine: Engine, kind: str, dataset: str) -> dict[str, Any]:
+def recommend(engine: Engine, dataset: str, preset: str) -> dict[str, Any]:
     """What the form and the terminal use for this dataset."""
-    return engine.runs.recommend(dataset, "embedded").settings
+    return engine.runs.recommend(dataset, preset).settings
 
 
-def use_preset(engine: Engine, kind: str, dataset: str) -> dict[str, Any]:
-    """The embedded preset, whatever the amount of data."""
+def use_preset(engine: Engine, dataset: str, preset: str) -> dict[str, Any]:
+    """The preset of the base, whatever the amount of data."""
     return {}
 
 
@@ -149,13 +149,15 @@ def list_cells(quick: bool, kinds: tuple[str, ...], policies: tuple[str, ...]) -
     return cells
 
 
-def read_cache(path: Path | None) -> dict[Cell, dict[str, Any]]:
-    """The cells of an earlier, perhaps interrupted, call."""
+def read_cache(path: Path | None, base: str) -> dict[Cell, dict[str, Any]]:
+    """The cells of an earlier, perhaps interrupted, call on the same base."""
     if path is None or not path.exists():
         return {}
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         stored = json.loads(line)
+        if stored.get("base", "embedded") != base:
+            continue
         kind, rows, seed, policy = stored["cell"]
         found[kind, rows, seed, policy] = stored
     return found
@@ -191,17 +193,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="20 and 80 rows, one seed")
+    parser.add_argument("--base", default="embedded", help='folder of the base, or "embedded"')
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--policies", nargs="*", choices=tuple(POLICIES), default=list(POLICIES))
     parser.add_argument("--cache", type=Path, help="file of finished cells, one JSON object a line")
     parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     args = parser.parse_args()
-    done = read_cache(args.cache)
+    done = read_cache(args.cache, args.base)
     results: dict[Cell, dict[str, Any]] = {}
     for cell in list_cells(args.quick, tuple(args.kinds), tuple(args.policies)):
         kind, rows, seed, policy = cell
         if cell not in done:
-            done[cell] = {"cell": cell, **run_cell(kind, rows, seed, POLICIES[policy])}
+            figures = run_cell(kind, rows, seed, POLICIES[policy], args.base)
+            done[cell] = {"cell": cell, "base": args.base, **figures}
             if args.cache:
                 with open(args.cache, "a", encoding="utf-8") as f:
                     f.write(json.dumps(done[cell]) + "\n")
@@ -209,11 +213,11 @@ def main() -> int:
         print(f"{kind} {rows} seed {seed} {policy}: done", file=sys.stderr, flush=True)
     print(format_table(results))
     if args.json:
-        figures = {}
+        summary = {}
         for (kind, rows, seed, policy), values in results.items():
             for name in ("steps", "seconds", "kept_step", *(n for n in values if "/" in n)):
-                figures[f"{kind}/{rows}/s{seed}/{policy}/{name}"] = values[name]
-        print(json.dumps(figures))
+                summary[f"{kind}/{rows}/s{seed}/{policy}/{name}"] = values[name]
+        print(json.dumps(summary))
     return 0
 
 

@@ -250,7 +250,7 @@ def make_zip(suffix: str, data: bytes) -> bytes:
 
 def read_file(path: Path) -> str:
     """Reads a file as an import does: "read", "refused", or what went wrong."""
-    from core.data.readers import read_files
+    from core.data.formats.readers import read_files
     from core.data.reading import read_rows
     from core.errors import DataError
 

@@ -12,7 +12,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from core.model.base import EMBEDDED, Base, load_base
@@ -34,8 +34,28 @@ def shape(name: str, vocabulary: int = 8192) -> Any:
     """The config of a random base; 0.5b and 7b have the shapes of Qwen2.5, except for the vocabulary.
 
     Args:
-        name: "30m", "0.5b" or "7b".
+        name: "tiny", "30m", "0.5b", "7b", or "mistral-7b".
     """
+    if name == "tiny":
+        sizes = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 128,
+        }
+        return LlamaConfig(vocab_size=vocabulary, **sizes, **_TOKENS)
+    if name == "mistral-7b":
+        sizes = {
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14336,
+        }
+        return MistralConfig(
+            vocab_size=vocabulary, sliding_window=None, **sizes, **{**_TOKENS, "tie_word_embeddings": False}
+        )
     if name == "30m":
         sizes = {
             "hidden_size": 512,

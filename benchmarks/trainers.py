@@ -1,8 +1,8 @@
 """The sides of the training benchmark: the studio, TRL, a script that pads, and a bare loop.
 
 Every side runs in its own process (`python -m benchmarks.trainers '{"side": ...}'`), so that its peak memory
-is its own. The last line of the output is one JSON object: non-padding tokens and seconds of the timed steps,
-peak bytes, and the last loss.
+is its own. The last line of the output is one JSON object: non-padding tokens, seconds and processor seconds
+of the timed steps, peak bytes, and the last loss.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+
+from core.errors import StudioError
 
 ROW = 512  # tokens of a packed row, and of a padded example
 WARM = 3  # warm-up steps, not timed
@@ -35,7 +38,9 @@ class Job:
         kind: "task" (short pairs, loss on the completion only) or "domain" (texts).
         rows: packed rows of ROW tokens per optimizer step; sides without packing read as many examples as
             have about the same number of tokens.
-        steps: timed optimizer steps.
+        steps: timed optimizer steps. warm: steps before them, not timed.
+        held_out: validation sequences that the studio scores after the last step; 0 ends the run right after
+            that step. The other sides validate nothing.
     """
 
     side: str
@@ -45,18 +50,27 @@ class Job:
     device: str = "cpu"
     rows: int = 2
     steps: int = 20
+    warm: int = WARM
+    held_out: int = 16
+
+
+class Measured(StudioError):
+    """Ends a run whose steps are timed."""
 
 
 class Stopwatch:
-    """Seconds and tokens of the steps after the first WARM ones."""
+    """Seconds, processor seconds of the process, and tokens of the timed steps."""
 
-    def __init__(self, steps: int) -> None:
-        self.last = WARM + steps
+    def __init__(self, job: Job) -> None:
+        self.last = job.warm + job.steps
+        self.warm = job.warm
+        self.ends_run = job.side.startswith("studio") and not job.held_out
         self.tokens = 0
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
         self.loss = 0.0
         self._step = 0
-        self._begin = 0.0
+        self._begin = self._cpu_begin = 0.0
 
     def attach(self, trainer: Any) -> None:
         """Times the steps of a Trainer."""
@@ -78,8 +92,11 @@ class Stopwatch:
         trainer.add_callback(TickCallback())
 
     def count(self, inputs: dict[str, Any]) -> None:
-        if self._step >= WARM:
+        if self._step >= self.warm:
             mask = inputs.get("attention_mask")
+            if "row_lengths" in inputs:  # the packed rows of the studio, without their padding
+                self.tokens += int(inputs["row_lengths"].sum())
+                return
             self.tokens += (
                 int(mask.sum()) if mask is not None and mask.dim() == 2 else int(inputs["input_ids"].numel())
             )
@@ -88,10 +105,13 @@ class Stopwatch:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._step += 1
-        if self._step == WARM:
-            self._begin = time.perf_counter()
+        if self._step == self.warm:
+            self._begin, self._cpu_begin = time.perf_counter(), time.process_time()
         if self._step == self.last:
             self.seconds = time.perf_counter() - self._begin
+            self.cpu_seconds = time.process_time() - self._cpu_begin
+            if self.ends_run:
+                raise Measured("The steps are timed.")
 
 
 def peak_bytes() -> int:
@@ -121,7 +141,7 @@ def read_material(kind: str) -> list[Any]:
 
 def encode_material(base: Any, kind: str) -> list[Any]:
     """The material as token ids and loss masks, from the studio's encoder, the same for all sides."""
-    from core.data.encoding import encode_task, encode_text
+    from core.data.tokens.encoding import encode_task, encode_text
 
     if kind == "task":
         return [encode_task(base.tokenizer, m, ROW, base.eos_ids) for m in read_material(kind)]
@@ -158,7 +178,7 @@ def common_arguments(job: Job, folder: str, batch: int) -> dict[str, Any]:
     """Trainer arguments that all sides share."""
     return {
         "output_dir": folder,
-        "max_steps": WARM + job.steps,
+        "max_steps": job.warm + job.steps,
         "per_device_train_batch_size": batch,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
@@ -176,9 +196,9 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
     """A run of the studio as the page starts it, with events, samples and the worker thread."""
     from core.engine import Engine
     from core.spec.training import TrainSpec
-    from core.train import oom_retry
+    from core.train import oom_retry, sequences
 
-    stopwatch = Stopwatch(job.steps)
+    stopwatch = Stopwatch(job)
     trainer_class = oom_retry.StudioTrainer
 
     def make_timed_trainer(*args: Any, **kwargs: Any) -> Any:
@@ -186,8 +206,9 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
         stopwatch.attach(trainer)
         return trainer
 
-    oom_retry.StudioTrainer = make_timed_trainer  # type: ignore[assignment,misc]
     with (
+        patch.object(oom_retry, "StudioTrainer", make_timed_trainer),
+        patch.object(sequences, "VALIDATION_ROWS", max(1, job.held_out)),
         tempfile.TemporaryDirectory() as folder,
         Engine(Path(folder) / "workspace", job.base, job.quantization, job.device) as engine,
     ):
@@ -211,7 +232,7 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
             kind=job.kind,
             name="Timed",
             dataset=data.id,
-            max_steps=WARM + job.steps,
+            max_steps=job.warm + job.steps,
             batch_size=batch,
             accumulation=1,
             max_length=ROW,
@@ -225,8 +246,11 @@ def studio(job: Job, packing: bool = True) -> Stopwatch:
             eval_steps=10**6,
             save_steps=10**6,
         )
-        run = engine.runs.wait(engine.runs.start(spec))
-        assert run.step == WARM + job.steps, run.error
+        run_id = engine.runs.start(spec)
+        while engine.runs.get(run_id).status.is_alive:  # what follows the run itself is not waited for
+            engine.runs.check_base(run_id)
+            time.sleep(0.1)
+        assert stopwatch.seconds, engine.runs.get(run_id).error
     return stopwatch
 
 
@@ -239,7 +263,7 @@ def trl(job: Job, packing: bool) -> Stopwatch:
 
     base = load_base(job.base, job.quantization, job.device)
     sequences = encode_material(base, job.kind)
-    stopwatch = Stopwatch(job.steps)
+    stopwatch = Stopwatch(job)
     rows = Dataset.from_list(
         [
             {"input_ids": e.ids, **({"completion_mask": e.loss_mask} if job.kind == "task" else {})}
@@ -266,12 +290,12 @@ def train_with_pads(job: Job) -> Stopwatch:
     """A plain Trainer script that pads every example to ROW tokens."""
     from transformers import Trainer, TrainingArguments
 
-    from core.data.collation import collate
+    from core.data.tokens.collation import collate
     from core.model.base import load_base
 
     base = load_base(job.base, job.quantization, job.device)
     sequences = encode_material(base, job.kind)
-    stopwatch = Stopwatch(job.steps)
+    stopwatch = Stopwatch(job)
 
     def collate_to_row_length(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         blank = {"input_ids": [base.tokenizer.pad_token_id] * ROW, "loss_mask": [0] * ROW}
@@ -293,14 +317,14 @@ def train_with_pads(job: Job) -> Stopwatch:
 
 def floor(job: Job) -> Stopwatch:
     """Forward, backward and optimizer step on full rows: the least work for a stock causal model."""
-    from core.data.collation import collate
+    from core.data.tokens.collation import collate
     from core.model.base import load_base
     from core.model.nf4_cpu import unpack_for_backward
 
     base = load_base(job.base, job.quantization, job.device)
     model = add_lora(base)
     model.train()
-    stopwatch = Stopwatch(job.steps)
+    stopwatch = Stopwatch(job)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
     with unpack_for_backward(base.model):
         for batch in _iterate_full_rows(encode_material(base, job.kind), job):
@@ -345,23 +369,25 @@ SIDES: dict[str, Callable[[Job], Stopwatch]] = {
 }
 
 
+def run_job(job: Job) -> dict[str, Any]:
+    """Runs one job in this process; returns its settings and figures."""
+    stopwatch = SIDES[job.side](job)
+    return {
+        **asdict(job),
+        "tokens": stopwatch.tokens,
+        "seconds": stopwatch.seconds,
+        "cpu_seconds": stopwatch.cpu_seconds,
+        "peak_bytes": peak_bytes(),
+        "loss": stopwatch.loss,
+        "speed": stopwatch.tokens / stopwatch.seconds,
+    }
+
+
 def main() -> int:
     """Runs one job and prints its figures."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    job = Job(**json.loads(sys.argv[1]))
-    stopwatch = SIDES[job.side](job)
-    print(
-        json.dumps(
-            {
-                **asdict(job),
-                "tokens": stopwatch.tokens,
-                "seconds": stopwatch.seconds,
-                "peak_bytes": peak_bytes(),
-                "loss": stopwatch.loss,
-            }
-        )
-    )
+    print(json.dumps(run_job(Job(**json.loads(sys.argv[1])))))
     return 0
 
 

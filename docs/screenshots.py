@@ -69,7 +69,7 @@ def measure_once(engine: Engine) -> None:
     """Measures the default mixes, unless there is a report."""
     if not engine.evaluation.reports():
         engine.evaluation.measure(
-            engine.library.default_mixes(), samples.find_held_out(engine), "all", 20
+            engine.library.default_mixes(), samples.list_held_out(engine)[0], "all", 20
         ).last()
 
 
@@ -112,6 +112,7 @@ def wait_for_question(page: Page, prompt: str) -> None:
 def show_data(page: Page) -> None:
     open_tab(page, "Data")
     page.locator(".tok.trained").first.wait_for()
+    page.locator(".checklist").wait_for()
     wait_until_still(page)
 
 

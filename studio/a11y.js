@@ -80,6 +80,11 @@
     target.focus();
     schedule();
   });
+  // Gradio gives every radio button a name of its own again when it draws it, also just before a key is pressed.
+  document.addEventListener("keydown", (event) => {
+    const group = event.target.type === "radio" && event.target.closest("fieldset");
+    if (group) nameGroup(group);
+  }, true);
   // A menu of Gradio's stays open when the focus leaves it with the Tab key; its own Escape closes it.
   document.addEventListener("focusout", (event) => {
     const input = event.target;

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
+from core.store.known_bases import KNOWN_BASES
 from studio import mix_choices, samples
 from studio.tabs import suggestions, train
 
@@ -18,7 +19,8 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
     """Runs the action of a pressed button; an unknown action does nothing.
 
     Args:
-        event: the action: tab, sample, train, train_on, watch, compare, stop, pause or resume.
+        event: the action: tab, sample, get_base, train, train_on, watch, compare, calibrate, stop, pause or
+            resume.
     """
     action = event._data if isinstance(event._data, dict) else {}
     name, run_id = action.get("do"), str(action.get("run", ""))
@@ -26,6 +28,9 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
         return open_tab(action["tab"])
     if name == "sample":
         return import_samples(engine)
+    if name == "get_base" and action.get("base") in KNOWN_BASES:
+        engine.bases.download(str(action["base"]), use=True)
+        return open_tab("base")
     if name == "train" and action.get("kind") in ("domain", "task"):
         engine.bases.current(wait=True)  # the suggested settings depend on it
         return open_tab("train", run=train.start_run(engine, suggestions.suggest_run(engine, action["kind"])))
@@ -37,6 +42,9 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
         if action.get("adapter"):  # `components/board.js` sets the columns
             mix_choices.check_adapter(engine, str(action["adapter"]))
         return open_tab("compare")
+    if name == "calibrate":  # the rows of the mixer say when it is done
+        engine.calibration.start_job(str(action.get("adapter", "")))
+        return gr.skip(), gr.skip(), gr.skip()
     if name == "stop":
         engine.runs.stop(run_id)
         return gr.skip(), gr.skip(), gr.skip()
@@ -57,8 +65,9 @@ def open_tab(tab: str, dataset: Any = None, run: Any = None) -> Updates:
 def import_samples(engine: Engine) -> Updates:
     """Imports the sample data and opens it."""
     samples.import_samples(engine)
+    _, names = samples.choose_samples(engine)
     sets = list(reversed(engine.datasets.list()))
-    first = next((d.id for d in sets if d.name == samples.NAMES["domain"]), None)
+    first = next((d.id for d in sets if d.name == names["domain"]), None)
     return open_tab("data", dataset=gr.update(choices=[(d.name, d.id) for d in sets], value=first))
 
 

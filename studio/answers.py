@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.engine.gates import describe_decisions, read_decisions
 from studio import formatting
 from studio.markdown import render_markdown
 from studio.session import Session
@@ -33,10 +34,14 @@ def render_column_fold(column: Any) -> Node | None:
     return render_fold(column.thought, column.thought_tokens, bool(column.done or column.text))
 
 
-def render_parts(column: Any) -> list[Node]:
-    """Renders the text of an answer as it is, with a mark wherever its mix changed."""
+def render_parts(column: Any, labels: Mapping[str, str] | None = None) -> list[Node]:
+    """Renders the text of an answer as it is, with a mark wherever its mix changed.
+
+    Args:
+        labels: adapter id -> name.
+    """
     pieces, start = [], 0
-    for at, mark in _list_marks(column):
+    for at, mark in _list_marks(column, labels):
         pieces += [node("span", column.text[start:at]), mark]
         start = at
     rest = column.text[start:]
@@ -45,27 +50,28 @@ def render_parts(column: Any) -> list[Node]:
     return [*pieces, node("span", rest)]
 
 
-def render_rich(column: Any) -> Node:
+def render_rich(column: Any, labels: Mapping[str, str] | None = None) -> Node:
     """Renders the text of an answer as Markdown, with a mark wherever its mix changed.
 
     A long answer is plain text until it is complete, because Markdown is read again for every frame.
     """
     writing = "" if column.done else " writing"
     if not column.text or not (column.done or len(column.text) <= LIVE_MARKDOWN):
-        return node("div", *render_parts(column), cls=f"answer-text{writing}")
-    blocks = render_markdown(column.text, _list_marks(column))
+        return node("div", *render_parts(column, labels), cls=f"answer-text{writing}")
+    blocks = render_markdown(column.text, _list_marks(column, labels))
     return node("div", *blocks, cls=f"answer-text rich{writing}")
 
 
-def _list_marks(column: Any) -> list[tuple[int, Node]]:
-    """The marks of the changes of an answer's mix, each with its offset in the text."""
-    return [
-        (
-            change.at,
-            node("span", change.mix, cls="turn", title=f"From here on: {change.mix}", role="note"),
-        )
-        for change in column.mix_changes
-    ]
+def _list_marks(column: Any, labels: Mapping[str, str] | None = None) -> list[tuple[int, Node]]:
+    """The marks of the changes of an answer's mix, each with its offset in the text.
+
+    A mark says the new mix, and where weights of it are on Auto, the weights that they have from there on.
+    """
+    marks = []
+    for change in column.mix_changes:
+        text = format_stamp(change, labels, digests=False) if read_decisions(change.stamp) else change.mix
+        marks.append((change.at, node("span", text, cls="turn", title=f"From here on: {text}", role="note")))
+    return marks
 
 
 def skeleton(label: str = "Waiting for the first word") -> Node:
@@ -91,17 +97,29 @@ def format_stamp(column: Any, labels: Mapping[str, str] | None = None, digests: 
     active = column.stamp.get("weights") or {}
     known = column.stamp.get("adapters") or {}
     tilts = column.stamp.get("tilt") or {}
+    gated = read_decisions(column.stamp)
     parts = ["base"]
-    for adapter, weight in active.items():
+    for adapter in dict.fromkeys([*active, *gated]):
         tilt = f" @{tilts[adapter]:g}" if adapter in tilts else ""
         name = (labels or {}).get(adapter, DELETED)
-        digest = f" ({_short_digest(known.get(adapter, ''))})" if digests else ""
-        parts.append(f"{name} {weight:+.2f}{tilt}{digest}")
+        digest = f" ({_short_digest(known.get(adapter, ''))})" if digests and adapter in known else ""
+        weight = f"auto {active.get(adapter, 0.0):.2f}" if adapter in gated else f"{active[adapter]:+.2f}"
+        parts.append(f"{name} {weight}{tilt}{digest}")
     return " · ".join(parts)
 
 
+def list_gates(column: Any, labels: Mapping[str, str] | None = None) -> list[str]:
+    """Why each weight on Auto was what it was, one sentence per adapter."""
+    sentences = describe_decisions(read_decisions(column.stamp), labels)
+    return [formatting.end_sentence(s) for s in sentences.values()]
+
+
 def render_stamp(column: Any, labels: Mapping[str, str] | None = None) -> Node:
-    """Renders what was active for an answer, with its name and its checksums folded away."""
+    """Renders what was active for an answer, and why where a weight is on Auto.
+
+    Its name and its checksums are folded away.
+    """
+    reasons = [node("p", sentence, cls="gate-reason") for sentence in list_gates(column, labels)]
     details = node(
         "details",
         node("summary", "Details"),
@@ -109,7 +127,7 @@ def render_stamp(column: Any, labels: Mapping[str, str] | None = None) -> Node:
         node("p", format_stamp(column, labels), cls="checksums"),
         cls="stamp-fold",
     )
-    return node("div", node("p", format_stamp(column, labels, digests=False), cls="stamp"), details)
+    return node("div", node("p", format_stamp(column, labels, digests=False), cls="stamp"), *reasons, details)
 
 
 def _short_digest(digest: str) -> str:
@@ -133,7 +151,8 @@ def to_markdown(session: Session) -> str:
     for name, column in zip(session.names, session.frame.columns, strict=True):
         body = "\n".join("> " + escape(line) for line in column.text.splitlines() or [""])
         stamp = f"`{format_stamp(column, session.labels)}`".replace("\n", " ")
-        lines += [f"## {escape(name)}", "", body, "", f"{format_speed(column)}  ", stamp, ""]
+        reasons = [escape(sentence) for sentence in list_gates(column, session.labels)]
+        lines += [f"## {escape(name)}", "", body, "", f"{format_speed(column)}  ", stamp, *reasons, ""]
     first = session.frame.columns[0].stamp if session.frame.columns else {}
     lines += ["---", "", f"Base model: {escape(str(first.get('base', '')))}  "]
     settings = first.get("sampling") or {}

@@ -18,7 +18,7 @@ from studio.assets import ICON
 from studio.components import guide
 from studio.server import security
 from studio.server.routes import routes
-from studio.tabs import analysis, base, compare, data, evaluate, library, mix, runs, train
+from studio.tabs import analysis, base, compare, data, evaluate, exports, library, mix, runs, train
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; further ones are refused with a message
@@ -43,8 +43,8 @@ def build(engine: Engine) -> gr.Blocks:
                 compare_tab = compare.build()
             with gr.Tab("Evaluate", id="evaluate"):
                 evaluate_tab = evaluate.build()
-            with gr.Tab("Library", id="library"):
-                library_tab = library.build()
+            with gr.Tab("Library", id="library") as library_page:
+                library_tab = library.build(engine)
             with gr.Tab("Base", id="base"):
                 base_tab = base.build()
 
@@ -58,6 +58,10 @@ def build(engine: Engine) -> gr.Blocks:
         compare.wire(compare_tab, engine, library_changed, mix_changed, mix_tab.mixer)
         evaluate.wire(evaluate_tab, engine, library_changed, mix_changed, mix_tab.mixer)
         library.wire(library_tab, engine, library_changed)
+        exports.wire(library_tab.exports, engine, library_changed, mix_tab.mixer, library_page)
+        exports.wire_buttons(
+            library_tab.exports, engine, library_tab.details, mix_tab.export, mix_tab.mixer, tabs
+        )
         base.wire(base_tab, engine, library_changed)
         library_changed.wire(top.library_change, engine)
         mix_changed.wire(mix_tab.mixer.mix_change, engine)

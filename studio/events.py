@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.components import Component
+from gradio.context import Context
 
 from core.errors import StudioError
 
@@ -111,19 +113,33 @@ def bind(
     inputs: Any = None,
     outputs: Any = None,
     errors: FieldErrors | None = None,
+    refuse: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Binds a handler to an event. It is private: not listed as an API endpoint and not callable as one.
 
     Args:
         errors: the form whose fields show the errors that they cause (`studio.components.field_errors`).
+        refuse: makes the outputs after such an error from `(engine, *values)`; by default nothing changes.
     """
     kwargs.setdefault("show_progress", "hidden")
+    kwargs.setdefault("show_progress_on", find_progress_bearer())
     call = handler(fn, engine)
     if errors is not None:
         targets = _list_components(outputs)
-        call, outputs = _show_errors_at_fields(fn, engine, errors, targets), [*targets, errors.component]
+        call = _show_errors_at_fields(fn, engine, errors, targets, refuse)
+        outputs = [*targets, errors.component]
     return trigger(call, inputs, outputs, api_visibility="private", **kwargs)
+
+
+def find_progress_bearer() -> Any:
+    """The component that bears the state of hidden progress, one for all events.
+
+    Gradio 6.31 updates that state at every event for each component that an event has ever had as an output,
+    and looks for each from the root of the page: half of the time that this page takes to open.
+    """
+    root = Context.root_block
+    return next((b for b in root.blocks.values() if isinstance(b, Component)), None) if root else None
 
 
 def _list_components(outputs: Any) -> list[Any]:
@@ -133,23 +149,28 @@ def _list_components(outputs: Any) -> list[Any]:
 
 
 def _show_errors_at_fields(
-    fn: Callable[..., Any], engine: Any, errors: FieldErrors, targets: list[Any]
+    fn: Callable[..., Any],
+    engine: Any,
+    errors: FieldErrors,
+    targets: list[Any],
+    refuse: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """The Gradio handler of `fn` for the outputs `[*targets, errors.component]`.
 
-    An error that belongs to a field becomes a message there, and no other output changes. Every result of
-    `fn` removes the messages.
+    An error that belongs to a field becomes a message there, and the other outputs are those of `refuse`.
+    Every result of `fn` removes the messages.
     """
 
     def extend(result: Any) -> dict[Any, Any]:
         updates = _by_component(result, targets) if targets else {}
         return {**updates, errors.component: {}}
 
-    def convert(error: StudioError) -> dict[Any, Any]:
+    def convert(error: StudioError, engine: Any, values: tuple[Any, ...]) -> dict[Any, Any]:
         messages = errors.messages(error)
         if messages is None:
             raise error
-        return {errors.component: messages}
+        updates = _by_component(refuse(engine, *values), targets) if refuse else {}
+        return {**updates, errors.component: messages}
 
     if inspect.isgeneratorfunction(fn):
 
@@ -159,7 +180,7 @@ def _show_errors_at_fields(
                 for result in fn(engine, *values):
                     yield extend(result)
             except StudioError as e:
-                yield convert(e)
+                yield convert(e, engine, values)
     else:
 
         @functools.wraps(fn)
@@ -167,7 +188,7 @@ def _show_errors_at_fields(
             try:
                 return extend(fn(engine, *values))
             except StudioError as e:
-                return convert(e)
+                return convert(e, engine, values)
 
     return handler(show, engine)
 
@@ -207,7 +228,10 @@ class EventGroup:
         self._handlers.append((fn, inputs or [], list(outputs)))
 
     def then(self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None) -> None:
-        """Adds a handler, or JavaScript source, that runs after those of `add` have updated the page."""
+        """Adds a handler, or JavaScript source, that runs after those of `add` have updated the page.
+
+        Sources run one after the other, each on what the one before has shown.
+        """
         self._after.append((fn, inputs, outputs))
 
     def wire(self, trigger: Any, engine: Any) -> None:
@@ -215,9 +239,10 @@ class EventGroup:
         inputs = {c for _, sources, _ in self._handlers for c in sources}
         outputs = list(dict.fromkeys(c for *_, targets in self._handlers for c in targets))
         event = bind_sequential(trigger, engine, self._run, inputs, outputs)
+        shown = event
         for fn, sources, targets in self._after:
             if isinstance(fn, str):
-                event.then(None, sources, targets, js=fn, api_visibility="private")
+                shown = shown.then(None, sources, targets, js=fn, api_visibility="private")
             else:
                 bind_sequential(event.then, engine, fn, sources, targets)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.data.document_readers import READERS, read_document
-from core.data.documents import Block
+from core.data.documents.document import Block
+from core.data.documents.document_formats import READERS, read_document
 from core.errors import DataError
 
 SUFFIXES = tuple(READERS)
@@ -50,7 +50,7 @@ def read_first_page(folder: Path, name: str, encoding: str = "utf-8") -> FirstPa
         with open(path, "rb") as file:
             blocks = list(read_document(file, name, suffix).blocks)
         if suffix == ".pdf":
-            from core.data.document_pdf import draw_first_page
+            from core.data.documents.pdf import draw_first_page
 
             with open(path, "rb") as file:
                 picture = base64.b64encode(draw_first_page(file, name)).decode()

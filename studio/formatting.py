@@ -6,10 +6,14 @@ import difflib
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from core.engine.mix_names import format_weight
+from core.spec.mix import Mix
+
 NONE = "–"
+TILTS = {0.0: "", 1.0: " (deep)", -1.0: " (shallow)"}  # a link or the API may set any other tilt
 
 
 def format_number(value: Any, digits: int = 2) -> str:
@@ -54,6 +58,11 @@ def _pluralize(noun: str) -> str:
     return noun + ("es" if re.search(r"(s|x|z|ch|sh)$", noun) else "s")
 
 
+def end_sentence(sentence: str) -> str:
+    """A sentence of the engine with a capital letter and an end."""
+    return f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}."
+
+
 def format_bytes(count: float) -> str:
     """Formats bytes in the largest decimal unit that gives at least 1: 8.39 MB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -81,9 +90,13 @@ def format_time(unix_seconds: float) -> str:
 
 
 def format_base(name: str) -> str:
-    """Shortens the name of a base model: a path to its last part; a Hub id stays whole."""
+    """Shortens the name of a base model: a path to its last part; a Hub id stays whole.
+
+    The digest at the end of a base that was converted from a file is left out.
+    """
     if name.startswith(("/", ".", "~")) or "\\" in name:
-        return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        folder, _, last = name.replace("\\", "/").rstrip("/").rpartition("/")
+        return _DIGEST.sub("", last) if folder.endswith("/bases") else last
     return name
 
 
@@ -97,18 +110,22 @@ def format_status(run: Any) -> str:
     return f"{run.status.value}, {run.outcome}" if run.outcome else str(run.status.value)
 
 
-def format_mix(weights: Mapping[str, float] | Sequence[tuple[str, float]]) -> str:
-    """Formats a mix as a formula: `base + 1.00 · Kitchen`.
+def format_mix(mix: Mix, names: Mapping[str, str]) -> str:
+    """Formats a mix as a formula: `base + 1.00 · Kitchen + auto · Harbour (deep)`.
 
     Args:
-        weights: by the adapters' names, or (name, weight) where two may have one name; 0 is left out.
+        names: by adapter id; ids are shown for missing names.
     """
-    pairs = weights.items() if isinstance(weights, Mapping) else weights
-    parts = [f"{'+' if w >= 0 else '−'} {abs(w):.2f} · {name}" for name, w in pairs if w]
-    return " ".join(["base", *parts])
+    parts = ["base"]
+    for adapter, weight in mix.weights.items():
+        tilt = mix.tilt.get(adapter, 0.0)
+        name = names.get(adapter, adapter) + TILTS.get(tilt, f" (@{tilt:g})")
+        parts.append(f"{'−' if weight < 0 else '+'} {format_weight(mix, adapter)} · {name}")
+    return " ".join(parts)
 
 
 WORD = re.compile(r"\s+|[^\s]+")
+_DIGEST = re.compile(r"-[0-9a-f]{12}$")  # of `core.store.converted_bases`
 
 
 def diff_words(reference: str, text: str) -> list[tuple[str, bool]]:

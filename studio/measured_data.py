@@ -18,5 +18,5 @@ def list_datasets(engine: Engine) -> list[tuple[str, str]]:
 
 def list_whole_datasets(engine: Engine) -> list[str]:
     """Ids of the datasets that are measured whole: those for evaluation only, and the sample's questions."""
-    held_out = samples.find_held_out(engine)
-    return [d.id for d in engine.datasets.list() if d.purpose == "evaluation" or d.id == held_out]
+    held_out = samples.list_held_out(engine)
+    return [d.id for d in engine.datasets.list() if d.purpose == "evaluation" or d.id in held_out]

@@ -17,7 +17,7 @@ from core.spec.mix import Mix, tilt_by_depth
 from core.store.mixes import SavedMix
 
 SUGGESTED, ADAPTERS, SAVED, MIXER = "Suggested", "All adapters", "Saved mixes", "The Mix tab"
-SEND_HINT = "Enter sends, Shift+Enter starts a new line."
+ALONE = " (alone only)"  # an adapter with weights of its own, see `core.model.own_weights`
 ABOUT_LIMIT = 400  # characters that say what a mix holds
 
 
@@ -47,13 +47,14 @@ def list_choices(engine: Engine, current: Mix | None = None) -> list[dict[str, s
         for mix in mixes:
             earlier = choices.get(str(mix))
             if earlier is None:
-                name = _make_unique(mix.name or name_mix(mix.weights, mix.tilt, labels), names, group)
+                name = _make_unique(mix.name or name_mix(mix, labels), names, group)
                 choices[str(mix)] = {
                     "id": str(mix),
                     "name": name,
                     "kind": kind_of(mix, kinds),
                     "group": group,
-                    "about": name_mix(mix.weights, mix.tilt, labels, ABOUT_LIMIT),
+                    "about": name_mix(mix, labels, ABOUT_LIMIT)
+                    + (ALONE if any(a.alone for a in adapters if a.id in mix.weights) else ""),
                 }
                 names.add(name)
             elif group == SAVED and mix.name != earlier["name"]:
@@ -62,7 +63,7 @@ def list_choices(engine: Engine, current: Mix | None = None) -> list[dict[str, s
 
 
 def _name(mix: Mix, labels: Mapping[str, str]) -> Mix:
-    return replace(mix, name=name_mix(mix.weights, mix.tilt, labels))
+    return replace(mix, name=name_mix(mix, labels))
 
 
 def _make_unique(name: str, taken: set[str], group: str) -> str:
@@ -100,12 +101,12 @@ def parse_mixes(engine: Engine, ids: Sequence[str], current: Mix | None = None) 
         mix = Mix.parse(one)
         if not set(mix.weights) <= set(labels):
             deleted = {t.id: f"{t.name} (deleted)" for t in engine.library.trash() if t.kind == "adapters"}
-            whole = name_mix(mix.weights, mix.tilt, {**deleted, **labels})
+            whole = name_mix(mix, {**deleted, **labels})
             raise NotFound(
                 f"Mix {number} uses an adapter that is not in the library any more: {whole}.",
                 "Choose another one in its place, or restore the adapter from the trash in the Library.",
             )
-        name = names.get(one) or names.get(str(mix)) or name_mix(mix.weights, mix.tilt, labels)
+        name = names.get(one) or names.get(str(mix)) or name_mix(mix, labels)
         mixes.append(replace(mix, name=name[:120]))
     return mixes
 
@@ -138,7 +139,7 @@ def check_adapter(engine: Engine, adapter_id: str) -> None:
 def describe_saved_mix(engine: Engine, saved: SavedMix) -> str:
     """What a saved mix holds, by the present names of its adapters."""
     labels = {**{a: f"{n} (deleted)" for a, n in saved.names.items()}, **engine.library.labels()}
-    return f"{saved.name}: {name_mix(saved.weights, saved.tilt, labels, ABOUT_LIMIT)}"
+    return f"{saved.name}: {name_mix(saved.mix, labels, ABOUT_LIMIT)}"
 
 
 def show_prompt(card: str) -> str:
@@ -150,18 +151,6 @@ def show_prompt(card: str) -> str:
     return (
         f"() => {{ if (innerWidth <= 640) document.getElementById('{card}')"
         "?.scrollIntoView({ block: 'start', behavior: 'instant' }); }"
-    )
-
-
-def mode_radio() -> gr.Radio:
-    """The choice between answering a prompt and continuing it as a text."""
-    return gr.Radio(
-        [("Chat", False), ("Continue the text", True)],
-        value=False,
-        label="How the prompt is read",
-        show_label=False,
-        container=False,
-        elem_classes="mode",
     )
 
 

@@ -57,13 +57,14 @@ def list_chips(engine: Engine, adapter_ids: Iterable[str]) -> list[Chip]:
     for adapter in active:
         known = _training_data(engine, adapter, datasets)
         trained += known
-        kinds |= {d.kind for d in known if not _is_sample(d)} or ({adapter.kind} if not known else set())
+        kinds |= {d.kind for d in known if not samples.is_sample(d)}
+        if not known:
+            kinds.add(adapter.kind)
     held_out = [d for d in datasets.values() if d.purpose == "evaluation" and d.kind in kinds]
-    own = [d for d in [*held_out, *trained] if not _is_sample(d)]
-    sample = [d for d in trained if _is_sample(d)]
-    questions = datasets.get(samples.find_held_out(engine))
-    if questions and any(d.kind == "task" for d in sample):
-        sample.insert(0, questions)
+    own = [d for d in [*held_out, *trained] if not samples.is_sample(d)]
+    sample = [d for d in trained if samples.is_sample(d)]
+    if any(d.kind == "task" for d in sample):
+        sample = [*(datasets[i] for i in samples.list_held_out(engine) if i in datasets), *sample]
     for kind in ("task", "domain"):
         ordered = {d.id: d for d in [*own, *sample] if d.kind == kind}
         if chips := _take(engine, list(ordered.values())):
@@ -82,10 +83,6 @@ def _training_data(engine: Engine, adapter: Any, datasets: dict[str, Any]) -> li
     return [d for d in datasets.values() if d.id in known or d.sha256 in known]
 
 
-def _is_sample(dataset: Any) -> bool:
-    return dataset.name in samples.NAMES.values()
-
-
 def _take(engine: Engine, datasets: Sequence[Any]) -> list[Chip]:
     """At most LIMIT different prompts of datasets of one kind; the first dataset fills what it can."""
     chips: dict[str, Chip] = {}
@@ -99,7 +96,7 @@ def _take(engine: Engine, datasets: Sequence[Any]) -> list[Chip]:
 
 def _prompts(engine: Engine, dataset: Any) -> Iterator[str]:
     """Prompts of the held-out rows of a dataset; rows of different types take turns."""
-    is_all_held_out = dataset.id == samples.find_held_out(engine)
+    is_all_held_out = dataset.id in samples.list_held_out(engine)
     try:
         rows = engine.datasets.rows(dataset.id, "all" if is_all_held_out else "test", ROWS_READ)
     except StudioError:  # deleted or damaged since

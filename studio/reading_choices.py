@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from core.data.columns import ROLE_SETS, ROLES, RoleSet
+from core.data.roles.columns import ROLE_SETS, ROLES, RoleSet
 
 NOT_USED = ""
 # Roles of different role sets that say the same, so that a change of one column's role keeps the others.

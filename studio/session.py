@@ -114,10 +114,12 @@ class Session:
         self.stop()
         serial = self.serial
         asked = prompt if messages is None or not chat else messages
-        stream = engine.chat.stream(asked, mixes, sampling, chat, same_noise, thinking and chat)
+        stream = engine.chat.stream(
+            asked, mixes, sampling, chat, same_noise, thinking and chat, exact=ballot is not None
+        )
         self.stream, self.prompt, self.frame, self.ballot = stream, prompt, None, ballot
         self.labels = engine.library.labels()
-        self.names = [m.name or name_mix(m.weights, m.tilt, self.labels) for m in mixes]
+        self.names = [m.name or name_mix(m, self.labels) for m in mixes]
         try:
             for frame in stream:
                 if self.serial != serial:

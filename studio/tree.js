@@ -2,8 +2,8 @@
 // listed tags and attributes are used, so nothing that a user, a file or a model wrote can become markup.
 window.studio = (() => {
   const TAGS = new Set(("div span p h1 h2 h3 h4 strong em code pre ul ol li table caption thead tbody tr th td button a dl dt dd " +
-    "mark small section header nav label details summary select option img").split(" "));
-  const ATTRS = new Set("title role type download scope colspan tabindex disabled value selected alt".split(" "));
+    "mark small section header nav label details summary select option img input").split(" "));
+  const ATTRS = new Set("title role type download scope colspan tabindex disabled value selected alt checked placeholder".split(" "));
 
   function make(node) {
     if (node === null || node === undefined) return document.createTextNode("");
@@ -14,6 +14,8 @@ window.studio = (() => {
       if (ATTRS.has(name) || name.startsWith("aria-")) e.setAttribute(name, value);
       if (name === "src" && /^data:image\/(png|jpeg);base64,[\w+/=]+$/.test(value)) e.setAttribute("src", value);
       if (name === "href" && /^gradio_api\/studio\/[\w./-]+$/.test(value)) e.setAttribute("href", value);
+      // The only links to another host: what the user has uploaded. No request names this page.
+      if (name === "href" && /^https:\/\/huggingface\.co\/[\w./-]+$/.test(value)) Object.assign(e, { href: value, target: "_blank", rel: "noopener noreferrer" });
     }
     for (const [name, value] of Object.entries(node.vars || {})) e.style.setProperty("--" + name, value);
     if (node.act) { e.dataset.act = JSON.stringify(node.act); if (e.tagName === "BUTTON") e.type = "button"; }
@@ -59,6 +61,7 @@ window.studio = (() => {
       if (value?.serial !== undefined && value.serial < newest) return; // a late frame of an answer that a newer one has replaced
       newest = value?.serial ?? newest;
       draw(root, value);
+      if (value?.gates) { window.studio.gates = value.gates; window.dispatchEvent(new Event("studio:gates")); } // for the mixer
     };
     watch("value", show);
     bindActions(root, trigger);
@@ -124,7 +127,8 @@ window.studio = (() => {
   // Copies a link to the current mix and prompt, which also becomes the URL of this page.
   async function copyLink(prompt, rows) {
     const on = (Array.isArray(rows) ? rows : []).filter((r) => r.on && r.weight);
-    const mix = on.map((r) => r.id + "=" + Number(r.weight.toFixed(4)) + (r.tilt ? "@" + r.tilt : "")).join(",") || "base";
+    const gate = (r) => (r.auto ? "auto" + (r.auto === "hard" ? "" : "-" + r.auto) + ":" : ""); // as `Mix.parse` reads it
+    const mix = on.map((r) => r.id + "=" + gate(r) + Number(r.weight.toFixed(4)) + (r.tilt ? "@" + r.tilt : "")).join(",") || "base";
     const url = new URL(location.href);
     url.searchParams.set("mix", mix);
     if (prompt) url.searchParams.set("prompt", prompt); else url.searchParams.delete("prompt");

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from core.data.readers import FILE_COUNT_LIMIT
+from core.data.formats.readers import FILE_COUNT_LIMIT
 from core.errors import DataError
 
 PREFIX = "drop-"
@@ -74,6 +74,15 @@ def add_files(claimed: Sequence[tuple[str, str]], drop: str = "") -> str:
             with contextlib.suppress(OSError):
                 source.parent.rmdir()  # empty now, unless a file of the same content has another name
     return drop
+
+
+def make_drop() -> tuple[str, Path]:
+    """Makes an empty drop, for files that the studio writes itself; returns its id and its folder."""
+    _remove_old()
+    drop = secrets.token_hex(16)
+    folder = _folder(drop)
+    folder.mkdir(parents=True)
+    return drop, folder
 
 
 def list_files(drop: str) -> list[DroppedFile]:

@@ -16,6 +16,7 @@ TEXTS = (
     "CHANGELOG.md",
     "assets/embedded-base/README.md",
     "assets/sample/README.md",
+    "assets/museum/README.md",
 )
 # Phrases that a reader of the field would have to translate. Each is a regular expression, case does not
 # matter.

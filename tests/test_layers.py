@@ -16,11 +16,14 @@ LAYERS = {
     "core/spec": 1,
     "core/store": 2,
     "core/data": 3,
+    "core/gguf": 3,
     "core/model": 4,
     "core/train": 5,
     "core/evaluate": 5,
     "core/merge": 5,
+    "core/importing": 5,
     "core/analyze": 6,
+    "core/export": 6,
     "core/engine": 7,
     "core/remote": 8,
     "core/cli": 9,
@@ -37,7 +40,7 @@ HOMES = {
     r"logging\.basicConfig": ("launch.py", "core/cli/main.py", "core/train/job.py"),
     r"\bsignal\.signal\b": ("core/train/signals.py",),
     r"\"(q_proj|c_attn|gate_proj)\"": ("core/model/families.py",),
-    r"-100\b": ("core/data/encoding.py",),
+    r"-100\b": ("core/data/tokens/encoding.py",),
 }
 
 

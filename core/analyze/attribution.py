@@ -9,16 +9,17 @@ Letters: N variants of the mix, T tokens of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from core.data.encoding import encode_answer
+from core.data.tokens.encoding import encode_answer
 from core.errors import SpecError
 from core.model.decoding import answer_logits
 from core.model.detokenizer import REPLACEMENT, Detokenizer
+from core.model.gating import resolve_mixes
 from core.model.generate import encode_prompt, generate, inference_mode_for
 from core.model.resident import Resident
 from core.progress import Progress
@@ -33,6 +34,7 @@ class Attribution:
         tokens: texts that join to the answer.
         full: log-probability of each token under the mix, in nats. base: under the base alone.
         without: adapter id to the log-probabilities under the mix without that adapter.
+        auto: adapter id to the weight that its gate chose for the prompt, for weights on Auto.
     """
 
     mix: dict[str, float]
@@ -40,6 +42,7 @@ class Attribution:
     full: tuple[float, ...]
     base: tuple[float, ...]
     without: dict[str, tuple[float, ...]]
+    auto: dict[str, float] = field(default_factory=dict)
 
     @property
     def answer(self) -> str:
@@ -68,14 +71,21 @@ class Attribution:
         Args:
             names: adapter id to display name; ids are shown for missing names.
         """
+        known = names or {}
+        chosen = ", ".join(f"{known.get(a, a)} {weight:.2f}" for a, weight in self.auto.items())
+        gates = [f"Weights on Auto, for this prompt: {chosen}."] if chosen else []
         if not self.without:
-            return "The base answers alone: this mix has no adapters."
+            alone = "The base answers alone: " + (
+                "every gate is off." if gates else "this mix has no adapters."
+            )
+            return " ".join([*gates, alone])
         sentences = [
+            *gates,
             f"The mix adds {sum(self.joint):+.2f} nats to the {len(self.tokens)} tokens of this answer, "
-            "compared with the base."
+            "compared with the base.",
         ]
         for adapter, nats in self.by_adapter.items():
-            name = (names or {}).get(adapter, adapter)
+            name = known.get(adapter, adapter)
             top = max(range(len(nats)), key=lambda i: abs(nats[i]))
             token = self.tokens[top].strip()
             sentences.append(f"{name} adds {sum(nats):+.2f}, most of it at {token!r} ({nats[top]:+.2f}).")
@@ -109,7 +119,7 @@ def attribute_answer(
     """Attributes an answer to the adapters of a mix.
 
     Log-probabilities are the model's own, at temperature 1, however the answer was sampled. An adapter in
-    training is used in its current state.
+    training is used in its current state. Weights on Auto are those of the prompt, for the whole answer.
 
     Args:
         prompt: a text, or chat messages.
@@ -132,6 +142,8 @@ def attribute_answer(
     else:
         prefix = encode_prompt(resident, prompt, chat, sampling.max_new_tokens)
         ids = []
+    mix, gates = yield from _resolve(resident, mix, prefix)
+    if not answer:
         for states in generate(resident, [prefix], [mix], [sampling]):
             ids = states[0].ids
             yield AttributionProgress(len(ids), sampling.max_new_tokens + 1, "Generating the answer")
@@ -148,8 +160,26 @@ def attribute_answer(
         full=full,
         base=base,
         without=dict(zip(mix.weights, without, strict=True)),
+        auto=gates,
     )
     yield AttributionProgress(1, 1, "Done", attribution=attribution)
+
+
+def _resolve(
+    resident: Resident, mix: Mix, prompt: Sequence[int]
+) -> Generator[AttributionProgress, None, tuple[Mix, dict[str, float]]]:
+    """Lets the gates of a mix choose for a prompt.
+
+    Returns:
+        the mix with a number for every weight, and the numbers that the gates chose.
+    """
+    if not mix.auto:
+        return mix, {}
+    choices: Any = None
+    for choices in resolve_mixes(resident, [prompt], [mix]):
+        yield AttributionProgress(0, 1, "Reading the prompt")
+    chosen = choices[0][0].mix
+    return chosen, {a: chosen.weights.get(a, 0.0) for a in mix.auto}
 
 
 def _remove_adapter(mix: Mix, adapter_id: str) -> Mix:

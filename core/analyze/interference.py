@@ -27,6 +27,7 @@ from core.model.low_rank import (
 )
 from core.model.resident import Resident
 from core.progress import Progress
+from core.spec.fixed_weights import require_numbers
 from core.spec.mix import Mix
 from core.store import adapters
 
@@ -203,8 +204,9 @@ def require_two(mix: Mix) -> list[str]:
     """The adapter ids of a mix.
 
     Raises:
-        SpecError: there are fewer than two.
+        SpecError: there are fewer than two, or a weight is on Auto.
     """
+    require_numbers(mix, "A comparison")
     if len(mix.weights) < 2:
         raise SpecError(
             f"A comparison needs at least two adapters, got {len(mix.weights)} in {mix.name or str(mix)!r}.",

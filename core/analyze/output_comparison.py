@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -201,7 +201,9 @@ def _record_contributions(
         for module, layer in lora_layers(resident).items():
             if any(name in layer.lora_A for name in names):
                 weights = [weight_at(mix, a, module, layers) for a in ids]
-                handles.append(layer.register_forward_hook(_make_hook(module, names, weights, products)))
+                gains = {n: g[module] for n, g in resident.mixer.gains.items() if module in g}
+                hook = _make_hook(module, names, weights, gains, products)
+                handles.append(layer.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
@@ -209,17 +211,25 @@ def _record_contributions(
 
 
 def _make_hook(
-    module: str, names: Sequence[str], weights: Sequence[float], products: dict[str, torch.Tensor]
+    module: str,
+    names: Sequence[str],
+    weights: Sequence[float],
+    gains: Mapping[str, torch.Tensor],
+    products: dict[str, torch.Tensor],
 ) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
     def hook(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """inputs[0]: (B, T, I), output: (B, T, O)."""
         y = output[-1].float()
+        own = _compute_product(layer, inputs[0][-1:])[0].float() if gains else y
         contributions = []
         for name, weight in zip(names, weights, strict=True):
             if name in layer.lora_A:
                 a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
                 delta = (inputs[0][-1].to(a.dtype) @ a.T @ b.T).float()
-                contributions.append(delta * (weight * layer.scaling[name]))
+                delta = delta * layer.scaling[name]
+                if name in gains:  # DoRA also rescales the product of the base (core.model.dora)
+                    delta = delta + own * gains[name]
+                contributions.append(delta * weight)
             else:
                 contributions.append(torch.zeros_like(y))
         flat = torch.stack([*contributions, y]).flatten(1).double()
@@ -227,6 +237,13 @@ def _make_hook(
         products[module] = products[module] + gram if module in products else gram
 
     return hook
+
+
+def _compute_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """W x of the base's layer, without its bias."""
+    base = layer.get_base_layer()
+    y: torch.Tensor = base(x)
+    return y if getattr(base, "bias", None) is None else y - base.bias
 
 
 def _sum_products(layer: int, module: str, products: Sequence[torch.Tensor], count: int) -> Contribution:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from core.analyze.timing import StepTimer
-from core.data.collation import collate
+from core.data.tokens.collation import collate
 from core.errors import SpecError
 from core.evaluate.sample import EncodedSample, RowLosses
 from core.model.decoding import shift_logits

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from core.engine import Engine
 from core.errors import StudioError
 from core.progress import LineClock
-from core.spec.presets import PRESETS, resolve
+from core.spec.mix import Mix
+from core.spec.presets import PRESETS, preset_of_size, resolve
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store.events import (
@@ -28,6 +29,7 @@ from core.store.events import (
 
 Verb = Callable[[Engine, argparse.Namespace], Any]  # returns the value that --json prints
 REFRESH_SECONDS = 0.1
+CALIBRATION_SECONDS = 600.0  # that the end of a run waits for the calibration of its adapter
 BAR_WIDTH, LINE_WIDTH = 30, 110  # characters
 
 
@@ -106,7 +108,9 @@ def read_train_spec(engine: Engine, args: argparse.Namespace, default_name: str)
     spec = resolve(args.kind, preset, changes)  # refuses wrong values before the dataset is read
     if not args.preset and changes.get("dataset"):
         if not getattr(args, "launcher", ""):
-            engine.bases.current(wait=True)  # its size counts
+            base = engine.bases.current(wait=True)  # its size counts
+            if preset == "standard":
+                preset = preset_of_size(base.parameters)
         advice = engine.runs.recommend(changes["dataset"], preset)
         changes = {**advice.choose(changes), **changes}
         print(advice.text)
@@ -114,11 +118,27 @@ def read_train_spec(engine: Engine, args: argparse.Namespace, default_name: str)
     return spec
 
 
+def read_mix(engine: Engine, text: str, name: str = "") -> Mix:
+    """Parses a mix whose adapters are given by id or by name.
+
+    Raises:
+        SpecError: it cannot be parsed. NotFound: the library has no such adapter.
+    """
+    mix = Mix.parse(text, name)
+    ids = {a: engine.library.find_adapter(a) for a in mix.weights}
+    return Mix(
+        name=name,
+        weights={ids[a]: w for a, w in mix.weights.items()},
+        tilt={ids[a]: t for a, t in mix.tilt.items()},
+        auto={ids[a]: m for a, m in mix.auto.items()},
+    )
+
+
 # --- following a run
 
 
 def follow(engine: Engine, run_id: str) -> Any:
-    """Prints a run's events until it ends and its adapter is measured, and returns the run.
+    """Prints a run's events until it ends and its adapter is measured and calibrated, and returns the run.
 
     Raises:
         StudioError: the error that ended the run.
@@ -137,6 +157,10 @@ def follow(engine: Engine, run_id: str) -> Any:
     run = engine.runs.get(run_id)
     if run.error:
         raise StudioError(run.error)
+    status = engine.calibration.wait(run.adapter, CALIBRATION_SECONDS)
+    if status is not None and (status.result or status.problem):
+        text = status.result.text if status.result else f"not calibrated: {status.problem}"
+        print(f"weight on Auto: {text}")
     return run
 
 

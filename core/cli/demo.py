@@ -1,12 +1,12 @@
 """The main job without a browser: imports the sample data, trains adapters, and compares and measures mixes.
 
-It calls the engine as the page does, with the embedded preset. Printing is in `core/cli/mixes.py`.
+It calls the engine as the page does, with the preset of the base. Printing is in `core/cli/mixes.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,16 @@ from core.data.samples import Samples
 from core.engine import Engine
 from core.errors import RunError
 from core.spec.mix import Mix, Sampling
-from core.spec.presets import resolve
+from core.spec.presets import resolve, suggest_preset
 from core.spec.settings import SEED
-from core.spec.training import RunStatus
+from core.spec.training import RunStatus, TrainSpec
 from core.store.events import StepEvent, of_kind
 
 IMPORT_SHARE = 0.02  # of the demo's time
 TRAINING_SHARES = {"domain": 0.36, "task": 0.2, "task (apart)": 0.14}  # of the demo's time, measured
 FIGURES = (
     "exact_match",
+    "paraphrased_exact_match",
     "f1",
     "recall",
     "domain_perplexity",
@@ -50,12 +51,18 @@ class DemoProgress:
     answers: dict[str, str] = field(default_factory=dict)
 
 
-def run_demo(engine: Engine, samples: Samples | None = None, seed: int = SEED) -> Iterator[DemoProgress]:
+def run_demo(
+    engine: Engine,
+    samples: Samples | None = None,
+    seed: int = SEED,
+    train: Callable[[TrainSpec], str] | None = None,
+) -> Iterator[DemoProgress]:
     """Runs the main job.
 
     Args:
         samples: the data; None takes the sample data that ships with the studio.
         seed: of the training runs.
+        train: trains an adapter, or finds it, and returns its id; None starts a run for each.
 
     Yields:
         progress; the last one has `result`: {"mixes": name -> figures, "seconds": ..., "training": ...}.
@@ -68,7 +75,8 @@ def run_demo(engine: Engine, samples: Samples | None = None, seed: int = SEED) -
     yield DemoProgress(0.0, "Importing the sample data")
     corpus = engine.datasets.import_files(samples.domain, "Sample domain", "domain", seed=SEED)
     pairs = engine.datasets.import_files([samples.task], "Sample task", "task", seed=SEED)
-    engine.bases.current(wait=True)
+    base = engine.bases.current(wait=True)
+    preset = suggest_preset(base.name, base.family, base.parameters)
     adapters: dict[str, str] = {}
     training: dict[str, Any] = {}
     share = IMPORT_SHARE
@@ -79,7 +87,7 @@ def run_demo(engine: Engine, samples: Samples | None = None, seed: int = SEED) -
     ):
         spec = resolve(
             kind,
-            "embedded",
+            preset,
             {
                 "name": f"Demo {name}",
                 "dataset": dataset,
@@ -87,17 +95,12 @@ def run_demo(engine: Engine, samples: Samples | None = None, seed: int = SEED) -
                 "seed": seed,
             },
         )
-        run_id = engine.runs.start(spec)
-        yield from _follow_run(engine, run_id, name, share)
+        if train is None:
+            adapters[name] = yield from _train(engine, spec, name, share)
+        else:
+            adapters[name] = train(spec)
         share += TRAINING_SHARES[name]
-        run = engine.runs.get(run_id)
-        if run.status is not RunStatus.DONE:
-            raise RunError(
-                f"The {name} run did not finish ({run.status.value}). {run.error}",
-                f"`runs follow {run_id}` shows its events.",
-            )
-        adapters[name] = run.adapter
-        adapter = engine.library.adapter(run.adapter)
+        adapter = engine.library.adapter(adapters[name])
         training[name] = {"seconds": adapter.metadata["runtime"]["seconds"], **adapter.results}
     mixes = _make_mixes(adapters)
     question = samples.questions()[0]["messages"][0]["content"]
@@ -123,6 +126,19 @@ def _make_mixes(adapters: dict[str, str]) -> list[Mix]:
     ]
 
 
+def _train(engine: Engine, spec: TrainSpec, name: str, share: float) -> Generator[DemoProgress, None, str]:
+    """Runs and follows one run; returns the id of its adapter."""
+    run_id = engine.runs.start(spec)
+    yield from _follow_run(engine, run_id, name, share)
+    run = engine.runs.get(run_id)
+    if run.status is not RunStatus.DONE:
+        raise RunError(
+            f"The {name} run did not finish ({run.status.value}). {run.error}",
+            f"`runs follow {run_id}` shows its events.",
+        )
+    return run.adapter
+
+
 def _follow_run(engine: Engine, run_id: str, name: str, share: float) -> Iterator[DemoProgress]:
     """Progress of one run, read from its event log."""
     cursor = 0
@@ -142,10 +158,16 @@ def _measure(
     """Measures the mixes on held-out questions and texts; returns the report's id."""
     from core.evaluate.measure import EvaluationData
 
+    general = samples.general_for(engine.bases.current().name)
+    paraphrases = samples.paraphrases()
     data = EvaluationData(
-        questions={"": samples.questions(), "general": samples.general_questions()},
+        questions={
+            "": samples.questions(),
+            **({"paraphrased": paraphrases} if paraphrases else {}),
+            "general": general.general_questions(),
+        },
         texts={"domain": [r["text"] for r in engine.datasets.rows(corpus_id, "test")]},
-        trusted_texts={"general": samples.texts("general_heldout")},
+        trusted_texts={"general": general.texts("general_heldout")},
         cloze=samples.recall_probe(),
     )
     progress = None

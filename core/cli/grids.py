@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from core.cli.common import AddVerb, add_training_settings, print_table, read_train_spec, warn_of_damaged
+from core.cli.common import (
+    CALIBRATION_SECONDS,
+    AddVerb,
+    add_training_settings,
+    print_table,
+    read_train_spec,
+    warn_of_damaged,
+)
 from core.engine import Engine
 from core.errors import SpecError
 from core.remote.run_bundle import WAIT_SECONDS
@@ -93,6 +100,7 @@ def start_grid(engine: Engine, args: argparse.Namespace) -> Any:
     for i, run_id in enumerate(grid.runs, 1):
         print(f"cell {i} of {len(grid.runs)}: {engine.runs.get(run_id).name}")
         engine.runs.wait(run_id, WAIT_SECONDS)
+    engine.calibration.wait_for_all(CALIBRATION_SECONDS)
     return _print_results(engine, grid.id)
 
 

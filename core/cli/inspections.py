@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar
-from core.data.derivation import OPERATIONS
-from core.data.inspection import Inspection, Repeats, TokenFindings
-from core.data.personal_data import KINDS
+from core.data.derivation.operations import OPERATIONS
+from core.data.inspection.personal_data import KINDS
+from core.data.inspection.records import Inspection, Repeats, TokenFindings
 from core.engine import Engine
 from core.engine.inspection import MAX_LENGTH
 from core.errors import NotFound, StudioError
@@ -45,6 +45,7 @@ def add_verbs(group: Any, add: AddVerb) -> None:
         metavar="SPLIT:NUMBER",
         help="leave-out: a row, counted from 0 in its split, for example train:12.",
     )
+    p.add_argument("--empty", action="store_true", help="leave-out: the empty rows, instead of --row.")
     p = add(group, "note", annotate_data, "Change your own note of a dataset.")
     p.add_argument("dataset")
     p.add_argument("note")
@@ -142,7 +143,7 @@ def derive_data(engine: Engine, args: argparse.Namespace) -> Any:
     operation = args.operation.replace("-", "_")
     name = args.name or f"{engine.datasets.get(ids[0]).name[:100]} ({args.operation})"
     rows = _read_rows(args.row)
-    dataset = engine.datasets.derive(ids, operation, name, args.near, args.kinds, rows)
+    dataset = engine.datasets.derive(ids, operation, name, args.near, args.kinds, rows, args.empty)
     print(f"{dataset.id}: {dataset.rows} {dataset.kind} rows, {dataset.splits}")
     for note in dataset.notes:
         print(f"Note: {note}")

@@ -1,4 +1,4 @@
-"""The terminal's verbs over what is stored: `data`, `bases` and `adapters`."""
+"""The terminal's verbs over what is stored: `data` and `adapters`. `core/cli/bases.py` has those of bases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar, warn_of_damaged
+from core.cli.common import AddVerb, ProgressBar, warn_of_damaged
 from core.data.datasets import Dataset
 from core.engine import Engine
 from core.engine.damaged import WORKSPACE, describe_deletion
@@ -16,7 +16,7 @@ from core.errors import UnconfirmedRoles
 from core.progress import ReadProgress
 from core.spec.settings import SEED
 from core.spec.training import KINDS
-from core.store import workspace
+from core.store import artefacts, workspace
 
 HUB_PREFIX = "hub:"
 PREVIEW_ROWS = 3
@@ -58,21 +58,22 @@ def _add_reading_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--encoding", default="utf-8", help="Of text files. Default: utf-8.")
 
 
-def add_base_verbs(group: Any, add: AddVerb) -> None:
-    """Adds the group `bases`."""
-    add(group, "list", list_bases, "List the base models on this machine.")
-    add(
-        group,
-        "download",
-        download_base,
-        "Download a base model from the Hub; continues a partial download.",
-    ).add_argument("name", help='A Hub id, for example "Qwen/Qwen2.5-0.5B-Instruct".')
-
-
 def add_adapter_verbs(group: Any, add: AddVerb) -> None:
     """Adds the group `adapters`."""
     add(group, "list", list_adapters, "List adapters.")
-    add(group, "verify", verify_adapter, "Check an adapter's files.").add_argument("adapter")
+    p = add(group, "verify", verify_adapter, "Check the files of an adapter, or of a folder with checksums.")
+    p.add_argument("adapter", help="An id, a name, or a folder with checksums.txt.")
+    p = add(
+        group,
+        "fetch",
+        fetch_artefact,
+        "Copy an adapter or an export from elsewhere, and verify every checksum.",
+        needs_engine=False,
+    )
+    p.add_argument(
+        "source", help='A folder, a zip file, a Hub id with @REVISION, or a remote of rclone ("drive:x").'
+    )
+    p.add_argument("--out", type=Path, required=True, help="The folder to write, which must not exist.")
     add(group, "remove", remove_adapter, "Delete an adapter.").add_argument("adapter")
 
 
@@ -173,25 +174,6 @@ def list_data(engine: Engine, args: argparse.Namespace) -> Any:
     return datasets
 
 
-def list_bases(engine: Engine, args: argparse.Namespace) -> Any:
-    bases = engine.bases.list()
-    for b in bases:
-        print(f"{b.name:<60} {b.kind:<14} {b.bytes / 1e6:>10.1f} MB  {b.why or b.place}")
-    return bases
-
-
-def download_base(engine: Engine, args: argparse.Namespace) -> Any:
-    bar = ProgressBar()
-    engine.bases.download(args.name)
-    while (state := engine.bases.download_state()) is not None and not state.over:
-        share = state.done / state.total if state.total else 0.0
-        bar.show(share, f"{state.name}: {state.done / 1e6:.1f} of {state.total / 1e6:.1f} MB")
-        time.sleep(REFRESH_SECONDS)
-    download = engine.bases.wait_for_download()
-    bar.show(1.0, f"{download.name}: {download.total / 1e6:.1f} MB")
-    return download
-
-
 def list_adapters(engine: Engine, args: argparse.Namespace) -> Any:
     adapters = engine.library.adapters()
     for a in adapters:
@@ -215,7 +197,20 @@ def delete_item(engine: Engine, args: argparse.Namespace) -> Any:
     return {"removed": args.item}
 
 
+def fetch_artefact(engine: Engine, args: argparse.Namespace) -> Any:
+    found = artefacts.fetch(args.source, args.out)
+    print(f"All {len(found.files)} files have their sha256: {found.folder}")
+    for name in found.unlisted:
+        print(f"not in {artefacts.CHECKSUMS}, and not verified: {name}")
+    print(f"`adapters add {found.folder}` examines an adapter and adds it to the library.")
+    return {"folder": str(found.folder), "files": found.files, "unlisted": found.unlisted}
+
+
 def verify_adapter(engine: Engine, args: argparse.Namespace) -> Any:
+    if (Path(args.adapter) / artefacts.CHECKSUMS).is_file():
+        found = artefacts.verify(Path(args.adapter))
+        print(f"All {len(found.files)} files have their sha256.")
+        return {"checked": [f"{n} has its sha256." for n in found.files], "unlisted": found.unlisted}
     checks = engine.library.verify(engine.library.find_adapter(args.adapter))
     print("\n".join(checks))
     return {"checked": checks}

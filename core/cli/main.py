@@ -16,12 +16,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.cli import bundles, grids, inspections, library, mixes, runs, workspace
+from core.cli import (
+    adapter_imports,
+    bases,
+    bundles,
+    calibration,
+    exports,
+    grids,
+    inspections,
+    library,
+    mixes,
+    runs,
+    workspace,
+)
+from core.cli.bases import prepare_base
 from core.cli.common import Verb
 from core.engine import Engine
 from core.errors import StudioError
+from core.gguf.model_stores import ModelFolders
 from core.spec.presets import PRESETS
 from core.spec.training import QUANTIZATIONS
+from core.store.adapters import Adapter
+from core.store.known_bases import KNOWN_BASES
 from core.store.runs import Run
 from core.train.signals import exit_on_sigterm
 
@@ -34,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # bitsandbytes warns about an optional CPU kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.getLogger("core.engine.resident_base").setLevel(logging.INFO)  # loading takes up to minutes
+    for name in ("resident_base", "base_files"):  # downloading, converting and loading take up to minutes
+        logging.getLogger(f"core.engine.{name}").setLevel(logging.INFO)
     args = build_parser().parse_args(argv)
     restore_sigterm = exit_on_sigterm()
     try:
@@ -58,9 +75,13 @@ def _run_verb(args: argparse.Namespace) -> Any:
     """Runs the verb, with an engine if it needs one; returns its value."""
     if not args.needs_engine:
         return args.verb(None, args)
+    folders = ModelFolders.find(os.environ)
+    if args.needs_model or getattr(args, "launcher", ""):  # processes of a launcher need the folder, too
+        args.base = prepare_base(args.workspace, args.base, folders)
     # Processes of their own, which a launcher starts, load the base themselves.
     load = args.needs_model and not getattr(args, "launcher", "")
-    with Engine(args.workspace, args.base, _choose_quantization(args), load=load) as engine:
+    quantization = _choose_quantization(args)
+    with Engine(args.workspace, args.base, quantization, load=load, folders=folders) as engine:
         return args.verb(engine, args)
 
 
@@ -77,7 +98,9 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Run):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        # Version 0.1.0 had a key of its own for why an adapter cannot be mixed.
+        return {**values, "unmixable": value.alone} if isinstance(value, Adapter) else values
     return str(value)
 
 
@@ -97,10 +120,15 @@ def build_parser() -> argparse.ArgumentParser:
     library.add_data_verbs(data, _add_verb)
     inspections.add_verbs(data, _add_verb)
     runs.add_train_verbs(add_group("train", "Train an adapter."), _add_verb)
-    library.add_base_verbs(add_group("bases", "Base models."), _add_verb)
-    library.add_adapter_verbs(add_group("adapters", "The library of adapters."), _add_verb)
+    bases.add_verbs(add_group("bases", "Base models."), _add_verb)
+    adapters = add_group("adapters", "The library of adapters.")
+    library.add_adapter_verbs(adapters, _add_verb)
+    adapter_imports.add_verbs(adapters, _add_verb)
+    calibration.add_verbs(adapters, _add_verb)
     library.add_library_verbs(add_group("library", "All kinds of items, damaged ones too."), _add_verb)
     mixes.add_verbs(commands, _add_verb)
+    exports.add_command(commands, _add_verb)
+    exports.add_verbs(add_group("exports", "What was exported, and what the checks found."), _add_verb)
     runs.add_verbs(add_group("runs", "Training runs."), _add_verb)
     grids.add_verbs(
         add_group("grid", "Grids: one set of training settings with some varied, one run per combination."),
@@ -146,7 +174,12 @@ def _add_workspace_option(p: argparse.ArgumentParser) -> None:
 
 def _add_engine_options(p: argparse.ArgumentParser) -> None:
     """The options of every verb that opens an engine."""
-    p.add_argument("--base", default="embedded", help='Base model: "embedded", a local folder, or a Hub id.')
+    p.add_argument(
+        "--base",
+        default="embedded",
+        help=f'Base model: "embedded", {" or ".join(KNOWN_BASES)}, a local folder, a GGUF file, a model of '
+        "Ollama, or a Hub id.",
+    )
     p.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,

@@ -8,9 +8,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from core.cli import demo
-from core.cli.common import AddVerb, ProgressBar, add_setting, read_settings
+from core.cli.common import AddVerb, ProgressBar, add_setting, read_mix, read_settings
+from core.data.samples import FOLDERS, find_samples
 from core.engine import Engine
+from core.engine.gates import describe_decisions, read_decisions
 from core.spec.mix import Mix, Sampling
+from core.spec.settings import SEED
 
 if TYPE_CHECKING:
     from core.model.generate import Column
@@ -40,13 +43,20 @@ def add_verbs(group: Any, add: AddVerb) -> None:
     )
     _add_mixes(p)
 
-    add(
+    p = add(
         group,
         "demo",
         run_demo,
         "Run the main job on the sample data: import, train, compare, evaluate.",
         needs_model=True,
     )
+    p.add_argument(
+        "--sample",
+        choices=tuple(FOLDERS),
+        default="station",
+        help="The sample data: an invented research station, or a museum in real English.",
+    )
+    p.add_argument("--seed", type=int, default=SEED, help="Seed of the training runs.")
 
 
 def _add_mixes(p: argparse.ArgumentParser) -> None:
@@ -54,7 +64,8 @@ def _add_mixes(p: argparse.ArgumentParser) -> None:
         "--mix",
         action="append",
         metavar="MIX",
-        help='Adapter ids or names with weights, "domain=0.7,task=1"; "" is the base. Once per mix.',
+        help='Adapter ids or names with weights, "domain=0.7,task=1"; "domain=auto,task=1" lets the weight '
+        'of domain follow the prompt; "" is the base. Once per mix.',
     )
 
 
@@ -62,18 +73,7 @@ def _read_mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
     """The mixes that were given, with names resolved to ids; otherwise the default mixes."""
     if not args.mix:
         return engine.library.default_mixes()
-    mixes = []
-    for text in args.mix:
-        mix = Mix.parse(text)
-        ids = {a: engine.library.find_adapter(a) for a in mix.weights}
-        mixes.append(
-            Mix(
-                name=text or "base",
-                weights={ids[a]: w for a, w in mix.weights.items()},
-                tilt={ids[a]: t for a, t in mix.tilt.items()},
-            )
-        )
-    return mixes
+    return [read_mix(engine, text, text or "base") for text in args.mix]
 
 
 def generate(engine: Engine, args: argparse.Namespace) -> Any:
@@ -84,6 +84,8 @@ def generate(engine: Engine, args: argparse.Namespace) -> Any:
         thought = f", {c.thought_tokens} of them a thought" if c.thought else ""
         rate = c.tokens / max(c.seconds, 1e-9)
         print(f"[{c.stamp['mix']}] {c.text}  ({c.tokens} tokens{thought}, {rate:.0f}/s)")
+        for line in describe_decisions(read_decisions(c.stamp), engine.library.labels()).values():
+            print(f"    {line}")
     return [_column_to_json(c) for c in frame.columns]
 
 
@@ -112,7 +114,7 @@ def evaluate(engine: Engine, args: argparse.Namespace) -> Any:
 
 def run_demo(engine: Engine, args: argparse.Namespace) -> Any:
     bar, progress = ProgressBar(), None
-    for progress in demo.run_demo(engine):
+    for progress in demo.run_demo(engine, find_samples(args.sample), args.seed):
         bar.show(progress.share, progress.text)
         for name, answer in progress.answers.items():
             bar.print_line(f"  {name:<22} {answer}")

@@ -29,7 +29,7 @@ def add_train_verbs(group: Any, add: AddVerb) -> None:
     for kind in KINDS:
         p = add(group, kind, train, f"Train a {kind} adapter and follow the run.", needs_model=True)
         p.set_defaults(kind=kind)
-        add_training_settings(p, 'Default: "embedded" on the embedded base, otherwise "standard".')
+        add_training_settings(p, "Default: the one for the size of the base.")
         _add_launch(p)
 
 

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from core.data.parquet import count_rows
-from core.data.read_log import ReadLog
-from core.data.readers import (
-    OWNER,
-    STREAMED_SUFFIXES,
-    Limits,
-    Source,
-    find_files,
-    open_source,
-    read_source_rows,
-    read_sources,
-)
+from core.data.documents.sections import Cut
+from core.data.formats.read_log import ReadLog
+from core.data.formats.readers import OWNER, Limits, Source, find_files, read_source_rows, read_sources
+from core.data.formats.table_sizes import estimate_rows, measure_tables
 from core.data.reading import Reading, read_rows
-from core.data.sections import Cut
+from core.data.split_record import find_record
 from core.data.split_rows import assign_splits
 from core.errors import StudioError, UnconfirmedRoles
 from core.spec.settings import SEED
+
+if TYPE_CHECKING:
+    from core.data.inspection.split_tokens import SplitTokens
 
 STREAM_BYTES = 16 << 20  # bytes of tables from which on they are read in blocks, and a preview reads a sample
 SAMPLE_ROWS = 300  # of a large table, which decide on its layout and roles
 HEAD_BYTES = 1 << 20  # of a file, whose lines are counted for an estimate
 
 Check = Callable[[Reading], Sequence[str]]  # raises DataError, or returns sentences for the notes
+# Counts the tokens of the splits, which are given as indices of rows; None without a base.
+CountTokens = Callable[[Reading, Mapping[str, Sequence[int]]], "SplitTokens | None"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,7 @@ class Preview:
         cuts: the documents that an import cuts into sections.
         skipped: name ("file") and "reason" of files that cannot be read, beside others that can.
         split_shares: share of train, val and test in characters.
+        split_tokens: tokens of train, val and test; None where they are not known.
         question: what the user has to confirm before an import, with the reason; "" if nothing.
         is_sample: whether only the first rows were read, because the files are large.
     """
@@ -79,27 +76,13 @@ class Preview:
     split_shares: dict[str, float] = field(default_factory=dict)
     question: str = ""
     is_sample: bool = False
+    split_tokens: SplitTokens | None = None
 
 
 def is_large(sources: Sequence[Source]) -> bool:
     """Whether files are tables that are read in blocks."""
-    size = sum(source.path.lstat().st_size for source in sources)
-    return size >= STREAM_BYTES and all(source.suffix in STREAMED_SUFFIXES for source in sources)
-
-
-def estimate_rows(sources: Sequence[Source]) -> int:
-    """Estimates the rows of tables from the lines of their first bytes; those of parquet files are known."""
-    total = 0
-    for source in sources:
-        with open_source(source) as f:
-            if source.suffix == ".parquet":
-                total += count_rows(f)
-                continue
-            head = f.read(HEAD_BYTES)
-            size = os.fstat(f.fileno()).st_size
-        lines = head.count(b"\n")
-        total += round(lines * size / len(head)) if len(head) < size else lines
-    return total
+    size = measure_tables(sources)
+    return size is not None and size >= STREAM_BYTES
 
 
 def preview(
@@ -111,6 +94,7 @@ def preview(
     check: Check | None = None,
     purpose: str = "training",
     limits: Limits = OWNER,
+    count_tokens: CountTokens | None = None,
 ) -> Preview:
     """Reads the files as an import would, without writing anything.
 
@@ -123,6 +107,7 @@ def preview(
         check: a further check of the rows, see `import_dataset`.
         purpose: "training" or "evaluation", see `Dataset`.
         limits: rows and bytes that the user may import.
+        count_tokens: counts the tokens of the splits.
 
     Raises:
         DataError: a file cannot be read at all. Problems with roles and cells are in `Preview.problem`.
@@ -130,23 +115,26 @@ def preview(
     log = ReadLog()
     sources = find_files(paths, log, limits)
     is_sample = is_large(sources)
+    record = None if is_sample else find_record(sources, log)
     if is_sample:
         raw = list(itertools.islice(read_source_rows(sources, encoding, log), SAMPLE_ROWS))
     else:
         raw = read_sources(sources, encoding, log)
-    total = estimate_rows(sources) if is_sample else len(raw)
-    result = read_rows(raw, kind, roles)
+    total = estimate_rows(sources, HEAD_BYTES) if is_sample else len(raw)
+    result = read_rows(raw, kind, roles, record)
     problem, notes, duplicates, shares = "", [*log.list_notes(), *result.notes], 0, dict[str, float]()
     if is_sample:
         notes.insert(
             0, f"Seen: the first {len(raw):,} rows of about {total:,}. The import reads and checks all."
         )
-    question = ""
+    question, tokens = "", None
     try:
         if result.problem is not None:
             raise result.problem
         parts, duplicates = assign_splits(result, SEED, purpose)
         shares = _measure_shares(result.rows, parts)
+        if count_tokens and not is_sample:
+            tokens = count_tokens(result, parts)
         notes = [*notes, *(check(result) if check else ())]
     except StudioError as e:
         problem = str(e)
@@ -171,6 +159,7 @@ def preview(
         split_shares=shares,
         question=question,
         is_sample=is_sample,
+        split_tokens=tokens,
     )
 
 

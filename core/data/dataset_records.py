@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypedDict
@@ -172,6 +172,23 @@ def read_split(
             skipped = _seek_row(f, path.with_suffix(".offsets"), offset)
             end = None if limit is None else offset - skipped + limit
             return [json.loads(line) for line in itertools.islice(f, offset - skipped, end)]
+    except (OSError, ValueError, RecursionError) as e:
+        raise StorageError(f"{path.name} cannot be read: {e}.", DAMAGED) from e
+
+
+def iterate_split(workspace: Workspace, dataset_id: str, split: str) -> Iterator[dict[str, Any]]:
+    """The canonical rows of one split, one at a time; the sha256 of its file is verified first.
+
+    Raises:
+        NotFound, StorageError: as `read_split`.
+    """
+    dataset = load_dataset(workspace, dataset_id)
+    path = workspace.path("datasets", dataset_id, "splits", f"{dataset_id}_{split}.jsonl")
+    _check_file(path, dataset.split_sha256.get(split, ""))
+    try:
+        with open(path, "rb") as f:
+            for line in f:
+                yield json.loads(line)
     except (OSError, ValueError, RecursionError) as e:
         raise StorageError(f"{path.name} cannot be read: {e}.", DAMAGED) from e
 

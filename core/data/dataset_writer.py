@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.data.arrow_arrays import from_mask
 from core.data.dataset_records import INDEX_STEP
 from core.data.splits import SPLITS
+from core.data.streaming.arrow_arrays import from_mask
 from core.store.large_files import LargeFile, LargeReader
 
 if TYPE_CHECKING:

@@ -25,23 +25,17 @@ from core.data.dataset_records import (
     add_notes,
     annotate_dataset,
     compute_fingerprint,
+    iterate_split,
     list_datasets,
     load_dataset,
     read_split,
     rename_dataset,
     verify_dataset,
 )
-from core.data.read_log import ReadLog
-from core.data.readers import (
-    OWNER,
-    Limits,
-    RawRow,
-    Source,
-    find_files,
-    open_source,
-    read_sources,
-)
+from core.data.formats.read_log import ReadLog
+from core.data.formats.readers import OWNER, Limits, RawRow, Source, find_files, open_source, read_sources
 from core.data.reading import read_rows
+from core.data.split_record import SplitRecord, find_record
 from core.data.split_rows import PURPOSES, assign_splits, check_purpose
 from core.data.splits import RATIOS, SPLITS
 from core.errors import DataError
@@ -64,6 +58,7 @@ __all__ = [
     "list_datasets",
     "load_dataset",
     "preview",
+    "iterate_split",
     "read_split",
     "rename_dataset",
     "verify_dataset",
@@ -128,9 +123,8 @@ def import_dataset(
             ratios=RATIOS,
             created=time.time(),
             encoding=encoding,
-            purpose=purpose,
             skipped=log.skipped,
-            **written,
+            **{"purpose": purpose, **written},
         )
         write_json(draft.path / "dataset.json", dataclasses.asdict(dataset))
         draft.expect("dataset.json", "rows.jsonl", *(f"source/{f['stored']}" for f in dataset.files))
@@ -158,12 +152,21 @@ class _Import:
     def read(self) -> dict[str, Any]:
         """Reads all rows at once, and writes them; returns the fields of the record that follow from them."""
         copies, files = _copy(self.sources, self.draft.path / "source", self.source_bytes, self.report)
-        return self._write(files, read_sources(copies, self.encoding, self.log))
+        record = find_record(copies, self.log)
+        return self._write(files, self._read_rows(copies), record)
 
-    def _write(self, files: list[dict[str, Any]], raw: list[RawRow]) -> dict[str, Any]:
+    def _read_rows(self, copies: Sequence[Source]) -> list[RawRow]:
+        def report(name: str, rows: int) -> None:
+            self._report_stage(1, f"Reading {name}", rows)
+
+        return read_sources(copies, self.encoding, self.log, report)
+
+    def _write(
+        self, files: list[dict[str, Any]], raw: list[RawRow], record: SplitRecord | None = None
+    ) -> dict[str, Any]:
         folder, dataset_id = self.draft.path, self.draft.id
         self._report_stage(2, "Reading the rows", len(raw))
-        result = read_rows(raw, self.kind, self.roles)
+        result = read_rows(raw, self.kind, self.roles, record)
         if result.problem is not None:
             raise result.problem
         rows = result.rows
@@ -193,6 +196,7 @@ class _Import:
             "notes": notes,
             "left_out": result.left_out,
             "cuts": [dict(cut) for cut in result.cuts[:CUT_LIMIT]],
+            "purpose": "evaluation" if "evaluation" in (result.purpose, self.purpose) else "training",
         }
 
     def _report_stage(self, quarter: int, text: str, rows: int) -> None:
@@ -203,15 +207,15 @@ class _Import:
     def stream(self) -> dict[str, Any]:
         """Reads and writes large tables in blocks; returns what `read` returns."""
         # numpy: small imports do not need it
-        from core.data.row_stream import NeedsAllRows
-        from core.data.streamed_import import StreamedImport
+        from core.data.streaming.row_stream import NeedsAllRows
+        from core.data.streaming.streamed_import import StreamedImport
 
         job = StreamedImport(self.sources, self.draft.path, self.encoding, self.report, self.limits)
         try:
             stream, file = job.read(self.kind, self.roles, self.log)
         except NeedsAllRows:
             delete(self.draft.path / "rows.jsonl")
-            return self._write(job.files, read_sources(job.copies, self.encoding, self.log))
+            return self._write(job.files, self._read_rows(job.copies))
         sizes, digests, duplicates = job.split(stream, file, self.draft.id, self.seed, self.purpose)
         plan = stream.plan
         checked = self.check(job.read_first_rows(stream, file)) if self.check else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.data.readers import RawRow
+from core.data.formats.readers import RawRow
 
 NOTE_LIMIT = 20  # sentences that are shown and stored
 _SINGULAR = {"have": "has", "end": "ends"}

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.data.columns import check_kind, describe_type_problem, list_columns
-from core.data.guesses import Attempt, attempt, read_with_guesses
-from core.data.layout_table import Layout, Table
-from core.data.layouts import Rewrite, find_layout
-from core.data.parquet import UnreadCell
-from core.data.readers import RawRow
-from core.data.sections import Cut, cut_documents
+from core.data.documents.sections import Cut, cut_documents
+from core.data.formats.parquet import UnreadCell
+from core.data.formats.readers import RawRow
+from core.data.layouts.known_layouts import Rewrite, find_layout
+from core.data.layouts.layout import Layout, Table
+from core.data.roles.columns import check_kind, describe_type_problem, list_columns
+from core.data.roles.guesses import Attempt, attempt, read_with_guesses
+from core.data.split_record import SECTION_COLUMNS, SplitRecord, describe_refusal, restore
 from core.errors import DataError
 
 
@@ -36,6 +37,8 @@ class Reading:
         problem: why the rows cannot be imported, or None.
         cuts: the documents that were cut into sections.
         question, reason: what the user has to confirm, and why these roles are proposed; "" if nothing.
+        splits: the split of each row, where the files record it (`split_record`); else empty.
+        purpose: "training" or "evaluation", where the files record it; else "".
     """
 
     kind: str
@@ -53,6 +56,8 @@ class Reading:
     cuts: list[Cut] = field(default_factory=list)
     question: str = ""
     reason: str = ""
+    splits: list[str] = field(default_factory=list)
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,10 @@ def make_plan(
 
 
 def read_rows(
-    rows: Sequence[RawRow], kind: str | None = None, roles: Mapping[str, str] | None = None
+    rows: Sequence[RawRow],
+    kind: str | None = None,
+    roles: Mapping[str, str] | None = None,
+    record: SplitRecord | None = None,
 ) -> Reading:
     """Reads raw rows: recognizes their layout, and gives each column its role.
 
@@ -138,13 +146,51 @@ def read_rows(
         rows: raw rows from `readers`.
         kind: "domain" or "task"; None guesses it.
         roles: role to column, as the user chose; None or empty guesses them.
+        record: the splits and sections that the zip of the rows records. It is not used where the user chose
+            another kind or other roles.
 
     Raises:
         DataError: the kind is unknown, or the rows have too many columns. Other problems are in
             `Reading.problem`.
     """
+    if record is not None:
+        try:
+            return _read_recorded_rows(rows, kind, roles, record)
+        except ValueError as e:
+            reading = read_rows(rows, kind, roles)
+            return replace(reading, notes=[*reading.notes, describe_refusal(record.archive, str(e))])
     columns, rewrite, result = _interpret(rows, kind, roles)
     return _summarize(columns, rewrite.rows if rewrite else rows, rewrite, result)
+
+
+def _read_recorded_rows(
+    rows: Sequence[RawRow], kind: str | None, roles: Mapping[str, str] | None, record: SplitRecord
+) -> Reading:
+    """Reads the rows of a zip that records their splits and sections.
+
+    Raises:
+        ValueError: the record cannot be used.
+    """
+    recorded = record.roles(list_columns(rows))
+    chosen = {role: column for role, column in (roles or {}).items() if column}
+    if kind not in (None, record.kind) or (chosen and chosen != recorded):
+        raise ValueError("another kind or other roles were chosen")
+    columns, rewrite, result = _interpret(rows, record.kind, recorded)
+    source = rewrite.rows if rewrite else rows
+    reading = _summarize(columns, source, rewrite, result, is_cut=True)
+    if reading.problem is not None:
+        return reading
+    restored = restore(record, reading.rows, reading.places)
+    own = SECTION_COLUMNS if record.kind == "domain" else ()
+    return replace(
+        reading,
+        rows=restored.rows,
+        splits=restored.splits,
+        purpose=record.purpose,
+        cuts=restored.cuts,
+        notes=[*restored.notes, *reading.notes],
+        unread=[column for column in reading.unread if column not in own],
+    )
 
 
 def _interpret(
@@ -176,8 +222,17 @@ def _interpret(
 
 
 def _summarize(
-    columns: list[str], source: Sequence[RawRow], rewrite: Rewrite | None, result: Attempt
+    columns: list[str],
+    source: Sequence[RawRow],
+    rewrite: Rewrite | None,
+    result: Attempt,
+    is_cut: bool = False,
 ) -> Reading:
+    """Makes a reading of an attempt.
+
+    Args:
+        is_cut: whether the rows are sections already.
+    """
     read = set(result.roles.values())
     notes, left_out = result.notes.list_sentences(), result.notes.left_out
     if rewrite:
@@ -186,7 +241,7 @@ def _summarize(
         notes = [*rewrite.notes.list_sentences(), *notes]
         left_out += rewrite.notes.left_out
     rows, places, cuts = result.rows, result.places, list[Cut]()
-    if result.kind == "domain" and (result.problem is None or result.question):
+    if result.kind == "domain" and not is_cut and (result.problem is None or result.question):
         notes += _list_document_notes(places)
         rows, places, cuts = _cut_rows(rows, places)
     return Reading(

@@ -6,11 +6,12 @@ Source: experience replay against forgetting, Rolnick et al. 2019, arXiv 1811.11
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 
 def add_replay(
-    documents: list[list[int]], general: list[list[int]], share: float, seed: int
-) -> list[list[int]]:
+    documents: Sequence[Sequence[int]], general: Sequence[Sequence[int]], share: float, seed: int
+) -> list[Sequence[int]]:
     """Adds general documents until they hold about `share` of all tokens, then shuffles.
 
     When the general text is too short, documents are drawn from it more than once.

@@ -1,4 +1,4 @@
-"""Paths and contents of the sample data in `assets/sample`."""
+"""Paths and contents of the sample data in `assets`: a domain, a task, and the files that measure them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.data.readers import read_files
-from core.errors import StorageError
+from core.data.formats.readers import read_files
+from core.errors import SpecError, StorageError
 
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "sample"
+_ASSETS = Path(__file__).resolve().parents[2] / "assets"
+# Name of a sample to its folder; all folders have one layout. The first is the default.
+FOLDERS = {"station": _ASSETS / "sample", "museum": _ASSETS / "museum"}
+FOLDER = FOLDERS["station"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,26 @@ class Samples:
     """
 
     folder: Path = FOLDER
+
+    def general_for(self, base: str) -> Samples:
+        """The sample files whose general text suits a base.
+
+        The station's is written in the invented language of the embedded base. Every other base gets real
+        English, because forgetting shows in the language that a base knows.
+
+        Args:
+            base: name of the base, "embedded" or any other.
+        """
+        return Samples(FOLDERS["museum"]) if self.folder == FOLDER and base != "embedded" else self
+
+    def replay_texts(self, base: str, rules: int) -> list[str]:
+        """The general texts that a run replays where it names no replay dataset.
+
+        Args:
+            base: as in `general_for`.
+            rules: the training rules of the run; runs of the first two replay the station's on every base.
+        """
+        return (self.general_for(base) if rules > 2 else self).texts("general")
 
     @property
     def domain(self) -> list[Path]:
@@ -38,6 +61,11 @@ class Samples:
         """Held-out questions about the domain."""
         return self.folder / "heldout_questions.jsonl"
 
+    @property
+    def paraphrases_file(self) -> Path:
+        """The facts of the held-out questions, asked in other words; not every sample has this file."""
+        return self.folder / "heldout_paraphrased.jsonl"
+
     def texts(self, name: str) -> list[str]:
         """Documents of "general" (replayed in training) or "general_heldout" (never trained on)."""
         return [row.values["text"] for row in read_files([self.folder / f"{name}.txt"])]
@@ -46,6 +74,10 @@ class Samples:
         """Held-out questions about the domain, as task rows."""
         return _read_task_rows(self.questions_file)
 
+    def paraphrases(self) -> list[dict[str, Any]]:
+        """The held-out questions in other words, as task rows; empty for a sample without them."""
+        return _read_task_rows(self.paraphrases_file) if self.paraphrases_file.exists() else []
+
     def general_questions(self) -> list[dict[str, Any]]:
         """Held-out questions about general things, as task rows."""
         return _read_task_rows(self.folder / "general_questions.jsonl")
@@ -53,6 +85,20 @@ class Samples:
     def recall_probe(self) -> list[tuple[str, str]]:
         """Cloze sentences over the domain's facts, as (prompt, completion)."""
         return [(r["prompt"], r["completion"]) for r in read_lines(self.folder / "recall_probe.jsonl")]
+
+
+def find_samples(name: str) -> Samples:
+    """Finds the sample files of a name.
+
+    Args:
+        name: a key of FOLDERS.
+
+    Raises:
+        SpecError: no sample has this name.
+    """
+    if name not in FOLDERS:
+        raise SpecError(f"Sample must be one of {', '.join(FOLDERS)}, got {name!r}.", "Choose one of these.")
+    return Samples(FOLDERS[name])
 
 
 def _read_task_rows(path: Path) -> list[dict[str, Any]]:

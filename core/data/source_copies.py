@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.data.jsonrows import LINE_LIMIT
-from core.data.readers import Source, open_source
+from core.data.formats.json_rows import LINE_LIMIT
+from core.data.formats.readers import Source, open_source
 from core.errors import DataError
 from core.store.large_files import LargeFile, LargeReader
 
@@ -38,6 +38,11 @@ class SourceCopy:
         self._original.close()
         if self._file is not None:
             self._file.close()
+
+    @property
+    def size(self) -> int:
+        """The bytes that are copied."""
+        return self._file.size if self._file is not None else int(self._record["bytes"])
 
     def finish(self) -> dict[str, Any]:
         """Copies what is not copied yet, and returns the record of the file: name, bytes, sha256, stored."""
@@ -84,7 +89,7 @@ class SourceCopy:
             that is too long.
         """
         if self._file is not None:
-            yield from _cut_lines(self._fill)
+            yield from cut_lines(self._fill)
             return
         with LargeReader(self.copy.path) as file:
 
@@ -93,10 +98,15 @@ class SourceCopy:
                 self._report(count)
                 return count
 
-            yield from _cut_lines(fill)
+            yield from cut_lines(fill)
 
 
-def _cut_lines(fill: Callable[[memoryview], int]) -> Iterator[tuple[memoryview, bool]]:
+def cut_lines(fill: Callable[[memoryview], int]) -> Iterator[tuple[memoryview, bool]]:
+    """Yields blocks of whole lines, see `SourceCopy.blocks`.
+
+    Args:
+        fill: fills a part of the space; returns how many bytes it got, 0 at the end.
+    """
     longest = CHARACTER_BYTES * LINE_LIMIT
     buffer = bytearray(BLOCK_BYTES + longest + 1)
     space = memoryview(buffer)

@@ -22,6 +22,8 @@ def assign_splits(result: Reading, seed: int, purpose: str) -> tuple[dict[str, l
     """
     check_purpose(purpose)
     rows = result.rows
+    if result.splits:
+        return _take_splits(result, purpose), count_repeats(rows)
     if len(rows) >= LARGE:
         return _assign_many(result, seed, purpose)
     questions = list_questions(rows)
@@ -30,18 +32,25 @@ def assign_splits(result: Reading, seed: int, purpose: str) -> tuple[dict[str, l
         return {"train": [], "val": [], "test": list(range(len(rows)))}, duplicates
     if not result.cuts:
         return split(rows, seed, questions=questions), duplicates
-    from core.data.near_duplicates import find_near_duplicates  # slow to import
+    from core.data.inspection.near_duplicates import find_near_duplicates  # slow to import
 
     near = find_near_duplicates([row["text"] for row in rows]) if len(rows) <= NEAR_LIMIT else []
     lengths = [len(row["text"]) for row in rows]
     return split(rows, seed, questions=link_groups(questions, near), weights=lengths), duplicates
 
 
+def _take_splits(result: Reading, purpose: str) -> dict[str, list[int]]:
+    """The splits that the files record; everything is held out for evaluation."""
+    if purpose == "evaluation":
+        return {"train": [], "val": [], "test": list(range(len(result.rows)))}
+    return {name: [i for i, split in enumerate(result.splits) if split == name] for name in SPLITS}
+
+
 def _assign_many(result: Reading, seed: int, purpose: str) -> tuple[dict[str, list[int]], int]:
     import numpy as np  # small imports do not need it
 
-    from core.data.large_splits import count_equal, rank_types, split_hashes
-    from core.data.question_hashes import hash_questions
+    from core.data.streaming.large_splits import count_equal, rank_types, split_hashes
+    from core.data.streaming.question_hashes import hash_questions
 
     questions = hash_questions(result.rows)
     if purpose == "evaluation":

@@ -5,14 +5,16 @@ The modules that compute are imported on the model's thread, so the page appears
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.data.datasets import load_dataset
 from core.engine.worker import Stream, Worker
-from core.errors import SpecError, StudioError
+from core.errors import NotFound, SpecError, StudioError
 from core.progress import Progress
+from core.spec.fixed_weights import require_numbers
 from core.spec.mix import Mix, Sampling
 from core.store import adapters as adapter_store
 from core.store.workspace import Workspace
@@ -61,7 +63,7 @@ class InterferenceProgress(Progress):
     Attributes:
         pairs: one comparison of weights per pair of adapters.
         outputs: the comparison on the prompts; None without prompts that fit the base.
-        note: on the prompts that were left out.
+        note: on the prompts that were left out, and on the weights that were on Auto.
     """
 
     pairs: tuple[WeightComparison, ...] = ()
@@ -97,23 +99,24 @@ class Analysis:
             x, y: ids of the two adapters.
             dataset: its validation split is scored; the training split, if no adapter was trained on it.
             limit: at most this many rows, spread evenly over the split; 0 reads all.
-            around: the mix that the two belong to; its other adapters keep their weights, and all adapters
-                keep their tilts.
+            around: the mix that the two belong to; its other adapters keep their weights, which must be
+                numbers, and all adapters keep their tilts.
             metric: what is measured, such as "perplexity".
             axis: the weights of both adapters.
 
         Returns:
             a stream of WeightMapProgress.
+
+        Raises:
+            SpecError: a weight of the other adapters is on Auto.
         """
-        weights = (axis or WeightAxis()).weights
+        weights, others = (axis or WeightAxis()).weights, self._other_weights("A weight map", around, (x, y))
 
         def work() -> Generator[Any, None, None]:
             from core.analyze import weight_map as maps
 
             tilt = around.tilt if around else {}
-            spec = maps.WeightMapSpec(
-                x, y, _other_weights(around, (x, y)), weights, weights, metric, tilt=tilt
-            )
+            spec = maps.WeightMapSpec(x, y, others, weights, weights, metric, tilt=tilt)
             yield from maps.compute_map(self._resident(), spec, self.choose_samples(dataset, limit)[0])
 
         return self._worker.stream(work)
@@ -139,18 +142,40 @@ class Analysis:
 
         Returns:
             a stream of WeightSearchProgress.
+
+        Raises:
+            SpecError: a weight of the other adapters is on Auto.
         """
+        others = self._other_weights("A weight search", around, adapters)
 
         def work() -> Generator[Any, None, None]:
             from core.analyze.weight_optimizers import WeightSearchSpec
             from core.analyze.weight_search import search_weights
 
             tilt = around.tilt if around else {}
-            others = _other_weights(around, adapters)
             spec = WeightSearchSpec(tuple(adapters), others, exact=exact, tilt=tilt)
             yield from search_weights(self._resident(), spec, *self.choose_samples(dataset, limit), known_map)
 
         return self._worker.stream(work)
+
+    def _other_weights(self, purpose: str, around: Mix | None, adapters: Sequence[str]) -> dict[str, float]:
+        """The weights of a mix without those of `adapters`, whose own weights are varied.
+
+        Raises:
+            SpecError: one of them is on Auto.
+        """
+        if around is None:
+            return {}
+        others = replace(around, weights={a: w for a, w in around.weights.items() if a not in adapters})
+        return require_numbers(others, purpose, self._names(others)).weights
+
+    def _names(self, mix: Mix) -> dict[str, str]:
+        """The names of the adapters of a mix that are on Auto."""
+        names = {}
+        for adapter_id in mix.auto:
+            with contextlib.suppress(NotFound):  # in training
+                names[adapter_id] = adapter_store.load(self._workspace, adapter_id).name
+        return names
 
     def choose_samples(self, dataset: str, limit: int) -> tuple[Sample, Sample]:
         """Rows to choose weights on, and rows to evaluate them on. No adapter was trained on either.
@@ -186,30 +211,52 @@ class Analysis:
     def interference(self, mix: Mix, prompts: Sequence[str] = ()) -> Stream:
         """Compares the adapters of a mix pairwise, by their weights and on prompts.
 
+        Weights on Auto are resolved for a single prompt; the note says which weights that gives.
+
         Returns:
             a stream of InterferenceProgress.
+
+        Raises:
+            SpecError: a weight is on Auto, and there is not exactly one prompt.
         """
+        given = [p for p in prompts if p.strip()]
+        if len(given) != 1:
+            require_numbers(mix, "A comparison without a single prompt", self._names(mix))
 
         def work() -> Generator[Any, None, None]:
             from core.analyze.interference import compare_weights
             from core.analyze.output_comparison import compare_outputs
+            from core.model.gating import resolve_mixes
             from core.model.generate import encode_prompt
 
             resident = self._resident()
             ids, left_out = [], []
-            for number, prompt in enumerate((p for p in prompts if p.strip()), 1):
+            for number, prompt in enumerate(given, 1):
                 try:
                     ids.append(encode_prompt(resident, prompt, True, 0))
                 except StudioError as e:
                     left_out.append(f"Prompt {number} was left out: {e.what}")
+            fixed: Mix = mix
+            choices: Any = None
+            if mix.auto:
+                names = self._names(mix)
+                if not ids:
+                    require_numbers(mix, "A comparison without a prompt that fits", names)
+                for choices in resolve_mixes(resident, ids, [mix]):
+                    yield InterferenceProgress(0, 1, "Reading the prompt")
+                fixed = choices[0][0].mix
+                left_out.append(_describe_choice(mix, fixed, names))
+                if len(fixed.weights) < 2:
+                    what = f"A comparison needs at least two adapters. {left_out[-1]}"
+                    raise SpecError(what, "Set them to numbers, or ask another question.")
             pairs: Any = ()
             outputs: Any = None
-            for part in compare_weights(resident, mix):
+            for part in compare_weights(resident, fixed):
                 if isinstance(part, Progress):
                     yield InterferenceProgress(part.done, part.total, part.text)
                 else:
                     pairs = tuple(part)
-            for step in compare_outputs(resident, mix, ids) if ids else ():
+            for step in compare_outputs(resident, fixed, ids) if ids else ():
                 if isinstance(step, Progress):
                     yield InterferenceProgress(step.done, step.total, step.text, pairs=pairs)
                 else:
@@ -238,6 +285,7 @@ class Analysis:
         return self._worker.stream(work)
 
 
-def _other_weights(around: Mix | None, adapters: Sequence[str]) -> dict[str, float]:
-    """The weights of a mix without those of `adapters`."""
-    return {a: w for a, w in around.weights.items() if a not in adapters} if around else {}
+def _describe_choice(requested: Mix, chosen: Mix, names: Mapping[str, str]) -> str:
+    """The weights on Auto for one prompt, as a sentence."""
+    weights = [f"{names.get(a, a)} {chosen.weights.get(a, 0.0):.2f}" for a in requested.auto]
+    return f"Weights on Auto, for this prompt: {', '.join(weights)}."

@@ -1,19 +1,27 @@
-"""Base models: listing, downloading from the Hub, and switching. `engine.bases`."""
+"""Base models: listing, downloading, converting files, and switching. `engine.bases`."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from core.engine import base_files
 from core.engine.resident_base import DEFAULT_BASE, BaseInfo, ResidentBase
 from core.engine.runs import Runs
 from core.engine.worker import BackgroundTask, Worker
-from core.errors import BaseModelError, Busy, SpecError, StudioError
+from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
+from core.gguf import model_stores
+from core.gguf.model_stores import ModelFolders
 from core.progress import LineClock
 from core.spec.training import QUANTIZATIONS
-from core.store import adapters, base_models, hub
+from core.store import adapters, base_models, converted_bases, hub
 from core.store.base_models import LocalBase
+from core.store.converted_bases import KIND, ConvertedBase
 from core.store.hub import Download
+from core.store.known_bases import KNOWN_BASES
+from core.store.trash import TrashedItem
 from core.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -22,9 +30,16 @@ logger = logging.getLogger(__name__)
 class Bases:
     """Lists, downloads and switches base models. Safe to call from any thread."""
 
-    def __init__(self, workspace: Workspace, worker: Worker, resident_base: ResidentBase, runs: Runs) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        worker: Worker,
+        resident_base: ResidentBase,
+        runs: Runs,
+        folders: ModelFolders | None = None,
+    ) -> None:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
-        self._runs = runs
+        self._runs, self._folders = runs, folders or ModelFolders()
         self._task: BackgroundTask | None = None
         self._download: Download | None = None
 
@@ -67,7 +82,8 @@ class Bases:
         """Changes the resident base.
 
         Args:
-            name: "embedded", a local folder, or a Hub id whose files are on this machine.
+            name: "embedded", a local folder, a Hub id whose files are on this machine, or a file that
+                `download` has converted.
             confirmed: the user has read the warnings.
 
         Returns:
@@ -84,6 +100,7 @@ class Bases:
                 f"Quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.",
                 "Choose one of them.",
             )
+        name = self._resolve(name)
         source, is_local = base_models.locate(name)
         if not is_local:
             raise BaseModelError(f"{name!r} is not complete on this machine.", "Download it first.")
@@ -111,27 +128,132 @@ class Bases:
     # --- on this machine
 
     def list(self) -> list[LocalBase]:
-        """Bases on this machine: the embedded one, the Hub's cache, and folders beside known bases."""
+        """Bases on this machine.
+
+        These are the embedded one, what was converted from files, the Hub's cache, folders beside known
+        bases, and the models of Ollama and LM Studio, which are converted before they are used.
+        """
         known = [
             self.current().name,
             *(a.base for a in adapters.load_all(self._workspace)),
         ]
+        converted = self._list_own()
+        own = {base.name for base in converted}
+        nearby = [base for base in base_models.list_nearby(known) if base.name not in own]
         return [
             LocalBase(DEFAULT_BASE, DEFAULT_BASE, "llama"),
+            *converted,
             *base_models.list_cache(),
-            *base_models.list_nearby(known),
+            *nearby,
+            *self._list_stores(),
         ]
+
+    def _list_own(self) -> Sequence[LocalBase]:
+        bases = []
+        for base in converted_bases.load_all(self._workspace):
+            folder = converted_bases.folder_of(self._workspace, base)
+            found = base_models.describe_folder(folder)
+            kind = f"{found.kind}, from {base.quantization}" if base.quantization else found.kind
+            bases.append(replace(found, place="converted", kind=kind, label=base.name))
+        return bases
+
+    def _list_stores(self) -> Sequence[LocalBase]:
+        bases = []
+        for model in model_stores.list_models(self._folders):
+            summary, why = (None, model.why) if model.why else base_files.summarize(model.path)
+            parts = (summary.architecture, summary.quantization) if summary else ()
+            kind = ", ".join(filter(None, parts))
+            bases.append(LocalBase(model.name, model.store, kind, model.bytes, why, model.label))
+        return bases
+
+    def find_folder(self, name: str) -> str:
+        """The folder of a converted base, given by its id, its name or its folder.
+
+        Raises:
+            NotFound: there is none, or several have this name.
+        """
+        return str(converted_bases.folder_of(self._workspace, self._find_own(name)))
+
+    def _find_own(self, name: str) -> ConvertedBase:
+        bases = converted_bases.load_all(self._workspace)
+        found = [
+            b for b in bases if name in (b.id, b.name, str(converted_bases.folder_of(self._workspace, b)))
+        ]
+        if len(found) != 1:
+            problem = f"{len(found)} bases are called" if found else "No converted base is called"
+            raise NotFound(f"{problem} {name!r}.", "See `bases list` for the folders.")
+        return found[0]
+
+    def remove(self, name: str) -> TrashedItem:
+        """Moves a base that was converted from a file to the trash; the file itself stays.
+
+        Args:
+            name: its id, its name or its folder.
+
+        Raises:
+            NotFound: there is none, or several have this name. Busy: it is the resident base.
+        """
+        base = self._find_own(name)
+        folder = str(converted_bases.folder_of(self._workspace, base))
+        if self.current().name == folder and not self.current().error:
+            raise Busy(f"{base.name!r} is the resident base.", "Change to another base first.")
+        return self._workspace.remove(KIND, base.id, base.name)
+
+    # --- from files
+
+    def needs_preparation(self, name: str) -> bool:
+        """Whether `download` has to download or convert a file before `switch` can use it."""
+        name = name.strip()
+        is_source = base_files.is_source(name, self._folders)
+        return is_source and base_files.find_folder(self._workspace, name, self._folders) is None
+
+    def _resolve(self, name: str) -> str:
+        """The folder that a file was converted into; any other name as it is.
+
+        Raises:
+            BaseModelError: it is not converted.
+        """
+        if not base_files.is_source(name, self._folders):
+            return name
+        folder = base_files.find_folder(self._workspace, name, self._folders)
+        if folder is None:
+            how = "downloaded" if name in KNOWN_BASES else "converted"
+            raise BaseModelError(f"{name!r} is not {how} yet.", f"`bases download {name}` does that.")
+        return str(folder)
+
+    def _run_preparation(self, name: str, task: BackgroundTask, use: bool, quantization: str) -> None:
+        """Downloads and converts; then changes the base, if that unloads nothing."""
+        log = base_files.make_logging_report(name, logger)
+
+        def report(text: str, done: int, total: int) -> None:
+            self._download = Download(name, done, total, text=text)
+            log(text, done, total)
+
+        folder = base_files.prepare(self._workspace, name, self._folders, report, lambda: task.stopping)
+        size = sum(f.stat().st_size for f in folder.glob(base_models.WEIGHTS))
+        text = "ready"
+        if use:
+            text = "waiting" if self.switch(str(folder), quantization) else "used"
+        self._download = Download(name, size, size, over=True, text=text, base=str(folder))
 
     # --- from the Hub
 
-    def download(self, name: str) -> None:
-        """Starts to download a model from the Hub; returns immediately. A partial download is resumed.
+    def download(self, name: str, use: bool = False, quantization: str = "auto") -> None:
+        """Starts to download a base, or to convert a file into one; returns immediately.
+
+        A partial download is continued.
+
+        Args:
+            name: a Hub id, "smollm2-135m", the path of a GGUF file, or a model of Ollama.
+            use: change to a base that was made from a file, once it is ready, if that unloads nothing.
+            quantization: of the change.
 
         Raises:
-            BaseModelError: `name` is not a Hub id. Busy: another download is in progress.
+            BaseModelError: `name` is none of these. Busy: another download is in progress.
         """
         name = name.strip()
-        if not base_models.HUB_ID.fullmatch(name):
+        is_source = base_files.is_source(name, self._folders)
+        if not is_source and not base_models.HUB_ID.fullmatch(name):
             raise BaseModelError(
                 f'A Hub id must have the form "owner/name", got {name!r}.',
                 'For example "Qwen/Qwen2.5-0.5B-Instruct".',
@@ -140,7 +262,12 @@ class Bases:
             current = self._download.name if self._download else name
             raise Busy(f"{current!r} is being downloaded.", "Wait until it is complete, or stop it.")
         self._download = Download(name)
-        self._task = BackgroundTask(lambda task: self._run_download(name, task))
+
+        def prepare(name: str, task: BackgroundTask) -> None:
+            self._run_preparation(name, task, use, quantization)
+
+        work = prepare if is_source else self._run_download
+        self._task = BackgroundTask(lambda task: self._guard(name, task, work))
 
     def _run_download(self, name: str, task: BackgroundTask) -> None:
         clock = LineClock()
@@ -150,10 +277,14 @@ class Bases:
             if clock.is_due():
                 logger.info("%s: %.1f of %.1f MB downloaded", name, state.done / 1e6, state.total / 1e6)
 
+        hub.download(name, report, lambda: task.stopping)
+        last = self._download or Download(name)
+        self._download = Download(name, last.total, last.total, over=True)
+
+    def _guard(self, name: str, task: BackgroundTask, work: Callable[[str, BackgroundTask], None]) -> None:
+        """Runs a download; its error becomes the state that the page shows."""
         try:
-            hub.download(name, report, lambda: task.stopping)
-            last = self._download or Download(name)
-            self._download = Download(name, last.total, last.total, over=True)
+            work(name, task)
         except StudioError as e:
             last = self._download or Download(name)
             self._download = Download(name, last.done, last.total, str(e), True)

@@ -69,6 +69,7 @@ class Chat:
         chat: bool = True,
         same_noise: bool = True,
         thinking: bool = False,
+        exact: bool = False,
     ) -> Stream:
         """Answers one prompt under every mix, all in one batch; a stream of Frames.
 
@@ -88,7 +89,9 @@ class Chat:
         """
         _check_count(mixes)
         spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))
-        stream = self._worker.stream(lambda: self._frames(prompt, live, spec, chat, same_noise, thinking))
+        stream = self._worker.stream(
+            lambda: self._frames(prompt, live, spec, chat, same_noise, thinking, exact)
+        )
         stream.live_mixes = live
         return stream
 
@@ -113,6 +116,7 @@ class Chat:
         chat: bool,
         same_noise: bool,
         thinking: bool = False,
+        exact: bool = False,
     ) -> Generator[Frame | None, None, None]:
         from core.model.generate import generate
 
@@ -121,7 +125,9 @@ class Chat:
         sent = 0.0
         mixes = live.mixes
         samplings = _column_samplings(sampling, len(mixes), same_noise)
-        for states in generate(resident, [ids] * len(mixes), mixes, samplings, lambda: live.mixes):
+        for states in generate(
+            resident, [ids] * len(mixes), mixes, samplings, lambda: live.mixes, fast=not exact
+        ):
             done = all(s.reason for s in states)
             now = time.monotonic()
             if done or now - sent >= FRAME_SECONDS:

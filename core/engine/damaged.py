@@ -16,6 +16,8 @@ from core.store import (
     adapters,
     base_models,
     bundles,
+    converted_bases,
+    exports,
     grids,
     mixes,
     reports,
@@ -36,7 +38,10 @@ LOADERS: dict[str, Callable[[Workspace, str], Any]] = {
     "grids": grids.load,
     "reports": reports.load,
     "maps": weight_maps.load_map,
-    "exports": bundles.find_bundle,
+    "exports": lambda workspace, item_id: (
+        exports.find(workspace, item_id) or bundles.find_bundle(workspace, item_id)
+    ),
+    "bases": converted_bases.load,
 }
 WORKSPACE = "workspace"
 VOTES, ORDER, BASE = "votes", "queue", "base"  # ids of the files of the workspace

@@ -9,11 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.data.samples import Samples
+from core.engine.adapter_imports import AdapterImports
 from core.engine.analysis import Analysis
 from core.engine.bases import Bases
+from core.engine.calibration import Calibration
 from core.engine.chat import Chat
 from core.engine.datasets import Datasets
 from core.engine.evaluation import Evaluation
+from core.engine.exports import Exports
 from core.engine.grids import Grids
 from core.engine.imports import Imports
 from core.engine.inspection import Inspections
@@ -25,6 +28,7 @@ from core.engine.run_executor import RunExecutor
 from core.engine.runs import Runs
 from core.engine.votes import Votes
 from core.engine.worker import Worker
+from core.gguf.model_stores import ModelFolders
 from core.store.workspace import Workspace
 
 
@@ -33,17 +37,23 @@ class Engine:
 
     Args:
         workspace: the folder of all datasets, adapters, runs and reports; created if it does not exist.
-        base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace, or the
-            embedded one.
+        base: "embedded", a local folder, a Hub id, "smollm2-135m", a GGUF file or a model of Ollama; "" is
+            the base chosen last in this workspace, or the embedded one.
         quantization: "auto", "nf4", "int8" or "none".
         device: "auto", "cpu" or "cuda".
         load: load the base now; otherwise operations on the model raise BaseModelError until
             `bases.load()` has loaded it.
+        folders: where other programs keep their models; None means the usual folders of this user.
+        answers: "exact" (in the base's own precision), "fast" (from 8-bit weights where a CPU base has them),
+            or "auto" (8-bit weights where a probe shows that they pay).
 
     Attributes:
         datasets, imports, inspection, library, bases: what is stored, and the base models.
+        adapter_imports: adapters that other tools made.
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
+        exports: files for other tools.
+        calibration: the gates of adapters, for weights on Auto.
         samples: the sample data that ships with the studio.
         worker: the thread that owns the model.
         notices: what is not possible in this workspace now, and why, a sentence or two each; usually empty.
@@ -65,21 +75,35 @@ class Engine:
         quantization: str = "auto",
         device: str = "auto",
         load: bool = True,
+        folders: ModelFolders | None = None,
+        answers: str = "exact",
     ) -> None:
+        folders = folders or ModelFolders.find({})
         self.workspace = Workspace(workspace)
         self._ownership = Ownership(self.workspace)
         self.notices: list[str] = self._ownership.notices
         self.samples = Samples()
         self.worker = worker = Worker()
-        self.resident_base = resident_base = ResidentBase(self.workspace, worker, base, quantization, device)
+        self.resident_base = resident_base = ResidentBase(
+            self.workspace, worker, base, quantization, device, folders, answers
+        )
         self.datasets = Datasets(self.workspace, worker, resident_base.get)
         self.imports = Imports(self.datasets)
         self.inspection = Inspections(self.workspace, worker, resident_base.get)
         self.queue = RunQueue(self.workspace, worker, resident_base)
-        self._executor = RunExecutor(self.workspace, worker, resident_base, self.queue, lambda: self.samples)
+        self.calibration = Calibration(self.workspace, worker, resident_base, lambda: self.samples)
+        self._executor = RunExecutor(
+            self.workspace,
+            worker,
+            resident_base,
+            self.queue,
+            lambda: self.samples,
+            self.calibration.start_for_run,
+        )
         self.runs = Runs(self.workspace, worker, resident_base, self.queue, self._executor)
         self.library = Library(self.workspace, worker, resident_base, self.runs)
-        self.bases = Bases(self.workspace, worker, resident_base, self.runs)
+        self.adapter_imports = AdapterImports(self.workspace, worker, resident_base)
+        self.bases = Bases(self.workspace, worker, resident_base, self.runs, folders)
         self.grids = Grids(self.workspace, self.runs, self.queue)
         self.chat = Chat(worker, resident_base.get)
         self.votes = Votes(self.workspace)
@@ -87,6 +111,7 @@ class Engine:
         self.evaluation = Evaluation(
             self.workspace, worker, resident_base, self.datasets, lambda: self.samples
         )
+        self.exports = Exports(self.workspace, worker, resident_base, self.datasets, lambda: self.samples)
         if load:
             self.bases.load()
 
@@ -95,10 +120,13 @@ class Engine:
 
         Requests that still wait for the model end with an error.
         """
+        self.exports.close()
+        self.calibration.close()
         self.imports.close()
         self.inspection.close()
         self._executor.request_close()
         self.bases.stop_download()
+        self.resident_base.close()
         self.worker.close()
         self.queue.release()
         self._ownership.release()

@@ -88,10 +88,14 @@ class Evaluation:
             return EvaluationData(
                 questions={"": list(rows)} if source.kind == "task" else {},
                 texts={"": [r["text"] for r in rows]} if source.kind == "domain" else {},
-                trusted_texts={"general": self._samples().texts("general_heldout")} if general else {},
+                trusted_texts={"general": self._general_texts()} if general else {},
             )
 
         return self.measure_data(mixes, data, source.id, source.name, split, max_length, max_new_tokens)
+
+    def _general_texts(self) -> list[str]:
+        """Held-out general text in the language of the resident base."""
+        return self._samples().general_for(self._resident_base.info.name).texts("general_heldout")
 
     def measure_data(
         self,

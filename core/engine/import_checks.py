@@ -1,11 +1,15 @@
-"""Checks of rows at import that need the base: what its chat template accepts, and forged control tokens."""
+"""Checks of rows at import that need the base: what its chat template accepts, and its control tokens.
+
+What needs no base is in `core.data.base_checks`, also of an import in a process of its own.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from core.data.base_checks import BaseAnswer, Shape, list_shapes, write_notes
 from core.data.reading import Reading
 from core.engine.worker import Worker
 from core.errors import BaseModelError, Busy
@@ -13,7 +17,6 @@ from core.errors import BaseModelError, Busy
 if TYPE_CHECKING:
     from core.model.resident import Resident
 
-PORTION = 2000  # rows that are searched in one step, so that answers and runs do not wait long
 BUSY = (
     "The model was busy or still loading, so that the rows were not checked against its chat template. "
     "Training checks them."
@@ -27,9 +30,7 @@ def check_rows(
 
     Args:
         reading: the rows, with the place of each.
-        worker: runs the checks on the model's thread.
-        resident: returns the resident base; called on the model's thread only.
-        seconds: how long to wait for the model's thread; a longer wait skips the checks.
+        worker, resident, seconds: see `check_shapes`.
 
     Returns:
         Sentences for the notes of the import.
@@ -37,60 +38,40 @@ def check_rows(
     Raises:
         DataError: the base's chat template refuses a conversation; names its file and line.
     """
-    forged = 0
-    try:
-        worker.call(lambda: resident().base, seconds)  # ends here without a base
-        notes = _check_template(reading, worker, resident, seconds)
-        for start in range(0, len(reading.rows), PORTION):
-            rows = reading.rows[start : start + PORTION]
-            forged += worker.call(lambda rows=rows: _count_forged_texts(resident(), rows), seconds)  # type: ignore[misc]
-    except BaseModelError:
-        return []
-    except Busy:
-        return [BUSY]
-    if forged:
-        texts = "1 text has" if forged == 1 else f"{forged:,} texts have"
-        notes.append(f"{texts} control tokens of the base written out; they are read as plain characters.")
-    return notes
+    return write_notes(reading, check_shapes(list_shapes(reading), worker, resident, seconds))
 
 
-def _check_template(
-    reading: Reading, worker: Worker, resident: Callable[[], Resident], seconds: float
-) -> list[str]:
-    """Checks one conversation of each shape, because no template reads the texts; see `shape_of`."""
-    from core.data.conversations import check_conversations, read_turns, shape_of
+def check_shapes(
+    shapes: Sequence[Shape], worker: Worker, resident: Callable[[], Resident], seconds: float
+) -> BaseAnswer:
+    """Checks one conversation of each shape against the base that is loaded.
 
-    firsts: dict[Any, int] = {}
-    counts: Counter[Any] = Counter()
-    for i, row in enumerate(reading.rows):
-        if "messages" in row:
-            shape = shape_of(read_turns(row["messages"]))
-            firsts.setdefault(shape, i)
-            counts[shape] += 1
+    Args:
+        shapes: of the rows of an import.
+        worker: runs the checks on the model's thread.
+        resident: returns the resident base; called on the model's thread only.
+        seconds: how long to wait for the model's thread; a longer wait skips the checks.
 
-    def check() -> Counter[str]:
-        tokenizer = resident().base.tokenizer
+    Raises:
+        DataError: the base's chat template refuses a conversation; names its file and line.
+    """
+
+    def check() -> BaseAnswer:
+        tokenizer = resident().base.tokenizer  # ends here without a base
+        from core.data.tokens.conversations import check_conversations
+        from core.data.tokens.special_tokens import control_tokens
+
         notes: Counter[str] = Counter()
-        for shape, i in firsts.items():
-            place = (reading.places[i].file, reading.places[i].line)
-            for note in check_conversations(tokenizer, [reading.rows[i]], [place]):
-                notes[note.removesuffix(" (1 row)")] += counts[shape]
-        return notes
+        for shape in shapes:
+            row, place = {"messages": shape.messages}, (shape.file, shape.line)
+            for note in check_conversations(tokenizer, [row], [place]):
+                notes[note.removesuffix(" (1 row)")] += shape.rows
+        sentences = [f"{note} ({n:,} {'row' if n == 1 else 'rows'})" for note, n in notes.items()]
+        return BaseAnswer(sentences, list(control_tokens(tokenizer)))
 
-    found = worker.call(check, seconds) if firsts else {}
-    return [f"{note} ({n:,} {'row' if n == 1 else 'rows'})" for note, n in found.items()]
-
-
-def _count_forged_texts(resident: Resident, rows: Sequence[dict[str, Any]]) -> int:
-    """Counts the texts of the rows in which a control token of the base is written out."""
-    from core.data.encoding import count_with_special_tokens
-
-    texts = [text for row in rows for text in list_texts(row)]
-    return count_with_special_tokens(resident.base.tokenizer, texts)
-
-
-def list_texts(row: dict[str, Any]) -> list[str]:
-    """The texts of a canonical row: its text, or the contents and thoughts of its messages."""
-    if "text" in row:
-        return [row["text"]]
-    return [m[key] for m in row["messages"] for key in ("content", "thought") if key in m]
+    try:
+        return worker.call(check, seconds)
+    except BaseModelError:
+        return BaseAnswer([], [])
+    except Busy:
+        return BaseAnswer([BUSY], [])

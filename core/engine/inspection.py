@@ -1,33 +1,29 @@
 """Inspections of datasets in the background: starting, following and cancelling them. `engine.inspection`.
 
-Each runs in a process of its own (`core.data.inspection_job`), one at a time: a busy thread of this process
-would make the model's thread wait for the interpreter at every operation. The result is kept in the dataset's
-folder as inspection.json, under a key of everything that it depends on; deleting the file costs the time of
-another inspection.
+Each runs in a process of its own (`core.data.inspection.inspection_job`), one at a time: a busy thread of
+this process would make the model's thread wait for the interpreter at every operation. The result is kept in
+the dataset's folder as inspection.json, under a key of everything that it depends on; deleting the file costs
+the time of another inspection.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import logging
-import pickle
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.data import datasets
-from core.data.child_process import build_child_command
-from core.data.inspection import Inspection
-from core.data.inspection_job import Request
+from core.data.child_process import ChildProcess, Question
+from core.data.inspection.inspection_job import Request
+from core.data.inspection.records import Inspection
+from core.engine.background_jobs import BackgroundJobs, Job, JobStatus
 from core.engine.inspection_cache import load_inspection, save_inspection
 from core.engine.tokenizer_copies import BUSY, TokenizerCopies, TokenizerCopy, compute_digest
-from core.engine.worker import BackgroundTask, Worker
-from core.errors import Cancelled, NotFound, StudioError
+from core.engine.worker import Worker
+from core.errors import StudioError
 from core.spec.training import TrainSpec
 from core.store.record_types import check_type
 from core.store.workspace import Workspace
@@ -35,19 +31,15 @@ from core.store.workspace import Workspace
 if TYPE_CHECKING:
     from core.model.resident import Resident
 
-logger = logging.getLogger(__name__)
-
-STATES = ("waiting", "running", "done", "failed", "cancelled")
 VERSION = 1  # of the checks; another version does not use what this one kept
 MAX_LENGTH = TrainSpec.max_length  # the default of the form
 START_WAIT = 0.5  # seconds that `start` waits for the model's thread with a copy of its tokenizer
 BASE_WAIT = 60.0  # seconds that an inspection waits for it, such as while a base is loaded
-POLL_SECONDS = 0.1
 ENDED_LIMIT = 100  # ended inspections whose result is kept in memory
 
 
 @dataclass(frozen=True)
-class InspectionStatus:
+class InspectionStatus(JobStatus):
     """One inspection, as the page and the terminal show it.
 
     Attributes:
@@ -56,6 +48,7 @@ class InspectionStatus:
         text: what it is doing now, such as "Counting tokens".
         done, total: of that, what is finished, and in all; mostly rows.
         problem: why it failed, for the user; else "".
+        error: why it failed, as the error itself; else None.
     """
 
     key: str
@@ -64,11 +57,7 @@ class InspectionStatus:
     done: int = 0
     total: int = 0
     problem: str = ""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the state is final."""
-        return self.state in ("done", "failed", "cancelled")
+    error: StudioError | None = None
 
     @property
     def share(self) -> float:
@@ -78,14 +67,15 @@ class InspectionStatus:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
 
-@dataclass
-class _Job:
+@dataclass(kw_only=True)
+class InspectionJob(Job):
     """An inspection.
 
     Attributes:
         content: digest of what its result depends on, beside the base.
         request: what to inspect, without the base.
         copy: the base; None while the model's thread is busy.
+        result: what was found, at the end.
     """
 
     status: InspectionStatus
@@ -93,9 +83,6 @@ class _Job:
     request: Request
     copy: TokenizerCopy | None
     result: Inspection | None = None
-    is_cancelled: bool = False
-    process: subprocess.Popen[bytes] | None = None
-    task: BackgroundTask | None = None
 
 
 class Inspections:
@@ -107,8 +94,7 @@ class Inspections:
 
     def __init__(self, workspace: Workspace, worker: Worker, resident: Callable[[], Resident]) -> None:
         self._workspace, self._copies = workspace, TokenizerCopies(worker, resident)
-        self._jobs: dict[str, _Job] = {}
-        self._is_closing = False
+        self._jobs: BackgroundJobs[InspectionJob] = BackgroundJobs("inspection", ENDED_LIMIT)
 
     def start(self, dataset_id: str, max_length: int = MAX_LENGTH) -> str:
         """Starts the inspection of a dataset, unless it is known already or runs; returns its key at once.
@@ -167,7 +153,7 @@ class Inspections:
         Raises:
             NotFound: no inspection of this engine has this key.
         """
-        return self._find(key).status
+        return self._jobs.find(key).status
 
     def get(self, key: str) -> Inspection | None:
         """The result of an inspection; None while it runs, or where it failed.
@@ -175,7 +161,7 @@ class Inspections:
         Raises:
             NotFound: no inspection of this engine has this key.
         """
-        return self._find(key).result
+        return self._jobs.find(key).result
 
     def cancel(self, key: str) -> None:
         """Cancels an inspection; its process ends at once, and nothing is left.
@@ -183,10 +169,7 @@ class Inspections:
         Raises:
             NotFound: no inspection of this engine has this key.
         """
-        job = self._find(key)
-        job.is_cancelled = True
-        if (process := job.process) is not None:
-            process.kill()
+        self._jobs.cancel(key)
 
     def wait(self, key: str, seconds: float | None = None) -> InspectionStatus:
         """Waits until an inspection has ended, at most so long, and returns its status.
@@ -194,21 +177,11 @@ class Inspections:
         Raises:
             NotFound: no inspection of this engine has this key.
         """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while not (status := self.status(key)).has_ended:
-            if deadline is not None and time.monotonic() > deadline:
-                break
-            time.sleep(POLL_SECONDS)
-        return status
+        return self._jobs.wait(key, seconds).status
 
     def close(self) -> None:
         """Cancels every inspection and waits until its process has ended."""
-        self._is_closing = True
-        for job in list(self._jobs.values()):
-            if not job.status.has_ended:
-                self.cancel(job.status.key)
-                if job.task is not None:
-                    job.task.join(10.0)
+        self._jobs.close()
 
     # --- starting
 
@@ -219,123 +192,77 @@ class Inspections:
             if job.status.state in ("waiting", "running", "done"):
                 return key
         if job is not None and not job.status.has_ended:  # the base or another dataset has changed since
-            self.cancel(key)
-        job = _Job(InspectionStatus(key), content, request, copy)
+            self._jobs.cancel(key)
+        process = ChildProcess("core.data.inspection.inspection_job", "inspection")
+        job = InspectionJob(
+            key=key,
+            status=InspectionStatus(key),
+            work=self._run,
+            process=process,
+            content=content,
+            request=request,
+            copy=copy,
+        )
         self._take_result(job)
-        self._forget_oldest()
-        self._jobs[key] = job
         if job.result is None:
-            job.task = BackgroundTask(lambda task: self._run(job), name=f"inspection {key}")
+            self._jobs.start(job)
+        else:
+            self._jobs.add(job)
         return key
 
-    def _take_result(self, job: _Job) -> None:
+    def _take_result(self, job: InspectionJob) -> None:
         """Takes over the inspection that was kept for this content and base, if there is one."""
         if job.request.dataset_id and job.copy is not None:
             job.result = load_inspection(self._workspace, job.request.dataset_id, _name_content(job))
         if job.result is not None:
-            job.status = replace(job.status, state="done", text="Done")
+            job.set_status(state="done", text="Done")
 
     def _list_others(self, dataset: datasets.Dataset) -> list[datasets.Dataset]:
         everything = datasets.list_datasets(self._workspace)
         return [other for other in everything if other.id != dataset.id and other.kind == dataset.kind]
 
-    def _find(self, key: str) -> _Job:
-        job = self._jobs.get(key)
-        if job is None:
-            raise NotFound(f"No inspection has the key {key!r}.", "Start it again.")
-        return job
-
-    def _forget_oldest(self) -> None:
-        ended = [key for key, job in list(self._jobs.items()) if job.status.has_ended]
-        for key in ended[: max(0, len(ended) - ENDED_LIMIT)]:
-            del self._jobs[key]
-
     # --- on the job's thread
 
-    def _run(self, job: _Job) -> None:
-        try:
-            self._wait_for_turn(job)
-            if job.copy is None:
-                self._wait_for_base(job)
-            if job.result is None:
-                job.status = replace(job.status, state="running", text="Starting")
-                job.result = self._run_process(job)
-                if job.request.dataset_id:
-                    save_inspection(self._workspace, job.request.dataset_id, _name_content(job), job.result)
-            job.status = replace(job.status, state="done", text="Done")
-        except Cancelled:
-            job.status = replace(job.status, state="cancelled", text="Cancelled")
-        except StudioError as e:
-            job.status = replace(job.status, state="failed", text="Failed", problem=str(e))
-        except Exception as e:  # a defect; the page must not wait without end
-            logger.exception("an inspection failed")
-            problem = f"The inspection failed: {type(e).__name__}: {e}"
-            job.status = replace(job.status, state="failed", text="Failed", problem=problem)
+    def _run(self, job: InspectionJob) -> dict[str, Any]:
+        if job.copy is None:
+            self._wait_for_base(job)
+        if job.result is None:
+            job.set_status(text="Starting")
+            job.result = self._run_process(job)
+            if job.request.dataset_id:
+                save_inspection(self._workspace, job.request.dataset_id, _name_content(job), job.result)
+        return {}
 
-    def _wait_for_turn(self, job: _Job) -> None:
-        """Waits for the inspections that were started before."""
-        while True:
-            self._poll_cancel(job)
-            before = [j for j in list(self._jobs.values()) if not j.status.has_ended]
-            if not before or before[0] is job:
-                return
-            time.sleep(POLL_SECONDS)
-
-    def _wait_for_base(self, job: _Job) -> None:
+    def _wait_for_base(self, job: InspectionJob) -> None:
         """Waits until the model's thread has a moment for a copy of the tokenizer, for at most BASE_WAIT."""
-        job.status = replace(job.status, state="running", text="Waiting for the model")
+        job.set_status(text="Waiting for the model")
         deadline = time.monotonic() + BASE_WAIT
         while job.copy is None:
-            self._poll_cancel(job)
+            self._jobs.poll_cancel(job)
             job.copy = self._copies.get(START_WAIT)
             if job.copy is None and time.monotonic() > deadline:
                 job.copy = BUSY
         self._take_result(job)
 
-    def _poll_cancel(self, job: _Job) -> None:
-        if job.is_cancelled or self._is_closing:
-            raise Cancelled("The inspection was cancelled.")
-
-    def _run_process(self, job: _Job) -> Inspection:
+    def _run_process(self, job: InspectionJob) -> Inspection:
         """Starts the child, follows its reports, and returns its result.
 
         Raises:
             StudioError: what the child reported, or its unexpected end. Cancelled
         """
-        with subprocess.Popen(
-            build_child_command("core.data.inspection_job", "run"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            job.process = process
-            try:
-                assert process.stdin is not None and process.stdout is not None
-                with contextlib.suppress(BrokenPipeError):
-                    pickle.dump(_add_base(job), process.stdin)
-                    process.stdin.close()
-                for line in process.stdout:
-                    self._poll_cancel(job)
-                    message = json.loads(line)
-                    if "inspection" in message:
-                        return check_type(Inspection, message["inspection"])  # type: ignore[no-any-return]
-                    if "error" in message:
-                        raise StudioError(message["error"], message["fix"])
-                    job.status = replace(job.status, **message)
-            finally:
-                job.process = None
-                process.kill()
-        self._poll_cancel(job)
-        raise StudioError(
-            f"The process of the inspection ended with code {process.returncode}.",
-            "It may have run out of memory. Close other programs and inspect again.",
-        )
+
+        def answer(question: Question) -> None:
+            self._jobs.poll_cancel(job)
+            progress = question["progress"]
+            job.set_status(text=progress["text"], done=progress["done"], total=progress["total"])
+
+        return check_type(Inspection, job.process.run(_add_base(job), answer))  # type: ignore[no-any-return]
 
 
-def _add_base(job: _Job) -> Request:
+def _add_base(job: InspectionJob) -> Request:
     copy = job.copy or BUSY
     return dataclasses.replace(job.request, base=copy.base, tokens_problem=copy.problem)
 
 
-def _name_content(job: _Job) -> str:
+def _name_content(job: InspectionJob) -> str:
     return compute_digest(job.content, (job.copy or BUSY).digest)

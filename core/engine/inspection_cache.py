@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 
-from core.data.inspection import Inspection
+from core.data.inspection.records import Inspection
 from core.errors import StudioError
 from core.store.files import replace
 from core.store.json_text import parse_object

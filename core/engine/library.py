@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from core.data import datasets
 from core.engine.damaged import WORKSPACE, check_deletable, delete_file, list_damaged
+from core.engine.gates import find_gate_state
 from core.engine.mix_names import label_adapters, name_mix
 from core.engine.mix_warnings import list_mix_warnings
 from core.engine.resident_base import ResidentBase
@@ -18,6 +19,7 @@ from core.engine.uses import is_used_by, list_uses
 from core.engine.worker import Stream, Worker
 from core.errors import Busy, NotFound, SpecError
 from core.merge.methods import BakeSpec
+from core.spec.gate import IN_TRAINING
 from core.spec.mix import Mix
 from core.store import adapters as adapter_store
 from core.store import backup
@@ -43,6 +45,8 @@ class MixableAdapter:
         reason: why it cannot be mixed; "" if it can.
         created: Unix seconds. steps: optimizer steps that it trained; 0 where that is not known.
         dataset: id of the dataset that it was trained on, or "".
+        alone: why it can only be used alone in its column, as a clause, or "".
+        gate: whether its weight can be on Auto ("usable"), and why not ("reason", "" where it can).
     """
 
     id: str
@@ -56,6 +60,8 @@ class MixableAdapter:
     created: float = 0.0
     steps: int = 0
     dataset: str = ""
+    alone: str = ""
+    gate: dict[str, Any] = field(default_factory=lambda: {"usable": False, "reason": IN_TRAINING})
 
 
 class Library:
@@ -172,24 +178,28 @@ class Library:
         return mix_store.load(self._workspace, mix_id)
 
     def save_mix(
-        self, name: str, weights: dict[str, float], tilt: dict[str, float] | None = None
+        self,
+        name: str,
+        weights: dict[str, float],
+        tilt: dict[str, float] | None = None,
+        auto: dict[str, str] | None = None,
     ) -> SavedMix:
-        """Saves a mix of adapters of the library.
+        """Saves a mix of adapters of the library; the arguments are the fields of a `Mix`.
 
         Raises:
             SpecError, InvalidName, NotFound
         """
-        return mix_store.save(self._workspace, name, weights, tilt)
+        return mix_store.save(self._workspace, name, weights, tilt, auto)
 
     def default_mixes(self) -> list[Mix]:
         """Mixes to start from: the base, a domain adapter, a task adapter, and both adapters, by name.
 
-        Only adapters that fit the resident base are used: the newest task adapter, and its parent adapter, or
-        the newest domain adapter if it has none.
+        Only adapters that fit the resident base and can be mixed with others are used: the newest task
+        adapter, and its parent adapter, or the newest domain adapter if it has none.
         """
         listed = self.mixable_adapters()
         labels = label_adapters(listed)
-        usable = [a for a in listed if a.fits]
+        usable = [a for a in listed if a.fits and not a.alone]
         domains, tasks = ([a for a in usable if a.kind == kind] for kind in ("domain", "task"))
         task = tasks[-1] if tasks else None
         parent = self.adapter(task.id).stacked_on if task and not task.training else ""
@@ -201,7 +211,8 @@ class Library:
             chosen.append({task.id: 1.0})
         if domain and task:
             chosen.append({domain.id: 1.0, task.id: 1.0})
-        return [Mix(name=name_mix(weights, {}, labels), weights=weights) for weights in chosen]
+        mixes = [Mix(weights=weights) for weights in chosen]
+        return [replace(mix, name=name_mix(mix, labels)) for mix in mixes]
 
     def mix_warnings(self, mix: Mix) -> list[str]:
         """Where a mix differs from how its adapters were trained, one sentence each."""
@@ -316,9 +327,7 @@ class Library:
 def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:
     """An adapter of the library as the mixer lists it; while no base is loaded, every adapter fits."""
     reason = ""
-    if adapter.unmixable:
-        reason = f"It cannot be mixed live: {adapter.unmixable}."
-    elif base_fingerprint and adapter.base_fingerprint != base_fingerprint:
+    if base_fingerprint and adapter.base_fingerprint != base_fingerprint:
         reason = f"It was trained on {adapter.base!r}, another base."
     steps = adapter.results.get("steps")
     return MixableAdapter(
@@ -333,4 +342,6 @@ def _describe(adapter: Adapter, base_fingerprint: str) -> MixableAdapter:
         adapter.created,
         steps if isinstance(steps, int) else 0,
         adapter.dataset,
+        adapter.alone,
+        find_gate_state(adapter.metadata, base_fingerprint),
     )

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.spec.mix import Mix
+
 NAME_LIMIT = 120  # characters of a mix's name
 TILTS = {1.0: " (deep)", -1.0: " (shallow)"}
+GATES = {"hard": "", "soft": "soft", "token": "each token"}  # how a weight on Auto follows the prompt
 
 
 def label_adapters(adapters: Sequence[Any]) -> dict[str, str]:
@@ -44,32 +47,35 @@ def _describe(adapter: Any) -> str:
     return ", ".join(parts) or "in training"
 
 
-def name_mix(
-    weights: Mapping[str, float],
-    tilt: Mapping[str, float],
-    labels: Mapping[str, str],
-    limit: int = NAME_LIMIT,
-) -> str:
+def name_mix(mix: Mix, labels: Mapping[str, str], limit: int = NAME_LIMIT) -> str:
     """The name of a mix: its adapters with every weight other than 1, or "Base" without an adapter.
 
     Args:
-        weights, tilt: by adapter id.
         labels: by adapter id; an adapter without a label was deleted.
         limit: characters; the labels of a mix that would be longer are shortened.
 
     Example:
-        >>> name_mix({"a": 1.0, "b": 0.5}, {"b": 1.0}, {"a": "Notes", "b": "Answers"})
-        'Notes + 0.50 · Answers (deep)'
+        >>> mix = Mix(weights={"a": 1.0, "b": 0.5}, tilt={"b": 1.0}, auto={"a": "hard"})
+        >>> name_mix(mix, {"a": "Notes", "b": "Answers"})
+        'auto · Notes + 0.50 · Answers (deep)'
     """
-    if not weights:
+    if not mix.weights:
         return "Base"
-    room = max(8, (limit - 22 * len(weights)) // len(weights))
-    whole = _join(weights, tilt, {a: labels.get(a, "a deleted adapter") for a in weights})
+    names = {a: labels.get(a, "a deleted adapter") for a in mix.weights}
+    whole = _join(mix, names)
     if len(whole) <= limit:
         return whole
-    return _join(weights, tilt, {a: shorten(labels.get(a, "a deleted adapter"), room) for a in weights})[
-        :limit
-    ]
+    room = max(8, (limit - len(_join(mix, dict.fromkeys(names, "")))) // len(names))
+    return _join(mix, {a: shorten(name, room) for a, name in names.items()})[:limit]
+
+
+def format_weight(mix: Mix, adapter_id: str) -> str:
+    """The size of a weight in words, without its sign: "0.50", "auto", or "auto, soft, up to 0.50"."""
+    size = f"{abs(mix.weights[adapter_id]):.2f}"
+    if adapter_id not in mix.auto:
+        return size
+    parts = ["auto", GATES[mix.auto[adapter_id]], "" if size == "1.00" else f"up to {size}"]
+    return ", ".join(p for p in parts if p)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -80,12 +86,13 @@ def shorten(text: str, limit: int) -> str:
     return f"{text[: limit - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-def _join(weights: Mapping[str, float], tilt: Mapping[str, float], names: Mapping[str, str]) -> str:
+def _join(mix: Mix, names: Mapping[str, str]) -> str:
     parts = []
-    for adapter, weight in weights.items():
-        slope = tilt.get(adapter, 0.0)
+    for adapter, weight in mix.weights.items():
+        slope = mix.tilt.get(adapter, 0.0)
         depth = TILTS.get(slope, f" (tilt {slope:g})") if slope else ""
-        factor = "" if weight == 1 else f"{abs(weight):.2f} · "
+        is_plain = weight == 1 and adapter not in mix.auto
+        factor = "" if is_plain else f"{format_weight(mix, adapter)} · "
         sign = "−" if weight < 0 else "+"
         parts.append((sign, f"{factor}{names[adapter]}{depth}"))
     first = parts[0][1] if parts[0][0] == "+" else f"− {parts[0][1]}"

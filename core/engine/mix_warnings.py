@@ -21,11 +21,23 @@ def list_mix_warnings(mix: Mix, adapters: Mapping[str, Adapter]) -> list[str]:
         adapter = adapters.get(adapter_id)
         if adapter is None:
             continue
+        if adapter.alone and not is_alone(mix, adapter_id):
+            warnings.append(
+                f"{adapter.name} cannot answer in this mix: {adapter.alone}. Set its weight to 1, without a "
+                "tilt, and switch the other adapters off; other columns may be anything."
+            )
         for parent_id, trained_weight in parent_weights(adapter).items():
             warning = _compare_weight(mix, adapter, parent_id, trained_weight, adapters.get(parent_id))
             if warning:
                 warnings.append(warning)
     return warnings
+
+
+def is_alone(mix: Mix, adapter_id: str) -> bool:
+    """Whether a mix has no other active adapter, and this one at weight 1 in every layer."""
+    active = {a: w for a, w in mix.weights.items() if w}
+    is_whole = mix.auto.get(adapter_id, "hard") == "hard"  # a gate that is on or off for the whole answer
+    return active == {adapter_id: 1.0} and not mix.tilt.get(adapter_id) and is_whole
 
 
 def parent_weights(adapter: Adapter) -> dict[str, float]:
@@ -45,6 +57,12 @@ def _compare_weight(
     weight = mix.weights.get(parent_id, 0.0)
     if not weight:
         return _warn_about_switched_off(adapter, name, trained_weight, deleted=parent is None)
+    if parent_id in mix.auto and not _has_dropout(adapter):
+        return (
+            f"{adapter.name} was trained with {name} always on, and Auto switches {name} off where a prompt "
+            "does not fit it: it may answer badly then. Train it again with domain dropout, or set "
+            f"{name} to {trained_weight:g}."
+        )
     if parent and stacked_on.get("id") == parent_id and stacked_on.get("sha256") not in (None, parent.sha256):
         return f"{adapter.name} was trained on top of an earlier {name}, which has changed since."
     if abs(weight - trained_weight) > WEIGHT_TOLERANCE:
@@ -60,8 +78,7 @@ def _warn_about_switched_off(adapter: Adapter, name: str, trained_weight: float,
 
     "" if the adapter was trained with domain dropout, because it works without its parent then.
     """
-    settings = adapter.metadata.get("hyperparameters") or {}
-    if adapter.metadata.get("domain_dropout", settings.get("domain_dropout", 0.0)):
+    if _has_dropout(adapter):
         return ""
     if deleted:
         return (
@@ -72,3 +89,9 @@ def _warn_about_switched_off(adapter: Adapter, name: str, trained_weight: float,
         f"{adapter.name} was trained with {name} always on, and in this mix it is off: it may answer badly. "
         f"Turn {name} on at {trained_weight:g}, or train with domain dropout."
     )
+
+
+def _has_dropout(adapter: Adapter) -> bool:
+    """Whether an adapter was trained with its parent switched off in some of the steps."""
+    settings = adapter.metadata.get("hyperparameters") or {}
+    return bool(adapter.metadata.get("domain_dropout", settings.get("domain_dropout", 0.0)))

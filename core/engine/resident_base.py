@@ -13,8 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from core.engine import base_files
+from core.engine.fast_answers import FastAnswers
+from core.engine.idle_memory import IdleMemory
 from core.engine.worker import Worker
 from core.errors import BaseModelError, DamagedRecord, StorageError, StudioError
+from core.gguf.model_stores import ModelFolders
 from core.store import base_models
 from core.store.files import write_json
 from core.store.workspace import Workspace
@@ -37,6 +41,8 @@ class BaseInfo:
         targets: the module names that get an adapter by default.
         expert_weights: trainable weights per LoRA rank of an adapter on all experts; 0 without experts.
         thinks: whether the chat template writes thoughts, so that an answer can begin with one.
+        answers: which weights answer in Mix and Compare, and why; "" is the base's own precision.
+        progress: what is being done while the base is loading, such as a download; "" for loading itself.
     """
 
     name: str
@@ -55,6 +61,8 @@ class BaseInfo:
     memory_bytes: int = 0
     expert_weights: int = 0
     thinks: bool = False
+    progress: str = ""
+    answers: str = ""
 
 
 class BaseChoice(NamedTuple):
@@ -69,10 +77,13 @@ class ResidentBase:
     """Holds the base model. Any thread may call its methods, except `get`: only the worker's thread may.
 
     Args:
-        base: "embedded", a local folder, or a Hub id; "" is the base chosen last in this workspace.
+        base: "embedded", a local folder, a Hub id, or the name of a file that `base_files` converts; "" is
+            the base chosen last in this workspace.
         quantization: one of `core.spec.training.QUANTIZATIONS`; with "auto", the base chosen last keeps the
             quantization that it was chosen with.
         device: "auto", "cpu" or "cuda".
+        folders: where other programs keep their models.
+        answers: one of `core.engine.fast_answers.ANSWERS`.
 
     Attributes:
         choice: the resident base, or the one that `load` will load.
@@ -80,9 +91,20 @@ class ResidentBase:
     """
 
     def __init__(
-        self, workspace: Workspace, worker: Worker, base: str, quantization: str, device: str
+        self,
+        workspace: Workspace,
+        worker: Worker,
+        base: str,
+        quantization: str,
+        device: str,
+        folders: ModelFolders | None = None,
+        answers: str = "exact",
     ) -> None:
         self._workspace, self._worker = workspace, worker
+        self._answers = FastAnswers(workspace, worker, answers)
+        self._memory = IdleMemory(workspace, worker)
+        self._folders = folders or ModelFolders()
+        self._is_closing = False
         self._resident: Resident | None = None
         self._requested = False
         self._missing_choice = ""  # why the base that was chosen last is not loaded
@@ -130,8 +152,57 @@ class ResidentBase:
             )
         return self._resident
 
+    def close(self) -> None:
+        """Stops the download or the conversion that precedes loading, and what follows it."""
+        self._is_closing = True
+        self._answers.stop()
+        self._memory.stop()
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the base that lie in a file: the system counts them as free, and training needs them."""
+        return self._memory.file_bytes
+
+    def release_memory(self) -> None:
+        """Frees what a run has left; called on the worker's thread."""
+        if self._resident is not None:
+            self._memory.release()
+
     def _load_first(self) -> None:
+        try:
+            self.choice = self.choice._replace(base=self._prepare(self.choice.base))
+        except StudioError as e:
+            self.info = BaseInfo(name=self.choice.base, loading=False, error=str(e))
+            return
         self.info = self._load(self.choice)
+        self._choose_answers()
+
+    def _choose_answers(self) -> None:
+        """Decides which weights of the base that was just loaded answer."""
+        resident = self._resident
+        if resident is None:
+            return
+
+        def report(text: str) -> None:
+            if self._resident is resident:
+                self.info = replace(self.info, answers=text)
+
+        self._answers.start(resident, report, lambda: self._memory.start(resident))
+
+    def _prepare(self, name: str) -> str:
+        """Downloads and converts a base from a file, on the worker's thread; returns what is loaded."""
+        if not base_files.is_source(name, self._folders):
+            return name
+        log = base_files.make_logging_report(name)
+
+        def report(text: str, done: int, total: int) -> None:
+            share = f" ({done / total:.0%})" if total > 1 else ""
+            self.info = replace(self.info, progress=f"{text}{share}")
+            log(text, done, total)
+
+        folder = base_files.prepare(self._workspace, name, self._folders, report, lambda: self._is_closing)
+        self.info = BaseInfo(name=str(folder), loading=True)
+        return str(folder)
 
     def _read_choice(self, quantization: str, device: str) -> BaseChoice:
         """The base chosen last, if it is complete on this machine; otherwise the embedded base."""
@@ -166,6 +237,8 @@ class ResidentBase:
                 "The base model was changed while the answer was generated.", "Send the prompt again."
             )
         )
+        self._answers.stop()
+        self._memory.stop()
         self._resident = resident = None
         gc.collect()
         new = self._load(choice)
@@ -181,11 +254,12 @@ class ResidentBase:
             old = self._load(before)
             new = old if old.error else replace(old, failed=new.error)
         self.info = new
+        self._choose_answers()
 
     def _load(self, choice: BaseChoice) -> BaseInfo:
         """Loads a base on the worker's thread; returns its description, or the error."""
         try:
-            from core.data.rendering import renders_thoughts
+            from core.data.tokens.rendering import renders_thoughts
             from core.model import experts
             from core.model.base import load_base
             from core.model.resident import Resident

@@ -41,6 +41,7 @@ class RunExecutor:
 
     Args:
         samples: returns the sample data; its general text is replayed when a spec names no replay dataset.
+        finish: receives the id of an adapter that a run has added to the library, at the end of the run.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class RunExecutor:
         resident_base: ResidentBase,
         queue: RunQueue,
         samples: Callable[[], Samples],
+        finish: Callable[[str], None] = lambda adapter_id: None,
     ) -> None:
+        self._finish = finish
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self._queue, self._samples = queue, samples
         self._stop_requests: dict[str, str] = {}  # run id to "keep", "pause" or "close"
@@ -106,7 +109,7 @@ class RunExecutor:
                 run,
                 yield_to_requests,
                 lambda: self._poll_stop(run_id),
-                lambda: self._samples().texts("general"),
+                lambda: self._samples().replay_texts(self._resident_base.info.name, run.spec.rules),
                 background=BackgroundTask,
             )
             self._measure_worth(run_id, time.monotonic() - begin)
@@ -118,12 +121,22 @@ class RunExecutor:
             self._record_error(run_id, RunStatus.FAILED, f"{type(e).__name__}: {e}")
         finally:
             self._stop_requests.pop(run_id, None)
+            self._resident_base.release_memory()
             try:
                 runs.write_stop_request(self._workspace, run_id, "")
             except StudioError:  # the disk has become read-only
                 logger.exception("the stop request of the run %s could not be withdrawn", run_id)
             finally:
+                self._announce_adapter(run_id)
                 self._queue.unlock(run_id)
+
+    def _announce_adapter(self, run_id: str) -> None:
+        try:
+            run = runs.load(self._workspace, run_id)
+            if run.status in (RunStatus.DONE, RunStatus.STOPPED):
+                self._finish(run.adapter)
+        except Exception:  # the run is complete, and stays so
+            logger.exception("what follows the run %s could not be started", run_id)
 
     def _measure_worth(self, run_id: str, seconds: float) -> None:
         """Measures the adapter of a run that has just added one to the library, and records the verdict.

@@ -147,7 +147,7 @@ def _measure_texts(
     resident: Resident, spec: TrainSpec, rows: Sequence[dict[str, Any]], mixes: tuple[Mix, Mix], turn: Turn
 ) -> tuple[list[Gain], list[Example], int]:
     """Bits per byte of held-out texts, and how base and adapter continue some of them."""
-    from core.data.encoding import encode_text, is_seq2seq
+    from core.data.tokens.encoding import encode_text, is_seq2seq
     from core.model.scoring import score
 
     tokenizer = resident.base.tokenizer
@@ -178,7 +178,7 @@ def _continue_texts(
     resident: Resident, rows: Sequence[dict[str, Any]], mixes: tuple[Mix, Mix], turn: Turn
 ) -> list[Example]:
     """The continuations of the openings of held-out texts, beside how the texts go on."""
-    from core.data.encoding import encode_text_prompt
+    from core.data.tokens.encoding import encode_text_prompt
 
     chosen = []
     for row in rows:

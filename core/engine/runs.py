@@ -220,7 +220,10 @@ class Runs:
         shape = self._model_shape[1]
         ratios = (r.extra.memory_ratio for r in self.list() if r.base_fingerprint == fingerprint)
         ratio = next((r for r in ratios if r), None)
-        return memory.report_memory(shape, spec, ratio, memory.available_bytes(shape.on_gpu))
+        free = memory.available_bytes(shape.on_gpu)
+        if free is not None:
+            free -= self._resident_base.file_bytes
+        return memory.report_memory(shape, spec, ratio, free)
 
     def check(self, spec: TrainSpec) -> Dataset:
         """Checks what a run needs before it can be queued: its name, dataset and parent adapter.
@@ -282,7 +285,7 @@ class Runs:
         resident = self._resident_base.peek()
         if resident is None or self._checked == (dataset.sha256, resident.base.fingerprint):
             return
-        from core.data.conversations import check_conversations, read_turns, shape_of
+        from core.data.tokens.conversations import check_conversations, read_turns, shape_of
 
         firsts: dict[Any, tuple[str, dict[str, Any]]] = {}
         for split in ("train", "val", "test"):
@@ -303,6 +306,7 @@ class Runs:
         if any(r.adapter == spec.stack_on and r.status.is_alive for r in self.list()):
             return
         adapter = adapters.load(self._workspace, spec.stack_on)
+        adapters.check_parent(adapter)
         resident = self._resident_base.peek()
         if resident is not None:
             resident.check_same_base(adapter)

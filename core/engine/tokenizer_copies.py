@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core.data.token_checks import TokenizerOfBase
+from core.data.inspection.token_checks import TokenizerOfBase
 from core.engine.worker import Worker
 from core.errors import BaseModelError, Busy
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from core.model.resident import Resident
 
 logger = logging.getLogger(__name__)
+LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"  # its key in a tokenizer
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def copy_tokenizer(base: Any) -> TokenizerCopy:
         return TokenizerCopy(
             None, "no copy", f"The tokenizer of {base.name} cannot be copied ({type(e).__name__})."
         )
+    # The copy counts whole rows; the library would warn that the model cannot read so long ones.
+    getattr(copy.tokenizer, "deprecation_warnings", {})[LENGTH_WARNING] = True
     backend = getattr(base.tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else ""
     template = str(base.tokenizer.chat_template)

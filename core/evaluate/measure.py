@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.data.encoding import EncodedSequence, encode_cloze, encode_text_prompt
+from core.data.tokens.encoding import EncodedSequence, encode_cloze, encode_text_prompt
 from core.evaluate.metrics import exact_match, f1, squad_exact_match, squad_f1
 from core.evaluate.rows import (
     CUT,

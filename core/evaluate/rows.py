@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.data.encoding import EncodedSequence, encode_question, encode_text, encode_turns
-from core.data.rendering import TEMPLATE_ERRORS
-from core.data.thoughts import split_thoughts
+from core.data.tokens.encoding import EncodedSequence, encode_question, encode_text, encode_turns
+from core.data.tokens.rendering import TEMPLATE_ERRORS
+from core.data.tokens.thoughts import split_thoughts
 from core.errors import SpecError, StudioError
 from core.model.base import Base
 from core.model.generate import answer_room

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from core.data.datasets import load_dataset, read_split
-from core.data.encoding import EncodedSequence
+from core.data.tokens.encoding import EncodedSequence
 from core.errors import Busy, SpecError
 from core.evaluate.metrics import exact_match
 from core.evaluate.rows import (

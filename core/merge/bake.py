@@ -35,6 +35,7 @@ from core.model.deltas import (
 from core.model.low_rank import Factors, distance, energy_share, norm, pad, svd, truncate
 from core.model.resident import Resident
 from core.progress import Progress
+from core.spec.fixed_weights import require_numbers
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.adapters import Adapter
@@ -61,12 +62,14 @@ def bake(
         Progress after every module; last, one BakeResult.
 
     Raises:
+        SpecError: a weight is on Auto.
         AdapterError: the method cannot bake this mix, an adapter is damaged or of another base, or the baked
             adapter fails a check; it is removed in that case.
         Busy: an adapter of the mix is in training.
         NotFound, InvalidName, StorageError.
     """
     name = check_name(spec.name)
+    require_numbers(mix, "A baked adapter", {a: adapters.load(resident.workspace, a).name for a in mix.auto})
     exact = METHODS[spec.method].exact
     parts = _load_parts(resident, mix)
     weight = weight_function or make_weight_function(mix, count_layers(resident))

@@ -48,6 +48,7 @@ class Base:
         context: longest sequence in tokens; of an encoder-decoder base, on each side.
         parameters: how many the model has, before quantization.
         has_own_template: whether the tokenizer came with a chat template.
+        packed: 8-bit weights for answers (`core.model.fast_layers.PackedBase`), or None.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Base:
     context: int
     parameters: int
     has_own_template: bool
+    packed: Any = None
 
     @property
     def eos_ids(self) -> list[int]:

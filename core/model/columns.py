@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 from core.model.detokenizer import Detokenizer, hold_back
+from core.spec.gate import GateDecision
 from core.spec.mix import Mix, Sampling
 
 
@@ -71,6 +72,9 @@ class SequenceState:
 
     Attributes:
         row: the index of the column, among all columns.
+        requested: the mix that was asked for, with its weights on Auto.
+        mix: the mix that answers, with a number for every weight.
+        gates: adapter id -> what its gate decided last.
         limit: the longest answer, in tokens: that of the sampling, or the room in the context.
         ids: the answer's token ids.
         seconds, reason, stamp: as in `Column`.
@@ -89,7 +93,9 @@ class SequenceState:
         detokenizer: Detokenizer | None = None,
     ) -> None:
         self.row = row
-        self.mix = mix
+        self.requested = mix
+        self.mix = mix.without_auto
+        self.gates: dict[str, GateDecision] = {}
         self.sampling = sampling
         self.limit = sampling.max_new_tokens if limit is None else limit
         self.ids: list[int] = []
@@ -105,14 +111,23 @@ class SequenceState:
 
     def change_mix(self, mix: Mix) -> None:
         """Uses another mix from the next token on; its stamp is recorded after the next forward."""
-        self.mix, self.stamp = mix, {}
+        self.requested, self.mix, self.gates, self.stamp = mix, mix.without_auto, {}, {}
+
+    def open_gates(self, mix: Mix, decisions: dict[str, GateDecision]) -> None:
+        """Uses the mix that the gates chose from the next token on."""
+        self.mix, self.gates, self.stamp = mix, decisions, {}
 
     def record_stamp(self, stamp: dict[str, Any]) -> None:
         """Records what the model had active, once per mix."""
         if not self.stamp:
-            self.stamp = stamp
+            gates = {a: decision.to_json() for a, decision in self.gates.items()}
+            self.stamp = {**stamp, "auto": gates} if gates else stamp
             if self.ids:
-                self.mix_changes.append((len(self.ids), self.mix.name or str(self.mix), stamp))
+                self.mix_changes.append((len(self.ids), self._name, self.stamp))
+
+    @property
+    def _name(self) -> str:
+        return self.requested.name or str(self.requested)
 
     def end_at_stop(self, tokenizer: Any) -> bool:
         """Ends the answer before the first stop string in it, and returns whether there is one.
@@ -136,7 +151,7 @@ class SequenceState:
             MixChange(min(len(self._split(tokenizer, self.ids[:n])[1]), len(text)), n, name, stamp)
             for n, name, stamp in self.mix_changes
         )
-        stamp = {**self.stamp, "mix": self.mix.name or str(self.mix), "sampling": self.sampling.to_json()}
+        stamp = {**self.stamp, "mix": self._name, "sampling": self.sampling.to_json()}
         return Column(
             text,
             len(self.ids),

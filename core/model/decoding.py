@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import EncoderDecoderCache
 
-from core.data.collation import pad_encoder_inputs, pad_prompts
+from core.data.tokens.collation import pad_encoder_inputs, pad_prompts
 from core.model.kv_cache import make_kv_cache
 
 
@@ -31,7 +31,10 @@ class CausalDecoder:
     Attributes:
         history: (B, T) the padded prompts; with an encoder, (B, 1), the decoder's start token. A repetition
             penalty applies to these tokens and to the answer, which `generate` appends to its own copy.
+        precision: "" is the base's own precision.
     """
+
+    precision = ""
 
     def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model, self._device = base.model, base.device
@@ -66,15 +69,38 @@ class CausalDecoder:
         Returns:
             (B, V) logits of the next token.
         """
-        out = self._model(
+        return self._forward(1)[:, -1].float()
+
+    def _forward(self, keep: int) -> torch.Tensor:
+        """The logits of the last `keep` positions."""
+        return self._model(  # type: ignore[no-any-return]
             input_ids=self._input_ids,
             attention_mask=self._attention[:, : self._length] if self._padded else None,
             position_ids=self._positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1].float()  # type: ignore[no-any-return]
+            logits_to_keep=keep,
+        ).logits
+
+    def prefill_with_evidence(self, limit: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The first step, which also returns how likely the prompts are.
+
+        Args:
+            limit: tokens at the end of each prompt that count.
+
+        Returns:
+            (B, V) logits of the next token; and per row the log-likelihoods, in nats, of its last tokens, at
+            most `limit` of them and without the first token of the prompt.
+        """
+        keep = min(limit + 1, self._length)
+        logits = self._forward(keep)
+        targets = self._input_ids[:, -keep + 1 :] if keep > 1 else self._input_ids[:, :0]
+        counts = (self._attention[:, : self._length].sum(-1) - 1).clamp(max=keep - 1).tolist()
+        likelihoods = [
+            token_log_likelihoods(of_row[keep - 1 - n : keep - 1], row[len(row) - n :])
+            for of_row, row, n in zip(logits, targets, counts, strict=True)
+        ]
+        return logits[:, -1].float(), likelihoods
 
     def append(self, tokens: torch.Tensor) -> None:
         """Appends one token to every row; the next step reads it.
@@ -105,6 +131,8 @@ class EncoderDecoder:
     The encoder reads each prompt once, under its row's mix. The decoder begins at its start token. A reset
     runs the encoder again, because its states belong to the mix that they were computed under.
     """
+
+    precision = ""
 
     def __init__(self, base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._model, self._device = base.model, base.device
@@ -152,7 +180,7 @@ class EncoderDecoder:
 def make_decoder(
     base: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> CausalDecoder | EncoderDecoder:
-    """Returns the decoder that fits the base's architecture.
+    """Returns the decoder that fits the base's architecture, in the base's own precision.
 
     Args:
         base: a `core.model.base.Base`.
@@ -160,6 +188,20 @@ def make_decoder(
         max_new_tokens: the longest answer of any row.
     """
     return (EncoderDecoder if base.family.seq2seq else CausalDecoder)(base, prompts, max_new_tokens)
+
+
+def token_log_likelihoods(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The log-likelihood of each token, in nats, fp32.
+
+    Args:
+        logits: (T, V) that predict the tokens. tokens: (T,).
+
+    Returns:
+        (T,) on the CPU.
+    """
+    if not len(tokens):
+        return torch.zeros(0)
+    return -torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="none").cpu()
 
 
 def shift_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from core.model.resident import OFFSET, TRAINEE, Resident
 from core.spec.mix import Mix
 from core.store import adapters
 from core.store.adapter_config import parse_config
+from core.store.adapters import Adapter
 from core.store.files import read_json
 from core.store.workspace import Workspace
 
@@ -91,9 +92,11 @@ def read_deltas(resident: Resident, adapter_id: str) -> dict[str, Factors]:
         module -> its factors, in fp64 on the CPU.
 
     Raises:
-        AdapterError: the adapter is not loaded, or is trained on experts.
+        AdapterError: the adapter is not loaded, is not plain LoRA, or is trained on experts.
     """
     name = resident.peft_name(adapter_id)
+    if name in resident.mixer.gains or name in resident.mixer.own_weights:
+        check_plain(adapters.load(resident.workspace, adapter_id))
     if any(isinstance(m, ParamWrapper) and name in m.lora_A for m in resident.base.model.modules()):
         raise _experts_error(adapter_id)
     deltas = {}
@@ -118,6 +121,20 @@ def _experts_error(adapter_id: str) -> AdapterError:
         f"The adapter {adapter_id!r} is trained on experts, and their factors are stored together.",
         EXPERTS_FIX,
     )
+
+
+def check_plain(adapter: Adapter) -> None:
+    """Checks that an adapter's change of each layer is a product of two factors.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    if adapter.form:
+        raise AdapterError(
+            f"{adapter.name!r} is {adapter.form}, and only plain LoRA is baked or compared by layers: its "
+            "change is not a product of two factors.",
+            "Mix it live; or import it again, and choose the repair that makes plain LoRA of it.",
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +168,10 @@ def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
 
     Raises:
         NotFound: no adapter has this id.
-        AdapterError: its files are damaged, or it is trained on experts.
+        AdapterError: its files are damaged, it is not plain LoRA, or it is trained on experts.
     """
     adapters.verify(workspace, adapter_id)
+    check_plain(adapters.load(workspace, adapter_id))
     config, tensors = adapters.read_files(
         workspace,
         adapter_id,
@@ -169,6 +187,16 @@ def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
         k.removeprefix(PREFIX): Factors(tensors[f"{k}.lora_A.weight"], tensors[f"{k}.lora_B.weight"])
         for k in sorted(keys, key=lambda k: (layer_index(k), k))
     }
+    scale_for = make_scale_function(config)
+    return StoredFactors(factors, {m: scale_for(m, f.rank) for m, f in factors.items()})
+
+
+def make_scale_function(config: Mapping[str, Any]) -> Callable[[str, int], float]:
+    """Returns (module, rank) -> the scaling of an adapter; see `load_factors`.
+
+    Args:
+        config: as `parse_config` returns it.
+    """
     alphas: dict[str, float] = config.get("alpha_pattern") or {}
 
     def scale_for(module: str, rank: int) -> float:
@@ -178,4 +206,4 @@ def load_factors(workspace: Workspace, adapter_id: str) -> StoredFactors:
         )
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
-    return StoredFactors(factors, {m: scale_for(m, f.rank) for m, f in factors.items()})
+    return scale_for

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core.data.rendering import OPENING_BOS
-from core.data.special_tokens import text_prefix
+from core.data.tokens.rendering import OPENING_BOS
+from core.data.tokens.special_tokens import text_prefix
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LLAMA_LIKE = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -19,8 +19,14 @@ LLAMA_LIKE = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 # left out, because in cross attention it reads another tensor than `k` and `v`.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("k", "v"), ("wi_0", "wi_1"))
 
+# Families with RMS norms before attention and before a gated SiLU, rotary positions, and no other parts:
+# `core.model.fast_layers` packs their layers. The projections that read one tensor are packed as one.
+PLAIN_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+QUERY_KEY_VALUE, ATTENTION_OUTPUT = ATTENTION[:3], ATTENTION[3:]
+GATE_UP, DOWN = LLAMA_LIKE[4:6], LLAMA_LIKE[6:]
+
 # Chat templates for tokenizers without one. Both end every assistant turn with eos. The blank after
-# "Assistant:" is encoded with the answer (`core.data.rendering`), since it merges with the first word.
+# "Assistant:" is encoded with the answer (`core.data.tokens.rendering`), since it merges with the first word.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] }}"
     "{{ eos_token + '\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"

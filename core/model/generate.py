@@ -5,8 +5,8 @@ training and a caller can close it at any step. It works on a resident base and 
 threads belong to higher layers.
 
 ```
-prompts ─> decoder.step (prefill, then one token per row) ─> logits (B, V) ─> sample ─> append_token ─> yield
-              ↑ reset: prefill again when a mix changed <── poll_mixes, before every step
+prompts ─> batch.step (prefill, then one token per row) ─> logits (B, V) ─> sample ─> append_token ─> yield
+              ↑ restart: prefill again when a mix changed <── poll_mixes, before every step
 ```
 
 Letters: B rows (sequences) still being decoded, T tokens so far, V vocabulary.
@@ -14,7 +14,6 @@ Letters: B rows (sequences) still being decoded, T tokens so far, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,11 +21,12 @@ from typing import Any
 
 import torch
 
-from core.data.encoding import encode_chat, encode_text_prompt
+from core.data.tokens.encoding import encode_conversation, encode_text_prompt
 from core.errors import SpecError
+from core.model.activation import inference_mode_for as inference_mode_for  # re-exported, too
+from core.model.answer_batch import AnswerBatch
 from core.model.columns import Column as Column  # re-exported for callers of `generate`
 from core.model.columns import SequenceState
-from core.model.decoding import make_decoder
 from core.model.detokenizer import Detokenizer
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
@@ -48,7 +48,7 @@ def encode_prompt(
         thinking: whether the answer begins with a thought, with bases that think.
 
     Returns:
-        Token ids.
+        Token ids; of a conversation with the index of its last message (`Prompt`).
 
     Raises:
         SpecError: the prompt is empty, or prompt and answer are too long. The prompt of an encoder-decoder
@@ -59,7 +59,7 @@ def encode_prompt(
         raise SpecError("The prompt is empty.", "Write a question or the beginning of a text.")
     tokenizer = resident.base.tokenizer
     if chat:
-        ids = encode_chat(tokenizer, messages, add_generation_prompt=True, thinking=thinking)
+        ids: list[int] = encode_conversation(tokenizer, messages, thinking)
     else:
         ids = encode_text_prompt(tokenizer, messages[-1]["content"])
     context = resident.base.context
@@ -75,51 +75,13 @@ def encode_prompt(
     return ids
 
 
-@contextlib.contextmanager
-def inference_mode_for(resident: Resident, rows: Sequence[dict[str, float]]) -> Iterator[None]:
-    """Puts the model in eval and inference mode with these mix rows active, and restores train mode on exit.
-
-    Args:
-        rows: one mix per row of the batch, from `Resident.rows`.
-
-    Example:
-        >>> with inference_mode_for(resident, resident.rows([Mix(), Mix(weights={"my-adapter": 0.5})])):
-        ...     logits = resident.model(input_ids=ids.repeat(2, 1)).logits  # row 0: the base, row 1: the mix
-    """
-    was_training = _set_eval(resident)
-    try:
-        with torch.inference_mode(), resident.mixer.activate(rows):
-            yield
-    finally:
-        for module in was_training:
-            vars(module)["training"] = True
-
-
-def _set_eval(resident: Resident) -> list[Any]:
-    """Puts the model in eval mode and returns the modules that were in train mode.
-
-    This happens at every token while a run trains, so it goes over a list and writes the flag itself.
-    `train()` would walk the module tree through `nn.Module.__setattr__`, which takes as long as one step of a
-    small model.
-    """
-    model = resident.peft or resident.model
-    if not model.training:
-        return []
-    if not resident.trainee_id:  # no run is in training: peft leaves train mode on when it adds an adapter
-        model.eval()
-        return []
-    was_training = [m for m in (model, *resident.mixer.modules) if m.training]
-    for module in was_training:
-        vars(module)["training"] = False
-    return was_training
-
-
 def generate(
     resident: Resident,
     prompts: Sequence[Sequence[int]],
     mixes: Sequence[Mix],
     samplings: Sequence[Sampling],
     poll_mixes: Callable[[], Sequence[Mix]] | None = None,
+    fast: bool = False,
 ) -> Iterator[list[SequenceState]]:
     """Decodes one answer per (prompt, mix, sampling), all in one batch.
 
@@ -138,6 +100,8 @@ def generate(
         prompts: token ids, one list per column.
         mixes, samplings: one per column.
         poll_mixes: returns the current mixes of all columns; called before every token.
+        fast: whether packed weights may answer, where the base has some. Answers that are measured or
+            compared with earlier ones come from the base's own precision.
 
     Yields:
         The states of all columns after every step. They are the same objects each time;
@@ -156,38 +120,29 @@ def generate(
     base, tokenizer = resident.base, resident.base.tokenizer
     states = make_states(base, prompts, mixes, samplings)
     active = list(states)
-    decoder = make_decoder(base, prompts, max(s.limit for s in states))
+    batch = AnswerBatch(resident, prompts, states, max(s.limit for s in states), fast)
     # Only a repetition penalty reads the tokens so far.
-    history = decoder.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
+    history = batch.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
     generators = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
     eos = set(base.eos_ids)
     seconds = 0.0  # spent in this generator, without the work that it is interleaved with
     while active:
         begin = time.perf_counter()
         if poll_mixes is not None and change_mixes(active, poll_mixes()):
-            decoder.reset([s.row for s in active], [s.ids for s in active])
-        mixes = [s.mix for s in active]
-        # Since the last step, an adapter may have ended its training, or have been unloaded.
-        resident.load_adapters(mixes)
-        with inference_mode_for(resident, resident.rows(mixes)):
-            tokens = sample(decoder.step(), history, active, generators)  # (B,)
-            token_list = tokens.tolist()
-            for b, state in enumerate(active):
-                if not state.stamp:
-                    state.record_stamp(resident.stamp(b))
+            batch.restart()
+        logits = batch.step()  # (B, V)
+        with torch.inference_mode():
+            tokens = sample(logits, history, active, generators)  # (B,)
+        token_list = tokens.tolist()
         seconds += time.perf_counter() - begin
         for b, state in enumerate(active):
-            append_token(state, token_list[b], eos, tokenizer)
+            append_token(state, token_list[b], eos | resident.find_stop_ids(state.mix), tokenizer)
             state.seconds = seconds
-        remaining = [b for b, s in enumerate(active) if not s.reason]
-        with torch.inference_mode():
-            decoder.append(tokens)
-            history = None if history is None else torch.cat([history, tokens.unsqueeze(1)], dim=1)
-            if len(remaining) < len(active) and remaining:
-                rows = torch.tensor(remaining, device=base.device)
-                decoder.select_rows(rows)
-                history = None if history is None else history[rows]
-        active = [active[b] for b in remaining]
+        batch.append(tokens)
+        if history is not None:
+            alive = [b for b, s in enumerate(active) if not s.reason]
+            history = torch.cat([history, tokens.unsqueeze(1)], dim=1)[alive]
+        active = batch.states
         yield states
 
 
@@ -230,7 +185,7 @@ def change_mixes(active: Sequence[SequenceState], mixes: Sequence[Mix]) -> bool:
     changes = [
         s
         for s in active
-        if mixes[s.row] is not s.mix and replace(mixes[s.row], name="") != replace(s.mix, name="")
+        if mixes[s.row] is not s.requested and replace(mixes[s.row], name="") != replace(s.requested, name="")
     ]
     for state in changes:
         state.change_mix(mixes[state.row])

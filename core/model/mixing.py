@@ -8,6 +8,8 @@ and training runs on them. peft's active adapters are never changed here.
 mixing.Mixer          which adapters there are, and the active mix
 ├── mix_layout        how their factors are concatenated; which adapter each column belongs to
 ├── rank_space        the product y + B_cat (s ⊙ (A_cat x))
+├── dora              the row gains of DoRA adapters
+├── own_weights       adapters that replace embeddings, heads or norms: alone in their row, at weight 1
 ├── peft_patch        the forward of peft's layers; what cannot be mixed, and why
 └── experts           the same for adapters on the experts of a mixture
 ```
@@ -32,7 +34,9 @@ from torch import nn
 
 from core.errors import AdapterError
 from core.model import experts, mix_layout
+from core.model.dora import RowGain
 from core.model.mix_layout import LayersWithAdapters, RankColumns
+from core.model.own_weights import OwnWeights, find_alone_rows, replace_rows
 from core.model.peft_patch import patch_layer, unmixable_reason
 from core.model.rank_space import ActiveMix, DownProjection, LoraBlock
 
@@ -64,6 +68,8 @@ class Mixer:
         depths: the relative depths, 0 to 1, of the layers; `layer.depth` is an index into them.
         columns: the distinct assignments of ranks to adapters; blocks hold an index into them.
         active_mix: what the layers multiply by; None outside of `activate`.
+        gains: peft's name of a DoRA adapter -> path of a layer -> g - 1 (`core.model.dora`).
+        own_weights: peft's name of an adapter -> what it replaces (`core.model.own_weights`).
         modules: all modules of the model as of `update_layout`; walking a deep model takes milliseconds.
 
     Example:
@@ -80,6 +86,8 @@ class Mixer:
     columns: list[RankColumns] = field(default_factory=list)
     active_mix: ActiveMix | None = None
     modules: list[nn.Module] = field(default_factory=list)
+    gains: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    own_weights: dict[str, OwnWeights] = field(default_factory=dict)
     _latest: tuple[Any, ActiveMix] | None = None  # the rows that were activated last: generation repeats them
     _experts: list[nn.Module] = field(default_factory=list)
 
@@ -123,6 +131,7 @@ class Mixer:
             layer.mixer = experts.MixerReference(self)
             layer.depth = self.depths.index(depths[path])
             layer.blocks = []
+            layer.row_gain = self._make_row_gain(path, layer)
         for group in mix_layout.group_by_input(layers):
             fixed = [
                 (layers[path], [n for n in self.names if n in layers[path].lora_A and n != trainee])
@@ -136,6 +145,15 @@ class Mixer:
             if isinstance(layer, ParamWrapper):
                 self._attach_experts(layer)
 
+    def _make_row_gain(self, path: str, layer: Any) -> RowGain | None:
+        """The gains of the DoRA adapters on a layer; None without any."""
+        names = [n for n in self.names if n in layer.lora_A and path in self.gains.get(n, {})]
+        if not names:
+            return None
+        columns = RankColumns(tuple(self.names.index(n) for n in names), (1.0,) * len(names))
+        values = torch.stack([self.gains[n][path] for n in names])
+        return RowGain(values, self._index_of(columns), getattr(layer.get_base_layer(), "bias", None))
+
     def _add_blocks(self, group: LayersWithAdapters, path: str, is_trainee: bool) -> None:
         """Adds one block of these adapters to each layer of a group; the blocks share their first product."""
         parts = [(layer, names) for layer, names in group if names]
@@ -147,7 +165,8 @@ class Mixer:
             layer.blocks.append(experts.make_block(layer, names, columns, is_trainee))
             return
         a, bs = mix_layout.trainee_factors(parts) if is_trainee else mix_layout.concatenate_factors(parts)
-        down, start = DownProjection(a, columns, bool(mix_layout.ROUTED.search(path)), len(parts)), 0
+        is_routed, start = bool(mix_layout.ROUTED.search(path)), 0
+        down = DownProjection(a, columns, is_routed, len(parts), is_trainee)
         for (layer, _), b in zip(parts, bs, strict=True):
             layer.blocks.append(LoraBlock(down, start, start + len(b), b))
             start += len(b)
@@ -159,6 +178,9 @@ class Mixer:
             tuple(self.names.index(n) for _, n in ranks),
             tuple(float(layer.scaling[n]) for layer, n in ranks),
         )
+        return self._index_of(columns)
+
+    def _index_of(self, columns: RankColumns) -> int:
         if columns not in self.columns:
             self.columns.append(columns)
         return self.columns.index(columns)
@@ -185,7 +207,8 @@ class Mixer:
                 which layers interpolate.
 
         Raises:
-            AdapterError: an adapter is not loaded, or the tensor has another number of columns.
+            AdapterError: an adapter is not loaded, the tensor has another number of columns, or an adapter
+                with weights of its own is not alone in its row at weight 1.
         """
         before = self.active_mix
         if isinstance(rows, torch.Tensor):
@@ -195,7 +218,14 @@ class Mixer:
         else:
             self.active_mix = self._from_rows(rows)
         try:
-            yield self
+            if self.active_mix is not None and self.active_mix.alone:
+                mix = self.active_mix
+                with replace_rows(
+                    self.model, self.own_weights, mix.alone, mix.count, lambda: self.active_mix is mix
+                ):
+                    yield self
+            else:
+                yield self
         finally:
             self.active_mix = before
 
@@ -231,13 +261,14 @@ class Mixer:
             points = torch.stack([weights * (1 - tilt), weights * (1 + tilt)])
         if not points.requires_grad and bool((points == points[:, :1]).all()):
             points = points[:, :1]  # all rows are equal: one row serves any number of rows or tokens
+        alone = find_alone_rows(points, self.names, self.own_weights) if self.own_weights else {}
         if len(points) > 1:
             shares = mix_layout.interpolation_matrix(self.depths, len(points)).to(points)
             points = torch.einsum("dp,pbn->dbn", shares, points)
         device = next(self.model.parameters()).device
         rows = [columns.expand(points, device) for columns in self.columns]
         by_depth = [r * len(self.depths) if len(r) == 1 else r for r in rows]
-        return ActiveMix(weights, tilt, by_depth, points.shape[1])
+        return ActiveMix(weights, tilt, by_depth, points.shape[1], alone)
 
     def to_tensor(self, rows: Sequence[Mapping[str, float]]) -> torch.Tensor:
         """Returns rows of adapter name -> number as a (B, adapters) tensor on the CPU.

@@ -1,7 +1,7 @@
 """Checks whether a base keeps the sequences of a packed row apart.
 
 The check runs the model, because a list of architectures would go out of date. Rows are packed in
-`core.data.packing`.
+`core.data.tokens.packing`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
 mix, runs peft's forward unchanged. This works for Linear, Conv1D, Linear4bit and 8-bit layers alike; peft's
 own extension point, the LoraVariant registry, is private, and Linear4bit bypasses it.
 
-An adapter that has no form in rank space is refused with the reason: layers by `unmixable_reason`, settings
-by `UNMIXABLE` in `core.store.adapter_config`.
+An adapter that has no form in a mix is refused with the reason: layers by `unmixable_reason`, settings by
+`UNMIXABLE` in `core.store.adapter_config`. A DoRA adapter of the library is loaded as plain LoRA with a row
+gain beside it (`core.model.dora`), so that its layers are peft's plain ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from peft.tuners.lora.layer import Conv1d, MultiheadAttention, ParamWrapper, _Co
 from torch.nn.utils import parametrize
 
 from core.model import experts
+from core.model.dora import RowGain
 from core.model.rank_space import LoraBlock
+
+# peft's layers whose forward is the base layer's output plus a product of two factors.
+MIXABLE_LAYERS = ("Linear", "Linear4bit", "Linear8bitLt")
 
 
 def unmixable_reason(layer: Any, ignored: str = "") -> str:
@@ -28,6 +33,7 @@ def unmixable_reason(layer: Any, ignored: str = "") -> str:
     Args:
         ignored: peft's name of an adapter that is left to peft's own forward.
     """
+    kind = next(c for c in type(layer).__mro__ if not issubclass(c, (_MixedForward, _ExpertsForward)))
     if getattr(layer, "lora_embedding_A", None):
         return "it is trained on the embedding, which looks vectors up and has no product"
     if isinstance(layer, (_ConvNd, Conv1d, MultiheadAttention)):
@@ -36,7 +42,11 @@ def unmixable_reason(layer: Any, ignored: str = "") -> str:
         return f"it is {type(variants[0]).__name__}, not a plain sum"
     if any(getattr(layer, "lora_bias", {}).values()):
         return "it trains biases"
-    return experts.unmixable_reason(layer) if isinstance(layer, ParamWrapper) else ""
+    if isinstance(layer, ParamWrapper):
+        return experts.unmixable_reason(layer)
+    if not layer.r or kind.__name__ in MIXABLE_LAYERS:  # peft leaves its wrapper after the last adapter
+        return ""
+    return f"its layers are of the kind {kind.__name__}"
 
 
 def patch_layer(layer: Any) -> None:
@@ -59,11 +69,13 @@ class _MixedForward:
         mixer: the mixer, by a reference that is not a submodule.
         depth: the index of the layer's depth in the mixer.
         blocks: the adapters of this layer.
+        row_gain: what its DoRA adapters add beside their blocks, or None.
     """
 
     mixer: experts.MixerReference
     depth: int
     blocks: list[LoraBlock]
+    row_gain: RowGain | None
     base_layer: Any
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -76,6 +88,8 @@ class _MixedForward:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc, no-any-return]
         y = self.base_layer(x, *args, **kwargs)
         dtype = y.dtype
+        if self.row_gain is not None:
+            y = self.row_gain.add(y, mix, self.depth)
         for block in self.blocks:
             y = block.add(y, x, mix, self.depth)
         return y if y.dtype is dtype else y.to(dtype)  # type: ignore[no-any-return]

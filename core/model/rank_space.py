@@ -26,7 +26,7 @@ points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -44,12 +44,14 @@ class ActiveMix:
         rows: [columns][depth] -> s, (B, 1, R), or (1, 1, R) when all rows are equal; None where every weight
             is 0.
         count: B, or 1 when all rows are equal.
+        alone: peft's name of an adapter with weights of its own (`core.model.own_weights`) -> its rows.
     """
 
     weights: torch.Tensor
     tilt: torch.Tensor | None
     rows: list[list[torch.Tensor | None]]
     count: int
+    alone: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -61,6 +63,7 @@ class DownProjection:
         columns: the index of its `RankColumns` in the mixer.
         is_routed: the layer belongs to one expert of many, and gets tokens without their rows.
         readers: how many layers read each product.
+        is_trainee: its adapter is in training, so `a` changes with every optimizer step.
         pending: how many of them have yet to read `inner`, which was computed from `x` under `mix`.
     """
 
@@ -68,6 +71,7 @@ class DownProjection:
     columns: int
     is_routed: bool = False
     readers: int = 1
+    is_trainee: bool = False
     pending: int = 0
     x: torch.Tensor | None = None
     mix: ActiveMix | None = None

@@ -25,13 +25,14 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from core.errors import AdapterError, Busy, SpecError
-from core.model import experts, lora_init
+from core.model import dora, experts, lora_init, own_weights
 from core.model.base import Base, folder_of, locate
 from core.model.mixing import Mixer, MixRow, PeftForwardRow
 from core.model.peft_patch import unmixable_reason
+from core.spec.gate import GateCalibration
 from core.spec.mix import Mix
 from core.store import adapters
-from core.store.adapter_config import UNMIXABLE, parse_config
+from core.store.adapter_config import OWN_FORMS, parse_config
 from core.store.adapters import Adapter
 from core.store.files import read_json
 from core.store.workspace import Workspace
@@ -40,6 +41,7 @@ from core.store.workspace import Workspace
 # loads the best or latest checkpoint.
 TRAINEE = "default"
 OFFSET = "start"  # peft's name of the frozen offset of PiSSA and OLoRA (core.model.lora_init)
+DORA_IN_TRAINING = "its norms change with every step, so DoRA can be mixed when its run has ended"
 RESIDENT_LIMIT = 32  # loaded adapters; the least recently used one is unloaded first
 
 
@@ -48,6 +50,17 @@ class PeftForwardMix(Mix):
 
     It is the only way to sample from an adapter in training that cannot be mixed (DoRA).
     """
+
+
+def read_stop_ids(adapter: Adapter, tokenizer: Any) -> frozenset[int]:
+    """Returns the stop tokens that were added to an adapter when it was imported; usually none."""
+    origin = adapter.metadata.get("imported")
+    texts = origin.get("stop_tokens") if isinstance(origin, dict) else None
+    known = tokenizer.get_vocab() if texts else {}
+    found = {known[t] for t in texts or () if isinstance(t, str) and t in known}
+    ids = origin.get("stop_ids") if isinstance(origin, dict) else None  # of tokens that its tool added
+    listed = ids if isinstance(ids, list) else []
+    return frozenset(found | {i for i in listed if isinstance(i, int) and not isinstance(i, bool)})
 
 
 class Resident:
@@ -62,6 +75,7 @@ class Resident:
         trainee_id: the library id that the adapter in training will have, "" while no run is in training.
         parent_ids: the frozen parent adapters that the adapter in training is stacked on.
         trainee_unmixable_reason: why the adapter in training cannot be mixed, "" where it can.
+        calibrations: adapter id -> its kind and the calibration of its gate, of the loaded adapters.
 
     Example:
         >>> resident = Resident(load_base("embedded"), Workspace("workspace"))
@@ -80,6 +94,8 @@ class Resident:
         self.trainee_id = ""
         self.parent_ids: set[str] = set()
         self.trainee_unmixable_reason = ""
+        self.calibrations: dict[str, tuple[str, GateCalibration | None]] = {}
+        self._stop_ids: dict[str, frozenset[int]] = {}  # of adapters that have stop tokens of their own
 
     @property
     def model(self) -> Any:
@@ -124,11 +140,17 @@ class Resident:
         """Returns one row per mix, with peft's adapter names, for `Mixer.activate` and `inference_mode_for`.
 
         Raises:
-            AdapterError: a mix uses the adapter in training, and that adapter cannot be mixed.
+            AdapterError: a mix uses the adapter in training, and that adapter cannot be mixed; or it has a
+                weight on Auto, which no gate has chosen yet.
         """
         return [self._row(mix) for mix in mixes]
 
     def _row(self, mix: Mix) -> MixRow:
+        if mix.auto:
+            raise AdapterError(
+                f"The adapter {next(iter(mix.auto))!r} is on Auto, and a number is needed here.",
+                "Set its weight to a number.",
+            )
         if self.trainee_unmixable_reason and mix.weights.get(self.trainee_id):
             if isinstance(mix, PeftForwardMix):
                 return PeftForwardRow({})
@@ -150,13 +172,25 @@ class Resident:
         """Whether the adapter in training has a frozen offset (`core.model.lora_init`)."""
         return self.peft is not None and OFFSET in self.peft.peft_config
 
-    def stamp(self, row: int) -> dict[str, Any]:
+    def find_stop_ids(self, mix: Mix) -> frozenset[int]:
+        """Returns the tokens that end an answer of a mix, beside those of the base; usually none."""
+        if not self._stop_ids:
+            return frozenset()
+        return frozenset().union(*(self._stop_ids.get(a, ()) for a, weight in mix.weights.items() if weight))
+
+    def set_calibration(self, adapter_id: str, calibration: GateCalibration | None) -> None:
+        """Gives a loaded adapter a new calibration; the next one that is loaded reads it from the library."""
+        if adapter_id in self.calibrations:
+            self.calibrations[adapter_id] = self.calibrations[adapter_id][0], calibration
+
+    def stamp(self, row: int, precision: str = "") -> dict[str, Any]:
         """Returns the stamp of a row: the base, and the active weights, tilts and digests by library id.
 
         Weights and tilts are read back from the tensors that the layers multiply by, not from the request.
 
         Args:
             row: the index of the row in the batch.
+            precision: of the packed weights that answer; "" is the base's own.
         """
         weights, tilt = (
             {
@@ -170,6 +204,7 @@ class Resident:
             "base": self.base.name,
             "base_fingerprint": self.base.fingerprint,
             "quantization": self.base.quantization,
+            **({"answered_in": precision} if precision else {}),
             "weights": weights,
             "tilt": tilt,
             "adapters": {a: self.digests.get(a, "in training") for a in weights},
@@ -183,13 +218,41 @@ class Resident:
             self.workspace,
             adapter_id,
             lambda folder: (
-                parse_config(read_json(folder / adapters.CONFIG)),
+                parse_config(read_json(folder / adapters.CONFIG), only_plain=False),
                 load_file(folder / adapters.WEIGHTS),
             ),
         )
-        self.add_adapter(adapter_id, config)
-        self._copy_tensors(adapter_id, tensors)
+        self._add_library_adapter(adapter, config, tensors)
         self.digests[adapter_id] = adapter.sha256  # `verify` has just compared it with the file
+        if stop_ids := read_stop_ids(adapter, self.base.tokenizer):
+            self._stop_ids[adapter_id] = stop_ids
+
+    def _add_library_adapter(
+        self, adapter: Adapter, config: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> None:
+        """Adds an adapter of the library as plain LoRA, with its row gains and its own weights beside it.
+
+        Args:
+            config: as `parse_config` returns it, of any form.
+            tensors: keys as in peft's file format.
+        """
+        adapter_id = adapter.id
+        self.calibrations[adapter_id] = adapter.kind, GateCalibration.from_json(adapter.metadata.get("gate"))
+        factors, own = own_weights.split_own(tensors)
+        factors, magnitudes = dora.split_magnitudes(factors)
+        self.add_adapter(adapter_id, {k: v for k, v in config.items() if k not in OWN_FORMS})
+        self._copy_tensors(adapter_id, factors)
+        try:
+            if magnitudes:
+                self.mixer.gains[adapter_id] = dora.fold_gains(self.base.model, adapter_id, magnitudes)
+            if own:
+                token_ids = config.get("trainable_token_indices") or {}
+                self.mixer.own_weights[adapter_id] = own_weights.build_own_weights(
+                    self.base.model, adapter.name, own, token_ids
+                )
+        except AdapterError:
+            self._delete_adapter(adapter_id)
+            raise
 
     def check_same_base(self, adapter: Adapter) -> None:
         """Checks that an adapter was trained on the resident base, by fingerprint.
@@ -224,6 +287,8 @@ class Resident:
             experts.expose_weight_names(self.base.model),
         ):
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")
+            # An update of a tied head stays beside the base here: nothing is merged into the shared weights.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
             try:
                 if self.peft is None:
                     self.peft = get_peft_model(self.base.model, lora, adapter_name=name)
@@ -303,9 +368,13 @@ class Resident:
     def _unload(self, adapter_id: str) -> None:
         self._delete_adapter(adapter_id)
         self.digests.pop(adapter_id, None)
+        self._stop_ids.pop(adapter_id, None)
 
     def _delete_adapter(self, name: str) -> None:
         assert self.peft is not None
+        self.mixer.gains.pop(name, None)
+        self.mixer.own_weights.pop(name, None)
+        self.calibrations.pop(name, None)
         if len(self.peft.peft_config) > 1:
             before = self._gradient_flags()
             with warnings.catch_warnings():
@@ -342,14 +411,17 @@ class Resident:
 
         Raises:
             SpecError: the initialisation is not possible on this base.
+            AdapterError: the parent adapter is not plain LoRA.
         """
+        if stack_on:
+            adapters.check_parent(adapters.load(self.workspace, stack_on))
         if adapter_id in self.digests:  # saved earlier by this run, which now resumes from a checkpoint
             self._unload(adapter_id)
         if stack_on:
             self.load_adapters([Mix(weights={stack_on: 1.0})])
         self.trainee_id = adapter_id
         self.parent_ids = {stack_on} if stack_on else set()
-        self.trainee_unmixable_reason = UNMIXABLE["use_dora"].reason if config.get("use_dora") else ""
+        self.trainee_unmixable_reason = DORA_IN_TRAINING if config.get("use_dora") else ""
         self.add_adapter(TRAINEE, config, trainable=True)
         if initialisation in lora_init.OFFSET_INITIALISATIONS:
             # Without dropout, because the offset is subtracted in every pass.
@@ -372,16 +444,11 @@ class Resident:
     ) -> None:
         """Loads a newly saved adapter from memory, so that the next mix does not read its files.
 
-        An adapter that cannot be mixed is not loaded.
-
         Args:
             adapter: the library's record.
             config, tensors: the contents of its two files.
         """
-        if adapter.unmixable:
-            return
-        self.add_adapter(adapter.id, parse_config(config))
-        self._copy_tensors(adapter.id, tensors)
+        self._add_library_adapter(adapter, parse_config(config, only_plain=False), tensors)
         self.digests[adapter.id] = adapter.sha256
 
     def remove_trainee(self) -> None:

@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from core.data.collation import collate
-from core.data.encoding import IGNORE_INDEX, EncodedSequence
+from core.data.tokens.collation import collate
+from core.data.tokens.encoding import IGNORE_INDEX, EncodedSequence
+from core.model.activation import inference_mode_for
 from core.model.decoding import shift_logits
-from core.model.generate import inference_mode_for
+from core.model.gating import resolve_mixes
 from core.model.resident import Resident
+from core.spec.gate import MINIMUM_TOKENS
 from core.spec.mix import Mix
 
+BLOCK_BYTES = 32 << 20  # of logits in fp32 whose nats are computed at once
+TEXT_PREFIX = 16  # tokens of a text that gates read
 BATCH_TOKENS = 4096  # rows x tokens of one forward
 BATCH_TOKENS_CPU = 1024  # fastest on the embedded base, and short enough not to delay waiting requests
 
@@ -99,9 +103,19 @@ def score_each(
     A row of a batch is a (sequence, mix) pair. The shortest sequences come first, and all mixes of a sequence
     follow each other. So batches are full, and their rows about equally long, for any number of mixes.
 
+    Gates of mixes with Auto read what a sequence asks, up to its first scored token. Of a text without a
+    question they read the first TEXT_PREFIX tokens, which are scored like the others.
+
     Yields:
-        The results of one forward; all forwards together give every pair once.
+        The results of one forward; all forwards together give every pair once. Nothing after a forward that
+        only gates read.
     """
+    chosen: list[list[Mix]] = [list(mixes)] * len(sequences)
+    if any(mix.auto for mix in mixes):
+        prompts = [_read_prompt(sequence) for sequence in sequences]
+        for choices in resolve_mixes(resident, prompts, mixes):
+            chosen = [[c.mix for c in of_prompt] for of_prompt in choices or ()]
+            yield []
     pad, device = resident.base.tokenizer.pad_token_id, resident.base.device
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].length)
     pairs = [(i, m) for i in order for m in range(len(mixes))]
@@ -114,12 +128,18 @@ def score_each(
         batch = pairs[start:end]
         tensors = collate([sequences[i].row for i, _ in batch], pad)
         tensors = {k: v.to(device) for k, v in tensors.items()}
-        resident.load_adapters(mixes)
-        rows = resident.rows(mixes)
-        with inference_mode_for(resident, [rows[m] for _, m in batch]):
+        used = [chosen[i][m] for i, m in batch]
+        resident.load_adapters(used)
+        with inference_mode_for(resident, resident.rows(used)):
             nats = sum_row_nats(*shift_logits(resident.base.model, tensors)).tolist()
         yield [SequenceScore(m, i, n) for (i, m), n in zip(batch, nats, strict=True)]
         start = end
+
+
+def _read_prompt(sequence: EncodedSequence) -> list[int]:
+    """The token ids that a gate reads before a sequence is scored."""
+    first = next((i for i, scored in enumerate(sequence.loss_mask) if scored), len(sequence.loss_mask))
+    return list(sequence.ids[: first if first > MINIMUM_TOKENS else TEXT_PREFIX])
 
 
 def sum_row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -132,9 +152,13 @@ def sum_row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         (B,) nats.
     """
-    scored = labels != IGNORE_INDEX
-    nats = functional.cross_entropy(logits[scored].float(), labels[scored], reduction="none")
-    return nats.new_zeros(len(labels)).index_add(0, scored.nonzero()[:, 0], nats)
+    rows, columns = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    size = max(32, BLOCK_BYTES // (4 * logits.shape[-1]))
+    blocks = zip(
+        rows.split(size), columns.split(size), strict=True
+    )  # their copies in fp32 are never all held
+    nats = [functional.cross_entropy(logits[at].float(), labels[at], reduction="none") for at in blocks]
+    return torch.zeros(len(labels), device=logits.device).index_add(0, rows, torch.cat(nats))
 
 
 def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from core.data.special_tokens import render_roles
+from core.data.tokens.special_tokens import render_roles
 from core.errors import BaseModelError
 
 logger = logging.getLogger(__name__)

@@ -63,7 +63,7 @@ def collect(engine: Engine, path: Path) -> Run:
         metadata = _check_adapter(bundle, adapter_folder)
         events = _read_events(folder / "events.jsonl")
         with _lock_run(workspace, bundle):
-            config = parse_config(read_json(adapter_folder / adapters.CONFIG), for_mixing=False)
+            config = parse_config(read_json(adapter_folder / adapters.CONFIG), only_plain=False)
             adapters.add(
                 workspace,
                 bundle.adapter_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,10 @@ WEIGHT_STEP = 0.05  # of a slider
 TILT_LIMIT = 1.0  # tilts are between -TILT_LIMIT and TILT_LIMIT
 COLUMN_LIMIT = 6  # mixes that are compared side by side
 NEW_TOKENS_LIMIT = 4096  # the longest answer that may be asked for, in tokens
+# How a gate sets a weight on Auto: on or off by the prompt, a part of the weight by the prompt, or on or off
+# by the newest tokens while the answer is written.
+AUTO_MODES = ("hard", "soft", "token")
+_AUTO = re.compile(r"auto(?:-(soft|token))?(?::(.+))?")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Mix(Settings):
 
     The empty mix is the base. A tilt t lets a weight w vary over the layers, linearly from w · (1 - t) in
     the first to w · (1 + t) in the last: 1 is all deep, -1 is all shallow, and the mean stays w.
+
+    A weight on Auto is set by a gate (`core.model.gating`) for each prompt, between 0 and the weight that is
+    given here. `resolve` puts the gate's weights in; only mixes without Auto are computed.
     """
 
     name: str = setting("", "Name of the mix.", high=120)
@@ -64,29 +72,53 @@ class Mix(Settings):
     tilt: dict[str, float] = setting(
         {}, "Adapter id to tilt: how its weight varies with depth; 1 is all deep, -1 all shallow, 0 even."
     )
+    auto: dict[str, str] = setting(
+        {}, "Adapter id to gate, for weights that follow the prompt: hard, soft, or token."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weights", _check_numbers("weight", self.weights, WEIGHT_LIMIT))
-        tilt = _check_numbers("tilt", self.tilt, TILT_LIMIT)
-        object.__setattr__(self, "tilt", {a: t for a, t in tilt.items() if a in self.weights})
+        weights = check_numbers("weight", self.weights, WEIGHT_LIMIT)
+        tilt = check_numbers("tilt", self.tilt, TILT_LIMIT)
+        auto = _check_auto(self.auto)
+        object.__setattr__(self, "weights", {a: w for a, w in weights.items() if w})
+        object.__setattr__(self, "tilt", {a: t for a, t in tilt.items() if t and a in self.weights})
+        object.__setattr__(self, "auto", {a: m for a, m in auto.items() if a in self.weights})
+
+    @property
+    def without_auto(self) -> Mix:
+        """The mix without its adapters on Auto."""
+        return self.resolve(dict.fromkeys(self.auto, 0.0)) if self.auto else self
+
+    def resolve(self, weights: Mapping[str, float]) -> Mix:
+        """The mix with a number for every weight on Auto.
+
+        Args:
+            weights: adapter id -> weight, for each adapter on Auto.
+        """
+        chosen = {a: weights[a] if a in self.auto else w for a, w in self.weights.items()}
+        return type(self)(name=self.name, weights=chosen, tilt=self.tilt)
 
     @classmethod
     def parse(cls, text: str, name: str = "") -> Mix:
-        """Parses a mix from text: `"domain=0.7@1,task=1"`.
+        """Parses a mix from text: `"domain=0.7@1,task=1"`, or `"domain=auto,task=1"`.
 
-        An id without a number has weight 1, `@` adds a tilt, and `""` or `"base"` is the base model.
+        An id without a number has weight 1, `@` adds a tilt, and `""` or `"base"` is the base model. `auto`,
+        `auto-soft` and `auto-token` set the weight by a gate, and `auto:0.7` limits it.
 
         Raises:
             SpecError: a part does not have this form, or occurs twice.
         """
         weights: dict[str, float] = {}
         tilt: dict[str, float] = {}
+        auto: dict[str, str] = {}
         for part in re.split(r"[,+]", text) if text.strip() not in ("", "base") else []:
             head, at, tilt_text = (p.strip() for p in part.partition("@"))
             adapter, equals, number = (p.strip() for p in head.partition("="))
             is_duplicate = adapter in weights
             try:
+                if gate := _AUTO.fullmatch(number):
+                    auto[adapter], number = gate[1] or "hard", gate[2] or "1"
                 weights[adapter] = float(number) if equals else 1.0
                 tilt[adapter] = float(tilt_text) if at else 0.0
             except ValueError:
@@ -94,21 +126,57 @@ class Mix(Settings):
             if not adapter or is_duplicate:
                 raise SpecError(
                     f"Each part of a mix must be a different adapter id with a weight, got {part!r}.",
-                    'Write a mix as "domain=0.7,task=1", or "domain=0.7@1" with a tilt; "" is the base.',
+                    'Write a mix as "domain=0.7,task=1", "domain=0.7@1" with a tilt, or "domain=auto,task=1"'
+                    '; "" is the base.',
                 )
-        return cls(name=name, weights=weights, tilt=tilt)
+        return cls(name=name, weights=weights, tilt=tilt, auto=auto)
 
     def __str__(self) -> str:
         parts = []
         for adapter, weight in self.weights.items():
-            weight_text = f"={_format_exact(weight)}" if weight != 1 else ""
+            number = _format_exact(weight) if weight != 1 else ""
+            if adapter in self.auto:
+                number = format_auto(self.auto[adapter]) + (f":{number}" if number else "")
+            weight_text = f"={number}" if number else ""
             tilt_text = f"@{_format_exact(self.tilt[adapter])}" if adapter in self.tilt else ""
             parts.append(f"{adapter}{weight_text}{tilt_text}")
         return " + ".join(parts) or "base"
 
 
-def _check_numbers(what: str, numbers: Any, limit: float) -> dict[str, float]:
-    """Adapter id -> number, without the zeros. Raises SpecError for a number outside -limit to limit."""
+def format_auto(mode: str) -> str:
+    """A gate as `Mix.parse` reads it: "auto", "auto-soft" or "auto-token"."""
+    return "auto" if mode == "hard" else f"auto-{mode}"
+
+
+def _check_auto(auto: Any) -> dict[str, str]:
+    """Adapter id -> gate. Raises SpecError."""
+    if not isinstance(auto, dict) or not all(isinstance(a, str) for a in auto):
+        raise SpecError(
+            f"The gates must map adapter ids to names, got {auto!r}.", "Give a gate per adapter on Auto."
+        )
+    for adapter, mode in auto.items():
+        if mode not in AUTO_MODES:
+            raise SpecError(
+                f"The gate of {adapter!r} must be one of {', '.join(AUTO_MODES)}, got {mode!r}.",
+                "Choose one of them.",
+            )
+    if {"soft", "token"} <= set(auto.values()):
+        raise SpecError(
+            "A mix may have soft gates or gates that follow each token, got both.",
+            "Set them to the same, or to hard.",
+        )
+    return dict(auto)
+
+
+def check_numbers(what: str, numbers: Any, limit: float) -> dict[str, float]:
+    """Adapter id -> number, zeros included.
+
+    Args:
+        what: a number, such as "weight".
+
+    Raises:
+        SpecError: it is not a mapping of ids to numbers, or a number is outside -limit to limit.
+    """
     if not isinstance(numbers, dict) or not all(isinstance(adapter, str) for adapter in numbers):
         raise SpecError(
             f"The {what}s must map adapter ids to numbers, got {numbers!r}.", "Give a number per adapter."
@@ -118,7 +186,7 @@ def _check_numbers(what: str, numbers: Any, limit: float) -> dict[str, float]:
             raise SpecError(
                 f"The {what} of {adapter!r} must be between {-limit:g} and {limit:g}, got {number!r}."
             )
-    return {adapter: float(number) for adapter, number in numbers.items() if number}
+    return {adapter: float(number) for adapter, number in numbers.items()}
 
 
 def _format_exact(number: float) -> str:

@@ -44,7 +44,9 @@ class Floor:
 
 FLOORS = (
     Floor(20e6, 200, 5_000, measured=True),
-    Floor(600e6, 150, 10_000),
+    Floor(300e6, 150, 10_000),
+    Floor(1.2e9, 120, 15_000),
+    Floor(5e9, 100, 20_000),
     Floor(math.inf, 100, 20_000),
 )
 

@@ -23,8 +23,12 @@ SHARDINGS = ("ddp", "fsdp")
 # the rules that it began under (`TrainSpec.rules`), so that it resumes to the same weights.
 #   1  as 0.1.0 trained: the learning rate of the first step is 0 where there is a warm-up
 #   2  every step has a learning rate above 0 (`core.train.schedule`), and the ids of a prompt are the first
-#      ids of what is trained (`core.data.chat_encoding`)
-RULES = 2
+#      ids of what is trained (`core.data.tokens.chat_encoding`)
+#   3  on a CPU, sequences that begin alike share the computation of their beginning, and the numbers of a
+#      step are rounded in another order (`core.train.lean`); bases other than the embedded one replay
+#      real English (`core.data.samples`)
+RULES = 3
+LEAN_RULES = 3
 
 
 class RunStatus(str, Enum):
@@ -239,7 +243,7 @@ class TrainSpec(Settings):
     )
     use_dora: bool = setting(
         False,
-        "Trains magnitude and direction of the weights separately; slower, and not usable in a live mix.",
+        "Trains magnitude and direction of the weights separately; slower, and mixed only after its run.",
         label="DoRA",
     )
     initialisation: str = setting(
@@ -331,7 +335,7 @@ class TrainSpec(Settings):
             )
         if self.use_dora and self.stack_on:
             raise SpecError(
-                "A DoRA adapter cannot be mixed, so it cannot be trained on top of another adapter.",
+                "A DoRA adapter cannot be mixed while it trains, so it is not trained on top of another one.",
                 "Switch DoRA off, or train on the base alone.",
             )
 

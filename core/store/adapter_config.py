@@ -1,5 +1,8 @@
 """The allow-list of LoRA settings: the fields of an adapter_config.json, and what makes an adapter unmixable.
 
+Two forms are more than a product of two factors, and can be mixed in a way of their own: DoRA, and adapters
+with weights of their own (a trained embedding, head, norm or token), which are used alone.
+
 A config can come from anywhere. Module lists are plain names and never regular expressions, because a regular
 expression can block the loader. Unknown fields are dropped, and the base model that a config names is never
 loaded.
@@ -20,6 +23,8 @@ MODULE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 RANK_LIMIT = 1024
 ALPHA_LIMIT = 65536
 LIST_LIMIT = 4096  # names in one list
+SHOWN = 4  # names in a sentence
+TOKEN_LIMIT = 1 << 20  # trained tokens of one module
 REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
 
 
@@ -42,6 +47,21 @@ def _is_name_list(value: Any) -> bool:
 
 def _is_table(value: Any, is_valid: Callable[[Any], bool]) -> bool:
     return isinstance(value, dict) and _is_name_list([*value]) and all(is_valid(v) for v in value.values())
+
+
+def _is_token_table(value: Any) -> bool:
+    """Whether a value maps names of modules to lists of different token ids."""
+    return (
+        isinstance(value, dict)
+        and _is_name_list([*value])
+        and all(
+            isinstance(ids, list)
+            and 0 < len(ids) <= TOKEN_LIMIT
+            and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+            and len(set(ids)) == len(ids)
+            for ids in value.values()
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,10 @@ ALLOWED: dict[str, Field] = {
     "use_rslora": _FLAG,
     "use_dora": _FLAG,
     "fan_in_fan_out": _FLAG,
+    "modules_to_save": Field(lambda v: not v or _is_name_list(v), f"{_NAMES}, or null"),
+    "trainable_token_indices": Field(
+        lambda v: not v or _is_token_table(v), "a mapping of module names to lists of token ids, or null"
+    ),
 }
 
 
@@ -98,7 +122,7 @@ RETRAIN = "Train it again without this setting, or convert it to plain LoRA with
 COPIES = Obstacle(
     lambda v: not v,
     "it contains trained copies of embedding or head weights, which replace those of the base",
-    RETRAIN,
+    "Use it alone, at weight 1; or import it again with the repair drop-copies, which keeps its plain part.",
 )
 VARIANT = Obstacle(lambda v: not v, "its update is not the plain product of two low-rank factors", RETRAIN)
 SOME_LAYERS = Obstacle(
@@ -121,7 +145,9 @@ UNMIXABLE: dict[str, Obstacle] = {
     ),
     "lora_bias": Obstacle(lambda v: not v, "it trains biases beside the low-rank factors", RETRAIN),
     "use_dora": Obstacle(
-        lambda v: not v, "DoRA rescales the base weights, differently for every mix", RETRAIN
+        lambda v: not v,
+        "DoRA rescales the base weights, which is not a product of two factors",
+        "Mix it live; or import it again with the repair convert-dora, which makes plain LoRA of it.",
     ),
     "use_qalora": VARIANT,
     "use_bdlora": VARIANT,
@@ -137,11 +163,23 @@ UNMIXABLE: dict[str, Obstacle] = {
 }
 
 
-def parse_config(raw: dict[str, Any], for_mixing: bool = True) -> dict[str, Any]:
+# Settings whose adapters are mixed in a way of their own, and what they are called.
+OWN_FORMS = {
+    "use_dora": "a DoRA adapter",
+    "modules_to_save": "an adapter with trained weights of its own",
+    "trainable_token_indices": "an adapter with trained tokens",
+}
+ALONE = (
+    "it replaces weights of the base ({names}), so it is used alone: at weight 1, with no other adapter in "
+    "its column"
+)
+
+
+def parse_config(raw: dict[str, Any], only_plain: bool = True) -> dict[str, Any]:
     """The allowed fields of an adapter_config.json, each of them checked.
 
     Args:
-        for_mixing: False also accepts DoRA, which can be stored and used elsewhere but not mixed.
+        only_plain: False also accepts adapters that are more than products of two factors (`OWN_FORMS`).
 
     Raises:
         AdapterError: a required field is missing, or a value is not allowed or cannot be mixed.
@@ -149,7 +187,7 @@ def parse_config(raw: dict[str, Any], for_mixing: bool = True) -> dict[str, Any]
     for name in REQUIRED:
         if name not in raw:
             raise AdapterError(f"{FILE} has no field {name!r}.", "Use a LoRA adapter that peft saved.")
-    check_mixable({k: v for k, v in raw.items() if for_mixing or k != "use_dora"})
+    check_mixable({k: v for k, v in raw.items() if only_plain or k not in OWN_FORMS})
     config = {name: raw[name] for name in ALLOWED if name in raw}
     for name, value in config.items():
         if not ALLOWED[name].is_valid(value):
@@ -163,17 +201,29 @@ def parse_config(raw: dict[str, Any], for_mixing: bool = True) -> dict[str, Any]
 
 
 def check_mixable(raw: dict[str, Any]) -> None:
-    """Checks that an adapter with this config can be mixed.
+    """Checks that an adapter with this config can be mixed as products of two factors.
 
     Raises:
         AdapterError: it cannot; the message names the setting and the reason.
     """
     for name, obstacle in UNMIXABLE.items():
         if name in raw and not obstacle.is_harmless(raw[name]):
+            what = "is not plain LoRA" if name in OWN_FORMS else "cannot be mixed"
             raise AdapterError(
-                f"The adapter cannot be mixed because {name} is {_format(raw[name])}: {obstacle.reason}.",
+                f"The adapter {what} because {name} is {_format(raw[name])}: {obstacle.reason}.",
                 obstacle.fix,
             )
+
+
+def describe_own_weights(config: dict[str, Any]) -> str:
+    """Why an adapter can only be used alone, as a clause; "" where it is mixed like others.
+
+    Args:
+        config: as `parse_config` returns it.
+    """
+    names = [*(config.get("modules_to_save") or ()), *(config.get("trainable_token_indices") or ())]
+    short = dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
+    return ALONE.format(names=", ".join([*short][:SHOWN])) if names else ""
 
 
 def _format(value: Any) -> str:

@@ -124,7 +124,7 @@ def _check_content(folder: Path) -> list[str]:
                 f"The adapter folder holds {file.name}, which could run code.",
                 "Delete that file: only safetensors files are used.",
             )
-    config = parse_config(read_object(folder / CONFIG), for_mixing=False)
+    config = parse_config(read_object(folder / CONFIG), only_plain=False)
     tensors, values = check_weights(folder, config)
     return [
         f"All {tensors} tensors have the names and shapes of a rank-{config['r']} adapter.",

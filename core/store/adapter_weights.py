@@ -20,6 +20,10 @@ from core.store.adapter_config import COPIES, UNMIXABLE
 FILE = "adapter_model.safetensors"
 HEADER_LIMIT = 100_000_000  # bytes of JSON, as in safetensors
 MAGNITUDE = "lora_magnitude_vector"  # the tensor that DoRA adds: one number per output
+TOKENS = "trainable_tokens_delta"  # the vectors of trained tokens, one row each
+TOKEN_END = f".token_adapter.{TOKENS}"
+PREFIX = "base_model.model."  # of every tensor's name in peft's file format
+OWN = "own"  # the part of a tensor that replaces weights of the base
 # Part of a tensor's name -> why its adapter cannot be mixed.
 FOREIGN_TENSORS = {
     MAGNITUDE: UNMIXABLE["use_dora"],
@@ -102,6 +106,7 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     """
     path, values = folder / FILE, 0
     modules: dict[str, set[str]] = {}  # module -> the parts of its update that occur
+    own: set[str] = set()  # names of the modules that it replaces
     try:
         with safe_open(str(path), framework="np") as tensors, open(path, "rb") as file:
             header = _read_header(file)
@@ -115,7 +120,10 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
                         "The adapter is unusable: train it again with a lower learning rate.",
                     )
                 module, part = _check_tensor(key, shape, config)
-                modules.setdefault(module, set()).add(part)
+                if part == OWN:
+                    own.add(module)
+                else:
+                    modules.setdefault(module, set()).add(part)
     except (SafetensorError, OSError) as e:
         raise AdapterError(
             f"{FILE} cannot be read: {e}.", "Restore it from a backup, or train the adapter again."
@@ -127,11 +135,19 @@ def check_weights(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
             f"A low-rank factor is missing in {incomplete[0] if incomplete else FILE}.",
             "Restore the file from a backup, or train the adapter again.",
         )
-    return parts_per_module * len(modules), values
+    named = {*(config.get("modules_to_save") or ()), *(config.get("trainable_token_indices") or ())}
+    if missing := sorted(named - own):
+        raise AdapterError(
+            f"The trained weights of {missing[0]} are missing in {FILE}.",
+            "Restore the file from a backup, or train the adapter again.",
+        )
+    return parts_per_module * len(modules) + len(own), values
 
 
 def _check_tensor(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[str, str]:
-    """Checks the name and shape of a tensor; returns (module, lora_A | lora_B | magnitude)."""
+    """Checks the name and shape of a tensor; returns (module, lora_A | lora_B | magnitude | own)."""
+    if name := _find_own(key, shape, config):
+        return name, OWN
     if config.get("use_dora") and key.endswith(f".{MAGNITUDE}") and len(shape) == 1:
         return key.removesuffix(f".{MAGNITUDE}"), MAGNITUDE
     module, _, part = key.removesuffix(".weight").rpartition(".")
@@ -143,6 +159,18 @@ def _check_tensor(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> t
     if not is_factor or not _has_rank(shape[0 if part == "lora_A" else 1], rank, config):
         raise AdapterError(f"{problem}.", "Convert the adapter to plain LoRA first.")
     return module, part
+
+
+def _find_own(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> str:
+    """The name of the module whose weights a tensor replaces, as the config lists it; "" for others."""
+    path = key.removeprefix(PREFIX)
+    if path.endswith(TOKEN_END):
+        name = path.removesuffix(TOKEN_END)
+        ids = (config.get("trainable_token_indices") or {}).get(name)
+        return name if ids and len(shape) == 2 and shape[0] == len(ids) else ""
+    name, _, parameter = path.rpartition(".")
+    is_listed = name in (config.get("modules_to_save") or ()) and ".lora_" not in key
+    return name if is_listed and parameter in ("weight", "bias") and len(shape) in (1, 2) else ""
 
 
 def _rank_of(module: str, config: dict[str, Any]) -> int:

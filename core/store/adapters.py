@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypedDict, TypeVar
 
 from core.errors import AdapterError, Busy, DamagedRecord, StorageError, StudioError
 from core.store import adapter_weights
-from core.store.adapter_config import UNMIXABLE, parse_config
+from core.store.adapter_config import OWN_FORMS, describe_own_weights, parse_config
 from core.store.adapter_files import (
     CARD,
     CHECKSUMS,
@@ -59,7 +59,8 @@ class Adapter:
         created: Unix seconds.
         run: the run that trained it, or "".
         stacked_on: id of its parent adapter: the adapter that was frozen and active while it trained; or "".
-        unmixable: why it cannot be mixed live, as a clause, or "".
+        alone: why it can only be used alone in its column, as a clause, or "".
+        form: what it is, as a noun, where it is more than plain LoRA; or "".
     """
 
     id: str
@@ -77,7 +78,8 @@ class Adapter:
     dataset_name: str = ""
     run: str = ""
     stacked_on: str = ""
-    unmixable: str = ""
+    alone: str = ""
+    form: str = ""
     results: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -171,7 +173,7 @@ def add(
             clean = load(workspace, adapter_id).name
         adapter_weights.write_weights(write_weights, draft.path / WEIGHTS)
         write_json(draft.path / CONFIG, config)
-        check_weights(draft.path, parse_config(config, for_mixing=False))
+        check_weights(draft.path, parse_config(config, only_plain=False))
         full = {
             "format": FORMAT,
             "id": adapter_id,
@@ -238,7 +240,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     with report_damage(folder / CONFIG):
-        return parse_config(read_object(folder / CONFIG), for_mixing=False)
+        return parse_config(read_object(folder / CONFIG), only_plain=False)
 
 
 def _load_folder(folder: Path, adapter_id: str) -> Adapter:
@@ -263,10 +265,25 @@ def _load_folder(folder: Path, adapter_id: str) -> Adapter:
         dataset_name=data.get("name", ""),
         run=meta.get("run") or "",
         stacked_on=(meta.get("stacked_on") or {}).get("id", ""),
-        unmixable=UNMIXABLE["use_dora"].reason if config.get("use_dora") else "",
+        alone=describe_own_weights(config),
+        form=next((noun for setting, noun in OWN_FORMS.items() if config.get(setting)), ""),
         results=meta.get("results") or {},
         metadata=meta,
     )
+
+
+def check_parent(adapter: Adapter) -> None:
+    """Checks that a run can be stacked on an adapter: peft's own forward runs it while the run trains.
+
+    Raises:
+        AdapterError: it is not plain LoRA.
+    """
+    if adapter.form:
+        raise AdapterError(
+            f"A run cannot be stacked on {adapter.name!r}, {adapter.form}: only plain LoRA can be active "
+            "while another adapter trains.",
+            "Choose another parent, or train without one.",
+        )
 
 
 def load_all(workspace: Workspace) -> list[Adapter]:
@@ -299,6 +316,26 @@ def add_results(
     def change(metadata: dict[str, Any]) -> dict[str, Any]:
         recorded = metadata.get("results") or {}
         return {**metadata, **(provenance or {}), "results": {**recorded, **results}}
+
+    return _rewrite(workspace, adapter_id, change)
+
+
+def set_gate(workspace: Workspace, adapter_id: str, gate: dict[str, Any], sha256: str = "") -> Adapter:
+    """Stores the calibration of an adapter's gate in place of an earlier one; its weights stay the same.
+
+    Args:
+        gate: as `core.store.gate_records` makes it.
+        sha256: of the weights that were measured; "" for a note, which needs none.
+
+    Raises:
+        Busy: the weights were replaced meanwhile, or another process changes the adapter.
+        NotFound, DamagedRecord, StorageError
+    """
+
+    def change(metadata: dict[str, Any]) -> dict[str, Any]:
+        if sha256 and metadata["sha256"] != sha256:
+            raise Busy("The adapter was trained further while it was measured.", "Calibrate it again.")
+        return {**metadata, "gate": gate}
 
     return _rewrite(workspace, adapter_id, change)
 

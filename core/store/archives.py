@@ -29,6 +29,8 @@ RATIO_LIMIT = 250  # deflate at LEVEL compresses no better than this; a zip bomb
 LEVEL = 1
 BLOCK_BYTES = 1 << 20
 REPACK = "Download the file again, or pack it again."
+# Relative names without "..", empty parts, drives and control characters.
+INSIDE = re.compile(r"(?!\.\.?(?:/|$))[^\x00-\x1f\x7f/\\:]+(?:/(?!\.\.?(?:/|$))[^\x00-\x1f\x7f/\\:]+)*")
 INCOMPRESSIBLE = (".safetensors", ".zip", ".gz", ".parquet", ".pt", ".pth")  # are stored as they are
 
 
@@ -153,6 +155,43 @@ def extract(
     except OSError as e:
         raise storage_error(e, folder) from e
     return [m.filename for m in members if m.filename != SUMS]
+
+
+def extract_some(
+    path: Path, folder: Path, is_chosen: Callable[[str], bool], limits: Limits | None = None
+) -> list[str]:
+    """Extracts some members of an archive that any program packed; returns their names.
+
+    The rules are those of `extract` without SHA256SUMS and without a list of allowed names: a member that is
+    not chosen is not written, whatever its name. A link anywhere in the archive refuses it.
+
+    Args:
+        folder: an empty folder. is_chosen: receives the name of a member.
+
+    Raises:
+        DataError: a link, a chosen member that is not a regular file or leaves the folder, too many or too
+            large members. StorageError: a file could not be written.
+    """
+    limits = limits or default_limits()
+    try:
+        with zipfile.ZipFile(check_regular_file(path)) as z:
+            entries = z.infolist()
+            if link := next((m for m in entries if stat.S_ISLNK(m.external_attr >> 16)), None):
+                raise _error(
+                    path, f"The member {link.filename[:120]!r} is a link.", "Pack the files themselves."
+                )
+            if len(entries) > limits.count:
+                _check_sizes(path, [0] * len(entries), limits)
+            chosen = [m for m in entries if not m.is_dir() and is_chosen(m.filename)]
+            members = _check_members(path, chosen, INSIDE, limits)
+            ensure_space(folder, sum(m.file_size for m in members))
+            for member in members:
+                _extract_member(z, member, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as e:
+        raise _error(path, f"It cannot be read as a zip file ({e}).", REPACK) from e
+    except OSError as e:
+        raise storage_error(e, folder) from e
+    return [m.filename for m in members]
 
 
 def _error(path: Path, what: str, fix: str) -> DataError:

@@ -33,10 +33,11 @@ class LocalBase:
 
     Attributes:
         name: the name that loads it: "embedded", a folder, or a Hub id.
-        place: "embedded", "folder" or "cache".
+        place: "embedded", "folder", "cache" or "converted"; "ollama" or "lmstudio" for a file of these.
         kind: the model type of its config.
         bytes: size of its weights.
         why: why it cannot be used, or "".
+        label: the name to show, or "" where the name itself says it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LocalBase:
     kind: str = ""
     bytes: int = 0
     why: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ def _describe(name: str, place: str, folder: Path) -> LocalBase:
     return LocalBase(name, place, kind, size, describe_defect(folder))
 
 
+def describe_folder(folder: Path) -> LocalBase:
+    """A folder as a base."""
+    return _describe(str(folder), "folder", folder)
+
+
 def list_cache() -> list[LocalBase]:
     """Models in the cache of the Hub, including incomplete ones."""
     from huggingface_hub import constants, scan_cache_dir
@@ -158,7 +165,11 @@ def list_nearby(folders: Iterable[str]) -> list[LocalBase]:
     bases: dict[str, LocalBase] = {}
     for folder in (Path(f).expanduser() for f in folders):
         try:
-            siblings = sorted(p for p in folder.parent.iterdir() if p.is_dir()) if folder.is_dir() else []
+            siblings = []
+            if folder.is_dir():  # a name with a dot in front is a draft
+                siblings = sorted(
+                    p for p in folder.parent.iterdir() if p.is_dir() and not p.name.startswith(".")
+                )
             candidates = [folder, *siblings[:SIBLING_LIMIT]] if folder.is_dir() else []
         except OSError:
             candidates = [folder]

@@ -16,15 +16,7 @@ from typing import Any
 
 from core.errors import BaseModelError, DiskFull, StudioError
 from core.store.base_models import HUB_ID, WEIGHTS
-from core.store.files import (
-    FULL,
-    atomic_write,
-    ensure_space,
-    replace,
-    sha256_of,
-    sync_file,
-    sync_folder,
-)
+from core.store.files import FULL, atomic_write, ensure_space, replace, sha256_of, sync_file, sync_folder
 from core.store.locks import FileLock
 
 # Only these files of a repository are downloaded: no pickles, no code, and nothing from subfolders.
@@ -56,6 +48,8 @@ class Download:
         done, total: bytes on this machine and in all; the total is 0 until the Hub has answered.
         error: why it failed, or "".
         over: it has ended.
+        text: what is being done; "" means that bytes arrive from the Hub.
+        base: the base that is ready now, where it has another name than the download; else "".
     """
 
     name: str
@@ -63,6 +57,8 @@ class Download:
     total: int = 0
     error: str = ""
     over: bool = False
+    text: str = ""
+    base: str = ""
 
 
 class DownloadStopped(StudioError):

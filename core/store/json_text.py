@@ -1,4 +1,7 @@
-"""JSON text of records and logs to values, with a limit on nesting. `core.data.jsonrows` reads user data."""
+"""JSON text of records and logs to values, with a limit on nesting.
+
+`core.data.formats.json_rows` reads the data of users.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saved mixes: mixes/<id>.json holds weights, tilts, and the sha256 of each adapter at that time."""
+"""Saved mixes: mixes/<id>.json holds weights, tilts, gates, and the sha256 of each adapter at that time."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class SavedMix:
         created: Unix seconds.
         warnings: a sentence for each adapter that has changed or was deleted since then.
         tilt: adapter id -> tilt.
+        auto: adapter id -> its gate, for weights on Auto.
         names: adapter id -> its display name when the mix was saved, to name one that was deleted since.
     """
 
@@ -36,22 +37,27 @@ class SavedMix:
     warnings: list[str] = field(default_factory=list)
     tilt: dict[str, float] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    auto: dict[str, str] = field(default_factory=dict)
 
     @property
     def mix(self) -> Mix:
-        return Mix(name=self.name, weights=self.weights, tilt=self.tilt)
+        return Mix(name=self.name, weights=self.weights, tilt=self.tilt, auto=self.auto)
 
 
 def save(
-    workspace: Workspace, name: str, weights: Mapping[str, float], tilt: Mapping[str, float] | None = None
+    workspace: Workspace,
+    name: str,
+    weights: Mapping[str, float],
+    tilt: Mapping[str, float] | None = None,
+    auto: Mapping[str, str] | None = None,
 ) -> SavedMix:
     """Saves a mix of adapters of the library.
 
     Raises:
-        SpecError: a weight or tilt is outside its limits, or the name exists already. InvalidName, NotFound.
-        Busy: another process is saving a mix. StorageError.
+        SpecError: a weight, tilt or gate is outside its limits, or the name exists already.
+        Busy: another process is saving a mix. InvalidName, NotFound, StorageError.
     """
-    mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}))
+    mix = Mix(name=check_name(name), weights=dict(weights), tilt=dict(tilt or {}), auto=dict(auto or {}))
     with workspace.lock("mixes"):  # two processes that save one name at the same time make one mix
         _check_name_is_free(workspace, mix.name)
         used = {a: adapters.load(workspace, a) for a in mix.weights}
@@ -59,7 +65,16 @@ def save(
         mix_id = make_id(mix.name)
         while workspace.path("mixes", mix_id).exists():
             mix_id = make_id(mix.name)
-        saved = SavedMix(mix_id, mix.name, mix.weights, digests, time.time(), tilt=mix.tilt, names=names)
+        saved = SavedMix(
+            mix_id,
+            mix.name,
+            mix.weights,
+            digests,
+            time.time(),
+            tilt=mix.tilt,
+            names=names,
+            auto=mix.auto,
+        )
         _write(workspace, saved)
     return saved
 
@@ -91,7 +106,7 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
     path = workspace.find("mixes", mix_id)
     saved = read_record(path, SavedMix, mix_id)
     with report_damage(path):
-        Mix(name=saved.name, weights=saved.weights, tilt=saved.tilt)  # checks their limits
+        _ = saved.mix  # checks its limits
         if set(saved.weights) != set(saved.adapters):
             raise ValueError("its weights and its sha256 sums belong to different adapters")
     warnings = [

@@ -32,14 +32,7 @@ from core.store.files import atomic_write, delete, link_folder, storage_error, w
 from core.store.grids import check_complete
 from core.store.locks import is_locked
 from core.store.record_types import Kind, Mismatch, Time, check_type
-from core.store.records import (
-    check_file,
-    load_items,
-    read_object,
-    read_record,
-    report_damage,
-    write_record,
-)
+from core.store.records import check_file, load_items, read_object, read_record, report_damage, write_record
 from core.store.workspace import Workspace, check_name, make_id
 
 logger = logging.getLogger(__name__)

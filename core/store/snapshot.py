@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StorageError, StudioError
-from core.store import adapters, grids, mixes, reports, runs
+from core.store import adapters, exports, grids, mixes, reports, runs
 from core.store.files import delete, ensure_space, storage_error
 from core.store.records import read_object
 from core.store.workspace import FILE_KINDS, KINDS, Workspace
 
-TRASH = "trash"
+TRASH, BASES = "trash", "bases"
 # An item is linked before the items that it names.
 LINK_ORDER = ("grids", "mixes", "reports", "maps", "runs", "adapters", "datasets", "exports", TRASH)
 # Logs that are appended to are copied: a link would grow with the original.
@@ -89,6 +89,8 @@ class Snapshot:
             self._add_loose_files(workspace.root, "")
             for kind in LINK_ORDER if with_trash else LINK_ORDER[:-1]:
                 self._add_kind(kind)
+            for base_id in workspace.ids(BASES):
+                self.left_out[f"{BASES}/{base_id}"] = "Bases are not packed: add its file again."
         except OSError as e:
             raise storage_error(e, place or workspace.root) from e
 
@@ -103,6 +105,9 @@ class Snapshot:
             return
         self.items[kind] = []
         for item_id in self._workspace.ids(kind):
+            if kind == exports.KIND and (folder / item_id / exports.RECORD).exists():
+                self.left_out[f"{kind}/{item_id}"] = "Exports are not packed: export it again."
+                continue
             with self._lock(kind, item_id):
                 self._add_item(kind, item_id)
         self._add_loose_files(folder, f"{kind}/")
@@ -111,7 +116,8 @@ class Snapshot:
         """Adds the files of a folder that do not belong to an item: base.json, votes.jsonl, lineup.json."""
         for path in sorted(folder.iterdir()):
             name = prefix + path.name
-            if name in self.modified or name in (*KINDS, TRASH) or _is_of_this_machine(path):
+            is_known = name in self.modified or name in self.left_out
+            if is_known or name in (*KINDS, TRASH) or _is_of_this_machine(path):
                 continue
             if path.is_file() and not path.is_symlink() and path.suffix in (".json", ".jsonl"):
                 self._add_file(path, name)

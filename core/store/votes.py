@@ -1,8 +1,9 @@
 """The votes of blind tests: mixes/votes.jsonl, and what they say about each mix.
 
 A vote is a `VoteEvent`; withdrawing it appends a `WithdrawnEvent` (`core.store.events`). Mixes are compared
-by the base, the sha256 of their adapters, and their weights and tilts, as recorded in the stamps of the
-answers. So a mix keeps its votes when it is renamed, and another mix under its old name starts without votes.
+by the base, the sha256 of their adapters, and their weights, tilts and gates, as recorded in the stamps of
+the answers. So a mix keeps its votes when it is renamed, and another mix under its old name starts without
+votes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from core.errors import DamagedRecord, NotFound, SpecError
+from core.spec.mix import format_auto
 from core.store.event_log import EventLog, parse_line, read_all
 from core.store.events import VoteEvent, WithdrawnEvent, is_kind
 from core.store.files import atomic_write, delete, storage_error
@@ -53,6 +55,7 @@ class BlindAnswer:
         adapters: adapter id -> sha256 of the active weights, or "in training".
         tilt: adapter id -> tilt, where it is not zero.
         seed: of its sampling.
+        auto: adapter id -> gate, for weights on Auto; their weight is the one where the gate is open.
     """
 
     name: str
@@ -60,10 +63,14 @@ class BlindAnswer:
     adapters: dict[str, str]
     tilt: dict[str, float] = field(default_factory=dict)
     seed: int = 0
+    auto: dict[str, str] = field(default_factory=dict)
 
     def identity(self, base_fingerprint: str) -> str:
-        """A checksum of the mix: of the base, and of the files, weights and tilts of its adapters."""
-        parts = sorted([self._file(a), w, self.tilt.get(a, 0.0)] for a, w in self.weights.items())
+        """A checksum of the mix: of the base, and of the files, weights, tilts and gates of its adapters."""
+        parts = sorted(
+            [self._file(a), w, self.tilt.get(a, 0.0), *([self.auto[a]] if a in self.auto else [])]
+            for a, w in self.weights.items()
+        )
         return hashlib.sha256(json.dumps([base_fingerprint, parts]).encode()).hexdigest()[:16]
 
     def _file(self, adapter: str) -> str:
@@ -116,6 +123,7 @@ class Standing:
     weights: dict[str, float]
     adapters: dict[str, str]
     tilt: dict[str, float] = field(default_factory=dict)
+    auto: dict[str, str] = field(default_factory=dict)
     votes: int = 0
     wins: int = 0
     ties: int = 0
@@ -163,7 +171,8 @@ def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], ch
     """Records a vote.
 
     Args:
-        stamps: of the answers, in the order in which the page showed them (see `Resident.stamp`).
+        stamps: of the answers, in the order in which the page showed them (see `Resident.stamp`); `gates` of
+            a stamp are those of its mix, by adapter id.
         chosen: index of the chosen answer, or None for no difference.
 
     Raises:
@@ -187,6 +196,7 @@ def cast(workspace: Workspace, prompt: str, stamps: Sequence[dict[str, Any]], ch
             adapters=dict(s.get("adapters", {})),
             tilt={a: t for a, t in s.get("tilt", {}).items() if t},
             seed=int(s.get("sampling", {}).get("seed", 0)),
+            auto=dict(s.get("gates", {})),
         )
         for s in stamps
     )
@@ -300,7 +310,15 @@ def tally(votes: Sequence[Vote]) -> list[Standing]:
         for identity, answer in answers.items():
             standing = standings.setdefault(
                 identity,
-                Standing(identity, answer.name, vote.base, answer.weights, answer.adapters, answer.tilt),
+                Standing(
+                    identity,
+                    answer.name,
+                    vote.base,
+                    answer.weights,
+                    answer.adapters,
+                    answer.tilt,
+                    answer.auto,
+                ),
             )
             standing.name = answer.name or standing.name
             standing.votes += 1
@@ -338,9 +356,11 @@ def make_rows(votes: Sequence[Vote]) -> list[list[Any]]:
 
 
 def _format_weights(answer: BlindAnswer) -> str:
-    parts = [
-        f"{a}={w:g}" + (f"@{answer.tilt[a]:g}" if a in answer.tilt else "") for a, w in answer.weights.items()
-    ]
+    parts = []
+    for a, w in answer.weights.items():
+        gate = f"{format_auto(answer.auto[a])}:" if a in answer.auto else ""
+        tilt = f"@{answer.tilt[a]:g}" if a in answer.tilt else ""
+        parts.append(f"{a}={gate}{w:g}{tilt}")
     return " + ".join(parts) or "base"
 
 

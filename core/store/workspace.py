@@ -5,6 +5,7 @@
            adapters/<id>/{adapter_model.safetensors, adapter_config.json, EXPERIMENT_METADATA.json,
                           checksums.txt, README.md}                    (core.store.adapters)
            mixes/<id>.json   grids/<id>.json   reports/<id>/   maps/<sha256>/map.json   exports/<id>/
+           bases/<id>/{source.json, config.json, *.safetensors, tokenizer}   (core.store.converted_bases)
            mixes/votes.jsonl    runs/lineup.json    base.json
            trash/<entry>/       deleted items                          (core.store.trash)
            */.<id>.partial      a draft, not committed yet
@@ -29,19 +30,12 @@ from pathlib import Path
 
 from core.errors import Busy, InvalidName, NotFound, StorageError
 from core.store import trash
-from core.store.files import (
-    delete,
-    remove_partial_file,
-    rename,
-    storage_error,
-    sync_file,
-    sync_folder,
-)
+from core.store.files import delete, remove_partial_file, rename, storage_error, sync_file, sync_folder
 from core.store.locks import FileLock
 from core.store.trash import TrashedItem
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports")
+KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports", "bases")
 FILE_KINDS = ("mixes", "grids")  # an item is one JSON file; items of the other kinds are folders
 UNIQUE_NAMES = ("mixes",)  # two items of such a kind never have the same display name
 SINGULAR = {kind: "mix" if kind == "mixes" else kind[:-1] for kind in KINDS}
@@ -185,6 +179,11 @@ class Workspace:
     def base_path(self) -> Path:
         """The base model that was chosen last."""
         return self.root / "base.json"
+
+    @property
+    def probes_path(self) -> Path:
+        """How fast and how exact 8-bit answers of each base are on this machine; it may be deleted."""
+        return self.root / "answer_probes.json"
 
     # --- writing
 

@@ -19,8 +19,8 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from core.data.collation import collate
-from core.data.encoding import EncodedSequence
+from core.data.tokens.collation import collate
+from core.data.tokens.encoding import EncodedSequence
 from core.errors import RunError
 from core.model.decoding import shift_logits
 from core.model.resident import OFFSET, TRAINEE, Resident

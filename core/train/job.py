@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run,
             lambda seconds: None,
             lambda: group.stop_request,
-            lambda: Samples().texts("general"),
+            lambda: Samples().replay_texts(args.base, run.spec.rules),
             group,
         )
         if lock:

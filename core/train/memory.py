@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.spec.training import TrainSpec
+from core.spec.training import LEAN_RULES, TrainSpec
 
+BLOCK_BYTES = 24 << 20  # of the logits that are held at once (`core.train.lean.head_loss`)
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # per weight, for two moments
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -156,20 +157,43 @@ def estimate(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> Estimate
     # An adapter keeps its input in float32 where that is a copy, once more with the dropout mask, and r
     # numbers.
     copies = (4 if number < 4 else 0) + (5 if spec.dropout else 0)
+    lean = is_lean(spec, shape.on_gpu) and number == 4
+    if lean:
+        # The inputs and outputs of two norms, the query, the attention's output; two of the feed-forward.
+        layer_bytes = number * (6 * shape.hidden + shape.keys_values + 2 * shape.inner)
+        copies = 1 if spec.dropout else 0
     adapter_bytes = (copies * inputs + 4 * spec.rank * count) / max(1, shape.layers)
     if spec.has_gradient_checkpointing(shape.on_gpu):
         token_bytes = shape.layers * number * shape.hidden + layer_bytes + adapter_bytes
     else:
         token_bytes = shape.layers * (layer_bytes + adapter_bytes)
-    # logits as computed, in float32, and their gradient
+    # logits as computed, in float32, and their gradient; in blocks, the hidden states and theirs
     logit_bytes = shape.vocabulary * (number + 8)
+    block_bytes = 0
+    if lean:
+        block_bytes = 2 * min(BLOCK_BYTES, tokens * shape.vocabulary * number)
+        logit_bytes = 2 * number * shape.hidden
     return Estimate(
         base=shape.base_bytes,
         adapter=4 * weights,
         gradients=4 * weights,
         optimizer=moments,
         activations=int(ratio * tokens * token_bytes),
-        logits=int(ratio * tokens * logit_bytes),
+        logits=int(ratio * (tokens * logit_bytes + block_bytes)),
+    )
+
+
+def is_lean(spec: TrainSpec, on_gpu: bool) -> bool:
+    """Whether a run takes the loss of `core.train.lean`, if the base passes its check.
+
+    Noise on the embeddings depends on the length of a row, and a layer that is computed again in the backward
+    has to find the same forward as before.
+    """
+    return (
+        spec.rules >= LEAN_RULES
+        and not on_gpu
+        and not spec.neftune_alpha
+        and not spec.has_gradient_checkpointing(on_gpu)
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from core.data.tokens.token_table import TableRows
 from core.spec.training import TrainSpec
 from core.train.memory import ModelShape, available_bytes, estimate
 
@@ -94,7 +95,8 @@ def memory_ratio(measured: int | None, estimated: int) -> float | None:
 
 def longest_batch(trainer: Any) -> tuple[dict[str, Any], int, int]:
     """The batch of the longest rows, as the collator returns it; its rows, and its length in tokens."""
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+    rows = trainer.train_dataset
+    lengths = rows.lengths if isinstance(rows, TableRows) else [len(ids) for ids in rows["input_ids"]]
     longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     longest = longest[: trainer.args.per_device_train_batch_size]
     batch = trainer.data_collator([trainer.train_dataset[i] for i in longest])

@@ -15,7 +15,8 @@ import datasets
 import torch
 from transformers import set_seed
 
-from core.data.encoding import EncodedSequence
+from core.data.tokens.encoding import EncodedSequence
+from core.data.tokens.token_table import TableRows
 from core.errors import OutOfMemory
 from core.model.resident import Resident
 from core.spec.training import TrainSpec
@@ -39,7 +40,7 @@ class TrainingInputs:
         prompts: sample prompts that the adapter answers at every validation.
     """
 
-    rows: datasets.Dataset
+    rows: datasets.Dataset | TableRows
     validation: list[EncodedSequence]
     prompts: list[str]
     context: TrainerContext

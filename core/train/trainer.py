@@ -16,6 +16,7 @@ it recalls still grows (0.78 to 0.85). The preset for that base keeps the last a
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import random
 import time
@@ -28,8 +29,8 @@ import torch
 from torch.nn import functional
 from transformers import PrinterCallback
 
-from core.data.collation import collate
-from core.data.encoding import IGNORE_INDEX, EncodedSequence
+from core.data.tokens.collation import collate
+from core.data.tokens.encoding import IGNORE_INDEX, EncodedSequence
 from core.model.resident import Resident
 from core.model.scoring import Score
 from core.spec.training import TrainSpec
@@ -40,7 +41,11 @@ from core.train.checkpoint_io import CheckpointTrainer
 from core.train.checkpoints import StudioState
 from core.train.context import YIELD_SECONDS, TrainerContext
 from core.train.distributed import PaddedDataset, shard_batches
+from core.train.lean.step import LeanStep
+from core.train.memory import is_lean
 from core.train.threads import digest_step
+
+logger = logging.getLogger(__name__)
 
 DIGEST_SEQUENCES = 2  # validation sequences that are scored when two numbers of threads are compared
 
@@ -108,6 +113,18 @@ class StudioTrainer(CheckpointTrainer):
         self.last_logged = (0, 0.0)
         self.memory_ratio: float | None = None  # measured over estimated memory of a step
         self._substep = 0  # forward passes of the current step; the last step of an epoch may have fewer
+        self._lean = self._make_lean_step()
+
+    def _make_lean_step(self) -> LeanStep | None:
+        """The loss without what it does not need; None where the run takes the model's own forward."""
+        on_gpu = self.resident.base.device.type != "cpu"
+        if not is_lean(self.spec, on_gpu) or self.group.sharded or not self._can_select_logits:
+            return None
+        lean = LeanStep(self.resident)
+        why = lean.check(self.resident.peft)
+        if why:
+            logger.info("the model's own forward trains: %s", why)
+        return None if why else lean
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.spec.lora_plus_ratio != 1.0 and getattr(self, "optimizer", None) is None:
@@ -195,10 +212,14 @@ class StudioTrainer(CheckpointTrainer):
         """Nats per trained token of this optimizer step, from the logits of trained positions only.
 
         The logits of a whole prompt, in float32 and again for their gradient, are the largest tensor of a
-        step, and the loss does not use them. A position that any row trains is computed for all rows.
+        step, and the loss does not use them. A position that any row trains is computed for all rows, or for
+        the rows that train it (`core.train.lean`).
         """
         if not self._can_select_logits or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        if self._lean and (lean_nats := self._lean.sum_nats(model, inputs)) is not None:
+            return lean_nats * processes / num_items_in_batch
         rest = {k: v for k, v in inputs.items() if k != "labels"}
         targets = inputs["labels"][:, 1:]  # (B, T - 1): what each position predicts
         positions = (targets != IGNORE_INDEX).any(0).nonzero()[:, 0]  # (P,)
@@ -209,7 +230,6 @@ class StudioTrainer(CheckpointTrainer):
             ignore_index=IGNORE_INDEX,
             reduction="sum",
         )
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nats * processes / num_items_in_batch
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

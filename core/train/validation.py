@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from core.data.encoding import EncodedSequence, encode_chat, encode_text_prompt
+from core.data.tokens.encoding import EncodedSequence, encode_chat, encode_text_prompt
 from core.errors import StudioError
 from core.model.generate import generate
 from core.model.resident import PeftForwardMix, Resident

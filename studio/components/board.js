@@ -4,6 +4,8 @@
 const studio = window.studio;
 const root = element.querySelector(".board");
 const MINIMUM = 2, LIMIT = 6;
+const PICKER_EDGES = 86; // pixels of a column beside the name of its mix: the button, the gap, the paddings
+const pen = document.createElement("canvas").getContext("2d");
 let shape = "";
 let newest = null; // value from Python: Gradio sends a stream's last value again at its end, which may be after the vote
 
@@ -62,10 +64,18 @@ function makeHead(list, index) {
   return box;
 }
 
+// Whether a picker shows the whole name of its mix.
+function fits(name, count) {
+  const width = matchMedia("(max-width: 640px)").matches ? Math.min(320, 0.84 * root.clientWidth) : root.clientWidth / count;
+  if (!width) return name.length <= 26; // the tab is hidden
+  pen.font = `650 14px ${getComputedStyle(root).fontFamily}`;
+  return pen.measureText(name).width <= width - PICKER_EDGES;
+}
+
 // What a column's mix holds, where its picker has no room for the whole name, or the name does not say it.
-function makeAbout(pick) {
+function makeAbout(pick, count) {
   const choice = (props.choices || []).find((c) => c.id === pick);
-  if (!choice?.about || (choice.about === choice.name && choice.name.length <= 26)) return [];
+  if (!choice?.about || (choice.about === choice.name && fits(choice.name, count))) return [];
   return [studio.make({ tag: "p", cls: "col-about", kids: [choice.about] })];
 }
 
@@ -100,7 +110,9 @@ root.addEventListener("click", (event) => {
   else trigger("vote", act);
 });
 
-function placeholder(pick) {
+function placeholder(pick, index) {
+  const isAlone = props.choices?.length === 1 && index > 0; // the base is the only mix
+  if (isAlone) return { tag: "p", cls: "quiet", kids: ["An adapter that you train or add to the Library can answer here, beside the base."] };
   if (!isGone(pick)) return { tag: "p", cls: "quiet", kids: ["The answer appears here."] };
   const text = `${names()[pick] || "This mix"} is gone: an adapter of it was deleted, or belongs to another base. Choose another mix above, or restore the adapter in the Library.`;
   return { tag: "p", cls: "problem", attrs: { role: "alert" }, kids: [text] };
@@ -130,7 +142,7 @@ function draw() {
     shape = now;
     const cells = list.map((_, i) => {
       const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}`, tabindex: "0" } });
-      cell.append(makeHead(list, i), ...makeAbout(list[i]), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
+      cell.append(makeHead(list, i), ...makeAbout(list[i], list.length), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
       return cell;
     });
     if (list.length < LIMIT) {
@@ -143,7 +155,7 @@ function draw() {
     if (JSON.stringify(props.value?.picks) !== JSON.stringify(list)) props.value = { ...(props.value || {}), picks: list };
   }
   const answers = columns();
-  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? placeholder(list[i])));
+  [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? placeholder(list[i], i)));
 }
 
 watch(["value", "choices"], () => { draw(); compareAdapter(); });

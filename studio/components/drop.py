@@ -16,8 +16,8 @@ from typing import Any
 
 import gradio as gr
 
-from core.data.document_readers import READERS
-from core.data.readers import FILE_COUNT_LIMIT, FILE_LIMIT_BYTES, STREAMED_SUFFIXES, SUFFIXES
+from core.data.documents.document_formats import READERS
+from core.data.formats.readers import FILE_COUNT_LIMIT, FILE_LIMIT_BYTES, STREAMED_SUFFIXES, SUFFIXES
 from core.engine import Engine
 from studio import events, uploads
 from studio.assets import read_asset

@@ -61,7 +61,7 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     state = [
         (base.loading, base.error, base.name, base.quantization, base.failed),
         [(d.id, d.name) for d in datasets],
-        [(a.id, a.name) for a in adapters],
+        [(a.id, a.name, str(a.metadata.get("gate")), _calibration_state(engine, a.id)) for a in adapters],
         [(r.id, r.name, r.status.value) for r in runs],
         [(m.id, m.name) for m in mixes],
         [r.id for r in reports],
@@ -85,6 +85,11 @@ def _suggest_datasets(engine: Engine, datasets: Sequence[Any]) -> dict[str, str]
     names = {d.id: d.name for d in datasets}
     chosen = {kind: suggestions.suggest_run(engine, kind).dataset for kind in ("domain", "task")}
     return {kind: names[dataset] for kind, dataset in chosen.items() if dataset in names}
+
+
+def _calibration_state(engine: Engine, adapter_id: str) -> str:
+    status = engine.calibration.status(adapter_id)
+    return status.state if status else ""
 
 
 def _list_absent_ids(engine: Engine, listed: Mapping[str, Sequence[Any]]) -> list[str]:

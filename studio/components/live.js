@@ -53,7 +53,7 @@ function layout() {
     font: { family: getComputedStyle(root).fontFamily, size: 12, color: c("--st-soft") }, hovermode: "x unified",
     hoverlabel: { bgcolor: c("--st-card"), bordercolor: c("--st-line"), font: { color: c("--st-ink") } },
     legend: { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
-    xaxis: { ...axis, title: { text: "Step" }, rangemode: "tozero", anchor: "y2" },
+    xaxis: { ...axis, title: { text: "Step" }, rangemode: "tozero", anchor: "y2", tickformat: ",d" },
     yaxis: { ...axis, title: { text: "Loss" }, domain: [0.3, 1] },
     yaxis3: { ...axis, title: { text: "Gap" }, visible: series.gap[0].length > 0, overlaying: "y", side: "right", showgrid: false, zeroline: false, tickmode: "auto", nticks: 4 },
     yaxis2: { ...axis, title: { text: "Rate" }, domain: [0, 0.2], tickformat: ".0e", nticks: 3 },

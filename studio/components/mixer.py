@@ -1,24 +1,27 @@
-"""The mixer: one component with a switch, a weight and a tilt for each adapter.
+"""The mixer: one component with a switch, a weight, a gate and a tilt for each adapter.
 
 Python sets the property `adapters` (which exist), the browser sets `value` (what is on, and how much), so
-neither overwrites the other. A row is `{"id", "on", "weight", "tilt", ...}`.
+neither overwrites the other. A row is `{"id", "on", "weight", "tilt", "auto", ...}`. `auto` is the gate of a
+weight on Auto, "" for a number; `weight` is then the one where the gate is open. What the gates of the newest
+answer chose comes with the conversation (`live_gates`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
 
 from core.engine import Engine
+from core.engine.gates import describe_decisions, read_decisions
 from core.engine.mix_names import label_adapters
 from core.spec.mix import WEIGHT_LIMIT, WEIGHT_STEP, Mix
 from studio import formatting
 from studio.assets import read_asset
 from studio.tree import button, empty
 
-TILTS = {0.0: "", 1.0: " (deep)", -1.0: " (shallow)"}
 NO_ADAPTERS = empty(
     "No adapters yet",
     "A mix is the base model plus adapters, each with a weight. "
@@ -49,7 +52,27 @@ def adapter_rows(engine: Engine) -> list[dict[str, Any]]:
     labels = label_adapters(listed)
     adapters = [{**asdict(a), "name": labels[a.id], "base": formatting.format_base(a.base)} for a in listed]
     suggested = engine.library.default_mixes()[-1].weights
-    return [{**a, "on": a["id"] in suggested, "weight": 1.0, "tilt": 0.0} for a in adapters]
+    return [
+        {
+            **a,
+            "gate": _find_gate(engine, a["id"], a["gate"]),
+            "on": a["id"] in suggested,
+            "weight": 1.0,
+            "tilt": 0.0,
+            "auto": "",
+        }
+        for a in adapters
+    ]
+
+
+def _find_gate(engine: Engine, adapter_id: str, gate: dict[str, Any]) -> dict[str, Any]:
+    """The state of a gate, with the calibration in the background: whether it runs, and why it failed."""
+    status = engine.calibration.status(adapter_id)
+    if status is None or gate["usable"]:
+        return {**gate, "running": bool(status and not status.has_ended)}
+    problem = status.problem.rstrip(".")
+    reason = f"it could not be calibrated: {problem}" if problem else gate["reason"]
+    return {**gate, "reason": reason, "running": not status.has_ended}
 
 
 def read_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
@@ -60,7 +83,7 @@ def read_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
         names: the adapters' names by id, for the mix's own name, which is its formula.
 
     Raises:
-        SpecError: a weight or a tilt is outside its limits.
+        SpecError: a weight or a tilt is outside its limits, or a gate does not exist.
     """
     candidates = rows if isinstance(rows, list) else []
     active = [
@@ -69,16 +92,9 @@ def read_mix(rows: Any, names: dict[str, str] | None = None) -> Mix:
     mix = Mix(
         weights={r["id"]: r.get("weight", 0.0) for r in active},
         tilt={r["id"]: r["tilt"] for r in active if r.get("tilt")},
+        auto={r["id"]: r["auto"] for r in active if r.get("auto")},
     )
-    labels = {i: (names or {}).get(i, i) + _tilt_label(mix.tilt.get(i, 0.0)) for i in mix.weights}
-    return replace(
-        mix,
-        name=formatting.format_mix({labels[i]: w for i, w in mix.weights.items()})[:120],
-    )
-
-
-def _tilt_label(tilt: float) -> str:
-    return TILTS.get(tilt, f" (@{tilt:g})")  # a link or the API may set any other tilt
+    return replace(mix, name=formatting.format_mix(mix, names or {})[:120])
 
 
 def current_mix(engine: Engine, rows: Any) -> Mix | None:
@@ -97,6 +113,18 @@ def apply_mix(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[
             "on": a["id"] in on,
             "weight": on.get(a["id"], set_by_user.get(a["id"], a).get("weight", 1.0)),
             "tilt": mix.tilt.get(a["id"], 0.0),
+            "auto": mix.auto.get(a["id"], ""),
         }
         for a in adapters
     ]
+
+
+def live_gates(column: Any, labels: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """What the gates of an answer chose, for the rows of the mixer.
+
+    Returns:
+        adapter id -> its weight, and why, in words.
+    """
+    decisions = read_decisions(column.stamp)
+    sentences = describe_decisions(decisions, labels)
+    return {a: {"weight": d.weight, "text": sentences[a]} for a, d in decisions.items()}

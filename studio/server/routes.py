@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +17,11 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from core.engine import Engine
-from core.errors import NotFound, StudioError
+from core.errors import NotFound, SpecError, StudioError
+from core.store.files import ensure_space, storage_error
 from studio import events
 from studio.assets import FONTS
+from studio.views.exports import ZIP_BYTES
 
 logger = logging.getLogger(__name__)
 PREFIX = "/gradio_api/studio"
@@ -47,7 +50,15 @@ def routes(engine: Engine) -> list[Route]:
         file = engine.evaluation.report_csv(item_id)
         return FileResponse(file, media_type="text/csv", filename=f"{item_id}.csv")
 
-    def workspace(_: str) -> FileResponse:
+    def export_file(item_id: str, name: str) -> FileResponse:
+        return FileResponse(_find_exported_file(engine, item_id, name), filename=name.rpartition("/")[2])
+
+    def export_zip(item_id: str) -> FileResponse:
+        path = _zip_export(engine, item_id)
+        task = BackgroundTask(path.unlink, missing_ok=True)
+        return FileResponse(path, media_type="application/zip", filename=f"{item_id}.zip", background=task)
+
+    def workspace() -> FileResponse:
         path = engine.library.back_up()
         name = f"adapter-studio-{time.strftime('%Y-%m-%d')}.zip"
         task = BackgroundTask(path.unlink, missing_ok=True)
@@ -63,6 +74,8 @@ def routes(engine: Engine) -> list[Route]:
         Route(f"{PREFIX}/download/adapter/{{item_id}}.zip", _download(adapter), methods=["GET"]),
         Route(f"{PREFIX}/download/dataset/{{item_id}}.zip", _download(dataset), methods=["GET"]),
         Route(f"{PREFIX}/download/workspace.zip", _download(workspace), methods=["GET"]),
+        Route(f"{PREFIX}/download/export/{{item_id}}.zip", _download(export_zip), methods=["GET"]),
+        Route(f"{PREFIX}/download/export/{{item_id}}/{{name:path}}", _download(export_file), methods=["GET"]),
         Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
         Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid), methods=["GET"]),
     ]
@@ -77,12 +90,56 @@ def is_signed_in(request: Request) -> bool:
     return any(app.tokens.get(request.cookies.get(n)) for n in names)
 
 
-def _download(make: Callable[[str], Response]) -> Callable[[Request], Response]:
+def _find_exported_file(engine: Engine, item_id: str, name: str) -> Path:
+    """The path of a file of an export.
+
+    Raises:
+        NotFound: its record does not name the file, it is gone, or it is a link to elsewhere.
+    """
+    export = engine.exports.get(item_id)
+    folder = engine.exports.folder(item_id).resolve()
+    is_named = "\0" not in name and any(file.name == name for file in export.files)
+    path = (folder / name).resolve() if is_named else folder
+    if not path.is_relative_to(folder) or not path.is_file():
+        raise NotFound(
+            f"The export {export.name!r} has no file {name!r}.", "Its files are listed in the Library."
+        )
+    return path
+
+
+def _zip_export(engine: Engine, item_id: str) -> Path:
+    """Writes the files of a small export to a temporary zip file; weights are stored as they are.
+
+    Raises:
+        NotFound: it has no files. SpecError: it is too large. DiskFull
+    """
+    export = engine.exports.get(item_id)
+    if not export.files:
+        raise NotFound(f"The export {export.name!r} has no files yet.", "Wait until it is done.")
+    if export.bytes > ZIP_BYTES:
+        raise SpecError(
+            f"The export must have at most {ZIP_BYTES:,} bytes to be one zip file, got {export.bytes:,}.",
+            "Download its files one by one.",
+        )
+    paths = {file.name: _find_exported_file(engine, item_id, file.name) for file in export.files}
+    ensure_space(Path(tempfile.gettempdir()), export.bytes)
+    handle, temporary = tempfile.mkstemp(suffix=".zip")
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, path in paths.items():
+                archive.write(path, f"{item_id}/{name}")
+    except OSError as e:
+        Path(temporary).unlink(missing_ok=True)
+        raise storage_error(e, Path(temporary)) from e
+    return Path(temporary)
+
+
+def _download(make: Callable[..., Response]) -> Callable[[Request], Response]:
     def respond(request: Request) -> Response:
         if not is_signed_in(request):
             return PlainTextResponse("Sign in first.", status_code=401)
         try:
-            return make(request.path_params.get("item_id", ""))
+            return make(**request.path_params)
         except StudioError as e:
             status = 404 if isinstance(e, NotFound) else 400
             return PlainTextResponse(events.user_message(e), status_code=status)

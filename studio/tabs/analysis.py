@@ -96,8 +96,8 @@ def wire(
     """Connects the events."""
     queueing: dict[str, Any] = {"concurrency_limit": 4, "trigger_mode": "multiple"}
     weight_map.wire(tab.weight_map, engine, library_changed, mix_changed, mix, tab.session)
-    inputs = [mix.prompt, mix.mixer, tab.session]
-    sampling = [mix.continue_text, *mix.sampling.values(), mix.asked]
+    inputs = [mix.composer.prompt, mix.mixer, tab.session]
+    sampling = [mix.composer.continue_text, *mix.sampling.values(), mix.asked]
     events.bind(
         tab.explain.click, engine, explain_answer, [*inputs, *sampling], [tab.attribution], **queueing
     )

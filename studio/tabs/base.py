@@ -1,6 +1,6 @@
-"""The Base tab: the resident base model, the bases on this machine, and downloads from the Hub.
+"""The Base tab: the resident base model, the bases on this machine, downloads and conversions.
 
-`core/engine/bases.py` loads and downloads models.
+`core/engine/bases.py` loads, downloads and converts models.
 """
 
 from __future__ import annotations
@@ -15,13 +15,26 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import BaseModelError
 from core.spec.training import QUANTIZATIONS
+from core.store.known_bases import KNOWN_BASES
 from studio import events, fields, formatting
 from studio.components import field_errors
 from studio.tree import Node, button, chip, details, facts, node, progress_bar, skeleton, title, view
 
 QUANTIZATION_LABELS = {"auto": "Automatic", "nf4": "4-bit (nf4)", "int8": "8-bit (int8)", "none": "None"}
 POLL_SECONDS = 0.7  # between two updates of a download
-PLACES = {"embedded": "included with the studio", "cache": "in the Hub cache", "folder": "in a folder"}
+PLACES = {
+    "embedded": "included with the studio",
+    "cache": "in the Hub cache",
+    "folder": "in a folder",
+    "converted": "in this workspace",
+    "ollama": "in Ollama, converted at its first use",
+    "lmstudio": "in LM Studio, converted at its first use",
+}
+ENDINGS = {  # of a base that was made from a file
+    "used": "{name} is ready and is being loaded.",
+    "waiting": "{name} is ready ({size}). Press “Use this base”.",
+    "ready": "{name} is ready ({size}). Press “Use this base”.",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class BaseTab:
     quantization: gr.Radio
     use: gr.Button
     download: gr.Button
+    small: gr.HTML
     confirmation: gr.Column
     warnings: gr.HTML
     confirm: gr.Button
@@ -55,7 +69,8 @@ def build() -> BaseTab:
             )
             choice = fields.picker(
                 "Base",
-                info="A model on this machine, a folder, or a Hub id such as Qwen/Qwen2.5-0.5B-Instruct.",
+                info="A model on this machine, a folder, a GGUF file, or a Hub id such as "
+                "Qwen/Qwen2.5-0.5B-Instruct.",
                 elem_id="base-choice",
             )
             quantization = gr.Radio(
@@ -68,6 +83,7 @@ def build() -> BaseTab:
             with gr.Row():
                 use = gr.Button("Use this base", variant="primary", min_width=140)
                 download = gr.Button("Download from the Hub", min_width=140)
+            small = view(elem_id="base-small")
             with gr.Column(visible=False, elem_id="base-confirmation") as confirmation:
                 warnings = view()
                 with gr.Row():
@@ -82,6 +98,7 @@ def build() -> BaseTab:
         quantization,
         use,
         download,
+        small,
         confirmation,
         warnings,
         confirm,
@@ -96,7 +113,7 @@ def build() -> BaseTab:
 
 def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
-    lists = [tab.choice, tab.resident, tab.shelf, tab.progress, tab.timer]
+    lists = [tab.choice, tab.resident, tab.shelf, tab.progress, tab.timer, tab.small]
     confirmation = [tab.confirmation, tab.warnings]
     library_changed.add(refresh, None, lists)
     events.bind(tab.shelf.act, engine, pick_base, None, [tab.choice])
@@ -106,7 +123,7 @@ def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> No
             engine,
             use_base,
             [tab.choice, tab.quantization],
-            confirmation,
+            [*confirmation, tab.progress, tab.timer],
             errors=tab.errors,
         )
     )
@@ -125,6 +142,7 @@ def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> No
             errors=tab.errors,
         )
     )
+    events.bind(tab.small.act, engine, get_offer, None, [tab.progress, tab.timer])
     events.bind(tab.timer.tick, engine, poll_download, None, lists)
     events.bind(tab.progress.act, engine, stop_download)
 
@@ -132,13 +150,14 @@ def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> No
 def refresh(engine: Engine) -> tuple[Any, ...]:
     """Updates the list of bases, the facts about the resident base, and the progress of a download."""
     base, offers, download = engine.bases.current(), engine.bases.list(), engine.bases.download_state()
-    choices = [(formatting.format_base(o.name), o.name) for o in offers if not o.why]
+    choices = [(o.label or formatting.format_base(o.name), o.name) for o in offers if not o.why]
     return (
         gr.update(choices=choices),
         render_facts(base),
         render_shelf(offers, base.name),
         render_progress(download),
         gr.Timer(active=download is not None and not download.over),
+        render_offers(engine),
     )
 
 
@@ -147,15 +166,23 @@ def pick_base(engine: Engine, event: gr.EventData) -> str:
     return str((event._data or {}).get("pick", ""))
 
 
-def use_base(engine: Engine, choice: str | None, quantization: str) -> tuple[Any, Any]:
-    """Changes the base, or asks for confirmation first if adapters would be unloaded."""
+def use_base(engine: Engine, choice: str | None, quantization: str) -> tuple[Any, ...]:
+    """Changes the base, or asks for confirmation first if adapters would be unloaded.
+
+    A file is converted first, in the background.
+    """
     with _errors_at_base():
+        if engine.bases.needs_preparation(choice or ""):
+            engine.bases.download(choice or "", use=True, quantization=quantization)
+            progress = render_progress(engine.bases.download_state())
+            return gr.update(visible=False), None, progress, gr.Timer(active=True)
         warnings = engine.bases.switch(choice or "", quantization)
     if not warnings:
-        return gr.update(visible=False), None
-    return gr.update(visible=True), node(
+        return gr.update(visible=False), None, gr.skip(), gr.skip()
+    problem = node(
         "div", node("strong", "Changing the base:"), *[node("p", w) for w in warnings], cls="problem"
     )
+    return gr.update(visible=True), problem, gr.skip(), gr.skip()
 
 
 @contextmanager
@@ -186,11 +213,20 @@ def start_download(engine: Engine, choice: str | None) -> tuple[Any, Any]:
     return render_progress(engine.bases.download_state()), gr.Timer(active=True)
 
 
+def get_offer(engine: Engine, event: gr.EventData) -> tuple[Any, Any]:
+    """Downloads a known small base, and uses it once it is ready, if that unloads nothing."""
+    name = str((event._data or {}).get("get", ""))
+    if name not in KNOWN_BASES:
+        return gr.skip(), gr.skip()
+    engine.bases.download(name, use=True)
+    return render_progress(engine.bases.download_state()), gr.Timer(active=True)
+
+
 def poll_download(engine: Engine) -> tuple[Any, ...]:
     """Updates the progress of a download; the lists only once it has ended."""
     download = engine.bases.download_state()
     if download is not None and not download.over:
-        return gr.skip(), gr.skip(), gr.skip(), render_progress(download), gr.skip()
+        return gr.skip(), gr.skip(), gr.skip(), render_progress(download), gr.skip(), gr.skip()
     return refresh(engine)
 
 
@@ -210,16 +246,40 @@ def render_progress(download: Any) -> Node:
     if download.error:
         return node("p", download.error, cls="problem", role="alert")
     if download.over:
-        size = formatting.format_bytes(download.total)
+        size, name = formatting.format_bytes(download.total), formatting.format_base(download.name)
         text = f"{download.name} is downloaded ({size}). Press “Use this base”."
-        return node("div", node("p", text, role="status"), chip("downloaded", "good"))
+        if download.base:
+            text = ENDINGS[download.text].format(name=name, size=size)
+        return node(
+            "div", node("p", text, role="status"), chip("ready" if download.base else "downloaded", "good")
+        )
     share = download.done / download.total if download.total else 0.0
+    if download.text:
+        return _render_work(download, share)
     text = f"{download.name}: contacting the Hub"
     if download.total:
         done, total = formatting.format_bytes(download.done), formatting.format_bytes(download.total)
         text = f"{download.name}: {done} of {total} ({share:.0%})"
     bar = progress_bar(share, f"Download of {download.name}")
     return node("div", node("p", text, role="status"), bar, button("Stop the download", {"stop": True}))
+
+
+def _render_work(download: Any, share: float) -> Node:
+    """The progress of a download from a package index, or of a conversion."""
+    text = f"{download.text} ({share:.0%})" if download.total > 1 else download.text
+    bar = progress_bar(share, f"Preparation of {download.name}")
+    return node("div", node("p", text, role="status"), bar, button("Stop", {"stop": True}))
+
+
+def render_offers(engine: Engine) -> Node:
+    """What can be downloaded without the Hub, each with a button; nothing once it is in this workspace."""
+    known = [base for base in KNOWN_BASES.values() if engine.bases.needs_preparation(base.name)]
+    rows = [
+        node("div", node("p", node("strong", base.title), f": {base.about}"),
+             button(f"Get {base.title}", {"get": base.name}))
+        for base in known
+    ]  # fmt: skip
+    return node("div", *rows)
 
 
 def render_facts(base: Any) -> Node:
@@ -236,12 +296,14 @@ def render_facts(base: Any) -> Node:
     alerts = [node("p", text, cls="problem", role="alert") for text in problems]
     note = node("p", base.note, cls="quiet") if base.note else None
     if base.loading:
-        return node("div", head, *alerts, skeleton(4, "Loading the base"))
+        doing = node("p", base.progress, role="status") if base.progress else None
+        return node("div", head, *alerts, doing, skeleton(4, "Loading the base"))
     shown = [
         ("Parameters", formatting.format_count(base.parameters) if base.parameters else ""),
         ("Context length", f"{base.context:,} tokens" if base.context else ""),
         ("Memory", formatting.format_bytes(base.memory_bytes) if base.memory_bytes else ""),
         ("Quantization", QUANTIZATION_LABELS.get(base.quantization, "")),
+        ("Answers from", base.answers),
     ]
     template = "the model's own" if base.chat_template else "the studio's default"
     folded = [
@@ -261,7 +323,7 @@ def render_shelf(offers: list[Any], resident: str) -> Node:
         size = formatting.format_bytes(o.bytes) if o.bytes else ""
         mark = chip("resident", "good") if o.name == resident else None
         body = [
-            node("span", node("strong", formatting.format_base(o.name)), mark, cls="row"),
+            node("span", node("strong", o.label or formatting.format_base(o.name)), mark, cls="row"),
             node("span", " · ".join(filter(None, [o.kind, size, PLACES[o.place]])), cls="quiet"),
         ]
         if o.why:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,16 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
-from studio import answers, events, fields, mix_choices, problems, prompt_chips
+from studio import answers, events, fields, mix_choices
 from studio.assets import read_asset
-from studio.components import board, mixer
+from studio.components import board, composer, field_errors, mixer
+from studio.components.composer import Composer
+from studio.components.field_errors import FieldErrors
 from studio.session import SAMPLING, Session, make_messages, read_settings
-from studio.tree import Node, node, title, view
+from studio.tree import Node, title, view
 from studio.views import blind, suite
 from studio.views.suite import Suite
 
-# In the browser, because the user may be typing: a suggestion fills an empty field or replaces an older one.
-SUGGEST = """(prompt, suggestion) => {
-  const earlier = window.studio.suggestedComparePrompt ?? "";
-  if (prompt && prompt !== earlier) return prompt;
-  window.studio.suggestedComparePrompt = suggestion;
-  return suggestion;
-}"""
 SAME_NOISE_INFO = (
     "Every column samples with the same random numbers, so differences come from the mix. "
     "Matters only at temperatures above 0."
@@ -54,16 +49,12 @@ class CompareTab:
     """The components of the Compare tab.
 
     Attributes:
-        columns_problem: errors of the columns, above them; `problem` has those of the prompt, below it.
-        has_chosen_mode: whether the user has chosen between chat and continuing a text. Hidden.
-        suggestion: holds a prompt to begin with. Hidden.
+        errors: of the prompt and of the columns.
         file_text: takes a file's text to the browser. Hidden.
     """
 
-    prompt: gr.Textbox
-    problem: gr.HTML
-    continue_text: gr.Radio
-    chips: gr.HTML
+    composer: Composer
+    errors: FieldErrors
     ask: gr.Button
     blind: gr.Button
     stop: gr.Button
@@ -72,13 +63,10 @@ class CompareTab:
     system: gr.Textbox
     thinking: gr.Checkbox
     sampling: fields.Fields
-    columns_problem: gr.HTML
     board: gr.HTML
     votes: Votes
     suite: Suite
     file_text: gr.Textbox
-    suggestion: gr.Textbox
-    has_chosen_mode: gr.Checkbox
     session: gr.State
 
     @property
@@ -87,7 +75,7 @@ class CompareTab:
         return [
             self.same_noise,
             *self.sampling.values(),
-            self.continue_text,
+            self.composer.continue_text,
             self.system,
             self.thinking,
         ]
@@ -99,25 +87,12 @@ def build() -> CompareTab:
     with gr.Column(elem_classes="card", elem_id="compare-side"):
         about = "All columns answer in one batch with the same noise, so differences come from the mix."
         view(title("Compare", about))
-        with gr.Group(elem_classes="plain composer"):
-            made["prompt"] = gr.Textbox(
-                label="Prompt",
-                lines=1,
-                max_lines=8,
-                placeholder="Ask every column the same question",
-                elem_id="compare-prompt",
-            )
-            made["problem"] = problems.place(elem_id="compare-problem")
-            with gr.Row(elem_classes="under-prompt"):
-                view(node("p", mix_choices.SEND_HINT, cls="quiet"), elem_classes="send-hint")
-                made["continue_text"] = mix_choices.mode_radio()
-        made["chips"] = view(elem_id="compare-chips")
+        made["composer"] = composer.composer("compare", "Ask every column the same question")
         with gr.Row(elem_classes="actions"):
             made["ask"] = gr.Button("Answer", variant="primary", scale=0, min_width=130)
             made["blind"] = gr.Button("Blind test", scale=0, min_width=120)
             made["stop"] = gr.Button("Stop", scale=0, min_width=90)
             made["export"] = gr.Button("Export as Markdown", scale=0, min_width=170)
-        made["columns_problem"] = problems.place(elem_id="columns-problem")
         made["board"] = gr.HTML(
             value=None,
             choices=[],
@@ -126,6 +101,8 @@ def build() -> CompareTab:
             apply_default_css=False,
             elem_id="board",
         )
+        form = {"prompt": made["composer"].prompt, "columns": made["board"]}
+        made["errors"] = field_errors.field_errors(form, default="prompt", texts=["prompt"])
         made["system"], made["thinking"] = mix_choices.system_fields()
         with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
             with gr.Row():
@@ -133,8 +110,7 @@ def build() -> CompareTab:
             made["same_noise"] = gr.Checkbox(True, label="Same noise in every column", info=SAME_NOISE_INFO)
         made["votes"] = _build_votes()
         made["suite"] = suite.build()
-        made["file_text"], made["suggestion"] = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    made["has_chosen_mode"] = gr.Checkbox(False, visible=False)
+        made["file_text"] = gr.Textbox(visible=False)
     made["session"] = gr.State(Session(), delete_callback=Session.stop)
     return CompareTab(**made)
 
@@ -159,16 +135,18 @@ def wire(
     mixer_rows: gr.HTML,
 ) -> None:
     """Connects the events."""
-    inputs = [tab.prompt, tab.board, mixer_rows, tab.session, *tab.settings]
-    outputs = [tab.board, tab.problem, tab.columns_problem]
-    queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
-    for trigger in (tab.ask.click, tab.prompt.submit):
-        answered = events.bind(trigger, engine, ask, inputs, outputs, **queueing)
+    prompt = tab.composer.prompt
+    inputs = [prompt, tab.board, mixer_rows, tab.session, *tab.settings]
+    how: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple", "errors": tab.errors}
+    for trigger in (tab.ask.click, prompt.submit):
+        answered = events.bind(
+            trigger, engine, stream_answers, inputs, [tab.board], refuse=refuse_answers, **how
+        )
         for event in (trigger, answered.then):  # the browser has moved the page while the answers grew
             event(fn=None, js=mix_choices.show_prompt("compare-side"), api_visibility="private")
     for trigger in (tab.blind.click, tab.board.again):
-        events.bind(trigger, engine, ask_blind, inputs, outputs, **queueing)
-    problems.clear_on_change(tab.prompt, tab.problem)
+        events.bind(trigger, engine, stream_blind_test, inputs, [tab.board], refuse=refuse_answers, **how)
+    field_errors.wire(tab.errors, engine)
     events.bind(tab.board.vote, engine, vote, [tab.session], [tab.board, tab.votes.tally])
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.export.click, engine, export_markdown, [tab.session], [tab.file_text]).success(
@@ -177,25 +155,18 @@ def wire(
         js="(text) => { window.studio.saveFile('comparison.md', text); }",
         api_visibility="private",
     )
-    described = [tab.chips, tab.continue_text, tab.suggestion]
-    columns = [mixer_rows, tab.board, tab.continue_text, tab.has_chosen_mode]
+    columns, described = [mixer_rows, tab.board, *tab.composer.mode], tab.composer.outputs
     for event in (library_changed, mix_changed):
         event.add(refresh, columns, [tab.board, tab.thinking, *described])
-    events.bind(tab.board.pick, engine, follow_picks, columns, [tab.columns_problem, *described])
-    tab.suggestion.change(
-        fn=None,
-        inputs=[tab.prompt, tab.suggestion],
-        outputs=[tab.prompt],
-        js=SUGGEST,
-        api_visibility="private",
+    events.bind(
+        tab.board.pick,
+        engine,
+        describe_columns,
+        [tab.board, *tab.composer.mode],
+        described,
+        errors=tab.errors,
     )
-    tab.continue_text.input(fn=None, outputs=[tab.has_chosen_mode], js="() => true", api_visibility="private")
-    chosen = [tab.prompt, tab.continue_text, tab.problem]
-    events.bind(tab.chips.act, engine, take_chip, None, chosen).then(
-        fn=None,
-        js="() => document.querySelector('#compare-prompt textarea')?.focus()",
-        api_visibility="private",
-    )
+    composer.wire(tab.composer, engine, tab.errors)
     _wire_votes(tab, engine)
     suite.wire(tab.suite, engine, [tab.board, mixer_rows], tab.settings)
 
@@ -227,63 +198,25 @@ def refresh(
     )
 
 
-def follow_picks(
-    engine: Engine, rows: Any, board_value: Any, continue_text: bool, has_chosen_mode: bool
-) -> tuple[Any, ...]:
-    """Shows what follows the columns, after the user has chosen another one."""
-    return None, *describe_columns(engine, board_value, continue_text, has_chosen_mode)
-
-
 def describe_columns(
     engine: Engine, board_value: Any, continue_text: bool, has_chosen_mode: bool
 ) -> tuple[Any, ...]:
-    """What follows the columns.
-
-    Returns:
-        the prompts to try, whether a prompt is continued as a text, and the prompt to begin with.
-    """
+    """What `composer.describe_prompt` returns for the adapters of the columns."""
     try:
         mixes = [Mix.parse(p) for p in board.read_picks(engine, board_value)]
     except StudioError:
         mixes = []
-    active = list(dict.fromkeys(a for m in mixes for a in m.weights))
-    chips = prompt_chips.list_chips(engine, active)
-    mode: Any = gr.skip()
-    if not has_chosen_mode and (suggested := prompt_chips.suggest_mode(engine, active)) != continue_text:
-        mode = suggested
-    return prompt_chips.render_chips(chips), mode, chips[0].text if chips else ""
+    active = dict.fromkeys(a for m in mixes for a in m.weights)
+    return composer.describe_prompt(engine, active, continue_text, has_chosen_mode)
 
 
-def take_chip(engine: Engine, event: gr.EventData) -> tuple[Any, ...]:
-    """Puts a prompt to try into the field."""
-    prompt, continue_text = prompt_chips.read_chip(event)
-    return prompt, continue_text, None
-
-
-def ask(engine: Engine, *inputs: Any) -> Iterator[tuple[Any, ...]]:
-    """Answers the prompt in every column; an error stands below the prompt or above the columns."""
-    yield from _place_errors(engine, stream_answers, inputs)
-
-
-def ask_blind(engine: Engine, *inputs: Any) -> Iterator[tuple[Any, ...]]:
-    """Runs a blind test; an error stands below the prompt or above the columns."""
-    yield from _place_errors(engine, stream_blind_test, inputs)
-
-
-def _place_errors(
-    engine: Engine, stream: Callable[..., Iterator[Any]], inputs: tuple[Any, ...]
-) -> Iterator[tuple[Any, ...]]:
-    """Adds the two places of errors to the boards of a stream. A refused prompt leaves no answers behind."""
-    prompt, board_value, session = inputs[0], inputs[1], inputs[3]
-    try:
-        for value in stream(engine, *inputs):
-            yield value, None, None
-    except StudioError as e:
-        session.stop()
-        session.frame = None
-        problem = problems.render_problem(e, prompt)
-        places = (None, problem) if e.field == "columns" else (problem, None)
-        yield {**(board_value or {}), "columns": [], "blind": None, "serial": session.serial}, *places
+def refuse_answers(
+    engine: Engine, prompt: str, board_value: Any, rows: Any, session: Session, *_: Any
+) -> dict[str, Any]:
+    """The board after an error: a refused prompt leaves no answers behind."""
+    session.stop()
+    session.frame = None
+    return {**(board_value or {}), "columns": [], "blind": None, "serial": session.serial}
 
 
 def stream_answers(

@@ -45,6 +45,7 @@ class DataTab:
     split: gr.Radio
     preview: gr.HTML
     page: gr.HTML
+    hub_preview: gr.HTML
     dataset: gr.HTML
     inspection: gr.HTML
     rows: gr.HTML
@@ -77,6 +78,7 @@ def build(engine: Engine) -> DataTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             preview = view(None, elem_id="preview")
             page = view(None, elem_id="first-page")
+            hub_preview = data_hub.build_preview()
             # The style sheet hides it while files are previewed: Gradio (6.31) may lose an update of
             # `visible` that arrives while the page is still being built.
             with gr.Column(elem_id="dataset"):
@@ -116,6 +118,7 @@ def build(engine: Engine) -> DataTab:
         split,
         preview,
         page,
+        hub_preview,
         dataset,
         inspected,
         rows,
@@ -132,7 +135,7 @@ def wire(tab: DataTab, engine: Engine, library_changed: events.EventGroup) -> No
     """Connects the events."""
     data_import.wire(tab, engine)
     data_derive.wire(tab, engine)
-    data_hub.wire(tab.hub, engine, tab.imports)
+    data_hub.wire(tab.hub, engine, tab.hub_preview, tab.imports)
     shown = [tab.dataset, tab.inspection, tab.split, tab.rows, tab.note, tab.extras, tab.partners]
     events.bind_sequential(tab.picker.change, engine, show_dataset, [tab.picker], shown)
     events.bind_sequential(tab.split.input, engine, show_rows, [tab.picker, tab.split], [tab.rows])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from studio.tabs.data import DataTab
 
 NAME_CHARACTERS = 90  # of a parent's name in the name of what is made from it
-SUFFIXES = {"dedup": "without repeats", "redact": "redacted"}
+SUFFIXES = {"dedup": "without repeats", "redact": "redacted", "leave_out": "without empty rows"}
 
 
 def wire(tab: DataTab, engine: Engine) -> None:
@@ -33,14 +33,16 @@ def wire(tab: DataTab, engine: Engine) -> None:
 
 
 def derive(engine: Engine, event: gr.EventData) -> Any:
-    """Makes a dataset without repeats or without personal data, and picks it."""
+    """Makes a dataset without repeats, personal data or empty rows, and picks it."""
     act = event._data if isinstance(event._data, dict) else {}
     operation = str(act.get("do"))
     if operation not in SUFFIXES:
         return gr.skip()
     parent = engine.datasets.get(str(act.get("dataset")))
     name = f"{parent.name[:NAME_CHARACTERS]}, {SUFFIXES[operation]}"
-    made = engine.datasets.derive(parent.id, operation, name, near=bool(act.get("near")))
+    made = engine.datasets.derive(
+        parent.id, operation, name, near=bool(act.get("near")), empty=operation == "leave_out"
+    )
     return _pick(engine, made)
 
 

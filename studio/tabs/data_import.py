@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from core.data.text_encodings import Candidate, choose_codec, list_candidates
+from core.data.formats.text_encodings import Candidate, choose_codec, list_candidates
 from core.engine import Engine
 from core.errors import DataError, SpecError, StudioError, UnknownEncoding
 from studio import events, first_page, formatting, uploads
@@ -24,6 +24,7 @@ from studio.tree import Node, node, skeleton
 from studio.views import data_preview as views
 
 if TYPE_CHECKING:
+    from core.data.datasets import Preview
     from studio.tabs.data import DataTab
 
 logger = logging.getLogger(__name__)
@@ -194,25 +195,36 @@ def _read(engine: Engine, files: Any, choices: Choices, held_out: bool) -> tuple
     paths: list[str] = []
     try:
         paths = drop.folder_of(files)
-        preview = engine.datasets.preview(
-            paths, choices.kind, choices.roles, choices.encoding, purpose=_purpose(held_out)
-        )
+        used, preview = preview_files(engine, paths, choices, held_out)
     except Exception as e:
         if not isinstance(e, StudioError):
             logger.exception("The preview of dropped files failed")
         candidates = e.candidates if isinstance(e, UnknownEncoding) else find_candidates(paths)
         shown = _render_problem(e, candidates, choices.encoding)
         return choices, gr.skip(), shown, *_no_import(SEE_PROBLEM)
-    columns = tuple(dict.fromkeys([*preview.columns, *preview.choices]))
-    used = replace(choices, shown_kind=preview.kind, shown_roles=dict(preview.roles), shown_columns=columns)
     ask = bool(preview.skipped) or choices.encoding != "utf-8"
-    shown = views.render_preview(
-        preview, len(files.get("files") or []), used, find_candidates(paths) if ask else ()
-    )
+    scope = views.describe_scope(preview, len(files.get("files") or []))
+    shown = views.render_preview(preview, scope, used, find_candidates(paths) if ask else ())
     if not preview.problem:
         return used, preview.kind, shown, gr.update(interactive=True), None
     asks = preview.question and not choices.answered
     return used, preview.kind, shown, *_no_import(SEE_QUESTION if asks else SEE_PROBLEM)
+
+
+def preview_files(
+    engine: Engine, paths: Sequence[str], choices: Choices, held_out: bool
+) -> tuple[Choices, Preview]:
+    """Reads files as an import would; returns the choices with what was used, and the preview.
+
+    Raises:
+        DataError: a file cannot be read at all.
+    """
+    preview = engine.datasets.preview(
+        paths, choices.kind, choices.roles, choices.encoding, purpose=_purpose(held_out)
+    )
+    columns = tuple(dict.fromkeys([*preview.columns, *preview.choices]))
+    used = replace(choices, shown_kind=preview.kind, shown_roles=dict(preview.roles), shown_columns=columns)
+    return used, preview
 
 
 def _render_problem(error: Exception, candidates: Sequence[Candidate], encoding: str) -> Node:

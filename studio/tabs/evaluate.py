@@ -28,6 +28,7 @@ SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
 # and on a fresh page the one that suits the suggested dataset, unless the user has chosen a split meanwhile.
 NEW_DATASET = """(dataset, whole) => {
   window.studio.splitIsChosen = false;
+  window.studio.chosenSplit = null;
   return whole.split(" ").includes(dataset) ? "all" : "test";
 }"""
 FRESH_PAGE = """(dataset, whole, split) => {
@@ -36,7 +37,12 @@ FRESH_PAGE = """(dataset, whole, split) => {
   if (!isSuggested) return { __type__: "update" };
   return whole.split(" ").includes(dataset) ? "all" : "test";
 }"""
-CHOSEN_SPLIT = "() => { window.studio.splitIsChosen = true; }"
+CHOSEN_SPLIT = """(split) => {
+  window.studio.splitIsChosen = true;
+  window.studio.chosenSplit = split;
+}"""
+# A suggestion is shown a moment after it was made; a choice of that moment is shown again.
+KEEP_CHOICE = "(split) => window.studio.chosenSplit ?? split"
 BAR_METRICS = ("exact_match", "f1", "perplexity", "general_perplexity")
 NO_REPORT = empty(
     "No report yet", "Choose a dataset and some mixes, then press Measure. Reports are saved in the Library."
@@ -146,8 +152,9 @@ def wire(
         event.add(refresh, [tab.dataset, tab.mixes, tab.picker, mixer_rows], lists)
     suggest: dict[str, Any] = {"fn": None, "api_visibility": "private"}
     library_changed.then(FRESH_PAGE, [tab.dataset, tab.whole, tab.split], [tab.split])
+    library_changed.then(KEEP_CHOICE, [tab.split], [tab.split])
     tab.dataset.input(inputs=[tab.dataset, tab.whole], outputs=[tab.split], js=NEW_DATASET, **suggest)
-    tab.split.input(js=CHOSEN_SPLIT, **suggest)
+    tab.split.input(inputs=[tab.split], js=CHOSEN_SPLIT, **suggest)
 
 
 def refresh(

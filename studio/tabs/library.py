@@ -12,6 +12,10 @@ from core.engine import Engine
 from core.errors import InvalidName, NotFound, SpecError
 from studio import events, formatting, labels, mix_choices
 from studio.components import damaged, field_errors
+from studio.tabs import adapter_import, calibration, exports
+from studio.tabs.adapter_import import AdapterImport
+from studio.tabs.calibration import CalibrationForm
+from studio.tabs.exports import ExportForm
 from studio.tree import Node, node, skeleton, view
 from studio.views import library as views
 from studio.views import trash as trash_views
@@ -32,6 +36,8 @@ RENAMABLE = ("adapters", "datasets", "mixes", "runs")
 class LibraryTab:
     """The components of the Library tab; `confirmation` holds what follows it."""
 
+    adapter_import: AdapterImport
+    exports: ExportForm
     kind: gr.Radio
     shelf: gr.HTML
     damaged: gr.HTML
@@ -46,10 +52,13 @@ class LibraryTab:
     question: gr.HTML
     confirm: gr.Button
     cancel: gr.Button
+    calibration: CalibrationForm
 
 
-def build() -> LibraryTab:
+def build(engine: Engine) -> LibraryTab:
     """Makes the components."""
+    imports = adapter_import.build()
+    export_form = exports.build(engine)
     with gr.Row(elem_classes="panes"):
         with gr.Column(scale=5, min_width=300, elem_classes="card"):
             kind = gr.Radio(
@@ -69,21 +78,30 @@ def build() -> LibraryTab:
                 with gr.Row():
                     confirm = gr.Button("Yes, delete it", variant="stop")
                     cancel = gr.Button("Keep it")
+            gate_form = calibration.build()
     picked = gr.State("")
     buttons = (errors, rename, delete, confirmation, question, confirm, cancel)
-    return LibraryTab(kind, shelf, damaged_items, picked, details, tools, name, *buttons)
+    shown = (kind, shelf, damaged_items, picked, details, tools, name)
+    return LibraryTab(imports, export_form, *shown, *buttons, gate_form)
 
 
 def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) -> None:
     """Connects the events."""
+    adapter_import.wire(tab.adapter_import, engine)
     inputs = [tab.kind, tab.picked]
     outputs = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.confirmation]
     # After the other lists: by then, the user may look at another kind than when the event began.
     library_changed.then(refresh, inputs, outputs)
     damaged.wire(tab.damaged, engine, library_changed)
-    events.bind(tab.kind.input, engine, refresh, inputs, outputs)
-    events.refresh_after(events.bind(tab.shelf.act, engine, pick_item, inputs, outputs))
-    events.refresh_after(events.bind(tab.details.act, engine, act_on_item, inputs, outputs))
+    picking = [
+        events.bind(tab.kind.input, engine, refresh, inputs, outputs),
+        events.bind(tab.shelf.act, engine, pick_item, inputs, outputs),
+        events.bind(tab.details.act, engine, act_on_item, inputs, outputs),
+        events.bind(tab.confirm.click, engine, delete_item, inputs, outputs),
+    ]
+    calibration.wire(tab.calibration, engine, library_changed, tab.kind, tab.picked, picking)
+    for event in picking[1:]:
+        events.refresh_after(event)
     renamed = events.bind(
         tab.rename.click, engine, rename_item, [*inputs, tab.name], outputs, errors=tab.errors
     )
@@ -91,7 +109,6 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     field_errors.wire(tab.errors, engine)
     events.bind(tab.delete.click, engine, confirm_delete, inputs, [tab.confirmation, tab.question])
     events.bind(tab.cancel.click, engine, cancel_delete, None, [tab.confirmation])
-    events.refresh_after(events.bind(tab.confirm.click, engine, delete_item, inputs, outputs))
 
 
 def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
@@ -141,12 +158,15 @@ def pick_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tu
 
 
 def act_on_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tuple[Any, ...]:
-    """Runs the pressed button of the details: restores a deleted item, or verifies an adapter."""
+    """Runs the pressed button of the details: restores a deleted item, or verifies an adapter.
+
+    The button that exports an adapter is bound in `studio.tabs.exports`.
+    """
     action = event._data or {}
     if action.get("do") == "restore":
         return restore_item(engine, kind, str(action.get("entry", "")))
     shelf, picked, details, *rest = refresh(engine, kind, picked)
-    if kind == "adapters" and picked:
+    if action.get("do") == "verify" and kind == "adapters" and picked:
         details = verify_adapter(engine, kind, picked)
     return shelf, picked, details, *rest
 

@@ -15,22 +15,16 @@ import gradio as gr
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec.mix import Mix, Sampling
-from studio import events, fields, mix_choices, problems, prompt_chips
-from studio.components import damaged, mixer
+from studio import events, fields, mix_choices
+from studio.components import composer, damaged, field_errors, mixer
+from studio.components.composer import Composer
+from studio.components.field_errors import FieldErrors
 from studio.session import SAMPLING, Exchange, Session, make_messages, read_sampling
 from studio.tree import Node, node, title, view
 from studio.views import conversation
 
 # In the browser: the prompt moves from its field into the conversation.
 TAKE_PROMPT = "(prompt) => (prompt.trim() ? ['', prompt] : [prompt, ''])"
-# In the browser, because the user may be typing: a suggestion fills an empty field, and replaces an earlier
-# suggestion, until a conversation has begun.
-SUGGEST = """(prompt, suggestion, asked) => {
-  const earlier = window.studio.suggestedMixPrompt ?? "";
-  if (asked || (prompt && prompt !== earlier)) return prompt;
-  window.studio.suggestedMixPrompt = suggestion;
-  return suggestion;
-}"""
 
 
 @dataclass(frozen=True)
@@ -38,9 +32,8 @@ class MixTab:
     """The components of the Mix tab.
 
     Attributes:
+        errors: of the prompt; `save_errors` has those of the name, `load_errors` those of the saved mixes.
         asked: holds the last prompt, which has left its field. Hidden.
-        suggestion: holds a prompt to begin with. Hidden.
-        has_chosen_mode: whether the user has chosen between chat and continuing a text. Hidden.
         query: holds the query string of the page's URL. Hidden.
     """
 
@@ -48,18 +41,17 @@ class MixTab:
     warnings: gr.HTML
     name: gr.Textbox
     save: gr.Button
-    save_problem: gr.HTML
+    export: gr.Button
+    save_errors: FieldErrors
     saved: gr.Dropdown
     saved_content: gr.HTML
     load: gr.Button
     delete: gr.Button
-    load_problem: gr.HTML
+    load_errors: FieldErrors
     damaged: gr.HTML
     answer: gr.HTML
-    prompt: gr.Textbox
-    problem: gr.HTML
-    continue_text: gr.Radio
-    chips: gr.HTML
+    composer: Composer
+    errors: FieldErrors
     ask: gr.Button
     stop: gr.Button
     clear: gr.Button
@@ -70,16 +62,14 @@ class MixTab:
     thinking: gr.Checkbox
     sampling: fields.Fields
     session: gr.State
-    has_chosen_mode: gr.Checkbox
     asked: gr.Textbox
-    suggestion: gr.Textbox
     query: gr.Textbox
 
     @property
     def answer_inputs(self) -> list[Any]:
         """The components that an answer depends on, in the order of `stream_answer`'s arguments."""
         settings = [*self.sampling.values(), self.system, self.thinking]
-        return [self.asked, self.mixer, self.session, self.continue_text, *settings]
+        return [self.asked, self.mixer, self.session, self.composer.continue_text, *settings]
 
 
 def build() -> MixTab:
@@ -91,14 +81,16 @@ def build() -> MixTab:
             about = "Move a slider: an answer in progress continues, a finished one is regenerated."
             view(title("Conversation", about))
             made |= _build_conversation()
-    made["query"], made["asked"], made["suggestion"] = (gr.Textbox(visible=False) for _ in range(3))
+    made["query"], made["asked"] = (gr.Textbox(visible=False) for _ in range(2))
     made["session"] = gr.State(Session(), delete_callback=Session.stop)
-    made["has_chosen_mode"] = gr.Checkbox(False, visible=False)
     return MixTab(**made)
 
 
 def _build_mixer() -> dict[str, Any]:
-    about = "Each adapter has a switch and a weight. Off means no effect; a negative weight subtracts."
+    about = (
+        "Each adapter has a switch and a weight. A negative weight subtracts, and Auto lets the weight "
+        "follow the prompt."
+    )
     view(title("Mixer", about))
     made: dict[str, Any] = {"mixer": mixer.mixer(), "warnings": view(elem_id="mix-warnings")}
     with gr.Row(elem_classes="save-row"):
@@ -106,28 +98,23 @@ def _build_mixer() -> dict[str, Any]:
             label="Save this mix as", max_length=120, placeholder="Name", scale=3, min_width=140
         )
         made["save"] = gr.Button("Save mix", size="md", scale=1, min_width=110)
-    made["save_problem"] = problems.place(elem_id="save-problem")
+        made["export"] = gr.Button("Export…", size="md", scale=1, min_width=90)
+    made["save_errors"] = field_errors.field_errors({"name": made["name"]}, default="name")
     with gr.Row(elem_classes="save-row"):
         made["saved"] = fields.picker("Saved mixes", scale=3, min_width=140)
         made["load"] = gr.Button("Load", size="md", scale=1, min_width=70)
         made["delete"] = gr.Button("Delete", size="md", scale=1, min_width=70, variant="stop")
     made["saved_content"] = view(elem_id="saved-content")
-    made["load_problem"] = problems.place(elem_id="load-problem")
+    made["load_errors"] = field_errors.field_errors({"saved": made["saved"]}, default="saved")
     made["damaged"] = damaged.damaged_list("adapters", "mixes")
     return made
 
 
 def _build_conversation() -> dict[str, Any]:
     made: dict[str, Any] = {"answer": view(conversation.NO_ANSWER, elem_id="mix-answer")}
-    with gr.Group(elem_classes="plain composer"):
-        made["prompt"] = gr.Textbox(
-            label="Prompt", lines=1, max_lines=8, placeholder="Ask something", elem_id="mix-prompt"
-        )
-        made["problem"] = problems.place(elem_id="mix-problem")
-        with gr.Row(elem_classes="under-prompt"):
-            view(node("p", mix_choices.SEND_HINT, cls="quiet"), elem_classes="send-hint")
-            made["continue_text"] = mix_choices.mode_radio()
-    made["chips"] = view(elem_id="mix-chips")
+    made["composer"] = composer.composer("mix", "Ask something")
+    prompt = {"prompt": made["composer"].prompt}
+    made["errors"] = field_errors.field_errors(prompt, default="prompt", texts=["prompt"])
     with gr.Row(elem_classes="actions"):
         made["ask"] = gr.Button("Answer with this mix", variant="primary", scale=2, min_width=150)
         made["stop"] = gr.Button("Stop", scale=1, min_width=70)
@@ -146,35 +133,32 @@ def wire(
 ) -> None:
     """Connects the events."""
     queueing: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple"}
-    for trigger in (tab.ask.click, tab.prompt.submit):
+    prompt = tab.composer.prompt
+    at_prompt: dict[str, Any] = {"errors": tab.errors, **queueing}
+    for trigger in (tab.ask.click, prompt.submit):
         taken = trigger(
-            fn=None,
-            inputs=[tab.prompt],
-            outputs=[tab.prompt, tab.asked],
-            js=TAKE_PROMPT,
-            api_visibility="private",
+            fn=None, inputs=[prompt], outputs=[prompt, tab.asked], js=TAKE_PROMPT, api_visibility="private"
         )
-        outputs = [tab.answer, tab.prompt, tab.problem]
-        asking = problems.guard(ask, 2, refuse_prompt, text=0)
-        answered = events.bind(taken.then, engine, asking, tab.answer_inputs, outputs, **queueing)
+        outputs = [tab.answer, prompt]
+        answered = events.bind(
+            taken.then, engine, ask, tab.answer_inputs, outputs, refuse=refuse_prompt, **at_prompt
+        )
         for event in (trigger, answered.then):  # the browser has moved the page while the answer grew
             event(fn=None, js=mix_choices.show_prompt("answer-side"), api_visibility="private")
-    problems.clear_on_change(tab.prompt, tab.problem)
-    following = problems.guard(follow_mixer)
-    outputs = [tab.answer, tab.problem]
-    events.bind(tab.mixer.mix_change, engine, following, tab.answer_inputs, outputs, **queueing)
+    field_errors.wire(tab.errors, engine)
+    events.bind(tab.mixer.mix_change, engine, follow_mixer, tab.answer_inputs, [tab.answer], **at_prompt)
     _wire_mix_description(tab, engine, library_changed, mix_changed)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
-    events.bind(tab.clear.click, engine, clear, [tab.session], [tab.answer, tab.asked, tab.problem])
+    events.bind(tab.clear.click, engine, clear, [tab.session], [tab.answer, tab.asked], errors=tab.errors)
     tab.share.click(
         fn=None,
-        inputs=[tab.prompt, tab.asked, tab.mixer],
+        inputs=[prompt, tab.asked, tab.mixer],
         js="(prompt, asked, rows) => window.studio.copyLink(prompt || asked, rows)",
         api_visibility="private",
     )
     tab.present.click(fn=None, js="() => window.studio.present(true)", api_visibility="private")
     tab.exit.click(fn=None, js="() => window.studio.present(false)", api_visibility="private")
-    _wire_saved_mixes(tab, engine, queueing)
+    _wire_saved_mixes(tab, engine, at_prompt)
     library_changed.add(refresh, [tab.saved], [tab.mixer, tab.saved, tab.saved_content, tab.thinking])
     damaged.wire(tab.damaged, engine, library_changed, "adapters", "mixes")
 
@@ -183,50 +167,29 @@ def _wire_mix_description(
     tab: MixTab, engine: Engine, library_changed: events.EventGroup, mix_changed: events.EventGroup
 ) -> None:
     """Connects what follows the mixer: the warnings, the prompts to try, and chat or continuing a text."""
-    inputs = [tab.mixer, tab.continue_text, tab.has_chosen_mode]
-    outputs = [tab.warnings, tab.chips, tab.continue_text, tab.suggestion]
+    inputs = [tab.mixer, *tab.composer.mode]
+    outputs = [tab.warnings, *tab.composer.outputs]
     for group in (library_changed, mix_changed):
         group.add(describe_mix, inputs, outputs)
     events.bind(tab.mixer.change, engine, describe_mix, inputs, outputs)
-    tab.suggestion.change(
-        fn=None,
-        inputs=[tab.prompt, tab.suggestion, tab.asked],
-        outputs=[tab.prompt],
-        js=SUGGEST,
-        api_visibility="private",
-    )
-    tab.continue_text.input(fn=None, outputs=[tab.has_chosen_mode], js="() => true", api_visibility="private")
-    outputs = [tab.prompt, tab.continue_text, tab.problem]
-    events.bind(tab.chips.act, engine, take_chip, None, outputs).then(
-        fn=None,
-        js="() => document.querySelector('#mix-prompt textarea')?.focus()",
-        api_visibility="private",
-    )
+    composer.wire(tab.composer, engine, tab.errors, tab.asked)
 
 
-def _wire_saved_mixes(tab: MixTab, engine: Engine, queueing: dict[str, Any]) -> None:
-    saving = problems.guard(save_mix, 2, text=0)
-    events.refresh_after(
-        events.bind(
-            tab.save.click, engine, saving, [tab.name, tab.mixer], [tab.name, tab.saved, tab.save_problem]
-        )
+def _wire_saved_mixes(tab: MixTab, engine: Engine, at_prompt: dict[str, Any]) -> None:
+    names = [tab.name, tab.mixer]
+    saving = events.bind(
+        tab.save.click, engine, save_mix, names, [tab.name, tab.saved], errors=tab.save_errors
     )
-    problems.clear_on_change(tab.name, tab.save_problem)
-    loading = problems.guard(load_mix)
-    events.bind(
-        tab.load.click, engine, loading, [tab.saved, tab.mixer], [tab.mixer, tab.load_problem]
-    ).success(
-        events.handler(problems.guard(follow_mixer), engine),
-        tab.answer_inputs,
-        [tab.answer, tab.problem],
-        show_progress="hidden",
-        api_visibility="private",
-        **queueing,
+    events.refresh_after(saving)
+    saved = [tab.saved, tab.mixer]
+    loaded = events.bind(tab.load.click, engine, load_mix, saved, [tab.mixer], errors=tab.load_errors)
+    events.bind(loaded.success, engine, follow_mixer, tab.answer_inputs, [tab.answer], **at_prompt)
+    deleted = events.bind(
+        tab.delete.click, engine, delete_mix, [tab.saved], [tab.saved], errors=tab.load_errors
     )
-    deleting = problems.guard(delete_mix)
-    events.refresh_after(
-        events.bind(tab.delete.click, engine, deleting, [tab.saved], [tab.saved, tab.load_problem])
-    )
+    events.refresh_after(deleted)
+    for errors in (tab.save_errors, tab.load_errors):
+        field_errors.wire(errors, engine)
     events.bind(tab.saved.input, engine, show_saved_mix, [tab.saved], [tab.saved_content])
 
 
@@ -248,15 +211,16 @@ def wire_link(tab: MixTab, engine: Engine, page: gr.Blocks, tabs: gr.Tabs) -> No
         engine,
         open_link,
         [tab.query, tab.mixer],
-        [tab.mixer, tab.prompt, tabs, tab.query],
+        [tab.mixer, tab.composer.prompt, tabs, tab.query],
         js="(query, rows) => [location.search, rows]",
     )
-    loaded.success(
-        events.handler(problems.guard(_answer_link, 3, lambda engine, *values: (gr.skip(),) * 3), engine),
-        [tab.query, tab.prompt, *tab.answer_inputs[1:]],
-        [tab.answer, tab.prompt, tab.asked, tab.problem],
-        show_progress="hidden",
-        api_visibility="private",
+    events.bind(
+        loaded.success,
+        engine,
+        _answer_link,
+        [tab.query, tab.composer.prompt, *tab.answer_inputs[1:]],
+        [tab.answer, tab.composer.prompt, tab.asked],
+        errors=tab.errors,
         concurrency_limit=8,
     )
 
@@ -319,7 +283,7 @@ def ask(
 
 def refuse_prompt(engine: Engine, prompt: str, rows: Any, session: Session, *_: Any) -> tuple[Any, ...]:
     """Puts a refused prompt back into its field; the conversation is shown without it."""
-    return conversation.render_conversation(session.exchanges, session.serial), prompt or gr.skip()
+    return show_conversation(session), prompt or gr.skip()
 
 
 def stream_answer(
@@ -376,7 +340,7 @@ def _answer(
         mixes, sampling = [_read_mix(engine, rows)], read_sampling(settings[: len(SAMPLING)])
         if engine.bases.current().loading:
             exchange.note = "The base model is loading. The answer starts as soon as it is ready."
-            yield conversation.render_conversation(session.exchanges, session.serial)
+            yield show_conversation(session)
         frames = session.stream_frames(
             engine,
             exchange.prompt,
@@ -389,7 +353,7 @@ def _answer(
         for frame in frames:
             exchange.column, exchange.left_out = frame.columns[0], frame.left_out
             exchange.labels = session.labels
-            yield conversation.render_conversation(session.exchanges, session.serial)
+            yield show_conversation(session)
     finally:
         if exchange.column is None:
             back = [replaced] if replaced and replaced.column else []
@@ -397,7 +361,7 @@ def _answer(
                 e for one in session.exchanges for e in (back if one is exchange else [one])
             ]
     if exchange.column is None:  # stopped before the first word
-        yield conversation.render_conversation(session.exchanges, session.serial)
+        yield show_conversation(session)
 
 
 def clear(engine: Engine, session: Session) -> tuple[Any, ...]:
@@ -405,29 +369,27 @@ def clear(engine: Engine, session: Session) -> tuple[Any, ...]:
     session.exchanges.clear()
     session.stop()
     session.prompt = ""
-    return conversation.render_conversation([], session.serial), "", None
+    return show_conversation(session), ""
+
+
+def show_conversation(session: Session) -> Node:
+    """The conversation, with what the gates of its newest answer chose for the rows of the mixer.
+
+    Until the newest question has an answer, the mixer shows the choices of the one before.
+    """
+    shown = conversation.render_conversation(session.exchanges, session.serial)
+    last = session.exchanges[-1] if session.exchanges else None
+    if last is not None and last.column is None:
+        return shown
+    gates = mixer.live_gates(last.column, last.labels) if last else {}
+    return {**shown, "gates": gates}
 
 
 def describe_mix(engine: Engine, rows: Any, continue_text: bool, has_chosen_mode: bool) -> tuple[Any, ...]:
-    """What follows the mixer.
-
-    Returns:
-        the warnings, the prompts to try, whether a prompt is continued as a text, and the prompt to begin
-        with.
-    """
-    active = list(mixer.read_mix(rows).weights)
-    chips = prompt_chips.list_chips(engine, active)
-    mode: Any = gr.skip()
-    if not has_chosen_mode and (suggested := prompt_chips.suggest_mode(engine, active)) != continue_text:
-        mode = suggested
-    suggestion = chips[0].text if chips else ""
-    return show_warnings(engine, rows), prompt_chips.render_chips(chips), mode, suggestion
-
-
-def take_chip(engine: Engine, event: gr.EventData) -> tuple[Any, ...]:
-    """Puts a prompt to try into the field."""
-    prompt, continue_text = prompt_chips.read_chip(event)
-    return prompt, continue_text, None
+    """The warnings, and what `composer.describe_prompt` returns for the adapters of the mixer."""
+    active = mixer.read_mix(rows).weights
+    described = composer.describe_prompt(engine, active, continue_text, has_chosen_mode)
+    return show_warnings(engine, rows), *described
 
 
 def show_warnings(engine: Engine, rows: Any) -> Node | None:
@@ -448,7 +410,7 @@ def _read_mix(engine: Engine, rows: Any) -> Mix:
 def save_mix(engine: Engine, name: str, rows: Any) -> tuple[Any, ...]:
     """Saves the mixer's mix under a name."""
     mix = mixer.read_mix(rows)
-    saved = engine.library.save_mix(name, mix.weights, mix.tilt)
+    saved = engine.library.save_mix(name, mix.weights, mix.tilt, mix.auto)
     gr.Info(f"Saved the mix {events.escape_markup(saved.name)}.", title="Done")
     return "", _update_mix_choices(engine, saved.id)
 
@@ -482,6 +444,5 @@ def delete_mix(engine: Engine, picked: str | None) -> Any:
 def _update_mix_choices(engine: Engine, picked: str | None) -> Any:
     mixes = engine.library.mixes()
     ids = [m.id for m in mixes]
-    return gr.update(
-        choices=[(m.name, m.id) for m in mixes], value=picked if picked in ids else next(iter(ids), None)
-    )
+    choices = [(m.name, m.id) for m in mixes] or [("None yet", "")]
+    return gr.update(choices=choices, value=picked if picked in ids else choices[0][1])

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from core.engine import Engine
 from core.errors import StudioError
-from core.spec.presets import PRESETS, resolve
+from core.spec import presets
+from core.spec.presets import resolve
 from core.spec.recommendation import Recommendation
 from core.spec.training import TrainSpec
 from studio import samples
@@ -55,19 +56,17 @@ def limit_length(base: Any, length: int) -> int:
 
 
 def suggest_preset(engine: Engine) -> str:
-    """The preset made for the resident base or its family, else the standard one."""
+    """The preset made for the resident base, its family or its size."""
     base = engine.bases.current()
-    if base.name == "embedded":
-        return "embedded"
-    return next((p.name for p in PRESETS.values() if p.family and p.family == base.family), "standard")
+    return presets.suggest_preset(base.name, base.family, base.parameters)
 
 
 def list_datasets(engine: Engine, kind: str) -> list[Any]:
     """Datasets of a kind to train on, newest first; the sample's held-out questions come last."""
-    held_out = samples.find_held_out(engine)
+    held_out = samples.list_held_out(engine)
     listed = (d for d in reversed(engine.datasets.list()) if d.purpose != "evaluation")
     datasets = (d for d in listed if d.kind == kind)
-    return sorted(datasets, key=lambda d: d.id == held_out)
+    return sorted(datasets, key=lambda d: d.id in held_out)
 
 
 def list_parents(engine: Engine) -> list[tuple[str, str]]:

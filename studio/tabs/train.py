@@ -380,7 +380,7 @@ def refresh_form(
     if kind != "task":
         parent = ""
     info = "" if datasets else "No dataset of this kind yet. Import one in the Data tab."
-    out[tab.dataset] = fields.update_choices(datasets, dataset, values[tab.dataset], info=info)
+    out[tab.dataset] = fields.update_choices(datasets, dataset, values[tab.dataset], info=info or None)
     if name != values[tab.name]:
         out[tab.name] = name
     out[tab.stack_on] = fields.update_choices(

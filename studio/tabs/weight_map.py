@@ -104,6 +104,7 @@ def wire(
             mix.answer_inputs,
             [mix.answer],
             show_progress="hidden",
+            show_progress_on=events.find_progress_bearer(),
             api_visibility="private",
             concurrency_limit=8,
         )
@@ -114,7 +115,7 @@ def refresh(engine: Engine, x: str | None, y: str | None, dataset: str | None) -
 
     At first the newest domain and task adapter are picked, with the held-out questions or the training data.
     """
-    adapters = [a for a in engine.library.mixable_adapters() if a.fits and not a.training]
+    adapters = [a for a in engine.library.mixable_adapters() if a.fits and not a.training and not a.alone]
     names = engine.library.labels()
     choices = [(names[a.id], a.id) for a in adapters]
     ids = [a.id for a in adapters]
@@ -253,7 +254,7 @@ def _plot_map(engine: Engine, session: AnalysisSession, rows: Any) -> Any:
         return None
     mix = mixer.read_mix(rows)
     has_same_tilt = all(mix.tilt.get(a, 0.0) == session.map.tilt.get(a, 0.0) for a in mix.weights)
-    current = mix.weights if has_same_tilt else None
+    current = mix.weights if has_same_tilt and not mix.auto else None  # a gate has no place on the map
     return views.plot_map(session.map, session.search, _adapter_names(engine), current)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.engine import Engine
-from core.engine.mix_names import name_mix
+from core.engine.mix_names import format_weight, name_mix
 from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
 from core.store.votes import Standing
@@ -153,7 +153,7 @@ def cast_vote(engine: Engine, session: Session, data: Any) -> dict[str, Any]:
     except IndexError:
         raise SpecError("You have already voted in this blind test.", "Start a new one.") from None
     try:
-        vote = engine.votes.cast(session.prompt, [c.stamp for c in frame.columns], chosen)
+        vote = engine.votes.cast(session.prompt, [c.stamp for c in frame.columns], chosen, ballot.mixes)
     except StudioError:
         ballot.open_votes.append(open_vote)
         raise
@@ -272,19 +272,24 @@ def _name(standing: Standing, labels: Mapping[str, str], known: Mapping[str, str
     """
     if not set(standing.weights) <= set(labels):
         return standing.name
-    mix = Mix(weights=standing.weights, tilt=standing.tilt)
-    return known.get(str(mix)) or name_mix(mix.weights, mix.tilt, labels)
+    mix = _mix_of(standing)
+    return known.get(str(mix)) or name_mix(mix, labels)
+
+
+def _mix_of(standing: Standing) -> Mix:
+    return Mix(weights=standing.weights, tilt=standing.tilt, auto=standing.auto)
 
 
 def _details(standing: Standing, labels: Mapping[str, str]) -> Node:
     """The weights and checksums of a mix, folded away."""
-    parts = []
+    parts, mix = [], _mix_of(standing)
     for adapter, weight in standing.weights.items():
         digest, tilt = standing.adapters.get(adapter, ""), standing.tilt.get(adapter, 0.0)
         direction = "deep" if tilt > 0 else "shallow"
         depth = f" {direction} {abs(tilt):.2f}" if tilt else ""
         name = labels.get(adapter, answers.DELETED)
-        parts.append(f"{name} {weight:+.2f}{depth} ({digest if ' ' in digest else digest[:8]})")
+        amount = format_weight(mix, adapter) if adapter in mix.auto else f"{weight:+.2f}"
+        parts.append(f"{name} {amount}{depth} ({digest if ' ' in digest else digest[:8]})")
     formula = node("p", " · ".join(["base", *parts]), cls="checksums")
     return node("details", node("summary", "Details"), formula, cls="stamp-fold")
 

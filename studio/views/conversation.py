@@ -85,9 +85,9 @@ def _render_answer(exchange: Exchange) -> Node:
         return node("div", note, answers.skeleton(), cls="answer")
     if exchange.continue_text:
         cls = "answer-text" if column.done else "answer-text writing"
-        text = node("p", *answers.render_parts(column), cls=cls)
+        text = node("p", *answers.render_parts(column, exchange.labels), cls=cls)
     else:
-        text = answers.render_rich(column)
+        text = answers.render_rich(column, exchange.labels)
     return node(
         "div",
         answers.render_column_fold(column),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.data.layouts import TITLES
+from core.data.layouts.known_layouts import TITLES
 from studio import formatting
 from studio.tree import Node, button, chip, details, empty, facts, node, table, title
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from core.data.inspection import (
+from core.data.inspection.records import (
     Finding,
     Inspection,
     Lengths,
@@ -71,7 +71,7 @@ def list_checks(inspection: Inspection, dataset_id: str) -> list[Node]:
         _check_repeats(inspection, dataset_id),
         _check_near(inspection, dataset_id),
         _check_conflicts(inspection.conflicts),
-        _check_empty(inspection.empty),
+        _check_empty(inspection.empty, dataset_id),
         _check_lengths(inspection),
         _check_control_tokens(inspection),
         _check_template(inspection),
@@ -129,11 +129,13 @@ def _check_conflicts(conflicts: Finding) -> Node | None:
     return _check("info", text, _rows(conflicts.examples))
 
 
-def _check_empty(empty: Finding) -> Node:
+def _check_empty(empty: Finding, dataset_id: str) -> Node:
     if not empty.rows:
         return _check("good", "No row is empty.")
     verb = "is" if empty.rows == 1 else "are"
-    return _check("warn", f"{COUNT(empty.rows, 'row')} {verb} empty.", _rows(empty.examples))
+    make = button("Make a dataset without them", {"do": "leave_out", "dataset": dataset_id, "empty": True})
+    text = f"{COUNT(empty.rows, 'row')} {verb} empty: there is nothing to learn."
+    return _check("warn", text, _actions(make, _rows(empty.examples)))
 
 
 def _check_lengths(inspection: Inspection) -> Node | None:

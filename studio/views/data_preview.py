@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from core.data.documents import Block
-from core.data.text_encodings import LABELS, Candidate
+from core.data.documents.document import Block
+from core.data.formats.text_encodings import LABELS, Candidate
 from studio import formatting
 from studio.first_page import FirstPage
 from studio.reading_choices import ROLE_NAMES, SAME, Choices, find_role, list_roles
@@ -34,20 +34,35 @@ def render_problem(message: str, candidates: Sequence[Candidate] = (), encoding:
     )
 
 
-def render_preview(preview: Any, files: int, choices: Choices, candidates: Sequence[Candidate] = ()) -> Node:
+def describe_scope(preview: Any, files: int) -> str:
+    """How much is previewed: files and rows."""
+    rows = formatting.count(preview.total, _name_of_row(preview))
+    about = "about " if preview.is_sample else ""
+    return f"{formatting.count(files, 'file')}, {about}{rows}. Nothing is imported yet."
+
+
+def render_preview(
+    preview: Any,
+    scope: str,
+    choices: Choices,
+    candidates: Sequence[Candidate] = (),
+    name: str = "",
+    head: Node | None = None,
+) -> Node:
     """How files are read: problems and questions first, then their rows before and after.
 
     Args:
         preview: a `core.data.datasets.Preview`.
-        files: how many files were dropped.
+        scope: how much of what is previewed.
         candidates: encodings that the files may have, if they do not say.
+        name: what is previewed, if it is not what was dropped.
+        head: what stands below the title.
     """
-    rows = formatting.count(preview.total, _name_of_row(preview))
-    count = f"{formatting.count(files, 'file')}, {'about ' if preview.is_sample else ''}{rows}."
     question = _render_question(preview, choices)
     return node(
         "div",
-        title("Preview", f"{count} Nothing is imported yet."),
+        title(f"Preview of {name}" if name else "Preview", scope),
+        head,
         _render_preview_problem(preview, question is not None),
         render_candidates(candidates, choices.encoding),
         question,
@@ -61,7 +76,7 @@ def render_preview(preview: Any, files: int, choices: Choices, candidates: Seque
         ),
         render_notes(preview.notes),
         render_skipped_files(preview.skipped),
-        None if preview.is_sample else render_shares(preview.split_shares, "Shares of the text"),
+        None if preview.is_sample else _render_shares(preview),
         render_cuts(preview.cuts),
         *_render_file_rows(preview),
         *_render_canonical(preview),
@@ -213,21 +228,35 @@ def _render_canonical(preview: Any) -> list[Node]:
 # ---------------------------------------------------------------- documents
 
 
-def render_shares(shares: dict[str, float], label: str) -> Node | None:
-    """The shares of training, validation and test as a bar."""
-    if not shares:
+def _render_shares(preview: Any) -> Node | None:
+    """The sizes of the splits as a bar: in tokens of the base, else as shares of the text."""
+    if not preview.split_shares:
         return None
-    parts = [
-        node(
-            "div",
-            node("span", SPLITS[name]),
-            node("strong", formatting.format_percent(shares.get(name, 0.0))),
-            cls=f"part {name}",
-            vars={"share": f"{100 * shares.get(name, 0.0):.2f}%"},
+    counted = preview.split_tokens
+    if counted is None:
+        return _render_parts("Shares of the text", preview.split_shares, {})
+    about = "about " if counted.is_estimate else ""
+    total = max(1, sum(counted.tokens.values()))
+    shares = {name: tokens / total for name, tokens in counted.tokens.items()}
+    sizes = {name: f"{about}{formatting.format_count(n)}" for name, n in counted.tokens.items()}
+    return _render_parts(f"Tokens of the base {formatting.format_base(counted.base)}", shares, sizes)
+
+
+def _render_parts(label: str, shares: dict[str, float], sizes: dict[str, str]) -> Node:
+    """A bar of the splits. Without sizes, the shares stand in their place."""
+    parts = []
+    for name in (n for n in SPLITS if shares.get(n)):
+        share = formatting.format_percent(shares[name])
+        parts.append(
+            node(
+                "div",
+                node("span", SPLITS[name]),
+                node("strong", sizes.get(name, share)),
+                node("small", share) if name in sizes else None,
+                cls=f"part {name}",
+                vars={"share": f"{100 * shares[name]:.2f}%"},
+            )
         )
-        for name in SPLITS
-        if shares.get(name)
-    ]
     return node("div", node("h3", label), node("div", *parts, cls="parts", role="group", aria_label=label))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.store.gate_records import describe_gate
 from studio import formatting
 from studio.tree import Node, button, chip, details, download, empty, facts, node
 
@@ -15,7 +16,11 @@ NOTHING_SELECTED = empty(
 )
 # What an empty list shows: a title, how to get the first item, and the tab where that happens.
 EMPTY_LISTS = {
-    "adapters": ("No adapters yet", "A run adds its adapter here when it ends or is stopped.", "train"),
+    "adapters": (
+        "No adapters yet",
+        "A run adds its adapter here when it ends or is stopped; adapters of other tools are imported above.",
+        "train",
+    ),
     "runs": ("No runs yet", "Every training run is listed with its curve and its settings.", "train"),
     "datasets": ("No datasets yet", "Import files or the sample data.", "data"),
     "mixes": ("No saved mixes yet", "Mixes that you save in the mixer appear here and in Compare.", "mix"),
@@ -82,14 +87,16 @@ def title_of(kind: str, item: Any, names: Names) -> str:
 
 def _chips(kind: str, item: Any) -> list[Node]:
     chips = [chip(item.kind, item.kind)] if kind in ("adapters", "runs", "datasets") else []
-    chips += [chip("cannot be mixed live", "warn")] if getattr(item, "unmixable", "") else []
+    chips += [chip("alone only", "warn")] if getattr(item, "alone", "") else []
     return [*chips, chip(item.status.value, item.status.value)] if kind == "runs" else chips
 
 
 def _summary(kind: str, item: Any, names: Names) -> str:
     if kind == "adapters":
         trained_on = names.datasets.get(item.dataset, item.dataset_name)
-        origin = f"trained on {trained_on}" if trained_on else "merged from other adapters"
+        imported = item.metadata.get("imported") or {}
+        made = f"made with {imported.get('tool')}" if imported else "merged from other adapters"
+        origin = f"trained on {trained_on}" if trained_on else made
         return f"{origin} · {formatting.format_base(item.base)}"
     if kind == "runs":
         return f"step {item.step:,} of {item.total_steps:,} · {formatting.format_base(item.base)}"
@@ -108,7 +115,7 @@ def _splits(dataset: Any) -> str:
 
 
 def _formula(mix: Any, names: Names) -> str:
-    return formatting.format_mix([(_adapter_of(mix, i, names), w) for i, w in mix.weights.items()])
+    return formatting.format_mix(mix.mix, {i: _adapter_of(mix, i, names) for i in mix.weights})
 
 
 def _adapter_of(mix: Any, adapter_id: str, names: Names) -> str:
@@ -132,6 +139,7 @@ def render_details(kind: str, item: Any, names: Names) -> Node:
         "adapters": [
             download("Download as zip", f"adapter/{item.id}.zip", f"{item.id}.zip"),
             button("Verify", {"do": "verify"}),
+            button("Export…", {"do": "export", "adapter": item.id}),
         ],
         "reports": [download("Download as CSV", f"report/{item.id}.csv", f"{item.id}.csv")],
     }.get(kind, [])
@@ -182,7 +190,10 @@ def _adapter_facts(adapter: Any, names: Names) -> tuple[Facts, Facts]:
         ("On top of", _name_of(adapter.stacked_on, names.adapters)),
         ("Steps", formatting.format_number(results.get("steps")) if results.get("steps") else ""),
         ("Validation perplexity", worth),
-        ("Cannot be mixed live", adapter.unmixable),
+        ("Made with", (adapter.metadata.get("imported") or {}).get("tool", "")),
+        ("Changed by the import", ", ".join((adapter.metadata.get("imported") or {}).get("repairs", []))),
+        ("Used alone only", adapter.alone),
+        ("Weight on Auto", formatting.end_sentence(describe_gate(adapter.metadata.get("gate")))),
         ("Repaired after an interrupted change", adapter.repairs),
         ("Size", formatting.format_bytes(adapter.bytes)),
     ]

@@ -19,7 +19,7 @@ METRICS = {
     "tokens_per_second": ("Tokens / s", False, 0),
 }
 LOWER_IS_BETTER = ("perplexity", "answer_perplexity", "general_perplexity", "latency_seconds")
-ARROWS = {True: "↓", False: "↑"}  # by whether lower is better
+ARROWS = {True: "\u00a0↓", False: "\u00a0↑"}  # by whether lower is better; not on a line of their own
 RULED_METRICS = ("exact_match", "f1")  # those that compare answers by a rule
 NOTES_SHOWN = 20  # rows that the page names
 
@@ -38,7 +38,7 @@ def render_report(report: Any) -> Node:
         "div",
         node("div", title("Report", about), link, cls="row spread"),
         table(
-            ["Mix", *[f"{heading_of(m, report)} {ARROWS[m in LOWER_IS_BETTER]}" for m in metrics]],
+            ["Mix", *[f"{heading_of(m, report)}{ARROWS[m in LOWER_IS_BETTER]}" for m in metrics]],
             lines,
             "Metrics for each mix. ↓ lower is better, ↑ higher is better.",
             frozenset(range(1, len(metrics) + 1)),

@@ -11,11 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from core.data.prompts import PROMPT_LIMIT, read_prompts
+from core.data.tokens.prompts import PROMPT_LIMIT, read_prompts
 from core.engine import Engine
 from core.errors import NotFound, SpecError
-from studio import answers, events, problems
-from studio.components import board
+from studio import answers, events
+from studio.components import board, field_errors
+from studio.components.field_errors import FieldErrors
 from studio.session import Session, read_settings
 from studio.tree import Node, node, progress_bar, table, view
 
@@ -28,7 +29,7 @@ class Suite:
     """The components of the suite's accordion; the hidden `csv_text` takes the file's text to the browser."""
 
     prompts: gr.Textbox
-    problem: gr.HTML
+    errors: FieldErrors
     file: gr.File
     run: gr.Button
     stop: gr.Button
@@ -53,7 +54,7 @@ def build() -> Suite:
                 min_width=200,
                 elem_id="suite-file",
             )
-        problem = problems.place(elem_id="suite-problem")
+        errors = field_errors.field_errors({"prompts": prompts}, default="prompts", texts=["prompts"])
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Run the suite", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop the suite", scale=0, min_width=120)
@@ -61,7 +62,7 @@ def build() -> Suite:
         answers = view(None, elem_id="suite-answers")
         csv_text = gr.Textbox(visible=False)
     session = gr.State(Session(), delete_callback=Session.stop)
-    return Suite(prompts, problem, file, run, stop, download, answers, csv_text, session)
+    return Suite(prompts, errors, file, run, stop, download, answers, csv_text, session)
 
 
 def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) -> None:
@@ -74,12 +75,14 @@ def wire(tab: Suite, engine: Engine, columns: list[Any], sampling: list[Any]) ->
     events.bind(
         tab.run.click,
         engine,
-        problems.guard(run_suite, 2, refuse, text=0),
+        run_suite,
         [tab.prompts, tab.file, *columns, tab.session, *sampling],
-        [tab.answers, tab.download, tab.problem],
+        [tab.answers, tab.download],
+        errors=tab.errors,
+        refuse=refuse,
         concurrency_limit=4,
     )
-    problems.clear_on_change(tab.prompts, tab.problem)
+    field_errors.wire(tab.errors, engine)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
     events.bind(tab.download.click, engine, export_csv, [tab.session], [tab.csv_text]).success(
         fn=None,

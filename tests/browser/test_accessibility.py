@@ -12,6 +12,7 @@ from studio import samples
 from studio.actions import TABS
 from studio.tabs.suggestions import suggest_run
 from tests.browser.test_path import until
+from tests.studio.exported import FAILED, put_export
 
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -55,7 +56,7 @@ FOCUS_MARK = """() => {
 
 @pytest.fixture(scope="module", autouse=True)
 def adapters(studio) -> None:
-    """A domain and a task adapter, a saved mix and a report, so that no list is empty."""
+    """A domain and a task adapter, a saved mix, a report and exports, so that no list is empty."""
     engine, _ = studio
     prepare(engine)
 
@@ -69,7 +70,10 @@ def prepare(engine: Engine) -> None:
         engine.runs.wait(engine.runs.start(spec), 600)
     mixes = engine.library.default_mixes()
     engine.library.save_mix("Both", mixes[-1].weights)
-    for _ in engine.evaluation.measure(mixes, samples.find_held_out(engine), "all", 2, max_new_tokens=8):
+    put_export(engine, files={"adapter_model.safetensors": b"weights", "ollama/answers/Modelfile": b"FROM"})
+    put_export(engine, "failed-0000", files={"a.gguf": b"x"}, certificate=FAILED, form="gguf")
+    put_export(engine, "interrupted-0000")
+    for _ in engine.evaluation.measure(mixes, samples.list_held_out(engine)[0], "all", 2, max_new_tokens=8):
         pass
 
 
@@ -139,16 +143,27 @@ def test_arrow_keys_move_between_tabs(visit):
     until(lambda: inner.get_by_role("tab", name="Attribution", selected=True).count(), 10, "an inner tab")
 
 
+DRAW_AGAIN = """(group) => {  // the names that Gradio gives; all in the moment before the key
+  group.querySelectorAll("input").forEach((radio, i) => { radio.name = "drawn-" + i; });
+  const press = new KeyboardEvent("keydown", { key: "Shift", bubbles: true });
+  document.activeElement.dispatchEvent(press);
+  window.names = new Set([...group.querySelectorAll("input")].map((radio) => radio.name)).size;
+}"""
+
+
 def test_arrow_keys_move_between_radio_buttons_and_tab_closes_menus(visit):
     page = visit.page
     page.locator("#tabs > .tab-wrapper [data-tab-id='evaluate'][role=tab]").click()
     group = page.get_by_role("radiogroup", name="Split")
+    until(group.get_by_label("Everything").is_checked, 30, "the suggestion for held-out data")
     group.get_by_label("Test", exact=True).focus()
     page.keyboard.press("ArrowRight")
     until(group.get_by_label("Validation", exact=True).is_checked, 10, "the next button")
     until(lambda: page.evaluate("window.studio.splitIsChosen"), 10, "the page to take the choice")
+    group.evaluate(DRAW_AGAIN)
     page.keyboard.press("ArrowLeft")
     until(group.get_by_label("Test", exact=True).is_checked, 10, "the previous button")
+    assert page.evaluate("window.names") == 1, "one group at any moment"
     dataset = page.locator("input[role=combobox][aria-label='Dataset']:visible")
     dataset.click()
     page.get_by_role("listbox").wait_for()
@@ -253,6 +268,8 @@ def test_an_error_stands_at_its_field_until_the_value_is_right(visit):
     page = visit.page
     page.locator("#tabs > .tab-wrapper [data-tab-id='evaluate'][role=tab]").click()
     limit, error = page.get_by_label("Limit"), page.locator(".field-error")
+    dataset = page.locator("input[role=combobox][aria-label='Dataset']:visible")
+    until(dataset.input_value, 60, "the suggested dataset")
     limit.fill("-3")
     page.get_by_role("button", name="Measure").click()
     error.filter(has_text="between 0 and 1,000,000, got -3").wait_for()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from gradio.utils import get_upload_folder
 
+from core.data.formats import hub_datasets, hub_heads
 from tests.browser.test_path import press, until
+from tests.mock_hub import serve_hub
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -138,6 +141,37 @@ def test_a_cancelled_import_survives_a_reload_and_leaves_nothing(visit, tmp_path
     assert len(engine.datasets.list()) == stored
     assert not list((engine.workspace.root / "datasets").glob("*big*"))
     until(lambda: drops() <= before, 10, "the dropped files to be deleted")
+
+
+def test_a_dataset_of_the_hub_is_previewed_asked_and_imported(visit, monkeypatch):
+    page = visit.page
+    with serve_hub() as hub:
+        for module, name in (
+            (hub_datasets, "list_splits"),
+            (hub_datasets, "resolve"),
+            (hub_datasets, "download"),
+            (hub_heads, "read_head"),
+        ):
+            monkeypatch.setattr(module, name, partial(getattr(module, name), endpoint=hub))
+        page.get_by_role("button", name="From the Hugging Face Hub").click()
+        page.get_by_label("Id on the Hub").fill("a/none")
+        press(page, "Show its first rows")
+        page.locator(".field-error").get_by_text("The Hub has no dataset").wait_for()
+        page.get_by_label("Id on the Hub").fill("a/script")
+        press(page, "Show its first rows")
+        page.get_by_label("Configuration").select_option("de")
+        page.get_by_text("eins").first.wait_for()
+        page.get_by_label("Id on the Hub").fill("a/asked")
+        press(page, "Show its first rows")
+        press(page, "Swap them")
+        until(
+            lambda: page.get_by_label("Role of the column links").input_value() == "answer", 30, "the roles"
+        )
+        press(page, "Import from the Hub")
+        dataset = wait_for_import(visit, "asked")
+    assert dataset.roles == {"question": "rechts", "answer": "links"} and dataset.unread == ["nr"]
+    page.locator("#dataset").get_by_role("heading", name="asked").wait_for()
+    assert page.locator("#hub-preview").get_by_role("heading").count() == 0
 
 
 def _progress():

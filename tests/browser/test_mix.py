@@ -61,7 +61,7 @@ def test_a_conversation_is_held_by_keyboard(visit, own):
     page, box = visit.page, visit.page.locator("#mix-prompt textarea")
     open_tab(visit, "Mix", "#mix-prompt textarea")
     assert page.get_by_text(LINE).first.is_visible()
-    assert box.input_value().startswith("Where is it:"), "a question of the user's own test split"
+    until(lambda: box.input_value().startswith("Where is it:"), 30, "a question of the user's own test split")
     box.fill("First")
     box.press("Shift+Enter")
     box.type("second line")
@@ -113,7 +113,7 @@ def test_an_error_stands_below_its_prompt_until_it_is_corrected(visit, own):
     long = "lamp " * 400
     box.fill(long)
     box.press("Enter")
-    problem = page.locator("#mix-problem").get_by_role("alert")
+    problem = page.locator("#mix-prompt").get_by_role("alert")
     problem.get_by_text("at most 256 tokens").wait_for()
     assert box.input_value() == long and page.locator(".exchange").count() == 0
     assert page.get_by_test_id("toast-body").count() == 0
@@ -140,7 +140,7 @@ def test_columns_are_adapters_by_name_and_say_when_one_is_gone(visit, own):
     page.evaluate("window.studio.refresh()")
     until(lambda: "(gone)" in page.get_by_label("Mix of column 2").inner_text(), 30, "the column to say so")
     press(page, "Answer")
-    page.locator("#columns-problem").get_by_text("not in the library any more").wait_for()
+    page.locator("#board > .field-error").get_by_text("not in the library any more").wait_for()
     assert page.locator(".board .stamp-fold").count() == 0, "no stale answers"
     page.locator(".board .problem").get_by_text("is gone").first.wait_for()
     engine.library.restore(engine.library.trash()[0].entry)
@@ -191,7 +191,7 @@ def test_prompt_and_answer_are_on_one_screen_of_a_phone(visit, own):
             """(selector) => {
               const size = (e) => parseFloat(getComputedStyle(e).fontSize);
               const others = [...document.querySelectorAll("body *")].filter((e) =>
-                e.offsetParent && !e.closest(".answer-text, .hidden-text") &&
+                e.offsetParent && !e.closest(".answer-text, .hidden-text, .icon") &&
                 [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
               return [size(document.querySelector(selector)), Math.max(...others.map(size))];
             }""",

@@ -164,7 +164,7 @@ def measure_and_download(visit, downloads: Path) -> None:
     rows = list(csv.DictReader((downloads / "report.csv").open()))
     assert [r["name"] for r in rows][:4] == [
         "Base",
-        "Sample domain",
+        "Sample domain (Only the domain)",
         "Sample task",
         "Sample domain + Sample task",
     ]

@@ -79,8 +79,8 @@ def test_runs_are_queued_and_moved_and_the_settings_of_a_grid_are_used(visit, co
     page.get_by_label("Values 1", exact=True).fill("2, 4")
     page.locator("#grid-estimate").get_by_text("2 cells").wait_for()
     press(page, "Queue 2 runs")
-    rows = page.locator("#grid-results tbody tr")
-    until(lambda: rows.count() == 2 and rows.get_by_text("best", exact=True).count() == 1, 60, "both cells")
+    rows = page.locator("#grid-results tbody tr:visible")
+    until(lambda: rows.count() == 2 and rows.get_by_text("best", exact=True).count() == 1, 240, "both cells")
     page.locator("#parallel .parcoords").first.wait_for()
     assert {e.text_content() for e in page.locator("#parallel .axis-title").all()} == {
         "Rank",
@@ -96,10 +96,21 @@ def test_runs_are_queued_and_moved_and_the_settings_of_a_grid_are_used(visit, co
           };
         }"""
     )
+
+    def count_drawings() -> int:
+        return page.evaluate("window.drawings ?? 0")
+
+    def is_settled() -> bool:
+        before = count_drawings()
+        page.wait_for_timeout(1500)
+        return count_drawings() == before
+
+    until(is_settled, 30, "the lists to have shown the end of the grid")
+    settled = count_drawings()
     engine.library.rename("datasets", data.id, "Corpus of lamps")  # every list is asked for again
     page.get_by_text("All cells: domain run on Corpus of lamps").wait_for()
     page.wait_for_timeout(1000)
-    assert page.evaluate("window.drawings ?? 0") == 0, "a chart that is there already is left alone"
+    assert count_drawings() == settled, "a chart that is there already is left alone"
     made = engine.grids.list()[0]
     with page.expect_download() as caught:
         page.get_by_text("Download as CSV").first.click()

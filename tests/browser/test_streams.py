@@ -47,7 +47,7 @@ def test_an_event_without_an_open_stream_gets_its_result(visit) -> None:
         base.press("Enter")
         before = page.evaluate("window.closedLate ?? 0")
         page.get_by_role("button", name="Use this base").click()
-        page.get_by_test_id("toast-body").get_by_text(
+        page.get_by_role("alert").get_by_text(
             re.compile(f"'{name}' is not complete on this machine")
         ).wait_for(timeout=15_000)
     assert before == page.evaluate("window.closedLate") - 1, (

@@ -22,10 +22,10 @@ class Trigger:
         self.fn, self.outputs = fn, outputs
 
 
-def make_form() -> tuple[field_errors.FieldErrors, gr.Number, gr.HTML]:
+def make_form(**options: Any) -> tuple[field_errors.FieldErrors, gr.Number, gr.HTML]:
     with gr.Blocks():
         rank, result = gr.Number(label="Rank"), gr.HTML()
-        return field_errors.field_errors({"rank": rank}), rank, result
+        return field_errors.field_errors({"rank": rank}, **options), rank, result
 
 
 def test_an_error_of_a_field_stays_at_the_field_until_the_handler_succeeds() -> None:
@@ -108,3 +108,55 @@ def test_a_number_outside_its_limits_reaches_the_handler() -> None:
         components = fields.build(Sampling, ("temperature", "max_new_tokens"))
     assert components["temperature"].preprocess(9.0) == 9.0
     assert components["max_new_tokens"].preprocess(-1) == -1
+
+
+def test_an_error_that_names_no_field_stands_at_the_default_field() -> None:
+    errors, rank, result = make_form(default="rank", texts=["rank"])
+    start = Trigger()
+
+    def run(engine: Any, value: str) -> str:
+        raise SpecError("Too long.", "Shorten it.").at("columns" if value else "")
+
+    events.bind(start, None, run, [rank], [result], errors=errors)
+    for value in ("", "x"):
+        assert start.fn(value) == {errors.component: {rank.elem_id: "Too long. Shorten it."}}
+    assert errors.component.props["texts"] == [rank.elem_id]
+    assert errors.component.props["above"] == []
+
+
+def test_a_refusal_makes_the_outputs_after_the_frames_of_a_stream() -> None:
+    errors, rank, result = make_form(default="rank")
+    start = Trigger()
+
+    def stream(engine: Any, prompt: str, count: int) -> Any:
+        for i in range(count):
+            yield f"{prompt} {i}"
+        if count > 1:
+            raise SpecError("Too long.")
+
+    def refuse(engine: Any, prompt: str, count: int) -> str:
+        return f"no {prompt}"
+
+    events.bind(start, None, stream, [rank, rank], [result], errors=errors, refuse=refuse)
+    assert list(start.fn("x", 1)) == [{result: "x 0", errors.component: {}}]
+    *shown, last = start.fn("x", 2)
+    assert [s[result] for s in shown] == ["x 0", "x 1"]
+    assert last == {result: "no x", errors.component: {rank.elem_id: "Too long."}}
+
+
+def test_an_unexpected_error_is_still_a_toast() -> None:
+    errors, rank, result = make_form(default="rank")
+    start = Trigger()
+
+    def fail(engine: Any, value: int) -> str:
+        raise ValueError("inside")
+
+    events.bind(start, None, fail, [rank], [result], errors=errors)
+    with pytest.raises(gr.Error, match="Something went wrong"):
+        start.fn(1)
+
+
+def test_a_message_of_a_component_without_an_input_stands_above_it() -> None:
+    with gr.Blocks():
+        errors = field_errors.field_errors({"columns": gr.HTML(elem_id="board")})
+    assert errors.component.props["above"] == ["board"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.documents import Block
+from core.data.documents.document import Block
 from studio import first_page
 from studio.views import data_preview
 

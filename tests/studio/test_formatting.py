@@ -6,6 +6,7 @@ import gradio as gr
 import pytest
 
 from core.errors import DataError
+from core.spec.mix import Mix
 from studio import events, formatting, tree
 
 
@@ -35,9 +36,12 @@ def test_the_same_text_has_no_difference():
 
 
 def test_a_mix_reads_as_a_formula_with_its_sign():
-    assert (
-        formatting.format_mix({"Kitchen": 1.0, "Answers": -0.35, "Silent": 0.0})
-        == "base + 1.00 · Kitchen − 0.35 · Answers"
+    names = {"k": "Kitchen", "a": "Answers", "s": "Silent", "h": "Harbour"}
+    mix = Mix(weights={"k": 1.0, "a": -0.35, "s": 0.0}, tilt={"a": 1.0})
+    assert formatting.format_mix(mix, names) == "base + 1.00 · Kitchen − 0.35 · Answers (deep)"
+    gated = Mix(weights={"k": 1.0, "a": 0.5, "h": -1.0}, auto={"k": "hard", "a": "soft", "h": "soft"})
+    assert formatting.format_mix(gated, names) == (
+        "base + auto · Kitchen + auto, soft, up to 0.50 · Answers − auto, soft · Harbour"
     )
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from core.data.samples import find_samples
 from core.engine import Engine
 from core.errors import DataError, NotFound, SpecError
 from core.model.generate import Column
@@ -20,6 +21,7 @@ from studio.components import board, guide, imports, live, mixer
 from studio.reading_choices import Choices
 from studio.session import SAMPLING, Session
 from studio.tabs import compare, data, data_import, evaluate, library, mix, suggestions, train
+from tests.browser.conftest import small_samples
 from tests.conftest import held
 from tests.studio.dropped import drop_files
 
@@ -32,6 +34,7 @@ def engine(tiny_base, tmp_path_factory):
     with Engine(
         tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
     ) as opened:
+        opened.samples = small_samples(tmp_path_factory.mktemp("samples"))
         samples.import_samples(opened)
         for kind in ("domain", "task"):
             spec = dataclasses.replace(
@@ -88,17 +91,21 @@ def advise(engine):
 
 def test_an_empty_studio_suggests_the_sample_data_first(empty):
     shown = advise(empty)
-    assert [b["act"] for b in shown.buttons] == [{"do": "sample"}]
+    assert [b["act"] for b in shown.buttons][:1] == [{"do": "sample"}]
+    offered = [b["act"] for b in shown.buttons][1:]
+    practice = [{"do": "get_base", "base": "smollm2-135m"}]
+    assert offered == (practice if empty.bases.current().name == "embedded" else [])
 
 
-def test_the_sample_data_is_imported_only_once(empty):
+def test_a_base_that_is_not_embedded_gets_the_sample_in_english_once(empty):
     actions.run_action(empty, pressed(do="sample"))
     actions.run_action(empty, pressed(do="sample"))
     assert sorted((d.name, d.kind) for d in empty.datasets.list()) == [
-        ("Sample domain", "domain"),
-        ("Sample held-out questions", "task"),
-        ("Sample task", "task"),
+        ("Museum domain", "domain"),
+        ("Museum held-out questions", "task"),
+        ("Museum task", "task"),
     ]
+    assert samples.suggest_question(empty) == find_samples("museum").questions()[0]["messages"][0]["content"]
     shown = advise(empty)
     assert shown.buttons[0]["act"] == {"do": "train", "kind": "domain"}
 

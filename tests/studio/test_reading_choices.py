@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from core.data.columns import ROLE_SETS, ROLES
+from core.data.roles.columns import ROLE_SETS, ROLES
 from studio.reading_choices import assign_role, find_role, kind_of, list_roles, swap_roles
 
 

@@ -13,7 +13,7 @@ import torch
 
 from core.analyze import weight_map
 from core.analyze.weight_map import WeightMap, WeightMapProgress, WeightMapSpec, compute_map
-from core.data.encoding import encode_chat
+from core.data.tokens.encoding import encode_chat
 from core.errors import Busy, NotFound, SpecError, StorageError
 from core.evaluate.metrics import exact_match
 from core.evaluate.sample import Sample, encode_sample, load_sample

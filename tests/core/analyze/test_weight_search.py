@@ -15,8 +15,8 @@ from core.analyze import weight_map
 from core.analyze.search_results import Gain, SearchComparison, SearchResult, bootstrap_gain
 from core.analyze.weight_optimizers import SearchState, WeightSearchSpec, compute_gradient, run_bfgs
 from core.analyze.weight_search import search_weights
-from core.data.collation import collate
-from core.data.encoding import EncodedSequence
+from core.data.tokens.collation import collate
+from core.data.tokens.encoding import EncodedSequence
 from core.engine import Engine
 from core.errors import Busy, SpecError
 from core.evaluate.sample import EncodedSample, RowLosses, RowMatches, Sample, encode_sample, load_sample

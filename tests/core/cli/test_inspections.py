@@ -33,6 +33,8 @@ def test_datasets_are_derived_annotated_and_downloaded(terminal: Any, tmp_path: 
     assert (code, fewer["rows"], fewer["parents"]) == (0, 11, [clean["id"]])
     code, less = terminal("derive", "leave-out", "Fewer", "--row", "train:0", "--row", "train:2")
     assert (code, less["rows"]) == (0, 9)
+    code, full = terminal("derive", "leave-out", "Fewer", "--name", "Full", "--empty")
+    assert (code, full["rows"], full["notes"]) == (0, 11, ["No empty rows were found."])
     code, noted = terminal("note", "Fewer", "Without repeats.")
     assert (code, noted["note"]) == (0, "Without repeats.")
     code, card = terminal("card", "Fewer")

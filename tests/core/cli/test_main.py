@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from core.cli.main import main
+from core.spec.mix import Mix
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +63,16 @@ def test_the_terminal_imports_trains_answers_and_measures(terminal: Any, corpus:
         "Dom",
         "--mix",
         "Dom=0.7,Task=1",
+        "--mix",
+        "Dom=auto:0.7,Task=1",
         "--max-new-tokens",
         "6",
     )
-    assert [len(c["stamp"]["weights"]) for c in columns] == [0, 1, 2]
+    assert [len(c["stamp"]["weights"]) for c in columns[:3]] == [0, 1, 2]
     assert sorted(columns[2]["stamp"]["weights"].values()) == [0.7, 1.0]
+    ((domain, decision),) = columns[3]["stamp"]["auto"].items()
+    assert domain == terminal("adapters", "list")[1][1]["id"] and decision["weight"] in (0.0, 0.7)
+    assert columns[3]["stamp"]["weights"].get(domain, 0.0) == decision["weight"]
     _, report = terminal(
         "evaluate",
         "--dataset",
@@ -77,11 +83,14 @@ def test_the_terminal_imports_trains_answers_and_measures(terminal: Any, corpus:
         "",
         "--mix",
         "Dom,Task",
+        "--mix",
+        "Dom=auto-soft,Task",
         "--no-general",
     )
-    assert [r["questions"] for r in report["rows"]] == [8, 8] and all(
+    assert [r["questions"] for r in report["rows"]] == [8, 8, 8] and all(
         r["perplexity"] > 1 for r in report["rows"]
     )
+    assert Mix.parse(report["rows"][2]["mix"]).auto == {domain: "soft"}, "the report keeps the gate"
     assert {r["status"] for r in terminal("runs", "list")[1]} == {"finished"}
     assert terminal("adapters", "remove", "Task")[0] == 0
     assert [a["name"] for a in terminal("adapters", "list")[1]] == ["Dom"]

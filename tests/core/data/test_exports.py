@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.data.readers import RawRow
+from core.data.formats.readers import RawRow
 from core.data.reading import read_rows
 from core.errors import DataError
 

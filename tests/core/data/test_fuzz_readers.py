@@ -3,7 +3,7 @@
 import os
 
 from benchmarks.fuzz_readers import MAKERS, fuzz, make_file
-from core.data.readers import FORMATS
+from core.data.formats.readers import FORMATS
 
 
 def test_damaged_files_are_read_or_refused_in_words_and_leave_nothing(tmp_path):

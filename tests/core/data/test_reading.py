@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.readers import RawRow
+from core.data.formats.readers import RawRow
 from core.data.reading import read_rows
 from core.errors import DataError
 

@@ -14,9 +14,9 @@ import torch
 import transformers as hf
 from safetensors import safe_open
 
-from core.data import span_corruption as sides
-from core.data.collation import collate
-from core.data.encoding import (
+from core.data.tokens import span_corruption as sides
+from core.data.tokens.collation import collate
+from core.data.tokens.encoding import (
     EncodedSequence,
     encode_chat,
     encode_task,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.data.encoding import encode_chat
+from core.data.tokens.encoding import encode_chat
 from core.engine import Engine
 from core.engine.chat import _encode_conversation
 from core.errors import SpecError

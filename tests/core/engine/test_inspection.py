@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from core.data.inspection import Inspection
-from core.data.inspection_job import Request, inspect
+from core.data.inspection.inspection_job import Request, inspect
+from core.data.inspection.records import Inspection
 from core.engine import Engine
 from core.engine.inspection import MAX_LENGTH
 from core.engine.inspection_cache import FILE
@@ -64,14 +64,14 @@ def test_an_inspection_is_kept_until_something_changes(engine: Engine, tmp_path:
 
     path = engine.workspace.path("datasets", dataset.id, FILE)
     assert path.is_file()
-    engine.inspection._jobs.clear()  # as after a restart
+    engine.inspection._jobs._jobs.clear()  # as after a restart
     assert engine.inspection.wait(engine.inspection.start(dataset.id), 1).state == "done"
     assert engine.inspection.get(dataset.id) == found
     assert len(started) == 1
 
     for damage in (b"", b"{", b'{"content": 1}', path.read_bytes().replace(b'"rows": 40', b'"rows": "x"')):
         path.write_bytes(damage)
-        job = dataclasses.replace(engine.inspection._jobs[dataset.id], result=None)
+        job = dataclasses.replace(engine.inspection._jobs.find(dataset.id), result=None)
         engine.inspection._take_result(job)
         assert job.result is None
     held_out = [
@@ -92,7 +92,9 @@ def test_a_cancelled_inspection_ends_its_process_and_leaves_nothing(engine: Engi
     dataset = engine.datasets.import_files([write(tmp_path / "c.jsonl", rows)], "Many")
     key = engine.inspection.start(dataset.id)
     deadline = time.monotonic() + 60
-    while (process := engine.inspection._jobs[key].process) is None and time.monotonic() < deadline:
+    while (
+        process := engine.inspection._jobs.find(key).process.process
+    ) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process is not None
     engine.inspection.cancel(key)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from core.engine.mix_names import NAME_LIMIT, label_adapters, name_mix
+from core.spec.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ def test_labels_are_always_different(seed: int) -> None:
 
 def test_a_mix_is_named_by_its_adapters_weights_and_tilts() -> None:
     labels = {"a": "Notes", "b": "Answers"}
-    assert name_mix({}, {}, labels) == "Base"
-    assert name_mix({"a": 1.0}, {}, labels) == "Notes"
-    assert name_mix({"a": 1.0, "b": 0.5}, {}, labels) == "Notes + 0.50 · Answers"
-    assert name_mix({"a": -0.35, "b": 1.0}, {"b": 1.0}, labels) == "− 0.35 · Notes + Answers (deep)"
-    assert name_mix({"b": 1.0}, {"b": 0.5}, labels) == "Answers (tilt 0.5)"
-    assert name_mix({"gone-1a2b": 1.0}, {}, labels) == "a deleted adapter"
+    assert name_mix(Mix(weights={}), labels) == "Base"
+    assert name_mix(Mix(weights={"a": 1.0}), labels) == "Notes"
+    assert name_mix(Mix(weights={"a": 1.0, "b": 0.5}), labels) == "Notes + 0.50 · Answers"
+    assert (
+        name_mix(Mix(weights={"a": -0.35, "b": 1.0}, tilt={"b": 1.0}), labels)
+        == "− 0.35 · Notes + Answers (deep)"
+    )
+    assert name_mix(Mix(weights={"b": 1.0}, tilt={"b": 0.5}), labels) == "Answers (tilt 0.5)"
+    assert name_mix(Mix(weights={"gone-1a2b": 1.0}), labels) == "a deleted adapter"
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -64,6 +68,6 @@ def test_a_long_mix_keeps_its_limit_and_the_end_of_every_label(seed: int) -> Non
     count = rng.randint(1, 3)
     labels = {str(i): "Long name " * rng.randint(1, 12) + f"#{i}" for i in range(count)}
     weights = {str(i): rng.choice([1.0, 0.5, -1.35]) for i in range(count)}
-    name = name_mix(weights, {}, labels)
+    name = name_mix(Mix(weights=weights), labels)
     assert len(name) <= NAME_LIMIT
     assert all(f"#{i}" in name for i in range(count)), "what tells labels apart is kept"

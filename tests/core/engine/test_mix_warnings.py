@@ -1,4 +1,4 @@
-"""Warnings: a mix that differs from training, truncated data, adapters that cannot be mixed."""
+"""Warnings: a mix that differs from training, truncated data, adapters that are used alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core.engine import Engine
 from core.spec.training import TrainSpec
-from studio.components import live
+from studio.components import live, mixer
 from studio.tabs import library, mix, train
+from tests.core.importing.test_refusals import factors, put
 
 FAST: dict[str, Any] = {
     "batch_size": 2,
@@ -69,11 +71,14 @@ def test_the_mix_tab_warns_and_the_train_tab_reports_truncation(
     assert "% full" in head and "too long" not in head
 
 
-def test_the_library_marks_what_cannot_be_mixed_live(engine: Engine, corpus: Path) -> None:
-    text = engine.datasets.import_files([corpus], "Corpus", "domain").id
-    run = engine.runs.wait(engine.runs.start(TrainSpec(name="Dora", dataset=text, use_dora=True, **FAST)))
-    shelf, _, details, *_ = library.refresh(engine, "adapters", run.adapter)
-    assert "cannot be mixed live" in json.dumps(shelf) and "DoRA rescales" in json.dumps(details)
+def test_the_library_marks_what_is_used_alone_only(engine: Engine, tmp_path: Path) -> None:
+    head = {"base_model.model.lm_head.weight": torch.ones(384, 64)}
+    source = put(tmp_path / "made", {**factors(), **head})
+    own = engine.adapter_imports.add(str(source), "Tall", ["use-alone"])
+    shelf, _, details, *_ = library.refresh(engine, "adapters", own.id)
+    assert "alone only" in json.dumps(shelf) and "it replaces weights of the base" in json.dumps(details)
+    rows = [{**r, "on": True, "weight": 0.5} for r in mixer.adapter_rows(engine) if r["id"] == own.id]
+    assert "cannot answer in this mix" in json.dumps(mix.show_warnings(engine, rows))
 
 
 def test_the_form_offers_every_setting_of_training_in_a_group() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.prompts import LENGTH_LIMIT, PROMPT_LIMIT, read_prompts
+from core.data.tokens.prompts import LENGTH_LIMIT, PROMPT_LIMIT, read_prompts
 from core.errors import DataError, SpecError
 from core.evaluate import suite as suite_module
 from core.evaluate.suite import SuiteResult, run_suite

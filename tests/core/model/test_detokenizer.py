@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from core.data.thoughts import MARKERS
+from core.data.tokens.thoughts import MARKERS
 from core.model.columns import SequenceState
 from core.model.detokenizer import Detokenizer, hold_back
 from core.spec.mix import Mix, Sampling

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from core.data.encoding import encode_text
+from core.data.tokens.encoding import encode_text
 from core.errors import SpecError
 from core.model.base import load_base
 from core.model.families import FAMILIES

@@ -318,3 +318,19 @@ def test_direct_kernel_calls_equal_bitsandbytes_to_the_bit(
     with nf4_cpu.unpack_for_backward(model):
         y = layer(x.float().requires_grad_())
         assert y.requires_grad, "for a backward it is bitsandbytes' own forward, unpacked"
+
+
+def test_only_known_kinds_of_layers_can_be_mixed() -> None:
+    from peft import LoraConfig
+    from peft.tuners.lora.layer import Linear
+
+    from core.model.peft_patch import patch_layer, unmixable_reason
+
+    class TorchaoLoraLinear(Linear):
+        pass
+
+    for kind, reason in ((Linear, ""), (TorchaoLoraLinear, "its layers are of the kind TorchaoLoraLinear")):
+        layer = kind(torch.nn.Linear(4, 4), "a", r=2, config=LoraConfig(r=2))
+        assert unmixable_reason(layer) == reason
+        patch_layer(layer)
+        assert unmixable_reason(layer) == reason

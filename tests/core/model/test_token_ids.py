@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from core.data.encoding import encode_text
+from core.data.tokens.encoding import encode_text
 from core.errors import BaseModelError
 from core.model.base import Base, load_base
 from core.model.generate import encode_prompt, generate

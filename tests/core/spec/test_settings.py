@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError, Diverged, RunError, SpecError, StudioError
+from core.spec.export import ExportSpec
 from core.spec.mix import Mix, Sampling, tilt_by_depth
-from core.spec.presets import PRESETS, resolve
+from core.spec.presets import PRESETS, preset_of_size, resolve
 from core.spec.settings import SEED, label_of
 from core.spec.training import RunStatus, TrainSpec
 
-SPECS = (TrainSpec, Sampling, Mix)
+SPECS = (TrainSpec, Sampling, Mix, ExportSpec)
 FIELDS = [(spec, f) for spec in SPECS for f in dataclasses.fields(spec)]
 NUMBERS = [(spec, f) for spec, f in FIELDS if f.type in ("int", "float")]
 
@@ -144,6 +145,14 @@ def test_settings_that_are_not_an_object_are_refused(value):
 # ------------------------------------------------------------ presets
 
 
+def test_every_size_of_base_has_the_preset_made_for_it() -> None:
+    sizes = (0, 3_500_000, 135_000_000, 494_000_000, 3_090_000_000, 7_250_000_000, 70_000_000_000)
+    names = ("standard", "standard", "100m", "0.5b", "3b", "7b", "7b")
+    assert tuple(preset_of_size(n) for n in sizes) == names
+    rates = [resolve("domain", name, {}).learning_rate for name in ("100m", "0.5b", "3b", "7b")]
+    assert rates == sorted(rates, reverse=True), "larger bases need lower rates"
+
+
 @pytest.mark.parametrize("kind", ["domain", "task"])
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_is_inside_the_limits_and_changes_override_it(kind, preset):
@@ -172,7 +181,8 @@ def test_a_presets_settings_cannot_be_changed_through_a_copy():
             "domain",
             "fast",
             {},
-            "Preset must be one of standard, gentle, embedded, mistral-7b-qlora, dialogpt, got 'fast'.",
+            "Preset must be one of standard, gentle, embedded, 100m, 0.5b, 3b, 7b, mistral-7b-qlora, "
+            "dialogpt, got 'fast'.",
         ),
         ("poem", "standard", {}, "Kind must be one of domain, task, got 'poem'."),
         ("task", "standard", {"rank": 0}, "Rank must be between 1 and 256, got 0."),

@@ -18,7 +18,7 @@ from core.engine import Engine
 from core.errors import AdapterError, InvalidName, NotFound, SpecError
 from core.spec.mix import Mix, Sampling
 from core.store import adapters, mixes
-from core.store.adapter_config import UNMIXABLE, parse_config
+from core.store.adapter_config import OWN_FORMS, UNMIXABLE, parse_config
 from core.store.adapter_files import write_checksums
 from core.store.model_card import format_model_card
 from core.store.workspace import Workspace
@@ -135,7 +135,7 @@ def test_t13_one_flipped_byte_is_found(workspace: Workspace, file: str) -> None:
             lambda t: t.update(
                 {next(iter(t)).replace("lora_A.weight", "lora_magnitude_vector"): torch.zeros(2)}
             ),
-            "DoRA rescales",
+            "DoRA rescales the base weights",
         ),
         (
             lambda t: t.update({next(iter(t)).replace("lora_A.weight", "lora_B.bias"): torch.zeros(2)}),
@@ -220,11 +220,14 @@ def test_t10_t11_configs_are_read_from_an_allow_list(change: dict[str, Any]) -> 
     ],
     ids=str,
 )
-def test_an_unmixable_setting_is_refused_by_name_with_the_reason(name: str, value: Any, why: str) -> None:
+def test_a_setting_beyond_plain_lora_is_refused_by_name_with_the_reason(
+    name: str, value: Any, why: str
+) -> None:
     with pytest.raises(AdapterError) as caught:
         parse_config({**CONFIG, name: value})
+    what = "is not plain LoRA" if name in OWN_FORMS else "cannot be mixed"
     assert (
-        caught.value.what.startswith(f"The adapter cannot be mixed because {name} is {json.dumps(value)}: ")
+        caught.value.what.startswith(f"The adapter {what} because {name} is {json.dumps(value)}: ")
         and why in caught.value.what
     )
     assert caught.value.fix.endswith(".")

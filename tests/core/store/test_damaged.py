@@ -28,7 +28,8 @@ from core.engine import Engine
 from core.engine.damaged import LOADERS, WORKSPACE
 from core.errors import DamagedRecord, RunError, StudioError
 from core.spec.training import RunStatus, TrainSpec
-from core.store import grids, reports, runs
+from core.store import converted_bases, grids, reports, runs
+from core.store.converted_bases import ConvertedBase
 from core.store.files import delete, write_json
 from core.store.records import Damaged
 from core.store.workspace import FILE_KINDS, KINDS
@@ -59,7 +60,7 @@ RAW: dict[str, Callable[[bytes], bytes]] = {
 }
 # The file of an item without which it cannot be read.
 RECORDS = ("dataset.json", "run.json", "report.json", "map.json", "sent.json", "EXPERIMENT_METADATA.json",
-           "adapter_config.json")  # fmt: skip
+           "adapter_config.json", "source.json")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     (runs_folder / "asked").write_text("keep", encoding="utf-8")
     error = {"kind": "RunError", "what": "a", "fix": "b", "time": 1.0, "process": 0, "of": 1}
     write_json(runs_folder / "error-0.json", error)
+    base = root / "bases" / "tiny-0123456789ab"
+    write_json(base / "config.json", {"model_type": "llama"})
+    record = ConvertedBase(base.name, "Tiny", "tiny.gguf", "/tiny.gguf", "0" * 64, 24)
+    converted_bases.write(base, record)
     with Engine(root, load=False) as made:
         made.bases.load = lambda: None  # type: ignore[method-assign]
         yield made

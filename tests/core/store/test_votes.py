@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from core.engine.votes import Votes
 from core.errors import NotFound, SpecError
+from core.spec.mix import Mix
 from core.store import files, votes
 from core.store.csv_tables import format_csv
 from core.store.votes import wilson
@@ -217,3 +221,39 @@ def test_a_vote_counts_that_is_cast_while_damaged_lines_are_removed(workspace, m
     second.join()
     assert [v.prompt for v in votes.load_all(workspace)] == ["One", "Two"]
     assert votes.count_damaged_lines(workspace) == 0
+
+
+def test_a_mix_on_auto_is_another_mix_whatever_its_gate_chose(workspace):
+    gated = {**BOTH, "mix": "Follows", "gates": {"domain": "soft"}}
+    votes.cast(workspace, "1", [BOTH, gated, BASE], 1)
+    votes.cast(workspace, "2", [gated, BASE], 0)
+    found = by_name(workspace)
+    assert (found["Follows"].wins, found["Both"].wins) == (2, 0)
+    assert found["Follows"].auto == {"domain": "soft"} and found["Both"].auto == {}
+    (read, _) = votes.load_all(workspace)
+    assert read.shown[1].auto == {"domain": "soft"}
+    rows = list(csv.reader(io.StringIO(format_csv(votes.make_rows(votes.load_all(workspace))))))
+    assert rows[2][5] == "domain=auto-soft:1 + task=0.5"
+
+
+def test_the_engine_records_what_was_requested_not_what_a_gate_chose(workspace, monkeypatch):
+    monkeypatch.setattr("core.store.adapters.load", lambda _, adapter: SimpleNamespace(sha256=DOMAIN))
+    mix = Mix(weights={"domain": 1.0, "task": 0.5}, auto={"domain": "hard"})
+    closed = {**stamp("Follows", task=0.5), "auto": {"domain": {"weight": 0.0}}}
+    Votes(workspace).cast("1", [closed, BASE], 0, [mix, Mix()])
+    opened = {**BOTH, "mix": "Follows", "auto": {"domain": {"weight": 1.0}}}
+    Votes(workspace).cast("2", [BASE, opened], 1, [Mix(), mix])
+    trainee = Mix(weights={"new": 1.0}, auto={"new": "hard"})
+    monkeypatch.undo()
+    cast = Votes(workspace).cast("3", [stamp("New"), BASE], 0, [trainee])
+    assert cast.shown[0].adapters == {"new": "in training"} and cast.shown[0].auto == {"new": "hard"}
+    found = by_name(workspace)
+    assert found["Follows"].wins == found["Follows"].votes == 2
+    assert found["Follows"].adapters == {"domain": DOMAIN, "task": TASK}
+
+
+def test_votes_without_auto_keep_the_identity_of_older_versions(workspace):
+    cast = votes.cast(workspace, "1", [BOTH, BASE], 0)
+    parts = sorted([[DOMAIN, 1.0, 0.0], [TASK, 0.5, 0.0]])
+    whole = hashlib.sha256(json.dumps(["f" * 16, parts]).encode()).hexdigest()[:16]
+    assert cast.identities[0] == whole

@@ -254,7 +254,7 @@ def test_transposed_weights_can_start_from_pissa_and_olora(tmp_path: Path, start
     import torch
 
     from core.model.generate import inference_mode_for
-    from tests.core.data.test_packing import resident_of
+    from tests.core.data.tokens.test_packing import resident_of
 
     resident = resident_of("gpt2", tmp_path)
     config = {
@@ -324,17 +324,20 @@ def test_loftq_on_an_unquantized_base_is_refused(engine: Engine, corpus: Path) -
     )
 
 
-def test_dora_trains_verifies_and_loads_in_peft_but_cannot_be_mixed(
-    engine: Engine, corpus: Path, tiny_base: Path
+def test_dora_trains_verifies_mixes_live_and_loads_in_peft(
+    engine: Engine, corpus: Path, pairs: Path, tiny_base: Path
 ) -> None:
     run, losses = train_run(engine, spec_of(engine, corpus, use_dora=True, max_steps=12, name="Dora"))
     assert losses[-1] < losses[0]
     adapter = engine.library.adapter(run.adapter)
-    assert "DoRA" in adapter.unmixable and len(engine.library.verify(adapter.id)) == 3
+    assert adapter.form == "a DoRA adapter" and len(engine.library.verify(adapter.id)) == 3
     shelf = {a.id: a for a in engine.library.mixable_adapters()}
-    assert not shelf[adapter.id].fits and "cannot be mixed live" in shelf[adapter.id].reason
-    with pytest.raises(AdapterError, match="use_dora"):
-        engine.chat.stream("The red", [Mix(weights={adapter.id: 1.0})], Sampling(max_new_tokens=2)).last()
+    assert shelf[adapter.id].fits and not shelf[adapter.id].alone
+    with pytest.raises(AdapterError, match="cannot be stacked on 'Dora', a DoRA adapter"):
+        questions = engine.datasets.import_files([pairs], "Pairs", "task").id
+        engine.runs.start(
+            TrainSpec(name="Above", kind="task", dataset=questions, max_length=64, stack_on=adapter.id)
+        )
     events = engine.runs.events(run.id)[0]
     last = [e for e in events if e["kind"] == "validation"][-1]
     first = next(e for e in events if e["kind"] == "validation")
@@ -348,7 +351,7 @@ def test_dora_trains_verifies_and_loads_in_peft_but_cannot_be_mixed(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from core.data.datasets import read_split
-    from core.data.encoding import encode_text
+    from core.data.tokens.encoding import encode_text
 
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base), engine.workspace.path("adapters", adapter.id)
@@ -362,6 +365,19 @@ def test_dora_trains_verifies_and_loads_in_peft_but_cannot_be_mixed(
             nats -= float(scores[torch.arange(len(e.ids) - 1), torch.tensor(e.ids[1:])].sum())
             tokens += len(e.ids) - 1
     assert last["loss"] == pytest.approx(nats / tokens, abs=1e-4)
+    ids = torch.tensor([tokenizer("The red lamp is kept")["input_ids"]])
+
+    def mixed() -> torch.Tensor:
+        from core.model.generate import inference_mode_for
+
+        resident, mix = engine.resident_base.get(), Mix(weights={adapter.id: 1.0})
+        resident.load_adapters([mix])
+        with inference_mode_for(resident, resident.rows([mix])):
+            logits: torch.Tensor = resident.model(input_ids=ids).logits
+            return logits
+
+    with torch.no_grad():
+        assert (engine.worker.call(mixed) - plain(ids).logits).abs().max() < 1e-4
     assert engine.library.archive(adapter.id).stat().st_size > 0
 
 

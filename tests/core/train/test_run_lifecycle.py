@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -531,7 +532,7 @@ def test_the_memory_probe_changes_no_loss_or_weight(
 
 def test_the_countable_parts_of_the_memory_estimate_are_exact(engine: Engine, corpus: Path) -> None:
     engine.bases.current(wait=True)
-    spec = domain_spec(engine, corpus)
+    spec = domain_spec(engine, corpus, rules=2)  # the own forward of the model
     report = engine.runs.estimate_memory(spec)
     assert report is not None
     told = report.estimate
@@ -553,6 +554,15 @@ def test_the_countable_parts_of_the_memory_estimate_are_exact(engine: Engine, co
     )
     assert saved is not None
     assert saved.estimate.activations < told.activations
+
+
+def test_a_lean_step_needs_less_memory_than_the_models_own_forward() -> None:
+    shape = dataclasses.replace(LARGER, number_bytes=4, on_gpu=False)
+    lean, own = (memory.estimate(shape, TrainSpec(rules=rules, batch_size=2)) for rules in (3, 2))
+    twice = memory.estimate(shape, TrainSpec(rules=3, batch_size=4))
+    assert lean.activations < 0.75 * own.activations and lean.logits < 0.1 * own.logits
+    assert twice.activations == 2 * lean.activations and twice.logits < 2 * lean.logits
+    assert (lean.base, lean.adapter, lean.optimizer) == (own.base, own.adapter, own.optimizer)
 
 
 LARGER = memory.ModelShape(
@@ -602,7 +612,7 @@ def test_the_memory_estimate_is_within_a_factor_of_two_of_a_real_step(tmp_path: 
     )
     with Engine(tmp_path / "ws", str(base), device="cpu") as engine:
         spec = domain_spec(
-            engine, corpus, max_steps=1, batch_size=16, accumulation=1, max_length=256, dropout=0.0
+            engine, corpus, max_steps=1, batch_size=16, accumulation=1, max_length=256, dropout=0.0, rules=2
         )
         told = kinds(engine, engine.runs.wait(engine.runs.start(spec)).id, "memory")[0]
         if told["measured_step"] is None:

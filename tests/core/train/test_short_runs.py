@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.engine import Engine
-from core.spec.training import EQUALS_BASE, SCHEDULES, RunStatus
+from core.spec.training import EQUALS_BASE, RULES, SCHEDULES, RunStatus
 from core.store import runs
 from core.store.runs import Run
 from core.train import schedule
@@ -55,7 +55,7 @@ def test_a_run_under_the_first_rules_keeps_its_first_rate_of_zero(engine: Engine
     run = engine.runs.wait(engine.runs.start(spec))
     shares = [0.0, 0.5, *[s / 8 for s in range(8, 0, -1)]]
     assert read_rates(engine, run.id) == pytest.approx([spec.learning_rate * s for s in shares])
-    other = engine.runs.wait(engine.runs.start(replace(spec, rules=2)))
+    other = engine.runs.wait(engine.runs.start(replace(spec, rules=RULES)))
     assert read_rates(engine, other.id)[2:] == read_rates(engine, run.id)[2:]
 
 
@@ -63,7 +63,7 @@ def test_a_stored_run_that_names_no_rules_has_the_first(engine: Engine, corpus: 
     run = engine.runs.wait(engine.runs.start(domain_spec(engine, corpus, max_steps=1)))
     path = runs.folder(engine.workspace, run.id) / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert record["spec"]["rules"] == run.spec.rules == 2
+    assert record["spec"]["rules"] == run.spec.rules == RULES
     del record["spec"]["rules"]
     path.write_text(json.dumps(record), encoding="utf-8")
     assert engine.runs.get(run.id).spec.rules == 1

@@ -464,7 +464,7 @@ def test_logits_of_trained_positions_alone_give_the_losses_of_all_logits(
 
     from core.train.trainer import StudioTrainer
 
-    spec = task_spec(engine, pairs, dropout=0.0)
+    spec = task_spec(engine, pairs, dropout=0.0, rules=2)  # the model's own forward
     widths: list[int] = []
     forward = type(engine.worker.call(lambda: engine.resident_base.get().base.model)).forward
 

@@ -150,7 +150,7 @@ def toy_map(metric="perplexity", holes=0, kind="task", values=None):
 
 def draw(engine, session, metric="perplexity", rows=None, limit=4):
     domain, task = ids(engine)
-    data = samples.find_held_out(engine)
+    data = samples.list_held_out(engine)[0]
     *_, last = weight_map.draw_map(
         engine,
         domain,

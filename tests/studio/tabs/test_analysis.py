@@ -33,7 +33,7 @@ def release_when_replaced(session, gate):
 
 def test_a_replaced_request_does_not_overwrite_the_new_one(engine, gate):
     domain, task = ids(engine)
-    session, data = AnalysisSession(), samples.find_held_out(engine)
+    session, data = AnalysisSession(), samples.list_held_out(engine)[0]
     learning = weight_map.search_weights(engine, domain, task, data, 2, None, session)
     next(learning)
     drawing = weight_map.draw_map(engine, domain, task, data, 3, None, session, "perplexity")
@@ -59,7 +59,7 @@ def test_a_request_that_another_one_ends_does_not_stay_busy(engine, gate):
         asked = ask(session)
         assert "busy" in str(next(asked)), name
         other = weight_map.draw_map(
-            engine, domain, task, samples.find_held_out(engine), 2, both, session, "perplexity"
+            engine, domain, task, samples.list_held_out(engine)[0], 2, both, session, "perplexity"
         )
         release_when_replaced(session, gate)
         next(other)

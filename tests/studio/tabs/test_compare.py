@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from core.errors import NotFound, SpecError
+from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix
 from studio import actions, mix_choices
 from studio.session import Session
@@ -79,7 +79,20 @@ def run(engine, picks, session, prompt="Where?", board=None):
         True,
         *sampling(max_new_tokens=3),
     ]
-    return list(compare.ask(engine, *values))
+    return place_errors(engine, compare.stream_answers, values)
+
+
+def place_errors(engine, stream, values):
+    """The boards of a stream, each with the errors of the prompt and of the columns, as `wire` binds them."""
+    shown = []
+    try:
+        for value in stream(engine, *values):
+            shown.append((value, None, None))
+    except StudioError as e:
+        said = f"{e.what} {e.fix}"
+        places = (None, said) if e.field == "columns" else (said, None)
+        shown.append((compare.refuse_answers(engine, *values), *places))
+    return shown
 
 
 def test_a_refused_prompt_leaves_no_answers_and_the_error_below_it(engine):
@@ -116,7 +129,8 @@ def test_a_column_of_a_deleted_adapter_says_so_above_the_columns(engine, twin):
 def test_too_few_columns_are_an_error_of_the_columns(engine):
     *_, (_, problem, columns) = run(engine, ["base"], Session())
     assert problem is None and "2 to 6 columns" in texts(columns)
-    same = [*compare.ask_blind(engine, "Where?", {"picks": ["base"] * 2}, None, Session(), True, *sampling())]
+    values = ["Where?", {"picks": ["base"] * 2}, None, Session(), True, *sampling()]
+    same = place_errors(engine, compare.stream_blind_test, values)
     assert "the same mix" in texts(same[-1][2])
 
 
@@ -144,7 +158,9 @@ def test_a_renamed_adapter_is_renamed_in_columns_and_votes(engine):
 def test_chat_settings_reach_every_column(engine, monkeypatch):
     asked, stream = [], engine.chat.stream
     monkeypatch.setattr(
-        engine.chat, "stream", lambda prompt, *rest: asked.append((prompt, rest[2])) or stream(prompt, *rest)
+        engine.chat,
+        "stream",
+        lambda prompt, *rest, **exact: asked.append((prompt, rest[2])) or stream(prompt, *rest, **exact),
     )
     values = ["The lamp", {"picks": ["base", next(ids(engine))]}, None]
     how = sampling(max_new_tokens=2)

@@ -10,7 +10,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from core.data.inspection import LengthBin, Lengths
+from core.data.derivation.derived_datasets import write_dataset_from_rows
+from core.data.inspection.records import Finding, LengthBin, Lengths
 from core.engine import Engine
 from core.engine.imports import ImportStatus
 from core.errors import DataError, NotFound, SpecError
@@ -31,6 +32,12 @@ def empty(tmp_path, monkeypatch):
 
 def texts(node) -> str:
     return node if isinstance(node, str) else "".join(texts(k) for k in (node or {}).get("kids", []))
+
+
+def find(tree, tag):
+    if not isinstance(tree, dict):
+        return []
+    return ([tree] if tree["tag"] == tag else []) + [n for kid in tree["kids"] for n in find(kid, tag)]
 
 
 def pressed(**said):
@@ -133,6 +140,20 @@ def test_redacting_and_merging_make_datasets_that_name_their_parents(empty):
         data_derive.merge(empty, first, [])
 
 
+def test_empty_rows_are_left_out_by_one_button(empty):
+    first = import_pairs(empty, "Cranes")
+    rows = {split: [*empty.datasets.rows(first, split)] for split in ("train", "val", "test")}
+    rows["train"][0]["messages"][-1]["content"] = " "
+    holes = write_dataset_from_rows(empty.workspace, rows, "Holes", "task", [first], "leave_out").id
+    finding = Finding(1, [])
+    check = data_inspection._check_empty(finding, holes)
+    assert "1 row is empty: there is nothing to learn." in texts(check)
+    (act,) = [n["act"] for n in find(check, "button")]
+    made = empty.datasets.get(data_derive.derive(empty, pressed(**act))["value"])
+    assert (made.name, made.rows, made.operation) == ("Holes, without empty rows", 11, "leave_out")
+    assert made.notes == ["1 row was left out, because there was nothing to learn."]
+
+
 def test_only_datasets_of_one_kind_and_purpose_can_be_merged(empty):
     first, second = import_pairs(empty, "Cranes"), import_pairs(empty, "More", start=50)
     value = drop_files({"notes.txt": "\n\n---\n\n".join(f"Note {i} on cranes." for i in range(9)).encode()})
@@ -171,9 +192,9 @@ def test_the_mark_of_the_max_length_stands_where_longer_rows_begin():
 
 def test_a_hub_import_needs_an_id_and_says_why_it_failed(empty):
     with pytest.raises(SpecError, match="no id") as caught:
-        data_hub.start_hub_import(empty, " ", "", "", "", False)
+        data_hub.start_hub_import(empty, data_hub.HubChoice(), " ", "", False)
     assert caught.value.field == "hub_id"
-    job = data_hub.start_hub_import(empty, "not-an-id", "", "", "", True)["job"]
+    job = data_hub.start_hub_import(empty, data_hub.HubChoice(), "not-an-id", "", True)[0]["job"]
     status = empty.imports.wait(job, 60)
     assert status.state == "failed" and "owner/name" in status.problem
 

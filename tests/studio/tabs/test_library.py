@@ -6,7 +6,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import pytest
@@ -19,6 +18,7 @@ from core.store.backup import DOWNLOAD, unpack
 from core.store.locks import FileLock
 from studio.server.routes import routes
 from studio.tabs import library
+from tests.studio.shown import actions, pressed, texts
 
 OLD = Path(__file__).resolve().parents[2] / "data" / "old_workspace"
 TASK, MIX = "answers-dd31", "both-058c"
@@ -29,21 +29,6 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     shutil.copytree(OLD, tmp_path / "w")
     with Engine(tmp_path / "w", load=False) as opened:
         yield opened
-
-
-def pressed(**action: Any) -> gr.EventData:
-    return gr.EventData(None, action)
-
-
-def texts(node: Any) -> str:
-    return node if isinstance(node, str) else " ".join(texts(k) for k in (node or {}).get("kids", []))
-
-
-def actions(node: Any) -> list[dict[str, Any]]:
-    if not isinstance(node, dict):
-        return []
-    inner = [a for kid in node.get("kids", []) for a in actions(kid)]
-    return [node["act"], *inner] if "act" in node else inner
 
 
 def test_a_deletion_is_undone_and_the_mixes_of_the_adapter_are_right_again(engine: Engine) -> None:

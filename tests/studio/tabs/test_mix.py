@@ -6,7 +6,6 @@ import gradio as gr
 import pytest
 
 from core.errors import SpecError
-from studio import problems
 from studio.components import mixer
 from studio.session import Session
 from studio.tabs import mix
@@ -62,9 +61,9 @@ def recorded(engine, monkeypatch):
     """What is asked of the engine, as (prompt, chat, thinking)."""
     asked, stream = [], engine.chat.stream
 
-    def record(prompt, mixes, sampling=None, chat=True, same_noise=True, thinking=False):
+    def record(prompt, mixes, sampling=None, chat=True, same_noise=True, thinking=False, exact=False):
         asked.append((prompt, chat, thinking))
-        return stream(prompt, mixes, sampling, chat, same_noise, thinking)
+        return stream(prompt, mixes, sampling, chat, same_noise, thinking, exact)
 
     monkeypatch.setattr(engine.chat, "stream", record)
     return asked
@@ -134,12 +133,13 @@ def test_a_refused_prompt_returns_to_its_field_and_the_rest_stays(engine):
     ask(engine, "Where?", session)
     rows, long = rows_of(engine, {}), "lamp " * 400
     values = (long, rows, session, False, *sampling(max_new_tokens=4), "", False)
-    *waiting, (shown, prompt, problem) = problems.guard(mix.ask, 2, mix.refuse_prompt, text=0)(
-        engine, *values
-    )
-    assert "skeleton" in str(waiting[0][0]) and len(exchanges(waiting[0][0])) == 2
+    asked = mix.ask(engine, *values)
+    waiting, _ = next(asked)
+    assert "skeleton" in str(waiting) and len(exchanges(waiting)) == 2
+    with pytest.raises(SpecError, match="together may have at most 256 tokens"):
+        list(asked)
+    shown, prompt = mix.refuse_prompt(engine, *values)
     assert prompt == long and len(exchanges(shown)) == 1 and "skeleton" not in str(shown)
-    assert "together may have at most 256 tokens" in texts(problem) and problem["length"] == len(long.strip())
     assert [e.prompt for e in session.exchanges] == ["Where?"]
     with pytest.raises(SpecError, match="empty"):
         ask(engine, "  ", session)
@@ -151,8 +151,8 @@ def test_clearing_ends_the_conversation_and_an_answer_in_progress(engine):
     ask(engine, "Where?", session)
     reading = mix.stream_answer(engine, "Who?", rows_of(engine, {}), session, False, *sampling())
     next(reading)
-    shown, asked, problem = mix.clear(engine, session)
-    assert "No answer yet" in texts(shown) and (asked, problem, session.exchanges) == ("", None, [])
+    shown, asked = mix.clear(engine, session)
+    assert "No answer yet" in texts(shown) and (asked, session.exchanges) == ("", [])
     assert all("Who?" not in texts(late) for late in reading), "no late frame brings it back"
     rest = list(mix.follow_mixer(engine, "", rows_of(engine, {}), session, False, *sampling()))
     assert [type(r) for r in rest] == [type(gr.skip())]

@@ -23,14 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_maps")]
 def test_newest_adapters_and_held_out_questions_are_picked_first(engine):
     domain, task = ids(engine)
     x, y, data = weight_map.refresh(engine, None, None, None)
-    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.find_held_out(engine))
+    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.list_held_out(engine)[0])
     assert {i for _, i in x["choices"]} == {a.id for a in engine.library.adapters()} and len(
         data["choices"]
     ) == 3
     kept = weight_map.refresh(engine, task, domain, engine.library.adapter(task).dataset)
     assert all("value" not in update for update in kept), "what someone chose is not sent back to them"
     x, y, data = weight_map.refresh(engine, "gone", domain, "gone")
-    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.find_held_out(engine)), (
+    assert (x["value"], y["value"], data["value"]) == (domain, task, samples.list_held_out(engine)[0]), (
         "one adapter is never on both axes"
     )
 
@@ -199,7 +199,7 @@ def test_exact_match_is_mapped_in_percent(engine):
 
 def test_a_search_result_is_compared_with_every_method_and_marked_on_the_map(engine):
     domain, task = ids(engine)
-    session, data = AnalysisSession(), samples.find_held_out(engine)
+    session, data = AnalysisSession(), samples.list_held_out(engine)[0]
     draw(engine, session, limit=4)
     *_, (figure, details) = weight_map.search_weights(
         engine, domain, task, data, 4, rows_of(engine, {domain: 1.0, task: 1.0}), session
@@ -222,7 +222,7 @@ def test_a_stopped_search_says_so(engine, gate):
     domain, task = ids(engine)
     session = AnalysisSession()
     learning = weight_map.search_weights(
-        engine, domain, task, samples.find_held_out(engine), 2, None, session
+        engine, domain, task, samples.list_held_out(engine)[0], 2, None, session
     )
     assert "busy" in str(next(learning)[1])
     weight_map.stop(engine, session)

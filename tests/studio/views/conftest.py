@@ -12,6 +12,7 @@ from core.spec.mix import Sampling
 from studio import fields, mix_choices, samples
 from studio.session import SAMPLING
 from studio.tabs import suggestions
+from tests.browser.conftest import small_samples
 
 
 @pytest.fixture(scope="package")
@@ -19,6 +20,7 @@ def trained(tiny_base, tmp_path_factory):
     with Engine(
         tmp_path_factory.mktemp("studio"), base=str(tiny_base), quantization="none", device="cpu"
     ) as made:
+        made.samples = small_samples(tmp_path_factory.mktemp("samples"))
         samples.import_samples(made)
         for kind in ("domain", "task"):
             spec = dataclasses.replace(

@@ -5,6 +5,7 @@ import json
 import gradio as gr
 import pytest
 
+from core.data.inspection.split_tokens import SplitTokens
 from core.engine import Engine
 from studio.components import imports
 from studio.reading_choices import Choices
@@ -224,3 +225,23 @@ def test_a_typed_name_stays_and_an_empty_one_is_that_of_the_files(empty):
     assert data_import.open_form(empty, value, "", False)[:2] == ("faq", False)
     assert data_import.open_form(empty, value, "My own", True)[:2] == ("My own", True)
     assert data_import.open_form(empty, None, "My own", True)[:4] == ("", False, None, None)
+
+
+@pytest.mark.parametrize(("is_estimate", "shown"), [(False, "700"), (True, "about 700")])
+def test_the_splits_are_shown_in_tokens_of_the_base(empty, monkeypatch, is_estimate, shown):
+    tokens = SplitTokens({"train": 700, "val": 150, "test": 150}, "embedded", is_estimate)
+    monkeypatch.setattr(empty.datasets, "_count_tokens", lambda reading, parts: tokens)
+    _, (_, _, preview, _) = read(
+        empty, {"q.jsonl": write([{"question": f"q{i}", "answer": "a"} for i in range(20)])}
+    )
+    bar = next(n for n in find(preview, "div") if n.get("cls") == "parts")
+    assert bar["attrs"]["aria-label"] == "Tokens of the base embedded"
+    assert [texts(part) for part in bar["kids"]][0] == f"Training{shown}70.0 %"
+
+
+def test_without_a_base_the_splits_are_shown_as_shares(empty):
+    _, (_, _, preview, _) = read(
+        empty, {"q.jsonl": write([{"question": f"q{i}", "answer": "a"} for i in range(20)])}
+    )
+    bar = next(n for n in find(preview, "div") if n.get("cls") == "parts")
+    assert bar["attrs"]["aria-label"] == "Shares of the text"

@@ -1,0 +1,1 @@
+"""Datasets made from other datasets, their data card and their download."""

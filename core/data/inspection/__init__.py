@@ -1,0 +1,1 @@
+"""What a dataset holds: lengths, repeats, languages, leaks, control tokens, personal data."""

@@ -1,0 +1,1 @@
+"""Canonical rows to token ids: chat templates, masks, packing, truncation."""

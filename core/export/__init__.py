@@ -1,0 +1,1 @@
+"""Exports: adapters and mixes as files for other runtimes."""
