@@ -26,6 +26,7 @@ LAYERS = {
     "core/export": 6,
     "core/engine": 7,
     "core/remote": 8,
+    "core/server": 8,
     "core/cli": 9,
     "studio": 9,
     "core/__main__": 10,

@@ -26,6 +26,7 @@ from core.engine.queue import RunQueue
 from core.engine.resident_base import DEFAULT_BASE, ResidentBase
 from core.engine.run_executor import RunExecutor
 from core.engine.runs import Runs
+from core.engine.serving import Serving
 from core.engine.votes import Votes
 from core.engine.worker import Worker
 from core.gguf.model_stores import ModelFolders
@@ -52,6 +53,7 @@ class Engine:
         adapter_imports: adapters that other tools made.
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
+        serving: answers for other programs, all in one running batch.
         exports: files for other tools.
         calibration: the gates of adapters, for weights on Auto.
         samples: the sample data that ships with the studio.
@@ -106,6 +108,7 @@ class Engine:
         self.bases = Bases(self.workspace, worker, resident_base, self.runs, folders)
         self.grids = Grids(self.workspace, self.runs, self.queue)
         self.chat = Chat(worker, resident_base.get)
+        self.serving = Serving(worker, resident_base.get)
         self.votes = Votes(self.workspace)
         self.analysis = Analysis(self.workspace, worker, resident_base.get)
         self.evaluation = Evaluation(

@@ -108,6 +108,26 @@ class Stream:
             pass
         return value
 
+    def take(self) -> tuple[Any, bool]:
+        """The newest value, without waiting, and whether the stream has ended.
+
+        Returns:
+            the newest value, or None where it was read before; and whether no further value will come.
+
+        Raises:
+            StudioError: the error that the generator raised, after its last value was read.
+        """
+        with self._changed:
+            self._read_at = time.monotonic()
+            fresh, value, self._fresh = self._fresh, self._value, False
+            is_lost = not (self._ended or self.closed or self._is_served())
+            error = make_closing_error() if is_lost else self._error
+            if fresh:
+                return value, False
+            if error is not None:
+                raise error
+            return None, self._ended or self.closed
+
     # --- the worker's side
 
     def put(self, value: Any) -> None:
@@ -225,8 +245,18 @@ class Worker:
             Busy: STREAM_LIMIT streams are open already. StudioError: the worker is closing.
         """
         stream = Stream(lambda: self.is_running)
-        self._send("stream", (stream, start))
+        self._send("stream", (stream, start), limit=STREAM_LIMIT)
         return stream
+
+    def attach(self, stream: Stream, start: Callable[[], Generator[Any, None, None]]) -> None:
+        """Steps a generator in turn with the streams; `stream` receives its values and its end.
+
+        It does not count towards STREAM_LIMIT.
+
+        Raises:
+            StudioError: the worker is closing.
+        """
+        self._send("stream", (stream, start))
 
     def run(self, job: Callable[[], None], name: str = "") -> None:
         """Queues a long job. Jobs run one after the other; each calls `yield_to_requests` between its steps.
@@ -290,14 +320,12 @@ class Worker:
             self._thread.join(seconds)
         return not self.is_running
 
-    def _send(self, kind: str, request: Any) -> None:
+    def _send(self, kind: str, request: Any, limit: int = 0) -> None:
         with self._entrance:
             self.check_open()
             if kind == "stream":
-                if len(self._open) >= STREAM_LIMIT:
-                    raise Busy(
-                        f"{STREAM_LIMIT} answers are being generated already.", "Wait until one has ended."
-                    )
+                if limit and len(self._open) >= limit:
+                    raise Busy(f"{limit} answers are being generated already.", "Wait until one has ended.")
                 self._open.add(request[0])
             self._inbox.put((kind, request))
 

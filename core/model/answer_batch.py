@@ -67,7 +67,8 @@ class AnswerBatch:
         limit: int,
         fast: bool,
     ) -> None:
-        self._resident, self._prompts, self._limit, self._fast = resident, prompts, limit, fast
+        self._resident, self._limit, self._fast = resident, limit, fast
+        self._prompts = {state: prompts[state.row] for state in states}
         self._has_new_prompts = False  # whether the prompts of the decoder hold parts of answers
         self._logits: torch.Tensor | None = None  # (rows, V), of a prefill that has already happened
         self._begin(list(states), [[] for _ in states])
@@ -87,9 +88,7 @@ class AnswerBatch:
         self._rows = [Row(s, mix) for s in states for mix in self._candidates[s]]
         self._chosen = [next(r for r in self._rows if r.state is s) for s in states]
         so_far = dict(zip(states, answers, strict=True))
-        self._decoder = self._make_decoder(
-            [[*self._prompts[r.state.row], *so_far[r.state]] for r in self._rows]
-        )
+        self._decoder = self._make_decoder([[*self._prompts[r.state], *so_far[r.state]] for r in self._rows])
         self._must_choose = any(s.requested.auto for s in states)
         self._has_new_prompts = any(answers)
 
@@ -152,7 +151,7 @@ class AnswerBatch:
             with inference_mode_for(resident, resident.rows([row.mix for row in self._rows])):
                 self._logits, likelihoods = self._decoder.prefill_with_evidence(self._limit_of_evidence())
         for row, values in zip(self._rows, likelihoods, strict=True):
-            prompt = self._prompts[row.state.row]
+            prompt = self._prompts[row.state]
             read = values[: len(values) - len(row.state.ids)]
             row.likelihoods = read[max(0, len(read) - (len(prompt) - evidence_start(prompt))) :]
         missing = False
@@ -175,9 +174,7 @@ class AnswerBatch:
             chosen.append(answering)
         if missing:
             self._rows, self._chosen, self._logits = kept, chosen, None
-            self._decoder = self._make_decoder(
-                [[*self._prompts[r.state.row], *r.state.ids] for r in self._rows]
-            )
+            self._decoder = self._make_decoder([[*self._prompts[r.state], *r.state.ids] for r in self._rows])
             return
         self._select([self._rows.index(row) for row in kept])
         self._chosen = chosen
@@ -213,12 +210,35 @@ class AnswerBatch:
                 if "token" in row.state.requested.auto.values() and row.likelihoods is not None:
                     new = token_log_likelihoods(logits[b : b + 1], by_row[b : b + 1])
                     row.likelihoods = torch.cat([row.likelihoods, new])[-TOKEN_WINDOW:]
+        self.drop_ended()
+        for b, row in enumerate(self._chosen):
+            self._chosen[b] = self._follow_tokens(row)
+
+    def drop_ended(self) -> None:
+        """Drops the rows of answers that have ended."""
         alive = [i for i, row in enumerate(self._rows) if not row.state.reason]
         self._chosen = [row for row in self._chosen if not row.state.reason]
         if len(alive) < len(self._rows) and alive:
             self._select(alive)
-        for b, row in enumerate(self._chosen):
-            self._chosen[b] = self._follow_tokens(row)
+
+    def join(self, other: AnswerBatch) -> bool:
+        """Takes over the answers of another batch; both have taken a step and appended its tokens.
+
+        Returns:
+            False where their decoders cannot become one; then nothing has changed.
+        """
+        if not self._chosen or not other._chosen or self._logits is not None or other._logits is not None:
+            return False
+        with torch.inference_mode():
+            if not self._decoder.join(other._decoder):
+                return False
+        self._rows += other._rows
+        self._chosen += other._chosen
+        alive = self.states
+        self._prompts = {s: p for s, p in {**self._prompts, **other._prompts}.items() if s in alive}
+        self._candidates = {s: c for s, c in {**self._candidates, **other._candidates}.items() if s in alive}
+        self._limit = max(self._limit, other._limit)
+        return True
 
     def _follow_tokens(self, row: Row) -> Row:
         """The row that continues an answer: another one where its gate has switched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,7 @@ class SequenceState:
         ids: the answer's token ids.
         seconds, reason, stamp: as in `Column`.
         opens_in_thought: whether the prompt ends inside a thought.
+        noise: rows with the same key share their random numbers; the seed, where all rows begin together.
         text_before_stop: the answer up to its stop string, once it ended at one.
         mix_changes: (tokens before, name of the new mix, stamp) per change.
         processors: transformers' logits processors for this sampling; empty for plain greedy decoding.
@@ -101,6 +102,7 @@ class SequenceState:
         self.ids: list[int] = []
         self.seconds = 0.0
         self.reason = ""
+        self.noise: Hashable = sampling.seed
         self.opens_in_thought = False
         self.text_before_stop: str | None = None
         self.stamp: dict[str, Any] = {}

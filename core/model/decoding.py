@@ -1,9 +1,9 @@
 """Decoders: prefill a batch of prompts, then decode one token per row and step, with a KV cache.
 
 A base is either one causal stack or an encoder with a decoder. Both decoders have the methods `step`,
-`append`, `select_rows` and `reset`, and the attribute `history`. Mixes belong to `core.model.generate`, which
-activates them around every call. The functions below run one forward without a cache, for losses and
-analyses.
+`append`, `select_rows`, `join` and `reset`, and the attribute `history`. Mixes belong to
+`core.model.generate`, which activates them around every call. The functions below run one forward without a
+cache, for losses and analyses.
 
 Letters: B rows, T tokens, S tokens that an encoder reads, V vocabulary.
 """
@@ -17,7 +17,7 @@ import torch
 from transformers import EncoderDecoderCache
 
 from core.data.tokens.collation import pad_encoder_inputs, pad_prompts
-from core.model.kv_cache import make_kv_cache
+from core.model.kv_cache import PreallocatedLayer, make_kv_cache
 
 
 class CausalDecoder:
@@ -124,6 +124,54 @@ class CausalDecoder:
         self._attention = self._attention[rows]
         self._padded = self._padded and not bool(self._attention.all())
 
+    def join(self, other: Any) -> bool:
+        """Appends the rows of another decoder to this batch. `reset` may not follow.
+
+        ```
+        p0 p1 p2 a0 a1 a2 |          rows of this decoder
+        pad pad  p0 p1 p2 a0 |       rows of the other one: their keys and values move to the right, and keep
+                                     the positions that they were computed at
+        ```
+
+        Args:
+            other: a decoder of the same base. Both have appended the tokens that their next step reads.
+
+        Returns:
+            False where their KV caches cannot be joined: of another kind, or with a window or a state of a
+            fixed size. Then nothing has changed.
+        """
+        if not isinstance(other, CausalDecoder) or not (_can_pad(self._cache) and _can_pad(other._cache)):
+            return False
+        self._drop_padding()
+        other._drop_padding()
+        length = max(self._length, other._length)
+        room = max(d._attention.shape[1] - d._length for d in (self, other))
+        attention = []
+        for decoder in (self, other):
+            past = decoder._attention[:, : decoder._length]
+            attention.append(torch.nn.functional.pad(past, (length - decoder._length, 0)))
+        for layer, added in zip(self._cache.layers, other._cache.layers, strict=True):
+            layer.join_rows(added)
+        self._attention = torch.nn.functional.pad(torch.cat(attention), (0, room), value=1)
+        self._input_ids = torch.cat([self._input_ids, other._input_ids])
+        self._positions = torch.cat([self._positions[:, -1:], other._positions[:, -1:]])
+        self._length = length
+        self._padded = not bool(self._attention.all())
+        return True
+
+    def _drop_padding(self) -> None:
+        """Drops the positions on the left that are padding in every row."""
+        first = int(self._attention[:, : self._length].any(dim=0).int().argmax())
+        if first:
+            self._attention = self._attention[:, first:]
+            self._length -= first
+            for layer in self._cache.layers:
+                layer.drop_positions(first)
+
+
+def _can_pad(cache: Any) -> bool:
+    return all(isinstance(layer, PreallocatedLayer) and layer.is_initialized for layer in cache.layers)
+
 
 class EncoderDecoder:
     """Decodes with an encoder and a decoder; the methods are those of `CausalDecoder`.
@@ -175,6 +223,10 @@ class EncoderDecoder:
         self._encoder_states = self._encoder_states[rows]
         self._encoder_ids = self._encoder_ids[rows]
         self._encoder_mask = self._encoder_mask[rows]
+
+    def join(self, other: Any) -> bool:
+        """Joins nothing: both the encoder's and the decoder's states would need padding."""
+        return False
 
 
 def make_decoder(

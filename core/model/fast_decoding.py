@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention, silu
 
 from core.data.tokens.collation import pad_prompts
 from core.model.decoding import CausalDecoder, token_log_likelihoods
@@ -108,6 +108,28 @@ class PackedDecoder:
         self._next = [self._next[row] for row in kept]
         self._lengths = [self._lengths[row] for row in kept]
 
+    def join(self, other: Any) -> bool:
+        """Appends the rows of another decoder, as `CausalDecoder.join`; no row moves: none has padding."""
+        if not isinstance(other, PackedDecoder):
+            return False
+        if self._exact and other._exact:
+            return self._exact.join(other._exact)
+        if self._exact or other._exact or not (self._cache.numel() and other._cache.numel()):
+            return False
+        self._calls.clear()
+        capacity = max(self._cache.shape[-2], other._cache.shape[-2])
+        self._cache = torch.cat(
+            [pad(cache, (0, 0, 0, capacity - cache.shape[-2])) for cache in (self._cache, other._cache)],
+            dim=2,
+        )
+        self._prompts = [d._prompts[row] for d in (self, other) for row in d._rows]
+        self._rows = list(range(len(self._prompts)))
+        self._answers += other._answers
+        self._next += other._next
+        self._lengths += other._lengths
+        self._max_new_tokens = max(self._max_new_tokens, other._max_new_tokens)
+        return True
+
     def step(self) -> torch.Tensor:
         """Runs one forward (prefill, or one token per row).
 
@@ -121,8 +143,15 @@ class PackedDecoder:
     def _find_exact(self) -> CausalDecoder | None:
         """The decoder in the base's own precision, from where it is needed on."""
         if self._exact is None and self._needs_exact():
-            self._exact = CausalDecoder(self._base, self._prompts, self._max_new_tokens)
-            self._exact.reset(self._rows, self._answers)
+            if len(set(map(len, self._answers))) < 2:
+                self._exact = CausalDecoder(self._base, self._prompts, self._max_new_tokens)
+                self._exact.reset(self._rows, self._answers)
+            else:  # after a join, the answers so far differ in length
+                so_far = [
+                    [*self._prompts[row], *answer]
+                    for row, answer in zip(self._rows, self._answers, strict=True)
+                ]
+                self._exact = CausalDecoder(self._base, so_far, self._max_new_tokens)
         return self._exact
 
     def prefill_with_evidence(self, limit: int) -> tuple[torch.Tensor, list[torch.Tensor]]:

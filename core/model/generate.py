@@ -15,7 +15,7 @@ Letters: B rows (sequences) still being decoded, T tokens so far, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,7 +123,9 @@ def generate(
     batch = AnswerBatch(resident, prompts, states, max(s.limit for s in states), fast)
     # Only a repetition penalty reads the tokens so far.
     history = batch.history if any(s.repetition_penalty != 1.0 for s in samplings) else None
-    generators = {s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0}
+    generators: dict[Hashable, torch.Generator] = {
+        s.seed: torch.Generator().manual_seed(s.seed) for s in samplings if s.temperature > 0
+    }
     eos = set(base.eos_ids)
     seconds = 0.0  # spent in this generator, without the work that it is interleaved with
     while active:
@@ -196,18 +198,18 @@ def sample(
     logits: torch.Tensor,
     history: torch.Tensor | None,
     active: Sequence[SequenceState],
-    generators: dict[int, torch.Generator],
+    generators: Mapping[Hashable, torch.Generator],
 ) -> torch.Tensor:
     """Picks the next token of every row.
 
-    Rows with equal sampling settings are processed together, without waiting for the device. Each seed draws
-    one noise vector a step, however many rows still use it.
+    Rows with equal sampling settings are processed together, without waiting for the device. Each generator
+    draws one noise vector a step, however many rows still use it.
 
     Args:
         logits: (B, V).
         history: (B, T) prompt and answer so far, or None where no row has a repetition penalty.
         active: the B states.
-        generators: seed -> its random generator, on the CPU.
+        generators: `SequenceState.noise` -> its random generator, on the CPU.
 
     Returns:
         (B,) token ids.
@@ -219,8 +221,8 @@ def sample(
             groups.setdefault((s.temperature, s.top_k, s.top_p, s.repetition_penalty), []).append(b)
     scores = logits
     noise = {
-        seed: _gumbel_noise(generators[seed], logits.shape[1])
-        for seed in {s.sampling.seed for s in active if s.sampling.temperature > 0}
+        key: _gumbel_noise(generators[key], logits.shape[1])
+        for key in {s.noise for s in active if s.sampling.temperature > 0}
     }
     for rows in groups.values():
         is_all = len(rows) == len(active)
@@ -229,7 +231,7 @@ def sample(
         input_ids = history if is_all or history is None else history[index]
         part = first.processors(input_ids, logits if is_all else logits[index])
         if first.sampling.temperature > 0:
-            part = part + torch.stack([noise[active[b].sampling.seed] for b in rows]).to(part.device)
+            part = part + torch.stack([noise[active[b].noise] for b in rows]).to(part.device)
         scores = part if is_all else scores.index_copy(0, index, part)
     return scores.argmax(dim=-1)
 

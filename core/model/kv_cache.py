@@ -65,6 +65,22 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         self.values = self._append("values", self.values, value_states)
         return self.keys, self.values
 
+    def join_rows(self, other: PreallocatedLayer) -> None:
+        """Appends the rows of another layer. The shorter keys and values move to the right.
+
+        Args:
+            other: a layer of the same model, (B', heads, T', D).
+        """
+        length = max(self.keys.shape[-2], other.keys.shape[-2])
+        self.keys, self.values = (
+            torch.cat([torch.nn.functional.pad(t, (0, 0, length - t.shape[-2], 0)) for t in both])
+            for both in ((self.keys, other.keys), (self.values, other.values))
+        )
+
+    def drop_positions(self, count: int) -> None:
+        """Drops the first positions, (B, heads, T, D) -> (B, heads, T - count, D)."""
+        self.keys, self.values = self.keys[..., count:, :], self.values[..., count:, :]
+
     def _append(self, name: str, so_far: Any, new: torch.Tensor) -> torch.Tensor:
         length = so_far.shape[-2] if so_far.numel() else 0
         end = length + new.shape[-2]

@@ -1,0 +1,297 @@
+"""Answers for other programs: requests join one running batch, whatever their mixes. `engine.serving`.
+
+```
+any thread     submit ─> waiting ──┐            Completion.put / end ─> the reader of each request
+worker thread            take ──> ContinuousBatch.step ──┘   one stream of the worker, while it has answers
+```
+
+The page's own answers (`engine.chat`) are batches of their own, because their mixes may change at any token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from core.engine.worker import Stream, Worker, make_closing_error, make_lock
+from core.errors import Busy, SpecError, StudioError
+from core.spec.mix import Mix, Sampling
+
+if TYPE_CHECKING:
+    from core.model.columns import Column
+    from core.model.continuous_batch import Answer, ContinuousBatch
+    from core.model.resident import Resident
+
+ROW_LIMIT = 64  # answers that are decoded at once; further requests wait
+WAITING_LIMIT = 256  # requests that wait; further ones are refused
+CHOICE_LIMIT = 16  # answers to one request
+TOP_LIMIT = 20  # likely tokens that are listed beside each token
+FRAME_SECONDS = 0.02  # shortest time between two values of one request
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token of an answer as text, with its log-probability in nats and that of the likeliest tokens."""
+
+    text: str
+    log_prob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The answers to one request at one moment; each text is a prefix of the next one.
+
+    Attributes:
+        columns: one for each choice.
+        tokens: per choice its tokens with their log-probabilities; empty where they were not asked for.
+        prompt_tokens: length of the prompt, in tokens.
+        first_token_seconds: from the request to its first token; 0 before it.
+        done: whether all choices have ended.
+    """
+
+    columns: tuple[Column, ...]
+    tokens: tuple[tuple[ScoredToken, ...], ...]
+    prompt_tokens: int
+    first_token_seconds: float
+    done: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a program asks for.
+
+    Attributes:
+        prompt: a text, or chat messages with `role` and `content`.
+        mix: the mix that answers.
+        sampling: of the first choice; choice i samples with seed + i.
+        chat: render the prompt with the chat template; otherwise the text is continued as it is.
+        choices: how many answers.
+        top_tokens: how many of the likeliest tokens are listed beside each token; None lists none, and no
+            log-probabilities.
+        thinking: answers begin with a thought, on bases that think.
+    """
+
+    prompt: str | Sequence[dict[str, str]]
+    mix: Mix
+    sampling: Sampling
+    chat: bool = True
+    choices: int = 1
+    top_tokens: int | None = None
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.choices <= CHOICE_LIMIT:
+            raise SpecError(
+                f"The number of answers must be between 1 and {CHOICE_LIMIT}, got {self.choices}."
+            ).at("n")
+        if self.top_tokens is not None and not 0 <= self.top_tokens <= TOP_LIMIT:
+            raise SpecError(
+                f"The number of likely tokens must be between 0 and {TOP_LIMIT}, got {self.top_tokens}."
+            ).at("top_logprobs")
+
+
+class Completion(Stream):
+    """The answers to a request while they are generated: a stream of `Progress`.
+
+    Attributes:
+        begun, first_token_at, sent_at: when it was submitted, had its first token, and its newest value, in
+            seconds of `time.monotonic`; 0 before that.
+        on_change: is called without arguments, on the worker's thread, after every new value and at the end.
+    """
+
+    def __init__(self, request: Request, is_served: Callable[[], bool]) -> None:
+        super().__init__(is_served)
+        self.request = request
+        self.begun = time.monotonic()
+        self.first_token_at = 0.0
+        self.sent_at = 0.0
+        self.on_change: Callable[[], None] = lambda: None
+
+    def put(self, value: Any) -> None:
+        super().put(value)
+        self.on_change()
+
+    def end(self, error: BaseException | None = None) -> None:
+        super().end(error)
+        self.on_change()
+
+
+class _Service(Stream):
+    """The worker's stream that decodes the answers to all requests; it has no reader of its own."""
+
+    def __init__(
+        self, is_served: Callable[[], bool], on_end: Callable[[_Service, BaseException | None], None]
+    ) -> None:
+        super().__init__(is_served)
+        self._on_end = on_end
+
+    @property
+    def is_abandoned(self) -> bool:
+        return False
+
+    def end(self, error: BaseException | None = None) -> None:
+        super().end(error)
+        self._on_end(self, error)
+
+
+class Serving:
+    """Answers requests of other programs. Safe to call from any thread.
+
+    Args:
+        resident: returns the resident base; called on the model's thread only.
+    """
+
+    def __init__(self, worker: Worker, resident: Callable[[], Resident]) -> None:
+        self._worker, self._resident = worker, resident
+        self._lock = make_lock()  # guards the two fields below
+        self._waiting: deque[Completion] = deque()
+        self._service: _Service | None = None
+        self._running: dict[Completion, list[Answer]] = {}  # used on the worker's thread only
+        self.steps = 0  # decoding steps so far
+        self.tokens = 0  # tokens decoded so far
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many requests are being answered."""
+        return len(self._running)
+
+    def submit(self, request: Request) -> Completion:
+        """Queues a request, and returns immediately.
+
+        Returns:
+            a stream of `Progress`. Reading it raises StudioError for a prompt or an adapter that cannot be
+            used. Close it to stop the answers.
+
+        Raises:
+            Busy: WAITING_LIMIT requests wait already. StudioError: the worker is closing.
+        """
+        with self._lock:
+            self._worker.check_open()
+            if len(self._waiting) >= WAITING_LIMIT:
+                raise Busy(f"{WAITING_LIMIT} requests wait for an answer already.", "Try again in a moment.")
+            completion = Completion(request, lambda: self._worker.is_running)
+            if self._service is None:
+                service = _Service(lambda: self._worker.is_running, self._end_all)
+                self._worker.attach(service, self._serve)
+                self._service = service
+            self._waiting.append(completion)
+        return completion
+
+    # --- the worker's thread
+
+    def _serve(self) -> Generator[None, None, None]:
+        from core.model.continuous_batch import ContinuousBatch
+
+        resident = self._resident()  # the worker ends this stream before it exchanges the base
+        batch = ContinuousBatch(resident)
+        while True:
+            with self._lock:
+                if not self._waiting and not self._running:
+                    self._service = None
+                    return
+                taken = self._take()
+            for completion in taken:
+                self._begin(completion, batch, resident)
+            self._drop_abandoned(batch)
+            self.tokens += len(batch.step())
+            self.steps += 1
+            self._report(resident)
+            yield None
+
+    def _take(self) -> list[Completion]:
+        """Waiting requests that fit into the batch."""
+        rows = sum(len(answers) for answers in self._running.values())
+        taken = []
+        while self._waiting and rows + self._waiting[0].request.choices <= ROW_LIMIT:
+            taken.append(self._waiting.popleft())
+            rows += taken[-1].request.choices
+        return taken
+
+    def _begin(self, completion: Completion, batch: ContinuousBatch, resident: Resident) -> None:
+        from core.model.generate import encode_prompt
+
+        request = completion.request
+        if completion.is_abandoned:
+            completion.end()
+            return
+        try:
+            longest = min(request.sampling.max_new_tokens, resident.base.context - 1)
+            ids = encode_prompt(resident, request.prompt, request.chat, 1, request.thinking)
+            samplings = [
+                replace(request.sampling, seed=(request.sampling.seed + i) % 2**31, max_new_tokens=longest)
+                for i in range(request.choices)
+            ]
+            self._running[completion] = batch.admit(
+                ids, [request.mix] * request.choices, samplings, request.top_tokens
+            )
+        except StudioError as e:
+            completion.end(e)
+
+    def _drop_abandoned(self, batch: ContinuousBatch) -> None:
+        for completion in [c for c in self._running if c.is_abandoned]:
+            batch.cancel(self._running.pop(completion))
+            completion.end()
+
+    def _report(self, resident: Resident) -> None:
+        """Gives every request its progress, and ends those whose answers have all ended."""
+        now = time.monotonic()
+        for completion, answers in list(self._running.items()):
+            error = next((a.error for a in answers if a.error), None)
+            done = all(a.state.reason for a in answers)
+            if error is not None and done:
+                del self._running[completion]
+                completion.end(error)
+                continue
+            if not completion.first_token_at:
+                completion.first_token_at = now
+            if done or now - completion.sent_at >= FRAME_SECONDS:
+                completion.sent_at = now
+                completion.put(self._describe(completion, answers, resident, done))
+            if done:
+                del self._running[completion]
+                completion.end()
+
+    @staticmethod
+    def _describe(
+        completion: Completion, answers: Sequence[Answer], resident: Resident, done: bool
+    ) -> Progress:
+        tokenizer = resident.base.tokenizer
+        tokens = tuple(
+            tuple(
+                ScoredToken(
+                    tokenizer.decode([t.token]),
+                    t.log_prob,
+                    tuple((tokenizer.decode([i]), p) for i, p in t.top),
+                )
+                for t in answer.log_probs
+            )
+            for answer in answers
+        )
+        return Progress(
+            tuple(a.state.column(tokenizer) for a in answers),
+            tokens,
+            len(answers[0].prompt),
+            completion.first_token_at - completion.begun,
+            done,
+        )
+
+    def _end_all(self, service: _Service, error: BaseException | None) -> None:
+        """Ends every request, where the worker has ended the service: the base is exchanged, or it closes."""
+        with self._lock:
+            if self._service is not service:  # it ended by itself, without requests
+                return
+            self._service = None
+            open_requests = [*self._running, *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+        for completion in open_requests:
+            completion.end(error or make_closing_error())

@@ -1,0 +1,1 @@
+"""The studio for other programs, over HTTP and without Gradio: OpenAI's API, REST, MCP."""
