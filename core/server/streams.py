@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from core.engine.serving import Completion, Progress
@@ -17,7 +18,12 @@ async def follow(completion: Completion) -> AsyncIterator[Progress]:
         StudioError: the error that ended it.
     """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    completion.on_change = lambda: loop.call_soon_threadsafe(changed.set)
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended, and with it the loop
+            loop.call_soon_threadsafe(changed.set)
+
+    completion.on_change = wake
     try:
         while True:
             changed.clear()
@@ -27,10 +33,8 @@ async def follow(completion: Completion) -> AsyncIterator[Progress]:
             elif ended:
                 return
             else:
-                try:
+                with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(changed.wait(), WAIT_SECONDS)
-                except TimeoutError:
-                    continue
     finally:
         completion.on_change = lambda: None
         completion.close()
