@@ -197,7 +197,9 @@ class ContinuousBatch:
         for state, token in zip(states, tokens.tolist(), strict=True):
             ends = eos | self._resident.find_stop_ids(state.mix)
             append_token(state, token, ends, self._resident.base.tokenizer)
-            state.seconds = now - self._answers[state].begun
+            answer = self._answers[state]
+            del answer.log_probs[len(state.ids) :]  # of a token that ends an answer and is not part of it
+            state.seconds = now - answer.begun
         batch.append(tokens)
 
     def _end_unusable(self, batch: AnswerBatch, error: StudioError) -> None:

@@ -48,9 +48,7 @@ def answer_alone(resident: Resident, prompt: Sequence[int], mix: Mix, sampling: 
     return next(reversed(list(generate(resident, [prompt], [mix], [sampling], fast=True))))[0].ids
 
 
-def run_all(
-    resident: Resident, arrivals: Sequence[tuple[int, Sequence[int], Mix, Sampling]]
-) -> list[Answer]:
+def run_all(resident: Resident, arrivals: Sequence[tuple[int, Sequence[int], Mix, Sampling]]) -> list[Answer]:
     """Admits every (step, prompt, mix, sampling) at its step, and decodes until all have ended."""
     batch, answers, step = ContinuousBatch(resident), {}, 0
     while len(answers) < len(arrivals) or batch.answers:
