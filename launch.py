@@ -120,14 +120,35 @@ def build_parser() -> argparse.ArgumentParser:
         "always use the base's own precision.",
     )
     p.add_argument(
-        "--host", default="127.0.0.1", help="Address to listen on; any other than loopback requires --auth."
+        "--host",
+        default="127.0.0.1",
+        help="Address to listen on; any other than loopback requires --auth-file or --auth.",
     )
     p.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
     p.add_argument(
+        "--no-token",
+        action="store_true",
+        help="On loopback: let everyone on this machine in, without the login link that the console shows.",
+    )
+    p.add_argument(
         "--auth",
-        default=os.environ.get("ADAPTER_STUDIO_AUTH", ""),
         metavar="NAME:PASSWORD",
-        help="Require a login.",
+        help="Require a login (or ADAPTER_STUDIO_AUTH). Other users of this machine can see the options of a "
+        "process, so prefer --auth-file or the variable.",
+    )
+    p.add_argument(
+        "--auth-file",
+        type=Path,
+        default=os.environ.get("ADAPTER_STUDIO_AUTH_FILE") or None,
+        metavar="FILE",
+        help="Require a login of a file with lines NAME:PASSWORD (or ADAPTER_STUDIO_AUTH_FILE).",
+    )
+    p.add_argument(
+        "--auth-role",
+        choices=("viewer", "trainer", "owner"),
+        default="owner",
+        help="What these users may do: viewer (prompts, mixes, compare, vote), trainer (also datasets and runs) "
+        "or owner (everything). Default: owner.",
     )
     p.add_argument(
         "--allowed-host",
@@ -138,6 +159,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--no-browser", action="store_true", help="Do not open a browser window.")
     return p
+
+
+def announce_link(url: str) -> None:
+    """Prints the next login link, when one was used."""
+    print(f"Signed in. Another browser can use this link, once: {url}", flush=True)
 
 
 def announce(url: str, opens_browser: bool) -> None:
@@ -155,7 +181,8 @@ def announce(url: str, opens_browser: bool) -> None:
     how = "No browser was opened: open this address yourself."
     if is_open:
         how = "It was opened in your browser."
-    print(f"\nAdapter Studio runs at {url}\n{how} Ctrl+C stops it.\n", flush=True)
+    once = "\nThe link signs one browser in, once." if "?token=" in url else ""
+    print(f"\nAdapter Studio runs at {url}\n{how} Ctrl+C stops it.{once}\n", flush=True)
 
 
 def serve(arguments: list[str]) -> int:
@@ -179,11 +206,15 @@ def serve(arguments: list[str]) -> int:
     from core.engine import Engine
     from core.errors import StudioError
     from core.gguf.model_stores import ModelFolders
+    from core.spec.access import Role
     from studio.app import serve as serve_page
+    from studio.server.access import read_logins
 
     gc.freeze()
     gc.enable()
     try:
+        auth = args.auth if args.auth is not None else os.environ.get("ADAPTER_STUDIO_AUTH") or None
+        logins = read_logins(auth, args.auth_file, Role[args.auth_role.upper()])
         folders = ModelFolders.find(os.environ)
         with Engine(
             args.workspace, args.base, args.quantization, load=False, folders=folders, answers=args.answers
@@ -192,10 +223,12 @@ def serve(arguments: list[str]) -> int:
                 engine,
                 host="0.0.0.0" if space else args.host,
                 port=args.port,
-                auth=tuple(args.auth.split(":", 1)) if ":" in args.auth else None,
+                logins=logins,
+                link=not args.no_token,
                 space_host=space,
                 hosts=args.allowed_host,
                 announce=lambda url: announce(url, not (args.no_browser or space)),
+                announce_link=announce_link,
             )
     except StudioError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -215,7 +248,8 @@ def main() -> int:
     os.chdir(ROOT)
     python = prepare_python(files)
     if verb == "test":
-        whole_suite = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # a test uses one thread
+        # A test uses one thread, so that two fit on two cores.
+        whole_suite = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=60"]
         return run_python(python, ["-m", "pytest", *(arguments[1:] or whole_suite)])
     if verb == "demo":
         return run_python(python, ["-m", "core", "demo", *_add_demo_workspace(arguments[1:])])

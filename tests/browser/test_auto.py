@@ -149,6 +149,24 @@ def test_the_slider_follows_the_prompt_and_the_page_says_why(visit, gated):
     assert not visit.console
 
 
+def test_a_gate_that_follows_each_token_answers_and_is_in_the_stamp(visit, gated):
+    page = visit.page
+    open_mixer(visit)
+    for name in gated["ids"]:
+        put_on_auto(page, name)
+        page.get_by_label(f"How Auto sets {name}").select_option("token")
+    for prompt in PROMPTS:
+        ask(page, prompt)
+        stamp = page.locator("#mix-answer .exchange").last.inner_text()
+        for name in gated["ids"]:
+            until(lambda n=name: reason(page, n).endswith((": on.", ": off.")), 20, "a reason")
+            weight = slider(page, name)
+            assert weight in (0.0, 1.0) and f"{name} auto {weight:.2f}" in stamp, stamp
+            assert reason(page, name) in stamp
+        assert "auto, each token" in page.locator(".formula").inner_text()
+    assert not visit.console
+
+
 def test_a_link_keeps_auto_and_a_moved_slider_ends_it(visit, gated):
     page, (papers, answers) = visit.page, gated["ids"].values()
     open_mixer(visit)

@@ -31,7 +31,7 @@ def engine(tiny_base: Path, tmp_path: Path) -> Iterator[Engine]:
 
 
 def test_a_task_run_is_measured_by_the_answers_to_held_out_questions(engine: Engine, pairs: Path) -> None:
-    run = engine.runs.wait(engine.runs.start(task_spec(engine, pairs, max_steps=60, learning_rate=2e-2)))
+    run = engine.runs.wait(engine.runs.start(task_spec(engine, pairs, max_steps=120, learning_rate=5e-3)))
     found = engine.runs.worth(run.id)
     assert found is not None and found.main is not None, found
     test = engine.datasets.rows(run.spec.dataset, "test")

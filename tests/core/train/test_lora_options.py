@@ -63,16 +63,20 @@ def train_run(engine: Engine, spec: TrainSpec) -> tuple[Run, list[float]]:
 
 
 def weights_of(engine: Engine) -> str:
-    """One sha256 over the base's own weights, without those of adapters."""
+    """One sha256 over the base's own weights, without those of adapters.
+
+    An answer packs 4-bit weights where the processor has AVX512-BF16.
+    """
 
     def digest() -> str:
-        sha = hashlib.sha256()
-        for name, p in sorted(
-            engine.resident_base.get().base.model.named_parameters(),
-            key=lambda x: x[0].replace(".base_layer", ""),
-        ):
-            if "lora_" not in name:
-                sha.update(p.detach().contiguous().view(-1).view(__import__("torch").uint8).numpy().tobytes())
+        from core.model.nf4_cpu import unpack_for_backward
+
+        sha, model = hashlib.sha256(), engine.resident_base.get().base.model
+        with unpack_for_backward(model):
+            for name, p in sorted(model.named_parameters(), key=lambda x: x[0].replace(".base_layer", "")):
+                if "lora_" not in name:
+                    data = p.detach().contiguous().view(-1).view(__import__("torch").uint8)
+                    sha.update(data.numpy().tobytes())
         return sha.hexdigest()
 
     return engine.worker.call(digest)
