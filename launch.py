@@ -147,8 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--auth-role",
         choices=("viewer", "trainer", "owner"),
         default="owner",
-        help="What these users may do: viewer (prompts, mixes, compare, vote), trainer (also datasets and runs) "
-        "or owner (everything). Default: owner.",
+        help="What these users may do: viewer (prompts, mixes, compare, vote), trainer (also datasets and "
+        "runs) or owner (everything). Default: owner.",
     )
     p.add_argument(
         "--allowed-host",
@@ -190,6 +190,7 @@ def serve(arguments: list[str]) -> int:
     import gc
     import logging
 
+    from core.store.redaction import protect_logs
     from core.train.signals import exit_on_sigterm
 
     exit_on_sigterm()
@@ -197,6 +198,7 @@ def serve(arguments: list[str]) -> int:
 
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    protect_logs()
     for name in ("httpx", "httpx2", "httpcore", "bitsandbytes", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the studio sends no request by itself

@@ -86,7 +86,7 @@ def measure_start(side: str, base: str, folder: Path) -> Start:
     if side.startswith("studio"):
         answers = ["--answers", "exact"] if side == "studio_exact" else []
         command = [sys.executable, "launch.py", "--base", base, "--workspace", str(folder / "workspace")]
-        command += ["--no-browser", *answers]
+        command += ["--no-browser", "--no-token", *answers]
     begin = time.monotonic()
     with open(log, "w", encoding="utf-8") as out:
         process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=out, stderr=out)

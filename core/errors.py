@@ -18,6 +18,7 @@ An error says what was given, what is allowed, and what to do. The page (`studio
     ├── RunError             a run that cannot start, stop or resume
     │   ├── Diverged         the loss became NaN or infinite
     │   └── OutOfMemory      a training step does not fit in memory, even with one row
+    ├── AccessError          something that the role of the caller does not allow
     ├── Busy                 a resource that is in use
     └── Cancelled            work that the user cancelled
 """
@@ -150,6 +151,10 @@ class Diverged(RunError):
 
 class OutOfMemory(RunError):
     """A training step does not fit in memory, even with one row."""
+
+
+class AccessError(StudioError):
+    """Something that the role of the caller does not allow."""
 
 
 class Busy(StudioError):

@@ -7,11 +7,17 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
+from core.spec.access import Role
 from core.store.known_bases import KNOWN_BASES
-from studio import mix_choices, samples
+from studio import events, mix_choices, samples
 from studio.tabs import suggestions, train
 
 TABS = ("data", "train", "runs", "mix", "compare", "evaluate", "library", "base")
+# The role that an action needs; every other one opens something.
+ROLES = {
+    "get_base": Role.OWNER,
+    **dict.fromkeys(("sample", "train", "train_on", "calibrate", "stop", "pause", "resume"), Role.TRAINER),
+}
 Updates = tuple[Any, Any, Any]  # of the tabs, the dataset picker and the run picker
 
 
@@ -24,6 +30,8 @@ def run_action(engine: Engine, event: gr.EventData) -> Updates:
     """
     action = event._data if isinstance(event._data, dict) else {}
     name, run_id = action.get("do"), str(action.get("run", ""))
+    if name in ROLES:
+        events.require_role(ROLES[name])
     if name == "tab" and action.get("tab") in TABS:
         return open_tab(action["tab"])
     if name == "sample":

@@ -9,16 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from core.engine import Engine
 from core.errors import SpecError
+from core.server.app import make_app
+from core.server.protection import is_loopback
+from core.spec.access import Role
+from core.store.api_keys import ApiKeys
 from studio import events, theme, tree
 from studio.actions import run_action
 from studio.assets import ICON
 from studio.components import guide
 from studio.server import security
+from studio.server.access import GatedAccess, Login, PageAccess
+from studio.server.api_mount import ApiMount, make_lifespan
+from studio.server.gate import Gate
 from studio.server.routes import routes
-from studio.tabs import analysis, base, compare, data, evaluate, exports, library, mix, runs, train
+from studio.server.tracebacks import log_tracebacks
+from studio.server.visitors import OwnSession
+from studio.tabs import analysis, base, compare, data, evaluate, exports, keys, library, mix, runs, train
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 64  # waiting events; further ones are refused with a message
@@ -47,6 +57,7 @@ def build(engine: Engine) -> gr.Blocks:
                 library_tab = library.build(engine)
             with gr.Tab("Base", id="base"):
                 base_tab = base.build()
+                keys_tab = keys.build()
 
         library_changed, mix_changed = events.EventGroup(), events.EventGroup()
         mix.wire_link(mix_tab, engine, page, tabs)
@@ -63,6 +74,7 @@ def build(engine: Engine) -> gr.Blocks:
             library_tab.exports, engine, library_tab.details, mix_tab.export, mix_tab.mixer, tabs
         )
         base.wire(base_tab, engine, library_changed)
+        keys.wire(keys_tab, engine, library_changed)
         library_changed.wire(top.library_change, engine)
         mix_changed.wire(mix_tab.mixer.mix_change, engine)
         outputs = [tabs, data_tab.picker, train_tab.picker]
@@ -83,24 +95,30 @@ def serve(
     engine: Engine,
     host: str = "127.0.0.1",
     port: int = 7860,
-    auth: tuple[str, str] | None = None,
+    logins: Sequence[Login] = (),
     *,
+    link: bool = False,
     space_host: str = "",
     hosts: Sequence[str] = (),
     share: bool = False,
     announce: Callable[[str], None] | None = None,
+    announce_link: Callable[[str], None] | None = None,
     block: bool = True,
 ) -> gr.Blocks:
-    """Serves the studio.
+    """Serves the studio: the page, and the API for other programs.
+
+    Without `logins` and `link`, every visitor is the owner; a visitor of a Space is then a viewer.
 
     Args:
         host: address to listen on.
         port: port to listen on.
-        auth: user name and password to sign in with.
-        space_host: the host name when this is a Hugging Face Space, whose platform handles access.
+        logins: users with passwords.
+        link: sign the owner in with a login link that works once; `logins` take its place.
+        space_host: the host name when this is a Hugging Face Space.
         hosts: further host names or addresses under which users reach this machine.
-        share: also create a public Gradio link; needs `auth`.
-        announce: is called with the page's URL as soon as the server answers.
+        share: also create a public Gradio link; needs `logins`.
+        announce: is called with the page's URL (with `link`, the login link) as soon as the server answers.
+        announce_link: is called with the next login link when one was used.
         block: return only when the server ends; otherwise return at once, and the caller closes the page.
 
     Returns:
@@ -110,21 +128,32 @@ def serve(
         SpecError: other machines could reach the page and no password is set, or the port is taken.
     """
     space = bool(space_host)
-    security.check_exposure(host, share, auth, space)
+    security.check_exposure(host, share, logins, space)
     names = [
         h
         for h in (host, space_host, *hosts, "*.gradio.live" if share else "")
         if h and h not in ("0.0.0.0", "::")
+    ]
+    log_tracebacks()
+    access = _make_access(engine, port, logins, link, space)
+    api = make_app(engine, GatedAccess())
+    inner = [
+        Middleware(Gate, access=access),
+        Middleware(OwnSession, access=access),
+        Middleware(ApiMount, api=api),
     ]
     page = build(engine)
     try:
         page.launch(
             server_name=host,
             server_port=port,
-            auth=auth,
             share=share,
             prevent_thread_lock=True,
-            app_kwargs={"routes": routes(engine), "middleware": security.middleware(names, space)},
+            app_kwargs={
+                "routes": routes(engine),
+                "middleware": security.middleware(names, space, inner),
+                "lifespan": make_lifespan(api),
+            },
             ssr_mode=False,
             run_history=False,
             enable_monitoring=False,
@@ -132,7 +161,7 @@ def serve(
             pwa=True,
             quiet=True,
             footer_links=[],
-            max_file_size=None if security.is_loopback(host) and not share else UPLOAD_LIMIT,
+            max_file_size=None if is_loopback(host) and not share else UPLOAD_LIMIT,
             favicon_path=str(ICON),
             theme=theme.theme(),
             css=theme.css(),
@@ -149,8 +178,23 @@ def serve(
             f"The studio does not answer on {host}:{port}.",
             "Exclude this address from your proxy (NO_PROXY), or try again.",
         ) from e
+    url = page.share_url or page.local_url
+    if announce_link is not None:
+        access.announce_link = lambda: announce_link(url + access.query)
     if announce is not None:
-        announce(page.share_url or page.local_url)
+        announce(url + access.query)
     if block:
         page.block_thread()
     return page
+
+
+def _make_access(engine: Engine, port: int, logins: Sequence[Login], link: bool, space: bool) -> PageAccess:
+    """Who may use the page; see `studio.server.access`."""
+    link = link and not logins and not space
+    visitor = Role.OWNER
+    if logins or link:
+        visitor = Role.NONE
+    elif space:
+        visitor = Role.VIEWER
+    keys = ApiKeys(engine.workspace)
+    return PageAccess(keys, port, visitor, link=link, logins=logins, is_framed=space)

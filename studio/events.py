@@ -1,6 +1,7 @@
-"""Binds handlers to Gradio's events and turns their errors into toasts, in one place.
+"""Binds handlers to Gradio's events, checks the role of callers, and turns errors into toasts, in one place.
 
-A handler is a plain function `(engine, *values)` that tests call without a browser.
+A handler is a plain function `(engine, *values)` that tests call without a browser. The role that it needs
+stands in `studio.roles`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.components import Component
-from gradio.context import Context
+from gradio.context import Context, LocalContext
 
-from core.errors import StudioError
+from core.errors import AccessError, StudioError
+from core.server.access import Principal
+from core.spec.access import Role
+from studio import roles
+from studio.server.access import principal_of, split_refusal
 
 if TYPE_CHECKING:
     from studio.components.field_errors import FieldErrors
@@ -51,8 +56,31 @@ def _convert_errors(name: str) -> Iterator[None]:
         raise gr.Error(UNEXPECTED, title=TITLE, print_exception=False) from e
 
 
+def find_caller() -> Principal:
+    """The principal whose event or server function runs now.
+
+    Code that Gradio does not run, such as a test that calls a handler, is the owner's. Inside of Gradio, a
+    call without a request that passed the gate may do nothing.
+    """
+    if LocalContext.blocks.get(None) is None:
+        return Principal("owner", Role.OWNER)
+    return principal_of(LocalContext.request.get(None))
+
+
+def require_role(role: Role) -> None:
+    """Refuses the caller of the running handler below a role.
+
+    Raises:
+        AccessError: the role of the caller is too low.
+    """
+    caller = find_caller()
+    if caller.role < role:
+        raise AccessError(*split_refusal(caller, role))
+
+
 def handler(fn: Callable[..., Any], engine: Any) -> Callable[..., Any]:
-    """Makes a Gradio handler of a plain one: binds its first argument and turns its errors into toasts.
+    """Makes a Gradio handler of a plain one: binds its first argument, checks the role of the caller (see
+    `studio.roles`), and turns errors into toasts.
 
     Args:
         fn: a function or generator function `(engine, *values)`.
@@ -61,17 +89,25 @@ def handler(fn: Callable[..., Any], engine: Any) -> Callable[..., Any]:
     Returns:
         a function `(*values)` with the rest of the signature of `fn`, which Gradio inspects.
     """
+    role, is_silent = roles.find_role(fn), roles.is_silent(fn)
     if inspect.isgeneratorfunction(fn):
 
         @functools.wraps(fn)
         def call(*values: Any) -> Any:
             with _convert_errors(fn.__name__):
+                if is_silent and find_caller().role < role:
+                    yield gr.skip()
+                    return
+                require_role(role)
                 yield from fn(engine, *values)
     else:
 
         @functools.wraps(fn)
         def call(*values: Any) -> Any:
             with _convert_errors(fn.__name__):
+                if is_silent and find_caller().role < role:
+                    return gr.skip()
+                require_role(role)
                 return fn(engine, *values)
 
     signature = inspect.signature(fn)
@@ -89,10 +125,12 @@ def server_function(fn: Callable[..., Any], engine: Any) -> Callable[[Any], dict
     Returns:
         a function of the request alone; for an error its response is `{"error": message}`.
     """
+    role = roles.find_role(fn)
 
     @functools.wraps(fn)
     def respond(request: Any = None) -> dict[str, Any]:
         try:
+            require_role(role)
             response: dict[str, Any] = fn(engine, request if isinstance(request, dict) else {})
             return response
         except StudioError as e:

@@ -108,3 +108,18 @@ def test_the_address_is_printed_and_whether_a_browser_was_opened(
     printed = capsys.readouterr().out
     assert urls == opened
     assert "Adapter Studio runs at http://127.0.0.1:7860/\n" in printed and text in printed
+    assert "The link signs" not in printed
+
+
+def test_a_login_link_is_opened_and_printed_with_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls: list[str] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", lambda url: not urls.append(url))
+    launch.announce("http://127.0.0.1:7860/?token=first", True)
+    launch.announce_link("http://127.0.0.1:7860/?token=second")
+    printed = capsys.readouterr().out
+    assert urls == ["http://127.0.0.1:7860/?token=first"]
+    assert "token=first\n" in printed and "The link signs one browser in, once." in printed
+    assert printed.endswith("Another browser can use this link, once: http://127.0.0.1:7860/?token=second\n")

@@ -24,9 +24,11 @@ from core.cli import (
     exports,
     grids,
     inspections,
+    keys,
     library,
     mixes,
     runs,
+    serve,
     workspace,
 )
 from core.cli.bases import prepare_base
@@ -38,6 +40,7 @@ from core.spec.presets import PRESETS
 from core.spec.training import QUANTIZATIONS
 from core.store.adapters import Adapter
 from core.store.known_bases import KNOWN_BASES
+from core.store.redaction import protect_logs
 from core.store.runs import Run
 from core.train.signals import exit_on_sigterm
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("resident_base", "base_files"):  # downloading, converting and loading take up to minutes
         logging.getLogger(f"core.engine.{name}").setLevel(logging.INFO)
     args = build_parser().parse_args(argv)
-    restore_sigterm = exit_on_sigterm()
+    restore_sigterm, restore_logs = exit_on_sigterm(), protect_logs()
     try:
         value = _run_verb(args)
     except StudioError as e:
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         restore_sigterm()
+        restore_logs()
     if args.json:
         print(json.dumps(value, ensure_ascii=False, default=_to_json))
     return 0
@@ -81,7 +85,10 @@ def _run_verb(args: argparse.Namespace) -> Any:
     # Processes of their own, which a launcher starts, load the base themselves.
     load = args.needs_model and not getattr(args, "launcher", "")
     quantization = _choose_quantization(args)
-    with Engine(args.workspace, args.base, quantization, load=load, folders=folders) as engine:
+    answers = getattr(args, "answers", "exact")
+    with Engine(
+        args.workspace, args.base, quantization, load=load, folders=folders, answers=answers
+    ) as engine:
         return args.verb(engine, args)
 
 
@@ -128,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     library.add_library_verbs(add_group("library", "All kinds of items, damaged ones too."), _add_verb)
     mixes.add_verbs(commands, _add_verb)
     exports.add_command(commands, _add_verb)
+    serve.add_command(commands, _add_verb)
     exports.add_verbs(add_group("exports", "What was exported, and what the checks found."), _add_verb)
     runs.add_verbs(add_group("runs", "Training runs."), _add_verb)
     grids.add_verbs(
@@ -138,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     workspace.add_workspace_verbs(
         add_group("workspace", "Back up a whole workspace, and move it to another machine."), _add_verb
     )
+    keys.add_verbs(add_group("keys", "API keys, with which other programs sign in."), _add_verb)
     workspace.add_trash_verbs(add_group("trash", "Deleted items."), _add_verb)
     return top
 

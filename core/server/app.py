@@ -5,8 +5,10 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from core.engine import Engine
-from core.server import openai_api, problems
+from core.server import fine_tuning, health, mcp_endpoint, metrics, openai_api, problems, studio_api
 from core.server.access import Access
+from core.server.studio_api_jobs import Jobs
+from core.server.studio_api_uploads import Uploads
 
 PREFIXES = ("/v1/", "/api/", "/fine-tuning/", "/mcp", "/metrics", "/health", "/ready", "/openapi.json")
 
@@ -17,8 +19,12 @@ def make_app(engine: Engine, access: Access) -> FastAPI:
     Args:
         access: finds the principal of each request.
     """
-    app = FastAPI(title="Adapter Studio", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Adapter Studio", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine, app.state.access = engine, access
+    app.state.jobs, app.state.uploads = Jobs(), Uploads()
+    app.state.metrics = metrics.Metrics()
+    app.add_middleware(metrics.CountRequests, metrics=app.state.metrics)
     problems.add_handlers(app)
-    app.include_router(openai_api.router)
+    for module in (health, metrics, openai_api, fine_tuning, studio_api, mcp_endpoint):
+        app.include_router(module.router)
     return app

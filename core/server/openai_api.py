@@ -1,7 +1,197 @@
-"""OpenAI's API: models, chat completions and completions, under any mix."""
+"""OpenAI's API: models, chat completions and completions, under any mix.
+
+The response begins with the first token. Until then an error has its own HTTP status, and the header
+X-Adapter-Studio-Mix can say what is active in the tensors, not what was requested.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Annotated, Any, TypeVar
 
-router = APIRouter()
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from core.engine import Engine
+from core.engine.serving import Completion, Progress
+from core.errors import StudioError
+from core.server.access import Principal, Role, require
+from core.server.metrics import Metrics
+from core.server.model_names import find_model, list_models
+from core.server.openai_requests import ChatRequest, CompletionRequest, StrictRoute
+from core.server.openai_responses import Answer, name_all_active
+from core.server.problems import Problem
+from core.server.streams import follow
+
+logger = logging.getLogger(__name__)
+router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
+Viewer = Annotated[Principal, Depends(require(Role.VIEWER))]
+T = TypeVar("T")
+MIX_HEADER = "X-Adapter-Studio-Mix"
+CLIENT_LEFT = 499  # as in nginx; no client reads it
+ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": f"The answer. The header {MIX_HEADER} names the mix that was active.",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
+
+
+@router.get("/v1/models")
+def list_all(request: Request, principal: Viewer) -> dict[str, Any]:
+    """The base, every adapter that can be mixed, every saved mix, and Auto where a gate works."""
+    models = list_models(request.app.state.engine)
+    return {"object": "list", "data": [model.to_json() for model in models]}
+
+
+@router.get("/v1/models/{model_id:path}")
+def describe(model_id: str, request: Request, principal: Viewer) -> dict[str, Any]:
+    """One model: any name that a request may give, `mix:...` included."""
+    return find_model(request.app.state.engine, model_id).to_json()
+
+
+@router.post("/v1/chat/completions", responses=ANSWER, response_class=Response)
+async def create_chat_completion(body: ChatRequest, request: Request, principal: Viewer) -> Response:
+    """Answers a conversation under the mix that `model` names; a stream with `stream`."""
+    answer = Answer(body.model, True, bool(body.logprobs), body.n or 1, body.includes_usage)
+    return await _respond(body, answer, request)
+
+
+@router.post("/v1/completions", responses=ANSWER, response_class=Response)
+async def create_completion(body: CompletionRequest, request: Request, principal: Viewer) -> Response:
+    """Continues one text or several under the mix that `model` names; a stream with `stream`."""
+    answer = Answer(body.model, False, body.logprobs is not None, body.n or 1, body.includes_usage)
+    return await _respond(body, answer, request)
+
+
+async def _respond(body: ChatRequest | CompletionRequest, answer: Answer, request: Request) -> Response:
+    engine: Engine = request.app.state.engine
+    model = await run_in_threadpool(find_model, engine, body.model)
+    completions = _submit(engine, body, model.mix)
+    values = _follow_all(completions, request.app.state.metrics)
+    if body.stream:
+        first = await _unless_disconnected(request, anext(values))
+        if first is None:
+            return Response(status_code=CLIENT_LEFT)
+        headers = {MIX_HEADER: name_all_active([first[1]]), "Cache-Control": "no-cache"}
+        events = _write_events(first, values, answer, len(completions))
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+    last = await _unless_disconnected(request, _read_last(values, len(completions)))
+    if last is None:
+        return Response(status_code=CLIENT_LEFT)
+    return JSONResponse(answer.describe(last), headers={MIX_HEADER: name_all_active(last)})
+
+
+def _submit(engine: Engine, body: ChatRequest | CompletionRequest, mix: Any) -> list[Completion]:
+    """Queues the requests of a body: all of them, or none."""
+    completions: list[Completion] = []
+    try:
+        for request in body.make_requests(mix):
+            completions.append(engine.serving.submit(request))
+    except StudioError:
+        for completion in completions:
+            completion.close()
+        raise
+    return completions
+
+
+async def _follow_all(
+    completions: Sequence[Completion], metrics: Metrics
+) -> AsyncIterator[tuple[int, Progress]]:
+    """The newest values of several completions, each with the number of its completion.
+
+    Closes all of them when the reader leaves, or when one ends with an error.
+    """
+    streams = [follow(completion) for completion in completions]
+    waiting: dict[asyncio.Task[Progress], int] = {}
+    try:
+        for number, stream in enumerate(streams):
+            waiting[asyncio.ensure_future(anext(stream))] = number
+        measured: set[int] = set()
+        while waiting:
+            ready, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(ready, key=waiting.__getitem__):
+                number = waiting.pop(task)
+                try:
+                    progress = task.result()
+                except StopAsyncIteration:
+                    continue
+                if number not in measured:
+                    measured.add(number)
+                    metrics.add_first_token(progress.first_token_seconds)
+                yield number, progress
+                waiting[asyncio.ensure_future(anext(streams[number]))] = number
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for completion in completions:
+            completion.close()
+
+
+async def _read_last(values: AsyncIterator[tuple[int, Progress]], count: int) -> list[Progress]:
+    """The last value of each completion."""
+    last: dict[int, Progress] = {}
+    async for number, progress in values:
+        last[number] = progress
+    return [last[number] for number in range(count)]
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T | None:
+    """The value of `work`; None where the client disconnects before it. `work` is cancelled then."""
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _write_events(
+    first: tuple[int, Progress], values: AsyncIterator[tuple[int, Progress]], answer: Answer, count: int
+) -> AsyncIterator[str]:
+    """Server-sent events of a stream. After an error the stream ends with it, and without [DONE].
+
+    Args:
+        values: those after the first.
+        count: of prompts.
+    """
+    last: dict[int, Progress] = {}
+    async with contextlib.aclosing(values):  # type: ignore[type-var]
+        try:
+            number, progress = first
+            while True:
+                last[number] = progress
+                for chunk in answer.list_chunks(number, progress):
+                    yield _write_event(chunk)
+                number, progress = await anext(values)
+        except StopAsyncIteration:
+            pass
+        except StudioError as e:
+            yield _write_event({"error": Problem.of(e).to_json()["error"]})
+            return
+        except Exception as e:  # noqa: BLE001 (the response has begun; the client reads the error as an event)
+            logger.error("A stream failed with %s", type(e).__name__)  # no traceback: it may hold texts
+            problem = Problem(500, "The studio could not answer.", "Its log names the error.")
+            yield _write_event({"error": problem.to_json()["error"]})
+            return
+    if answer.with_usage:
+        yield _write_event(answer.make_usage_chunk([last[n] for n in range(count)]))
+    yield "data: [DONE]\n\n"
+
+
+def _write_event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"

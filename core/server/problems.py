@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from core.errors import (
+    AccessError,
     AdapterError,
     BaseModelError,
     Busy,
@@ -23,9 +24,10 @@ from core.errors import (
 logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 QUOTE_LIMIT = 300  # characters of a message; what a caller sent is quoted up to this
-# The first class that fits decides; every other StudioError is 422: the request can be mended.
+# The first class that fits decides; every other StudioError is 422: the request can be corrected.
 STATUS: tuple[tuple[type[StudioError], int], ...] = (
     (NotFound, 404),
+    (AccessError, 403),
     (Busy, 429),
     (DiskFull, 507),
     (BaseModelError, 503),

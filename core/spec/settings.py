@@ -119,6 +119,8 @@ def check_field(f: dataclasses.Field[Any], value: Any) -> Any:
 def _convert_field(f: dataclasses.Field[Any], value: Any) -> Any:
     """The value in the type of its field. Raises SpecError."""
     kind, label = str(f.type), label_of(f)
+    if value is None and kind.endswith("| None"):
+        return None
     if kind in ("int", "float"):
         return _check_number(kind, label, f.metadata, value)
     if kind == "bool":

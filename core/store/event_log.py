@@ -18,6 +18,7 @@ from core.errors import DamagedRecord
 from core.store.events import EVENT_KINDS, UnreadableEvent, is_damaged
 from core.store.files import storage_error
 from core.store.json_text import parse_object
+from core.store.permissions import open_private
 
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # the most that one call of `read_since` reads
 
@@ -64,7 +65,7 @@ class EventLog:
         line = json.dumps({k: _to_json(v) for k, v in event.items()}, ensure_ascii=False) + "\n"
         with self._lock:
             try:
-                with open(self.path, "ab") as f:
+                with open(self.path, "ab", opener=open_private) as f:
                     f.write(("\n" * self._torn + line).encode("utf-8", "replace"))
                 self._torn = False
             except OSError as e:

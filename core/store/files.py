@@ -23,6 +23,7 @@ from typing import IO, Any
 from core.errors import DiskFull, InvalidName, NotFound, StorageError
 from core.store.json_text import parse_json
 from core.store.locks import is_same_file, lock_file
+from core.store.permissions import open_private
 
 MARGIN_BYTES = 64 * 1024 * 1024  # stays free, so that event logs and run states can still be written
 CAN_REPLACE_OPEN_FILES = os.name != "nt"
@@ -148,7 +149,9 @@ def _open_partial(path: Path, mode: str) -> tuple[Path, IO[Any]]:
     text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        file = open(partial, mode.replace("w", "x"), **text)  # type: ignore[call-overload] # noqa: SIM115
+        file = open(  # type: ignore[call-overload] # noqa: SIM115
+            partial, mode.replace("w", "x"), opener=open_private, **text
+        )
         try:
             if lock_file(file) and is_same_file(file, partial):
                 return partial, file

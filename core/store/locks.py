@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from core.errors import Busy
+from core.store.permissions import open_private
 
 RETRY_SECONDS = 0.005
 TEST_SECONDS = 0.05  # `is_locked` of another process holds the lock for an instant
@@ -56,7 +57,7 @@ class FileLock:
 
     def _acquire(self) -> bool:
         try:
-            file = open(self._path, "ab")  # noqa: SIM115 (open while the lock is held)
+            file = open(self._path, "ab", opener=open_private)  # noqa: SIM115 (open while the lock is held)
         except PermissionError:
             if CAN_REMOVE_OPEN_FILES or not self._path.exists():
                 raise

@@ -32,6 +32,7 @@ from core.errors import Busy, InvalidName, NotFound, StorageError
 from core.store import trash
 from core.store.files import delete, remove_partial_file, rename, storage_error, sync_file, sync_folder
 from core.store.locks import FileLock
+from core.store.permissions import PRIVATE_FOLDER, make_private
 from core.store.trash import TrashedItem
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -97,13 +98,14 @@ class Workspace:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
         try:
+            self.root.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             for kind in KINDS:
-                (self.root / kind).mkdir(parents=True, exist_ok=True)
+                (self.root / kind).mkdir(PRIVATE_FOLDER, exist_ok=True)
         except OSError as e:  # a workspace of an older version on a read-only disk can be read
             if not any((self.root / kind).is_dir() for kind in KINDS):
                 raise storage_error(e, self.root) from e
         with contextlib.suppress(OSError):  # a workspace of an older version on a read-only disk
-            self._trash_path.mkdir(exist_ok=True)
+            self._trash_path.mkdir(PRIVATE_FOLDER, exist_ok=True)
 
     def path(self, kind: str, item_id: str, *parts: str) -> Path:
         """The path of an item, or of a file in it; it need not exist.
@@ -181,6 +183,11 @@ class Workspace:
         return self.root / "base.json"
 
     @property
+    def keys_path(self) -> Path:
+        """The hashes of the API keys. The leading dot keeps it out of backups."""
+        return self.root / ".api_keys.json"
+
+    @property
     def probes_path(self) -> Path:
         """How fast and how exact 8-bit answers of each base are on this machine; it may be deleted."""
         return self.root / "answer_probes.json"
@@ -245,7 +252,7 @@ class Workspace:
             try:
                 self._roll_forward(kind, chosen)
                 delete(draft.path)  # left by a killed process: its claim was free
-                draft.path.mkdir(parents=True)
+                draft.path.mkdir(PRIVATE_FOLDER, parents=True)
                 yield draft
                 self._commit(kind, draft, replace)
             except OSError as e:
@@ -260,7 +267,7 @@ class Workspace:
         path = self._dot_path("exports", item_id, "partial")
         with self._claim("exports", item_id):
             try:
-                path.mkdir(parents=True)
+                path.mkdir(PRIVATE_FOLDER, parents=True)
                 yield path
             except OSError as e:
                 raise storage_error(e, path) from e
@@ -276,6 +283,7 @@ class Workspace:
                 "Another process may clean up this workspace. Try again.",
             )
         for path in draft.path.rglob("*"):
+            make_private(path)
             if path.is_dir():
                 sync_folder(path)
             elif path.is_file():

@@ -18,9 +18,11 @@ from starlette.routing import Route
 
 from core.engine import Engine
 from core.errors import NotFound, SpecError, StudioError
+from core.spec.access import Role
 from core.store.files import ensure_space, storage_error
 from studio import events
 from studio.assets import FONTS
+from studio.server.access import describe_refusal, principal_of
 from studio.views.exports import ZIP_BYTES
 
 logger = logging.getLogger(__name__)
@@ -76,18 +78,9 @@ def routes(engine: Engine) -> list[Route]:
         Route(f"{PREFIX}/download/workspace.zip", _download(workspace), methods=["GET"]),
         Route(f"{PREFIX}/download/export/{{item_id}}.zip", _download(export_zip), methods=["GET"]),
         Route(f"{PREFIX}/download/export/{{item_id}}/{{name:path}}", _download(export_file), methods=["GET"]),
-        Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report), methods=["GET"]),
-        Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid), methods=["GET"]),
+        Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report, Role.VIEWER), methods=["GET"]),
+        Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid, Role.VIEWER), methods=["GET"]),
     ]
-
-
-def is_signed_in(request: Request) -> bool:
-    """Whether the user has signed in, or no password is set. Gradio checks this for its own routes only."""
-    app = request.app
-    if getattr(app, "auth", None) is None:
-        return True
-    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
-    return any(app.tokens.get(request.cookies.get(n)) for n in names)
 
 
 def _find_exported_file(engine: Engine, item_id: str, name: str) -> Path:
@@ -134,10 +127,14 @@ def _zip_export(engine: Engine, item_id: str) -> Path:
     return Path(temporary)
 
 
-def _download(make: Callable[..., Response]) -> Callable[[Request], Response]:
+def _download(make: Callable[..., Response], role: Role = Role.OWNER) -> Callable[[Request], Response]:
+    """A route that checks the role of its caller itself, although the gate has checked it already."""
+
     def respond(request: Request) -> Response:
-        if not is_signed_in(request):
-            return PlainTextResponse("Sign in first.", status_code=401)
+        principal = principal_of(request)
+        if principal.role < role:
+            status = 401 if principal.role is Role.NONE else 403
+            return PlainTextResponse(describe_refusal(principal, role), status_code=status)
         try:
             return make(**request.path_params)
         except StudioError as e:

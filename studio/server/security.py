@@ -1,14 +1,13 @@
-"""Which requests the studio accepts: host names, origins, and exposure to a network.
+"""Which requests the studio accepts: host names, origins, sizes, and exposure to a network.
 
-Gradio checks no Host header and accepts cross-site POSTs at some of its endpoints. Without this middleware
-any website open in the same browser could use the studio.
+Gradio checks no Host header, accepts cross-site POSTs at some of its endpoints, and lets pages of other ports
+of this machine read its responses. Without this middleware any website open in the same browser could use the
+studio.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -17,10 +16,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import SpecError
+from core.server.protection import LOOPBACK_NAMES, UPLOADS, BodyLimit, is_loopback, is_same_origin
 from studio.server.streams import StreamEnd
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+UPLOAD = "/gradio_api/upload"
 # These sites show a Space in a frame.
 PLATFORM = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
 
@@ -43,14 +43,6 @@ def content_policy(space: bool) -> str:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def check_exposure(host: str, share: bool, auth: object, space: bool) -> None:
     """Refuses to listen on anything but loopback without a password; a Space is protected by its platform.
 
@@ -65,42 +57,73 @@ def check_exposure(host: str, share: bool, auth: object, space: bool) -> None:
     )
 
 
-def middleware(hosts: Sequence[str], space: bool) -> list[Middleware]:
+def middleware(hosts: Sequence[str], space: bool, inner: Sequence[Middleware] = ()) -> list[Middleware]:
     """The middleware stack, outermost first.
 
     Args:
         hosts: the host names, besides loopback, under which users reach the studio.
         space: this is a Hugging Face Space.
+        inner: what runs after the checks of this module: the gate, and the API.
     """
     return [
-        Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *hosts], www_redirect=False),
+        Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, *hosts], www_redirect=False),
         Middleware(SameOrigin),
         Middleware(SecurityHeaders, policy=content_policy(space)),
+        Middleware(BodyLimit, uploads=(UPLOAD, *UPLOADS)),
+        *inner,
         Middleware(StreamEnd),
     ]
 
 
+def is_navigation(headers: Headers) -> bool:
+    """Whether a browser opens the address as a page, in a tab or in a frame."""
+    is_page = headers.get("sec-fetch-dest", "document") in ("document", "iframe")
+    return headers.get("sec-fetch-mode") == "navigate" and is_page
+
+
 class SameOrigin:
-    """ASGI middleware: refuses requests that change something and come from another site's page."""
+    """ASGI middleware: refuses requests that come from another site's page, or another port of this one.
+
+    Another site may only link to the page itself.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_unsafe = scope["type"] == "http" and scope["method"] not in SAFE_METHODS
-        if is_unsafe and not self.is_same_origin(Headers(scope=scope)):
+        if scope["type"] == "http" and not self.is_allowed(scope):
             refusal = PlainTextResponse("Refused: the request comes from another site.", status_code=403)
             await refusal(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     @staticmethod
-    def is_same_origin(headers: Headers) -> bool:
-        """Whether a request comes from the studio's own page, or from outside a browser (a script)."""
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site is not None:
-            return site in ("same-origin", "none")
-        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    def is_allowed(scope: Scope) -> bool:
+        """Whether a request comes from the studio's own page, from outside a browser, or opens the page."""
+        headers = Headers(scope=scope)
+        if is_same_origin(headers):
+            return True
+        is_read = scope["method"] in SAFE_METHODS
+        return is_read and scope["path"] == "/" and is_navigation(headers)
+
+
+class NoSharing:
+    """ASGI middleware: removes every header that would let the page of another origin read a response.
+
+    It must be outside of Gradio's own middleware, which adds them; `studio.app` places it there.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_private(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.get("headers", [])
+                message["headers"] = [h for h in headers if not h[0].lower().startswith(b"access-control-")]
+            await send(message)
+
+        await self.app(scope, receive, send_private if scope["type"] == "http" else send)
 
 
 class SecurityHeaders:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import InvalidName, NotFound, SpecError
+from core.spec.access import Role
 from studio import events, formatting, labels, mix_choices
 from studio.components import damaged, field_errors
 from studio.tabs import adapter_import, calibration, exports
@@ -146,6 +147,7 @@ def pick_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> tu
     """Shows the pressed item of the list, or empties the trash after a confirmation."""
     action = event._data or {}
     if kind == TRASH and action.get("do") == "empty":
+        events.require_role(Role.OWNER)
         count = formatting.count(engine.library.empty_trash(), "item")
         gr.Info(f"Deleted {count} for good.", title="Done")
         shelf, picked, _, *rest = _refresh_trash(engine, "")
@@ -164,6 +166,7 @@ def act_on_item(engine: Engine, kind: str, picked: str, event: gr.EventData) -> 
     """
     action = event._data or {}
     if action.get("do") == "restore":
+        events.require_role(Role.OWNER)
         return restore_item(engine, kind, str(action.get("entry", "")))
     shelf, picked, details, *rest = refresh(engine, kind, picked)
     if action.get("do") == "verify" and kind == "adapters" and picked:

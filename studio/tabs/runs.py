@@ -12,6 +12,7 @@ import gradio as gr
 
 from core.engine import Engine
 from core.engine.runs import COMPARISON_LIMITS
+from core.spec.access import Role
 from core.spec.training import RunStatus
 from studio import events, fields, labels
 from studio.components import damaged, plot
@@ -90,6 +91,8 @@ def change_queue(engine: Engine, event: gr.EventData) -> Any:
     """Moves or cancels a run, or queues runs again; `actions.run_action` handles the other buttons."""
     data = event._data if isinstance(event._data, dict) else {}
     action, run = data.get("do"), str(data.get("run", ""))
+    if action in ("move", "cancel", "requeue"):
+        events.require_role(Role.TRAINER)
     if action == "move":
         engine.queue.move(run, str(data.get("to", "")))
     elif action == "cancel":

@@ -10,25 +10,20 @@ from urllib.parse import quote
 
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from core.engine import Engine
+from core.spec.access import Role
 from core.store import exports
 from core.store.exports import ExportedFile
 from studio.server import routes as served
+from tests.studio.caller import Caller
 from tests.studio.exported import put_export
 
 WEIGHTS = bytes(range(256)) * 64
 FILES = {"adapter_model.safetensors": WEIGHTS, "ollama/answers/Modelfile": b"FROM x"}
 PLACE = "/gradio_api/studio/download/export/answers-0a1b"
-
-
-class FakeGradioApp(Starlette):
-    """The attributes of Gradio's application that the routes read."""
-
-    auth: object = None
-    cookie_id = "c"
-    tokens: dict[str, str] = {"t": "me"}  # noqa: RUF012
 
 
 @pytest.fixture
@@ -40,7 +35,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def client(engine: Engine) -> TestClient:
-    return TestClient(FakeGradioApp(routes=served.routes(engine)))
+    return TestClient(Starlette(routes=served.routes(engine), middleware=[Middleware(Caller)]))
 
 
 def test_a_file_arrives_whole_and_under_its_name(client: TestClient) -> None:
@@ -112,12 +107,12 @@ def test_a_small_export_is_one_zip_with_its_folder(
     )
 
 
-def test_unknown_exports_and_users_without_a_password_get_nothing(engine: Engine, client: TestClient) -> None:
+def test_unknown_exports_and_callers_who_are_not_owners_get_nothing(
+    engine: Engine, client: TestClient
+) -> None:
     assert client.get("/gradio_api/studio/download/export/gone-0000.zip").status_code == 404
     assert client.get("/gradio_api/studio/download/export/GONE/x").status_code == 400
-    client.app.auth = {"me": "pw"}  # type: ignore[attr-defined]
-    for url in (f"{PLACE}.zip", f"{PLACE}/adapter_model.safetensors"):
-        assert client.get(url).status_code == 401
-    client.cookies.set("access-token-c", "t")
-    signed_in = client.get(f"{PLACE}/ollama/answers/Modelfile")
-    assert signed_in.content == b"FROM x"
+    for role, status in ((Role.NONE, 401), (Role.VIEWER, 403), (Role.TRAINER, 403)):
+        app = Starlette(routes=served.routes(engine), middleware=[Middleware(Caller, role=role)])
+        for url in (f"{PLACE}.zip", f"{PLACE}/adapter_model.safetensors"):
+            assert TestClient(app).get(url).status_code == status

@@ -9,14 +9,17 @@ import orjson
 import pytest
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from core.errors import NotFound, SpecError
+from core.spec.access import Role
 from studio.server import security
 from studio.server.routes import routes
 from studio.server.streams import CLOSE_MESSAGE, StreamEnd
+from tests.studio.caller import Caller
 
 
 def client(space: bool = False, hosts: tuple[str, ...] = ()) -> TestClient:
@@ -60,8 +63,19 @@ def test_t22_posts_from_other_sites_are_refused(headers, status):
     assert client().post("/", headers=headers).status_code == status
 
 
-def test_reading_is_allowed_from_every_origin():
-    assert client().get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "image"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"sec-fetch-site": "none"}, 200),
+    ],
+)
+def test_t22_another_site_may_link_to_the_page_and_read_nothing(headers, status):
+    assert client().get("/", headers=headers).status_code == status
 
 
 def test_the_content_policy_names_another_host_only_for_a_space_s_frame():
@@ -96,7 +110,7 @@ def test_loopback_a_password_or_a_space_is_enough(host, share, auth, space):
 
 
 def test_sec_fetch_site_decides_before_origin():
-    assert not security.SameOrigin.is_same_origin(
+    assert not security.is_same_origin(
         Headers({"sec-fetch-site": "cross-site", "origin": "http://h", "host": "h"})
     )
 
@@ -119,17 +133,8 @@ class FakeEngine:
         raise RuntimeError("/secret/path")
 
 
-class FakeGradioApp(Starlette):
-    """The attributes of Gradio's application that the routes read."""
-
-    auth: object = None
-    cookie_id = "c"
-    tokens: dict[str, str] = {"t": "me"}  # noqa: RUF012
-
-
-def download_client(tmp_path, auth: object = None) -> TestClient:
-    app = FakeGradioApp(routes=routes(FakeEngine(tmp_path)))
-    app.auth = auth
+def download_client(tmp_path, role: Role = Role.OWNER) -> TestClient:
+    app = Starlette(routes=routes(FakeEngine(tmp_path)), middleware=[Middleware(Caller, role=role)])
     return TestClient(app)
 
 
@@ -146,12 +151,19 @@ def test_a_missing_report_is_404_and_an_error_gives_no_details(tmp_path):
     assert failed.status_code == 500 and "secret" not in failed.text
 
 
-def test_t23_downloads_require_the_login_of_the_page(tmp_path):
-    downloads = download_client(tmp_path, auth={"me": "pw"})
-    address = "/gradio_api/studio/download/report/r-1.csv"
-    assert downloads.get(address).status_code == 401
-    assert downloads.get(address, headers={"cookie": "access-token-unsecure-c=t"}).status_code == 200
-    assert downloads.get(address, headers={"cookie": "access-token-unsecure-c=other"}).status_code == 401
+@pytest.mark.parametrize(
+    ("role", "report", "adapter"),
+    [(Role.NONE, 401, 401), (Role.VIEWER, 200, 403), (Role.TRAINER, 200, 403), (Role.OWNER, 200, 500)],
+)
+def test_t23_downloads_check_the_role_by_themselves(tmp_path, role, report, adapter):
+    downloads = download_client(tmp_path, role)
+    assert downloads.get("/gradio_api/studio/download/report/r-1.csv").status_code == report
+    assert downloads.get("/gradio_api/studio/download/adapter/a-1.zip").status_code == adapter
+
+
+def test_t23_a_route_without_the_gate_serves_nothing(tmp_path):
+    bare = TestClient(Starlette(routes=routes(FakeEngine(tmp_path))))
+    assert bare.get("/gradio_api/studio/download/report/r-1.csv").status_code == 401
 
 
 def test_the_chart_library_comes_from_the_installed_package(tmp_path):

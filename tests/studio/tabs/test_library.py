@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from core.engine import Engine
@@ -18,6 +19,7 @@ from core.store.backup import DOWNLOAD, unpack
 from core.store.locks import FileLock
 from studio.server.routes import routes
 from studio.tabs import library
+from tests.studio.caller import Caller
 from tests.studio.shown import actions, pressed, texts
 
 OLD = Path(__file__).resolve().parents[2] / "data" / "old_workspace"
@@ -84,16 +86,8 @@ def test_a_mix_whose_name_is_taken_is_refused_in_words(engine: Engine) -> None:
         library.restore_item(engine, "mixes", entry)
 
 
-class FakeGradioApp(Starlette):
-    """The attributes of Gradio's application that the routes read."""
-
-    auth: object = None
-    cookie_id = "c"
-    tokens: dict[str, str] = {}  # noqa: RUF012
-
-
 def test_the_whole_workspace_is_downloaded_and_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
-    client = TestClient(FakeGradioApp(routes=routes(engine)))
+    client = TestClient(Starlette(routes=routes(engine), middleware=[Middleware(Caller)]))
     address = "/gradio_api/studio/download/workspace.zip"
     response = client.get(address)
     assert response.status_code == 200 and "adapter-studio-" in response.headers["content-disposition"]
