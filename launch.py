@@ -211,6 +211,7 @@ def serve(arguments: list[str]) -> int:
     from core.spec.access import Role
     from studio.app import serve as serve_page
     from studio.server.access import read_logins
+    from studio.uploads import keep_uploads
 
     gc.freeze()
     gc.enable()
@@ -218,9 +219,18 @@ def serve(arguments: list[str]) -> int:
         auth = args.auth if args.auth is not None else os.environ.get("ADAPTER_STUDIO_AUTH") or None
         logins = read_logins(auth, args.auth_file, Role[args.auth_role.upper()])
         folders = ModelFolders.find(os.environ)
-        with Engine(
-            args.workspace, args.base, args.quantization, load=False, folders=folders, answers=args.answers
-        ) as engine:
+        with (
+            keep_uploads(os.environ.get("GRADIO_TEMP_DIR", "")) as uploads,
+            Engine(
+                args.workspace,
+                args.base,
+                args.quantization,
+                load=False,
+                folders=folders,
+                answers=args.answers,
+            ) as engine,
+        ):
+            os.environ["GRADIO_TEMP_DIR"] = uploads
             serve_page(
                 engine,
                 host="0.0.0.0" if space else args.host,

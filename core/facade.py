@@ -79,7 +79,7 @@ class PEFTAdapterManager:
             StudioError: the model or the documents cannot be used.
         """
         self.setup_model()
-        self._dataset = self._tuning.import_documents(documents)
+        self._dataset = self._tuner.import_documents(documents)
         return self.train_model()
 
     def train_model(self) -> bool:
@@ -92,10 +92,10 @@ class PEFTAdapterManager:
             NotFound: no documents were imported. StudioError: the run cannot start.
         """
         self.setup_model()
-        dataset = self._dataset or self._tuning.find_dataset()
+        dataset = self._dataset or self._tuner.find_dataset()
         engine = self._open_engine
-        run = engine.runs.wait(self._tuning.start(self.config, dataset), seconds=7 * 86400.0)
-        mix, _ = self._tuning.find_mix()
+        run = engine.runs.wait(self._tuner.start(self.config, dataset), seconds=7 * 86400.0)
+        mix, _ = self._tuner.find_mix()
         is_trained = run.adapter in mix.weights
         self.problem = "" if is_trained else run.error or f"{run.explanation} {run.next_step}"
         return is_trained
@@ -107,7 +107,7 @@ class PEFTAdapterManager:
             StudioError: the model cannot be loaded, or the question is empty or too long.
         """
         self.setup_model()
-        mix, _ = self._tuning.find_mix()
+        mix, _ = self._tuner.find_mix()
         sampling = Sampling(max_new_tokens=max_new_tokens)
         frame = self._open_engine.chat.stream(question, [mix], sampling).last()
         return str(frame.columns[0].text)
@@ -118,7 +118,7 @@ class PEFTAdapterManager:
         Raises:
             NotFound: `setup_model` was not called.
         """
-        return self._tuning.status()
+        return self._tuner.status()
 
     def close(self) -> None:
         """Closes the engine, if it is an own one; a run that trains saves a checkpoint first."""
@@ -139,5 +139,5 @@ class PEFTAdapterManager:
         return self._engine
 
     @property
-    def _tuning(self) -> FineTuning:
+    def _tuner(self) -> FineTuning:
         return FineTuning(self._open_engine)

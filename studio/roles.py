@@ -28,7 +28,7 @@ VIEWER = {
     "tabs.calibration": "refresh",
     "tabs.compare": "cancel_delete_votes describe_columns export_markdown refresh show_tally stop "
     "stream_answers stream_blind_test vote",
-    "tabs.data": "refresh",
+    "tabs.data": "refresh show_dataset",  # the second shows rows to trainers only
     "tabs.evaluate": "measure_mixes open_report refresh stop",
     "tabs.exports": "estimate open_for_adapter open_for_mix refresh refresh_also refresh_estimate "
     "show_settings",
@@ -48,7 +48,7 @@ TRAINER = {
     "components.inspection": "poll_inspection",
     "tabs.analysis": "bake_mix",
     "tabs.calibration": "calibrate stop",
-    "tabs.data": "show_dataset show_example show_next_example show_pending_example show_rows",
+    "tabs.data": "show_example show_next_example show_pending_example show_rows",
     "tabs.data_derive": "derive merge save_note show_card",
     "tabs.data_hub": "change_preview look_up show_again start_hub_import",
     "tabs.data_import": "change_choices change_kind open_form pick_page read_files reopen "
@@ -58,7 +58,7 @@ TRAINER = {
 }
 # These run by themselves when the page opens or a list changes: a refusal changes nothing, without a message.
 AUTOMATIC = {
-    "tabs.data": "show_dataset show_example show_pending_example show_rows",
+    "tabs.data": "show_example show_pending_example show_rows",
     "tabs.data_derive": "save_note",
     "tabs.data_import": "open_form read_files show_page",
 }

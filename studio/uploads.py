@@ -13,9 +13,10 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from gradio.utils import get_upload_folder
 
 from core.data.formats.readers import FILE_COUNT_LIMIT
 from core.errors import DataError
+from core.store.locks import FileLock, is_locked
 
 PREFIX = "drop-"
+FOLDER, LOCK = "adapter-studio-uploads-", ".lock"  # the upload folder of one studio
 KEEP_SECONDS = 86_400  # a drop that was never imported, as for Gradio's own uploads
 PART_LIMIT = 120  # characters of each part of a name
 DEPTH_LIMIT = 20  # folders in folders
@@ -38,6 +41,30 @@ class DroppedFile:
 
     name: str
     bytes: int
+
+
+@contextlib.contextmanager
+def keep_uploads(chosen: str = "") -> Iterator[str]:
+    """A folder for uploads that only this user can read. It is removed at the end of the block.
+
+    What a killed studio has left is removed at the next start; its lock is free then.
+
+    Args:
+        chosen: a folder of the user, which is used as it is; "" makes one.
+    """
+    if chosen:
+        yield chosen
+        return
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):  # of another user
+            if (left / LOCK).is_file() and not is_locked(left / LOCK):
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER))
+    try:
+        with FileLock(folder / LOCK):
+            yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def add_files(claimed: Sequence[tuple[str, str]], drop: str = "") -> str:

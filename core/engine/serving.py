@@ -155,12 +155,12 @@ class Serving:
         self.tokens = 0  # tokens decoded so far
 
     @property
-    def waiting(self) -> int:
+    def queue_length(self) -> int:
         """How many requests have not begun."""
         return len(self._waiting)
 
     @property
-    def running(self) -> int:
+    def active_count(self) -> int:
         """How many requests are being answered."""
         return len(self._running)
 
@@ -201,7 +201,7 @@ class Serving:
                 taken = self._take()
             for completion in taken:
                 self._begin(completion, batch, resident)
-            self._drop_abandoned(batch)
+            self._drop_unread(batch)
             self.tokens += len(batch.step())
             self.steps += 1
             self._report(resident)
@@ -236,7 +236,7 @@ class Serving:
         except StudioError as e:
             completion.end(e)
 
-    def _drop_abandoned(self, batch: ContinuousBatch) -> None:
+    def _drop_unread(self, batch: ContinuousBatch) -> None:
         for completion in [c for c in self._running if c.is_abandoned]:
             batch.cancel(self._running.pop(completion))
             completion.end()

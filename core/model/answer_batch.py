@@ -210,11 +210,11 @@ class AnswerBatch:
                 if "token" in row.state.requested.auto.values() and row.likelihoods is not None:
                     new = token_log_likelihoods(logits[b : b + 1], by_row[b : b + 1])
                     row.likelihoods = torch.cat([row.likelihoods, new])[-TOKEN_WINDOW:]
-        self.drop_ended()
+        self.keep_active()
         for b, row in enumerate(self._chosen):
             self._chosen[b] = self._follow_tokens(row)
 
-    def drop_ended(self) -> None:
+    def keep_active(self) -> None:
         """Drops the rows of answers that have ended."""
         alive = [i for i, row in enumerate(self._rows) if not row.state.reason]
         self._chosen = [row for row in self._chosen if not row.state.reason]

@@ -147,7 +147,7 @@ class ContinuousBatch:
                 answer.state.reason = "cancelled"
             self._forget(answer)
         for batch in self._batches:
-            batch.drop_ended()
+            batch.keep_active()
         self._batches = [batch for batch in self._batches if batch.states]
 
     def _forget(self, answer: Answer) -> None:
@@ -213,7 +213,7 @@ class ContinuousBatch:
                 ended.append((state, e))
         for state, reason in ended or [(state, error) for state in batch.states]:
             self._end_with_error(self._answers[state], reason)
-        batch.drop_ended()
+        batch.keep_active()
 
     @staticmethod
     def _end_with_error(answer: Answer, error: StudioError) -> None:

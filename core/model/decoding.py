@@ -142,8 +142,8 @@ class CausalDecoder:
         """
         if not isinstance(other, CausalDecoder) or not (_can_pad(self._cache) and _can_pad(other._cache)):
             return False
-        self._drop_padding()
-        other._drop_padding()
+        self._drop_positions()
+        other._drop_positions()
         length = max(self._length, other._length)
         room = max(d._attention.shape[1] - d._length for d in (self, other))
         attention = []
@@ -159,8 +159,8 @@ class CausalDecoder:
         self._padded = not bool(self._attention.all())
         return True
 
-    def _drop_padding(self) -> None:
-        """Drops the positions on the left that are padding in every row."""
+    def _drop_positions(self) -> None:
+        """Drops the positions at the beginning that are padding in every row."""
         first = int(self._attention[:, : self._length].any(dim=0).int().argmax())
         if first:
             self._attention = self._attention[:, first:]

@@ -21,7 +21,7 @@ from core.server.studio_api_models import (
     example,
     form,
     make_model,
-    read_given,
+    read_fields,
 )
 from core.server.studio_api_uploads import check_fields, read_json
 from core.spec.fine_tuning import DEFAULT_MODEL, FineTuningConfig
@@ -142,7 +142,7 @@ async def set_up(request: Request, engine: EngineOf) -> SetupView:
 
 
 def _set_up(engine: Engine, body: Setup) -> SetupView:
-    tuning, given = FineTuning(engine), read_given(body.config)  # type: ignore[arg-type]
+    tuning, given = FineTuning(engine), read_fields(body.config)  # type: ignore[arg-type]
     base = engine.bases.current()
     config = FineTuningConfig.from_json({"model_name": base.name, **given})
     tuning.check_base(config)

@@ -16,7 +16,7 @@ from core.server.studio_api_models import (
     RunView,
     TrainSettings,
     form,
-    read_given,
+    read_fields,
 )
 from core.server.studio_api_runs import PresetName, plan_run
 
@@ -70,7 +70,7 @@ async def start_training(engine: Engine, arguments: Training, report: Report) ->
     """Queues a run."""
 
     def start() -> RunView:
-        given = read_given(arguments.settings)  # type: ignore[arg-type]
+        given = read_fields(arguments.settings)  # type: ignore[arg-type]
         changes = {**given, "dataset": arguments.dataset, "name": arguments.name}
         spec = plan_run(engine, arguments.kind, arguments.preset, changes)
         return RunView.of(engine.runs.get(engine.runs.start(spec)))

@@ -115,7 +115,7 @@ class _Names:
     def models(self) -> list[Model]:
         adapters = [self._describe_adapter(a) for a in self._adapters.values() if a.fits]
         mixes = [self._describe_mix(m) for m in self._mixes.values() if not self._find_obstacle(m.mix)]
-        auto = [self.make_auto()] if self._list_gated() else []
+        auto = [self.make_auto()] if self._list_with_gates() else []
         return [_BASE_MODEL, *auto, *adapters, *mixes]
 
     def make_auto(self) -> Model:
@@ -124,7 +124,7 @@ class _Names:
         Raises:
             Problem: none has a calibration that works.
         """
-        gated = self._list_gated()
+        gated = self._list_with_gates()
         if not gated:
             raise Problem(
                 409, "No adapter can be on Auto: none has a calibration that works.", CALIBRATE, "model"
@@ -160,12 +160,12 @@ class _Names:
         adapters = [a for a in self._adapters.values() if a.name == text]
         mixes = [m for m in self._mixes.values() if m.name == text]
         if len(adapters) + len(mixes) > 1:
-            raise _make_ambiguous(text, [*(a.id for a in adapters), *(m.id for m in mixes)])
+            raise _refuse_ambiguity(text, [*(a.id for a in adapters), *(m.id for m in mixes)])
         if adapters:
             return self._offer_adapter(adapters[0])
         if mixes:
             return self._offer_mix(mixes[0])
-        raise _make_not_found("model", text, self._list_names())
+        raise _refuse_name("model", text, self._list_names())
 
     # --- checks
 
@@ -175,10 +175,10 @@ class _Names:
             return text
         ids = [a.id for a in self._adapters.values() if a.name == text]
         if len(ids) > 1:
-            raise _make_ambiguous(text, ids)
+            raise _refuse_ambiguity(text, ids)
         if not ids:
             names = [n for a in self._adapters.values() for n in (a.id, a.name)]
-            raise _make_not_found("adapter", text, names)
+            raise _refuse_name("adapter", text, names)
         return ids[0]
 
     def _offer_adapter(self, adapter: MixableAdapter) -> Model:
@@ -219,7 +219,7 @@ class _Names:
                 return f"The adapter {name} cannot be on Auto: {adapter.gate['reason']}.", CALIBRATE
         return None
 
-    def _list_gated(self) -> list[MixableAdapter]:
+    def _list_with_gates(self) -> list[MixableAdapter]:
         """Adapters that can be on Auto beside others."""
         return [a for a in self._adapters.values() if a.fits and not a.alone and a.gate["usable"]]
 
@@ -227,7 +227,8 @@ class _Names:
 
     def _list_names(self) -> list[str]:
         adapters = [name for a in self._adapters.values() for name in (a.id, a.name)]
-        return [BASE, AUTO, *adapters, *(name for m in self._mixes.values() for name in (m.id, m.name))]
+        mixes = [name for m in self._mixes.values() for name in (m.id, m.name)]
+        return [BASE, *([AUTO] if self._list_with_gates() else []), *adapters, *mixes]
 
     def _digests(self, ids: Iterable[str]) -> dict[str, str]:
         return {a: self._stored[a].sha256 for a in ids if a in self._stored}
@@ -251,17 +252,18 @@ def _quote(text: str) -> str:
     return repr(text if len(text) <= NAME_SHOWN else text[: NAME_SHOWN - 1] + "…")
 
 
-def _make_ambiguous(text: str, ids: Sequence[str]) -> Problem:
+def _refuse_ambiguity(text: str, ids: Sequence[str]) -> Problem:
     listed = ", ".join(ids[:NEAREST])
     return Problem(
         422, f"Several items are called {_quote(text)}.", f"Use one of their ids: {listed}.", "model"
     )
 
 
-def _make_not_found(what: str, text: str, names: Sequence[str]) -> ModelNotFound:
+def _refuse_name(what: str, text: str, names: Sequence[str]) -> ModelNotFound:
     """The problem of an unknown name, with the names nearest to it, or the first ones where none is near."""
     spelled = {name.casefold(): name for name in reversed(names)}
     near = [spelled[n] for n in difflib.get_close_matches(text.casefold(), spelled, NEAREST, 0.5)]
     listed = ", ".join(_quote(name) for name in near or dict.fromkeys(names[:NEAREST]))
-    fix = f"{'The nearest names' if near else 'Names that it has'}: {listed}." if listed else ""
+    begin = "The nearest names" if near else "Names that it has"
+    fix = f"{begin}: {listed}." if listed else ""
     return ModelNotFound(404, f"The studio has no {what} {_quote(text)}.", fix, "model")

@@ -75,13 +75,13 @@ async def _respond(body: ChatRequest | CompletionRequest, answer: Answer, reques
     completions = _submit(engine, body, model.mix)
     values = _follow_all(completions, request.app.state.metrics)
     if body.stream:
-        first = await _unless_disconnected(request, anext(values))
+        first = await _wait_for_value(request, anext(values))
         if first is None:
             return Response(status_code=CLIENT_LEFT)
         headers = {MIX_HEADER: name_all_active([first[1]]), "Cache-Control": "no-cache"}
         events = _write_events(first, values, answer, len(completions))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
-    last = await _unless_disconnected(request, _read_last(values, len(completions)))
+    last = await _wait_for_value(request, _read_last(values, len(completions)))
     if last is None:
         return Response(status_code=CLIENT_LEFT)
     return JSONResponse(answer.describe(last), headers={MIX_HEADER: name_all_active(last)})
@@ -142,10 +142,10 @@ async def _read_last(values: AsyncIterator[tuple[int, Progress]], count: int) ->
     return [last[number] for number in range(count)]
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T | None:
+async def _wait_for_value(request: Request, work: Awaitable[T]) -> T | None:
     """The value of `work`; None where the client disconnects before it. `work` is cancelled then."""
     answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    gone = asyncio.ensure_future(_watch_disconnect(request))
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else None
@@ -155,7 +155,7 @@ async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T | None
         await asyncio.gather(answer, gone, return_exceptions=True)
 
 
-async def _wait_for_disconnect(request: Request) -> None:
+async def _watch_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

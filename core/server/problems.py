@@ -109,7 +109,7 @@ def add_handlers(app: FastAPI) -> None:
         return Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})).respond()
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def other_error(_: Request, error: Exception) -> JSONResponse:
         logger.error("A request failed with %s", type(error).__name__)  # no traceback: it may hold texts
         return Problem(500, "The studio could not answer.", "Its log names the error.").respond()
 

@@ -82,12 +82,13 @@ class BodyLimit:
         if scope["type"] != "http" or scope["path"].startswith(self._uploads):
             await self._app(scope, receive, send)
             return
-        size, has_started = 0, False
+        size, has_more, has_started = 0, True, False
 
         async def receive_within_limit() -> Message:
-            nonlocal size
+            nonlocal size, has_more
             message = await receive()
             size += len(message.get("body", b""))
+            has_more = message["type"] == "http.request" and bool(message.get("more_body"))
             if size > BODY_LIMIT:
                 raise BodyTooLarge
             return message
@@ -105,7 +106,8 @@ class BodyLimit:
         except BodyTooLarge:
             if has_started:
                 raise
-            await _discard(receive, size)
+            if has_more:
+                await _discard(receive, size)
             await Problem(413, TOO_LARGE).respond()(scope, receive, send)
 
 

@@ -32,7 +32,7 @@ from core.server.studio_api_models import (
     Text,
     example,
     form,
-    read_given,
+    read_fields,
 )
 from core.spec.mix import COLUMN_LIMIT, NEW_TOKENS_LIMIT, Sampling
 from core.store.reports import Report
@@ -132,7 +132,7 @@ def start_comparison(engine: Engine, body: Comparison) -> Stream:
         NotFound, SpecError
     """
     mixes = [find_mix(engine, text) for text in body.mixes]
-    sampling = Sampling.from_json(read_given(body.sampling))  # type: ignore[arg-type]
+    sampling = Sampling.from_json(read_fields(body.sampling))  # type: ignore[arg-type]
     prompt = body.prompt if isinstance(body.prompt, str) else [m.model_dump() for m in body.prompt]
     return engine.chat.stream(prompt, mixes, sampling, body.chat, body.same_noise)
 

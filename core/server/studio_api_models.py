@@ -78,7 +78,7 @@ def _describe_field(f: dataclasses.Field[Any]) -> Any:
     return Field(default, description=f.metadata["help"], **limits)
 
 
-def read_given(body: BaseModel) -> dict[str, Any]:
+def read_fields(body: BaseModel) -> dict[str, Any]:
     """The fields that a request gave, without the defaults."""
     return body.model_dump(exclude_unset=True)
 

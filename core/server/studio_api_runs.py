@@ -24,7 +24,7 @@ from core.server.studio_api_models import (
     RunView,
     TrainSettings,
     form,
-    read_given,
+    read_fields,
 )
 from core.spec.presets import PRESETS, preset_of_size, resolve
 from core.spec.training import TrainSpec
@@ -82,7 +82,7 @@ def list_runs(engine: EngineOf) -> list[RunView]:
              dependencies=[Depends(require(Role.TRAINER))])  # fmt: skip
 def start_run(body: NewRun, engine: EngineOf) -> RunView:
     """Queues a run and answers at once; `GET /api/runs/{id}/events` follows it."""
-    spec = plan_run(engine, body.kind, body.preset, read_given(body.settings))  # type: ignore[arg-type]
+    spec = plan_run(engine, body.kind, body.preset, read_fields(body.settings))  # type: ignore[arg-type]
     return RunView.of(engine.runs.get(engine.runs.start(spec)))
 
 

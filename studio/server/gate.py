@@ -83,7 +83,11 @@ class Gate:
                 scope[SCOPE_KEY] = principal
         except Problem as problem:
             response = problem.respond()
-        await (response or self.app)(scope, receive, send)
+        if response is None:
+            await self.app(scope, receive, send)
+            return
+        response.headers["Cache-Control"] = "no-store"
+        await response(scope, receive, send)
 
     async def _sign_in(self, request: Request) -> Response | None:
         """The response to a login or a logout; None for every other request."""

@@ -1,7 +1,7 @@
 """A session of Gradio belongs to the browser that began it: requests of others with it are refused.
 
-A page makes up the name of its session (`session_hash`) and sends it with every event. With that name, another
-caller could read the answers of the page and send events into it, so the first caller of a name owns it.
+A page makes up the name of its session (`session_hash`) and sends it with every event. With that name,
+another caller could read the answers of the page and send events into it, so its first caller owns it.
 """
 
 from __future__ import annotations

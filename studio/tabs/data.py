@@ -12,16 +12,18 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import StudioError
+from core.spec.access import Role
 from studio import events, fields, formatting
 from studio.components import damaged, drop, field_errors, imports, inspection
 from studio.components.field_errors import FieldErrors
 from studio.reading_choices import Choices
 from studio.tabs import data_derive, data_hub, data_import
-from studio.tree import Node, skeleton, title, view
+from studio.tree import Node, node, skeleton, title, view
 from studio.views import data as views
 
 KINDS = [(label, kind) for kind, label in views.KIND_NAMES.items()]
 PENDING = -1  # the index of the shown example while the base still loads
+FOR_TRAINERS = "The rows of a dataset are shown to trainers and owners only."
 HELD_OUT = "Every row becomes test data: nothing is trained on it, and Evaluate offers it first."
 
 
@@ -173,7 +175,7 @@ def refresh(engine: Engine, picked: str | None) -> Any:
 
 
 def show_dataset(engine: Engine, picked: str | None) -> tuple[Any, ...]:
-    """Shows a dataset: its facts, and the rows of its first split that has any."""
+    """Shows a dataset: its facts, and to trainers the rows of its first split that has any."""
     if not picked:
         return views.NO_DATASET, None, gr.skip(), None, "", None, gr.skip()
     dataset = engine.datasets.get(picked)
@@ -182,6 +184,8 @@ def show_dataset(engine: Engine, picked: str | None) -> tuple[Any, ...]:
     names = {d.id: d.name for d in engine.datasets.list()} if dataset.parents else {}
     shown = views.render_dataset(dataset, names)
     splits = gr.update(choices=choices, value=split)
+    if events.find_caller().role < Role.TRAINER:
+        return shown, None, splits, node("p", FOR_TRAINERS, cls="quiet"), "", None, gr.skip()
     partners = gr.update(choices=data_derive.list_partners(engine, dataset), value=[])
     more = (dataset.note, data_derive.render_extras(picked), partners)
     return shown, {"dataset": picked}, splits, show_rows(engine, picked, split), *more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ from core.spec.access import Role
 from studio import actions, events, roles
 from studio.app import build
 from studio.server.access import SCOPE_KEY
-from studio.tabs import library, runs
+from studio.tabs import data, library, runs
+
+OLD = Path(__file__).resolve().parents[1] / "data" / "old_workspace"
 
 
 class Reached(Exception):
@@ -165,3 +168,16 @@ def test_a_handler_without_an_entry_needs_an_owner(tmp_path: Path) -> None:
         call()
     with call_as(Role.OWNER):
         assert call() == "erased"
+
+
+def test_t23_a_viewer_sees_what_a_dataset_is_and_none_of_its_rows(tmp_path: Path) -> None:
+    shutil.copytree(OLD, tmp_path / "w")
+    with Engine(tmp_path / "w", load=False) as engine:
+        picked = engine.datasets.list()[0]
+        row = str(next(iter(engine.datasets.rows(picked.id, "train", limit=1)[0].values())))[:30]
+        with call_as(Role.VIEWER):
+            seen = data.show_dataset(engine, picked.id)
+        with call_as(Role.TRAINER):
+            all_ = data.show_dataset(engine, picked.id)
+    assert str(seen[0]) == str(all_[0]) and picked.name in str(seen[0]) and data.FOR_TRAINERS in str(seen[3])
+    assert row in str(all_) and row not in str(seen) and seen[1] is None

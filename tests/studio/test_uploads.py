@@ -1,6 +1,8 @@
 """Dropped files keep their names and folders, and a request can name nothing but uploads."""
 
 import os
+import stat
+import tempfile
 import time
 from pathlib import Path
 
@@ -108,3 +110,23 @@ def test_a_dataset_is_named_after_the_folder_or_the_first_file():
     assert drop.name_of({"files": [{"name": "notes/a.txt"}, {"name": "notes/b/c.txt"}]}) == "notes"
     assert drop.name_of({"files": [{"name": "faq.v2.csv"}, {"name": "other.csv"}]}) == "faq"
     assert drop.name_of(None) == ""
+
+
+def test_t24_uploads_are_private_and_go_at_exit_and_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{uploads.FOLDER}left"
+    left.mkdir()
+    (left / uploads.LOCK).touch()
+    (left / "secret.txt").write_text("x")
+    new = tmp_path / f"{uploads.FOLDER}new"  # another studio has made it and locks it next
+    new.mkdir()
+    with uploads.keep_uploads() as first, uploads.keep_uploads() as second:
+        assert not left.exists() and new.exists() and first != second
+        assert [stat.S_IMODE(os.stat(f).st_mode) for f in (first, second)] == [0o700, 0o700]
+        (Path(first) / "a.txt").write_text("x")
+        with uploads.keep_uploads():
+            assert Path(first, "a.txt").exists(), "a studio that runs keeps its uploads"
+    assert list(tmp_path.glob(f"{uploads.FOLDER}*")) == [new]
+    with uploads.keep_uploads(str(new)) as chosen:
+        assert chosen == str(new)
+    assert new.exists()

@@ -74,7 +74,7 @@ def test_an_answer_is_that_of_the_page(engine: Engine) -> None:
 def test_requests_at_the_same_time_take_as_many_steps_as_one(engine: Engine, gate: threading.Event) -> None:
     sampling = Sampling(max_new_tokens=20)
     completions = [engine.serving.submit(Request(f"{i} lamps?", Mix(), sampling)) for i in range(6)]
-    wait_until(lambda: engine.serving.running == 6)
+    wait_until(lambda: engine.serving.active_count == 6)
     gate.set()
     before = engine.serving.steps
     texts = [c.last().columns[0].text for c in completions]
@@ -104,7 +104,7 @@ def test_a_reader_that_leaves_stops_its_answer(engine: Engine, gate: threading.E
     for progress in completion:
         assert not progress.done
         break
-    wait_until(lambda: engine.serving.running == 0)
+    wait_until(lambda: engine.serving.active_count == 0)
     gate.set()
     assert ask(engine, sampling=Sampling(max_new_tokens=3)).columns[0].tokens == 3
 
@@ -138,9 +138,9 @@ def test_further_requests_wait_and_too_many_are_refused(
     monkeypatch.setattr(serving, "ROW_LIMIT", 2)
     monkeypatch.setattr(serving, "WAITING_LIMIT", 1)
     running = [engine.serving.submit(Request(QUESTION, Mix(), LONG))]
-    wait_until(lambda: engine.serving.running == 1)
+    wait_until(lambda: engine.serving.active_count == 1)
     running.append(engine.serving.submit(Request(QUESTION, Mix(), LONG)))
-    wait_until(lambda: engine.serving.running == 2)
+    wait_until(lambda: engine.serving.active_count == 2)
     waiting = engine.serving.submit(Request(QUESTION, Mix(), Sampling(max_new_tokens=4)))
     with pytest.raises(Busy, match="wait for an answer"):
         engine.serving.submit(Request(QUESTION, Mix(), LONG))
@@ -151,7 +151,7 @@ def test_further_requests_wait_and_too_many_are_refused(
 
 def test_a_change_of_the_base_ends_the_answers_with_the_reason(engine: Engine, gate: threading.Event) -> None:
     running = engine.serving.submit(Request(QUESTION, Mix(), LONG))
-    wait_until(lambda: engine.serving.running == 1)
+    wait_until(lambda: engine.serving.active_count == 1)
     reason = BaseModelError("The base model was changed.", "Send the prompt again.")
     engine.worker.call(lambda: engine.worker.end_streams(reason))
     with pytest.raises(BaseModelError, match="was changed"):

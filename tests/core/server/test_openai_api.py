@@ -261,13 +261,13 @@ def test_a_client_that_leaves_ends_its_answer(
 ) -> None:
     stream = ask(client, stream=True, max_tokens=200, n=4)
     next(iter(stream))
-    assert engine.serving.running == 1
+    assert engine.serving.active_count == 1
     stream.close()
-    wait_until(lambda: engine.serving.running == 0)
+    wait_until(lambda: engine.serving.active_count == 0)
     with pytest.raises(httpx.ReadTimeout):
         body = {"model": "base", "messages": QUESTION, "max_tokens": 200, "n": 4}
         httpx.post(f"{address}/v1/chat/completions", json=body, timeout=0.5)
-    wait_until(lambda: engine.serving.running == 0 and engine.serving.waiting == 0)
+    wait_until(lambda: engine.serving.active_count == 0 and engine.serving.queue_length == 0)
     slow_steps.set()
     assert ask(client).usage.completion_tokens == 12
 

@@ -44,7 +44,7 @@ def test_open_answers_end_with_an_error_when_the_server_stops(
             server.should_exit = True
             rest = list(lines)
         thread.join(60)
-        assert not thread.is_alive() and engine.serving.running == 0
+        assert not thread.is_alive() and engine.serving.active_count == 0
     assert first["object"] == "text_completion" and "server" not in response.headers
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["message"].startswith(
         "The studio is closing."

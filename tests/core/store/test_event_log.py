@@ -114,7 +114,7 @@ def test_after_a_failed_write_the_next_event_starts_on_its_own_line(log, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
 
     log.append("a")
-    monkeypatch.setattr(room, "open", lambda path, mode: Full(open(path, mode)), raising=False)
+    monkeypatch.setattr(room, "open", lambda path, mode, **more: Full(open(path, mode)), raising=False)
     with pytest.raises(StorageError, match="The disk is full"):
         log.append("lost")
     monkeypatch.undo()

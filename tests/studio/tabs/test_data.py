@@ -8,6 +8,7 @@ import zipfile
 import gradio as gr
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from core.data.derivation.derived_datasets import write_dataset_from_rows
@@ -20,6 +21,7 @@ from studio.reading_choices import Choices
 from studio.server.routes import routes
 from studio.tabs import data, data_derive, data_hub, data_import
 from studio.views import data_inspection
+from tests.studio.caller import Caller
 from tests.studio.dropped import drop_files
 
 
@@ -203,7 +205,7 @@ def test_a_dataset_is_downloaded_with_its_card_and_leaves_no_temporary_file(empt
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
     picked = import_pairs(empty, "Cranes")
-    with TestClient(Starlette(routes=routes(empty))) as client:
+    with TestClient(Starlette(routes=routes(empty), middleware=[Middleware(Caller)])) as client:
         response = client.get(f"/gradio_api/studio/download/dataset/{picked}.zip")
         assert client.get("/gradio_api/studio/download/dataset/no-such-1234.zip").status_code == 404
     with zipfile.ZipFile(io.BytesIO(response.content)) as archive:

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from core.engine import Engine
 from core.errors import Busy, InvalidName, NotFound, SpecError
+from core.spec.access import Role
 from core.store.backup import DOWNLOAD, unpack
 from core.store.locks import FileLock
 from studio.server.routes import routes
@@ -99,8 +100,8 @@ def test_the_whole_workspace_is_downloaded_and_leaves_nothing(engine: Engine, tm
     with FileLock(engine.workspace.root / f"{DOWNLOAD}.lock", temporary=True):
         busy = client.get(address)
     assert busy.status_code == 400 and "Another backup of this workspace is being made" in busy.text
-    client.app.auth = {"me": "pw"}  # type: ignore[attr-defined]
-    assert client.get(address).status_code == 401
+    trainer = Starlette(routes=routes(engine), middleware=[Middleware(Caller, role=Role.TRAINER)])
+    assert TestClient(trainer).get(address).status_code == 403
 
 
 def test_a_deletion_names_what_uses_the_item(engine: Engine) -> None:
