@@ -80,22 +80,19 @@ def _align(text: str, tokens: Sequence[ScoredToken]) -> Iterator[Scored]:
     tokenizers leave out a blank. So a token is searched a few characters further on, too, and one that is not
     there takes no room.
     """
-    at, slack = 0, 1
+    at, slack, is_begun = 0, 1, False
     for token in tokens:
-        piece = token.text if at else token.text.lstrip()  # the text has no blanks at its beginning
-        if REPLACEMENT in piece:
-            slack += len(piece)
-            yield at, token
-            continue
-        found = text.find(piece, at, at + slack + len(piece))
-        if found < 0:
-            yield at, token
-            if piece.startswith(text[at:]):  # the rest of it is not shown yet
-                at = len(text)
-            continue
-        yield found, token
-        if piece:
+        piece = token.text if is_begun else token.text.lstrip()  # the text has no blanks at its beginning
+        is_part = REPLACEMENT in piece
+        found = -1 if is_part else text.find(piece, at, at + slack + len(piece))
+        yield max(found, at), token
+        if found >= 0 and piece:
             at, slack = found + len(piece), 1
+        elif found < 0:
+            slack += len(piece)
+            if not is_part and piece.startswith(text[at:]):  # the rest of it is not shown yet
+                at = len(text)
+        is_begun = is_begun or is_part or (found >= 0 and bool(piece))
 
 
 def describe_chat_tokens(tokens: Sequence[Scored]) -> dict[str, Any]:
