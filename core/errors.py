@@ -20,6 +20,7 @@ An error says what was given, what is allowed, and what to do. The page (`studio
     │   └── OutOfMemory      a training step does not fit in memory, even with one row
     ├── AccessError          something that the role of the caller does not allow
     ├── Busy                 a resource that is in use
+    ├── Closing              the studio is being stopped
     └── Cancelled            work that the user cancelled
 """
 
@@ -159,6 +160,10 @@ class AccessError(StudioError):
 
 class Busy(StudioError):
     """A resource is in use."""
+
+
+class Closing(StudioError):
+    """The studio is being stopped, and accepts no further work."""
 
 
 class Cancelled(StudioError):

@@ -22,9 +22,9 @@ from studio.actions import run_action
 from studio.assets import ICON
 from studio.components import guide
 from studio.server import security
-from studio.server.access import GatedAccess, Login, PageAccess
+from studio.server.access import Login, PageAccess, ScopeAccess
 from studio.server.api_mount import ApiMount, make_lifespan
-from studio.server.gate import Gate
+from studio.server.guard import Guard
 from studio.server.routes import routes
 from studio.server.tracebacks import log_tracebacks
 from studio.server.visitors import OwnSession
@@ -136,9 +136,9 @@ def serve(
     ]
     log_tracebacks()
     access = _make_access(engine, port, logins, link, space)
-    api = make_app(engine, GatedAccess())
+    api = make_app(engine, ScopeAccess())
     inner = [
-        Middleware(Gate, access=access),
+        Middleware(Guard, access=access),
         Middleware(OwnSession, access=access),
         Middleware(ApiMount, api=api),
     ]

@@ -60,7 +60,7 @@ def find_caller() -> Principal:
     """The principal whose event or server function runs now.
 
     Code that Gradio does not run, such as a test that calls a handler, is the owner's. Inside of Gradio, a
-    call without a request that passed the gate may do nothing.
+    call without a request that passed the guard may do nothing.
     """
     if LocalContext.blocks.get(None) is None:
         return Principal("owner", Role.OWNER)

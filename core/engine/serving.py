@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROW_LIMIT = 64  # answers that are decoded at once; further requests wait
 WAITING_LIMIT = 256  # requests that wait; further ones are refused
+CALLER_LIMIT = 64  # requests of one caller that wait or are answered
 CHOICE_LIMIT = 16  # answers to one request
 TOP_LIMIT = 20  # likely tokens that are listed beside each token
 FRAME_SECONDS = 0.02  # shortest time between two values of one request
@@ -73,6 +74,8 @@ class Request:
         top_tokens: how many of the likeliest tokens are listed beside each token; None lists none, and no
             log-probabilities.
         thinking: answers begin with a thought, on bases that think.
+        follows: whether the reader wants the answers while they grow, or only the complete ones.
+        caller: the program or person that asks, who may have CALLER_LIMIT requests at once; "" is not counted.
     """
 
     prompt: str | Sequence[dict[str, str]]
@@ -82,6 +85,8 @@ class Request:
     choices: int = 1
     top_tokens: int | None = None
     thinking: bool = False
+    follows: bool = True
+    caller: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.choices <= CHOICE_LIMIT:
@@ -100,6 +105,7 @@ class Completion(Stream):
     Attributes:
         begun, first_token_at, sent_at: when it was submitted, had its first token, and its newest value, in
             seconds of `time.monotonic`; 0 before that.
+        scored: per choice its tokens as text, where they are asked for.
         on_change: is called without arguments, on the worker's thread, after every new value and at the end.
     """
 
@@ -109,6 +115,7 @@ class Completion(Stream):
         self.begun = time.monotonic()
         self.first_token_at = 0.0
         self.sent_at = 0.0
+        self.scored: list[list[ScoredToken]] = [[] for _ in range(request.choices)]
         self.on_change: Callable[[], None] = lambda: None
 
     def put(self, value: Any) -> None:
@@ -172,12 +179,13 @@ class Serving:
             used. Close it to stop the answers.
 
         Raises:
-            Busy: WAITING_LIMIT requests wait already. StudioError: the worker is closing.
+            Busy: WAITING_LIMIT requests wait already, or the caller has CALLER_LIMIT. Closing
         """
         with self._lock:
             self._worker.check_open()
             if len(self._waiting) >= WAITING_LIMIT:
                 raise Busy(f"{WAITING_LIMIT} requests wait for an answer already.", "Try again in a moment.")
+            self._check_share(request.caller)
             completion = Completion(request, lambda: self._worker.is_running)
             if self._service is None:
                 service = _Service(lambda: self._worker.is_running, self._end_all)
@@ -185,6 +193,17 @@ class Serving:
                 self._service = service
             self._waiting.append(completion)
         return completion
+
+    def _check_share(self, caller: str) -> None:
+        """Refuses a caller that has too many requests already."""
+        if not caller:
+            return
+        own = [c for c in (*self._waiting, *list(self._running)) if c.request.caller == caller]
+        if len(own) >= CALLER_LIMIT:
+            raise Busy(
+                f"You have {CALLER_LIMIT} requests that wait or are being answered already.",
+                "Wait until one has ended.",
+            )
 
     # --- the worker's thread
 
@@ -253,7 +272,7 @@ class Serving:
                 continue
             if not completion.first_token_at:
                 completion.first_token_at = now
-            if done or now - completion.sent_at >= FRAME_SECONDS:
+            if done or (completion.request.follows and now - completion.sent_at >= FRAME_SECONDS):
                 completion.sent_at = now
                 completion.put(self._describe(completion, answers, resident, done))
             if done:
@@ -265,20 +284,13 @@ class Serving:
         completion: Completion, answers: Sequence[Answer], resident: Resident, done: bool
     ) -> Progress:
         tokenizer = resident.base.tokenizer
-        tokens = tuple(
-            tuple(
-                ScoredToken(
-                    tokenizer.decode([t.token]),
-                    t.log_prob,
-                    tuple((tokenizer.decode([i]), p) for i, p in t.top),
-                )
-                for t in answer.log_probs
-            )
-            for answer in answers
-        )
+        for answer, scored in zip(answers, completion.scored, strict=True):
+            for token in answer.log_probs[len(scored) :]:
+                top = tuple((tokenizer.decode([i]), p) for i, p in token.top)
+                scored.append(ScoredToken(tokenizer.decode([token.token]), token.log_prob, top))
         return Progress(
             tuple(a.state.column(tokenizer) for a in answers),
-            tokens,
+            tuple(map(tuple, completion.scored)),
             len(answers[0].prompt),
             completion.first_token_at - completion.begun,
             done,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from core.errors import Busy, StudioError
+from core.errors import Busy, Closing, StudioError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ START_AGAIN = "Start the studio again, then repeat the request."
 
 def make_closing_error() -> StudioError:
     """The error of a request that the worker cannot answer any more."""
-    return StudioError("The studio is closing.", START_AGAIN)
+    return Closing("The studio is closing.", START_AGAIN)
 
 
 def make_lock() -> AbstractContextManager[bool]:

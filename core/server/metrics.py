@@ -54,8 +54,12 @@ class Metrics:
             ),
             *_write_number("tokens_total", "counter", "Tokens decoded for other programs.", serving.tokens),
             *_write_number("steps_total", "counter", "Steps of the shared batch.", serving.steps),
-            *_write_number("requests_running", "gauge", "Requests that are being answered.", serving.active_count),
-            *_write_number("requests_waiting", "gauge", "Requests that have not begun.", serving.queue_length),
+            *_write_number(
+                "requests_running", "gauge", "Requests that are being answered.", serving.active_count
+            ),
+            *_write_number(
+                "requests_waiting", "gauge", "Requests that have not begun.", serving.queue_length
+            ),
             *self._write_histogram(),
         ]
         if (resident := read_resident_bytes()) is not None:

@@ -59,20 +59,22 @@ def describe(model_id: str, request: Request, principal: Viewer) -> dict[str, An
 async def create_chat_completion(body: ChatRequest, request: Request, principal: Viewer) -> Response:
     """Answers a conversation under the mix that `model` names; a stream with `stream`."""
     answer = Answer(body.model, True, bool(body.logprobs), body.n or 1, body.includes_usage)
-    return await _respond(body, answer, request)
+    return await _respond(body, answer, request, principal)
 
 
 @router.post("/v1/completions", responses=ANSWER, response_class=Response)
 async def create_completion(body: CompletionRequest, request: Request, principal: Viewer) -> Response:
     """Continues one text or several under the mix that `model` names; a stream with `stream`."""
     answer = Answer(body.model, False, body.logprobs is not None, body.n or 1, body.includes_usage)
-    return await _respond(body, answer, request)
+    return await _respond(body, answer, request, principal)
 
 
-async def _respond(body: ChatRequest | CompletionRequest, answer: Answer, request: Request) -> Response:
+async def _respond(
+    body: ChatRequest | CompletionRequest, answer: Answer, request: Request, principal: Principal
+) -> Response:
     engine: Engine = request.app.state.engine
     model = await run_in_threadpool(find_model, engine, body.model)
-    completions = _submit(engine, body, model.mix)
+    completions = _submit(engine, body, model.mix, principal.name)
     values = _follow_all(completions, request.app.state.metrics)
     if body.stream:
         first = await _wait_for_value(request, anext(values))
@@ -87,11 +89,11 @@ async def _respond(body: ChatRequest | CompletionRequest, answer: Answer, reques
     return JSONResponse(answer.describe(last), headers={MIX_HEADER: name_all_active(last)})
 
 
-def _submit(engine: Engine, body: ChatRequest | CompletionRequest, mix: Any) -> list[Completion]:
+def _submit(engine: Engine, body: ChatRequest | CompletionRequest, mix: Any, caller: str) -> list[Completion]:
     """Queues the requests of a body: all of them, or none."""
     completions: list[Completion] = []
     try:
-        for request in body.make_requests(mix):
+        for request in body.make_requests(mix, caller):
             completions.append(engine.serving.submit(request))
     except StudioError:
         for completion in completions:

@@ -241,8 +241,11 @@ class ChatRequest(SampledRequest):
     def longest(self) -> int:
         return self.max_completion_tokens or self.max_tokens or NEW_TOKENS_LIMIT
 
-    def make_requests(self, mix: Mix) -> list[EngineRequest]:
+    def make_requests(self, mix: Mix, caller: str) -> list[EngineRequest]:
         """The one request of the engine.
+
+        Args:
+            caller: the name of the principal.
 
         Raises:
             SpecError: a value is outside its limits.
@@ -255,6 +258,8 @@ class ChatRequest(SampledRequest):
                 choices=self.n or 1,
                 top_tokens=(self.top_logprobs or 0) if self.logprobs else None,
                 thinking=self.reasoning_effort not in (None, "none"),
+                follows=bool(self.stream),
+                caller=caller,
             )
         ]
 
@@ -287,15 +292,27 @@ class CompletionRequest(SampledRequest):
     def longest(self) -> int:
         return self.max_tokens or COMPLETION_TOKENS
 
-    def make_requests(self, mix: Mix) -> list[EngineRequest]:
+    def make_requests(self, mix: Mix, caller: str) -> list[EngineRequest]:
         """A request of the engine for each prompt; each is answered `n` times.
+
+        Args:
+            caller: the name of the principal.
 
         Raises:
             SpecError: a value is outside its limits.
         """
         sampling = self.make_sampling()
         return [
-            EngineRequest(p, mix, sampling, chat=False, choices=self.n or 1, top_tokens=self.logprobs)
+            EngineRequest(
+                p,
+                mix,
+                sampling,
+                chat=False,
+                choices=self.n or 1,
+                top_tokens=self.logprobs,
+                follows=bool(self.stream),
+                caller=caller,
+            )
             for p in self.prompt
         ]
 

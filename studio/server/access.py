@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SESSION_SECONDS = 30 * 24 * 3600
 SESSION_LIMIT = 1000  # of all users; the one that began first ends
 TOKEN_BYTES = 32
-SCOPE_KEY = "studio.principal"  # where the gate leaves the principal of a request
+SCOPE_KEY = "studio.principal"  # where the guard leaves the principal of a request
 
 
 @dataclass(frozen=True)
@@ -215,16 +215,16 @@ class PageAccess:
         response.delete_cookie(self.cookie)
 
 
-class GatedAccess:
-    """For the API that the page mounts: the gate has identified the principal already."""
+class ScopeAccess:
+    """For the API that the page mounts: the guard has identified the principal already."""
 
     def identify(self, request: Request) -> Principal:
-        """The principal that the gate found."""
+        """The principal that the guard found."""
         return principal_of(request)
 
 
 def principal_of(request: Any) -> Principal:
-    """The principal of a request that passed the gate; without the gate, one that may do nothing.
+    """The principal of a request that passed the guard; without the guard, one that may do nothing.
 
     Args:
         request: Starlette's, or Gradio's around it.

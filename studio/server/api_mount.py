@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from studio.server.gate import is_api
+from studio.server.guard import is_api
 from studio.server.security import NoSharing
 
 

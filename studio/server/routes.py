@@ -128,7 +128,7 @@ def _zip_export(engine: Engine, item_id: str) -> Path:
 
 
 def _download(make: Callable[..., Response], role: Role = Role.OWNER) -> Callable[[Request], Response]:
-    """A route that checks the role of its caller itself, although the gate has checked it already."""
+    """A route that checks the role of its caller itself, although the guard has checked it already."""
 
     def respond(request: Request) -> Response:
         principal = principal_of(request)

@@ -63,7 +63,7 @@ def middleware(hosts: Sequence[str], space: bool, inner: Sequence[Middleware] = 
     Args:
         hosts: the host names, besides loopback, under which users reach the studio.
         space: this is a Hugging Face Space.
-        inner: what runs after the checks of this module: the gate, and the API.
+        inner: what runs after the checks of this module: the guard, and the API.
     """
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, *hosts], www_redirect=False),

@@ -1,4 +1,4 @@
-"""A caller of a given role, in place of the gate."""
+"""A caller of a given role, in place of the guard."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
 
 @contextmanager
 def call_as(role: Role) -> Iterator[None]:
-    """As Gradio runs a handler for a request that has passed the gate."""
+    """As Gradio runs a handler for a request that has passed the guard."""
     request = SimpleNamespace(scope={SCOPE_KEY: Principal("caller", role)})
     tokens = LocalContext.blocks.set(object()), LocalContext.request.set(request)  # type: ignore[arg-type]
     try:

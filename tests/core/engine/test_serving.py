@@ -149,6 +149,31 @@ def test_further_requests_wait_and_too_many_are_refused(
     assert [c.last().columns[0].tokens for c in running] == [200, 200]
 
 
+def test_one_caller_has_a_share_and_others_still_get_answers(
+    engine: Engine, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CALLER_LIMIT", 2)
+    greedy = [engine.serving.submit(Request(QUESTION, Mix(), LONG, caller="a")) for _ in range(2)]
+    with pytest.raises(Busy, match="You have 2 requests"):
+        engine.serving.submit(Request(QUESTION, Mix(), LONG, caller="a"))
+    other = engine.serving.submit(Request(QUESTION, Mix(), Sampling(max_new_tokens=4), caller="b"))
+    gate.set()
+    assert other.last().columns[0].tokens == 4
+    for completion in greedy:
+        completion.close()
+    wait_until(lambda: engine.serving.active_count == 0)
+    again = Request(QUESTION, Mix(), Sampling(max_new_tokens=2), caller="a")
+    assert engine.serving.submit(again).last().columns[0].tokens == 2
+
+
+def test_a_reader_of_the_whole_answer_gets_one_value(engine: Engine, gate: threading.Event) -> None:
+    sampling = Sampling(max_new_tokens=30)
+    completion = engine.serving.submit(Request(QUESTION, Mix(), sampling, top_tokens=1, follows=False))
+    gate.set()
+    values = list(completion)
+    assert [v.done for v in values] == [True] and len(values[0].tokens[0]) == 30
+
+
 def test_a_change_of_the_base_ends_the_answers_with_the_reason(engine: Engine, gate: threading.Event) -> None:
     running = engine.serving.submit(Request(QUESTION, Mix(), LONG))
     wait_until(lambda: engine.serving.active_count == 1)

@@ -46,7 +46,11 @@ def test_any_other_text_is_refused_as_a_place(text):
 
 @settings(deadline=None)
 @given(
-    st.recursive(st.none() | st.text() | st.integers(), lambda c: st.lists(c) | st.dictionaries(st.text(), c))
+    st.recursive(
+        st.none() | st.text() | st.integers(),
+        lambda c: st.lists(c) | st.dictionaries(st.text(), c),
+        max_leaves=20,
+    )
 )
 def test_a_frame_is_one_block_whatever_it_holds(data):
     head, line, end, rest = format_frame(data, place="7").split("\n")

@@ -137,9 +137,9 @@ def test_defaults_of_openai_and_fields_without_effect_are_accepted() -> None:
         "store": False, "service_tier": "auto", "parallel_tool_calls": True, "audio": None, "seed": None,
         "stop": None, "n": None, "temperature": None, "stream_options": None, "max_tokens": None,
     }  # fmt: skip
-    request = ChatRequest.model_validate({"model": "base", "messages": USER, **fields}).make_requests(Mix())[
-        0
-    ]
+    request = ChatRequest.model_validate({"model": "base", "messages": USER, **fields}).make_requests(
+        Mix(), "me"
+    )[0]
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (1.0, 1.0, 4096)
     assert request.choices == 1 and request.top_tokens is None and not request.thinking and request.chat
@@ -152,7 +152,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "reasoning_effort": "low",
     }  # fmt: skip
     mix = Mix(weights={"a": 0.5})
-    [request] = ChatRequest.model_validate({"model": "m", "messages": USER, **given}).make_requests(mix)
+    [request] = ChatRequest.model_validate({"model": "m", "messages": USER, **given}).make_requests(mix, "me")
     sampling = request.sampling.to_json()
     assert sampling == {
         "max_new_tokens": 8, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2,
@@ -160,6 +160,6 @@ def test_every_setting_reaches_the_engine() -> None:
     }  # fmt: skip
     assert (request.choices, request.top_tokens, request.thinking, request.mix) == (3, 4, True, mix)
     body = {"model": "m", "prompt": ["a", "b"], "logprobs": 0, "n": 2}
-    two = CompletionRequest.model_validate(body).make_requests(mix)
+    two = CompletionRequest.model_validate(body).make_requests(mix, "me")
     assert [r.prompt for r in two] == ["a", "b"] and all(r.sampling == two[0].sampling for r in two)
     assert two[0].top_tokens == 0 and not two[0].chat and two[0].sampling.max_new_tokens == 16

@@ -1,4 +1,4 @@
-"""The gate in front of every route of the page and of the API: logins, and the role that each route needs."""
+"""The guard in front of every route of the page and of the API: logins, and the role that each needs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def is_api(path: str) -> bool:
     return path.startswith(PREFIXES)
 
 
-class Gate:
+class Guard:
     """ASGI middleware: identifies the principal of each request, and refuses those below the route's role."""
 
     def __init__(self, app: ASGIApp, access: PageAccess) -> None:

@@ -1,4 +1,4 @@
-"""The gate on a real port (T22, T23): the login link, passwords, sessions, keys, and other origins."""
+"""The guard on a real port (T22, T23): the login link, passwords, sessions, keys, and other origins."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from core.spec.access import Role
 from core.store.api_keys import ApiKeys
 from studio.app import serve
 from studio.server import access as page_access
-from studio.server.access import GatedAccess, Login
-from studio.server.gate import route_role
+from studio.server.access import Login, ScopeAccess
+from studio.server.guard import route_role
 from tests.browser.conftest import free_port
 
 ROUTES = (
@@ -56,7 +56,7 @@ class Studio:
 @pytest.fixture(scope="module")
 def open_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Studio]]:
     pages = []
-    with Engine(tmp_path_factory.mktemp("gate"), load=False) as engine:
+    with Engine(tmp_path_factory.mktemp("guard"), load=False) as engine:
 
         def open_(**options: Any) -> Studio:
             studio = Studio(engine, **options)
@@ -329,7 +329,7 @@ def test_t23_every_route_of_page_and_api_refuses_nobody_and_low_roles(linked: St
     keys = ApiKeys(linked.engine.workspace)
     secrets = {role: keys.create(f"walk {role}", role)[1] for role in ("viewer", "trainer")}
     page_routes = set(walk_routes(linked.page.app.routes))
-    api_routes = set(walk_routes(make_app(linked.engine, GatedAccess()).routes))
+    api_routes = set(walk_routes(make_app(linked.engine, ScopeAccess()).routes))
     assert len(page_routes) > 60 and len(api_routes) > 20
     seen = dict.fromkeys(Role, 0)
     with linked.client() as client:
