@@ -1,7 +1,7 @@
 # The checks that every change must pass. `make` alone lists them.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help check format lint types layers test screenshots
+.PHONY: help check format lint types layers test reference screenshots
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,9 @@ layers: ## who may import whom, and which word is at home where
 
 test: ## the whole suite
 	$(PYTHON) launch.py test
+
+reference: ## the reference pages in docs/reference, from the code
+	$(PYTHON) docs/reference.py
 
 screenshots: ## the images of the README
 	$(PYTHON) docs/screenshots.py

@@ -204,6 +204,13 @@ def serve(arguments: list[str]) -> int:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the studio sends no request by itself
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     space = os.environ.get("SPACE_HOST", "") if os.environ.get("SPACE_ID") else ""
+    notices: tuple[str, ...] = ()
+    if space and args.workspace == ROOT / "workspace":
+        from core.space.storage import VOLUME, open_storage
+
+        volume = Path(os.environ.get("ADAPTER_STUDIO_VOLUME") or VOLUME)
+        storage = open_storage(volume, args.workspace, ROOT / "seed")
+        args.workspace, notices = storage.workspace, storage.notices
 
     from core.engine import Engine
     from core.errors import StudioError
@@ -231,6 +238,7 @@ def serve(arguments: list[str]) -> int:
             ) as engine,
         ):
             os.environ["GRADIO_TEMP_DIR"] = uploads
+            engine.notices += notices
             serve_page(
                 engine,
                 host="0.0.0.0" if space else args.host,

@@ -17,6 +17,7 @@ LAYERS = {
     "core/store": 2,
     "core/data": 3,
     "core/gguf": 3,
+    "core/space": 3,
     "core/model": 4,
     "core/train": 5,
     "core/evaluate": 5,

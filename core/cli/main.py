@@ -29,6 +29,7 @@ from core.cli import (
     mixes,
     runs,
     serve,
+    space,
     workspace,
 )
 from core.cli.bases import prepare_base
@@ -146,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     workspace.add_workspace_verbs(
         add_group("workspace", "Back up a whole workspace, and move it to another machine."), _add_verb
     )
+    space.add_verbs(add_group("space", "The studio as a Hugging Face Space."), _add_verb)
     keys.add_verbs(add_group("keys", "API keys, with which other programs sign in."), _add_verb)
     workspace.add_trash_verbs(add_group("trash", "Deleted items."), _add_verb)
     return top

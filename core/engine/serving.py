@@ -75,7 +75,7 @@ class Request:
             log-probabilities.
         thinking: answers begin with a thought, on bases that think.
         follows: whether the reader wants the answers while they grow, or only the complete ones.
-        caller: the program or person that asks, who may have CALLER_LIMIT requests at once; "" is not counted.
+        caller: the program or person that asks, with at most CALLER_LIMIT requests; "" is not counted.
     """
 
     prompt: str | Sequence[dict[str, str]]

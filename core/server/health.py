@@ -14,14 +14,16 @@ router = APIRouter(tags=["Operation"])
 Anyone = Annotated[Principal, Depends(require(Role.NONE))]
 
 
-@router.get("/health")
+@router.get("/health", summary="Whether the process answers")
 async def check_health(principal: Anyone) -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
 @router.get(
-    "/ready", responses={503: {"description": "The base is not loaded; the problem says what is missing."}}
+    "/ready",
+    summary="Whether the base is loaded",
+    responses={503: {"description": "The base is not loaded; the problem says what is missing."}},
 )
 async def check_readiness(request: Request, principal: Anyone) -> dict[str, str]:
     """The base is loaded.

@@ -116,7 +116,12 @@ def read_resident_bytes() -> int | None:
     return int(found.split()[1]) * 1024 if found else None
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    summary="Counters for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 async def read_metrics(
     request: Request, principal: Annotated[Principal, Depends(require(Role.VIEWER))]
 ) -> Response:

@@ -42,27 +42,29 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", summary="List the models")
 def list_all(request: Request, principal: Viewer) -> dict[str, Any]:
     """The base, every adapter that can be mixed, every saved mix, and Auto where a gate works."""
     models = list_models(request.app.state.engine)
     return {"object": "list", "data": [model.to_json() for model in models]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", summary="Show a model")
 def describe(model_id: str, request: Request, principal: Viewer) -> dict[str, Any]:
     """One model: any name that a request may give, `mix:...` included."""
     return find_model(request.app.state.engine, model_id).to_json()
 
 
-@router.post("/v1/chat/completions", responses=ANSWER, response_class=Response)
+@router.post(
+    "/v1/chat/completions", summary="Answer a conversation", responses=ANSWER, response_class=Response
+)
 async def create_chat_completion(body: ChatRequest, request: Request, principal: Viewer) -> Response:
     """Answers a conversation under the mix that `model` names; a stream with `stream`."""
     answer = Answer(body.model, True, bool(body.logprobs), body.n or 1, body.includes_usage)
     return await _respond(body, answer, request, principal)
 
 
-@router.post("/v1/completions", responses=ANSWER, response_class=Response)
+@router.post("/v1/completions", summary="Continue texts", responses=ANSWER, response_class=Response)
 async def create_completion(body: CompletionRequest, request: Request, principal: Viewer) -> Response:
     """Continues one text or several under the mix that `model` names; a stream with `stream`."""
     answer = Answer(body.model, False, body.logprobs is not None, body.n or 1, body.includes_usage)

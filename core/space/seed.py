@@ -20,12 +20,13 @@ from core.errors import SpecError, StorageError, StudioError
 from core.space.selection import Selection
 from core.store import adapters, mixes
 from core.store.files import atomic_write, ensure_space, read_json, sha256_of, storage_error, write_json
-from core.store.records import write_record
 from core.store.workspace import Workspace
 
 RECORD = "SEED.json"
 FORMAT = 1
-MEMBER = re.compile(r"adapters/([a-z0-9][a-z0-9-]{0,63})/[\w-][\w.-]{0,99}|mixes/([a-z0-9][a-z0-9-]{0,63})\.json")
+MEMBER = re.compile(
+    r"adapters/([a-z0-9][a-z0-9-]{0,63})/[\w-][\w.-]{0,99}|mixes/([a-z0-9][a-z0-9-]{0,63})\.json"
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def plant_seed(folder: Path, workspace: Workspace) -> Planted:
     if _read_digest(workspace) == digest:
         return Planted()
     files = _read_files(folder)
-    items = {kind: sorted({m for m in _ids(files, kind)}) for kind in ("adapters", "mixes")}
+    items = {kind: sorted(set(_ids(files, kind))) for kind in ("adapters", "mixes")}
     added = [a for a in items["adapters"] if _plant_adapter(folder / "adapters" / a, workspace, a)]
     added_mixes, skipped = [], []
     for mix_id in items["mixes"]:

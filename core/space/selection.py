@@ -101,7 +101,7 @@ def choose_base(name: str, chosen: Sequence[Adapter]) -> str:
     if len(needed) > 1:
         raise SpecError(
             "The adapters belong to different bases: "
-            + ", ".join(f"{adapter!r} to {base}" for base, adapter in needed.items())
+            + ", ".join(f"{adapter_name!r} to {base}" for base, adapter_name in needed.items())
             + ".",
             "Choose adapters of one base.",
         ).at("adapter")
@@ -111,10 +111,10 @@ def choose_base(name: str, chosen: Sequence[Adapter]) -> str:
             f"The base of a Space must be {EMBEDDED}, {', '.join(KNOWN_BASES)} or a Hub id, got {base!r}.",
             "Upload the model to the Hub, and give its id with --base.",
         ).at("base")
-    for other, adapter in needed.items():
+    for other, adapter_name in needed.items():
         if other != base and is_portable(other):
             raise SpecError(
-                f"{adapter!r} was trained on {other}, and the base of the Space is {base}.",
+                f"{adapter_name!r} was trained on {other}, and the base of the Space is {base}.",
                 f"Give --base {other}, or leave this adapter out.",
             ).at("base")
     return base

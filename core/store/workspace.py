@@ -188,6 +188,11 @@ class Workspace:
         return self.root / ".api_keys.json"
 
     @property
+    def seed_path(self) -> Path:
+        """Which seed of a Space was copied into this workspace last (`core.space.seed`)."""
+        return self.root / "seed.json"
+
+    @property
     def probes_path(self) -> Path:
         """How fast and how exact 8-bit answers of each base are on this machine; it may be deleted."""
         return self.root / "answer_probes.json"
