@@ -99,8 +99,8 @@ def write_terminal() -> str:
         "# Terminal",
         "",
         NOTE,
-        "Every verb takes `--help`; `--json` prints one JSON value as the last line. Verbs on a workspace take",
-        "`--workspace`, and those that may load a base take `--base` and `--quantization`.",
+        "Every verb takes `--help`; `--json` prints one JSON value as the last line. Verbs on a workspace",
+        "take `--workspace`, and those that may load a base take `--base` and `--quantization`.",
     ]
     for words, parser in list_verbs(build_parser(), ("python -m core",)):
         lines += ["", f"## `{' '.join(words)}`", "", str(parser.description or ""), ""]
