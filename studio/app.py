@@ -17,7 +17,7 @@ from core.server.app import make_app
 from core.server.protection import is_loopback
 from core.spec.access import Role
 from core.store.api_keys import ApiKeys
-from studio import events, theme, tree
+from studio import events, named_endpoints, theme, tree
 from studio.actions import run_action
 from studio.assets import ICON
 from studio.components import guide
@@ -88,6 +88,7 @@ def build(engine: Engine) -> gr.Blocks:
             library_tab.shelf,
         ):
             events.refresh_after(events.bind(view.act, engine, run_action, None, outputs))
+        named_endpoints.wire(engine)
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
 
 

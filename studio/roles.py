@@ -22,6 +22,7 @@ VIEWER = {
     "components.guide": "ping poll",
     "components.imports": "poll_imports",
     "components.live": "metrics endings",
+    "named_endpoints": "answer_prompt compare_models list_models",
     "events": "_run",  # of a group: each of its handlers is checked
     "tabs.analysis": "compare_adapters explain_answer show_method_help",
     "tabs.base": "cancel_change pick_base poll_download refresh",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launch
@@ -18,6 +18,7 @@ from core.space import card, folder
 from core.space.card import HARDWARE, SpaceSpec
 from core.space.folder import BuiltSpace, build_space
 from core.space.selection import Selection, select
+from core.store.workspace import Workspace
 from tests.core.space.conftest import Library
 
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
@@ -85,8 +86,6 @@ def test_a_folder_with_anything_in_it_is_refused(built: BuiltSpace, tmp_path: Pa
 
 def test_a_failure_leaves_nothing(library: Library, tmp_path: Path) -> None:
     shutil.copytree(library.workspace.root, tmp_path / "w")
-    from core.store.workspace import Workspace
-
     workspace = Workspace(tmp_path / "w")
     selection = select(workspace, ["notes"], [])
     weights = workspace.path("adapters", library.notes, "adapter_model.safetensors")
@@ -133,6 +132,7 @@ def test_a_base_of_the_hub_is_named_and_loaded_at_build_time() -> None:
     assert "models" not in read_front(card.format_readme(SpaceSpec(), "smollm2-135m", Selection(), "6.0"))
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60))
 def test_any_title_that_is_allowed_survives_the_front_matter(title: str) -> None:
     try:

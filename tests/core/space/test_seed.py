@@ -74,7 +74,9 @@ def test_a_changed_or_missing_file_adds_nothing(library: Library, folder: Path, 
     weights = folder / "adapters" / library.answers / "adapter_model.safetensors"
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     weights.write_bytes(pointer)
-    with pytest.raises(StorageError, match=r"adapter_model\.safetensors of the seed .* changed .* git LFS"):
+    with pytest.raises(
+        StorageError, match=r"adapter_model\.safetensors of the seed is .* has changed .* \(git LFS\)"
+    ):
         plant_seed(folder, empty)
     weights.unlink()
     with pytest.raises(StorageError, match="is missing or has changed"):
