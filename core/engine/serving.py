@@ -48,7 +48,7 @@ class Progress:
 
     Attributes:
         columns: one for each choice.
-        tokens: per choice its tokens with their log-probabilities; empty where the request does not want them.
+        tokens: per choice its tokens with their log-probabilities; empty without `Request.top_tokens`.
         prompt_tokens: length of the prompt, in tokens.
         first_token_seconds: from the request to its first token; 0 before it.
         done: whether all choices have ended.
@@ -105,7 +105,7 @@ class Completion(Stream):
     Attributes:
         begun, first_token_at, sent_at: when it was submitted, had its first token, and its newest value, in
             seconds of `time.monotonic`; 0 before that.
-        scored: per choice its tokens as text, where the request wants them.
+        scored: per choice its tokens as text; empty without `Request.top_tokens`.
         on_change: is called without arguments, on the worker's thread, after every new value and at the end.
     """
 
