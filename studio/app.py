@@ -156,6 +156,7 @@ def serve(
                 "lifespan": make_lifespan(api),
             },
             ssr_mode=False,
+            _frontend=not space,  # a Space may take longer than the 3 s of Gradio's request to itself
             run_history=False,
             enable_monitoring=False,
             mcp_server=False,

@@ -14,7 +14,7 @@ import launch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_requirement_is_pinned() -> None:
+def test_t26_every_requirement_is_pinned() -> None:
     for file in (launch.REQUIREMENTS, launch.TEST_REQUIREMENTS):
         lines = [x for x in file.read_text().splitlines() if x and not x.startswith("#")]
         assert lines and all(launch.PIN.match(x) for x in lines)

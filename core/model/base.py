@@ -133,14 +133,19 @@ def load_base(
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config)
         _refuse_quantized_checkpoint(name, config)
+        _refuse_foreign_kernel(name, config)
         check_config(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         auto = AutoModelForSeq2SeqLM if family.seq2seq else AutoModelForCausalLM
+        kernel = _attention_kernel(auto, config)
+        # The setting of a config would win over the argument alone.
+        config._attn_implementation = kernel
         model = auto.from_pretrained(
             source,
+            config=config,
             dtype=dtype,
             device_map={"": torch_device},
-            attn_implementation=_attention_kernel(auto, config),
+            attn_implementation=kernel,
             use_safetensors=True,
             **common,
             **_quantization_arguments(quantization, dtype, sharded),
@@ -194,6 +199,24 @@ def _attention_kernel(auto: Any, config: Any) -> str:
     """
     kind = auto._model_mapping.get(type(config), None)
     return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
+
+
+def _refuse_foreign_kernel(name: str, config: Any) -> None:
+    """Checks that a config names no attention kernel of the Hub: code that would be downloaded and run.
+
+    Raises:
+        BaseModelError: it does, at any level.
+    """
+    configs = [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]
+    for part in configs:
+        kernel = getattr(part, "_attn_implementation", None)
+        named = kernel.values() if isinstance(kernel, dict) else [kernel]
+        for text in named:
+            if isinstance(text, str) and "/" in text:
+                raise BaseModelError(
+                    f"The config of {name!r} names the kernel {text[:80]!r}, which is code of the Hub.",
+                    "Remove attn_implementation from its config.json.",
+                )
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:

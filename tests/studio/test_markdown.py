@@ -38,7 +38,7 @@ def test_blocks_become_nodes_and_line_breaks_stay() -> None:
     assert numbered["vars"] == {"start": "2"} and [texts(k) for k in numbered["kids"]] == ["three", "four"]
 
 
-def test_html_stays_text_and_a_link_shows_its_address() -> None:
+def test_t18_html_stays_text_and_a_link_shows_its_address() -> None:
     made = render_markdown(SAMPLE)
     whole = "".join(map(texts, made))
     assert "<img src=x onerror=alert(1)>" in whole and "a link (http://host/page)" in whole

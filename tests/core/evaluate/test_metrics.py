@@ -202,7 +202,7 @@ def test_squad_normalise_drops_case_punctuation_and_articles() -> None:
     assert squad_normalise("A") == squad_normalise("?") == ""
 
 
-def test_csv_values_are_never_formulas() -> None:
+def test_t5_csv_values_are_never_formulas() -> None:
     assert [escape_cell(v) for v in ("=1+1", "+x", "-2", "@a", "\tb", "plain", -2.0)] == [
         "'=1+1",
         "'+x",

@@ -461,7 +461,7 @@ def test_the_proof_names_an_adapter_that_changes_nothing(engine: Engine, folder:
 
 
 @pytest.mark.parametrize("template", ["{% for x in", "{{ raise_exception('no') }}", "{{ messages[9].x.y }}"])
-def test_a_template_that_fails_is_left_out(template: str) -> None:
+def test_t16_a_template_that_fails_is_left_out(template: str) -> None:
     assert render(template, "a") == ""
 
 

@@ -25,6 +25,8 @@ from tests.core.space.conftest import Library
 pytestmark = pytest.mark.slow
 INSTALL = "ADAPTER_STUDIO_TEST_SPACE_INSTALL"
 START_SECONDS = 300.0
+# On a Space, Gradio requests fonts and the Space's record; the page's policy allows its own host only.
+BLOCKED = ("https://fonts.googleapis.com/", "https://huggingface.co/api/spaces/", "Space not found")
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,18 @@ def test_the_page_shows_the_lists_and_what_a_restart_loses(space: Space) -> None
         banner.wait_for()
         assert "is lost when the Space restarts" in banner.inner_text()
         page.get_by_role("tab", name="Mix", exact=True).click()
-        for name in ("notes", "answers", "Both at half"):
+        for name in ("notes", "answers"):
             page.get_by_text(name, exact=True).first.wait_for()
+        page.get_by_label("Saved mixes").click()
+        page.get_by_role("option").filter(has_text="Both at half").first.wait_for()
         browser.close()
-    assert console == []
-    assert "Traceback" not in space.log.read_text(encoding="utf-8")
+    assert console == [], "\n".join(console)
+    log = space.log.read_text(encoding="utf-8")  # Gradio's hot reload wants a package that the Hub adds
+    assert log.count("Traceback") == log.count("`spaces` package is required to run hot-reloading")
 
 
 def _note(console: list[str], message: Any) -> None:
-    if message.type in ("error", "warning") and not is_foreign(message.text):
+    """Keeps a warning or an error, except those about the hosts that Gradio requests and the page blocks."""
+    is_blocked = any(text in message.text for text in BLOCKED)
+    if message.type in ("error", "warning") and not is_foreign(message.text) and not is_blocked:
         console.append(message.text)

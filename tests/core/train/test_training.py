@@ -292,7 +292,7 @@ def test_a_full_disk_at_a_checkpoint_is_named_and_the_run_can_resume(
     assert engine.runs.wait(run.id).status is RunStatus.DONE
 
 
-def test_a_run_resumes_only_from_a_checkpoint_that_verifies(engine: Engine, corpus: Path) -> None:
+def test_t9_a_run_resumes_only_from_a_checkpoint_that_verifies(engine: Engine, corpus: Path) -> None:
     run_id = engine.runs.start(domain_spec(engine, corpus, max_steps=400, save_steps=3))
     wait_for(lambda: engine.runs.get(run_id).step >= 8)
     engine.runs.stop(run_id)

@@ -75,7 +75,7 @@ def test_a_dataset_with_a_script_is_read_from_its_converted_files(hub, tmp_path)
         (("a/configs", "", "", "../../x"), "A revision must be"),
     ],
 )
-def test_what_cannot_be_downloaded_is_said_in_words(hub, args, what):
+def test_t20_what_cannot_be_downloaded_is_said_in_words(hub, args, what):
     with pytest.raises(DataError) as caught:
         resolve(*args, endpoint=hub)
     assert what in str(caught.value) and caught.value.fix
