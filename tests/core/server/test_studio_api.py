@@ -85,7 +85,8 @@ def test_an_upload_becomes_a_dataset_with_its_rows(client, dataset):
     assert len(page["rows"]) == 2 and page["total"] == 48
 
 
-def test_an_upload_leaves_no_temporary_files(client, dataset):
+def test_an_upload_leaves_no_temporary_files(client, dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests have uploads at the same time
     folder = Path(tempfile.gettempdir())
     before = set(folder.glob(f"{UPLOAD_PREFIX}*"))
     assert upload(client, [("a.txt", TEXT), ("b.txt", TEXT)], name="Two")["state"] == "done"
@@ -126,7 +127,8 @@ def test_an_upload_that_cannot_be_read_is_refused_at_once(client, name, fields, 
     assert response.json()["field"] == field
 
 
-def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(client, engine, monkeypatch):
+def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(client, engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests have uploads at the same time
     monkeypatch.setattr(studio_api_datasets, "UPLOAD_LIMIT", 10_000)
     before = (len(engine.datasets.list()), set(Path(tempfile.gettempdir()).glob(f"{UPLOAD_PREFIX}*")))
     response = client.post("/api/datasets", files=[("files", ("a.txt", b"x" * 20_000))])
