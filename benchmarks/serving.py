@@ -54,11 +54,14 @@ class Ours:
         import torch
 
         from benchmarks.real_base_decoding import fill_adapters
+        from core.model import continuous_batch
         from core.model.families import LLAMA_LIKE
 
         resident = self.engine.resident_base.get()
-        resident.base.model.generation_config.eos_token_id = []
-        resident.base.tokenizer.eos_token_id = None  # every answer has all its tokens
+        append = continuous_batch.append_token  # every answer has all its tokens
+        continuous_batch.append_token = lambda state, token, _, tokenizer: append(
+            state, token, set(), tokenizer
+        )
         config = {
             "r": RANK,
             "lora_alpha": 2 * RANK,

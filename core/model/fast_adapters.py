@@ -26,6 +26,8 @@ from core.model.fast_layers import PackedBase, PackedGroup
 from core.model.mixing import Mixer
 from core.model.rank_space import ActiveMix, LoraBlock
 
+KEPT = 4  # selections of adapters that stay packed, of each group of projections
+
 
 @dataclass
 class PackedAdapters:
@@ -85,18 +87,29 @@ class GroupAdapters:
     live: list[tuple[LiveBlock, torch.Tensor]] = field(default_factory=list)
 
 
+def share_plan(base: PackedBase, mixer: Mixer) -> AdapterPlan:
+    """The plan of a mixer: one for all decoders, so that a new answer packs no adapter again."""
+    plan: AdapterPlan | None = mixer.packed_plan
+    if plan is None or plan.base is not base:
+        mixer.packed_plan = plan = AdapterPlan(base, mixer)
+    return plan
+
+
 class AdapterPlan:
     """Follows the active mix of a mixer.
+
+    Decoders that take turns share it: a decoder whose mix is not the newest updates it before it computes.
 
     Attributes:
         groups: [layer][group] -> what the mix adds there, or None.
     """
 
     def __init__(self, base: PackedBase, mixer: Mixer) -> None:
-        self._base, self._mixer = base, mixer
+        self.base, self._mixer = base, mixer
         self._mix: ActiveMix | None = None
         self._layout: Any = None  # the mixer's columns, which it replaces with every new layout
-        self._packed: dict[tuple[int, int], tuple[tuple[bytes, ...], PackedAdapters | None]] = {}
+        # Layer and group -> which ranks are on -> these ranks, the newest last.
+        self._packed: dict[tuple[int, int], dict[Any, PackedAdapters]] = {}
         self._modules: list[list[list[Any]]] = []
         self._unsupported_reason = ""
         self._checked: ActiveMix | None = None  # the mix that `_has_gains` was computed for
@@ -129,7 +142,7 @@ class AdapterPlan:
     def _follow_layout(self) -> None:
         if self._layout is not self._mixer.columns:
             self._layout, self._mix, self._packed = self._mixer.columns, None, {}
-            self._modules = [[group.modules() for group in layer.groups] for layer in self._base.layers]
+            self._modules = [[group.modules() for group in layer.groups] for layer in self.base.layers]
             known = {id(m) for layer in self._modules for group in layer for m in group}
             is_known = all(id(m) in known for m in self._mixer.layers)
             self._unsupported_reason = (
@@ -150,7 +163,7 @@ class AdapterPlan:
                 self._plan_group((i, j), group, self._modules[i][j], mix, rows)
                 for j, group in enumerate(layer.groups)
             ]
-            for i, layer in enumerate(self._base.layers)
+            for i, layer in enumerate(self.base.layers)
         ]
         return True
 
@@ -179,9 +192,12 @@ class AdapterPlan:
         active = [entry for entry in active if bool(entry[0].any())]
         if active:
             signature = tuple(bytes(mask.to(torch.uint8).tolist()) for mask, *_ in active)
-            if key not in self._packed or self._packed[key][0] != signature:
-                self._packed[key] = signature, _pack(group, [(m, s, b) for m, _, s, b, _ in active])
-            plan.packed = self._packed[key][1]
+            kept = self._packed.setdefault(key, {})
+            which = tuple((s, id(b), mask) for (_, _, s, b, _), mask in zip(active, signature, strict=True))
+            packed = kept.pop(which, None) or _pack(group, [(m, s, b) for m, _, s, b, _ in active])
+            kept[which] = plan.packed = packed
+            if len(kept) > KEPT:
+                del kept[next(iter(kept))]
             name = tuple((k, s) for (*_, k), s in zip(active, signature, strict=True))
             if name not in shared:
                 shared[name] = torch.cat(

@@ -26,7 +26,7 @@ from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention, sil
 
 from core.data.tokens.collation import pad_prompts
 from core.model.decoding import CausalDecoder, token_log_likelihoods
-from core.model.fast_adapters import AdapterPlan, GroupAdapters
+from core.model.fast_adapters import GroupAdapters, share_plan
 from core.model.fast_kernels import Call
 from core.model.fast_layers import PackedBase, PackedGroup, PackedLayer, Scratch
 from core.model.mixing import Mixer
@@ -53,7 +53,7 @@ class PackedDecoder:
     ) -> None:
         self._base, self._packed, self._mixer = base, packed, mixer
         self._max_new_tokens = max_new_tokens
-        self._plan = AdapterPlan(packed, mixer)
+        self._plan = share_plan(packed, mixer)
         self._prompts = [list(prompt) for prompt in prompts]
         self.history, _ = pad_prompts(prompts, base.tokenizer.pad_token_id)
         self._next = [list(prompt) for prompt in self._prompts]  # the tokens that the next step reads

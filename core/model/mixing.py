@@ -89,6 +89,7 @@ class Mixer:
     gains: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     own_weights: dict[str, OwnWeights] = field(default_factory=dict)
     _latest: tuple[Any, ActiveMix] | None = None  # the rows that were activated last: generation repeats them
+    packed_plan: Any = None  # its packed adapters, of `core.model.fast_adapters`
     _experts: list[nn.Module] = field(default_factory=list)
 
     @property

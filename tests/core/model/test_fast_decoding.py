@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from core.model import families, fast_decoding
+from core.model import families, fast_adapters, fast_decoding
 from core.model.base import Base, load_base
 from core.model.decoding import CausalDecoder
 from core.model.fast_decoding import PackedDecoder
@@ -322,3 +322,37 @@ def test_what_cannot_be_packed_is_named(changes: dict[str, Any], reason: str, tm
 
 def test_a_sliding_window_cannot_be_packed(tmp_path: Path) -> None:
     assert "window" in unpackable_reason(build_base(tmp_path, "mistral", sliding_window=64))
+
+
+def test_decoders_that_take_turns_share_packed_adapters_and_keep_their_numbers(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, packs, pack_once = resident.base, [], fast_adapters._pack
+
+    def count(*arguments: Any) -> Any:
+        packs.append(1)
+        return pack_once(*arguments)
+
+    rows = [[MixRow({"all": 0.5})], [MixRow({"query": 1.0}), MixRow({"all": 1.0, "mlp": -0.5})]]
+    prompts = [[PROMPTS[0]], PROMPTS[1:]]
+
+    def step(decoder: PackedDecoder, row: list[MixRow], token: int = 0) -> torch.Tensor:
+        with torch.inference_mode(), resident.mixer.activate(row):
+            if token:
+                decoder.append(torch.tensor([token] * len(row)))
+            return decoder.step().clone()
+
+    def make(i: int) -> PackedDecoder:
+        return PackedDecoder(base, base.packed, resident.mixer, prompts[i], 8)
+
+    alone = []
+    for i in (0, 1):
+        decoder = make(i)
+        alone.append([step(decoder, rows[i]), *(step(decoder, rows[i], t) for t in (20, 21, 22))])
+    monkeypatch.setattr(fast_adapters, "_pack", count)
+    one, two = make(0), make(1)
+    turns = [(step(one, rows[0]), step(two, rows[1]))]
+    turns += [(step(one, rows[0], t), step(two, rows[1], t)) for t in (20, 21, 22)]
+    assert not packs, "both selections of adapters were packed before"
+    for i in (0, 1):
+        assert all(torch.equal(a, turn[i]) for a, turn in zip(alone[i], turns, strict=True))
