@@ -10,6 +10,7 @@ The page's own answers (`engine.chat`) are batches of their own, because their m
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from core.model.continuous_batch import Answer, ContinuousBatch
     from core.model.resident import Resident
 
+logger = logging.getLogger(__name__)
 ROW_LIMIT = 64  # answers that are decoded at once; further requests wait
 WAITING_LIMIT = 256  # requests that wait; further ones are refused
 CALLER_LIMIT = 64  # requests of one caller that wait or are answered
@@ -253,6 +255,9 @@ class Serving:
                 ids, [request.mix] * request.choices, samplings, request.top_tokens
             )
         except StudioError as e:
+            completion.end(e)
+        except Exception as e:  # a defect: it ends this request, and no other
+            logger.exception("A request could not begin")
             completion.end(e)
 
     def _drop_unread(self, batch: ContinuousBatch) -> None:

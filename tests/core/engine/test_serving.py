@@ -14,6 +14,7 @@ import torch
 from core.engine import Engine, serving
 from core.engine.serving import Progress, Request
 from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
+from core.model import generate
 from core.model.continuous_batch import Answer, ContinuousBatch
 from core.server.streams import finish
 from core.spec.mix import Mix, Sampling
@@ -124,6 +125,28 @@ def test_a_request_that_cannot_be_answered_says_why(
     with pytest.raises(error, match=words):
         engine.serving.submit(request_of()).last()  # type: ignore[operator]
     assert beside.last().columns[0].tokens == 30
+
+
+def test_a_defect_ends_its_request_and_no_other(
+    engine: Engine, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = generate.encode_prompt
+
+    def fail(resident: object, prompt: str, *options: object) -> object:
+        if prompt == "fail":
+            raise TypeError("a defect")
+        return encode(resident, prompt, *options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generate, "encode_prompt", fail)
+    running = engine.serving.submit(Request(QUESTION, Mix(), Sampling(max_new_tokens=9)))
+    wait_until(lambda: engine.serving.active_count == 1)
+    requests = [
+        engine.serving.submit(Request(p, Mix(), Sampling(max_new_tokens=3))) for p in ("fail", "Where?")
+    ]
+    gate.set()
+    with pytest.raises(TypeError, match="a defect"):
+        requests[0].last()
+    assert requests[1].last().columns[0].tokens == 3 and running.last().columns[0].tokens == 9
 
 
 @pytest.mark.parametrize("options", [{"choices": 0}, {"choices": 17}, {"top_tokens": 21}, {"top_tokens": -1}])
