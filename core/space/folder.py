@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import Busy, InvalidName, StudioError
+from core.errors import StudioError
 from core.space import card
 from core.space.card import SpaceSpec
 from core.space.seed import write_seed
 from core.space.selection import Selection
-from core.store.files import delete, ensure_space, rename, storage_error, sync_file, sync_folder
-from core.store.locks import FileLock
+from core.store.files import ensure_space, sync_file, sync_folder
+from core.store.new_folders import make_folder
 from core.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,29 +71,11 @@ def build_space(
     """
     folder = folder.expanduser().resolve()
     sources = dict(_list_sources())
-    _check_is_empty(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.claim"), temporary=True):
-            try:
-                delete(partial)  # left by a killed process: its claim was free
-                partial.mkdir()
-                _fill(partial, sources, spec, base, selection)
-                if workspace is not None:
-                    write_seed(workspace, selection, partial / "seed")
-                sizes = _flush(partial)
-                _check_is_empty(folder)
-                if folder.exists():
-                    folder.rmdir()
-                rename(partial, folder)
-                sync_folder(folder.parent)
-            finally:
-                delete(partial)
-    except Busy as e:
-        raise Busy(f"Another process builds {str(folder)!r}.", "Wait until it has ended.") from e
-    except OSError as e:
-        raise storage_error(e, folder) from e
+    with make_folder(folder, "builds") as partial:
+        _fill(partial, sources, spec, base, selection)
+        if workspace is not None:
+            write_seed(workspace, selection, partial / "seed")
+        sizes = _flush(partial)
     return BuiltSpace(
         folder,
         base,
@@ -104,16 +86,6 @@ def build_space(
         sum(sizes),
         (*selection.notes, *_list_notes(spec)),
     )
-
-
-def _check_is_empty(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InvalidName(f"{str(folder)!r} is a file.", "Give a folder that does not exist yet.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InvalidName(
-            f"The folder {str(folder)!r} is not empty; nothing was changed.",
-            "Give a folder that does not exist yet, or an empty one.",
-        )
 
 
 def _list_sources() -> Iterator[tuple[str, Path]]:

@@ -20,19 +20,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.errors import Busy, DataError, InvalidName, NotFound, StorageError
+from core.errors import Busy, DataError, NotFound, StorageError
 from core.store import archives
 from core.store.archives import Limits, Report
 from core.store.files import (
     delete,
     read_json,
     remove_partial_file,
-    rename,
     storage_error,
     sync_file,
     sync_folder,
 )
 from core.store.locks import FileLock
+from core.store.new_folders import make_folder
 from core.store.snapshot import NAMES, open_snapshot
 from core.store.workspace import KINDS, Workspace
 
@@ -143,38 +143,11 @@ def unpack(path: Path, folder: Path, report: Report | None = None) -> BackupReco
         DiskFull, StorageError: the folder could not be written.
     """
     folder = folder.expanduser().resolve()
-    _check_is_empty(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        with FileLock(folder.with_name(f".{folder.name}.claim"), temporary=True):
-            try:
-                delete(partial)  # left by a killed process: its claim was free
-                partial.mkdir()
-                archives.extract(path, partial, MEMBERS, LIMITS, report)
-                record = _read_record(path, partial)
-                _complete(partial, record)
-                _check_is_empty(folder)
-                if folder.exists():
-                    folder.rmdir()
-                rename(partial, folder)
-                sync_folder(folder.parent)
-            finally:
-                delete(partial)
-    except Busy as e:
-        raise Busy(f"Another process unpacks into {str(folder)!r}.", "Wait until it has ended.") from e
-    except OSError as e:
-        raise storage_error(e, folder) from e
+    with make_folder(folder, "unpacks into") as partial:
+        archives.extract(path, partial, MEMBERS, LIMITS, report)
+        record = _read_record(path, partial)
+        _complete(partial, record)
     return record
-
-
-def _check_is_empty(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InvalidName(f"{str(folder)!r} is a file.", "Give a folder that does not exist yet.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InvalidName(
-            f"The folder {str(folder)!r} is not empty; nothing was changed.",
-            "Give a folder that does not exist yet, or an empty one.",
-        )
 
 
 def _read_record(path: Path, partial: Path) -> BackupRecord:
