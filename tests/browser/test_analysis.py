@@ -117,7 +117,9 @@ def test_attribution_interference_and_baking_are_shown(trained):
     tab(page, "Bake")
     page.locator("#analysis").get_by_label("Name").first.fill("Both in one")
     press(page, "Bake this mix")
-    page.get_by_text("Both in one is baked").wait_for()
+    result = page.locator("#bake-result")
+    until(lambda: "Nothing baked yet" not in result.inner_text(), 120, "the beginning of the bake")
+    until(lambda: "Both in one is baked" in result.inner_text(), 120, "the baked adapter")
     assert next(a for a in engine.library.adapters() if a.name == "Both in one").kind == "mix"
 
 
