@@ -1,5 +1,5 @@
 # Adapter Studio in a container: the page and the APIs on port 7860. See compose.yaml.
-# The default is torch's CPU build; TORCH_INDEX=https://pypi.org/simple takes the one for NVIDIA GPUs.
+# The default is torch's CPU build; an empty TORCH_INDEX takes the one for NVIDIA GPUs, from pip's own index.
 FROM python:3.11.13-slim-bookworm
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -16,7 +16,7 @@ WORKDIR /opt/adapter-studio
 
 # torch first: requirements.txt pins the same version, which is then installed already.
 COPY requirements.txt ./
-RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}" \
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${TORCH_VERSION}" \
     && pip install --no-cache-dir -r requirements.txt
 
 COPY launch.py LICENSE ./

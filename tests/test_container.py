@@ -110,7 +110,7 @@ def test_only_the_gpu_service_reserves_a_gpu(compose: dict[str, Any]) -> None:
     (device,) = compose["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     assert "deploy" not in compose["services"]["cpu"]
-    assert compose["services"]["gpu"]["build"]["args"]["TORCH_INDEX"] == "https://pypi.org/simple"
+    assert compose["services"]["gpu"]["build"]["args"]["TORCH_INDEX"] == ""
 
 
 def test_the_variables_of_the_container_are_those_that_launch_reads(compose: dict[str, Any]) -> None:
