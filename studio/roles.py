@@ -35,7 +35,7 @@ VIEWER = {
     "show_settings",
     "tabs.grid": "check fill_preset open_grid refresh",
     "tabs.keys": "refresh",
-    "tabs.library": "act_on_item cancel_delete pick_item refresh",  # the first and the third ask for more
+    "tabs.library": "act_on_item cancel_delete follow_changes pick_item refresh",  # two ask for more
     "tabs.mix": "_answer_link ask clear describe_mix follow_mixer load_mix open_link refresh save_mix "
     "show_saved_mix stop",
     "tabs.runs": "change_queue compare_runs refresh show_queue",  # the first asks for more

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,19 @@ ASK = "ask"  # in place of a selected entry: the page asks whether to empty the 
 RENAMABLE = ("adapters", "datasets", "mixes", "runs")
 
 
+@dataclass
+class Selection:
+    """What one visitor looks at, as of the newest event of theirs that has begun.
+
+    Gradio reads the inputs of an event when it fires. A list that is drawn again after a change somewhere
+    else would therefore show what was selected then, and close what the visitor has opened since.
+    """
+
+    kind: str = "adapters"
+    picked: str = ""
+    events: int = 0  # that have begun
+
+
 @dataclass(frozen=True)
 class LibraryTab:
     """The components of the Library tab; `confirmation` holds what follows it."""
@@ -43,6 +58,7 @@ class LibraryTab:
     shelf: gr.HTML
     damaged: gr.HTML
     picked: gr.State
+    selection: gr.State
     details: gr.HTML
     tools: gr.Column
     name: gr.Textbox
@@ -82,7 +98,7 @@ def build(engine: Engine) -> LibraryTab:
             gate_form = calibration.build()
     picked = gr.State("")
     buttons = (errors, rename, delete, confirmation, question, confirm, cancel)
-    shown = (kind, shelf, damaged_items, picked, details, tools, name)
+    shown = (kind, shelf, damaged_items, picked, gr.State(Selection()), details, tools, name)
     return LibraryTab(imports, export_form, *shown, *buttons, gate_form)
 
 
@@ -90,26 +106,60 @@ def wire(tab: LibraryTab, engine: Engine, library_changed: events.EventGroup) ->
     """Connects the events."""
     adapter_import.wire(tab.adapter_import, engine)
     inputs = [tab.kind, tab.picked]
+    tracked = [*inputs, tab.selection]
     outputs = [tab.shelf, tab.picked, tab.details, tab.tools, tab.name, tab.rename, tab.confirmation]
-    # After the other lists: by then, the user may look at another kind than when the event began.
-    library_changed.then(refresh, inputs, outputs)
+    library_changed.then(follow_changes, [tab.selection], outputs)
     damaged.wire(tab.damaged, engine, library_changed)
     picking = [
-        events.bind(tab.kind.input, engine, refresh, inputs, outputs),
-        events.bind(tab.shelf.act, engine, pick_item, inputs, outputs),
-        events.bind(tab.details.act, engine, act_on_item, inputs, outputs),
-        events.bind(tab.confirm.click, engine, delete_item, inputs, outputs),
+        events.bind(tab.kind.input, engine, _track(refresh), tracked, outputs),
+        events.bind(tab.shelf.act, engine, _track(pick_item), tracked, outputs),
+        events.bind(tab.details.act, engine, _track(act_on_item), tracked, outputs),
+        events.bind(tab.confirm.click, engine, _track(delete_item), tracked, outputs),
     ]
     calibration.wire(tab.calibration, engine, library_changed, tab.kind, tab.picked, picking)
     for event in picking[1:]:
         events.refresh_after(event)
     renamed = events.bind(
-        tab.rename.click, engine, rename_item, [*inputs, tab.name], outputs, errors=tab.errors
+        tab.rename.click, engine, _track(rename_item), [*tracked, tab.name], outputs, errors=tab.errors
     )
     events.refresh_after(renamed)
     field_errors.wire(tab.errors, engine)
     events.bind(tab.delete.click, engine, confirm_delete, inputs, [tab.confirmation, tab.question])
     events.bind(tab.cancel.click, engine, cancel_delete, None, [tab.confirmation])
+
+
+def _track(fn: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """The handler `fn(engine, kind, picked, *rest)` as one that takes the visitor's selection after `picked`
+    and keeps it up to date."""
+
+    @functools.wraps(fn)
+    def call(engine: Engine, kind: str, picked: str, selection: Selection, *rest: Any) -> tuple[Any, ...]:
+        selection.kind, selection.events = kind, selection.events + 1
+        shown = fn(engine, kind, picked, *rest)
+        selection.picked = shown[1]
+        return shown
+
+    parameters = list(inspect.signature(fn).parameters.values())
+    parameters.insert(3, inspect.Parameter("selection", inspect.Parameter.POSITIONAL_OR_KEYWORD))
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def follow_changes(engine: Engine, selection: Selection) -> tuple[Any, ...]:
+    """Updates the list and the details after a change in the library.
+
+    What the visitor has opened or typed stays, such as a question before a deletion, unless the selected item
+    is not there any more.
+    """
+    while True:
+        now = (selection.kind, selection.picked, selection.events)
+        shelf, picked, details, *rest = refresh(engine, selection.kind, selection.picked)
+        if now != (selection.kind, selection.picked, selection.events):
+            continue
+        if picked == selection.picked:
+            return shelf, gr.skip(), details if picked else gr.skip(), *(gr.skip() for _ in rest)
+        selection.picked = picked
+        return shelf, picked, details, *rest
 
 
 def refresh(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:

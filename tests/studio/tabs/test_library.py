@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -46,6 +47,37 @@ def test_a_deletion_is_undone_and_the_mixes_of_the_adapter_are_right_again(engin
     assert engine.library.mix(MIX).warnings == [] and len(engine.library.verify(TASK)) == 3
     with pytest.raises(NotFound, match="It may be restored or deleted already"):
         library.act_on_item(engine, "adapters", "", pressed(**undo))
+
+
+def test_a_change_elsewhere_leaves_what_a_visitor_has_opened(engine: Engine) -> None:
+    selection = library.Selection("mixes", MIX)
+    engine.library.save_mix("Another", {})
+    shelf, picked, details, *rest = library.follow_changes(engine, selection)
+    assert "Another" in texts(shelf) and "Both" in texts(details)
+    assert [picked, *rest] == [gr.skip()] * 5, "the question before a deletion and a name that is typed stay"
+    engine.library.delete("mixes", MIX)
+    shelf, picked, details, tools, name, _, confirmation = library.follow_changes(engine, selection)
+    assert picked == selection.picked == "" and details == library.views.NOTHING_SELECTED and name == ""
+    assert tools == confirmation == gr.update(visible=False)
+    assert library.follow_changes(engine, selection)[1:] == (gr.skip(),) * 6
+
+
+def test_a_list_that_is_drawn_again_follows_an_event_that_began_since(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection, refresh = library.Selection(), library.refresh
+    pick = library._track(library.pick_item)
+
+    def refresh_while_an_item_is_picked(engine: Engine, kind: str, picked: str) -> tuple[Any, ...]:
+        monkeypatch.setattr(library, "refresh", refresh)
+        shown = refresh(engine, kind, picked)
+        pick(engine, "mixes", "", selection, pressed(pick=MIX))
+        return shown
+
+    monkeypatch.setattr(library, "refresh", refresh_while_an_item_is_picked)
+    shelf, picked, details, *_ = library.follow_changes(engine, selection)
+    assert (selection.kind, selection.picked) == ("mixes", MIX) and picked == gr.skip()
+    assert "Both" in texts(shelf) and "Both" in texts(details)
 
 
 def test_the_trash_shows_name_kind_size_and_time(engine: Engine) -> None:
