@@ -5,9 +5,13 @@ another adapter is switched on; a change of weights alone replaces the rows `s`.
 not packed: its tensors change at every optimizer step, so its product is computed from them in fp32.
 
 ```
-ranks of a group   | query: on, padded to 16 | key: ... | value: ... |      A: one product for the group
+                     adapter 0       adapter 1
+ranks of a group   | query: on | 0 | query: on | 0 | key: ... | value: ... |      A: one product for the group
 segments             each adds its B (s ⊙ ranks) to the outputs of one projection
 ```
+
+The ranks of each adapter are padded to whole blocks, which have one scale: what the adapters of a row add is
+the same to the bit, whatever adapters its neighbours have.
 
 Letters: B rows, N tokens, R packed ranks of a group, I inputs, O outputs.
 """
@@ -15,6 +19,8 @@ Letters: B rows, N tokens, R packed ranks of a group, I inputs, O outputs.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,42 +194,53 @@ class AdapterPlan:
                 else:
                     resting.append((start, block, part, (block.down.columns, id(rows), block.start)))
             start += size
-        active = [((part != 0).any(0), part, start, block, k) for start, block, part, k in resting]
-        active = [entry for entry in active if bool(entry[0].any())]
+        active = [(self._place(block, part), part, start, block, k) for start, block, part, k in resting]
+        active = [entry for entry in active if entry[0]]
         if active:
-            signature = tuple(bytes(mask.to(torch.uint8).tolist()) for mask, *_ in active)
             kept = self._packed.setdefault(key, {})
-            which = tuple((s, id(b), mask) for (_, _, s, b, _), mask in zip(active, signature, strict=True))
-            packed = kept.pop(which, None) or _pack(group, [(m, s, b) for m, _, s, b, _ in active])
+            which = tuple((s, id(b), places) for places, _, s, b, _ in active)
+            packed = kept.pop(which, None) or _pack(group, [(p, s, b) for p, _, s, b, _ in active])
             kept[which] = plan.packed = packed
             if len(kept) > KEPT:
                 del kept[next(iter(kept))]
-            name = tuple((k, s) for (*_, k), s in zip(active, signature, strict=True))
+            name = tuple((k, places) for places, *_, k in active)
             if name not in shared:
-                shared[name] = torch.cat(
-                    [
-                        torch.nn.functional.pad(part[:, mask], (0, -int(mask.sum()) % RANK_BLOCK))
-                        for mask, part, *_ in active
-                    ],
-                    dim=1,
-                ).contiguous()
+                parts = [_take(part.t(), places).t() for places, part, *_ in active]
+                shared[name] = torch.cat(parts, dim=1).contiguous()
             plan.rows = shared[name]
         return plan if plan.packed is not None or plan.live else None
 
+    def _place(self, block: LoraBlock, part: torch.Tensor) -> tuple[int, ...]:
+        """Where the ranks lie that are on in some row of s, (B, R): see `_place_ranks`."""
+        adapters = self._mixer.columns[block.down.columns].adapters[block.start : block.end]
+        return _place_ranks(tuple((part != 0).any(0).tolist()), adapters)
 
-def _pack(group: PackedGroup, parts: list[tuple[torch.Tensor, int, LoraBlock]]) -> PackedAdapters:
-    """Packs the ranks of each (mask, first output, block)."""
+
+@functools.lru_cache(maxsize=1024)
+def _place_ranks(is_on: tuple[bool, ...], adapters: tuple[int, ...]) -> tuple[int, ...]:
+    """The indices of the ranks that are on, adapter by adapter, each padded to whole blocks with -1."""
+    places: list[int] = []
+    for _, ranks in itertools.groupby(range(len(adapters)), lambda rank: adapters[rank]):
+        on = [rank for rank in ranks if is_on[rank]]
+        places += on + [-1] * (-len(on) % RANK_BLOCK)
+    return tuple(places)
+
+
+def _take(rows: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    """The rows of a matrix at these places; zeros at -1."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, 1))[list(places)]
+
+
+def _pack(group: PackedGroup, parts: list[tuple[tuple[int, ...], int, LoraBlock]]) -> PackedAdapters:
+    """Packs the ranks of each (places, first output, block)."""
     downs, ups, segments = [], [], []
     first = offset = 0
-    for mask, start, block in parts:
-        count = int(mask.sum())
-        padding = -count % RANK_BLOCK
-        a = block.down.a[:, block.start : block.end][:, mask].t()
-        downs.append(torch.nn.functional.pad(a, (0, 0, 0, padding)))
-        up = pack_weight(torch.nn.functional.pad(block.b[mask].t(), (0, padding)), RANK_BLOCK)
+    for places, start, block in parts:
+        downs.append(_take(block.down.a[:, block.start : block.end].t(), places))
+        up = pack_weight(_take(block.b, places).t(), RANK_BLOCK)
         ups.append(up)
-        segments.append([first, count + padding, start, up.outputs, offset])
-        first += count + padding
+        segments.append([first, len(places), start, up.outputs, offset])
+        first += len(places)
         offset += up.values.numel()
     return PackedAdapters(
         down=pack_weight(torch.cat(downs), group.weight.block),

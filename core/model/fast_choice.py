@@ -26,7 +26,7 @@ LEAST_PARAMETERS = 50_000_000  # smaller bases are fast enough, and 8 bits cost 
 LEAST_SPEEDUP = 1.3
 LEAST_AGREEMENT = 0.9  # of the most likely next tokens
 TIMED_STEPS = 4
-VERSION = 1  # of the kernels and the probe; another one makes stored results void
+VERSION = 2  # of the kernels and the probe; another one makes stored results void
 TEXT = (
     "The ferry leaves at eight in the morning and needs forty minutes to the island. On the pier a woman "
     "sells bread and warm milk. In 1911 a storm broke the old bridge, so the council built a new one of "

@@ -9,6 +9,8 @@ Letters as in `fast_kernels`.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +23,10 @@ from core.model.fast_ir import (
     I16,
     I32,
     INTS,
+    OUTPUTS,
     PAIRS,
     POINTER,
+    SUMS,
     VOID,
     ZEROS,
     Loop,
@@ -43,20 +47,24 @@ from core.model.fast_kernels import (
     PREFETCH,
     PROJECT_FIELDS,
     RANK_BLOCK,
-    TILES,
     VECTOR,
 )
 
+CHAINS = 8  # sums that a processor adds to at once
+STEPS = 4  # pairs of inputs that one pass of the innermost loop multiplies
+LINE = 64  # bytes of a cache line
 SEGMENT_FIELDS = 5  # of a row of the segment table: first rank, ranks, first output, outputs, offset in B
 
 
 class Module:
     """One module of LLVM code; each method adds a function to it."""
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int, tiles: Sequence[int]) -> None:
         self.module = ir.Module("fast_kernels")
+        self.tiles = tiles
         # Without a triple LLVM takes the processor that it runs on.
         self.fma = self._declare("llvm.fma.v8f32", FLOATS, [FLOATS] * 3)
+        self.fma_outputs = self._declare("llvm.fma.v16f32", OUTPUTS, [OUTPUTS] * 3)
         self.abs = self._declare("llvm.fabs.v8f32", FLOATS, [FLOATS])
         self.rint = self._declare("llvm.rint.v8f32", FLOATS, [FLOATS])
         self.sqrt = self._declare("llvm.sqrt.f32", F32, [F32])
@@ -127,67 +135,59 @@ class Module:
         b.store(b.trunc(whole, ir.VectorType(I16, VECTOR)), at(b, q, I16, loop.index), align=2)
         loop.close()
 
-    def _tile(self, rows: int, outputs: int, block: int) -> Any:
+    def _tile(self, rows: int, block: int) -> Any:
         """`tile(first, end, K, q, scales, w, w_scales, y, stride, add)`: some rows, outputs first to end."""
         function, b = self._start(
             f"tile_{rows}_{block}", [N, N, N, POINTER, POINTER, POINTER, POINTER, POINTER, N, N]
         )
         first, end, inputs, q, scales, w, w_scales, y, stride, add = function.args
-        blocks = b.sdiv(inputs, number(block))
         x = [at(b, q, I16, b.mul(number(i), inputs)) for i in range(rows)]
-        loop = Loop(b, first, end, outputs)
-        lane = b.srem(loop.index, number(LANES))
-        group = b.sub(loop.index, lane)
-        w = at(b, w, I8, b.add(b.mul(group, inputs), b.mul(lane, number(block))))
-        w_scales = at(b, w_scales, F32, b.add(b.mul(group, blocks), lane))
-        inner = Loop(b, number(0), blocks)
-        sums = [[inner.carry(ZEROS) for _ in range(outputs)] for _ in range(rows)]
-        start, w_start = b.mul(inner.index, number(block)), b.mul(inner.index, number(block * LANES))
-        for line in range(0, outputs * block, 64):
-            ahead = at(b, w, I8, b.add(w_start, number(line + PREFETCH)))
-            b.call(self.prefetch, [ahead, *(ir.Constant(I32, i) for i in (0, 3, 1))])
-        products: list[list[Any]] = [[None] * outputs for _ in range(rows)]
-        for k in range(0, block, PAIRS):
-            values = [
-                read(b, at(b, row, I16, b.add(start, number(k))), ir.VectorType(I16, PAIRS), 2) for row in x
-            ]
-            for o in range(outputs):
-                weights = read(
-                    b, at(b, w, I8, b.add(w_start, number(o * block + k))), ir.VectorType(I8, PAIRS), 1
-                )
-                weights = b.sext(weights, ir.VectorType(I16, PAIRS))
-                for m in range(rows):
-                    product = multiply_pairs(b, values[m], weights)
-                    before = products[m][o]
-                    products[m][o] = product if before is None else b.add(before, product)
-        w_lanes = b.mul(inner.index, number(LANES))
-        factors = [
-            splat(b, read(b, at(b, w_scales, F32, b.add(w_lanes, number(o))), F32)) for o in range(outputs)
-        ]
-        results = iter(
-            inner.close(
-                *(
-                    b.call(self.fma, [b.sitofp(products[m][o], FLOATS), factors[o], sums[m][o]])
-                    for m in range(rows)
-                    for o in range(outputs)
-                )
+        loop = Loop(b, first, end, LANES)
+        w = at(b, w, I8, b.mul(loop.index, inputs))
+        w_scales = at(b, w_scales, F32, b.mul(loop.index, b.sdiv(inputs, number(block))))
+        inner = Loop(b, number(0), b.sdiv(inputs, number(block)))
+        sums = [inner.carry(ir.Constant(OUTPUTS, [ir.Constant(F32, 0.0)] * LANES)) for _ in range(rows)]
+        products = self._multiply_block(b, block, inner.index, x, w)
+        factors = read(b, at(b, w_scales, F32, b.mul(inner.index, number(LANES))), OUTPUTS)
+        results = inner.close(
+            *(
+                b.call(self.fma_outputs, [b.sitofp(product, OUTPUTS), factors, total])
+                for product, total in zip(products, sums, strict=True)
             )
         )
         is_sum = b.icmp_signed("!=", add, number(0))
-        for m in range(rows):
-            scale = read(b, at(b, scales, F32, number(m)), F32)
-            for o in range(outputs):
-                result = b.fmul(reduce(b, next(results), b.fadd), scale)
-                target = at(b, y, F32, b.add(b.mul(number(m), stride), b.add(loop.index, number(o))))
-                result = b.select(is_sum, b.fadd(read(b, target, F32), result), result)
-                b.store(result, target, align=4)
+        for m, result in enumerate(results):
+            result = b.fmul(result, splat(b, read(b, at(b, scales, F32, number(m)), F32), OUTPUTS))
+            target = at(b, y, F32, b.add(b.mul(number(m), stride), loop.index))
+            result = b.select(is_sum, b.fadd(read(b, target, OUTPUTS), result), result)
+            b.store(result, target, align=4)
         loop.close()
         b.ret_void()
         return function
 
+    def _multiply_block(self, b: Any, block: int, index: Any, x: Sequence[Any], w: Any) -> list[Any]:
+        """The exact products of one block of inputs, LANES int32 numbers for each row."""
+        start, w_start = b.mul(index, number(block)), b.mul(index, number(block * LANES))
+        for line in range(0, LANES * block, LINE):
+            ahead = at(b, w, I8, b.add(w_start, number(line + PREFETCH)))
+            b.call(self.prefetch, [ahead, *(ir.Constant(I32, i) for i in (0, 3, 1))])
+        chains = min(max(CHAINS // len(x), 1), STEPS)  # sums of a row that do not wait for each other
+        loop = Loop(b, number(0), number(block), 2 * STEPS)
+        sums = [[loop.carry(ir.Constant(SUMS, [0] * LANES)) for _ in range(chains)] for _ in x]
+        for step in range(STEPS):
+            k = b.add(loop.index, number(2 * step))
+            place = at(b, w, I8, b.add(w_start, b.mul(k, number(LANES))))
+            weights = b.sext(read(b, place, ir.VectorType(I8, PAIRS), 1), ir.VectorType(I16, PAIRS))
+            for row, totals in zip(x, sums, strict=True):
+                pair = splat(b, read(b, at(b, row, I16, b.add(start, k)), I32, 2), SUMS)
+                product = multiply_pairs(b, b.bitcast(pair, ir.VectorType(I16, PAIRS)), weights)
+                totals[step % chains] = b.add(totals[step % chains], product)
+        results = iter(loop.close(*(total for totals in sums for total in totals)))
+        return [functools.reduce(b.add, itertools.islice(results, chains)) for _ in x]
+
     def _linear(self, block: int) -> Any:
         """`linear(M, O, K, q, scales, w, w_scales, y, stride, add)`: all rows, by the largest tiles."""
-        tiles = {rows: self._tile(rows, outputs, block) for rows, outputs in TILES.items()}
+        tiles = {rows: self._tile(rows, block) for rows in self.tiles}
         function, b = self._start(
             f"linear_{block}", [N, N, N, POINTER, POINTER, POINTER, POINTER, POINTER, N, N]
         )
@@ -283,9 +283,10 @@ class Module:
         b.ret_void()
 
 
-def write_module(block: int) -> str:
-    """Returns the LLVM code of the kernels for weights with `block` inputs per scale."""
-    return str(Module(block).module)
+def write_module(block: int, tiles: Sequence[int]) -> str:
+    """Returns the LLVM code of the kernels for weights with `block` inputs per scale, and tiles of so many
+    rows, the largest first."""
+    return str(Module(block, tiles).module)
 
 
 def _inverse(b: Any, largest: Any) -> Any:

@@ -7,14 +7,16 @@ from typing import Any
 
 from llvmlite import ir
 
-from core.model.fast_kernels import VECTOR
+from core.model.fast_kernels import LANES, VECTOR
 
 I8, I16, I32, N = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32, POINTER, VOID = ir.FloatType(), ir.PointerType(), ir.VoidType()
 FLOATS = ir.VectorType(F32, VECTOR)
 INTS = ir.VectorType(I32, VECTOR)
 ZEROS = ir.Constant(FLOATS, [ir.Constant(F32, 0.0)] * VECTOR)
-PAIRS = 2 * VECTOR  # int16 products that one addition of neighbours makes into VECTOR int32 numbers
+PAIRS = 2 * LANES  # int16 products that one addition of neighbours makes into LANES int32 numbers
+OUTPUTS = ir.VectorType(F32, LANES)
+SUMS = ir.VectorType(I32, LANES)
 
 
 def number(value: int) -> Any:
@@ -84,11 +86,11 @@ def read(b: Any, pointer: Any, kind: Any, align: int = 4) -> Any:
     return b.load(pointer, align=align, typ=kind)
 
 
-def splat(b: Any, scalar: Any) -> Any:
-    """A vector with the same number in every place."""
-    undefined = ir.Constant(FLOATS, ir.Undefined)
+def splat(b: Any, scalar: Any, kind: Any = FLOATS) -> Any:
+    """A vector of a type with the same number in every place."""
+    undefined = ir.Constant(kind, ir.Undefined)
     vector = b.insert_element(undefined, scalar, ir.Constant(I32, 0))
-    return b.shuffle_vector(vector, undefined, _indices([0] * VECTOR))
+    return b.shuffle_vector(vector, undefined, _indices([0] * kind.count))
 
 
 def reduce(b: Any, vector: Any, combine: Any) -> Any:
@@ -104,7 +106,7 @@ def reduce(b: Any, vector: Any, combine: Any) -> Any:
 
 
 def multiply_pairs(b: Any, x: Any, w: Any) -> Any:
-    """Multiplies int16 numbers and adds neighbours: VECTOR int32 sums. x86 has one instruction for it."""
+    """Multiplies int16 numbers and adds neighbours: LANES int32 sums. x86 has one instruction for it."""
     wide = ir.VectorType(I32, PAIRS)
     product = b.mul(b.sext(x, wide), b.sext(w, wide))
     undefined = ir.Constant(wide, ir.Undefined)

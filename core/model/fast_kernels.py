@@ -10,11 +10,12 @@ Dettmers et al. 2022, arXiv 2208.07339). The sum over a block is exact in int32.
 y[m, o] = scale[m] · sum_b w_scale[o, b] · sum_{k in block b} q[m, k] · w[o, k]
 
 memory of the weights, so that a processor reads it front to back:
-| o0 block 0 | o1 block 0 | o2 block 0 | o3 block 0 | o0 block 1 | ...        LANES outputs side by side
+| o0 k0 k1 | o1 k0 k1 | ... | o15 k0 k1 | o0 k2 k3 | ...        LANES outputs side by side, inputs in pairs
 ```
 
-The arithmetic of a row does not depend on how many rows there are: tiles of 1, 2, 4 and 8 rows add in the
-same order, so a row's result is the same to the bit, whatever its neighbours are.
+Each place of a vector is an output, and an instruction multiplies two inputs and adds the products: no sum
+crosses a vector. So the arithmetic of an output depends neither on how many rows there are nor on how wide
+the vectors of the processor are: a row's result is the same to the bit, whatever its neighbours are.
 
 Letters: M rows, K inputs, O outputs, R ranks.
 """
@@ -24,17 +25,21 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-LANES = 4  # outputs that lie side by side in packed weights; O is a multiple of it
-VECTOR = 8  # fp32 numbers of one vector; narrower processors split it
+LANES = 16  # outputs that lie side by side in packed weights; O is a multiple of it
+VECTOR = 8  # fp32 numbers of one vector where rows are rounded; narrower processors split it
 BLOCKS = (64, 32, 16)  # inputs that share one weight scale; the largest that divides K is used
 RANK_BLOCK = 16  # the block of B factors; their ranks are padded to a multiple of it
-TILES = {8: 1, 4: 2, 2: 4, 1: 4}  # rows of a tile -> outputs of a tile; 8 sums each fill the registers
+TILES = (8, 4, 2, 1)  # rows of a tile, where a vector holds LANES numbers
+NARROW_TILES = (4, 2, 1)  # the same on other processors: more sums do not fit in their registers
+MULTIPLY_AND_ADD = ",+fast-dpwssd"  # LLVM's name for: vpdpwssd is worth it
+HAS_MULTIPLY_AND_ADD = ("avx512vnni", "avxvnni")
+WIDE = "avx512bw"  # the feature of processors whose vectors hold LANES numbers
 OUTPUTS_AT_ONCE = 32  # outputs whose weights stay in the first cache while all rows pass
 PREFETCH = 2048  # bytes ahead
 WEIGHT_MAX, ACTIVATION_MAX = 127.0, 32767.0
@@ -79,20 +84,21 @@ def pack_weight(weight: torch.Tensor, block: int = 0) -> PackedWeight:
         block: inputs per scale, a divisor of K; 0 chooses it.
     """
     block = block or choose_block(weight.shape[1])
-    missing = -len(weight) % LANES
-    blocks = torch.nn.functional.pad(weight.float(), (0, 0, 0, missing)).view(-1, LANES, weight.shape[1])
-    blocks = blocks.view(len(blocks), LANES, -1, block).transpose(1, 2)  # (O/4, K/block, 4, block)
-    scales = blocks.abs().amax(-1, keepdim=True) / WEIGHT_MAX
-    values = (blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
-    return PackedWeight(
-        values.contiguous(), scales.contiguous(), len(weight) + missing, weight.shape[1], block
+    inputs, missing = weight.shape[1], -len(weight) % LANES
+    blocks = torch.nn.functional.pad(weight.float(), (0, 0, 0, missing)).view(
+        -1, LANES, inputs // block, block
     )
+    scales = blocks.abs().amax(-1) / WEIGHT_MAX  # (O/16, 16, K/block)
+    values = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    values = values.round_().to(torch.int8).unflatten(-1, (-1, 2)).permute(0, 2, 3, 1, 4)
+    scales = scales.transpose(1, 2).contiguous()  # (O/16, K/block, 16)
+    return PackedWeight(values.contiguous(), scales, len(weight) + missing, inputs, block)
 
 
 def unpack_weight(packed: PackedWeight) -> torch.Tensor:
     """Returns the (O, K) weight that a packed one stands for; O includes the padding."""
-    blocks = packed.values.float() * packed.scales
-    return blocks.transpose(1, 2).reshape(packed.outputs, packed.inputs)
+    blocks = packed.values.permute(0, 3, 1, 2, 4).flatten(3) * packed.scales.transpose(1, 2).unsqueeze(-1)
+    return blocks.reshape(packed.outputs, packed.inputs)
 
 
 # The numbers of one call, 64 bits each; `p_` marks addresses. Rows of x, y and s may lie apart (`_stride`, in
@@ -137,12 +143,12 @@ class Call:
         fields = *source, *rounded, *weight.addresses, *target, *adapters
         self._fields = (ctypes.c_int64 * len(CALL_FIELDS))(*fields)
         self._address = ctypes.addressof(self._fields)
-        self._run = compile_kernels(weight.block).run
+        self._kernels = compile_kernels(weight.block)
 
     def __call__(self, x: torch.Tensor) -> None:
         """Runs it on an x of the same shape."""
         self._fields[_X] = x.data_ptr()
-        self._run(self._address)
+        self._kernels.run(self._address)
 
 
 _X = CALL_FIELDS.index("p_x")
@@ -162,10 +168,27 @@ class Kernels:
 
 @functools.cache
 def compile_kernels(block: int) -> Kernels:
-    """Compiles the kernels for weights with this many inputs per scale.
+    """Compiles the kernels for weights with this many inputs per scale, for the processor that it runs on.
 
     Raises:
         ImportError, OSError, RuntimeError: llvmlite is missing or has no code generator for this processor.
+    """
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    tiles = TILES if features.get(WIDE) else NARROW_TILES
+    # Without this, LLVM uses two instructions where these processors have one that also adds.
+    more = MULTIPLY_AND_ADD if any(features.get(name) for name in HAS_MULTIPLY_AND_ADD) else ""
+    return compile_for(block, llvm.get_host_cpu_name(), features.flatten() + more, tiles)
+
+
+def compile_for(block: int, processor: str, features: str, tiles: Sequence[int]) -> Kernels:
+    """Compiles the kernels for a processor by LLVM's names; its results are those of any other, to the bit.
+
+    Args:
+        block: inputs per scale.
+        features: of the processor, as "+avx2,-sse3".
+        tiles: rows of a tile, the largest first.
     """
     import llvmlite.binding as llvm
 
@@ -173,10 +196,10 @@ def compile_kernels(block: int) -> Kernels:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(write_module(block))
+    module = llvm.parse_assembly(write_module(block, tiles))
     module.verify()
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+        cpu=processor, features=features, opt=3, jit=True
     )
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.slp_vectorization = options.loop_vectorization = options.loop_unrolling = False

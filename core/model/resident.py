@@ -281,8 +281,10 @@ class Resident:
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._gradient_flags()
+        # A CPU base draws from no GPU, and the page of a Space on ZeroGPU must not touch the one it seems to have.
+        devices = [] if self.base.device.type == "cpu" else None
         with (
-            torch.random.fork_rng(enabled=not trainable),
+            torch.random.fork_rng(devices, enabled=not trainable),
             warnings.catch_warnings(),
             experts.expose_weight_names(self.base.model),
         ):
