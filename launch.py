@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -185,6 +186,25 @@ def announce(url: str, opens_browser: bool) -> None:
     print(f"\nAdapter Studio runs at {url}\n{how} Ctrl+C stops it.{once}\n", flush=True)
 
 
+def open_gpu_calls() -> Any:
+    """The calls in processes with a GPU, on a Space on ZeroGPU; None everywhere else.
+
+    Raises:
+        StudioError: the length of a slice is not allowed.
+    """
+    if not os.environ.get("SPACES_ZERO_GPU"):
+        return None
+    import importlib
+
+    from core.engine.gpu_calls import GpuCalls, read_slice_seconds
+    from core.space.zero_gpu import PACKAGE, SECONDS_VARIABLE, ZeroGpu, is_zero_gpu
+
+    if not is_zero_gpu(os.environ["SPACES_ZERO_GPU"]):
+        return None
+    seconds = read_slice_seconds(os.environ.get(SECONDS_VARIABLE, ""))
+    return GpuCalls(ZeroGpu(importlib.import_module(PACKAGE)), seconds)
+
+
 def serve(arguments: list[str]) -> int:
     """Starts the studio in this Python, which must have the requirements; returns the exit code."""
     import gc
@@ -203,7 +223,9 @@ def serve(arguments: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the studio sends no request by itself
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    space = os.environ.get("SPACE_HOST", "") if os.environ.get("SPACE_ID") else ""
+    # With a domain of its own, a Space has several names; the first is that of the Hub.
+    names = os.environ.get("SPACE_HOST", "").replace(",", " ").split() if os.environ.get("SPACE_ID") else []
+    space = names[0] if names else ""
     notices: tuple[str, ...] = ()
     if space and args.workspace == ROOT / "workspace":
         from core.space.storage import VOLUME, open_storage
@@ -217,7 +239,8 @@ def serve(arguments: list[str]) -> int:
     from core.gguf.model_stores import ModelFolders
     from core.spec.access import Role
     from studio.app import serve as serve_page
-    from studio.server.access import read_logins
+    from studio.server.access import read_logins, read_visitor_role
+    from studio.server.openid import OpenIdSettings
     from studio.uploads import keep_uploads
 
     gc.freeze()
@@ -225,16 +248,25 @@ def serve(arguments: list[str]) -> int:
     try:
         auth = args.auth if args.auth is not None else os.environ.get("ADAPTER_STUDIO_AUTH") or None
         logins = read_logins(auth, args.auth_file, Role[args.auth_role.upper()])
+        visitors = read_visitor_role(os.environ.get("ADAPTER_STUDIO_VISITORS", ""))
+        openid = OpenIdSettings.read(os.environ) if space else None
         folders = ModelFolders.find(os.environ)
+        gpu = open_gpu_calls()
+        if gpu:
+            from core.space.zero_gpu import NOTICE
+
+            notices += (NOTICE,)
         with (
             keep_uploads(os.environ.get("GRADIO_TEMP_DIR", "")) as uploads,
             Engine(
                 args.workspace,
                 args.base,
                 args.quantization,
+                "cpu" if gpu else "auto",
                 load=False,
                 folders=folders,
-                answers=args.answers,
+                answers="exact" if gpu else args.answers,
+                gpu=gpu,
             ) as engine,
         ):
             os.environ["GRADIO_TEMP_DIR"] = uploads
@@ -246,7 +278,9 @@ def serve(arguments: list[str]) -> int:
                 logins=logins,
                 link=not args.no_token,
                 space_host=space,
-                hosts=args.allowed_host,
+                visitors=visitors,
+                openid=openid,
+                hosts=[*args.allowed_host, *names[1:]],
                 announce=lambda url: announce(url, not (args.no_browser or space)),
                 announce_link=announce_link,
             )

@@ -18,6 +18,8 @@ An error says what was given, what is allowed, and what to do. The page (`studio
     ├── RunError             a run that cannot start, stop or resume
     │   ├── Diverged         the loss became NaN or infinite
     │   └── OutOfMemory      a training step does not fit in memory, even with one row
+    ├── GpuError             a call on a GPU that was refused, or ended from outside
+    │   └── GpuQuota         the GPU time of a visitor is used up
     ├── AccessError          something that the role of the caller does not allow
     ├── Busy                 a resource that is in use
     ├── Closing              the studio is being stopped
@@ -152,6 +154,22 @@ class Diverged(RunError):
 
 class OutOfMemory(RunError):
     """A training step does not fit in memory, even with one row."""
+
+
+class GpuError(StudioError):
+    """A call in a process with a GPU was refused, or the process was ended from outside."""
+
+
+class GpuQuota(GpuError):
+    """The GPU time that a visitor may use is used up.
+
+    Args:
+        left_seconds: what is left of it; None where that is not known.
+    """
+
+    def __init__(self, what: str, fix: str = "", *, left_seconds: int | None = None) -> None:
+        self.left_seconds = left_seconds
+        super().__init__(what, fix)
 
 
 class AccessError(StudioError):

@@ -17,27 +17,31 @@ from core.server.app import make_app
 from core.server.protection import is_loopback
 from core.spec.access import Role
 from core.store.api_keys import ApiKeys
-from studio import events, named_endpoints, theme, tree
+from studio import events, named_endpoints, permissions, theme, tree
 from studio.actions import run_action
 from studio.assets import ICON
 from studio.components import guide
+from studio.page import Page
 from studio.server import security
 from studio.server.access import Login, PageAccess, ScopeAccess
 from studio.server.api_mount import ApiMount, make_lifespan
+from studio.server.document import SharedDocument
 from studio.server.guard import Guard
+from studio.server.oauth import OAuth
+from studio.server.openid import OpenIdSettings
 from studio.server.routes import routes
 from studio.server.tracebacks import log_tracebacks
 from studio.server.visitors import OwnSession
 from studio.tabs import analysis, base, compare, data, evaluate, exports, keys, library, mix, runs, train
 
 TITLE = "Adapter Studio"
-QUEUE_LIMIT = 64  # waiting events; further ones are refused with a message
+QUEUE_LIMIT = 2000  # waiting events of all pages; a page that opens sends about 30
 UPLOAD_LIMIT = "1gb"  # per file from other machines; the owner of this one is limited by the disk
 
 
 def build(engine: Engine) -> gr.Blocks:
     """Builds the page for an engine; `serve` also serves it."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+    with Page(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         top = guide.guide(engine)
         with gr.Tabs(selected="data", elem_id="tabs") as tabs:
             with gr.Tab("Data", id="data"):
@@ -100,6 +104,8 @@ def serve(
     *,
     link: bool = False,
     space_host: str = "",
+    visitors: Role = Role.VIEWER,
+    openid: OpenIdSettings | None = None,
     hosts: Sequence[str] = (),
     share: bool = False,
     announce: Callable[[str], None] | None = None,
@@ -108,7 +114,7 @@ def serve(
 ) -> gr.Blocks:
     """Serves the studio: the page, and the API for other programs.
 
-    Without `logins` and `link`, every visitor is the owner; a visitor of a Space is then a viewer.
+    Without `logins` and `link`, every visitor is the owner. A visitor of a Space is a viewer until it signs in.
 
     Args:
         host: address to listen on.
@@ -116,6 +122,8 @@ def serve(
         logins: users with passwords.
         link: sign the owner in with a login link that works once; `logins` take its place.
         space_host: the host name when this is a Hugging Face Space.
+        visitors: the role of its anonymous visitors: VIEWER or NONE.
+        openid: how its users sign in with their Hugging Face account.
         hosts: further host names or addresses under which users reach this machine.
         share: also create a public Gradio link; needs `logins`.
         announce: is called with the page's URL (with `link`, the login link) as soon as the server answers.
@@ -136,12 +144,14 @@ def serve(
         if h and h not in ("0.0.0.0", "::")
     ]
     log_tracebacks()
-    access = _make_access(engine, port, logins, link, space)
+    access = _make_access(engine, port, logins, link, min(visitors, Role.VIEWER) if space else None, openid)
+    oauth = OAuth(openid, access) if openid else None
     api = make_app(engine, ScopeAccess())
     inner = [
-        Middleware(Guard, access=access),
+        Middleware(Guard, access=access, oauth=oauth),
         Middleware(OwnSession, access=access),
         Middleware(ApiMount, api=api),
+        Middleware(SharedDocument),
     ]
     page = build(engine)
     try:
@@ -167,7 +177,7 @@ def serve(
             favicon_path=str(ICON),
             theme=theme.theme(),
             css=theme.css(),
-            head=theme.fonts() + tree.script(),
+            head=theme.fonts() + tree.script() + permissions.script(page),
         )
     except OSError as e:
         raise SpecError(
@@ -184,13 +194,32 @@ def serve(
     return page
 
 
-def _make_access(engine: Engine, port: int, logins: Sequence[Login], link: bool, space: bool) -> PageAccess:
-    """Who may use the page; see `studio.server.access`."""
-    link = link and not logins and not space
+def _make_access(
+    engine: Engine,
+    port: int,
+    logins: Sequence[Login],
+    link: bool,
+    space_visitor: Role | None,
+    openid: OpenIdSettings | None,
+) -> PageAccess:
+    """Who may use the page; see `studio.server.access`.
+
+    Args:
+        space_visitor: the role of anonymous visitors of a Space; None elsewhere.
+    """
+    is_space = space_visitor is not None
+    link = link and not logins and not is_space
     visitor = Role.OWNER
-    if logins or link:
+    if space_visitor is not None:
+        visitor = space_visitor
+    elif logins or link:
         visitor = Role.NONE
-    elif space:
-        visitor = Role.VIEWER
-    keys = ApiKeys(engine.workspace)
-    return PageAccess(keys, port, visitor, link=link, logins=logins, is_framed=space)
+    return PageAccess(
+        ApiKeys(engine.workspace),
+        port,
+        visitor,
+        link=link,
+        logins=logins,
+        has_provider=openid is not None,
+        is_framed=is_space,
+    )

@@ -254,6 +254,7 @@ class EventGroup:
     def __init__(self) -> None:
         self._handlers: list[tuple[Callable[..., Any], Any, list[Any]]] = []
         self._after: list[tuple[Callable[..., Any] | str, Any, Any]] = []
+        self._calls: list[Callable[..., Any]] = []  # the handlers as `handler` makes them, once it is bound
 
     def add(self, fn: Callable[..., Any], inputs: Any = None, outputs: Sequence[Any] = ()) -> None:
         """Adds a handler.
@@ -274,6 +275,7 @@ class EventGroup:
 
     def wire(self, trigger: Any, engine: Any) -> None:
         """Binds the group to an event, once every handler is added."""
+        self._calls = [handler(fn, engine) for fn, *_ in self._handlers]
         inputs = {c for _, sources, _ in self._handlers for c in sources}
         outputs = list(dict.fromkeys(c for *_, targets in self._handlers for c in targets))
         event = bind_sequential(trigger, engine, self._run, inputs, outputs)
@@ -287,13 +289,14 @@ class EventGroup:
     def _run(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""
         updates: dict[Any, Any] = {}
-        for fn, sources, targets in self._handlers:
+        calls = self._calls or [handler(fn, engine) for fn, *_ in self._handlers]
+        for call, (_, sources, targets) in zip(calls, self._handlers, strict=True):
             if isinstance(sources, set):
                 arguments: list[Any] = [{c: values[c] for c in sources}]
             else:
                 arguments = [values[c] for c in sources]
             try:
-                result = handler(fn, engine)(*arguments)
+                result = call(*arguments)
             except gr.Error as e:
                 gr.Warning(e.message, title=e.title)
                 continue

@@ -57,6 +57,12 @@ TRAINER = {
     "tabs.grid": "act start",
     "tabs.train": "start",
 }
+# Handlers of all buttons of a list: what a button does -> the role that they ask for.
+ACTS = {
+    "tabs.runs.change_queue": dict.fromkeys(("move", "cancel", "requeue"), Role.TRAINER),
+    "tabs.library.pick_item": {"empty": Role.OWNER, "ask_empty": Role.OWNER},  # the second only asks
+    "tabs.library.act_on_item": {"restore": Role.OWNER},
+}
 # These run by themselves when the page opens or a list changes: a refusal changes nothing, without a message.
 AUTOMATIC = {
     "tabs.data": "show_example show_pending_example show_rows",

@@ -141,9 +141,15 @@ window.studio = (() => {
   async function copyText(text, done, failed = "This browser does not allow copying. Select the text instead.") {
     let message = done;
     try { await navigator.clipboard.writeText(text); } catch { message = failed; }
+    say(message);
+  }
+
+  // Shows a message at the bottom of the window for a moment, in place of the one before.
+  function say(message, milliseconds = 2500) {
+    document.querySelectorAll(".snackbar").forEach((e) => e.remove());
     const snackbar = make({ tag: "div", cls: "snackbar", attrs: { role: "status" }, kids: [message] });
     document.body.append(snackbar);
-    setTimeout(() => snackbar.remove(), 2500);
+    setTimeout(() => snackbar.remove(), milliseconds);
   }
 
   // Downloads a text as a file: CSV if its name says so, else Markdown.
@@ -156,6 +162,6 @@ window.studio = (() => {
 
   return {
     make, draw, view, bindActions, isHidden, colour, loadPlotly, onThemeChange, setTheme, storedTheme, refresh, present,
-    copyLink, saveFile,
+    copyLink, saveFile, say,
   };
 })();

@@ -19,6 +19,7 @@ LAYERS = {
     "core/gguf": 3,
     "core/space": 3,
     "core/model": 4,
+    "core/retrieve": 4,
     "core/train": 5,
     "core/evaluate": 5,
     "core/merge": 5,

@@ -33,6 +33,19 @@ CALIBRATION_SECONDS = 600.0  # that the end of a run waits for the calibration o
 BAR_WIDTH, LINE_WIDTH = 30, 110  # characters
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a verb returns that ends with an exit code of its own.
+
+    Attributes:
+        value: what --json prints.
+        exit_code: 0 is success, 1 an error; other codes are those that the help of the verb names.
+    """
+
+    value: Any
+    exit_code: int
+
+
 class AddVerb(Protocol):
     """Adds a verb to a group of the command line, and returns its parser for the verb's own options."""
 

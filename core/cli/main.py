@@ -21,19 +21,21 @@ from core.cli import (
     bases,
     bundles,
     calibration,
+    experiments,
     exports,
     grids,
     inspections,
     keys,
     library,
     mixes,
+    reports,
     runs,
     serve,
     space,
     workspace,
 )
 from core.cli.bases import prepare_base
-from core.cli.common import Verb
+from core.cli.common import Outcome, Verb
 from core.engine import Engine
 from core.errors import StudioError
 from core.gguf.model_stores import ModelFolders
@@ -71,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         restore_sigterm()
         restore_logs()
+    code = 0
+    if isinstance(value, Outcome):
+        value, code = value.value, value.exit_code
     if args.json:
         print(json.dumps(value, ensure_ascii=False, default=_to_json))
-    return 0
+    return code
 
 
 def _run_verb(args: argparse.Namespace) -> Any:
@@ -90,6 +95,7 @@ def _run_verb(args: argparse.Namespace) -> Any:
     with Engine(
         args.workspace, args.base, quantization, load=load, folders=folders, answers=answers
     ) as engine:
+        engine.experiments.read_variable = os.environ.get
         return args.verb(engine, args)
 
 
@@ -143,6 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
         add_group("grid", "Grids: one set of training settings with some varied, one run per combination."),
         _add_verb,
     )
+    experiments.add_verbs(
+        add_group("experiment", "Experiments: mixes and documents on the same questions, with intervals."),
+        _add_verb,
+    )
+    experiments.add_promotion_verbs(commands, _add_verb)
+    reports.add_verbs(add_group("report", "Reports of experiments, and repeating them."), _add_verb)
     bundles.add_verbs(add_group("bundle", "Runs that another machine trains."), _add_verb)
     workspace.add_workspace_verbs(
         add_group("workspace", "Back up a whole workspace, and move it to another machine."), _add_verb

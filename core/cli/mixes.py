@@ -12,6 +12,8 @@ from core.cli.common import AddVerb, ProgressBar, add_setting, read_mix, read_se
 from core.data.samples import FOLDERS, find_samples
 from core.engine import Engine
 from core.engine.gates import describe_decisions, read_decisions
+from core.errors import SpecError
+from core.spec.harness import HarnessSettings
 from core.spec.mix import Mix, Sampling
 from core.spec.settings import SEED
 
@@ -28,8 +30,9 @@ def add_verbs(group: Any, add: AddVerb) -> None:
     for f in dataclasses.fields(Sampling):
         add_setting(p, f)
 
-    p = add(group, "evaluate", evaluate, "Measure mixes on a split of a dataset.", needs_model=True)
-    p.add_argument("--dataset", required=True, help="Id of the dataset.")
+    help = "Measure mixes on a split of a dataset, or on tasks of EleutherAI's lm-evaluation-harness."
+    p = add(group, "evaluate", evaluate, help, needs_model=True)
+    p.add_argument("--dataset", help="Id of the dataset.")
     p.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
     p.add_argument("--limit", type=int, default=0, help="At most this many rows; 0 means all.")
     p.add_argument(
@@ -41,6 +44,7 @@ def add_verbs(group: Any, add: AddVerb) -> None:
         default=0,
         help="Longest answer, in tokens; 0 follows the longest answer of the data.",
     )
+    _add_harness_options(p)
     _add_mixes(p)
 
     p = add(
@@ -57,6 +61,18 @@ def add_verbs(group: Any, add: AddVerb) -> None:
         help="The sample data: an invented research station, or a museum in real English.",
     )
     p.add_argument("--seed", type=int, default=SEED, help="Seed of the training runs.")
+
+
+def _add_harness_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--harness",
+        metavar="TASKS",
+        help="Instead of a dataset: tasks of the lm-evaluation-harness, separated by commas, such as "
+        'arc_easy. --limit counts the rows of each task. Needs `pip install "adapter-studio[harness]"`.',
+    )
+    for f in dataclasses.fields(HarnessSettings):
+        if f.name not in ("tasks", "limit", "max_new_tokens"):
+            add_setting(p, f)
 
 
 def _add_mixes(p: argparse.ArgumentParser) -> None:
@@ -96,7 +112,13 @@ def _column_to_json(column: Column) -> dict[str, Any]:
 
 
 def evaluate(engine: Engine, args: argparse.Namespace) -> Any:
+    if bool(args.dataset) == bool(args.harness):
+        raise SpecError(
+            "Exactly one of --dataset and --harness must be given.", "For example --harness arc_easy."
+        )
     engine.bases.current(wait=True)
+    if args.harness:
+        return _run_harness(engine, args)
     progress = engine.evaluation.measure(
         _read_mixes(engine, args),
         args.dataset,
@@ -109,6 +131,18 @@ def evaluate(engine: Engine, args: argparse.Namespace) -> Any:
     for note in report.conditions.notes:
         print(f"Row {note.row} ({note.text!r}) was {note.effect}: {note.reason}.", file=sys.stderr)
     print(engine.evaluation.report_csv(report.id).read_text(encoding="utf-8"), end="")
+    return report
+
+
+def _run_harness(engine: Engine, args: argparse.Namespace) -> Any:
+    bar = ProgressBar()
+    tasks = tuple(t.strip() for t in args.harness.split(",") if t.strip())
+    settings = HarnessSettings(**{**read_settings(args, HarnessSettings), "tasks": tasks})
+    report = engine.harness.measure(
+        _read_mixes(engine, args), settings, lambda p: bar.show(p.done / max(p.total, 1), p.text)
+    )
+    print(engine.evaluation.report_csv(report.id).read_text(encoding="utf-8"), end="")
+    print(f"The harness's own results: {engine.workspace.path('reports', report.id, 'harness.json')}")
     return report
 
 

@@ -111,6 +111,13 @@ def load_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
         NotFound: the dataset does not exist.
         DamagedRecord: its record is damaged, or a split is missing or cut off.
     """
+    splits = [f"splits/{dataset_id}_{name}.jsonl" for name in SPLITS]
+    return workspace.records.read(
+        ("datasets", dataset_id), ("dataset.json", *splits), lambda: _read_dataset(workspace, dataset_id)
+    )
+
+
+def _read_dataset(workspace: Workspace, dataset_id: str) -> Dataset:
     path = workspace.find("datasets", dataset_id) / "dataset.json"
     dataset = read_record(path, Dataset, dataset_id)
     with report_damage(path):

@@ -23,6 +23,7 @@ from core.errors import SpecError
 from core.spec.mix import COLUMN_LIMIT, Mix, Sampling
 
 if TYPE_CHECKING:
+    from core.engine.gpu_answers import GpuAnswers
     from core.model.generate import Column
     from core.model.resident import Resident
 
@@ -56,10 +57,13 @@ class Chat:
 
     Args:
         resident: returns the resident base; called on the model's thread only.
+        calls: answers in a process with a GPU instead, one call for each answer; None answers here.
     """
 
-    def __init__(self, worker: Worker, resident: Callable[[], Resident]) -> None:
-        self._worker, self._resident = worker, resident
+    def __init__(
+        self, worker: Worker, resident: Callable[[], Resident], calls: GpuAnswers | None = None
+    ) -> None:
+        self._worker, self._resident, self._calls = worker, resident, calls
 
     def stream(
         self,
@@ -89,6 +93,8 @@ class Chat:
         """
         _check_count(mixes)
         spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))
+        if self._calls:
+            return self._calls.stream(prompt, live, spec, chat, same_noise, thinking)
         stream = self._worker.stream(
             lambda: self._frames(prompt, live, spec, chat, same_noise, thinking, exact)
         )
@@ -97,6 +103,8 @@ class Chat:
 
     def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
         """Changes the mixes of an answer that is being generated; they apply from its next token on.
+
+        An answer of `core.engine.gpu_answers` has its mixes by value: they apply to the next answer.
 
         Raises:
             SpecError: the number of mixes differs from the number of columns.
@@ -118,23 +126,7 @@ class Chat:
         thinking: bool = False,
         exact: bool = False,
     ) -> Generator[Frame | None, None, None]:
-        from core.model.generate import generate
-
-        resident = self._resident()
-        ids, left_out = _encode_conversation(resident, prompt, chat, sampling.max_new_tokens, thinking)
-        sent = 0.0
-        mixes = live.mixes
-        samplings = _column_samplings(sampling, len(mixes), same_noise)
-        for states in generate(
-            resident, [ids] * len(mixes), mixes, samplings, lambda: live.mixes, fast=not exact
-        ):
-            done = all(s.reason for s in states)
-            now = time.monotonic()
-            if done or now - sent >= FRAME_SECONDS:
-                sent = now
-                yield Frame([s.column(resident.base.tokenizer) for s in states], done, left_out)
-            else:
-                yield None
+        return generate_frames(self._resident(), prompt, live, sampling, chat, same_noise, thinking, exact)
 
     def stream_suite(
         self,
@@ -162,6 +154,39 @@ class Chat:
         from core.evaluate.suite import run_suite
 
         yield from run_suite(self._resident(), prompts, mixes, samplings, chat, system)
+
+
+def generate_frames(
+    resident: Resident,
+    prompt: str | Sequence[dict[str, str]],
+    live: LiveMixes,
+    sampling: Sampling,
+    chat: bool = True,
+    same_noise: bool = True,
+    thinking: bool = False,
+    exact: bool = False,
+) -> Generator[Frame | None, None, None]:
+    """Answers one prompt under every mix on a resident base; see `Chat.stream`.
+
+    Yields:
+        a Frame at most every FRAME_SECONDS and at the end, and None after every other token.
+    """
+    from core.model.generate import generate
+
+    ids, left_out = _encode_conversation(resident, prompt, chat, sampling.max_new_tokens, thinking)
+    sent = 0.0
+    mixes = live.mixes
+    samplings = _column_samplings(sampling, len(mixes), same_noise)
+    for states in generate(
+        resident, [ids] * len(mixes), mixes, samplings, lambda: live.mixes, fast=not exact
+    ):
+        done = all(s.reason for s in states)
+        now = time.monotonic()
+        if done or now - sent >= FRAME_SECONDS:
+            sent = now
+            yield Frame([s.column(resident.base.tokenizer) for s in states], done, left_out)
+        else:
+            yield None
 
 
 def _encode_conversation(

@@ -17,6 +17,7 @@ from core.store import (
     base_models,
     bundles,
     converted_bases,
+    experiments,
     exports,
     grids,
     mixes,
@@ -42,6 +43,7 @@ LOADERS: dict[str, Callable[[Workspace, str], Any]] = {
         exports.find(workspace, item_id) or bundles.find_bundle(workspace, item_id)
     ),
     "bases": converted_bases.load,
+    "experiments": experiments.load,
 }
 WORKSPACE = "workspace"
 VOTES, ORDER, BASE = "votes", "queue", "base"  # ids of the files of the workspace

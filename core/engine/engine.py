@@ -16,17 +16,24 @@ from core.engine.calibration import Calibration
 from core.engine.chat import Chat
 from core.engine.datasets import Datasets
 from core.engine.evaluation import Evaluation
+from core.engine.experiments import Experiments
 from core.engine.exports import Exports
+from core.engine.gpu_answers import GpuAnswers
+from core.engine.gpu_calls import GpuCalls
 from core.engine.grids import Grids
+from core.engine.harness import Harness
 from core.engine.imports import Imports
 from core.engine.inspection import Inspections
 from core.engine.library import Library
 from core.engine.ownership import Ownership
+from core.engine.promotions import Promotions
 from core.engine.queue import RunQueue
 from core.engine.resident_base import DEFAULT_BASE, ResidentBase
+from core.engine.retrieval import Retrieval
 from core.engine.run_executor import RunExecutor
 from core.engine.runs import Runs
 from core.engine.serving import Serving
+from core.engine.sliced_runs import SlicedRuns
 from core.engine.votes import Votes
 from core.engine.worker import Worker
 from core.gguf.model_stores import ModelFolders
@@ -47,12 +54,17 @@ class Engine:
         folders: where other programs keep their models; None means the usual folders of this user.
         answers: "exact" (in the base's own precision), "fast" (from 8-bit weights where a CPU base has them),
             or "auto" (8-bit weights where a probe shows that they pay).
+        gpu: answers and trains in processes that have a GPU for a limited time; None uses the resident base.
 
     Attributes:
         datasets, imports, inspection, library, bases: what is stored, and the base models.
         adapter_imports: adapters that other tools made.
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
+        experiments: mixes and documents on the same questions, with intervals.
+        promotions: which mix the name `production` stands for.
+        retrieval: searching the documents of datasets.
+        harness: the tasks of EleutherAI's lm-evaluation-harness.
         serving: answers for other programs, all in one running batch.
         exports: files for other tools.
         calibration: the gates of adapters, for weights on Auto.
@@ -79,6 +91,7 @@ class Engine:
         load: bool = True,
         folders: ModelFolders | None = None,
         answers: str = "exact",
+        gpu: GpuCalls | None = None,
     ) -> None:
         folders = folders or ModelFolders.find({})
         self.workspace = Workspace(workspace)
@@ -101,19 +114,34 @@ class Engine:
             self.queue,
             lambda: self.samples,
             self.calibration.start_for_run,
+            SlicedRuns(self.workspace, gpu.train, gpu.slice_seconds) if gpu else None,
         )
         self.runs = Runs(self.workspace, worker, resident_base, self.queue, self._executor)
         self.library = Library(self.workspace, worker, resident_base, self.runs)
         self.adapter_imports = AdapterImports(self.workspace, worker, resident_base)
         self.bases = Bases(self.workspace, worker, resident_base, self.runs, folders)
         self.grids = Grids(self.workspace, self.runs, self.queue)
-        self.chat = Chat(worker, resident_base.get)
+        self._gpu_answers = GpuAnswers(self.workspace, resident_base, gpu.answer) if gpu else None
+        self.chat = Chat(worker, resident_base.get, self._gpu_answers)
         self.serving = Serving(worker, resident_base.get)
         self.votes = Votes(self.workspace)
+        self.retrieval = Retrieval(self.workspace)
         self.analysis = Analysis(self.workspace, worker, resident_base.get)
         self.evaluation = Evaluation(
             self.workspace, worker, resident_base, self.datasets, lambda: self.samples
         )
+        self.harness = Harness(self.workspace, worker, resident_base)
+        self.experiments = Experiments(
+            self.workspace,
+            worker,
+            resident_base,
+            self.datasets,
+            self.library,
+            self.retrieval,
+            lambda: self.samples,
+            folders,
+        )
+        self.promotions = Promotions(self.workspace, self.library, self.datasets, self.experiments)
         self.exports = Exports(self.workspace, worker, resident_base, self.datasets, lambda: self.samples)
         if load:
             self.bases.load()
@@ -123,10 +151,14 @@ class Engine:
 
         Requests that still wait for the model end with an error.
         """
+        self.experiments.close()
         self.exports.close()
         self.calibration.close()
         self.imports.close()
+        self.retrieval.close()
         self.inspection.close()
+        if self._gpu_answers:
+            self._gpu_answers.close()
         self._executor.request_close()
         self.bases.stop_download()
         self.resident_base.close()

@@ -9,6 +9,7 @@ folder (`core.store.runs.write_stop_request`).
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from core.data.samples import Samples
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
 from core.engine.run_worth import YIELD_SECONDS, Turn, limit_seconds, measure_worth
+from core.engine.sliced_runs import SlicedRuns
 from core.engine.worker import BackgroundTask, Worker
 from core.errors import DiskFull, Diverged, OutOfMemory, StudioError
 from core.spec.training import RunStatus
@@ -42,6 +44,7 @@ class RunExecutor:
     Args:
         samples: returns the sample data; its general text is replayed when a spec names no replay dataset.
         finish: receives the id of an adapter that a run has added to the library, at the end of the run.
+        slices: trains in processes with a GPU; None trains on the resident base.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class RunExecutor:
         queue: RunQueue,
         samples: Callable[[], Samples],
         finish: Callable[[str], None] = lambda adapter_id: None,
+        slices: SlicedRuns | None = None,
     ) -> None:
         self._finish = finish
+        self.slices = slices
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self._queue, self._samples = queue, samples
         self._stop_requests: dict[str, str] = {}  # run id to "keep", "pause" or "close"
@@ -67,7 +72,9 @@ class RunExecutor:
         self._queue.lock(run.id)
         # Only after the lock is taken: until then, a request may belong to the session that still trains.
         self._stop_requests.pop(run.id, None)
-        self._queue.enter(run, lambda: self._train(run.id))
+        # A run in slices uses the GPU time of the request that starts it, which the context belongs to.
+        context = contextvars.copy_context() if self.slices else None
+        self._queue.enter(run, lambda: self._train(run.id, context))
 
     def request_stop(self, run_id: str, request: str) -> None:
         """Asks a run of this process to end after its current step.
@@ -88,7 +95,7 @@ class RunExecutor:
 
     # --- on the model's thread
 
-    def _train(self, run_id: str) -> None:
+    def _train(self, run_id: str, context: contextvars.Context | None = None) -> None:
         """Trains one run from start to end, and records how it ended."""
         try:
             run = runs.load(self._workspace, run_id)
@@ -98,6 +105,13 @@ class RunExecutor:
             if run.extra.launch:
                 launcher.run_processes(
                     self._workspace, run, yield_to_requests, lambda: self._poll_stop(run_id)
+                )
+                self._measure_worth(run_id, time.monotonic() - begin)
+                return
+            if self.slices and context is not None:
+                base, quantization, _ = self._resident_base.choice
+                self.slices.train(
+                    run, base, quantization, context, yield_to_requests, lambda: self._poll_stop(run_id)
                 )
                 self._measure_worth(run_id, time.monotonic() - begin)
                 return

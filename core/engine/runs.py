@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.data.datasets import Dataset, load_dataset, read_split
 from core.engine import run_advice
+from core.engine.gpu_estimates import SlicePlan, plan_slices
 from core.engine.queue import RunQueue
 from core.engine.resident_base import ResidentBase
 from core.engine.run_executor import RunExecutor
@@ -196,12 +197,32 @@ class Runs:
             NotFound, StorageError, SpecError
         """
         dataset = load_dataset(self._workspace, dataset_id)
+        size, info = self._estimate_size(dataset), self._resident_base.info
+        return run_advice.recommend_settings(dataset, size, preset, info.parameters, info.context)
+
+    def plan_slices(self, spec: TrainSpec) -> SlicePlan | None:
+        """The GPU time that a run would need in slices; None where it trains on the resident base.
+
+        Raises:
+            NotFound, StorageError: its dataset.
+        """
+        slices = self._executor.slices
+        if slices is None or not spec.dataset:
+            return None
+        size = self._estimate_size(load_dataset(self._workspace, spec.dataset))
+        info = self._resident_base.info
+        earlier = (r for r in self.list() if r.base_fingerprint and r.base_fingerprint == info.fingerprint)
+        rates = (self.history(r.id).tokens_per_second for r in earlier)
+        rate = next((r for r in rates if r > 0), 0.0)  # NaN where a run took no step
+        return plan_slices(spec, size, info.parameters, round(slices.seconds), rate)
+
+    def _estimate_size(self, dataset: Dataset) -> DataSize:
+        """How much a run on a dataset would train on; computed once."""
         size = self._sizes.get(dataset.sha256)
         if size is None:
-            size = run_advice.estimate_size(self._workspace, dataset_id)
+            size = run_advice.estimate_size(self._workspace, dataset.id)
             self._sizes = {**self._sizes, dataset.sha256: size}
-        info = self._resident_base.info
-        return run_advice.recommend_settings(dataset, size, preset, info.parameters, info.context)
+        return size
 
     def estimate_memory(self, spec: TrainSpec) -> MemoryReport | None:
         """What a run would need of the device's memory, against what is free; None while no base is loaded.

@@ -122,6 +122,18 @@ def _fold(text: str) -> str:
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in visible)
 
 
+def fold_characters(text: str) -> str:
+    """Applies NFKC and the tables of equal characters, with the case of the text; digits become ASCII.
+
+    A fraction or an exponent stays apart from the number before it.
+    """
+    if text.isascii():
+        return text
+    folded = unicodedata.normalize("NFKC", "".join(_separate(text)).translate(_SAME)).translate(_SAME)
+    folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in folded).replace("μ", "µ")
+
+
 def _separate(text: str) -> list[str]:
     """The characters, with a mark where NFKC would join a fraction or an exponent to the number before it."""
     parts: list[str] = []

@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from core.data.training_rows import join, read_training_rows
 from core.errors import Busy
 from core.merge.bake_checks import MixPart, check_files, compare_logits, concat_parts
 from core.merge.bake_result import BakedModule, BakeResult, ModulePart, share_of_energy, sum_kept_energy
@@ -254,6 +255,7 @@ def _save_adapter(
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
         config,
         metadata,
+        join(read_training_rows(resident.workspace, p.adapter) for p in parts).to_files(),
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.datasets import load_dataset
+from core.data.training_rows import TrainingRows, collect_training_rows, load_record
 from core.engine import Engine
 from core.errors import AdapterError, NotFound, RunError, StorageError, StudioError
 from core.remote.bundle import RESULT_FILE, RESULT_MEMBERS
@@ -71,6 +72,7 @@ def collect(engine: Engine, path: Path) -> Run:
                 lambda target: _copy(adapter_folder / adapters.WEIGHTS, target),
                 config,
                 _make_metadata(workspace, bundle, metadata),
+                _find_training_rows(workspace, bundle, adapter_folder).to_files(),
             )
             extra = dataclasses.replace(
                 bundle.extra,
@@ -215,6 +217,18 @@ def _make_metadata(workspace: Workspace, bundle: Bundle, claimed: dict[str, Any]
         "versions": _filter_plain(claimed.get("versions")),
         "results": {k: v for k, v in results.items() if isinstance(v, (int, float))},
     }
+
+
+def _find_training_rows(workspace: Workspace, bundle: Bundle, folder: Path) -> TrainingRows:
+    """The rows that the run has seen, from the datasets that were packed.
+
+    The record of the result counts only where a dataset or an adapter was deleted since.
+    """
+    own = collect_training_rows(workspace, bundle.spec)
+    if own.unknown:
+        with suppress(StudioError):
+            return load_record(folder)
+    return own
 
 
 def _filter_plain(value: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ notes-1f3a, Notes            an adapter, by its id or by a name that only it has
 tone-77c0, Tone              a saved mix, by its id or its name
 mix:notes=0.7,answers@-1     any weights and tilts, as `Mix.parse` reads them; auto as a weight is a gate
 auto                         every adapter whose gate works, each on Auto
+production                   the mix that was promoted last (`core.engine.promotions`)
 ```
 """
 
@@ -21,6 +22,7 @@ from core.engine.library import MixableAdapter
 from core.errors import SpecError
 from core.server.problems import Problem
 from core.spec.mix import Mix
+from core.spec.promotion import PRODUCTION
 from core.store.mixes import SavedMix
 
 BASE, AUTO, PREFIX = "base", "auto", "mix:"
@@ -35,7 +37,7 @@ class Model:
 
     Attributes:
         id: the name that stands for it in any request.
-        kind: "base", "domain", "task", "mix" or "auto".
+        kind: "base", "domain", "task", "mix", "auto" or "production".
         created: Unix seconds; 0 where it is not known.
         parents: ids of adapters: those of the mix, or the adapter that this one was trained on.
         digests: adapter id -> sha256 of its weights, where known.
@@ -76,7 +78,7 @@ class ModelNotFound(Problem):
 
 
 def list_models(engine: Engine) -> list[Model]:
-    """The base, every adapter that can be mixed now, every saved mix whose adapters exist, and Auto."""
+    """The base, Auto, what is promoted, and every adapter and saved mix that can be mixed now."""
     return _Names(engine).models
 
 
@@ -94,6 +96,8 @@ def find_model(engine: Engine, text: str) -> Model:
     names = _Names(engine)
     if text == AUTO:
         return names.make_auto()
+    if text == PRODUCTION and engine.promotions.current() is not None:
+        return names.make_production()
     if text.startswith(PREFIX):
         return names.read_mix(text)
     return names.find(text)
@@ -116,7 +120,43 @@ class _Names:
         adapters = [self._describe_adapter(a) for a in self._adapters.values() if a.fits]
         mixes = [self._describe_mix(m) for m in self._mixes.values() if not self._find_obstacle(m.mix)]
         auto = [self.make_auto()] if self._list_with_gates() else []
-        return [_BASE_MODEL, *auto, *adapters, *mixes]
+        return [_BASE_MODEL, *auto, *self._list_production(), *adapters, *mixes]
+
+    def _list_production(self) -> list[Model]:
+        """What is promoted, where it can be used now."""
+        try:
+            return [self.make_production()]
+        except Problem:
+            return []
+
+    def make_production(self) -> Model:
+        """The mix that was promoted last.
+
+        Raises:
+            Problem: none is promoted, or an adapter of it has changed or cannot be mixed now.
+        """
+        current = self._engine.promotions.current()
+        if current is None:
+            raise _refuse_name("model", PRODUCTION, self._list_names())
+        self._check(current.mix)
+        for adapter_id, digest in current.digests.items():
+            if self._digests([adapter_id]).get(adapter_id) != digest:
+                name = _quote(self._adapters[adapter_id].name)
+                raise Problem(
+                    409,
+                    f"The adapter {name} has changed since it was promoted.",
+                    "Promote it again, or roll back.",
+                    "model",
+                )
+        return Model(
+            PRODUCTION,
+            current.name,
+            PRODUCTION,
+            current.mix,
+            current.time,
+            tuple(current.weights),
+            current.digests,
+        )
 
     def make_auto(self) -> Model:
         """Every adapter whose gate works, on Auto.

@@ -71,6 +71,7 @@ def format_readme(spec: SpaceSpec, base: str, selection: Selection, gradio_versi
         "python_version": PYTHON,
         "app_file": "app.py",
         "suggested_hardware": spec.hardware,
+        "hf_oauth": True,  # users sign in with their account: the owner of the Space is the owner here
         "license": "apache-2.0",
         "short_description": DESCRIPTION,
     }
@@ -90,7 +91,11 @@ def format_readme(spec: SpaceSpec, base: str, selection: Selection, gradio_versi
 {listed}
 
 **Visitors** may prompt, mix, compare and vote. They see no rows of datasets, and cannot train or delete.
-With the secret `ADAPTER_STUDIO_AUTH` (`name:password`) only that user comes in, as the owner.
+
+**Sign in with Hugging Face**, and the owner of this Space, or an administrator of its organisation, is the
+owner of the studio; users in the variable `ADAPTER_STUDIO_TRAINERS` (names with blanks between them) may
+train; all others stay visitors. The secret `ADAPTER_STUDIO_AUTH` (`name:password`) adds an owner with a
+password. With `ADAPTER_STUDIO_VISITORS` set to `none`, visitors have to sign in.
 
 **Storage**: with a volume at `/data` (or where the variable `ADAPTER_STUDIO_VOLUME` says), everything is
 kept there. Without one, a restart empties the Space, and the page says so; what `seed/` holds is copied

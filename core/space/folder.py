@@ -18,6 +18,7 @@ from core.space import card
 from core.space.card import SpaceSpec
 from core.space.seed import write_seed
 from core.space.selection import Selection
+from core.space.zero_gpu import SECONDS_VARIABLE
 from core.store.files import ensure_space, sync_file, sync_folder
 from core.store.new_folders import make_folder
 from core.store.workspace import Workspace
@@ -146,6 +147,6 @@ def _list_notes(spec: SpaceSpec) -> list[str]:
     if spec.hardware != card.ZERO:
         return []
     return [
-        "ZeroGPU gives a GPU only to functions marked with @spaces.GPU. The studio has none yet, so such a "
-        "Space does not start: choose other hardware in its settings."
+        "On ZeroGPU, answers and training use the GPU time of each visitor, and training runs in slices (variable "
+        f"{SECONDS_VARIABLE}). That was tested in a simulation and not on the Hub: docs/zerogpu.md says how."
     ]

@@ -127,7 +127,7 @@ def recommend(kind: str, preset: str, size: DataSize, parameters: int, context: 
     spec = resolve(kind, preset, {})
     floor = floor_of(parameters)
     length = min(spec.max_length, context) if context else spec.max_length
-    packing, rows = spec.packing, _batch_rows(size, length, spec.packing, spec.replay_share)
+    packing, rows = spec.packing, count_batch_rows(size, length, spec.packing, spec.replay_share)
     preset_steps = math.ceil(rows / spec.effective_batch) * spec.epochs
     if kind == "task" and packing and rows < BATCHES_PER_EPOCH * spec.effective_batch:
         packing, rows = False, max(rows, size.rows)
@@ -193,7 +193,7 @@ def _count(steps: float) -> str:
     return f"{number:,} optimizer step{'' if number == 1 else 's'}"
 
 
-def _batch_rows(size: DataSize, length: int, packing: bool, replay_share: float) -> int:
+def count_batch_rows(size: DataSize, length: int, packing: bool, replay_share: float) -> int:
     """Rows of a batch that the data fills in one epoch: packed rows, or one for each row of the data."""
     if not packing:
         return max(1, size.rows)

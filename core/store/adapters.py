@@ -5,6 +5,7 @@
                   EXPERIMENT_METADATA.json    name, kind, base, dataset, settings, results
                   checksums.txt               the sha256 of every other file
                   README.md                   the model card
+                  training_rows.json          what it has seen (`core.data.training_rows`); not of imported ones
 
 Whether an adapter fits the resident base is decided by the fingerprint of the base and the shapes of the
 tensors, when it is loaded.
@@ -16,7 +17,7 @@ import contextlib
 import logging
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
@@ -149,6 +150,7 @@ def add(
     write_weights: Callable[[Path], None],
     config: dict[str, Any],
     metadata: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> Adapter:
     """Adds an adapter to the library. It appears complete or not at all, and replaces one with the same id.
 
@@ -160,6 +162,7 @@ def add(
         write_weights: writes the safetensors file at the path that it receives.
         config: fields of a LoraConfig.
         metadata: provenance; `id`, `name`, `sha256` and `created` are added here.
+        files: further files of the folder, by name, such as the record of the training rows.
 
     Raises:
         AdapterError: the weights or the config are invalid. StorageError: the files could not be written.
@@ -174,6 +177,10 @@ def add(
         adapter_weights.write_weights(write_weights, draft.path / WEIGHTS)
         write_json(draft.path / CONFIG, config)
         check_weights(draft.path, parse_config(config, only_plain=False))
+        for file, content in (files or {}).items():
+            with atomic_write(draft.path / file) as f:
+                f.write(content)
+            draft.expect(file)
         full = {
             "format": FORMAT,
             "id": adapter_id,
@@ -228,7 +235,11 @@ def load(workspace: Workspace, adapter_id: str) -> Adapter:
     Raises:
         NotFound: no such adapter. DamagedRecord: its metadata, config or weights are damaged.
     """
-    return read_files(workspace, adapter_id, lambda folder: _load_folder(folder, adapter_id))
+    return workspace.records.read(
+        ("adapters", adapter_id),
+        ("", METADATA, CONFIG, WEIGHTS),
+        lambda: read_files(workspace, adapter_id, lambda folder: _load_folder(folder, adapter_id)),
+    )
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class FileLock:
             # open elsewhere.
             with contextlib.suppress(OSError):
                 self._path.unlink()
+        unlock_file(self._file)
         self._file.close()
         self._file = None
 
@@ -128,6 +129,19 @@ def lock_file(file: IO[bytes]) -> bool:
         if e.errno in OWNED:
             return False
         raise
+
+
+def unlock_file(file: IO[bytes]) -> None:
+    """Unlocks an open file, also for the processes that were forked while it was locked.
+
+    They have inherited the open file, and closing it here alone would leave it locked until they end.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows has no fork, and closing the file unlocks it
+    with contextlib.suppress(OSError, ValueError):
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _lock_byte(file: IO[bytes]) -> bool:

@@ -103,16 +103,21 @@ def load(workspace: Workspace, mix_id: str) -> SavedMix:
     Raises:
         NotFound, DamagedRecord
     """
+    saved = workspace.records.read(("mixes",), (f"{mix_id}.json",), lambda: _read(workspace, mix_id))
+    warnings = [
+        _compare_adapter(workspace, a, digest, saved.names.get(a, a)) for a, digest in saved.adapters.items()
+    ]
+    return replace(saved, warnings=[w for w in warnings if w])
+
+
+def _read(workspace: Workspace, mix_id: str) -> SavedMix:
     path = workspace.find("mixes", mix_id)
     saved = read_record(path, SavedMix, mix_id)
     with report_damage(path):
         _ = saved.mix  # checks its limits
         if set(saved.weights) != set(saved.adapters):
             raise ValueError("its weights and its sha256 sums belong to different adapters")
-    warnings = [
-        _compare_adapter(workspace, a, digest, saved.names.get(a, a)) for a, digest in saved.adapters.items()
-    ]
-    return replace(saved, warnings=[w for w in warnings if w])
+    return saved
 
 
 def _compare_adapter(workspace: Workspace, adapter_id: str, digest: str, name: str) -> str:

@@ -134,8 +134,21 @@ def save(
     return report
 
 
+def add_file(workspace: Workspace, report_id: str, name: str, content: bytes) -> None:
+    """Writes a further file beside a report, such as the results of another tool. Raises NotFound."""
+    folder = workspace.find("reports", report_id)
+    with atomic_write(folder / name) as f:
+        f.write(content)
+
+
 def load(workspace: Workspace, report_id: str) -> Report:
     """Reads a report. Raises NotFound or DamagedRecord."""
+    return workspace.records.read(
+        ("reports", report_id), ("report.json",), lambda: _read(workspace, report_id)
+    )
+
+
+def _read(workspace: Workspace, report_id: str) -> Report:
     path = workspace.find("reports", report_id) / "report.json"
     report = read_record(path, Report, report_id)
     with report_damage(path):

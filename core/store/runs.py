@@ -378,17 +378,14 @@ def load(workspace: Workspace, run_id: str) -> Run:
     Raises:
         NotFound: no such run. DamagedRecord: run.json or the event log cannot be read.
     """
-    path = folder(workspace, run_id) / RECORD
-    record = read_record(path, _Record, run_id)
-    with report_damage(path):
-        extra = RunExtra.from_json(record.extra)
-        check_complete(record.spec)
-        unknown = {k: v for k, v in record.spec.items() if k not in SETTINGS}
-        spec = TrainSpec.from_record({k: v for k, v in record.spec.items() if k in SETTINGS})
+    place = ("runs", run_id)
+    record, extra, spec, unknown = workspace.records.read(place, (RECORD,), lambda: _read(workspace, run_id))
     status = record.status
     if status.is_alive and not is_alive(workspace, run_id):
         status = RunStatus.INTERRUPTED
-    step, total = _read_progress(events_path(workspace, run_id))
+    step, total = workspace.records.read(
+        place, (EVENTS,), lambda: _read_progress(events_path(workspace, run_id))
+    )
     is_resumable = status in RESUMABLE or (
         status in RESUMABLE_FROM_CHECKPOINT and _has_checkpoint(workspace, run_id)
     )
@@ -400,6 +397,18 @@ def load(workspace: Workspace, run_id: str) -> Run:
         resumable=is_resumable and not extra.has_unknown_launch and not unknown,
         unknown_settings=unknown,
     )
+
+
+def _read(workspace: Workspace, run_id: str) -> tuple[_Record, RunExtra, TrainSpec, dict[str, Any]]:
+    """The content of run.json: the record, its two objects, and the settings of other versions."""
+    path = folder(workspace, run_id) / RECORD
+    record = read_record(path, _Record, run_id)
+    with report_damage(path):
+        extra = RunExtra.from_json(record.extra)
+        check_complete(record.spec)
+        unknown = {k: v for k, v in record.spec.items() if k not in SETTINGS}
+        spec = TrainSpec.from_record({k: v for k, v in record.spec.items() if k in SETTINGS})
+    return record, extra, spec, unknown
 
 
 def load_all(workspace: Workspace) -> list[Run]:

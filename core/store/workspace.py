@@ -6,7 +6,8 @@
                           checksums.txt, README.md}                    (core.store.adapters)
            mixes/<id>.json   grids/<id>.json   reports/<id>/   maps/<sha256>/map.json   exports/<id>/
            bases/<id>/{source.json, config.json, *.safetensors, tokenizer}   (core.store.converted_bases)
-           mixes/votes.jsonl    runs/lineup.json    base.json
+           experiments/<id>/{experiment.json, cells/}                (core.store.experiments)
+           mixes/votes.jsonl    runs/lineup.json    promotions.jsonl    base.json
            trash/<entry>/       deleted items                          (core.store.trash)
            */.<id>.partial      a draft, not committed yet
            */.<id>.claim        locked by the process that writes the draft
@@ -33,10 +34,13 @@ from core.store import trash
 from core.store.files import delete, remove_partial_file, rename, storage_error, sync_file, sync_folder
 from core.store.locks import FileLock
 from core.store.permissions import PRIVATE_FOLDER, make_private
+from core.store.record_cache import RecordCache
 from core.store.trash import TrashedItem
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-KINDS = ("datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports", "bases")
+KINDS = (
+    "datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports", "bases", "experiments",
+)  # fmt: skip
 FILE_KINDS = ("mixes", "grids")  # an item is one JSON file; items of the other kinds are folders
 UNIQUE_NAMES = ("mixes",)  # two items of such a kind never have the same display name
 SINGULAR = {kind: "mix" if kind == "mixes" else kind[:-1] for kind in KINDS}
@@ -97,6 +101,7 @@ class Workspace:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().resolve()
+        self.records = RecordCache(self.root)
         try:
             self.root.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             for kind in KINDS:
@@ -176,6 +181,11 @@ class Workspace:
     def run_order_path(self) -> Path:
         """The order of queued runs. Its name is not an id, so it does not count as a run."""
         return self.root / "runs" / "lineup.json"
+
+    @property
+    def promotions_path(self) -> Path:
+        """The appended record of promotions and rollbacks."""
+        return self.root / "promotions.jsonl"
 
     @property
     def base_path(self) -> Path:

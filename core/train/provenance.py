@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.data.datasets import Dataset
+from core.data.training_rows import collect_training_rows
 from core.errors import StudioError
 from core.model.resident import Resident
 from core.store import adapters, runs
@@ -58,6 +59,7 @@ def add_to_library(
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
         config,
         {**metadata, "results": training_results(trainer, step, equals_base(tensors))},
+        collect_training_rows(workspace, run.spec).to_files(),
     )
     resident.add_saved_adapter(adapter, config, tensors)
     return adapter

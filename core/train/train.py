@@ -33,8 +33,9 @@ from core.train.sequences import build_sequences, sample_prompts
 from core.train.threads import StartBackground, ThreadControl
 from core.train.trainer import StudioTrainer
 
-# The status of a run that a stop request leaves to be resumed; "keep" ends a run instead.
-RESUMABLE_STATUS = {"pause": RunStatus.PAUSED, "close": RunStatus.INTERRUPTED}
+# The status of a run that a stop request leaves to be resumed; "keep" ends a run instead. After a slice
+# (`core.train.slices`), the next process continues it at once.
+RESUMABLE_STATUS = {"pause": RunStatus.PAUSED, "close": RunStatus.INTERRUPTED, "slice": RunStatus.RUNNING}
 
 
 def train(
@@ -52,14 +53,14 @@ def train(
     Args:
         yield_to_requests: serves waiting requests on the model, for at most the given number of seconds.
         poll_stop: "" to go on, "keep" to end and add the adapter to the library, "pause" or "close" to save a
-            checkpoint and resume later.
+            checkpoint and resume later, "slice" to save a checkpoint from which the next slice continues.
         general_texts: returns the built-in texts that are replayed when the spec names no replay dataset.
         group: the processes that train the run; each of them calls this function.
         background: starts a job on a thread of its own (`core.train.threads.PassiveWait`).
 
     Returns:
-        The run as it ended: DONE; STOPPED, with its adapter in the library; or PAUSED or INTERRUPTED, with a
-        checkpoint.
+        The run as it ended: DONE; STOPPED, with its adapter in the library; PAUSED or INTERRUPTED, with a
+        checkpoint; or RUNNING, with a checkpoint, after a slice.
 
     Raises:
         StudioError: the run could not start or continue; the caller records the error.
@@ -103,7 +104,8 @@ def train(
             run, trainer = train_with_retries(workspace, resident, run, inputs)
         stopped = trainer.state.global_step < trainer.state.max_steps and not trainer.progress.ended_early
         if stopped and (request := poll_stop()) in RESUMABLE_STATUS:
-            return group.update_run(workspace, run, status=RESUMABLE_STATUS[request])
+            status = RESUMABLE_STATUS[request]
+            return run if status is run.status else group.update_run(workspace, run, status=status)
         seconds = time.monotonic() - begin
         adapter = provenance.add_to_library(workspace, resident, run, dataset, trainer, seconds)
         equals_base = bool(adapter and adapter.results.get("equals_base"))

@@ -18,6 +18,7 @@ async function poll() {
     if (!document.hidden) {
       const response = await server.poll({});
       if (response.tree) studio.draw(root, response.tree);
+      studio.permit(response.visitor);
       if (response.revision && response.revision !== revision) { revision = response.revision; trigger("library_change"); }
       else if (sent - pings > delivered) { trigger("ping", { sent: sent - pings }); pings += 1; }
     }
@@ -35,6 +36,9 @@ root.addEventListener("click", (event) => {
   if (!target) return;
   const act = JSON.parse(target.dataset.act);
   if (act.do === "theme") studio.setTheme();
+  else if (act.do === "sign_in") { // a provider's page does not open in the frame of another site
+    if (window.top === window) location.assign("login"); else window.open("login", "_blank", "noopener");
+  } else if (act.do === "sign_out") fetch("logout", { method: "POST", redirect: "manual" }).then(() => location.reload());
   else trigger("act", act);
 });
 window.addEventListener("studio:refresh", poll);

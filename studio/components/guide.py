@@ -17,9 +17,10 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from studio import events, formatting
+from studio import events, formatting, permissions
 from studio.advice import NextStep, Step, next_step, path_steps
 from studio.assets import read_asset
+from studio.server.access import Visit
 from studio.tabs import suggestions
 from studio.tree import Node, button, node, progress_bar
 from studio.views.practice import practice_base_note
@@ -45,7 +46,8 @@ def ping(engine: Engine, event: gr.EventData) -> dict[str, Any]:
 
 
 def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
-    """The top of the page as a tree, and a revision that changes whenever a list on the page does."""
+    """The top of the page as a tree, a revision that changes whenever a list on the page does, and what the
+    visitor may do."""
     engine.bases.load()  # in the background, so that importing torch does not delay the first paint
     base, download = engine.bases.current(), engine.bases.download_state()
     datasets, adapters, runs = engine.datasets.list(), engine.library.adapters(), engine.runs.list()
@@ -76,8 +78,9 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     advice = next_step(base, datasets, adapters, runs, _suggest_datasets(engine, datasets))
     notices = [node("p", text, cls="note", role="status") for text in engine.notices]
     lines = node("div", render_line(steps, advice), practice_base_note(base), cls="guide-lines")
-    tree = node("div", _bar(base), *notices, lines)
-    return {"revision": revision, "tree": tree}
+    visit = permissions.find_visit()
+    tree = node("div", _bar(base, visit), permissions.render_role(visit), *notices, lines)
+    return {"revision": revision, "tree": tree, "visitor": permissions.describe(visit)}
 
 
 def _suggest_datasets(engine: Engine, datasets: Sequence[Any]) -> dict[str, str]:
@@ -101,7 +104,7 @@ def _list_absent_ids(engine: Engine, listed: Mapping[str, Sequence[Any]]) -> lis
     ]
 
 
-def _bar(base: Any) -> Node:
+def _bar(base: Any, visit: Visit) -> Node:
     brand = node(
         "div", node("span", cls="mark", aria_hidden="true"), node("h1", "Adapter Studio"), cls="brand"
     )
@@ -112,7 +115,8 @@ def _bar(base: Any) -> Node:
         act={"do": "theme"},
         title="Switch between light and dark",
     )
-    return node("div", brand, node("div", _base_button(base), cls="specs"), switch, cls="topbar")
+    specs = node("div", _base_button(base), cls="specs")
+    return node("div", brand, specs, permissions.render_session(visit), switch, cls="topbar")
 
 
 def _base_button(base: Any) -> Node:

@@ -4,7 +4,7 @@
     the login link (loopback)      refused: 401, and where to find the link
     --auth, --auth-file            refused: 401, with the login form
     --no-token (loopback)          the owner's
-    a Hugging Face Space           a viewer's
+    a Hugging Face Space           a viewer's; it signs in for more, with a password or `studio.server.oauth`
 
 A login starts a session: a random cookie, whose hash and role are kept in memory, so a restart ends it.
 """
@@ -22,19 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from core.errors import SpecError
 from core.server.access import ANONYMOUS, KeyAccess, Principal, read_key
 from core.server.failed_attempts import FailedAttempts
 from core.spec.access import Role
 from core.store.api_keys import ApiKeys, digest_of
+from studio.server import login_pages
 
 logger = logging.getLogger(__name__)
 SESSION_SECONDS = 30 * 24 * 3600
 SESSION_LIMIT = 1000  # of all users; the one that began first ends
 TOKEN_BYTES = 32
 SCOPE_KEY = "studio.principal"  # where the guard leaves the principal of a request
+ACCESS_KEY = "studio.access"  # and its `PageAccess`
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,21 @@ def read_logins(auth: str | None, file: Path | None, role: Role) -> list[Login]:
     return [Login.parse(line, role) for line in lines]
 
 
+def read_visitor_role(text: str) -> Role:
+    """The role of anonymous visitors of a Space: "viewer", or "none" where all have to sign in; "" is viewer.
+
+    Raises:
+        SpecError: it is another word.
+    """
+    allowed = {"": Role.VIEWER, "viewer": Role.VIEWER, "none": Role.NONE}
+    if text.strip().lower() not in allowed:
+        raise SpecError(
+            f"ADAPTER_STUDIO_VISITORS must be viewer or none, got {text[:40]!r}.",
+            "Anonymous visitors of a Space cannot have more.",
+        )
+    return allowed[text.strip().lower()]
+
+
 class Sessions:
     """The sessions of signed-in browsers.
 
@@ -98,10 +115,10 @@ class Sessions:
         self._clock = clock
         self._sessions: OrderedDict[str, tuple[Principal, float]] = OrderedDict()  # by hash, oldest first
 
-    def start(self, principal: Principal) -> str:
-        """Starts a session; returns the value of its cookie."""
+    def start(self, principal: Principal, seconds: float = SESSION_SECONDS) -> str:
+        """Starts a session that ends after some time; returns the value of its cookie."""
         token = secrets.token_urlsafe(TOKEN_BYTES)
-        self._sessions[digest_of(token)] = (principal, self._clock() + SESSION_SECONDS)
+        self._sessions[digest_of(token)] = (principal, self._clock() + seconds)
         while len(self._sessions) > SESSION_LIMIT:
             self._sessions.popitem(last=False)
         return token
@@ -130,6 +147,7 @@ class PageAccess:
         visitor: the role of a request without credentials.
         link: whether a login link signs the owner in; each link works once, and the next one is announced.
         logins: users with passwords.
+        has_provider: whether users of a Space sign in with their Hugging Face account.
         is_framed: another site shows the page in a frame (a Space), so the cookie must be sent there, too.
     """
 
@@ -141,23 +159,37 @@ class PageAccess:
         *,
         link: bool = False,
         logins: Sequence[Login] = (),
+        has_provider: bool = False,
         is_framed: bool = False,
     ) -> None:
         self.attempts = FailedAttempts()
         self.sessions = Sessions()
         self.cookie = f"adapter-studio-{port}"
         self.visitor_cookie = f"adapter-studio-visitor-{port}"
-        self.logins = tuple(logins)
+        self.logins, self.has_provider = tuple(logins), has_provider
         self.announce_link: Callable[[], None] = lambda: None
         self._keys = KeyAccess(keys, self.attempts)
         self._visitor = Principal("visitor", visitor) if visitor > Role.NONE else ANONYMOUS
         self._link = secrets.token_urlsafe(TOKEN_BYTES) if link else ""
-        self._is_framed = is_framed
+        self.is_framed = is_framed
 
     @property
     def query(self) -> str:
         """What the login link adds to the URL of the page; "" without a link."""
         return f"?token={self._link}" if self._link else ""
+
+    @property
+    def has_login_page(self) -> bool:
+        """Whether a visitor can sign in at `/login`."""
+        return bool(self.logins) or self.has_provider
+
+    def render_login(self, problem: str = "", reopens: bool = False, root: str = "") -> str:
+        """The page for signing in, or where the login link is; see `login_pages.render_login`."""
+        if not self.has_login_page:
+            return login_pages.render_notice(reopens=reopens)
+        return login_pages.render_login(
+            problem, reopens, has_form=bool(self.logins), has_provider=self.has_provider, root=root
+        )
 
     def identify(self, request: Request) -> Principal:
         """The principal of a request.
@@ -178,7 +210,7 @@ class PageAccess:
 
     def needs_visitor_cookie(self, request: Request) -> bool:
         """Whether a browser is an anonymous visitor of a Space that cannot be told from others yet."""
-        return self._is_framed and not (
+        return self.is_framed and not (
             request.cookies.get(self.cookie) or request.cookies.get(self.visitor_cookie)
         )
 
@@ -198,21 +230,31 @@ class PageAccess:
                 found = Principal(login.name, login.role)
         return found
 
-    def set_cookie(self, request: Request, response: Response, principal: Principal) -> None:
-        """Starts a session in the browser that made a request."""
-        response.set_cookie(
-            self.cookie,
-            self.sessions.start(principal),
-            max_age=SESSION_SECONDS,
-            httponly=True,
-            samesite="none" if self._is_framed else "strict",
-            secure=self._is_framed or request.url.scheme == "https",
-        )
-
-    def end_session(self, request: Request, response: Response) -> None:
-        """Ends the session of a request."""
+    def set_cookie(
+        self, request: Request, response: Response, principal: Principal, seconds: int = SESSION_SECONDS
+    ) -> None:
+        """Starts a session in the browser that made a request, in place of the one that it had."""
         self.sessions.end(request.cookies.get(self.cookie, ""))
-        response.delete_cookie(self.cookie)
+        token = self.sessions.start(principal, seconds)
+        response.set_cookie(self.cookie, token, max_age=seconds, **self._cookie_options(request))
+
+    def sign_out(self, request: Request) -> Response:
+        """The response to `/logout`: a POST ends the session, and a GET shows a page that sends it."""
+        user = self.find_session(request)
+        if request.method != "POST" and user is not None:
+            return HTMLResponse(login_pages.render_sign_out(name_of(user)))
+        response = RedirectResponse("./", status_code=303)
+        if request.method == "POST":
+            self.sessions.end(request.cookies.get(self.cookie, ""))
+            response.delete_cookie(self.cookie, **self._cookie_options(request))
+        return response
+
+    def _cookie_options(self, request: Request) -> dict[str, Any]:
+        return {
+            "httponly": True,
+            "samesite": "none" if self.is_framed else "strict",
+            "secure": self.is_framed or request.url.scheme == "https",
+        }
 
 
 class ScopeAccess:
@@ -232,6 +274,41 @@ def principal_of(request: Any) -> Principal:
     inner = getattr(request, "request", request)
     principal = getattr(inner, "scope", {}).get(SCOPE_KEY)
     return principal if isinstance(principal, Principal) else ANONYMOUS
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the page says about its visitor.
+
+    Attributes:
+        name: of a user who has signed in, or "".
+        can_sign_in: whether `/login` offers a way to more.
+        can_sign_out: whether the visitor has a session.
+        is_framed: the page may stand in a frame of another site, where a login page opens in a new tab.
+    """
+
+    role: Role
+    name: str = ""
+    can_sign_in: bool = False
+    can_sign_out: bool = False
+    is_framed: bool = False
+
+
+def describe_visit(request: Any) -> Visit:
+    """The visit that a request belongs to; it has passed the guard."""
+    inner = getattr(request, "request", request)
+    access = getattr(inner, "scope", {}).get(ACCESS_KEY)
+    role = principal_of(request).role
+    if not isinstance(access, PageAccess):
+        return Visit(role)
+    user = access.find_session(Request(inner.scope))
+    can_sign_in = user is None and role < Role.OWNER and access.has_login_page
+    return Visit(role, name_of(user) if user else "", can_sign_in, user is not None, access.is_framed)
+
+
+def name_of(principal: Principal) -> str:
+    """The name of a user as the page shows it."""
+    return principal.name.removeprefix("hf:")
 
 
 def split_refusal(principal: Principal, role: Role) -> tuple[str, str]:

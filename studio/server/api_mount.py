@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from studio.server import page_states
 from studio.server.guard import is_api
 from studio.server.security import NoSharing
 
@@ -28,7 +29,7 @@ class ApiMount:
 
 
 def make_lifespan(api: FastAPI) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:
-    """The lifespan of Gradio's application: that of the API, and the outermost middleware.
+    """The lifespan of Gradio's application: that of the API, the outermost middleware, and the states.
 
     Gradio adds its own middleware outside of every one that it takes, so `NoSharing` is put around the built
     stack here, before the first request.
@@ -37,6 +38,7 @@ def make_lifespan(api: FastAPI) -> Callable[[Any], contextlib.AbstractAsyncConte
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         app.middleware_stack = NoSharing(app.middleware_stack)
+        page_states.install(app)
         async with api.router.lifespan_context(api):
             yield
 

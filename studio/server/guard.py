@@ -16,7 +16,8 @@ from core.server.failed_attempts import address_of
 from core.server.problems import Problem
 from core.spec.access import Role
 from studio.server import login_pages
-from studio.server.access import SCOPE_KEY, PageAccess, describe_refusal
+from studio.server.access import ACCESS_KEY, SCOPE_KEY, PageAccess, describe_refusal
+from studio.server.oauth import OAuth
 from studio.server.security import is_navigation
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def is_api(path: str) -> bool:
 class Guard:
     """ASGI middleware: identifies the principal of each request, and refuses those below the route's role."""
 
-    def __init__(self, app: ASGIApp, access: PageAccess) -> None:
-        self.app, self.access = app, access
+    def __init__(self, app: ASGIApp, access: PageAccess, oauth: OAuth | None = None) -> None:
+        self.app, self.access, self.oauth = app, access, oauth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -80,7 +81,7 @@ class Guard:
                 is_public = route_role(scope["path"]) is Role.NONE
                 principal = ANONYMOUS if is_public else self.access.identify(request)
                 response = self._refuse(request, principal)
-                scope[SCOPE_KEY] = principal
+                scope[SCOPE_KEY], scope[ACCESS_KEY] = principal, self.access
         except Problem as problem:
             response = problem.respond()
         if response is None:
@@ -95,15 +96,15 @@ class Guard:
         if path == "/" and request.method == "GET" and "token" in request.query_params:
             return self._follow_link(request)
         if path == "/logout":
-            response = RedirectResponse("./", status_code=303)
-            self.access.end_session(request, response)
+            return self.access.sign_out(request)
+        if self.oauth is not None and (response := await self.oauth.respond(request)) is not None:
             return response
         if path == "/login":
-            if not self.access.logins:
+            if not self.access.has_login_page:
                 return RedirectResponse("./", status_code=303)
-            if request.method == "POST":
+            if request.method == "POST" and self.access.logins:
                 return await self._check_login(request)
-            return HTMLResponse(login_pages.render_form())
+            return HTMLResponse(self.access.render_login())
         return None
 
     def _follow_link(self, request: Request) -> Response | None:
@@ -128,7 +129,7 @@ class Guard:
         except Problem as problem:
             if not is_page:
                 raise
-            page = login_pages.render_form(f"{problem.what} {problem.fix}")
+            page = self.access.render_login(f"{problem.what} {problem.fix}")
             return HTMLResponse(page, status_code=429, headers=problem.headers)
         async with request.form(max_files=0, max_fields=10) as form:
             name, password = str(form.get("username", "")).strip(), str(form.get("password", ""))
@@ -138,7 +139,7 @@ class Guard:
             wrong = "The name or the password is wrong."
             if not is_page:
                 return JSONResponse({"detail": wrong}, status_code=401)
-            return HTMLResponse(login_pages.render_form(wrong), status_code=401)
+            return HTMLResponse(self.access.render_login(wrong), status_code=401)
         self.access.attempts.clear(address_of(request.scope))
         response: Response = JSONResponse({"success": True})
         if is_page:
@@ -174,7 +175,4 @@ class Guard:
         # site is opened once more from here.
         is_foreign = is_navigation(request.headers) and "sec-fetch-site" in request.headers
         reopens = is_foreign and request.headers["sec-fetch-site"] in ("cross-site", "same-site")
-        page = login_pages.render_form(reopens=reopens)
-        if not self.access.logins:
-            page = login_pages.render_notice(reopens=reopens)
-        return HTMLResponse(page, status_code=401)
+        return HTMLResponse(self.access.render_login(reopens=reopens), status_code=401)

@@ -20,31 +20,50 @@ code { padding: 1px 5px; border: 1px solid var(--line); border-radius: 5px; font
 label { display: block; margin-top: 14px; font-size: 14px; }
 input { box-sizing: border-box; width: 100%; margin-top: 4px; padding: 10px 12px; font: inherit;
   color: inherit; background: transparent; border: 1px solid var(--line); border-radius: 8px; }
-button { width: 100%; min-height: 44px; margin-top: 20px; border: 0; border-radius: 8px; font: inherit;
-  font-weight: 600; background: var(--accent); color: var(--on-accent); cursor: pointer; }
-input:focus-visible, button:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+button, a.button { box-sizing: border-box; display: block; width: 100%; min-height: 44px; margin-top: 20px;
+  padding: 10px; border: 0; border-radius: 8px; font: inherit; font-weight: 600; text-align: center;
+  text-decoration: none; background: var(--accent); color: var(--on-accent); cursor: pointer; }
+a { color: var(--accent); }
+input:focus-visible, button:focus-visible, a:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 p[role=alert] { color: var(--bad); }
 """
+PROVIDER = """<p><a class="button" href="login/huggingface">Sign in with Hugging Face</a></p>"""
+FORM = """<form method="post" action="login">
+<label>Name<input name="username" autocomplete="username" required></label>
+<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
+<button>Sign in</button>
+</form>"""
 REOPEN = '<meta http-equiv="refresh" content="0">'
 
 
-def render_form(problem: str = "", reopens: bool = False) -> str:
-    """The login form.
+def render_login(
+    problem: str = "",
+    reopens: bool = False,
+    *,
+    has_form: bool = True,
+    has_provider: bool = False,
+    root: str = "",
+) -> str:
+    """The page for signing in.
 
     Args:
         problem: why the last attempt was refused.
         reopens: the browser opens the URL once more, from this page.
+        has_form: users have passwords.
+        has_provider: users of a Space sign in with their Hugging Face account.
+        root: the way from this page to the first one, where that is not "./".
     """
     alert = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
-    return _render(
-        f"""<h1>Adapter Studio</h1>{alert}
-<form method="post" action="login">
-<label>Name<input name="username" autocomplete="username" required autofocus></label>
-<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
-<button>Sign in</button>
-</form>""",
-        reopens,
-    )
+    ways = (PROVIDER if has_provider else "") + (FORM if has_form else "")
+    return _render(f"<h1>Adapter Studio</h1>{alert}\n{ways}", reopens, root)
+
+
+def render_sign_out(name: str) -> str:
+    """Asks whether a user wants to sign out: only a form of this site can do it."""
+    return _render(f"""<h1>Sign out of Adapter Studio</h1>
+<p>You are signed in as {html.escape(name)}.</p>
+<form method="post" action="logout"><button>Sign out</button></form>
+<p><a href="./">Back to the studio</a></p>""")
 
 
 def render_notice(is_used: bool = False, reopens: bool = False) -> str:
@@ -65,9 +84,10 @@ use.</p>""",
     )
 
 
-def _render(body: str, reopens: bool) -> str:
+def _render(body: str, reopens: bool = False, root: str = "") -> str:
+    base = f'<base href="{root}">' if root else ""
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8">{base}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {REOPEN if reopens else ""}<meta name="robots" content="noindex"><title>Sign in · Adapter Studio</title>
 <style>{STYLE}</style></head><body><main>

@@ -21,6 +21,7 @@ from studio.server.streams import StreamEnd
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 UPLOAD = "/gradio_api/upload"
+LINKED = ("/", "/login", "/login/callback")  # pages that another site may link to or lead back to
 # These sites show a Space in a frame.
 PLATFORM = "https://huggingface.co https://*.huggingface.co https://*.hf.space"
 
@@ -84,7 +85,7 @@ def is_navigation(headers: Headers) -> bool:
 class SameOrigin:
     """ASGI middleware: refuses requests that come from another site's page, or another port of this one.
 
-    Another site may only link to the page itself.
+    Another site may only link to the page itself and to the pages for signing in.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -104,7 +105,7 @@ class SameOrigin:
         if is_same_origin(headers):
             return True
         is_read = scope["method"] in SAFE_METHODS
-        return is_read and scope["path"] == "/" and is_navigation(headers)
+        return is_read and scope["path"] in LINKED and is_navigation(headers)
 
 
 class NoSharing:

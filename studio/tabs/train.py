@@ -342,8 +342,15 @@ def update_start_button(engine: Engine, settings: dict[str, Any]) -> Any:
 
 
 def render_memory(engine: Engine, preset: str, settings: dict[str, Any]) -> Node | None:
-    """The memory that the run would need, highlighted when the device has less."""
-    report = engine.runs.estimate_memory(resolve(settings["kind"], preset, settings))
+    """The memory that the run would need, highlighted when the device has less.
+
+    Where runs train in slices, the GPU time that it would need takes its place: the memory of this process is
+    not that of the GPU.
+    """
+    spec = resolve(settings["kind"], preset, settings)
+    if plan := engine.runs.plan_slices(spec):
+        return node("p", plan.text, cls="quiet below")
+    report = engine.runs.estimate_memory(spec)
     if report is None:
         return None
     return node("p", report.text, cls="quiet below" if report.fits else "note")

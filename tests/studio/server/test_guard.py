@@ -121,8 +121,11 @@ def test_logging_out_ends_the_session(linked: Studio) -> None:
         cookies = dict(client.cookies)
         assert client.get("/config").status_code == 200
         assert client.get("/logout", headers={"sec-fetch-site": "cross-site"}).status_code == 403
-        assert client.get("/config").status_code == 200
-        assert client.get("/logout").status_code == 303
+        asked = client.get("/logout")
+        assert (asked.status_code, client.get("/config").status_code) == (200, 200)
+        assert "You are signed in as owner." in asked.text and 'method="post"' in asked.text
+        assert client.post("/logout", headers={"origin": "http://localhost:9"}).status_code == 403
+        assert client.post("/logout").status_code == 303
     with linked.client() as copy:
         copy.cookies.update(cookies)
         assert copy.get("/config").status_code == 401

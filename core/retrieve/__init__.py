@@ -1,0 +1,1 @@
+"""Retrieval: documents in chunks, their index, and prompts with passages."""
