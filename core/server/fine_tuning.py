@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
@@ -13,7 +13,7 @@ from core.engine import Engine
 from core.engine.fine_tuning import DOCUMENT_LIMIT, FineTuning, FineTuningStatus
 from core.engine.serving import Request as Question
 from core.server.access import Role, require
-from core.server.streams import finish
+from core.server.streams import CLIENT_LEFT, finish, wait_for_value
 from core.server.studio_api_models import (
     PROMPT_LIMIT,
     EngineOf,
@@ -194,13 +194,16 @@ _BODY = {
     openapi_extra={"requestBody": _BODY},
     dependencies=[Depends(require(Role.VIEWER))],
 )
-async def query(request: Request, engine: EngineOf) -> AnswerView:
+async def query(request: Request, engine: EngineOf) -> AnswerView | Response:
     """Answers a question, sent as a form field `query` or as JSON; without a version, the base answers."""
     question = await _read_query(request)
     mix, version = await run_in_threadpool(FineTuning(engine).find_mix)
     begun = time.monotonic()
     sampling = Sampling(max_new_tokens=question.max_new_tokens)
-    progress = await finish(engine.serving.submit(Question(question.query, mix, sampling)))
+    completion = engine.serving.submit(Question(question.query, mix, sampling))
+    progress = await wait_for_value(request, finish(completion))
+    if progress is None:
+        return Response(status_code=CLIENT_LEFT)
     column = progress.columns[0]
     return AnswerView(
         query=question.query, answer=column.text, fine_tuned=version > 0, model=mix.name, version=version,

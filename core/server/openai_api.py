@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -26,14 +26,12 @@ from core.server.model_names import find_model, list_models
 from core.server.openai_requests import ChatRequest, CompletionRequest, StrictRoute
 from core.server.openai_responses import Answer, name_all_active
 from core.server.problems import Problem
-from core.server.streams import follow
+from core.server.streams import CLIENT_LEFT, follow, wait_for_value
 
 logger = logging.getLogger(__name__)
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 Viewer = Annotated[Principal, Depends(require(Role.VIEWER))]
-T = TypeVar("T")
 MIX_HEADER = "X-Adapter-Studio-Mix"
-CLIENT_LEFT = 499  # as in nginx; no client reads it
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": f"The answer. The header {MIX_HEADER} names the mix that was active.",
@@ -79,13 +77,13 @@ async def _respond(
     completions = _submit(engine, body, model.mix, principal.name)
     values = _follow_all(completions, request.app.state.metrics)
     if body.stream:
-        first = await _wait_for_value(request, anext(values))
+        first = await wait_for_value(request, anext(values))
         if first is None:
             return Response(status_code=CLIENT_LEFT)
         headers = {MIX_HEADER: name_all_active([first[1]]), "Cache-Control": "no-cache"}
         events = _write_events(first, values, answer, len(completions))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
-    last = await _wait_for_value(request, _read_last(values, len(completions)))
+    last = await wait_for_value(request, _read_last(values, len(completions)))
     if last is None:
         return Response(status_code=CLIENT_LEFT)
     return JSONResponse(answer.describe(last), headers={MIX_HEADER: name_all_active(last)})
@@ -144,24 +142,6 @@ async def _read_last(values: AsyncIterator[tuple[int, Progress]], count: int) ->
     async for number, progress in values:
         last[number] = progress
     return [last[number] for number in range(count)]
-
-
-async def _wait_for_value(request: Request, work: Awaitable[T]) -> T | None:
-    """The value of `work`; None where the client disconnects before it. `work` is cancelled then."""
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_watch_disconnect(request))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
-    finally:
-        answer.cancel()
-        gone.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
-
-
-async def _watch_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _write_events(

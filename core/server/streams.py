@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
+
+from starlette.requests import Request
 
 from core.engine.serving import Completion, Progress
 
+T = TypeVar("T")
+CLIENT_LEFT = 499  # as in nginx; no client reads it
 WAIT_SECONDS = 5.0  # how often a waiting reader looks whether the stream is still served
 
 
@@ -51,3 +56,21 @@ async def finish(completion: Completion) -> Progress:
         last = value
     assert last is not None, "a stream without an error has a value"
     return last
+
+
+async def wait_for_value(request: Request, work: Awaitable[T]) -> T | None:
+    """The value of `work`; None where the client disconnects before it. `work` is cancelled then."""
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_watch_disconnect(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+
+
+async def _watch_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

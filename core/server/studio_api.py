@@ -8,7 +8,9 @@ from core.server import (
     studio_api_answers,
     studio_api_datasets,
     studio_api_document,
+    studio_api_experiments,
     studio_api_library,
+    studio_api_retrieval,
     studio_api_runs,
 )
 
@@ -18,6 +20,8 @@ for _part in (
     studio_api_runs,
     studio_api_library,
     studio_api_answers,
+    studio_api_retrieval,
+    studio_api_experiments,
     studio_api_document,
 ):
     router.include_router(_part.router)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from core.engine import Engine
 from core.engine.chat import Frame
 from core.engine.worker import Stream
+from core.errors import SpecError
+from core.retrieve.passages import Passage
 from core.server.access import Role, require
 from core.server.events_stream import (
     EVENT_SCHEMA,
@@ -22,6 +24,7 @@ from core.server.events_stream import (
     poll,
     poll_last,
 )
+from core.server.streams import CLIENT_LEFT, wait_for_value
 from core.server.studio_api_jobs import Job, Jobs
 from core.server.studio_api_mixes import find_mix
 from core.server.studio_api_models import (
@@ -34,6 +37,7 @@ from core.server.studio_api_models import (
     form,
     read_fields,
 )
+from core.server.studio_api_retrieval import Documents, PassageView, search_documents, view_passage
 from core.spec.mix import COLUMN_LIMIT, NEW_TOKENS_LIMIT, Sampling
 from core.store.reports import Report
 
@@ -60,14 +64,26 @@ class Comparison(BaseModel):
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)  # type: ignore[valid-type]
     chat: bool = Field(True, description="Render the prompt with the chat template; false continues it.")
     same_noise: bool = Field(True, description="Sample every column with the same seed.")
+    documents: Documents | None = Field(
+        None, description="Answer from these documents: passages for the last question stand before it."
+    )
+    with_documents: list[bool] | None = Field(
+        None,
+        max_length=COLUMN_LIMIT,
+        description="For each mix, whether it answers from the documents; null means that all do.",
+    )
 
 
 class ColumnView(BaseModel):
-    """The answer of one mix. `stamp` holds what was active, read from the tensors."""
+    """The answer of one mix. `stamp` holds what was active, read from the tensors.
+
+    `passages` are those of its prompt, cited as [1], [2]; `passages_left_out` did not fit in the context.
+    Both are null for an answer without documents.
+    """
 
     model_config = example(
         mix="base", text="In the north room.", thought="", tokens=6, seconds=0.2, done=True, reason="end",
-        stamp={"mix": "base"},
+        stamp={"mix": "base"}, passages=None, passages_left_out=None,
     )  # fmt: skip
     mix: str
     text: str
@@ -77,6 +93,8 @@ class ColumnView(BaseModel):
     done: bool
     reason: str
     stamp: dict[str, Any]
+    passages: list[PassageView] | None = None
+    passages_left_out: list[PassageView] | None = None
 
 
 class ComparisonView(BaseModel):
@@ -134,7 +152,23 @@ def start_comparison(engine: Engine, body: Comparison) -> Stream:
     mixes = [find_mix(engine, text) for text in body.mixes]
     sampling = Sampling.from_json(read_fields(body.sampling))  # type: ignore[arg-type]
     prompt = body.prompt if isinstance(body.prompt, str) else [m.model_dump() for m in body.prompt]
-    return engine.chat.stream(prompt, mixes, sampling, body.chat, body.same_noise)
+    passages = _find_passages(engine, body)
+    return engine.chat.stream(prompt, mixes, sampling, body.chat, body.same_noise, passages=passages)
+
+
+def _find_passages(engine: Engine, body: Comparison) -> list[list[Passage] | None] | None:
+    """For each column the passages that it answers from, or None; None for a request without documents."""
+    chosen = body.with_documents
+    if chosen is not None and (body.documents is None or len(chosen) != len(body.mixes)):
+        raise SpecError(
+            f"with_documents must have one value per mix ({len(body.mixes)}) beside documents, got {len(chosen)}.",
+            "Name the datasets in documents, and give one value per mix.",
+        )
+    if body.documents is None:
+        return None
+    question = body.prompt if isinstance(body.prompt, str) else body.prompt[-1].content
+    found = search_documents(engine, body.documents, question)
+    return [found if has_documents else None for has_documents in chosen or [True] * len(body.mixes)]
 
 
 def view_frame(frame: Frame, names: Sequence[str]) -> ComparisonView:
@@ -147,18 +181,21 @@ def view_frame(frame: Frame, names: Sequence[str]) -> ComparisonView:
         ColumnView(
             mix=name, text=c.text, thought=c.thought, tokens=c.tokens, seconds=c.seconds, done=c.done,
             reason=c.reason, stamp=c.stamp,
+            passages=[view_passage(p) for p in prompt.used] if prompt else None,
+            passages_left_out=[view_passage(p) for p in prompt.left_out] if prompt else None,
         )
-        for name, c in zip(names, frame.columns, strict=True)
+        for name, c, prompt in zip(names, frame.columns, frame.prompts or [None] * len(names), strict=True)
     ]  # fmt: skip
     return ComparisonView(columns=columns, done=frame.done, left_out=frame.left_out)
 
 
 @router.post("/compare", response_model=ComparisonView, summary="Answer a prompt with several mixes",
              dependencies=[Depends(require(Role.VIEWER))])  # fmt: skip
-async def compare(body: Comparison, engine: EngineOf) -> ComparisonView:
+async def compare(body: Comparison, engine: EngineOf, request: Request) -> ComparisonView | Response:
     """The answers of all mixes, computed in one batch; waits for their end."""
     stream = await run_in_threadpool(start_comparison, engine, body)
-    return view_frame(await poll_last(stream), body.mixes)
+    frame = await wait_for_value(request, poll_last(stream))
+    return Response(status_code=CLIENT_LEFT) if frame is None else view_frame(frame, body.mixes)
 
 
 @router.post(
@@ -178,7 +215,7 @@ async def compare(body: Comparison, engine: EngineOf) -> ComparisonView:
     summary="Follow the answers of several mixes as server-sent events",
     dependencies=[Depends(require(Role.VIEWER))],
 )
-async def stream_comparison(body: Comparison, engine: EngineOf) -> EventStream:
+async def stream_comparison(body: Comparison, engine: EngineOf, request: Request) -> Response:
     """The answers while they grow: events "frame", then "end"; an error in between is a "problem"."""
     stream = await run_in_threadpool(start_comparison, engine, body)
 
@@ -187,7 +224,10 @@ async def stream_comparison(body: Comparison, engine: EngineOf) -> EventStream:
             yield view_frame(frame, body.mixes).model_dump()
 
     views = view()
-    first = await anext(views)  # an error before the first frame is a problem of the request
+    # An error before the first frame is a problem of the request.
+    first = await wait_for_value(request, anext(views))
+    if first is None:
+        return Response(status_code=CLIENT_LEFT)
     return EventStream(end_with_problem(frame_values(first, views, "frame")), headers=HEADERS)
 
 

@@ -114,16 +114,23 @@ def test_an_answer_ends_when_its_reader_leaves(engine):
     with serve(engine) as url, httpx.Client(timeout=60) as client:
         with client.stream("POST", f"{url}/api/compare/stream", json=BODY) as response:
             next(response.iter_lines())
-        deadline = time.monotonic() + 30
-        while engine.worker.open_streams and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert engine.worker.open_streams == 0
+        wait_for_closed_streams(engine)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"{url}/api/compare", json=BODY, timeout=0.05)
+        wait_for_closed_streams(engine)
+
+
+def wait_for_closed_streams(engine):
+    deadline = time.monotonic() + 30
+    while engine.worker.open_streams and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert engine.worker.open_streams == 0
 
 
 @pytest.mark.slow
 def test_a_base_change_in_mid_stream_is_a_problem_of_its_reader(engine, monkeypatch):
     stream = Stream(lambda: True)
-    monkeypatch.setattr(engine.chat, "stream", lambda *_: stream)
+    monkeypatch.setattr(engine.chat, "stream", lambda *_, **__: stream)
     stream.put(Frame([Column(text="In")] * 4, done=False))
     with serve(engine) as url, httpx.Client(timeout=60) as client:
         with client.stream("POST", f"{url}/api/compare/stream", json=BODY) as response:
