@@ -1,12 +1,12 @@
 # The checks that every change must pass. `make` alone lists them.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help check format lint types layers test reference screenshots
+.PHONY: help check format lint types layers audit test reference screenshots
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-check: lint types layers ## lint, types and layers, without changing a file
+check: lint types layers audit ## lint, types, layers and advisories, without changing a file
 
 format: ## rewrite files in the house format
 	$(PYTHON) -m ruff check --fix .
@@ -20,6 +20,9 @@ types: ## mypy
 
 layers: ## who may import whom, and which word is at home where
 	$(PYTHON) -m pytest -q tests/test_layers.py
+
+audit: ## advisories for the installed packages; says so where no index answers
+	$(PYTHON) tests/dependency_audit.py
 
 test: ## the whole suite
 	$(PYTHON) launch.py test

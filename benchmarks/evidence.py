@@ -37,14 +37,7 @@ TEXT_LIMIT = 590  # characters of a text, so that it is one chunk
 
 # Articles, pronouns, prepositions, conjunctions, auxiliaries, question words: they name nothing.
 FUNCTION_WORDS = frozenset(
-    "a about above after again against all also although am an and any anybody anyone are as at away be because "
-    "been before behind being below between both but by can cannot could did do does doing down during each either "
-    "else every few for from had has have having he her here herself him himself his how i if in instead into is it "
-    "its itself just many may me mine more most much must my no nobody not nothing of off on once one only onto or "
-    "other our out over own per quite rather same shall she should since so some somebody still such than that the "
-    "their them then there these they this those though through to together too under unless until up upon us very "
-    "was we were what whatever when where which while who whom whose why will with within without would yes yet you "
-    "your".split()
+    ["a", "about", "above", "after", "again", "against", "all", "also", "although", "am", "an", "and", "any", "anybody", "anyone", "are", "as", "at", "away", "be", "because", "been", "before", "behind", "being", "below", "between", "both", "but", "by", "can", "cannot", "could", "did", "do", "does", "doing", "down", "during", "each", "either", "else", "every", "few", "for", "from", "had", "has", "have", "having", "he", "her", "here", "herself", "him", "himself", "his", "how", "i", "if", "in", "instead", "into", "is", "it", "its", "itself", "just", "many", "may", "me", "mine", "more", "most", "much", "must", "my", "no", "nobody", "not", "nothing", "of", "off", "on", "once", "one", "only", "onto", "or", "other", "our", "out", "over", "own", "per", "quite", "rather", "same", "shall", "she", "should", "since", "so", "some", "somebody", "still", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "though", "through", "to", "together", "too", "under", "unless", "until", "up", "upon", "us", "very", "was", "we", "were", "what", "whatever", "when", "where", "which", "while", "who", "whom", "whose", "why", "will", "with", "within", "without", "would", "yes", "yet", "you", "your"]
 )
 ENDINGS = ("ingly", "edly", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "ly", "s", "y", "e")
 BEGINNING = 5
@@ -89,13 +82,12 @@ def read_paraphrases() -> list[tuple[str, str]]:
 
 # --- the documents
 
-NOUNS = "valve pump bearing gasket relay sensor coupling bracket filter spring nozzle belt gear switch seal hose".split()
-KINDS = "hydraulic rotary thermal brass dual-stage marine compact heavy-duty sealed modular magnetic steel".split()
-MAKERS = "Wren & Sons,Fjordwerk,Oak Mill,Petrel Works,Brandt,Larkmouth Foundry,Tern Metals,Asher Brothers".split(",")
-USES = (
-    "the cooling circuit,the loading crane,the bilge pump,the winch,the boiler feed,the paper line,the lift,the "
-    "conveyor,the wind vane,the ballast tank,the bottling line,the sluice gate"
-).split(",")
+NOUNS = ["valve", "pump", "bearing", "gasket", "relay", "sensor", "coupling", "filter", "spring", "nozzle", "belt", "gear", "switch", "seal", "hose"]
+KINDS = ["hydraulic", "rotary", "thermal", "brass", "dual-stage", "marine", "compact", "heavy-duty", "sealed", "modular", "magnetic", "steel"]
+MAKERS = (
+    ["Wren & Sons", "Fjordwerk", "Oak Mill", "Petrel Works", "Brandt", "Larkmouth Foundry", "Tern Metals", "Asher Brothers"]
+)
+USES = ["the cooling circuit", "the loading crane", "the bilge pump", "the winch", "the boiler feed", "the paper line", "the lift", "the conveyor", "the wind vane", "the ballast tank", "the bottling line", "the sluice gate"]
 
 
 @dataclass(frozen=True)
@@ -120,14 +112,18 @@ def draw_parts(rng: random.Random, count: int) -> list[Part]:
 
 
 def _draw_part(rng: random.Random, number: str, other: str) -> Part:
-    noun, torque, shelf = rng.choice(NOUNS), rng.randrange(4, 180), f"{rng.randrange(1, 60)}-{rng.choice('ABCDEF')}"
+    noun, torque, shelf = (
+        rng.choice(NOUNS),
+        rng.randrange(4, 180),
+        f"{rng.randrange(1, 60)}-{rng.choice('ABCDEF')}",
+    )
     sentences = [
         f"Tighten it with {torque} Nm.",
         f"It is kept on shelf {shelf}.",
         f"{rng.choice(MAKERS)} makes it for {rng.choice(USES)}.",
         f"It replaces {other}." if rng.random() < 0.7 else "It replaces no other part.",
         f"Check it every {rng.randrange(2, 40)} weeks and change it after {rng.randrange(2, 20)} years.",
-        f"It weighs {rng.randrange(20, 9000)} g and bears {rng.randrange(1, 400)} bar at {rng.randrange(40, 300)} degrees.",
+        f"It weighs {rng.randrange(20, 9000)} g and bears {rng.randrange(1, 400)} bar.",
     ]
     rng.shuffle(sentences)
     head = f"Part {number}: {rng.choice(KINDS)} {noun}."
@@ -228,7 +224,9 @@ def _measure_index(
     exact, other_words, nothing = Recall(), Recall(), 0
     step = len(parts) // PART_QUESTIONS
     for number, part in enumerate(parts[::step]):
-        question = ("Which torque does {} need?", "On which shelf is {}?", "{}", "What is {} for?")[number % 4]
+        question = ("Which torque does {} need?", "On which shelf is {}?", "{}", "What is {} for?")[
+            number % 4
+        ]
         exact.add(ask(question.format(part.number)), part.text)
     for passage, question in read_paraphrases():
         other_words.add(ask(question), passage)

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("fork")
+CONTEXT: Any = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 VALUE, ERROR, END = "value", "error", "end"
 
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,24 +78,26 @@ class Page:
     """
 
     def __init__(self, http: httpx.AsyncClient, config: PageConfig, record: Record) -> None:
-        self._http, self._config, self._record = http, config, record
-        self.session = secrets.token_hex(6)
-        self.values: dict[int, Any] = dict(config.values)
-        self.revision = ""
+        self.http, self._config, self._record = http, config, record
+        self._begin_session()
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._early: dict[str, dict[str, Any]] = {}  # ends of events whose join has not answered yet
-        self._follow: Callable[[str, Any], None] = lambda event, output: None
         self._stream: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
         self._active: dict[int, int] = {}  # event -> how often it runs now
         self._again: set[int] = set()
+
+    def _begin_session(self) -> None:
+        self.session = secrets.token_hex(6)
+        self.values: dict[int, Any] = dict(self._config.values)
+        self.revision = ""
 
     # --- what a visitor waits for
 
     async def open(self) -> None:
         """Opens the page: the document, its first poll, and the lists; then what the lists change."""
         begin = time.perf_counter()
-        answer = await self._http.get("/")
+        answer = await self.http.get("/")
         answer.raise_for_status()
         self._record.add("open_document", time.perf_counter() - begin)
         for event in self._config.bound.get((0, "load"), []):
@@ -106,6 +108,12 @@ class Page:
         self._record.add("open_lists", time.perf_counter() - begin)
         await self.settle()
         self._record.add("open_settled", time.perf_counter() - begin)
+
+    async def reload(self) -> None:
+        """Opens the page again, in a new session."""
+        await self.settle()
+        self._begin_session()
+        await self.open()
 
     async def poll(self) -> bool:
         """Polls the state; returns whether a list on the page is out of date."""
@@ -124,7 +132,7 @@ class Page:
             "fn_name": name,
             "session_hash": self.session,
         }
-        answer = await self._http.post("/gradio_api/component_server/", json=body)
+        answer = await self.http.post("/gradio_api/component_server/", json=body)
         answer.raise_for_status()
         result: dict[str, Any] = answer.json()
         if "error" in result:
@@ -147,7 +155,7 @@ class Page:
             "trigger_id": trigger,
             "session_hash": self.session,
         }
-        answer = await self._http.post("/gradio_api/queue/join?", json=body)
+        answer = await self.http.post("/gradio_api/queue/join?", json=body)
         if answer.status_code != 200:
             self._record.errors.append(f"{found['api_name']}: {answer.status_code} {answer.text[:200]}")
             return {}
@@ -166,7 +174,8 @@ class Page:
             self._waiting.pop(event_id, None)
         if not message.get("success", True):
             self._record.errors.append(f"{found['api_name']}: {message.get('output')}")
-        self._apply(found, message.get("output") or {})
+        # The last message of a stream of results holds differences, which only the browser needs.
+        self._apply(found, {} if found["types"]["generator"] else message.get("output") or {})
         return message
 
     def start(self, event: int) -> None:
@@ -264,7 +273,7 @@ class Page:
             waiting_one.set_result(message)
 
     async def _messages(self) -> AsyncIterator[dict[str, Any]]:
-        async with self._http.stream(
+        async with self.http.stream(
             "GET", "/gradio_api/queue/data", params={"session_hash": self.session}
         ) as answer:
             answer.raise_for_status()

@@ -4,8 +4,8 @@
     trial i     the same run in slices; one of them is killed at a moment ─> adapter, the same to the byte
                 that is drawn from the whole time of the run
 
-Every slice is a forked process of `benchmarks.gpu_worker`, which does what the processes of ZeroGPU do. ZeroGPU
-itself was not run.
+Every slice is a forked process of `benchmarks.gpu_worker`, which does what the processes of ZeroGPU do.
+ZeroGPU itself was not run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ from core.space.zero_gpu import ZeroGpu
 from core.spec.training import RunStatus, TrainSpec
 from core.store import runs
 from core.store.adapters import WEIGHTS
+from core.store.events import (
+    CheckpointEvent,
+    DataEvent,
+    NoteEvent,
+    PlanEvent,
+    StepEvent,
+    ValidationEvent,
+    is_kind,
+)
 
 TRIALS, QUICK_TRIALS = 50, 5
 SPEC: dict[str, Any] = {
@@ -54,7 +64,15 @@ SPEC: dict[str, Any] = {
 STEPS = 40
 SLICE_SECONDS, RESERVE_SECONDS = 3.0, 0.3
 NEVER = 3600.0  # seconds; a slice ends before
-PLACES = {"step": "in a step", "checkpoint": "after a checkpoint", "validation": "after a validation"}
+LOADING = "while it loaded"
+# The last event of a slice before it was killed -> where that is.
+PLACES: dict[Any, str] = {
+    DataEvent: LOADING,
+    PlanEvent: "before its first step",
+    StepEvent: "after a step",
+    ValidationEvent: "after a validation",
+    CheckpointEvent: "after a checkpoint",
+}
 
 
 @dataclass
@@ -136,20 +154,28 @@ class Trials:
         outcome.identical += is_same
         if not is_same:
             outcome.problems.append(f"{run.name}: its adapter differs from the reference")
-        events = [e for e in engine.runs.events(run.id)[0] if e["kind"] in (*PLACES, "plan", "note", "data")]
-        last = saved = 0
-        place = "while it loaded"
-        for event in events:
-            if event["kind"] in ("step", "checkpoint", "validation"):
-                place = PLACES[event["kind"]]
-                last = max(last, event["step"]) if event["kind"] == "step" else last
-                saved = event["step"] if event["kind"] == "checkpoint" else saved
-            elif event["kind"] in ("plan", "data"):
-                place = "while it loaded"
-            elif event["text"].startswith("A slice ended early"):
-                outcome.places[place] += 1
-                outcome.lost_steps.append(last - saved)
-                last, place = saved, "while it loaded"
+        for place, lost in list_kills(engine.runs.events(run.id)[0]):
+            outcome.places[place] += 1
+            outcome.lost_steps.append(lost)
+
+
+def list_kills(events: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Where the slices of a run were killed, from its log.
+
+    Returns:
+        for each kill what the slice did last, and the steps that are trained again.
+    """
+    kills = []
+    place, step, saved = LOADING, 0, 0
+    for event in events:
+        if is_kind(event, NoteEvent) and event["text"].startswith("A slice ended early"):
+            kills.append((place, max(0, step - saved)))
+            place, step = LOADING, saved
+        elif kind := next((k for k in PLACES if is_kind(event, k)), None):
+            place = PLACES[kind]
+            step = event["step"] if kind is StepEvent else step
+            saved = event["step"] if kind is CheckpointEvent else saved
+    return kills
 
 
 def run(trials: int, seed: int = 1, steps: int = STEPS) -> Outcome:

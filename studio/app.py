@@ -32,7 +32,20 @@ from studio.server.openid import OpenIdSettings
 from studio.server.routes import routes
 from studio.server.tracebacks import log_tracebacks
 from studio.server.visitors import OwnSession
-from studio.tabs import analysis, base, compare, data, evaluate, exports, keys, library, mix, runs, train
+from studio.tabs import (
+    analysis,
+    base,
+    compare,
+    data,
+    evaluate,
+    experiments,
+    exports,
+    keys,
+    library,
+    mix,
+    runs,
+    train,
+)
 
 TITLE = "Adapter Studio"
 QUEUE_LIMIT = 2000  # waiting events of all pages; a page that opens sends about 30
@@ -57,6 +70,7 @@ def build(engine: Engine) -> gr.Blocks:
                 compare_tab = compare.build()
             with gr.Tab("Evaluate", id="evaluate"):
                 evaluate_tab = evaluate.build()
+                experiments_tab = experiments.build()
             with gr.Tab("Library", id="library") as library_page:
                 library_tab = library.build(engine)
             with gr.Tab("Base", id="base"):
@@ -71,6 +85,7 @@ def build(engine: Engine) -> gr.Blocks:
         mix.wire(mix_tab, engine, library_changed, mix_changed)
         analysis.wire(analysis_tab, engine, library_changed, mix_changed, mix_tab)
         compare.wire(compare_tab, engine, library_changed, mix_changed, mix_tab.mixer)
+        experiments.wire(experiments_tab, engine, library_changed)
         evaluate.wire(evaluate_tab, engine, library_changed, mix_changed, mix_tab.mixer)
         library.wire(library_tab, engine, library_changed)
         exports.wire(library_tab.exports, engine, library_changed, mix_tab.mixer, library_page)
@@ -93,6 +108,7 @@ def build(engine: Engine) -> gr.Blocks:
         ):
             events.refresh_after(events.bind(view.act, engine, run_action, None, outputs))
         named_endpoints.wire(engine)
+        permissions.name_elements(page)
     return page.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=16, api_open=False)
 
 
@@ -114,7 +130,7 @@ def serve(
 ) -> gr.Blocks:
     """Serves the studio: the page, and the API for other programs.
 
-    Without `logins` and `link`, every visitor is the owner. A visitor of a Space is a viewer until it signs in.
+    Without `logins` and `link`, every visitor is the owner. Visitors of a Space are viewers, and may sign in.
 
     Args:
         host: address to listen on.

@@ -1,4 +1,4 @@
-"""Which controls of the page a visitor may use: from the table of roles to the components, when the page opens.
+"""Which controls of the page a visitor may use: from the table of roles to the components, at its start.
 
 `list_needs` reads the page's events and server functions, so a new button needs nothing but its handler's
 role in `studio.roles`. `permissions.js` disables what the visitor may not use, with the reason. This is for
@@ -72,6 +72,16 @@ def list_needs(page: gr.Blocks) -> dict[str, Any]:
 
 def _list_actions() -> list[tuple[str, dict[str, Role]]]:
     return [("actions.run_action", actions.ROLES)]
+
+
+def name_elements(page: gr.Blocks) -> None:
+    """Gives the elements of all components ids, by which the browser finds them.
+
+    Gradio 6.31 gives none to an HTML component without `elem_id`.
+    """
+    for block in page.blocks.values():
+        if isinstance(block, gr.components.Component) and not block.elem_id:
+            block.elem_id = _id_of(block)
 
 
 def _id_of(block: Any) -> str:

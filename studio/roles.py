@@ -31,6 +31,7 @@ VIEWER = {
     "stream_answers stream_blind_test vote",
     "tabs.data": "refresh show_dataset",  # the second shows rows to trainers only
     "tabs.evaluate": "measure_mixes open_report refresh stop",
+    "tabs.experiments": "act_on_experiment open_experiment refresh",  # the first asks for more
     "tabs.exports": "estimate open_for_adapter open_for_mix refresh refresh_also refresh_estimate "
     "show_settings",
     "tabs.grid": "check fill_preset open_grid refresh",
@@ -54,12 +55,18 @@ TRAINER = {
     "tabs.data_hub": "change_preview look_up show_again start_hub_import",
     "tabs.data_import": "change_choices change_kind open_form pick_page read_files reopen "
     "show_new_dataset show_page start",
+    "tabs.experiments": "start",
     "tabs.grid": "act start",
     "tabs.train": "start",
 }
 # Handlers of all buttons of a list: what a button does -> the role that they ask for.
 ACTS = {
     "tabs.runs.change_queue": dict.fromkeys(("move", "cancel", "requeue"), Role.TRAINER),
+    "tabs.experiments.act_on_experiment": {
+        "stop": Role.TRAINER,
+        "resume": Role.TRAINER,
+        "promote": Role.OWNER,
+    },
     "tabs.library.pick_item": {"empty": Role.OWNER, "ask_empty": Role.OWNER},  # the second only asks
     "tabs.library.act_on_item": {"restore": Role.OWNER},
 }

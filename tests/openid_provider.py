@@ -71,9 +71,7 @@ class OpenIdProvider:
     def decline(self, address: str) -> str:
         """The address to which the browser is led back when a user declines."""
         asked = dict(parse_qsl(urlsplit(address).query))
-        return (
-            f"{asked['redirect_uri']}?{urlencode({'error': 'access_denied', 'state': asked['state']})}"
-        )
+        return f"{asked['redirect_uri']}?{urlencode({'error': 'access_denied', 'state': asked['state']})}"
 
     def answer(self, path: str, body: bytes, headers: Any) -> tuple[int, bytes]:
         """Status and body of the right answer."""

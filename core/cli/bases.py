@@ -1,8 +1,9 @@
-"""The terminal's verbs over base models: `bases list`, `download`, `add` and `remove`."""
+"""The terminal's verbs over base models: `bases list`, `download`, `add`, `template` and `remove`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from core.cli.common import REFRESH_SECONDS, AddVerb, ProgressBar
 from core.engine import Engine, base_files
+from core.errors import BaseModelError
 from core.gguf.model_stores import ModelFolders
 from core.store.known_bases import KNOWN_BASES
 from core.store.workspace import Workspace
@@ -35,6 +37,14 @@ def add_verbs(group: Any, add: AddVerb) -> None:
         "Convert a GGUF file or a model of Ollama into a base. A second time costs nothing.",
     )
     p.add_argument("name", metavar="FILE", help="A path that ends in .gguf, or a name from `bases list`.")
+    p = add(
+        group,
+        "template",
+        show_template,
+        "Show how the chat template of a base differs from that of its family, and accept it.",
+        needs_model=True,
+    )
+    p.add_argument("--accept", action="store_true", help="Use the base's own template from now on.")
     p = add(group, "remove", remove_base, "Move a base that was converted from a file to the trash.")
     p.add_argument("name", metavar="BASE", help="Its folder, its id or its name.")
 
@@ -66,6 +76,25 @@ def download_base(engine: Engine, args: argparse.Namespace) -> Any:
     if download.base:
         print(f"Ready: --base {args.name}, or its folder {download.base}")
     return download
+
+
+def show_template(engine: Engine, args: argparse.Namespace) -> Any:
+    """Prints what is known about the template of the base, with a diff; accepts it where that is asked."""
+    base = engine.bases.current(wait=True)
+    if base.error:
+        raise BaseModelError(base.error)
+    template = base.template
+    print(template.text)
+    for line in template.diff:
+        print(f"    {line}")
+    if template.differs and not base.chat_template and args.accept:
+        engine.bases.accept_template(template.digest)
+        base = engine.bases.current(wait=True)
+    own = "the base's own" if base.chat_template else "the studio's plain one"
+    print(f"Used: {own}.")
+    if template.differs and not base.chat_template:
+        print("`bases template --accept` uses the base's own from now on.")
+    return {**dataclasses.asdict(template), "is_used": base.chat_template}
 
 
 def remove_base(engine: Engine, args: argparse.Namespace) -> Any:

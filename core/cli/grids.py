@@ -19,7 +19,7 @@ from core.errors import SpecError
 from core.remote.run_bundle import WAIT_SECONDS
 from core.remote.send import send_cells
 from core.spec.settings import label_of
-from core.spec.training import KINDS
+from core.spec.training import KINDS, TrainSpec
 from core.store import grids
 from core.store.files import atomic_write
 
@@ -66,7 +66,7 @@ def _add_description(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--grid",
         choices=tuple(grids.GRID_PRESETS),
-        help="A grid that is often useful; --vary changes it or adds to it.",
+        help="A grid that is often useful; --vary and other options change it or add to it.",
     )
     add_training_settings(
         p,
@@ -80,7 +80,7 @@ def _read_axes(args: argparse.Namespace) -> grids.Axes:
     Raises:
         SpecError: a --vary has another form, or its setting or a value is invalid.
     """
-    axes = dict(grids.GRID_PRESETS.get(args.grid or "", {}))
+    axes = dict(grids.GRID_PRESETS[args.grid].axes) if args.grid else {}
     for text in args.vary:
         name, equals, values = text.partition("=")
         if not equals:
@@ -93,9 +93,20 @@ def _read_axes(args: argparse.Namespace) -> grids.Axes:
     return axes
 
 
+def _read_spec(engine: Engine, args: argparse.Namespace) -> TrainSpec:
+    """The settings that the cells share: those of the command line, then those of the grid preset."""
+    preset = grids.GRID_PRESETS.get(args.grid or "", grids.GridPreset({}))
+    for name, value in preset.settings.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if preset.help:
+        print(preset.help)
+    return read_train_spec(engine, args, f"{args.kind} grid")
+
+
 def start_grid(engine: Engine, args: argparse.Namespace) -> Any:
     axes = _read_axes(args)
-    spec = read_train_spec(engine, args, f"{args.kind} grid")
+    spec = _read_spec(engine, args)
     grid = engine.grids.start(spec, axes, spec.name)
     for i, run_id in enumerate(grid.runs, 1):
         print(f"cell {i} of {len(grid.runs)}: {engine.runs.get(run_id).name}")
@@ -106,7 +117,7 @@ def start_grid(engine: Engine, args: argparse.Namespace) -> Any:
 
 def define_grid(engine: Engine, args: argparse.Namespace) -> Any:
     axes = _read_axes(args)
-    spec = read_train_spec(engine, args, f"{args.kind} grid")
+    spec = _read_spec(engine, args)
     return _print_results(engine, engine.grids.define(spec, axes, spec.name).id)
 
 

@@ -28,10 +28,13 @@ from core.cli import (
     keys,
     library,
     mixes,
+    notebook,
     reports,
+    retrieval,
     runs,
     serve,
     space,
+    splits,
     workspace,
 )
 from core.cli.bases import prepare_base
@@ -133,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     data = add_group("data", "Datasets.")
     library.add_data_verbs(data, _add_verb)
     inspections.add_verbs(data, _add_verb)
+    splits.add_verbs(data, _add_verb)
     runs.add_train_verbs(add_group("train", "Train an adapter."), _add_verb)
     bases.add_verbs(add_group("bases", "Base models."), _add_verb)
     adapters = add_group("adapters", "The library of adapters.")
@@ -141,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     calibration.add_verbs(adapters, _add_verb)
     library.add_library_verbs(add_group("library", "All kinds of items, damaged ones too."), _add_verb)
     mixes.add_verbs(commands, _add_verb)
+    retrieval.add_verbs(commands, _add_verb)
     exports.add_command(commands, _add_verb)
     serve.add_command(commands, _add_verb)
     exports.add_verbs(add_group("exports", "What was exported, and what the checks found."), _add_verb)
@@ -156,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     experiments.add_promotion_verbs(commands, _add_verb)
     reports.add_verbs(add_group("report", "Reports of experiments, and repeating them."), _add_verb)
     bundles.add_verbs(add_group("bundle", "Runs that another machine trains."), _add_verb)
+    notebook.add_command(commands, _add_verb)
     workspace.add_workspace_verbs(
         add_group("workspace", "Back up a whole workspace, and move it to another machine."), _add_verb
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from core.cli import demo
+from core.cli import demo, retrieval
 from core.cli.common import AddVerb, ProgressBar, add_setting, read_mix, read_settings
 from core.data.samples import FOLDERS, find_samples
 from core.engine import Engine
@@ -27,6 +28,7 @@ def add_verbs(group: Any, add: AddVerb) -> None:
     p.add_argument("--prompt", required=True)
     p.add_argument("--raw", action="store_true", help="Continue the prompt as text, without a chat template.")
     _add_mixes(p)
+    retrieval.add_documents_option(p)
     for f in dataclasses.fields(Sampling):
         add_setting(p, f)
 
@@ -95,7 +97,12 @@ def _read_mixes(engine: Engine, args: argparse.Namespace) -> list[Mix]:
 def generate(engine: Engine, args: argparse.Namespace) -> Any:
     engine.bases.current(wait=True)
     mixes, sampling = _read_mixes(engine, args), Sampling(**read_settings(args, Sampling))
-    frame = engine.chat.stream(args.prompt, mixes, sampling, chat=not args.raw).last()
+    passages = [retrieval.find_passages(engine, args.documents, args.prompt)] if args.documents else None
+    frame = engine.chat.stream(
+        args.prompt, mixes, sampling, chat=not args.raw, passages=passages and passages * len(mixes)
+    ).last()
+    for prompt in frame.prompts[:1]:
+        retrieval.print_prompt(prompt)
     for c in frame.columns:
         thought = f", {c.thought_tokens} of them a thought" if c.thought else ""
         rate = c.tokens / max(c.seconds, 1e-9)
@@ -135,6 +142,7 @@ def evaluate(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def _run_harness(engine: Engine, args: argparse.Namespace) -> Any:
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default of a task
     bar = ProgressBar()
     tasks = tuple(t.strip() for t in args.harness.split(",") if t.strip())
     settings = HarnessSettings(**{**read_settings(args, HarnessSettings), "tasks": tasks})

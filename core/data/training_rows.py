@@ -155,7 +155,8 @@ def _read_dataset(workspace: Workspace, dataset_id: str, claimed_sha256: str = "
         splits = [hash_questions(iterate_split(workspace, dataset_id, name)) for name in ("train", "val")]
     except StudioError:
         return _miss(f"the dataset {dataset_id!r} was deleted or is damaged")
-    return TrainingRows(*(frozenset(hashes.tolist()) for hashes in splits))
+    trained, validated = (frozenset(hashes.tolist()) for hashes in splits)
+    return TrainingRows(trained, validated)
 
 
 def _miss(reason: str) -> TrainingRows:

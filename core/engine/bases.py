@@ -16,7 +16,7 @@ from core.gguf import model_stores
 from core.gguf.model_stores import ModelFolders
 from core.progress import LineClock
 from core.spec.training import QUANTIZATIONS
-from core.store import adapters, base_models, converted_bases, hub
+from core.store import accepted_templates, adapters, base_models, converted_bases, hub
 from core.store.base_models import LocalBase
 from core.store.converted_bases import KIND, ConvertedBase
 from core.store.hub import Download
@@ -106,6 +106,19 @@ class Bases:
             raise BaseModelError(f"{name!r} is not complete on this machine.", "Download it first.")
         if name != DEFAULT_BASE and (reason := base_models.describe_defect(Path(source))):
             raise BaseModelError(f"{name!r} cannot be used. {reason}", "Choose another folder.")
+        self._check_idle()
+        if not confirmed and (warnings := self.unload_warnings()):
+            return warnings
+        is_hub_id = base_models.HUB_ID.fullmatch(name) and not Path(name).is_dir()
+        self._resident_base.replace(name if name == DEFAULT_BASE or is_hub_id else source, quantization)
+        return []
+
+    def _check_idle(self) -> None:
+        """Checks that the resident base can be replaced now.
+
+        Raises:
+            Busy: a run is training, queued or measured on it, or a base is being loaded.
+        """
         alive = (r for r in self._runs.list() if r.status.is_alive)
         if run := next((r for r in alive if not self._runs.explain_wait(r.id)), None):
             raise Busy(
@@ -119,11 +132,27 @@ class Bases:
             )
         if self.current().loading:
             raise Busy("A base is being loaded.", "Wait until it is loaded.")
-        if not confirmed and (warnings := self.unload_warnings()):
-            return warnings
-        is_hub_id = base_models.HUB_ID.fullmatch(name) and not Path(name).is_dir()
-        self._resident_base.replace(name if name == DEFAULT_BASE or is_hub_id else source, quantization)
-        return []
+
+    def accept_template(self, digest: str) -> None:
+        """Uses the own chat template of the resident base from now on; loads the base again.
+
+        Args:
+            digest: of the template that the user has seen.
+
+        Raises:
+            SpecError: the resident base waits for no such acceptance. Busy: see `switch`. StorageError
+        """
+        base = self.current()
+        is_asked = base.template.differs and not base.chat_template and not base.loading
+        if not is_asked or digest != base.template.digest:
+            raise SpecError(
+                "The resident base has no chat template that waits to be accepted.",
+                "Look at the Base tab, or at `bases template`, again.",
+            )
+        self._check_idle()
+        accepted_templates.store(self._workspace, digest, accepted_templates.ACCEPTED)
+        choice = self._resident_base.choice
+        self._resident_base.replace(choice.base, choice.quantization)
 
     # --- on this machine
 

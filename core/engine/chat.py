@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from core.engine.gpu_answers import GpuAnswers
     from core.model.generate import Column
     from core.model.resident import Resident
+    from core.retrieve.passages import Passage
+    from core.retrieve.prompt import PassagePrompt
 
 # Shortest time between two frames. The browser that draws them may run on the cores that the model uses.
 FRAME_SECONDS = 0.1
@@ -38,11 +40,14 @@ class Frame:
     Attributes:
         left_out: how many of the oldest questions of the conversation, each with its answer, did not fit into
             the base's context beside the prompt and the longest answer.
+        prompts: for each column its prompt with passages, or None where it answers without documents; empty
+            where no column has any.
     """
 
     columns: list[Column]
     done: bool
     left_out: int = 0
+    prompts: tuple[PassagePrompt | None, ...] = ()
 
 
 @dataclass
@@ -74,6 +79,7 @@ class Chat:
         same_noise: bool = True,
         thinking: bool = False,
         exact: bool = False,
+        passages: Sequence[Sequence[Passage] | None] | None = None,
     ) -> Stream:
         """Answers one prompt under every mix, all in one batch; a stream of Frames.
 
@@ -86,17 +92,21 @@ class Chat:
                 otherwise column i samples with seed + i.
             thinking: answer with a thought, on bases that think; otherwise the prompt has none, as for rows
                 without thoughts in training.
+            passages: for each column the passages that it answers from (`engine.retrieval.search`), or None
+                for an answer without documents. `Frame.prompts` says which fit in the context. They stand
+                before the last question; earlier questions are left out before a passage is.
 
         Raises:
-            SpecError: no mix, or more than COLUMN_LIMIT. When the stream is read: StudioError for a prompt or
+            SpecError: no mix, or more than COLUMN_LIMIT; passages for a text that is continued. When the stream is read: StudioError for a prompt or
                 an adapter that cannot be used.
         """
         _check_count(mixes)
         spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))
+        check_passages(passages, len(mixes), chat)
         if self._calls:
-            return self._calls.stream(prompt, live, spec, chat, same_noise, thinking)
+            return self._calls.stream(prompt, live, spec, chat, same_noise, thinking, passages)
         stream = self._worker.stream(
-            lambda: self._frames(prompt, live, spec, chat, same_noise, thinking, exact)
+            lambda: self._frames(prompt, live, spec, chat, same_noise, thinking, exact, passages)
         )
         stream.live_mixes = live
         return stream
@@ -125,8 +135,10 @@ class Chat:
         same_noise: bool,
         thinking: bool = False,
         exact: bool = False,
+        passages: Sequence[Sequence[Passage] | None] | None = None,
     ) -> Generator[Frame | None, None, None]:
-        return generate_frames(self._resident(), prompt, live, sampling, chat, same_noise, thinking, exact)
+        resident = self._resident()
+        return generate_frames(resident, prompt, live, sampling, chat, same_noise, thinking, exact, passages)
 
     def stream_suite(
         self,
@@ -165,6 +177,7 @@ def generate_frames(
     same_noise: bool = True,
     thinking: bool = False,
     exact: bool = False,
+    passages: Sequence[Sequence[Passage] | None] | None = None,
 ) -> Generator[Frame | None, None, None]:
     """Answers one prompt under every mix on a resident base; see `Chat.stream`.
 
@@ -173,20 +186,89 @@ def generate_frames(
     """
     from core.model.generate import generate
 
-    ids, left_out = _encode_conversation(resident, prompt, chat, sampling.max_new_tokens, thinking)
-    sent = 0.0
     mixes = live.mixes
+    length = sampling.max_new_tokens
+    encoded = [
+        encode_with_passages(resident, prompt, chat, length, thinking, one)
+        for one in passages or [None] * len(mixes)
+    ]
+    prompts = tuple(p for _, _, p in encoded) if passages else ()
+    left_out = max(count for _, count, _ in encoded)
+    sent = 0.0
     samplings = _column_samplings(sampling, len(mixes), same_noise)
     for states in generate(
-        resident, [ids] * len(mixes), mixes, samplings, lambda: live.mixes, fast=not exact
+        resident, [ids for ids, _, _ in encoded], mixes, samplings, lambda: live.mixes, fast=not exact
     ):
         done = all(s.reason for s in states)
         now = time.monotonic()
         if done or now - sent >= FRAME_SECONDS:
             sent = now
-            yield Frame([s.column(resident.base.tokenizer) for s in states], done, left_out)
+            yield Frame([s.column(resident.base.tokenizer) for s in states], done, left_out, prompts)
         else:
             yield None
+
+
+def check_passages(passages: Sequence[Sequence[Passage] | None] | None, columns: int, chat: bool) -> None:
+    """Checks that passages can be answered from.
+
+    Raises:
+        SpecError: not one entry per column, or a text is continued.
+    """
+    if passages is None:
+        return
+    if len(passages) != columns:
+        raise SpecError(
+            f"Passages must have one entry per column ({columns}), got {len(passages)}.",
+            "Give None for a column without documents.",
+        )
+    if not chat and any(one is not None for one in passages):
+        raise SpecError(
+            "Documents answer questions. A text that is continued has no place for their passages.",
+            "Switch Documents off, or ask a question instead of continuing a text.",
+        ).at("documents")
+
+
+def encode_with_passages(
+    resident: Resident,
+    prompt: str | Sequence[dict[str, str]],
+    chat: bool,
+    max_new_tokens: int,
+    thinking: bool,
+    passages: Sequence[Passage] | None,
+) -> tuple[list[int], int, PassagePrompt | None]:
+    """Encodes a prompt with as many passages as the context has room for, then with earlier questions.
+
+    Args:
+        passages: the best first; None for a prompt without documents.
+
+    Returns:
+        The token ids, the number of earlier questions that were left out, and the prompt with its passages.
+
+    Raises:
+        SpecError, DataError: as `_encode_conversation`.
+    """
+    if passages is None:
+        return (*_encode_conversation(resident, prompt, chat, max_new_tokens, thinking), None)
+    from core.model.generate import encode_prompt
+    from core.retrieve.prompt import build_prompt
+
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    question = messages[-1]
+    head = [m for m in messages[:1] if m["role"] == "system"]
+
+    def fits(text: str) -> bool:
+        try:
+            encode_prompt(resident, [*head, {**question, "content": text}], True, max_new_tokens, thinking)
+        except SpecError:
+            return False
+        return True
+
+    built = build_prompt(question["content"], passages, fits)
+    if not built.used and not fits(built.text):  # the question alone is reported if it is too long
+        built = replace(built, text=question["content"])
+    whole = [*messages[:-1], {**question, "content": built.text}]
+    ids, left_out = _encode_conversation(resident, whole, True, max_new_tokens, thinking)
+    return ids, left_out, built
 
 
 def _encode_conversation(

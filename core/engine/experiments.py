@@ -49,6 +49,7 @@ from core.spec.metric_rules import RULE
 from core.spec.mix import Mix
 from core.store import experiments as store
 from core.store.experiments import KIND, Cell, CellAnswer, CellLog, Experiment, TimedAnswer, find_cell
+from core.store.trash import TrashedItem
 from core.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class Experiments:
         cells = self.cells(experiment_id)
         return make_results(self.get(experiment_id), cells, self.states(experiment_id))
 
-    def delete(self, experiment_id: str) -> None:
+    def delete(self, experiment_id: str) -> TrashedItem:
         """Moves an experiment to the trash.
 
         Raises:
@@ -190,7 +191,7 @@ class Experiments:
         status = self.status(experiment_id)
         if status and not status.has_ended:
             raise Busy(f"The experiment {status.name!r} is running.", "Stop it first.")
-        self._library.delete(KIND, experiment_id)
+        return self._library.delete(KIND, experiment_id)
 
     # --- the work
 
@@ -274,7 +275,7 @@ class Experiments:
         """Why a row cannot be run now, as a clause; "" where it can."""
         if row.address:
             if row.key_variable and not self.read_variable(row.key_variable):
-                return f"the environment variable {row.key_variable} holds no key"
+                return f"no key is in the environment variable {row.key_variable}, which the terminal reads"
             return ""
         info = self._resident_base.info
         if not info.fingerprint:

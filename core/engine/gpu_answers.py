@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.engine.gpu_calls import DEVICE, Task, read_values
@@ -17,12 +17,13 @@ from core.engine.gpu_estimates import TOKENS_PER_SECOND, estimate_load_seconds
 from core.engine.gpu_tasks import AnswerJob
 from core.engine.resident_base import ResidentBase
 from core.engine.worker import STREAM_LIMIT, BackgroundTask, Stream, make_closing_error, make_lock
-from core.errors import Busy, GpuError, StudioError
+from core.errors import BaseModelError, Busy, GpuError, StudioError
 from core.spec.mix import Sampling
 from core.store.workspace import Workspace
 
 if TYPE_CHECKING:
     from core.engine.chat import Frame, LiveMixes
+    from core.retrieve.passages import Passage
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class GpuAnswers:
         chat: bool,
         same_noise: bool,
         thinking: bool,
+        passages: Sequence[Sequence[Passage] | None] | None = None,
     ) -> Stream:
         """Answers one prompt under every mix; a stream of Frames, as that of `Chat.stream`.
 
@@ -67,21 +69,6 @@ class GpuAnswers:
         Raises:
             Busy: STREAM_LIMIT answers are being generated. Closing
         """
-        base, quantization, _ = self._resident_base.choice
-        job = AnswerJob(
-            str(self._workspace.root),
-            base,
-            quantization,
-            DEVICE,
-            prompt if isinstance(prompt, str) else tuple(prompt),
-            live.mixes,
-            sampling,
-            chat,
-            same_noise,
-            thinking,
-            self.tokens_per_second,
-            estimate_load_seconds(self._resident_base.info.parameters),
-        )
         stream, context = Stream(), contextvars.copy_context()
         stream.live_mixes = live
         with self._lock:
@@ -92,15 +79,47 @@ class GpuAnswers:
                     f"{STREAM_LIMIT} answers are being generated already.", "Wait until one has ended."
                 )
             self._open.add(stream)
-        BackgroundTask(lambda task: self._follow(stream, job, context), "gpu-answer")
+        question = prompt if isinstance(prompt, str) else tuple(prompt)
+        found = tuple(None if p is None else tuple(p) for p in passages or ())
+
+        def make_job() -> AnswerJob:
+            base, quantization, _ = self._resident_base.choice
+            return AnswerJob(
+                str(self._workspace.root),
+                base,
+                quantization,
+                DEVICE,
+                question,
+                live.mixes,
+                sampling,
+                chat,
+                same_noise,
+                thinking,
+                self.tokens_per_second,
+                estimate_load_seconds(self._resident_base.info.parameters),
+                found or None,
+            )
+
+        BackgroundTask(lambda task: self._follow(stream, make_job, context), "gpu-answer")
         return stream
 
-    def _follow(self, stream: Stream, job: AnswerJob, context: contextvars.Context) -> None:
-        """Passes the frames of a call on, until they end or their reader is gone."""
+    def _follow(
+        self, stream: Stream, make_job: Callable[[], AnswerJob], context: contextvars.Context
+    ) -> None:
+        """Passes the frames of a call on, until they end or their reader is gone.
+
+        Args:
+            make_job: called when the base is loaded here: until then, its files may be incomplete.
+        """
         frame: Frame | None = None
         error: StudioError | None = None
         try:
-            for frame in read_values(self._answer(job), context):
+            info = self._resident_base.wait()
+            if self._resident_base.peek() is None:
+                raise BaseModelError(
+                    info.error or "The base model is not loaded.", "Choose another base, then try again."
+                )
+            for frame in read_values(self._answer(make_job()), context):
                 stream.put(frame)
                 if stream.is_abandoned:
                     break

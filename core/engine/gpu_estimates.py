@@ -6,8 +6,9 @@ an upper bound of the decoding:
     seconds = load + tokens * columns / tokens_per_second
 
 A run is estimated from its tokens and the rate of the newest run on its base, and where none was measured,
-from the number of weights: a step takes about 6 floating-point operations for each weight and token (Kaplan et
-al. 2020, arXiv 2001.08361, section 2.1).
+from the number of weights: a step takes about 6 floating-point operations for each weight and token.
+
+Source: Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class SlicePlan:
         how = "as measured in an earlier run" if self.is_measured else "not measured on this base yet"
         return (
             f"ZeroGPU: about {_format_seconds(self.seconds)} of your GPU time in {self.slices} slice{plural} "
-            f"of at most {self.slice_seconds} s ({how}); the daily quota of your Hugging Face account cannot be "
-            "read from here, and where it ends the run pauses with a checkpoint, to be resumed another day."
+            f"of at most {self.slice_seconds} s ({how}); the daily quota of your Hugging Face account cannot "
+            "be read from here, and where it ends, the run pauses with a checkpoint and can be resumed later."
         )
 
 

@@ -18,6 +18,7 @@ from core.store.workspace import Workspace
 if TYPE_CHECKING:
     from core.engine.chat import Frame
     from core.model.resident import Resident
+    from core.retrieve.passages import Passage
     from core.spec.training import RunStatus
     from core.train.slices import SliceJob
 
@@ -29,7 +30,7 @@ class AnswerJob:
     Attributes:
         workspace: the folder of its adapters.
         base, quantization, device: how the base is loaded, as in `core.model.base.load_base`.
-        prompt, mixes, sampling, chat, same_noise, thinking: as in `core.engine.chat.Chat.stream`.
+        prompt, mixes, sampling, chat, same_noise, thinking, passages: as in `core.engine.chat.Chat.stream`.
         tokens_per_second: of all columns together, from which the GPU time is estimated.
         load_seconds: that loading the base takes.
     """
@@ -46,6 +47,7 @@ class AnswerJob:
     thinking: bool
     tokens_per_second: float
     load_seconds: float
+    passages: tuple[tuple[Passage, ...] | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class GpuTasks:
             job.chat,
             job.same_noise,
             job.thinking,
+            passages=job.passages,
         )
         for frame in frames:
             if frame is not None:
@@ -103,6 +106,7 @@ class GpuTasks:
 
         wanted = (job.workspace, job.base, job.quantization, job.device)
         if self._resident is None or self._loaded != wanted:
-            base = load_base(job.base, job.quantization, job.device)
-            self._resident, self._loaded = Resident(base, Workspace(Path(job.workspace))), wanted
+            workspace = Workspace(Path(job.workspace))
+            base = load_base(job.base, job.quantization, job.device, workspace=workspace)
+            self._resident, self._loaded = Resident(base, workspace), wanted
         return self._resident

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from core.data.tokens.template_review import TemplateReview
 from core.engine import base_files
 from core.engine.fast_answers import FastAnswers
 from core.engine.idle_memory import IdleMemory
@@ -38,6 +39,7 @@ class BaseInfo:
         error: why no base is loaded; "" without an error.
         failed: why the base that was requested last could not be loaded; the previous base is resident then.
         parameters: number of weights. memory_bytes: size in memory. context: in tokens.
+        chat_template: whether its own template is used. template: what is known about that template.
         targets: the module names that get an adapter by default.
         expert_weights: trainable weights per LoRA rank of an adapter on all experts; 0 without experts.
         thinks: whether the chat template writes thoughts, so that an answer can begin with one.
@@ -57,6 +59,7 @@ class BaseInfo:
     context: int = 0
     fingerprint: str = ""
     chat_template: bool = False
+    template: TemplateReview = TemplateReview()
     targets: tuple[str, ...] = ()
     memory_bytes: int = 0
     expert_weights: int = 0
@@ -266,7 +269,7 @@ class ResidentBase:
 
             logger.info("Loading the base %s", choice.base)
             begin = time.monotonic()
-            base = load_base(*choice)
+            base = load_base(*choice, workspace=self._workspace)
             self._resident = Resident(base, self._workspace)
             logger.info("The base %s is loaded (%.1f s)", choice.base, time.monotonic() - begin)
             return BaseInfo(
@@ -281,6 +284,7 @@ class ResidentBase:
                 context=base.context,
                 fingerprint=base.fingerprint,
                 chat_template=base.has_own_template,
+                template=base.template,
                 targets=base.family.targets,
                 memory_bytes=int(base.model.get_memory_footprint()),
                 expert_weights=experts.parameters_per_rank(base.model),

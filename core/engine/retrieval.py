@@ -21,7 +21,7 @@ from core.data.dataset_records import Dataset
 from core.engine.background_jobs import BackgroundJobs, Job, JobStatus
 from core.engine.tokenizer_copies import compute_digest
 from core.engine.worker import make_lock
-from core.errors import NotFound, SpecError, StorageError, StudioError
+from core.errors import SpecError, StorageError, StudioError
 from core.retrieve.documents import check_has_texts
 from core.retrieve.encoders import Encoder, load_encoder, name_encoder
 from core.retrieve.extras import Extra, find_extra, list_extras
@@ -119,7 +119,7 @@ class Retrieval:
         self._encoders: dict[str, Encoder | None] = {}  # by name
 
     def index(self, dataset_id: str, settings: RetrievalSettings | None = None) -> str:
-        """Starts the indexing of a dataset, unless its index exists or is being built; returns its key at once.
+        """Starts the indexing of a dataset, unless its index exists or is being built; returns its key.
 
         Returns:
             A key for `status`, `wait` and `cancel`.
@@ -196,7 +196,11 @@ class Retrieval:
         ids = [dataset_ids] if isinstance(dataset_ids, str) else list(dict.fromkeys(dataset_ids))
         count = settings.passages if k is None else k
         _check_search(ids, query, count)
-        found = [p for one in ids for p in self._open_searcher(one, settings).search(query, count, settings.threshold)]
+        found = [
+            p
+            for one in ids
+            for p in self._open_searcher(one, settings).search(query, count, settings.threshold)
+        ]
         return sorted(found, key=lambda p: -p.score)[:count]  # stable: of equal scores the first dataset
 
     def list_documents(self) -> list[Dataset]:

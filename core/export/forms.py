@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from core.data.tokens.rendering import render_chat
 from core.errors import BaseModelError
 from core.export import recipes
 from core.export.base_layout import BaseLayout, describe_layout
@@ -188,8 +189,7 @@ def _write_modelfile(target: Target, settings: Path, model: str, adapter: str = 
     tokenizer = AutoTokenizer.from_pretrained(settings, local_files_only=True)
 
     def render(messages: Sequence[Mapping[str, str]]) -> str:
-        found = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return str(found)
+        return render_chat(tokenizer, [dict(m) for m in messages], add_generation_prompt=True)
 
     start = tokenizer.bos_token or ""
     has_start = bool(start) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from core.data.tokens.rendering import render_chat
 from core.errors import SpecError
 from core.importing.findings import FormAnswer, Proof
 from core.model.generate import encode_prompt, generate, inference_mode_for
@@ -132,9 +133,7 @@ def _encode_forms(
     """Further forms of a prompt -> token ids; forms that are too long or equal to another one stay out."""
     tokenizer = resident.base.tokenizer
     texts = dict(rendered)
-    own = tokenizer.apply_chat_template(
-        [{"role": "user", "content": line}], tokenize=False, add_generation_prompt=True
-    )
+    own = render_chat(tokenizer, [{"role": "user", "content": line}], add_generation_prompt=True)
     if with_forms:
         texts["the base's template with line breaks"] = _add_line_breaks(own, tokenizer.all_special_tokens)
         texts.update({form: text.format(line=line) for form, text in PLAIN_FORMS.items()})

@@ -22,13 +22,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from core.data.tokens.template_review import TemplateReview
 from core.errors import BaseModelError
 from core.model import nf4_cpu
 from core.model.experts import quantize_experts
 from core.model.families import Family, family_of
+from core.model.template_choice import choose_template
 from core.model.token_ids import check_config, complete_tokenizer, read_ids
 from core.store.base_models import EMBEDDED as EMBEDDED  # re-exported for callers of `load_base`
 from core.store.base_models import locate as locate
+from core.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Base:
     context: int
     parameters: int
     has_own_template: bool
+    template: TemplateReview = TemplateReview()
     packed: Any = None
 
     @property
@@ -99,7 +103,11 @@ def fingerprint(folder: Path) -> str:
 
 
 def load_base(
-    name: str = "embedded", quantization: str = "auto", device: str = "auto", sharded: bool = False
+    name: str = "embedded",
+    quantization: str = "auto",
+    device: str = "auto",
+    sharded: bool = False,
+    workspace: Workspace | None = None,
 ) -> Base:
     """Loads a base model, frozen and in eval mode.
 
@@ -110,6 +118,7 @@ def load_base(
         device: "auto", "cpu" or "cuda".
         sharded: whether FSDP will shard the model. 4-bit weights are then stored in the compute type, because
             FSDP shards floating-point tensors only.
+        workspace: knows whether a chat template that differs from the family's is accepted.
 
     Raises:
         BaseModelError: not found, gated, offline, an unsupported architecture, or a damaged folder.
@@ -154,7 +163,9 @@ def load_base(
         if quantization == "nf4":
             quantize_experts(model)
             nf4_cpu.round_trip(model.eval())
-        has_own_template = bool(tokenizer.chat_template)
+        template, has_own_template = choose_template(
+            tokenizer, family, workspace, lambda: fingerprint(folder_of(source, local))
+        )
         if not has_own_template:
             tokenizer.chat_template = family.template_for(tokenizer)
         complete_tokenizer(name, tokenizer, model, family.seq2seq)
@@ -174,6 +185,7 @@ def load_base(
         context=_context_length(config, tokenizer),
         parameters=parameters,
         has_own_template=has_own_template,
+        template=template,
     )
 
 

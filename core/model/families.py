@@ -7,6 +7,7 @@ all linear layers, and a note. Target modules are the attention and feed-forward
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,8 @@ class Family:
         seq2seq: whether it is an encoder-decoder model.
         fan_in_fan_out: weights are stored transposed (GPT-2's Conv1D).
         note: one sentence for the page, or "".
+        attention, down: its attention and its feed-forward down projections; empty where they are unknown or,
+            for `down`, lie inside experts.
     """
 
     model_type: str
@@ -60,6 +63,13 @@ class Family:
     seq2seq: bool = False
     fan_in_fan_out: bool = False
     note: str = ""
+    attention: tuple[str, ...] = ATTENTION
+    down: tuple[str, ...] = DOWN
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Groups of layers that settings may name in place of module names; none of an unknown family."""
+        return {"attention": self.attention, "down": self.down} if self.attention else {}
 
     @property
     def task_type(self) -> str:
@@ -79,8 +89,21 @@ _ROWS = (
     Family("qwen3", "Qwen3", LLAMA_LIKE),
     Family("gemma2", "Gemma 2", LLAMA_LIKE),
     Family("gemma3_text", "Gemma 3 (text)", LLAMA_LIKE),
-    Family("phi3", "Phi-3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
-    Family("gpt2", "GPT-2 / DialoGPT", ("c_attn", "c_proj", "c_fc"), JOINED_TEMPLATE, fan_in_fan_out=True),
+    Family(
+        "phi3",
+        "Phi-3",
+        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        attention=("qkv_proj", "o_proj"),
+    ),
+    Family(
+        "gpt2",
+        "GPT-2 / DialoGPT",
+        ("c_attn", "c_proj", "c_fc"),
+        JOINED_TEMPLATE,
+        fan_in_fan_out=True,
+        attention=("c_attn", "c_proj"),  # the attention's output and the down projection have one name
+        down=("c_proj",),
+    ),
     Family(
         "t5",
         "T5 / FLAN-T5",
@@ -88,6 +111,8 @@ _ROWS = (
         ENCODER_TEMPLATE,
         seq2seq=True,
         note="An encoder-decoder model: it learns text by filling in masked spans, without packing.",
+        attention=("q", "k", "v", "o"),
+        down=("wo",),
     ),
     Family(
         "minimax_m2",
@@ -95,9 +120,20 @@ _ROWS = (
         ATTENTION,
         note="Adapters go on the attention layers. Training the experts as well is an option: "
         "rank 8 then has two billion weights.",
+        down=(),
     ),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
+
+
+def expand_groups(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Module names, with the names of groups replaced by those of their modules.
+
+    Example:
+        >>> expand_groups(["attention", "down"], FAMILIES["phi3"].groups)
+        ('qkv_proj', 'o_proj', 'down_proj')
+    """
+    return tuple(dict.fromkeys(module for name in names for module in groups.get(name, (name,))))
 
 
 def family_of(config: Any) -> Family:
@@ -113,4 +149,6 @@ def family_of(config: Any) -> Family:
         ENCODER_TEMPLATE if seq2seq else PLAIN_TEMPLATE,
         seq2seq,
         note=f"The family {config.model_type!r} is not in the table: adapters go on all linear layers.",
+        attention=(),
+        down=(),
     )

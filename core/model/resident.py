@@ -281,7 +281,7 @@ class Resident:
         """
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._gradient_flags()
-        # A CPU base draws from no GPU, and the page of a Space on ZeroGPU must not touch the one it seems to have.
+        # On ZeroGPU, torch reports a GPU that the process of the page must not touch; its base is on the CPU.
         devices = [] if self.base.device.type == "cpu" else None
         with (
             torch.random.fork_rng(devices, enabled=not trainable),

@@ -5,6 +5,7 @@
 
     bundle.zip   bundle.json                                  the `Bundle`, as JSON
                  datasets/<id>/*   adapters/<parent id>/*     as they lie in a workspace
+                 templates.json                               accepted chat templates, if there are any
     result.zip   result.json   run.json   events.jsonl        what was trained, and its log
                  adapters/<adapter id>/*                      the trained adapter
     both         SHA256SUMS                                   the sha256 of every member
@@ -28,7 +29,7 @@ from core.store.workspace import Workspace
 BUNDLE_FILE, RESULT_FILE = "bundle.json", "result.json"
 _ID, _FILE = r"[a-z0-9][a-z0-9-]{0,63}", r"\w[\w.-]{0,199}"
 BUNDLE_MEMBERS = re.compile(
-    rf"bundle\.json|datasets/{_ID}/(?:rows\.jsonl|dataset\.json|(?:splits|source)/{_FILE})|adapters/{_ID}/{_FILE}",
+    rf"(?:bundle|templates)\.json|datasets/{_ID}/(?:rows\.jsonl|dataset\.json|(?:splits|source)/{_FILE})|adapters/{_ID}/{_FILE}",
     re.ASCII,
 )
 RESULT_MEMBERS = re.compile(rf"result\.json|run\.json|events\.jsonl|adapters/{_ID}/{_FILE}", re.ASCII)

@@ -74,6 +74,8 @@ def pack(
     if parent:
         items.append(("adapters", parent.id))
     files = {name: path for kind, item_id in items for name, path in list_files(workspace, kind, item_id)}
+    if workspace.templates_path.is_file():  # the run must see the same prompts there
+        files[workspace.templates_path.name] = workspace.templates_path
     description = {**bundle.to_json(), "extra": {}}
     earlier = None
     with contextlib.suppress(NotFound, DamagedRecord):

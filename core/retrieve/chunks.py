@@ -80,7 +80,7 @@ def _find_end(text: str, start: int, limit: int, places: Sequence[int]) -> int:
 
 
 def _find_start(text: str, start: int, end: int, overlap: int) -> int:
-    """Where the chunk after one from `start` to `end` begins: at the first sentence or word of the overlap."""
+    """Where the next chunk begins: at the first sentence or word of the overlap."""
     earliest = max(start + 1, end - overlap)
     for pattern in (_SENTENCE, _LINE, _BLANK):
         match = pattern.search(text, earliest, end)

@@ -51,10 +51,10 @@ class StaticEncoder:
     """Static embeddings of tokens: a text is the weighted mean of its tokens, minus the mean of all chunks.
 
         v(text) = Σ_t weight(t) · E[t]          weight(t) = sqrt(idf(t)), t over the tokens of the text
-        result  = v / |v|  -  mean over the chunks of v / |v|,      scaled to length 1
+        result  = v / |v|  -  mean over the chunks of v / |v|,     scaled to length 1
 
-    Rare tokens name what a text is about, and the mean is what all texts of an index share. On our paraphrases
-    (`benchmarks/evidence.py`) this finds more than the plain mean of the tokens. After Arora et al., "A Simple
+    Rare tokens name what a text is about, and the mean is what all texts of an index share. On our
+    paraphrases (`benchmarks/evidence.py`) this finds more than the plain mean of the tokens. After Arora et al., "A Simple
     but Tough-to-Beat Baseline for Sentence Embeddings", 2017.
 
     Args:

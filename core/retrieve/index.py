@@ -53,8 +53,8 @@ class ChunkTable:
 
     Attributes:
         text: the documents behind each other, in UTF-8.
-        spans: (N, 4) of every chunk its first and last byte in `text`, and its first and last character in its
-            document; "last" is the one behind it.
+        spans: (N, 4) of every chunk its first byte in `text` and the one behind its last, and the same of its
+            characters in its document.
         names: (N, 2) of every chunk its document and its section, as numbers in `strings`.
         strings: the names of documents and sections.
     """

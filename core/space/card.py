@@ -9,6 +9,7 @@ import yaml
 
 from core.errors import SpecError
 from core.space.selection import Selection
+from core.space.zero_gpu import SECONDS_VARIABLE
 from core.store.base_models import HUB_ID
 from core.store.workspace import check_name
 
@@ -33,6 +34,7 @@ HARDWARE = (
 )
 ZERO = "zero-a10g"
 ZERO_PIN = "spaces==0.51.3"
+ZERO_PYTHON = "3.10.13"  # that the Hub's documentation of ZeroGPU names
 DESCRIPTION = "Mixes of LoRA adapters, side by side"  # at most 60 characters
 ATTRIBUTES = "".join(
     f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in ("safetensors", "woff2")
@@ -68,7 +70,7 @@ def format_readme(spec: SpaceSpec, base: str, selection: Selection, gradio_versi
         "colorTo": "yellow",
         "sdk": "gradio",
         "sdk_version": gradio_version,
-        "python_version": PYTHON,
+        "python_version": ZERO_PYTHON if spec.hardware == ZERO else PYTHON,
         "app_file": "app.py",
         "suggested_hardware": spec.hardware,
         "hf_oauth": True,  # users sign in with their account: the owner of the Space is the owner here
@@ -100,6 +102,17 @@ password. With `ADAPTER_STUDIO_VISITORS` set to `none`, visitors have to sign in
 **Storage**: with a volume at `/data` (or where the variable `ADAPTER_STUDIO_VOLUME` says), everything is
 kept there. Without one, a restart empties the Space, and the page says so; what `seed/` holds is copied
 again.
+{_describe_zero(spec)}"""
+
+
+def _describe_zero(spec: SpaceSpec) -> str:
+    """What a README says about ZeroGPU, as a paragraph; "" for other hardware."""
+    if spec.hardware != ZERO:
+        return ""
+    return f"""
+**ZeroGPU**: an answer is one call, and a training run is many: slices of 60 seconds (variable
+`{SECONDS_VARIABLE}`), each of which continues from the last checkpoint. Calls use the GPU time
+of the visitor who starts them. Evaluations, analyses and the APIs run on the CPU.
 """
 
 

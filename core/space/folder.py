@@ -71,7 +71,7 @@ def build_space(
         StudioError: this studio was installed without its source. DiskFull, StorageError
     """
     folder = folder.expanduser().resolve()
-    sources = dict(_list_sources())
+    sources = dict(list_sources())
     with make_folder(folder, "builds") as partial:
         _fill(partial, sources, spec, base, selection)
         if workspace is not None:
@@ -89,8 +89,8 @@ def build_space(
     )
 
 
-def _list_sources() -> Iterator[tuple[str, Path]]:
-    """Name in the folder -> file of this studio.
+def list_sources() -> Iterator[tuple[str, Path]]:
+    """Name in a copy of the studio -> file of this studio.
 
     Raises:
         StudioError: the studio was installed as a package, without launch.py.
@@ -147,6 +147,6 @@ def _list_notes(spec: SpaceSpec) -> list[str]:
     if spec.hardware != card.ZERO:
         return []
     return [
-        "On ZeroGPU, answers and training use the GPU time of each visitor, and training runs in slices (variable "
-        f"{SECONDS_VARIABLE}). That was tested in a simulation and not on the Hub: docs/zerogpu.md says how."
+        "On ZeroGPU, answers and training use the GPU time of each visitor, and training runs in slices "
+        f"(variable {SECONDS_VARIABLE}). It was not run on the Hub: docs/zerogpu.md says what was tested."
     ]

@@ -7,12 +7,12 @@ What this relies on, read in `spaces` 0.51.3 and not run on a Space:
   process that has ended a call may serve a later one of the same task.
 - Arguments and results are pickled. A generator's values come one by one; closing it stops the task after
   its next value.
-- Of an exception in the process, its class name alone returns, in a `gr.Error`. A process that was killed is
-  a `gr.Error`, too, as is a refused request: its message holds the seconds that are left of the quota.
+- Of an exception in the process, its class name alone returns, in an error of Gradio. A process that was
+  killed raises one, too, as does a refused request: its message holds the seconds that are left of the quota.
 - The quota is that of the request in whose context (`contextvars`) the call is made.
 - torch is changed while `spaces` is imported: in this process every check says that a CUDA device exists, and
   using it fails outside the main thread. So the base of this process is loaded with the device "cpu".
-- The functions must be wrapped before `gr.Blocks.launch`, which reports them.
+- The functions must be wrapped before Gradio's `Blocks.launch`, which reports them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ZeroGpu:
 
 
 def read_message(error: Exception) -> str:
-    """What an error of the package says, as plain text. `str` of a `gr.Error` is a quoted text."""
+    """What an error of the package says, as plain text; `str` of an error of Gradio is a quoted text."""
     return TAGS.sub("", str(getattr(error, "message", error))).strip() or type(error).__name__
 
 

@@ -27,9 +27,7 @@ class RetrievalSettings(Settings):
         high=4000,
         label="Overlap (characters)",
     )
-    passages: int = setting(
-        5, "Largest number of passages that a search returns.", low=1, high=PASSAGE_LIMIT
-    )
+    passages: int = setting(5, "Largest number of passages that a search returns.", low=1, high=PASSAGE_LIMIT)
     threshold: float = setting(
         0.12,
         "Passages with a lower score are left out, so that a search may find nothing.",

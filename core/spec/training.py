@@ -198,7 +198,9 @@ class TrainSpec(Settings):
         label="LoRA dropout",
     )
     target_modules: tuple[str, ...] = setting(
-        (), "Layers that get an adapter; empty selects the usual layers of the model family."
+        (),
+        "Layers that get an adapter, by name, or as the groups attention and down (the feed-forward's last "
+        "projection); empty selects the usual layers of the model family.",
     )
     warmup_ratio: float = setting(
         0.03, "Share of the steps during which the learning rate rises to its peak.", low=0.0, high=0.9

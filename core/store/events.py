@@ -20,6 +20,9 @@ Every event has `kind`, `time` (Unix seconds) and `elapsed` (seconds since its l
     --- mixes/votes.jsonl
     vote          VoteEvent         core.store.votes       a vote of a blind test
     withdrawn     WithdrawnEvent    core.store.votes       a vote that no longer counts
+    --- answers/<day>.jsonl
+    answer        AnswerEvent       core.engine            an answer has ended; its text is not kept
+    rating        RatingEvent       core.engine            a person judged an answer
     --- never written
     unreadable    UnreadableEvent   -                      returned for a line that is not an event
 
@@ -211,6 +214,30 @@ class UnreadableEvent(TypedDict):
     kind: str
 
 
+class _Answer(Event):
+    answer: str  # its id
+    mix: str  # ids and weights; "" is the base
+    name: str
+    base: str
+    tokens: Count
+    seconds: Annotated[float, Between(0, 10**9)]
+    reason: str
+    is_empty: bool
+
+
+class AnswerEvent(_Answer, total=False):
+    """An answer has ended."""
+
+    fallback: str  # why the base answered in place of the mix
+
+
+class RatingEvent(Event):
+    """A person judged an answer."""
+
+    answer: str
+    good: bool
+
+
 EVENT_KINDS: dict[type, str] = {
     StatusEvent: "status",
     NoteEvent: "note",
@@ -225,6 +252,8 @@ EVENT_KINDS: dict[type, str] = {
     ResultEvent: "result",
     VoteEvent: "vote",
     WithdrawnEvent: "withdrawn",
+    AnswerEvent: "answer",
+    RatingEvent: "rating",
     UnreadableEvent: "unreadable",
 }
 # Keys that readers use without a default.
@@ -234,6 +263,8 @@ REQUIRED_KEYS: dict[type, tuple[str, ...]] = {
     ValidationEvent: ("step",),
     CheckpointEvent: ("step",),
     WithdrawnEvent: ("vote",),
+    AnswerEvent: ("answer", "mix", "name", "base", "tokens", "seconds", "reason", "is_empty"),
+    RatingEvent: ("answer", "good"),
     DataEvent: ("rows", "sequences", "trained", "fill", "width", "packed", "cut", "lost"),
 }
 TRAINER_EVENTS = (PlanEvent, StepEvent, ValidationEvent, SampleEvent, CheckpointEvent, ResultEvent)

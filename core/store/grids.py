@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import SpecError, StudioError
@@ -38,10 +38,42 @@ FIRST_SETTINGS = frozenset((
 ))  # fmt: skip
 FIELDS = {f.name: f for f in dataclasses.fields(TrainSpec) if f.name not in NOT_VARIED}
 BOOLEAN_WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
-GRID_PRESETS: dict[str, dict[str, list[Any]]] = {
-    "rank x rate x epochs": {"rank": [16, 32], "learning_rate": [1e-4, 5e-5], "epochs": [2.0, 3.0]},
-}
 Axes = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class GridPreset:
+    """A grid that is often useful.
+
+    Attributes:
+        axes: the settings that vary, and their values.
+        settings: what all its cells have in common, beside what the user sets.
+        help: what is chosen here, and why; "" where the name says it.
+    """
+
+    axes: Axes
+    settings: dict[str, Any] = field(default_factory=dict)
+    help: str = ""
+
+
+_RANK_RATE_EPOCHS: Axes = {"rank": [16, 32], "learning_rate": [1e-4, 5e-5], "epochs": [2.0, 3.0]}
+# Groups of layers, which the model family translates into its names.
+_TARGETS = {"target_modules": ("attention", "down")}
+GRID_PRESETS: dict[str, GridPreset] = {
+    "rank x rate x epochs": GridPreset(_RANK_RATE_EPOCHS),
+    "portfolio, 64 sequences": GridPreset(
+        _RANK_RATE_EPOCHS,
+        {"batch_size": 4, "accumulation": 16, **_TARGETS},
+        "Attention and down projections; 64 sequences per optimizer step (4 x 16 by accumulation). The "
+        'portfolio asks for "64 tokens effective", which this reads as an effective batch of 64.',
+    ),
+    "portfolio, 64 tokens": GridPreset(
+        _RANK_RATE_EPOCHS,
+        {"batch_size": 1, "accumulation": 1, "max_length": 64, **_TARGETS},
+        'Attention and down projections; "64 tokens effective" by the letter: one packed sequence of 64 '
+        "tokens per optimizer step. Longer rows are cut, and steps are noisy.",
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
            mixes/<id>.json   grids/<id>.json   reports/<id>/   maps/<sha256>/map.json   exports/<id>/
            bases/<id>/{source.json, config.json, *.safetensors, tokenizer}   (core.store.converted_bases)
            experiments/<id>/{experiment.json, cells/}                (core.store.experiments)
+           answers/<day>.jsonl    what the answers of a day were like    (core.store.answer_log)
            mixes/votes.jsonl    runs/lineup.json    promotions.jsonl    base.json
            trash/<entry>/       deleted items                          (core.store.trash)
            */.<id>.partial      a draft, not committed yet
@@ -172,6 +173,10 @@ class Workspace:
                     items.append((path.stat().st_mtime_ns, path.stem))
         return [item_id for _, item_id in sorted(items)]
 
+    def answers_path(self, day: str) -> Path:
+        """The event log of the answers of a day (`core.store.answer_log`)."""
+        return self.root / "answers" / f"{day}.jsonl"
+
     @property
     def votes_path(self) -> Path:
         """The event log of the votes of blind tests. Its name is not an id, so it does not count as a mix."""
@@ -191,6 +196,11 @@ class Workspace:
     def base_path(self) -> Path:
         """The base model that was chosen last."""
         return self.root / "base.json"
+
+    @property
+    def templates_path(self) -> Path:
+        """Which chat templates of bases are accepted (`core.store.accepted_templates`)."""
+        return self.root / "templates.json"
 
     @property
     def keys_path(self) -> Path:

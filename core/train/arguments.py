@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from core.errors import SpecError
 from core.model import experts
+from core.model.families import expand_groups
 from core.model.resident import Resident
 from core.spec.training import TrainSpec
 from core.train import fsdp, optimizer
@@ -86,10 +87,11 @@ def lora_config(resident: Resident, spec: TrainSpec) -> dict[str, Any]:
     """Fields of a LoraConfig for this base; target modules by family unless the spec names them.
 
     Raises:
-        SpecError: the spec names a module that the base does not have, or experts on a base without any.
+        SpecError: the spec names a module or a group that the base does not have, or experts on a base
+            without any.
     """
     family = resident.base.family
-    targets: Any = list(spec.target_modules or family.targets)
+    targets: Any = list(expand_groups(spec.target_modules, family.groups) or family.targets)
     if spec.target_modules:
         leaves = {name.rpartition(".")[2] for name, _ in resident.base.model.named_modules()}
         if unknown := [t for t in targets if t not in leaves]:

@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         lock = _lock_job(workspace, run.id) if group.is_main_process else None
         device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
-        resident = Resident(load_base(args.base, args.quantization, device, group.sharded), workspace)
+        base = load_base(args.base, args.quantization, device, group.sharded, workspace)
+        resident = Resident(base, workspace)
         train(
             workspace,
             resident,

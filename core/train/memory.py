@@ -13,7 +13,7 @@ feed-forward size, k width of keys and values together, L layers, r rank, V voca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class ModelShape:
         number_bytes: size of one number of an activation.
         base_bytes: size of the frozen base in memory.
         targets: leaf names that get an adapter when the spec names none; empty means all linear layers.
+        groups: names of groups of layers that a spec may use -> leaf names.
     """
 
     layers: int
@@ -48,6 +49,7 @@ class ModelShape:
     base_bytes: int
     on_gpu: bool
     targets: tuple[str, ...] = ()
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_base(cls, base: Any) -> ModelShape:
@@ -71,6 +73,7 @@ class ModelShape:
             base_bytes=int(base.model.get_memory_footprint()),
             on_gpu=base.device.type == "cuda",
             targets=targets,
+            groups=base.family.groups,
         )
 
 
@@ -142,7 +145,8 @@ def estimate(shape: ModelShape, spec: TrainSpec, ratio: float = 1.0) -> Estimate
     Args:
         ratio: measured over estimated step memory, from a run on the same base.
     """
-    targets = spec.target_modules or shape.targets or tuple(shape.linear)
+    named = [leaf for name in spec.target_modules for leaf in shape.groups.get(name, (name,))]
+    targets = named or shape.targets or tuple(shape.linear)
     linear = [shape.linear[t] for t in targets if t in shape.linear]
     count, inputs, outputs = (sum(layer[n] for layer in linear) for n in range(3))
     weights = spec.rank * (inputs + outputs)

@@ -38,7 +38,10 @@ root.addEventListener("click", (event) => {
   if (act.do === "theme") studio.setTheme();
   else if (act.do === "sign_in") { // a provider's page does not open in the frame of another site
     if (window.top === window) location.assign("login"); else window.open("login", "_blank", "noopener");
-  } else if (act.do === "sign_out") fetch("logout", { method: "POST", redirect: "manual" }).then(() => location.reload());
+  } else if (act.do === "sign_out") {
+    const form = document.body.appendChild(Object.assign(document.createElement("form"), { method: "POST", action: "logout" }));
+    form.submit();
+  }
   else trigger("act", act);
 });
 window.addEventListener("studio:refresh", poll);

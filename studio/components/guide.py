@@ -78,6 +78,9 @@ def poll(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     advice = next_step(base, datasets, adapters, runs, _suggest_datasets(engine, datasets))
     notices = [node("p", text, cls="note", role="status") for text in engine.notices]
     lines = node("div", render_line(steps, advice), practice_base_note(base), cls="guide-lines")
+    if base.template.differs and not base.chat_template:
+        open_base = button("See what differs", {"do": "tab", "tab": "base"}, "link")
+        notices.append(node("p", f"{base.template.text} ", open_base, cls="note", role="status"))
     visit = permissions.find_visit()
     tree = node("div", _bar(base, visit), permissions.render_role(visit), *notices, lines)
     return {"revision": revision, "tree": tree, "visitor": permissions.describe(visit)}

@@ -24,13 +24,14 @@ button, a.button { box-sizing: border-box; display: block; width: 100%; min-heig
   padding: 10px; border: 0; border-radius: 8px; font: inherit; font-weight: 600; text-align: center;
   text-decoration: none; background: var(--accent); color: var(--on-accent); cursor: pointer; }
 a { color: var(--accent); }
-input:focus-visible, button:focus-visible, a:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+:is(input, button, a):focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 p[role=alert] { color: var(--bad); }
 """
 PROVIDER = """<p><a class="button" href="login/huggingface">Sign in with Hugging Face</a></p>"""
 FORM = """<form method="post" action="login">
 <label>Name<input name="username" autocomplete="username" required></label>
-<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
+<label>Password
+<input name="password" type="password" autocomplete="current-password" required></label>
 <button>Sign in</button>
 </form>"""
 REOPEN = '<meta http-equiv="refresh" content="0">'

@@ -17,6 +17,8 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from core.engine import Engine
+from core.engine.experiment_html import format_html
+from core.engine.experiment_report import make_report
 from core.errors import NotFound, SpecError, StudioError
 from core.spec.access import Role
 from core.store.files import ensure_space, storage_error
@@ -70,6 +72,11 @@ def routes(engine: Engine) -> list[Route]:
         headers = {"Content-Disposition": f'attachment; filename="{item_id}.csv"'}
         return Response(engine.grids.csv(item_id), media_type="text/csv", headers=headers)
 
+    def experiment(item_id: str) -> Response:
+        page = format_html(make_report(engine.experiments.results(item_id)))
+        headers = {"Content-Disposition": f'attachment; filename="{item_id}.html"'}
+        return Response(page, media_type="text/html", headers=headers)
+
     return [
         Route(f"{PREFIX}/plotly.min.js", _plotly, methods=["GET"]),
         Route(f"{PREFIX}/fonts/{{name}}.woff2", _font, methods=["GET"]),
@@ -78,6 +85,7 @@ def routes(engine: Engine) -> list[Route]:
         Route(f"{PREFIX}/download/workspace.zip", _download(workspace), methods=["GET"]),
         Route(f"{PREFIX}/download/export/{{item_id}}.zip", _download(export_zip), methods=["GET"]),
         Route(f"{PREFIX}/download/export/{{item_id}}/{{name:path}}", _download(export_file), methods=["GET"]),
+        Route(f"{PREFIX}/download/experiment/{{item_id}}.html", _download(experiment), methods=["GET"]),
         Route(f"{PREFIX}/download/report/{{item_id}}.csv", _download(report, Role.VIEWER), methods=["GET"]),
         Route(f"{PREFIX}/download/grid/{{item_id}}.csv", _download(grid, Role.VIEWER), methods=["GET"]),
     ]

@@ -142,6 +142,7 @@ def wire(tab: BaseTab, engine: Engine, library_changed: events.EventGroup) -> No
             errors=tab.errors,
         )
     )
+    events.refresh_after(events.bind(tab.resident.act, engine, accept_template, None, [tab.resident]))
     events.bind(tab.small.act, engine, get_offer, None, [tab.progress, tab.timer])
     events.bind(tab.timer.tick, engine, poll_download, None, lists)
     events.bind(tab.progress.act, engine, stop_download)
@@ -204,6 +205,12 @@ def change_base(engine: Engine, choice: str | None, quantization: str) -> tuple[
 def cancel_change(engine: Engine) -> tuple[Any, Any]:
     """Hides the confirmation."""
     return gr.update(visible=False), None
+
+
+def accept_template(engine: Engine, event: gr.EventData) -> Node:
+    """Uses the own chat template of the resident base, which is loaded again."""
+    engine.bases.accept_template(str((event._data or {}).get("template", "")))
+    return render_facts(engine.bases.current())
 
 
 def start_download(engine: Engine, choice: str | None) -> tuple[Any, Any]:
@@ -305,7 +312,7 @@ def render_facts(base: Any) -> Node:
         ("Quantization", QUANTIZATION_LABELS.get(base.quantization, "")),
         ("Answers from", base.answers),
     ]
-    template = "the model's own" if base.chat_template else "the studio's default"
+    template = "the model's own" if base.chat_template else "the studio's plain one"
     folded = [
         ("Family", base.family),
         ("Target modules", ", ".join(base.targets)),
@@ -313,7 +320,31 @@ def render_facts(base: Any) -> Node:
         ("Fingerprint", base.fingerprint[:16]),
     ]
     fold = details("Details", facts(folded)) if base.parameters else None
-    return node("div", head, *alerts, note, facts(shown), fold)
+    return node("div", head, *alerts, note, facts(shown), _render_template(base), fold)
+
+
+def _render_template(base: Any) -> Node | None:
+    """How the own chat template of a base differs from that of its family, and the button that accepts it."""
+    template = base.template
+    if template.is_broken:
+        return node("p", f"{template.text} The studio's plain template is used.", cls="problem")
+    if not template.differs:
+        return None
+    lines = node("pre", "\n".join(template.diff), cls="diff")
+    if base.chat_template:
+        return details("Chat template: differs from that of its family, and is accepted", lines)
+    return node(
+        "div",
+        node("h3", "Chat template"),
+        node(
+            "p",
+            f"{template.text} Until you accept it, the studio's plain template is used. A template decides "
+            "what stands around every prompt; adapters trained with one answer worse with another.",
+        ),
+        lines,
+        button("Use the base's own template", {"template": template.digest}, "primary"),
+        cls="aside",
+    )
 
 
 def render_shelf(offers: list[Any], resident: str) -> Node:

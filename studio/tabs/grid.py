@@ -25,6 +25,7 @@ from studio.views import grid as views
 
 AXES = 4  # settings that the page can vary at once; the terminal has no such limit
 CUSTOM = ("Custom", "")
+PRESET_SETTINGS = tuple(dict.fromkeys(n for p in grids.GRID_PRESETS.values() for n in p.settings))
 NO_FIELD = ("None", "")
 
 
@@ -120,7 +121,9 @@ def wire(
     library_changed.then(check, inputs, checked)
     for control in (tab.name, *tab.fields, *tab.values):
         events.bind(control.change, engine, check, inputs, checked)
-    events.bind(tab.preset.input, engine, fill_preset, [tab.preset], [*tab.fields, *tab.values])
+    shared = [form.advanced[name] for name in PRESET_SETTINGS]
+    filled = [tab.preset, *tab.fields, *tab.values, *shared]
+    events.bind(tab.preset.input, engine, fill_preset, [tab.preset], filled)
     results = [tab.results, tab.chart]
     events.refresh_after(events.bind(tab.start.click, engine, start, inputs, [tab.picker, *results]))
     library_changed.add(refresh, [tab.picker], [tab.picker, *results])
@@ -191,11 +194,16 @@ def _render_common_settings(engine: Engine, settings: dict[str, Any], preset: st
 
 
 def fill_preset(engine: Engine, preset: str) -> tuple[Any, ...]:
-    """Fills the axes with those of a grid preset."""
-    axes = list(grids.GRID_PRESETS.get(preset, {}).items())[:AXES]
+    """Fills the axes with those of a grid preset, and the Train form with what its cells share."""
+    chosen = grids.GRID_PRESETS.get(preset, grids.GridPreset({}))
+    axes = list(chosen.axes.items())[:AXES]
     axes += [("", [])] * (AXES - len(axes))
     texts = [", ".join(grids.format_value(v) for v in values) for _, values in axes]
-    return *[name for name, _ in axes], *texts
+    shared = [
+        fields.to_component(chosen.settings[name]) if name in chosen.settings else gr.skip()
+        for name in PRESET_SETTINGS
+    ]
+    return gr.update(info=chosen.help or None), *[name for name, _ in axes], *texts, *shared
 
 
 def start_grid(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.data.tokens import span_corruption
 from core.data.tokens.encoded_sequence import EncodedSequence, is_seq2seq
-from core.data.tokens.rendering import OPENING_BOS
+from core.data.tokens.rendering import OPENING_BOS, render_chat
 from core.data.tokens.truncation import Cut
 
 _PLACEHOLDER = "\ue000"  # a private-use character, written before and after the number of a forged token
@@ -87,13 +87,8 @@ def _encode_chat(
     template = tokenizer.get_chat_template().removeprefix(OPENING_BOS)
 
     def render(conversation: Sequence[dict[str, str]]) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                list(conversation),
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
+        return render_chat(
+            tokenizer, list(conversation), template, add_generation_prompt=add_generation_prompt
         )
 
     specials = [t for t in tokenizer.all_special_tokens if t]

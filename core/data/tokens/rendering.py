@@ -23,6 +23,8 @@ from typing import Any
 
 import jinja2
 
+from core.data.tokens import template_process
+from core.data.tokens.known_templates import is_known
 from core.data.tokens.marked_text import MarkedText
 from core.data.tokens.thoughts import MARKERS
 from core.errors import DataError
@@ -89,8 +91,33 @@ class Answer:
 
 def template_of(tokenizer: Any) -> str:
     """The chat template that the tokenizer uses, with a fixed date."""
-    template = tokenizer.get_chat_template()
-    return _FIXED_DATE + template if "strftime_now" in template else str(template)
+    return fix_date(str(tokenizer.get_chat_template()))
+
+
+def fix_date(template: str) -> str:
+    """A template that writes the same date every day."""
+    return _FIXED_DATE + template if "strftime_now" in template else template
+
+
+def render_chat(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], template: str = "", **settings: Any
+) -> str:
+    """Renders messages; a template that is not known is rendered in a process of its own.
+
+    Args:
+        template: in place of the one that the tokenizer uses.
+        settings: variables of the template, such as `add_generation_prompt`.
+
+    Raises:
+        jinja2.TemplateError and others in `TEMPLATE_ERRORS`: the template refuses the conversation.
+    """
+    template = template or template_of(tokenizer)
+    source = template.removeprefix(_FIXED_DATE)
+    if is_known(source) or is_known(source.removeprefix(OPENING_BOS)):
+        return str(
+            tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **settings)
+        )
+    return template_process.render(template, messages, {**tokenizer.special_tokens_map, **settings})
 
 
 def render(
@@ -115,15 +142,12 @@ def render(
         elif turn.thought:
             message["content"] = turn.opening + _mark_thoughts(i) + turn.closing + message["content"]
         messages.append(message)
-    return str(
-        tokenizer.apply_chat_template(
-            messages,
-            chat_template=template_of(tokenizer),
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            enable_thinking=thinking,
-            thinking=thinking,
-        )
+    return render_chat(
+        tokenizer,
+        messages,
+        add_generation_prompt=generation_prompt,
+        enable_thinking=thinking,
+        thinking=thinking,
     )
 
 
@@ -164,15 +188,7 @@ def _renders_thoughts(tokenizer: Any, template: str) -> bool:
     question, answer = ({"role": t.role, "content": _mark_content(i)} for i, t in enumerate(turns))
     answer["reasoning_content"] = _mark_thoughts(1)
     try:
-        rendered = str(
-            tokenizer.apply_chat_template(
-                [question, answer],
-                chat_template=template,
-                tokenize=False,
-                enable_thinking=True,
-                thinking=True,
-            )
-        )
+        rendered = render_chat(tokenizer, [question, answer], template, enable_thinking=True, thinking=True)
     except TEMPLATE_ERRORS:
         return False
     return 0 <= rendered.find(_mark_thoughts(1)) < rendered.find(_mark_content(1))

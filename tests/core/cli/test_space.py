@@ -45,7 +45,7 @@ def test_a_space_is_built_and_described(
     assert code == 0 and built["folder"] == str(target) and built["base"] == "smollm2-135m"
     assert built["adapters"] == ["notes-0001"] and len(built["mixes"]) == 1
     assert "1 adapters, 1 mixes" in out and f"hf upload OWNER/NAME {target} ." in out
-    assert "note: ZeroGPU gives a GPU only to functions marked with @spaces.GPU." in out
+    assert "note: On ZeroGPU, answers and training use the GPU time of each visitor" in out
     assert '["--base", "smollm2-135m"' in (target / "app.py").read_text().replace("'", '"')
     code, _, err = run(capsys, target, "--workspace", workspace.root)
     assert code == 1 and "is not empty; nothing was changed" in err

@@ -174,7 +174,9 @@ def test_rows_that_need_another_base_adapter_or_key_are_not_run(engine: Engine, 
     key = engine.experiments.start(series)
     assert engine.experiments.wait(key).state == "done"
     states = engine.experiments.states(key)
-    assert states["cloud_eval_v1"] == "not run: the environment variable OPENAI_API_KEY holds no key"
+    assert states["cloud_eval_v1"] == (
+        "not run: no key is in the environment variable OPENAI_API_KEY, which the terminal reads"
+    )
     assert states["hybrid_science_3b"].startswith("not run: it needs the base 'qwen2.5:3b-instruct-q4_K_M'")
     spec = four_rows(engine, name="Gone")
     gone = store.create(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from benchmarks.gpu_worker import SimulatedError, SimulatedSpaces
 from core.engine import Engine
 from core.engine.gpu_calls import GpuCalls, read_values
 from core.errors import Closing, GpuError, GpuQuota, NotFound, SpecError
+from core.retrieve.passages import Passage
 from core.space.zero_gpu import ZeroGpu
 from core.spec.mix import Mix, Sampling
 
@@ -42,13 +44,19 @@ def test_a_compare_is_one_call_and_answers_as_without_it(
     engine: Engine, spaces: SimulatedSpaces, tiny_base: Path
 ) -> None:
     messages = [{"role": "user", "content": PROMPT}]
-    frames = list(engine.chat.stream(messages, [Mix(), Mix()], SAMPLING, same_noise=False))
-    alone = engine.chat.stream(messages, [Mix(), Mix()], SAMPLING, same_noise=False).last()
+    passage = Passage("d", "Notes", "a.txt", "", 0, 12, "The red lamp", 1.0)
+
+    def ask(asked: Engine, passages: Any = None) -> Any:
+        how = {"same_noise": False, "passages": passages}
+        return asked.chat.stream(messages, [Mix(), Mix()], SAMPLING, **how).last()
+
+    there = [ask(engine), ask(engine, [[passage], None])]
     with Engine(engine.workspace.root, str(tiny_base), "none", "cpu") as plain:
-        here = plain.chat.stream(messages, [Mix(), Mix()], SAMPLING, same_noise=False).last()
-    shown = [[(c.text, c.tokens, c.reason, c.stamp) for c in f.columns] for f in (frames[-1], alone, here)]
-    assert shown[0] == shown[1] == shown[2] and frames[-1].done
-    assert shown[0][0][1] > 1 and shown[0][0][0] != shown[0][1][0]
+        here = [ask(plain), ask(plain, [[passage], None])]
+    shown = [[(c.text, c.tokens, c.reason, c.stamp) for c in f.columns] for f in (*there, *here)]
+    assert shown[:2] == shown[2:] and shown[0] != shown[1]
+    assert shown[0][0][1] > 1 and shown[0][0][0] != shown[0][1][0] and all(f.done for f in there)
+    assert there[1].prompts == here[1].prompts and there[1].prompts[0].used == (passage,)
     assert [c.forked for c in spaces.calls] == [True, False], "the second call finds the process idle"
     assert [c.seconds for c in spaces.calls[:1]] == [10], "48 tokens at 25 a second, and the start"
 

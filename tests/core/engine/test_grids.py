@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from core.cli.main import main
 from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec.training import RunStatus, TrainSpec
@@ -56,7 +57,7 @@ def finished(engine: Engine, grid: grids.Grid) -> None:
 
 
 def test_the_preset_is_eight_cells_of_rank_rate_and_epochs() -> None:
-    cells = grids.make_cells(BASE, grids.GRID_PRESETS["rank x rate x epochs"])
+    cells = grids.make_cells(BASE, grids.GRID_PRESETS["rank x rate x epochs"].axes)
     assert [(c.spec.rank, c.spec.learning_rate, c.spec.epochs) for c in cells] == [
         (r, lr, e) for r in (16, 32) for lr in (1e-4, 5e-5) for e in (2, 3)
     ]
@@ -68,6 +69,38 @@ def test_the_preset_is_eight_cells_of_rank_rate_and_epochs() -> None:
         dataclasses.replace(c.spec, name="Base", rank=16, learning_rate=2e-4, epochs=3.0) == BASE
         for c in cells
     )
+
+
+@pytest.mark.parametrize("name, sequences, tokens", [("64 sequences", 64, None), ("64 tokens", 1, 64)])
+def test_the_grid_of_the_portfolio_reads_64_in_both_ways(
+    name: str, sequences: int, tokens: int | None
+) -> None:
+    preset = grids.GRID_PRESETS[f"portfolio, {name}"]
+    cells = grids.make_cells(dataclasses.replace(BASE, **preset.settings), preset.axes)
+    assert [(c.spec.rank, c.spec.learning_rate, c.spec.epochs) for c in cells] == [
+        (r, lr, e) for r in (16, 32) for lr in (1e-4, 5e-5) for e in (2, 3)
+    ]
+    for spec in (c.spec for c in cells):
+        assert spec.batch_size * spec.accumulation == sequences
+        assert tokens is None or spec.max_length * sequences == tokens
+        assert spec.target_modules == ("attention", "down")
+    assert "64 tokens effective" in preset.help
+
+
+def test_the_terminal_takes_the_settings_of_a_grid_preset_and_lets_options_win(
+    tiny_base: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--workspace", str(tmp_path / "ws"), "--base", str(tiny_base)]
+    with Engine(tmp_path / "ws", load=False) as engine:
+        data = engine.datasets.import_files([corpus], "Corpus", "domain")
+    arguments = ["grid", "define", "domain", *common, "--dataset", data.id, "--preset", "standard"]
+    arguments += ["--grid", "portfolio, 64 sequences", "--batch-size", "2"]
+    assert main(arguments) == 0
+    assert "64 sequences per optimizer step" in capsys.readouterr().out
+    with Engine(tmp_path / "ws", load=False) as engine:
+        (grid,) = engine.grids.list()
+    assert len(grid.cells) == 8
+    assert (grid.base["batch_size"], grid.base["accumulation"]) == (2, 16)
 
 
 @pytest.mark.parametrize(

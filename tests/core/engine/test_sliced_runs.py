@@ -1,4 +1,4 @@
-"""Runs in slices, in forked processes that are killed or refused: the adapter is that of a run without them."""
+"""Runs in slices, in forked processes that are killed or refused: the adapter is as without slices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from core.store.adapters import WEIGHTS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ZeroGPU forks, and so does its simulation")
 SPEC: dict[str, Any] = {
-    "max_steps": 16,
+    "max_steps": 12,
     "save_steps": 3,
     "eval_steps": 4,
     "learning_rate": 5e-3,
@@ -171,3 +171,14 @@ def test_a_stopped_run_adds_the_adapter_of_its_slice(sliced: Sliced, reference: 
 def test_a_slice_has_limits(seconds: int) -> None:
     with pytest.raises(SpecError, match=f"between 20 and 600 seconds, got {seconds}"):
         GpuCalls(ZeroGpu(SimulatedSpaces()), seconds)
+
+
+def test_the_plan_of_a_run_counts_slices_at_the_rate_of_earlier_runs(
+    sliced: Sliced, reference: Reference
+) -> None:
+    sliced.engine.resident_base.wait()
+    plan = sliced.engine.runs.plan_slices(reference.spec)
+    assert plan is not None and plan.is_measured and (plan.slices, plan.slice_seconds) == (1, 60)
+    assert plan.seconds >= 14, "a slice loads the base and saves a checkpoint"
+    sliced.engine._executor.slices = None
+    assert sliced.engine.runs.plan_slices(reference.spec) is None, "an ordinary studio has no slices"

@@ -68,7 +68,8 @@ def test_a_gain_below_the_limit_fails_and_a_wide_interval_needs_questions() -> N
     assert decide(make_cell("same", draw(0.4, 200, 3)), BASELINE, RULE).criteria[0].status == FAIL
     few = decide(make_cell("few", draw(0.9, 12, 4)), make_cell("rag", draw(0.3, 12, 5)), RULE)
     assert few.status == NOT_ENOUGH and few.missing >= 18  # 30 are the least
-    close = decide(make_cell("close", [*draw(0.5, 199, 6), 1.0]), BASELINE, PromotionRule(factuality_gain=1))
+    before, after = [0.0] * 100 + [1.0] * 100, [1.0] * 14 + [0.0] * 88 + [1.0] * 98  # 14 wins, 2 losses
+    close = decide(make_cell("close", after), make_cell("rag", before), RULE)
     factuality = close.criteria[0]
     assert factuality.status == NOT_ENOUGH and close.missing == factuality.missing > 0
     assert f"About {close.missing} more questions" in close.text

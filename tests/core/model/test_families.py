@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import CheckpointError
 
 from core.errors import AdapterError
-from core.model.families import FAMILIES
+from core.model.families import FAMILIES, expand_groups
 from core.model.mixing import Mixer, MixRow
 from core.model.nf4_cpu import unpack_for_backward
 
@@ -556,3 +556,13 @@ def test_quantized_layers_mix_like_pefts(bits: str, limit: float, tmp_path: Any)
         for b, row in enumerate(rows):
             with by_peft(mixer, row):
                 assert (logits(model, batch(3, [0, 1, 2]))[b] - ours[b]).abs().max() <= limit
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "minimax_m2"])
+def test_attention_and_down_name_the_layers_of_a_family(family: str) -> None:
+    row = FAMILIES[family]
+    found = expand_groups(["attention", "down"], row.groups)
+    assert set(found) < set(row.targets) and len(found) == len(set(found)) >= 2
+    leaves = {name.rpartition(".")[2] for name, _ in tiny(family).named_modules()}
+    assert set(found) <= leaves
+    assert expand_groups(["q_proj", "attention"], {}) == ("q_proj", "attention")

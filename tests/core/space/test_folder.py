@@ -103,6 +103,16 @@ def test_without_its_source_the_studio_cannot_build_a_space(
         build_space(tmp_path / "demo", SpaceSpec(), "embedded", Selection(), None)
 
 
+def test_a_space_on_zerogpu_says_how_it_trains_and_what_was_not_run(tmp_path: Path) -> None:
+    built = build_space(tmp_path / "zero", SpaceSpec(hardware="zero-a10g"), "embedded", Selection(), None)
+    readme = (built.folder / "README.md").read_text(encoding="utf-8")
+    front = read_front(readme)
+    assert (front["suggested_hardware"], front["python_version"]) == ("zero-a10g", "3.10.13")
+    assert "ADAPTER_STUDIO_SLICE_SECONDS" in readme and "not run on the Hub" in built.notes[-1]
+    plain = card.format_readme(SpaceSpec(), "embedded", Selection(), "6.0")
+    assert "ZeroGPU" not in plain and read_front(plain)["python_version"] == "3.11"
+
+
 @pytest.mark.parametrize("hardware", HARDWARE)
 def test_only_zerogpu_adds_its_package_before_torch(hardware: str) -> None:
     imports = [

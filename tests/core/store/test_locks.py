@@ -181,6 +181,25 @@ def test_a_lock_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
     FileLock(path).release()
 
 
+def test_a_released_lock_is_free_although_a_forked_process_inherited_it(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "owner.lock")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)  # until the parent closes its end
+        os._exit(0)
+    os.close(read)
+    try:
+        assert is_locked(tmp_path / "owner.lock")
+        lock.release()
+        assert not is_locked(tmp_path / "owner.lock")
+        FileLock(tmp_path / "owner.lock").release()
+    finally:
+        os.close(write)
+        os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_disk_without_locks_is_named_in_words(
     number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

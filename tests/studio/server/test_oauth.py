@@ -123,9 +123,7 @@ def test_t23_other_users_are_viewers_or_listed_trainers(
         ({**OWNER, "orgs": [None, 1]}, Role.VIEWER),
     ],
 )
-def test_the_name_or_an_administrated_organisation_makes_the_owner(
-    user: dict[str, Any], role: Role
-) -> None:
+def test_the_name_or_an_administrated_organisation_makes_the_owner(user: dict[str, Any], role: Role) -> None:
     settings = OpenIdSettings(CLIENT, "https://huggingface.co", "a.hf.space", "owner-org", SECRET)
     assert settings.find_principal(user).role is role
     unowned = OpenIdSettings(CLIENT, "https://huggingface.co", "a.hf.space", "", SECRET)
@@ -197,7 +195,7 @@ def test_a_provider_that_cannot_be_reached_is_one_sentence(space: Space) -> None
 
 
 def test_a_sign_in_ends_after_ten_minutes_and_a_session_after_eight_hours(
-    space: Space, monkeypatch: pytest.MonkeyPatch
+    space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from starlette.testclient import TestClient
 
@@ -206,7 +204,8 @@ def test_a_sign_in_ends_after_ten_minutes_and_a_session_after_eight_hours(
     from studio.server.guard import Guard
 
     seconds = [0.0]
-    access = PageAccess(ApiKeys(Workspace(Path(space.page.app.cwd) / "none")), 1, Role.VIEWER, has_provider=True)
+    keys = ApiKeys(Workspace(tmp_path))
+    access = PageAccess(keys, 1, Role.VIEWER, has_provider=True)
     access.sessions._clock = lambda: seconds[0]
     settings = space.provider.settings("testserver")
     flow = oauth.OAuth(settings, access, lambda: seconds[0])
@@ -284,9 +283,7 @@ def test_t23_a_session_of_another_user_cannot_be_used(space: Space) -> None:
         ({"OPENID_PROVIDER_URL": "file:///etc"}, "begins with https://"),
     ],
 )
-def test_t25_a_space_does_not_start_with_half_of_the_settings(
-    changes: dict[str, str], problem: str
-) -> None:
+def test_t25_a_space_does_not_start_with_half_of_the_settings(changes: dict[str, str], problem: str) -> None:
     with pytest.raises(SpecError, match=problem) as caught:
         OpenIdSettings.read({**ENVIRONMENT, **changes})
     assert "planted" not in str(caught.value)
@@ -320,3 +317,16 @@ def test_visitors_of_a_space_have_at_most_the_role_viewer() -> None:
     ]  # fmt: skip
     with pytest.raises(SpecError, match="must be viewer or none, got 'owner'"):
         read_visitor_role("owner")
+
+
+def test_a_space_asks_the_hub_for_signing_in() -> None:
+    import yaml
+
+    from core.space.card import SpaceSpec, format_readme
+    from core.space.selection import Selection
+
+    built = format_readme(SpaceSpec(), "embedded", Selection(), "6.31.0")
+    own = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    for text in (built, own):
+        assert yaml.safe_load(text.split("---\n")[1])["hf_oauth"] is True
+    assert "Sign in with Hugging Face" in built and "ADAPTER_STUDIO_TRAINERS" in built

@@ -213,11 +213,19 @@ def test_the_grid_form_counts_cells_estimates_time_and_requires_a_name(engine, t
 
 
 def test_a_grid_preset_fills_the_axes(engine):
-    filled = grid.fill_preset(engine, "rank x rate x epochs")
-    assert (
-        filled == ("rank", "learning_rate", "epochs", "", "16, 32", "0.0001, 5e-05", "2, 3", "")
-        and grid.fill_preset(engine, "") == ("",) * 8
-    )
+    axes = ("rank", "learning_rate", "epochs", "", "16, 32", "0.0001, 5e-05", "2, 3", "")
+    _, *filled = grid.fill_preset(engine, "rank x rate x epochs")
+    assert tuple(filled[:8]) == axes and all(value == gr.skip() for value in filled[8:])
+    assert grid.fill_preset(engine, "")[1:9] == ("",) * 8
+    about, *filled = grid.fill_preset(engine, "portfolio, 64 sequences")
+    assert "64 sequences per optimizer step" in about["info"] and tuple(filled[:8]) == axes
+    shared = dict(zip(grid.PRESET_SETTINGS, filled[8:], strict=True))
+    assert shared == {
+        "batch_size": 4,
+        "accumulation": 16,
+        "target_modules": "attention\ndown",
+        "max_length": gr.skip(),
+    }
 
 
 def test_a_grid_is_started_and_its_queued_runs_are_cancelled(engine, tabs, gate):

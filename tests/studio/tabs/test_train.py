@@ -11,8 +11,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from benchmarks.gpu_worker import SimulatedSpaces
 from core.engine import Engine
+from core.engine.gpu_calls import GpuCalls
 from core.errors import SpecError
+from core.space.zero_gpu import ZeroGpu
 from core.spec.presets import resolve
 from studio import actions, labels
 from studio.tabs import suggestions, train, train_form
@@ -168,3 +171,15 @@ def test_values_that_were_not_filled_in_are_not_called_changed() -> None:
     assert not Filled().is_changed("rank", 5)
     assert Filled({"rank": 4}).is_changed("rank", 5) and not Filled({"rank": 4}).is_changed("rank", 4)
     assert Filled({"rank": 4}).is_changed("rank", None), "a number that is being edited"
+
+
+def test_on_zerogpu_the_form_says_the_gpu_time_before_the_start(tmp_path: Path, corpus: Path) -> None:
+    calls = GpuCalls(ZeroGpu(SimulatedSpaces()))
+    with Engine(tmp_path / "ws", load=False, gpu=calls) as engine:
+        dataset = engine.datasets.import_files([corpus], "Corpus", "domain")
+        form = {"kind": "domain", "name": "Notes", "dataset": dataset.id}
+        shown = train.render_memory(engine, "standard", form)
+        assert shown is not None and "ZeroGPU: about 15 s of your GPU time in 1 slice of at most 60 s" in str(
+            shown
+        )
+        assert train.render_memory(engine, "standard", {**form, "dataset": ""}) is None
