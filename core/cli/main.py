@@ -18,6 +18,7 @@ from typing import Any
 
 from core.cli import (
     adapter_imports,
+    answers,
     bases,
     bundles,
     calibration,
@@ -146,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     library.add_library_verbs(add_group("library", "All kinds of items, damaged ones too."), _add_verb)
     mixes.add_verbs(commands, _add_verb)
     retrieval.add_verbs(commands, _add_verb)
+    answers.add_verbs(commands, _add_verb)
     exports.add_command(commands, _add_verb)
     serve.add_command(commands, _add_verb)
     exports.add_verbs(add_group("exports", "What was exported, and what the checks found."), _add_verb)

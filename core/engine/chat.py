@@ -13,6 +13,7 @@ a column changes its mix, one prefill reads the prompt and the answer so far aga
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -63,12 +64,17 @@ class Chat:
     Args:
         resident: returns the resident base; called on the model's thread only.
         calls: answers in a process with a GPU instead, one call for each answer; None answers here.
+        record: as in `core.engine.serving.Serving`; answers in another process are not recorded.
     """
 
     def __init__(
-        self, worker: Worker, resident: Callable[[], Resident], calls: GpuAnswers | None = None
+        self,
+        worker: Worker,
+        resident: Callable[[], Resident],
+        calls: GpuAnswers | None = None,
+        record: Callable[[str, Sequence[Mix], Sequence[Column], str], None] = lambda *_: None,
     ) -> None:
-        self._worker, self._resident, self._calls = worker, resident, calls
+        self._worker, self._resident, self._calls, self._record = worker, resident, calls, record
 
     def stream(
         self,
@@ -105,10 +111,11 @@ class Chat:
         check_passages(passages, len(mixes), chat)
         if self._calls:
             return self._calls.stream(prompt, live, spec, chat, same_noise, thinking, passages)
+        answer = secrets.token_hex(8)
         stream = self._worker.stream(
-            lambda: self._frames(prompt, live, spec, chat, same_noise, thinking, exact, passages)
+            lambda: self._frames(answer, prompt, live, spec, chat, same_noise, thinking, exact, passages)
         )
-        stream.live_mixes = live
+        stream.live_mixes, stream.answer = live, answer
         return stream
 
     def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
@@ -128,6 +135,7 @@ class Chat:
 
     def _frames(
         self,
+        answer: str,
         prompt: str | Sequence[dict[str, str]],
         live: LiveMixes,
         sampling: Sampling,
@@ -138,7 +146,12 @@ class Chat:
         passages: Sequence[Sequence[Passage] | None] | None = None,
     ) -> Generator[Frame | None, None, None]:
         resident = self._resident()
-        return generate_frames(resident, prompt, live, sampling, chat, same_noise, thinking, exact, passages)
+        for frame in generate_frames(
+            resident, prompt, live, sampling, chat, same_noise, thinking, exact, passages
+        ):
+            if frame is not None and frame.done:
+                self._record(answer, live.mixes, frame.columns, resident.base.name)
+            yield frame
 
     def stream_suite(
         self,

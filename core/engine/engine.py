@@ -11,6 +11,7 @@ from pathlib import Path
 from core.data.samples import Samples
 from core.engine.adapter_imports import AdapterImports
 from core.engine.analysis import Analysis
+from core.engine.answer_quality import AnswerQuality
 from core.engine.bases import Bases
 from core.engine.calibration import Calibration
 from core.engine.chat import Chat
@@ -122,8 +123,10 @@ class Engine:
         self.bases = Bases(self.workspace, worker, resident_base, self.runs, folders)
         self.grids = Grids(self.workspace, self.runs, self.queue)
         self._gpu_answers = GpuAnswers(self.workspace, resident_base, gpu.answer) if gpu else None
-        self.chat = Chat(worker, resident_base.get, self._gpu_answers)
-        self.serving = Serving(worker, resident_base.get)
+        self.answer_quality = AnswerQuality(self.workspace)
+        record = self.answer_quality.record
+        self.chat = Chat(worker, resident_base.get, self._gpu_answers, record)
+        self.serving = Serving(worker, resident_base.get, record)
         self.votes = Votes(self.workspace)
         self.retrieval = Retrieval(self.workspace)
         self.analysis = Analysis(self.workspace, worker, resident_base.get)

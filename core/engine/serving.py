@@ -11,6 +11,7 @@ The page's own answers (`engine.chat`) are batches of their own, because their m
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.engine.worker import Stream, Worker, make_closing_error, make_lock
-from core.errors import Busy, SpecError, StudioError
+from core.errors import AdapterError, Busy, DamagedRecord, NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Request:
         thinking: answers begin with a thought, on bases that think.
         follows: whether the reader wants the answers while they grow, or only the complete ones.
         caller: the program or person that asks, with at most CALLER_LIMIT requests; "" is not counted.
+        id: of the request, under which its answers are recorded; "" is a new one.
+        falls_back: whether the base answers where an adapter of the mix is missing or damaged; the stamp of
+            the answer then has the reason as "fallback".
+        fallback: why `mix` is the base in place of another one, where that is known already, or "".
     """
 
     prompt: str | Sequence[dict[str, str]]
@@ -89,6 +94,9 @@ class Request:
     thinking: bool = False
     follows: bool = True
     caller: str = ""
+    id: str = ""
+    falls_back: bool = False
+    fallback: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.choices <= CHOICE_LIMIT:
@@ -105,6 +113,7 @@ class Completion(Stream):
     """The answers to a request while they are generated: a stream of `Progress`.
 
     Attributes:
+        id: of the request.
         begun, first_token_at, sent_at: when it was submitted, had its first token, and its newest value, in
             seconds of `time.monotonic`; 0 before that.
         scored: per choice its tokens as text; empty without `Request.top_tokens`.
@@ -114,6 +123,7 @@ class Completion(Stream):
     def __init__(self, request: Request, is_served: Callable[[], bool]) -> None:
         super().__init__(is_served)
         self.request = request
+        self.id = request.id or secrets.token_hex(8)
         self.begun = time.monotonic()
         self.first_token_at = 0.0
         self.sent_at = 0.0
@@ -152,10 +162,17 @@ class Serving:
 
     Args:
         resident: returns the resident base; called on the model's thread only.
+        record: gets the id of a request that has ended, the mixes that were asked for, the answers, and the
+            name of the base; called on the model's thread.
     """
 
-    def __init__(self, worker: Worker, resident: Callable[[], Resident]) -> None:
-        self._worker, self._resident = worker, resident
+    def __init__(
+        self,
+        worker: Worker,
+        resident: Callable[[], Resident],
+        record: Callable[[str, Sequence[Mix], Sequence[Column], str], None] = lambda *_: None,
+    ) -> None:
+        self._worker, self._resident, self._record = worker, resident, record
         self._lock = make_lock()  # guards the two fields below
         self._waiting: deque[Completion] = deque()
         self._service: _Service | None = None
@@ -251,14 +268,28 @@ class Serving:
                 replace(request.sampling, seed=(request.sampling.seed + i) % 2**31, max_new_tokens=longest)
                 for i in range(request.choices)
             ]
-            self._running[completion] = batch.admit(
-                ids, [request.mix] * request.choices, samplings, request.top_tokens
-            )
+            self._running[completion] = self._admit(request, batch, ids, samplings)
         except StudioError as e:
             completion.end(e)
         except Exception as e:  # a defect: it ends this request, and no other
             logger.exception("A request could not begin")
             completion.end(e)
+
+    @staticmethod
+    def _admit(
+        request: Request, batch: ContinuousBatch, ids: Sequence[int], samplings: Sequence[Sampling]
+    ) -> list[Answer]:
+        fallback = request.fallback
+        try:
+            answers = batch.admit(ids, [request.mix] * request.choices, samplings, request.top_tokens)
+        except (AdapterError, DamagedRecord, NotFound) as e:
+            if not request.falls_back:
+                raise
+            fallback, base = e.what, Mix(name=request.mix.name)
+            answers = batch.admit(ids, [base] * request.choices, samplings, request.top_tokens)
+        for answer in answers:
+            answer.state.fallback = fallback
+        return answers
 
     def _drop_unread(self, batch: ContinuousBatch) -> None:
         for completion in [c for c in self._running if c.is_abandoned]:
@@ -279,7 +310,11 @@ class Serving:
                 completion.first_token_at = now
             if done or (completion.request.follows and now - completion.sent_at >= FRAME_SECONDS):
                 completion.sent_at = now
-                completion.put(self._describe(completion, answers, resident, done))
+                progress = self._describe(completion, answers, resident, done)
+                if done:  # whoever has the answer can judge it
+                    mixes = [completion.request.mix] * completion.request.choices
+                    self._record(completion.id, mixes, progress.columns, resident.base.name)
+                completion.put(progress)
             if done:
                 del self._running[completion]
                 completion.end()

@@ -56,6 +56,7 @@ class Stream:
     Attributes:
         live_mixes: the mixes of an answer that is being generated, which the reader may replace while the
             generator runs (see `core.engine.chat.LiveMixes`); None for other streams.
+        answer: the id under which an answer is recorded (`core.engine.answer_quality`), or "".
     """
 
     def __init__(self, is_served: Callable[[], bool] = lambda: True) -> None:
@@ -68,6 +69,7 @@ class Stream:
         self._read_at = time.monotonic()
         self.closed = False
         self.live_mixes: Any = None
+        self.answer = ""
 
     def close(self) -> None:
         """Asks the worker to drop the stream; its readers end."""

@@ -82,6 +82,7 @@ class SequenceState:
         noise: rows with the same key share their random numbers; the seed, where all rows begin together.
         text_before_stop: the answer up to its stop string, once it ended at one.
         mix_changes: (tokens before, name of the new mix, stamp) per change.
+        fallback: why the base answers in place of the mix that was asked for, or "".
         processors: transformers' logits processors for this sampling; empty for plain greedy decoding.
     """
 
@@ -106,6 +107,7 @@ class SequenceState:
         self.opens_in_thought = False
         self.text_before_stop: str | None = None
         self.stamp: dict[str, Any] = {}
+        self.fallback = ""
         self.mix_changes: list[tuple[int, str, dict[str, Any]]] = []
         self.processors = _make_processors(sampling)
         self._detokenizer = detokenizer
@@ -154,6 +156,8 @@ class SequenceState:
             for n, name, stamp in self.mix_changes
         )
         stamp = {**self.stamp, "mix": self._name, "sampling": self.sampling.to_json()}
+        if self.fallback:
+            stamp["fallback"] = self.fallback
         return Column(
             text,
             len(self.ids),

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fastapi import Request
 
+from core.engine.callers import Caller, set_caller
 from core.server.failed_attempts import FailedAttempts, address_of
 from core.server.problems import Problem
 from core.spec.access import Role
@@ -124,6 +125,7 @@ def require(role: Role) -> Callable[[Request], Awaitable[Principal]]:
 
     async def check(request: Request) -> Principal:
         principal: Principal = request.app.state.access.identify(request)
+        set_caller(Caller(principal.name, principal.role < Role.OWNER))
         if principal.role >= role:
             return principal
         if principal.role is Role.NONE:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.engine import Engine
@@ -28,6 +28,7 @@ from core.store.mixes import SavedMix
 BASE, AUTO, PREFIX = "base", "auto", "mix:"
 NEAREST = 5  # names that an error lists
 NAME_SHOWN = 40  # characters of a name that an error quotes
+PROMOTE_AGAIN = "Promote it again, or roll back."
 CALIBRATE = "Calibrate it under Library, or with `python -m core adapters calibrate`."
 
 
@@ -41,6 +42,9 @@ class Model:
         created: Unix seconds; 0 where it is not known.
         parents: ids of adapters: those of the mix, or the adapter that this one was trained on.
         digests: adapter id -> sha256 of its weights, where known.
+        falls_back: whether the base answers where an adapter is missing or damaged: for names under which
+            others expect an answer, those of saved mixes and of what is promoted.
+        fallback: why the mix is the base in place of its own, or "".
     """
 
     id: str
@@ -50,6 +54,8 @@ class Model:
     created: float = 0.0
     parents: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    falls_back: bool = False
+    fallback: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A model in OpenAI's form; the members after `owned_by` are the studio's own."""
@@ -82,8 +88,12 @@ def list_models(engine: Engine) -> list[Model]:
     return _Names(engine).models
 
 
-def find_model(engine: Engine, text: str) -> Model:
+def find_model(engine: Engine, text: str, falls_back: bool = False) -> Model:
     """The model of a name.
+
+    Args:
+        falls_back: whether a saved mix, or what is promoted, is offered although an adapter is missing or
+            has changed; the base answers then (`Model.falls_back`, `Model.fallback`).
 
     Raises:
         ModelNotFound: the name is unknown (404). Problem: several items have it (422), or what it means
@@ -93,7 +103,7 @@ def find_model(engine: Engine, text: str) -> Model:
     text = text.strip()
     if text == BASE:
         return _BASE_MODEL
-    names = _Names(engine)
+    names = _Names(engine, falls_back)
     if text == AUTO:
         return names.make_auto()
     if text == PRODUCTION and engine.promotions.current() is not None:
@@ -109,8 +119,8 @@ _BASE_MODEL = Model(BASE, "Base", "base", Mix())
 class _Names:
     """Everything in a library that has a name, read once."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, falls_back: bool = False) -> None:
+        self._engine, self._falls_back = engine, falls_back
         self._adapters = {a.id: a for a in engine.library.mixable_adapters()}
         self._stored = {a.id: a for a in engine.library.adapters()}
         self._mixes = {m.id: m for m in engine.library.mixes()}
@@ -138,25 +148,27 @@ class _Names:
         current = self._engine.promotions.current()
         if current is None:
             raise _refuse_name("model", PRODUCTION, self._list_names())
-        self._check(current.mix)
-        for adapter_id, digest in current.digests.items():
+        parents = tuple(current.weights)
+        model = Model(
+            PRODUCTION, current.name, PRODUCTION, current.mix, current.time, parents, current.digests,
+            self._falls_back,
+        )  # fmt: skip
+        problem = self._find_change(current.mix, current.digests)
+        if problem and self._falls_back:
+            return replace(model, mix=Mix(name=current.mix.name), fallback=problem[0])
+        if problem:
+            raise Problem(409, *problem, "model")
+        return model
+
+    def _find_change(self, mix: Mix, digests: Mapping[str, str]) -> tuple[str, str] | None:
+        """Why a promoted mix is not what was promoted any more, and what helps; None where it is."""
+        if obstacle := self._find_obstacle(mix):
+            return obstacle
+        for adapter_id, digest in digests.items():
             if self._digests([adapter_id]).get(adapter_id) != digest:
                 name = _quote(self._adapters[adapter_id].name)
-                raise Problem(
-                    409,
-                    f"The adapter {name} has changed since it was promoted.",
-                    "Promote it again, or roll back.",
-                    "model",
-                )
-        return Model(
-            PRODUCTION,
-            current.name,
-            PRODUCTION,
-            current.mix,
-            current.time,
-            tuple(current.weights),
-            current.digests,
-        )
+                return f"The adapter {name} has changed since it was promoted.", PROMOTE_AGAIN
+        return None
 
     def make_auto(self) -> Model:
         """Every adapter whose gate works, on Auto.
@@ -228,7 +240,7 @@ class _Names:
 
     def _offer_mix(self, saved: SavedMix) -> Model:
         missing = [a for a in saved.weights if a not in self._adapters]
-        if missing:
+        if missing and not self._falls_back:
             what = " ".join(saved.warnings) or f"The adapter {missing[0]!r} was deleted from the library."
             raise Problem(
                 409,
@@ -236,8 +248,9 @@ class _Names:
                 "Restore the adapter from the trash, or save the mix without it.",
                 "model",
             )
-        self._check(saved.mix)
-        return self._describe_mix(saved)
+        if not missing:
+            self._check(saved.mix)
+        return replace(self._describe_mix(saved), falls_back=self._falls_back)
 
     def _check(self, mix: Mix) -> None:
         if obstacle := self._find_obstacle(mix):

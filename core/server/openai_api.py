@@ -22,7 +22,7 @@ from core.engine.serving import Completion, Progress
 from core.errors import StudioError
 from core.server.access import Principal, Role, require
 from core.server.metrics import Metrics
-from core.server.model_names import find_model, list_models
+from core.server.model_names import Model, find_model, list_models
 from core.server.openai_requests import ChatRequest, CompletionRequest, StrictRoute
 from core.server.openai_responses import Answer, name_all_active
 from core.server.problems import Problem
@@ -32,9 +32,11 @@ logger = logging.getLogger(__name__)
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 Viewer = Annotated[Principal, Depends(require(Role.VIEWER))]
 MIX_HEADER = "X-Adapter-Studio-Mix"
+FALLBACK_HEADER = "X-Adapter-Studio-Fallback"
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": f"The answer. The header {MIX_HEADER} names the mix that was active.",
+        "description": f"The answer. The header {MIX_HEADER} names the mix that was active. Where an adapter of "
+        f"a saved mix is missing or damaged, the base answers, and {FALLBACK_HEADER} says why.",
         "content": {"application/json": {}, "text/event-stream": {}},
     }
 }
@@ -73,27 +75,36 @@ async def _respond(
     body: ChatRequest | CompletionRequest, answer: Answer, request: Request, principal: Principal
 ) -> Response:
     engine: Engine = request.app.state.engine
-    model = await run_in_threadpool(find_model, engine, body.model)
-    completions = _submit(engine, body, model.mix, principal.name)
+    model = await run_in_threadpool(find_model, engine, body.model, True)
+    completions = _submit(engine, body, model, principal.name, answer.id)
     values = _follow_all(completions, request.app.state.metrics)
     if body.stream:
         first = await wait_for_value(request, anext(values))
         if first is None:
             return Response(status_code=CLIENT_LEFT)
-        headers = {MIX_HEADER: name_all_active([first[1]]), "Cache-Control": "no-cache"}
+        headers = {**_describe_active([first[1]]), "Cache-Control": "no-cache"}
         events = _write_events(first, values, answer, len(completions))
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
     last = await wait_for_value(request, _read_last(values, len(completions)))
     if last is None:
         return Response(status_code=CLIENT_LEFT)
-    return JSONResponse(answer.describe(last), headers={MIX_HEADER: name_all_active(last)})
+    return JSONResponse(answer.describe(last), headers=_describe_active(last))
 
 
-def _submit(engine: Engine, body: ChatRequest | CompletionRequest, mix: Any, caller: str) -> list[Completion]:
+def _describe_active(progress: Sequence[Progress]) -> dict[str, str]:
+    """The headers of a response: what was active, and why the base answered in place of a mix."""
+    reasons = [c.stamp["fallback"] for p in progress for c in p.columns if "fallback" in c.stamp]
+    fallback = {FALLBACK_HEADER: reasons[0].encode("ascii", "replace").decode()} if reasons else {}
+    return {MIX_HEADER: name_all_active(progress), **fallback}
+
+
+def _submit(
+    engine: Engine, body: ChatRequest | CompletionRequest, model: Model, caller: str, request_id: str
+) -> list[Completion]:
     """Queues the requests of a body: all of them, or none."""
     completions: list[Completion] = []
     try:
-        for request in body.make_requests(mix, caller):
+        for request in body.make_requests(model, caller, request_id):
             completions.append(engine.serving.submit(request))
     except StudioError:
         for completion in completions:

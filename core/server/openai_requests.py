@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 from core.engine.serving import CHOICE_LIMIT, TOP_LIMIT
 from core.engine.serving import Request as EngineRequest
 from core.errors import SpecError
+from core.server.model_names import Model
 from core.server.problems import Problem
-from core.spec.mix import NEW_TOKENS_LIMIT, Mix, Sampling
+from core.spec.mix import NEW_TOKENS_LIMIT, Sampling
 from core.store.json_text import parse_object
 
 MESSAGE_LIMIT = 1024  # messages of a conversation
@@ -241,11 +242,12 @@ class ChatRequest(SampledRequest):
     def longest(self) -> int:
         return self.max_completion_tokens or self.max_tokens or NEW_TOKENS_LIMIT
 
-    def make_requests(self, mix: Mix, caller: str) -> list[EngineRequest]:
+    def make_requests(self, model: Model, caller: str, request_id: str) -> list[EngineRequest]:
         """The one request of the engine.
 
         Args:
             caller: the name of the principal.
+            request_id: of the response.
 
         Raises:
             SpecError: a value is outside its limits.
@@ -253,13 +255,16 @@ class ChatRequest(SampledRequest):
         return [
             EngineRequest(
                 [{"role": m.role, "content": m.content} for m in self.messages],
-                mix,
+                model.mix,
                 self.make_sampling(),
                 choices=self.n or 1,
                 top_tokens=(self.top_logprobs or 0) if self.logprobs else None,
                 thinking=self.reasoning_effort not in (None, "none"),
                 follows=bool(self.stream),
                 caller=caller,
+                id=request_id,
+                falls_back=model.falls_back,
+                fallback=model.fallback,
             )
         ]
 
@@ -292,11 +297,12 @@ class CompletionRequest(SampledRequest):
     def longest(self) -> int:
         return self.max_tokens or COMPLETION_TOKENS
 
-    def make_requests(self, mix: Mix, caller: str) -> list[EngineRequest]:
+    def make_requests(self, model: Model, caller: str, request_id: str) -> list[EngineRequest]:
         """A request of the engine for each prompt; each is answered `n` times.
 
         Args:
             caller: the name of the principal.
+            request_id: of the response.
 
         Raises:
             SpecError: a value is outside its limits.
@@ -305,15 +311,18 @@ class CompletionRequest(SampledRequest):
         return [
             EngineRequest(
                 p,
-                mix,
+                model.mix,
                 sampling,
                 chat=False,
                 choices=self.n or 1,
                 top_tokens=self.logprobs,
                 follows=bool(self.stream),
                 caller=caller,
+                id=request_id if len(self.prompt) == 1 else f"{request_id}-{number}",
+                falls_back=model.falls_back,
+                fallback=model.fallback,
             )
-            for p in self.prompt
+            for number, p in enumerate(self.prompt)
         ]
 
 

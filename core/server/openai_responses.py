@@ -30,10 +30,15 @@ Scored = tuple[int, ScoredToken]  # its offset in the text of the answer, in cha
 def read_active(stamp: Mapping[str, Any]) -> dict[str, Any]:
     """What an answer was computed with, read back from the tensors: base, weights, tilts, digests; its seed.
 
+    "fallback" is there where the base answered in place of the mix, and says why.
+
     Args:
         stamp: of a `Column`.
     """
-    keys = ("base", "base_fingerprint", "quantization", "answered_in", "weights", "tilt", "adapters", "auto")
+    keys = (
+        "base", "base_fingerprint", "quantization", "answered_in", "weights", "tilt", "adapters", "auto",
+        "fallback",
+    )  # fmt: skip
     sampling = {"seed": stamp["sampling"]["seed"]} if "sampling" in stamp else {}
     return {"mix": name_active(stamp), **{k: stamp[k] for k in keys if k in stamp}, **sampling}
 

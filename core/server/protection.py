@@ -107,7 +107,7 @@ class BodyLimit:
             if has_started:
                 raise
             if has_more:
-                await _discard(receive, size)
+                await discard_body(receive, size)
             await Problem(413, TOO_LARGE).respond()(scope, receive, send)
 
 
@@ -118,7 +118,7 @@ class BodyTooLarge(HTTPException):
         super().__init__(413, TOO_LARGE)
 
 
-async def _discard(receive: Receive, size: int) -> None:
+async def discard_body(receive: Receive, size: int) -> None:
     """Reads the rest of a body, up to a limit: a client that is still sending would not see the response."""
     has_more = True
     while has_more and size < DISCARD_LIMIT:

@@ -10,6 +10,7 @@ from core.server import (
     studio_api_document,
     studio_api_experiments,
     studio_api_library,
+    studio_api_quality,
     studio_api_retrieval,
     studio_api_runs,
 )
@@ -20,6 +21,7 @@ for _part in (
     studio_api_runs,
     studio_api_library,
     studio_api_answers,
+    studio_api_quality,
     studio_api_retrieval,
     studio_api_experiments,
     studio_api_document,

@@ -1,4 +1,4 @@
-"""The answers that the studio gave, without their texts: answers/<day>.jsonl, and figures of each mix from it.
+"""The answers that the studio gave, without their texts (answers/<day>.jsonl), and figures of each mix.
 
 An answer is an `AnswerEvent`, a judgement of one a `RatingEvent` (`core.store.events`). A day is one of UTC.
 Prompts and answers are not kept. A mix is known by the ids and weights that were asked for, and by the base.

@@ -272,6 +272,32 @@ def test_a_client_that_leaves_ends_its_answer(
     assert ask(client).usage.completion_tokens == 12
 
 
+def test_the_base_answers_for_a_saved_mix_without_its_adapter_and_says_so(
+    engine: Engine, client: openai.OpenAI, address: str
+) -> None:
+    odd = find_id(engine, "Odd")
+    saved = engine.library.save_mix("Lasting", {odd: 1.0})
+    entry = engine.library.delete("adapters", odd).entry
+    try:
+        answer = client.chat.completions.with_raw_response.create(
+            model="Lasting", messages=QUESTION, temperature=0, max_tokens=12
+        )
+        whole = answer.parse()
+        assert whole.choices[0].message.content == expect(engine, Mix()).text
+        assert answer.headers["X-Adapter-Studio-Mix"] == "base"
+        assert odd in answer.headers["X-Adapter-Studio-Fallback"]
+        assert odd in whole.choices[0].model_extra["active"]["fallback"]
+        rated = httpx.post(f"{address}/api/answers/{whole.id}-0/rating", json={"good": False})
+        assert rated.status_code == 204, rated.text
+        figures = {f["name"]: f for f in httpx.get(f"{address}/api/answers").json()}
+        assert (figures["Lasting"]["fallbacks"], figures["Lasting"]["poor"]) == (1, 1)
+        with pytest.raises(openai.NotFoundError, match="has no adapter"):
+            ask(client, model=f"mix:{odd}=1")
+    finally:
+        engine.library.restore(entry)
+        engine.library.delete("mixes", saved.id)
+
+
 def test_an_error_in_mid_stream_is_an_event_and_the_end(
     engine: Engine, client: openai.OpenAI, slow_steps: threading.Event
 ) -> None:

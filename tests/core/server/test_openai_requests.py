@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from core.engine import Engine
 from core.server.access import OpenAccess
 from core.server.app import make_app
+from core.server.model_names import Model
 from core.server.openai_requests import ChatRequest, CompletionRequest
 from core.spec.mix import Mix
 
@@ -138,7 +139,7 @@ def test_defaults_of_openai_and_fields_without_effect_are_accepted() -> None:
         "stop": None, "n": None, "temperature": None, "stream_options": None, "max_tokens": None,
     }  # fmt: skip
     request = ChatRequest.model_validate({"model": "base", "messages": USER, **fields}).make_requests(
-        Mix(), "me"
+        Model("base", "Base", "base", Mix()), "me", "chatcmpl-1"
     )[0]
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (1.0, 1.0, 4096)
@@ -152,7 +153,9 @@ def test_every_setting_reaches_the_engine() -> None:
         "reasoning_effort": "low",
     }  # fmt: skip
     mix = Mix(weights={"a": 0.5})
-    [request] = ChatRequest.model_validate({"model": "m", "messages": USER, **given}).make_requests(mix, "me")
+    model = Model("m", "M", "mix", mix, falls_back=True, fallback="Why")
+    chat = ChatRequest.model_validate({"model": "m", "messages": USER, **given})
+    [request] = chat.make_requests(model, "me", "chatcmpl-1")
     sampling = request.sampling.to_json()
     assert sampling == {
         "max_new_tokens": 8, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2,
@@ -160,6 +163,8 @@ def test_every_setting_reaches_the_engine() -> None:
     }  # fmt: skip
     assert (request.choices, request.top_tokens, request.thinking, request.mix) == (3, 4, True, mix)
     body = {"model": "m", "prompt": ["a", "b"], "logprobs": 0, "n": 2}
-    two = CompletionRequest.model_validate(body).make_requests(mix, "me")
+    assert (request.id, request.falls_back, request.fallback) == ("chatcmpl-1", True, "Why")
+    two = CompletionRequest.model_validate(body).make_requests(model, "me", "cmpl-1")
+    assert [r.id for r in two] == ["cmpl-1-0", "cmpl-1-1"]
     assert [r.prompt for r in two] == ["a", "b"] and all(r.sampling == two[0].sampling for r in two)
     assert two[0].top_tokens == 0 and not two[0].chat and two[0].sampling.max_new_tokens == 16
