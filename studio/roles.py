@@ -30,7 +30,7 @@ VIEWER = {
     "tabs.compare": "cancel_delete_votes describe_columns export_markdown refresh show_tally stop "
     "stream_answers stream_blind_test vote",
     "tabs.data": "refresh show_dataset",  # the second shows rows to trainers only
-    "tabs.evaluate": "measure_mixes open_report refresh stop",
+    "tabs.evaluate": "measure_mixes open_report refresh show_answers stop",
     "tabs.experiments": "act_on_experiment open_experiment refresh",  # the first asks for more
     "tabs.exports": "estimate open_for_adapter open_for_mix refresh refresh_also refresh_estimate "
     "show_settings",

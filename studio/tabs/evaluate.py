@@ -19,10 +19,12 @@ from studio import events, fields, formatting, labels, mix_choices
 from studio.components import bars, damaged, field_errors, mixer
 from studio.measured_data import list_datasets, list_whole_datasets
 from studio.session import Session
-from studio.tree import empty, title, view
+from studio.tree import Node, empty, title, view
+from studio.views import answer_figures
 from studio.views import report as report_view
 
 ROWS_LIMIT = 1_000_000  # of a measurement
+DAYS = [("Today", 1), ("7 days", 7), ("30 days", 30), ("90 days", 90)]
 SPLITS = [("Test", "test"), ("Validation", "val"), ("Everything", "all")]
 # In the browser, so that no suggestion arrives after a choice: the split that suits a newly chosen dataset,
 # and on a fresh page the one that suits the suggested dataset, unless the user has chosen a split meanwhile.
@@ -66,6 +68,9 @@ class EvaluateTab:
     bars: gr.HTML
     report: gr.HTML
     damaged: gr.HTML
+    answers: gr.Accordion
+    days: gr.Radio
+    figures: gr.HTML
     session: gr.State
 
 
@@ -109,6 +114,17 @@ def build() -> EvaluateTab:
             report = view(NO_REPORT, elem_id="report")
             damaged_items = damaged.damaged_list("reports")
             charts = bars.bars()
+    with gr.Accordion(
+        "Answers of the last days", open=False, elem_classes="quiet-fold", elem_id="answers"
+    ) as answers:
+        days = gr.Radio(
+            DAYS,
+            value=7,
+            label="Days",
+            elem_classes="segments",
+            info="Counted as answers end, on this page and through the API. Their texts are not kept.",
+        )
+        figures = view(elem_id="answer-figures")
     return EvaluateTab(
         dataset,
         whole,
@@ -123,6 +139,9 @@ def build() -> EvaluateTab:
         charts,
         report,
         damaged_items,
+        answers,
+        days,
+        figures,
         gr.State(Session(), delete_callback=Session.stop),
     )
 
@@ -145,6 +164,8 @@ def wire(
     form = [tab.dataset, tab.mixes, tab.limit, tab.longest]
     field_errors.wire(tab.errors, engine, check_form, form)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
+    for trigger in (tab.answers.expand, tab.days.input):
+        events.bind(trigger, engine, show_answers, [tab.days], [tab.figures])
     events.bind(tab.picker.input, engine, open_report, [tab.picker], [tab.report, tab.bars])
     lists = [tab.dataset, tab.whole, tab.mixes, tab.picker, tab.report, tab.bars]
     damaged.wire(tab.damaged, engine, library_changed, "reports")
@@ -155,6 +176,11 @@ def wire(
     library_changed.then(KEEP_CHOICE, [tab.split], [tab.split])
     tab.dataset.input(inputs=[tab.dataset, tab.whole], outputs=[tab.split], js=NEW_DATASET, **suggest)
     tab.split.input(inputs=[tab.split], js=CHOSEN_SPLIT, **suggest)
+
+
+def show_answers(engine: Engine, days: int) -> Node:
+    """Shows what the answers of the last days were like."""
+    return answer_figures.render_figures(engine.answer_quality.summarize(days), engine.library.labels())
 
 
 def refresh(
