@@ -36,9 +36,17 @@ TEXT_LIMIT = 590  # characters of a text, so that it is one chunk
 # --- paraphrases without a word in common
 
 # Articles, pronouns, prepositions, conjunctions, auxiliaries, question words: they name nothing.
-FUNCTION_WORDS = frozenset(
-    ["a", "about", "above", "after", "again", "against", "all", "also", "although", "am", "an", "and", "any", "anybody", "anyone", "are", "as", "at", "away", "be", "because", "been", "before", "behind", "being", "below", "between", "both", "but", "by", "can", "cannot", "could", "did", "do", "does", "doing", "down", "during", "each", "either", "else", "every", "few", "for", "from", "had", "has", "have", "having", "he", "her", "here", "herself", "him", "himself", "his", "how", "i", "if", "in", "instead", "into", "is", "it", "its", "itself", "just", "many", "may", "me", "mine", "more", "most", "much", "must", "my", "no", "nobody", "not", "nothing", "of", "off", "on", "once", "one", "only", "onto", "or", "other", "our", "out", "over", "own", "per", "quite", "rather", "same", "shall", "she", "should", "since", "so", "some", "somebody", "still", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "though", "through", "to", "together", "too", "under", "unless", "until", "up", "upon", "us", "very", "was", "we", "were", "what", "whatever", "when", "where", "which", "while", "who", "whom", "whose", "why", "will", "with", "within", "without", "would", "yes", "yet", "you", "your"]
+_FUNCTION_TEXT = (
+    "a about above after again against all also although am an and any anybody anyone are as at away be "
+    "because been before behind being below between both but by can cannot could did do does doing down "
+    "during each either else every few for from had has have having he her here herself him himself his "
+    "how i if in instead into is it its itself just many may me mine more most much must my no nobody "
+    "not nothing of off on once one only onto or other our out over own per quite rather same shall she "
+    "should since so some somebody still such than that the their them then there these they this those "
+    "though through to together too under unless until up upon us very was we were what whatever when "
+    "where which while who whom whose why will with within without would yes yet you your"
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
 ENDINGS = ("ingly", "edly", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "ly", "s", "y", "e")
 BEGINNING = 5
 
@@ -82,12 +90,61 @@ def read_paraphrases() -> list[tuple[str, str]]:
 
 # --- the documents
 
-NOUNS = ["valve", "pump", "bearing", "gasket", "relay", "sensor", "coupling", "filter", "spring", "nozzle", "belt", "gear", "switch", "seal", "hose"]
-KINDS = ["hydraulic", "rotary", "thermal", "brass", "dual-stage", "marine", "compact", "heavy-duty", "sealed", "modular", "magnetic", "steel"]
-MAKERS = (
-    ["Wren & Sons", "Fjordwerk", "Oak Mill", "Petrel Works", "Brandt", "Larkmouth Foundry", "Tern Metals", "Asher Brothers"]
-)
-USES = ["the cooling circuit", "the loading crane", "the bilge pump", "the winch", "the boiler feed", "the paper line", "the lift", "the conveyor", "the wind vane", "the ballast tank", "the bottling line", "the sluice gate"]
+NOUNS = [
+    "valve",
+    "pump",
+    "bearing",
+    "gasket",
+    "relay",
+    "sensor",
+    "coupling",
+    "filter",
+    "spring",
+    "nozzle",
+    "belt",
+    "gear",
+    "switch",
+    "seal",
+    "hose",
+]
+KINDS = [
+    "hydraulic",
+    "rotary",
+    "thermal",
+    "brass",
+    "dual-stage",
+    "marine",
+    "compact",
+    "heavy-duty",
+    "sealed",
+    "modular",
+    "magnetic",
+    "steel",
+]
+MAKERS = [
+    "Wren & Sons",
+    "Fjordwerk",
+    "Oak Mill",
+    "Petrel Works",
+    "Brandt",
+    "Larkmouth Foundry",
+    "Tern Metals",
+    "Asher Brothers",
+]
+USES = [
+    "the cooling circuit",
+    "the loading crane",
+    "the bilge pump",
+    "the winch",
+    "the boiler feed",
+    "the paper line",
+    "the lift",
+    "the conveyor",
+    "the wind vane",
+    "the ballast tank",
+    "the bottling line",
+    "the sluice gate",
+]
 
 
 @dataclass(frozen=True)

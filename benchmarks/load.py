@@ -39,8 +39,9 @@ LOGIN = ("visitor", "a-long-password")
 PAGES, COMPARING, API_CALLERS, READERS, BROWSERS = 48, 8, 8, 4, 2
 OPENED_AT_ONCE = 30
 POLL_SECONDS = 1.5  # as the page does
-THINK_SECONDS = 6.0  # between two actions of a visitor, on average
+THINK_SECONDS = 10.0  # between two actions of a visitor, on average
 ANSWER_TOKENS = 24
+ARRIVE_SECONDS = 20.0  # within which the visitors open their pages
 SAMPLE_SECONDS = 2.0
 WARM_UP = 0.3  # share of the time
 CHROMIUM = "/usr/bin/chromium"
@@ -54,6 +55,7 @@ TARGETS = {
 }
 # Names of events, as Gradio numbers those of equal handlers, that a visitor fires.
 EVENTS = ("show_dataset", "check", "watch_run", "compare_runs", "refresh", "describe_mix", "refresh_estimate")
+ALIVE = ("queued", "running", "stopping")
 ADDRESSES = ("/api/runs", "/api/adapters", "/api/datasets", "/api/mixes")
 
 
@@ -83,8 +85,18 @@ async def start_studio(folder: Path) -> AsyncIterator[tuple[str, int]]:
         process.wait(60)
 
 
+@asynccontextmanager
+async def session(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a login of its own, for the block."""
+    http = await sign_in(url)
+    try:
+        yield http
+    finally:
+        await http.aclose()
+
+
 async def sign_in(url: str) -> httpx.AsyncClient:
-    """A client with a session of its own."""
+    """A client with a login of its own."""
     http = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None))
     answer = await http.post("/login", data={"username": LOGIN[0], "password": LOGIN[1]})
     answer.raise_for_status()
@@ -120,31 +132,35 @@ class Studio:
                 job = (await check(http.get(f"/api/imports/{job['id']}"))).json()
             datasets[kind] = job["dataset"]
             run = await self._start(http, kind, datasets[kind], max_steps=6)
-            while (run := (await check(http.get(f"/api/runs/{run['id']}"))).json())["status"] != "done":
-                if run["status"] in ("failed", "interrupted", "diverged", "stopped"):
-                    raise SystemExit(f"The run {run['name']} ended as {run['status']}: {run['error']}")
-                await asyncio.sleep(0.3)
+            run = await self._wait(http, run["id"])
+            if run["status"] != "finished":
+                raise SystemExit(f"The run {run['name']} ended as {run['status']}: {run['error']}")
             self.adapters.append(run["adapter"])
         await http.aclose()
 
     async def start_training(self) -> None:
         """Starts the run that trains during the load."""
-        async with await sign_in(self.url) as http:
+        async with session(self.url) as http:
             dataset = (await check(http.get("/api/datasets"))).json()[0]
             run = await self._start(http, dataset["kind"], dataset["id"], max_steps=1_000_000)
             self.run = run["id"]
 
     async def stop_training(self) -> None:
         """Stops it, and waits until it has ended."""
-        async with await sign_in(self.url) as http:
+        async with session(self.url) as http:
             await check(http.post(f"/api/runs/{self.run}/stop"))
-            while (await check(http.get(f"/api/runs/{self.run}"))).json()["status"] in ("running", "queued"):
-                await asyncio.sleep(0.5)
+            await self._wait(http, self.run)
 
     async def _start(self, http: httpx.AsyncClient, kind: str, dataset: str, **settings: Any) -> Any:
         fields = {"name": f"{kind} {settings['max_steps']}", "dataset": dataset, **settings}
         fields |= {"eval_steps": 200, "save_steps": 200}
         return (await check(http.post("/api/runs", json={"kind": kind, "settings": fields}))).json()
+
+    async def _wait(self, http: httpx.AsyncClient, run_id: str) -> Any:
+        """The run, once it has ended."""
+        while (run := (await check(http.get(f"/api/runs/{run_id}"))).json())["status"] in ALIVE:
+            await asyncio.sleep(0.3)
+        return run
 
     def count(self, what: str) -> None:
         """Counts an answer."""
@@ -177,7 +193,7 @@ async def open_at_once(studio: Studio) -> list[float]:
 async def visit(studio: Studio, number: int, end: float) -> None:
     """One visitor: an open page that polls, and now and then an action, or comparison after comparison."""
     rng, http = random.Random(number), await sign_in(studio.url)
-    await asyncio.sleep(rng.uniform(0, THINK_SECONDS))
+    await asyncio.sleep(rng.uniform(0, ARRIVE_SECONDS))
     page = Page(http, studio.config, studio.record)
     await page.open()
     acts = asyncio.create_task(
@@ -250,9 +266,10 @@ async def call_api(studio: Studio, number: int, end: float) -> None:
 async def read_run(studio: Studio) -> int:
     """Follows the training run to its end; returns the number of events that arrived."""
     seen, has_ended = 0, False
-    async with await sign_in(studio.url) as http, http.stream(
-        "GET", f"/api/runs/{studio.run}/stream", timeout=None
-    ) as response:
+    async with (
+        session(studio.url) as http,
+        http.stream("GET", f"/api/runs/{studio.run}/stream", timeout=None) as response,
+    ):
         async for line in response.aiter_lines():
             if line == "event: end":
                 has_ended = True

@@ -83,6 +83,7 @@ class Page:
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._early: dict[str, dict[str, Any]] = {}  # ends of events whose join has not answered yet
         self._stream: asyncio.Task[None] | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
         self._active: dict[int, int] = {}  # event -> how often it runs now
         self._again: set[int] = set()
@@ -97,6 +98,7 @@ class Page:
     async def open(self) -> None:
         """Opens the page: the document, its first poll, and the lists; then what the lists change."""
         begin = time.perf_counter()
+        self._start_heartbeat()
         answer = await self.http.get("/")
         answer.raise_for_status()
         self._record.add("open_document", time.perf_counter() - begin)
@@ -199,9 +201,10 @@ class Page:
 
     async def close(self) -> None:
         """Ends what still runs."""
-        for task in [*self._running, *([self._stream] if self._stream else [])]:
+        tasks = [*self._running, *(t for t in (self._stream, self._heartbeat) if t is not None)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- events and their results
 
@@ -216,6 +219,20 @@ class Page:
         if event in self._again:
             self._again.discard(event)
             self.start(event)
+
+    def _start_heartbeat(self) -> None:
+        """Holds the stream by which the server knows that the page is open."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+
+        async def hold(session: str) -> None:
+            async with self.http.stream("GET", f"/gradio_api/heartbeat/{session}", timeout=None) as answer:
+                if answer.status_code != 200:
+                    self._record.errors.append(f"heartbeat: {answer.status_code}")
+                async for _ in answer.aiter_raw():
+                    pass
+
+        self._heartbeat = asyncio.create_task(hold(self.session))
 
     def _read_inputs(self, event: dict[str, Any]) -> list[Any]:
         values = [self.values.get(i) for i in event["inputs"]]

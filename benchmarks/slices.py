@@ -61,8 +61,8 @@ SPEC: dict[str, Any] = {
     "save_steps": 7,
     "eval_steps": 5,
 }
-STEPS = 40
-SLICE_SECONDS, RESERVE_SECONDS = 3.0, 0.3
+STEPS = 30
+SLICE_SECONDS, RESERVE_SECONDS = 6.0, 0.3
 NEVER = 3600.0  # seconds; a slice ends before
 LOADING = "while it loaded"
 # The last event of a slice before it was killed -> where that is.

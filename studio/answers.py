@@ -148,11 +148,15 @@ def to_markdown(session: Session) -> str:
         return ""
     escape = formatting.escape_markdown
     lines = ["# Comparison", "", f"**Prompt:** {escape(session.prompt)}", ""]
-    for name, column in zip(session.names, session.frame.columns, strict=True):
+    prompts = session.frame.prompts or (None,) * len(session.frame.columns)
+    for name, column, prompt in zip(session.names, session.frame.columns, prompts, strict=True):
         body = "\n".join("> " + escape(line) for line in column.text.splitlines() or [""])
         stamp = f"`{format_stamp(column, session.labels)}`".replace("\n", " ")
         reasons = [escape(sentence) for sentence in list_gates(column, session.labels)]
         lines += [f"## {escape(name)}", "", body, "", f"{format_speed(column)}  ", stamp, *reasons, ""]
+        for number, passage in enumerate(prompt.used if prompt else (), 1):
+            text = escape(" ".join(passage.text.split()))
+            lines += [f"\\[{number}\\] {escape(passage.title)}: {text}", ""]
     first = session.frame.columns[0].stamp if session.frame.columns else {}
     lines += ["---", "", f"Base model: {escape(str(first.get('base', '')))}  "]
     settings = first.get("sampling") or {}

@@ -31,6 +31,7 @@ from studio.server.oauth import OAuth
 from studio.server.openid import OpenIdSettings
 from studio.server.routes import routes
 from studio.server.tracebacks import log_tracebacks
+from studio.server.upload_shares import UploadShares
 from studio.server.visitors import OwnSession
 from studio.tabs import (
     analysis,
@@ -166,6 +167,7 @@ def serve(
     inner = [
         Middleware(Guard, access=access, oauth=oauth),
         Middleware(OwnSession, access=access),
+        Middleware(UploadShares),
         Middleware(ApiMount, api=api),
         Middleware(SharedDocument),
     ]

@@ -18,6 +18,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.context import Context, LocalContext
 
+from core.engine.callers import Caller, act_for
 from core.errors import AccessError, StudioError
 from core.server.access import Principal
 from core.spec.access import Role
@@ -105,10 +106,12 @@ def handler(fn: Callable[..., Any], engine: Any) -> Callable[..., Any]:
         @functools.wraps(fn)
         def call(*values: Any) -> Any:
             with _convert_errors(fn.__name__):
-                if is_silent and find_caller().role < role:
+                caller = find_caller()
+                if is_silent and caller.role < role:
                     return gr.skip()
                 require_role(role)
-                return fn(engine, *values)
+                with act_for(Caller(caller.name, caller.role < Role.OWNER)):
+                    return fn(engine, *values)
 
     signature = inspect.signature(fn)
     call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
@@ -131,7 +134,9 @@ def server_function(fn: Callable[..., Any], engine: Any) -> Callable[[Any], dict
     def respond(request: Any = None) -> dict[str, Any]:
         try:
             require_role(role)
-            response: dict[str, Any] = fn(engine, request if isinstance(request, dict) else {})
+            caller = find_caller()
+            with act_for(Caller(caller.name, caller.role < Role.OWNER)):
+                response: dict[str, Any] = fn(engine, request if isinstance(request, dict) else {})
             return response
         except StudioError as e:
             return {"error": user_message(e)}

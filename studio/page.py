@@ -1,13 +1,15 @@
 """Gradio's application, with a shorter way for the values of the studio's components.
 
-Gradio (6.31) hands every value of an event to a thread of its own, searches it for files, and builds a
-component anew for each output that an event updates. Thirty pages that open at once send thousands of values,
-nearly all of them JSON that is the same on both sides.
+Gradio (6.31) hands every value of an event to a thread of its own, searches it for files, and builds
+another component for each output that an event updates. Thirty pages that open at once send thousands of
+values, nearly all of them JSON that is the same on both sides.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +17,21 @@ import gradio as gr
 from gradio import processing_utils
 from gradio.block_function import BlockFunction
 from gradio.blocks import Block, convert_component_dict_to_list, postprocess_update_dict, skip
+from gradio.components.base import _Keywords
 from gradio.state_holder import SessionState
 from gradio.utils import is_prop_update
 
 # Updates of these properties leave the component on the server as it is.
 SHOWN_PROPERTIES = {"__type__", "value", "visible", "interactive"}
+VARIANT_LIMIT = 2000  # components with other properties than at first; the oldest is forgotten first
 
 
 class Page(gr.Blocks):
     """The page. What its two methods do not know, Gradio's own do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._variants: OrderedDict[str, Block] = OrderedDict()  # of components, by their properties
 
     async def preprocess_data(
         self,
@@ -55,45 +63,56 @@ class Page(gr.Blocks):
         if state is None or block_fn.batch or _has_files(block_fn.outputs):
             return await super().postprocess_data(block_fn, predictions, state)
         if isinstance(predictions, dict) and predictions == skip() and len(block_fn.outputs) > 1:
-            return [skip() for _ in block_fn.outputs]
+            predictions = [skip()] * len(block_fn.outputs)
         if isinstance(predictions, dict) and predictions:
             predictions = convert_component_dict_to_list(list(block_fn.outputs), predictions)
         shown = [predictions] if len(block_fn.outputs) == 1 else list(predictions)
         if len(shown) < len(block_fn.outputs) or any(isinstance(v, SimpleNamespace) for v in shown):
             return await super().postprocess_data(block_fn, predictions, state)
         return [
-            _show(block, value, state, block_fn.postprocess)
+            self._show(block, value, state, block_fn.postprocess)
             for block, value in zip(block_fn.outputs, shown, strict=False)
         ]
+
+    def _show(self, block: Block, value: Any, state: SessionState, converts: bool) -> Any:
+        """What is sent to the page for one output of a handler.
+
+        Args:
+            converts: whether the component converts its value.
+        """
+        if value is _Keywords.FINISHED_ITERATING:  # the end of a generator
+            return None
+        if isinstance(value, Block):
+            value = {**value.constructor_args, "__type__": "update"}
+        is_update = is_prop_update(value)
+        if block.stateful:
+            if not is_update or "value" in value:
+                state[block._id] = value["value"] if is_update else value
+            return None
+        if not is_update:
+            return state[block._id].postprocess(value) if converts else value
+        update = {k: v for k, v in value.items() if v is not None or k == "value"}
+        if not update.keys() <= SHOWN_PROPERTIES:
+            arguments = {**state[block._id].constructor_args, **update, "render": False}
+            state[block._id] = self._make_variant(
+                block, {k: v for k, v in arguments.items() if k not in ("value", "__type__")}
+            )
+            return postprocess_update_dict(state[block._id], update, converts)
+        if "value" in update and converts:
+            update["value"] = state[block._id].postprocess(update["value"])
+        return update
+
+    def _make_variant(self, block: Block, arguments: dict[str, Any]) -> Block:
+        """A component with other properties. Pages with the same ones share it: it only converts values."""
+        key = f"{block._id} {sorted(arguments.items(), key=itemgetter(0))!r}"
+        variant = self._variants.get(key)
+        if variant is None:
+            variant = self._variants[key] = type(block)(**arguments)
+            if len(self._variants) > VARIANT_LIMIT:
+                self._variants.popitem(last=False)
+        return variant
 
 
 def _has_files(blocks: Sequence[Block]) -> bool:
     """Whether one of the components has a model of its data, as those for files do."""
     return any(getattr(block, "data_model", None) for block in blocks)
-
-
-def _show(block: Block, value: Any, state: SessionState, converts: bool) -> Any:
-    """What is sent to the page for one output of a handler.
-
-    Args:
-        converts: whether the component converts its value.
-    """
-    if isinstance(value, Block):
-        value = {**value.constructor_args, "__type__": "update"}
-    is_update = is_prop_update(value)
-    if block.stateful:
-        if not is_update or "value" in value:
-            state[block._id] = value["value"] if is_update else value
-        return None
-    if not is_update:
-        return state[block._id].postprocess(value) if converts else value
-    update = {k: v for k, v in value.items() if v is not None or k == "value"}
-    if not update.keys() <= SHOWN_PROPERTIES:
-        arguments = {**state[block._id].constructor_args, **update, "render": False}
-        state[block._id] = type(block)(
-            **{k: v for k, v in arguments.items() if k not in ("value", "__type__")}
-        )
-        return postprocess_update_dict(state[block._id], update, converts)
-    if "value" in update and converts:
-        update["value"] = state[block._id].postprocess(update["value"])
-    return update

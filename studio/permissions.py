@@ -123,7 +123,7 @@ def render_session(visit: Visit) -> Node | None:
     """The button for signing in or out; None where neither is possible."""
     if visit.can_sign_out:
         title = f"You are signed in as {visit.name}."
-        return node("button", "Sign out", cls="btn quiet small", act={"do": "sign_out"}, title=title)
+        return node("button", "Sign out", cls="btn quiet small session", act={"do": "sign_out"}, title=title)
     if visit.can_sign_in:
-        return node("button", "Sign in", cls="btn quiet small", act={"do": "sign_in"})
+        return node("button", "Sign in", cls="btn quiet small session", act={"do": "sign_in"})
     return None

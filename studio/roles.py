@@ -17,6 +17,7 @@ VIEWER = {
     "actions": "run_action",  # asks for more
     "components.composer": "take_chip",
     "components.damaged": "refresh_damaged",
+    "components.documents": "refresh",
     "components.exports": "poll_exports",
     "components.field_errors": "recheck",
     "components.guide": "ping poll",
@@ -27,8 +28,8 @@ VIEWER = {
     "tabs.analysis": "compare_adapters explain_answer show_method_help",
     "tabs.base": "cancel_change pick_base poll_download refresh",
     "tabs.calibration": "refresh",
-    "tabs.compare": "cancel_delete_votes describe_columns export_markdown refresh show_tally stop "
-    "stream_answers stream_blind_test vote",
+    "tabs.compare": "cancel_delete_votes describe_columns export_markdown refresh show_switches show_tally "
+    "stop stream_answers stream_blind_test vote",
     "tabs.data": "refresh show_dataset",  # the second shows rows to trainers only
     "tabs.evaluate": "measure_mixes open_report refresh show_answers stop",
     "tabs.experiments": "act_on_experiment open_experiment refresh",  # the first asks for more

@@ -28,6 +28,7 @@ class Exchange:
         note: what the answer waits for, or "".
         labels: the names of the adapters, by id, when it was answered.
         rendered: the column that was rendered last, once it is complete, and its tree.
+        passages: the prompt with the passages that it answers from; None without documents.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class Exchange:
     note: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     rendered: tuple[Any, Any] | None = None
+    passages: Any = None
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Session:
         *,
         messages: Sequence[dict[str, str]] | None = None,
         thinking: bool = False,
+        passages: Sequence[Any] | None = None,
     ) -> Iterator[Any]:
         """Generates the answers of all mixes in one batch.
 
@@ -107,6 +110,7 @@ class Session:
             ballot: the blind test that these answers belong to.
             messages: the conversation that ends with the prompt, as chat messages; None for the prompt alone.
             thinking: answer with a thought, on bases that think.
+            passages: for each column the passages that it answers from, or None; see `engine.chat.stream`.
 
         Yields:
             the engine's frames, until the answers end or a newer call of this method replaces them.
@@ -115,7 +119,14 @@ class Session:
         serial = self.serial
         asked = prompt if messages is None or not chat else messages
         stream = engine.chat.stream(
-            asked, mixes, sampling, chat, same_noise, thinking and chat, exact=ballot is not None
+            asked,
+            mixes,
+            sampling,
+            chat,
+            same_noise,
+            thinking and chat,
+            exact=ballot is not None,
+            passages=passages,
         )
         self.stream, self.prompt, self.frame, self.ballot = stream, prompt, None, ballot
         self.labels = engine.library.labels()
@@ -141,23 +152,30 @@ class PromptSettings:
         continue_text: prompts are the beginnings of texts.
         system: the system prompt of a chat, or "".
         thinking: answers begin with a thought, on bases that think.
+        documents: ids of the datasets that answers cite; empty for none.
     """
 
     sampling: Sampling
     continue_text: bool = False
     system: str = ""
     thinking: bool = False
+    documents: tuple[str, ...] = ()
 
 
 def read_settings(values: Sequence[Any]) -> PromptSettings:
-    """Reads the values of the components in `SAMPLING`, and of the three of `PromptSettings` after them.
+    """Reads the values of the components in `SAMPLING`, and of those of `PromptSettings` after them.
 
-    Those three may be left out.
+    Those after the sampling may be left out, from the end.
     """
     count = len(SAMPLING)
-    continue_text, system, thinking = values[count:] if len(values) > count else (False, "", False)
+    given = list(values[count:])
+    continue_text, system, thinking, documents = [*given, *(False, "", False, ())[len(given) :]]
     return PromptSettings(
-        read_sampling(values[:count]), bool(continue_text), str(system or "").strip(), bool(thinking)
+        read_sampling(values[:count]),
+        bool(continue_text),
+        str(system or "").strip(),
+        bool(thinking),
+        tuple(d for d in documents or () if isinstance(d, str)),
     )
 
 

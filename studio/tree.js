@@ -42,7 +42,7 @@ window.studio = (() => {
     const text = JSON.stringify(node ?? null);
     if (root.dataset.drawn === text) return;
     const focused = root.contains(document.activeElement) ? document.activeElement.dataset.act : undefined;
-    const thoughts = () => [...root.querySelectorAll("details.thought")];
+    const thoughts = () => [...root.querySelectorAll("details.thought, details.passage")];
     const open = thoughts().map((e) => e.open);
     const before = root.dataset.drawn; // as text, because Gradio changes a streamed value in place
     if (before !== undefined && root.childNodes.length === 1) update(root.firstChild, JSON.parse(before), node);
@@ -74,6 +74,7 @@ window.studio = (() => {
       if (!target || !root.contains(target) || target.disabled || target.tagName === "SELECT") return;
       const act = JSON.parse(target.dataset.act);
       if (act.do === "copy") copyText(act.text, "Copied"); // needs no server
+      else if (act.do === "cite") return; // the document's listener below
       else {
         if (act.do === "compare" && act.adapter) { window.studio.comparing = act; window.dispatchEvent(new Event("studio:compare")); }
         trigger("act", act);
@@ -84,6 +85,17 @@ window.studio = (() => {
       if (target && root.contains(target)) trigger("act", { ...JSON.parse(target.dataset.act), value: target.value });
     });
   }
+
+  // A citation opens its passage, in a conversation and on the board alike.
+  document.addEventListener("click", (event) => {
+    const target = event.target.closest("button.cite[data-act]");
+    const passages = target?.closest(".answer, .col")?.querySelectorAll("details.passage");
+    const passage = passages?.[JSON.parse(target.dataset.act).passage - 1];
+    if (!passage) return;
+    passage.open = true;
+    passage.querySelector("summary").focus({ preventScroll: true });
+    passage.scrollIntoView({ block: "nearest" });
+  });
 
   const isHidden = (element) => document.hidden || element.offsetParent === null;
   const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();

@@ -103,8 +103,8 @@ class Chat:
                 before the last question; earlier questions are left out before a passage is.
 
         Raises:
-            SpecError: no mix, or more than COLUMN_LIMIT; passages for a text that is continued. When the stream is read: StudioError for a prompt or
-                an adapter that cannot be used.
+            SpecError: no mix, or more than COLUMN_LIMIT; passages for a text that is continued. When the
+                stream is read: StudioError for a prompt or an adapter that cannot be used.
         """
         _check_count(mixes)
         spec, live = sampling or Sampling(), LiveMixes(tuple(mixes))

@@ -106,7 +106,7 @@ class OpenCell:
         self.log.append(GENERAL, {"index": index, "f1": f1})
         self.general[index] = f1
 
-    def add_timed(self, timed: TimedAnswer) -> None:
+    def add_latency(self, timed: TimedAnswer) -> None:
         """Appends an answer that was given alone."""
         self.log.append(TIMED, asdict(timed))
         self.timed[timed.index] = timed
@@ -229,7 +229,7 @@ class ResidentCells:
             for answer in self._stream([task], answer_alone):
                 if not answer.problem:
                     seconds = answer.column.seconds + (found.seconds if found else 0.0)
-                    cell.add_timed(TimedAnswer(question.index, seconds, answer.column.tokens))
+                    cell.add_latency(TimedAnswer(question.index, seconds, answer.column.tokens))
                 self._work.report(1, "Measuring the latency")
 
     def _stream(

@@ -329,6 +329,7 @@ class Experiments:
 
     def _run(self, job: ExperimentJob, experiment: Experiment) -> dict[str, Any]:
         spec = experiment.settings
+        job.set_status(text="Preparing the questions")
         questions = read_questions(self._datasets, spec)
         complete = self.cells(experiment.id)
         rows = [row for row in experiment.rows if row.name not in complete]
@@ -516,7 +517,7 @@ class Experiments:
             answer = ask_address(row, key, [*question.history, {"role": "user", "content": text}], limit)
             seconds = answer.seconds + (found.seconds if found else 0.0)
             if len(cell.timed) < spec.timed_questions:
-                cell.add_timed(TimedAnswer(question.index, seconds, answer.tokens))
+                cell.add_latency(TimedAnswer(question.index, seconds, answer.tokens))
             cell.add_answer(
                 question,
                 CellAnswer(

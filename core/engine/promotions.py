@@ -87,7 +87,7 @@ class Promotions:
         notes = self._check_unseen(experiment, resolved)
         decision = results.decide(row.name, rule)
         used = {a: self._library.adapter(a) for a in resolved.weights}
-        self._check_unchanged(row, [a.sha256 for a in used.values()])
+        self._check_digests(row, [a.sha256 for a in used.values()])
         promotion = None
         if decision.status == PASS:
             promotion = store.promote(
@@ -170,7 +170,7 @@ class Promotions:
             notes += seen.unknown
         return notes
 
-    def _check_unchanged(self, row: RowResult, digests: builtins.list[str]) -> None:
+    def _check_digests(self, row: RowResult, digests: builtins.list[str]) -> None:
         """Checks that the adapters are still the ones that the cell was measured with.
 
         Raises:

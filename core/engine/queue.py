@@ -26,6 +26,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from core.engine.callers import current_caller
 from core.engine.resident_base import ResidentBase
 from core.engine.worker import Worker, make_lock
 from core.errors import Busy, RunError, StudioError
@@ -39,6 +40,7 @@ from core.store.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 256  # pending runs in one studio
+CALLER_LIMIT = 16  # pending runs of one caller that is not an owner
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class RunQueue:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self.locks: dict[str, FileLock] = {}
         self._pending: dict[str, Run] = {}
+        self._callers: dict[str, str] = {}  # pending run to the name of the caller that queued it
         self._entrance = make_lock()  # held while the pending runs are counted and one is added
         self._version = 0  # of the order, as it was last read
         worker.choose = self._choose
@@ -189,8 +192,17 @@ class RunQueue:
             count: how many.
 
         Raises:
-            Busy: the queue would hold more than QUEUE_LIMIT runs.
+            Busy: the queue would hold more than QUEUE_LIMIT runs, or more than CALLER_LIMIT of this caller.
         """
+        caller = current_caller()
+        if caller is not None and caller.is_limited:
+            own = sum(name == caller.name for i, name in self._callers.items() if i in self._pending)
+            if own + count > CALLER_LIMIT:
+                raise Busy(
+                    f"{own} of your runs are waiting, and each user can have {CALLER_LIMIT} waiting runs, "
+                    f"got {count} more.",
+                    "Cancel some of them, or wait until they have started.",
+                )
         if len(self._pending) + count > QUEUE_LIMIT:
             raise Busy(
                 f"The queue holds {len(self._pending)} runs and can hold {QUEUE_LIMIT}.",
@@ -226,6 +238,10 @@ class RunQueue:
             self._worker.check_open()
             with self._entrance:
                 self.check_room(1)
+                caller = current_caller()
+                if caller is not None:
+                    self._callers = {i: name for i, name in self._callers.items() if i in self._pending}
+                    self._callers[run.id] = caller.name
                 self._pending[run.id] = run
             run_order.enqueue(self._workspace, run.id)
             is_ordered = True

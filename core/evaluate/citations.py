@@ -83,7 +83,7 @@ def is_supported(sentence: Facts, passage: Facts) -> bool:
     """Whether a passage states every quantity and at least SUPPORT of the words of a sentence."""
     if not all(map(passage.states, sentence.quantities)):
         return False
-    shared = Facts(sentence.words).count_shared(passage)
+    shared = Facts(sentence.words).count_common(passage)
     return shared >= SUPPORT * len(sentence.words)
 
 

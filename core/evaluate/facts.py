@@ -54,7 +54,7 @@ class Facts:
         """Whether one of the quantities matches."""
         return any(quantity.matches(own) for own in self.quantities)
 
-    def count_shared(self, other: Facts) -> int:
+    def count_common(self, other: Facts) -> int:
         """How many of these facts `other` states."""
         known = frozenset(other.words)
         return sum(w in known for w in self.words) + sum(map(other.states, self.quantities))
@@ -83,7 +83,7 @@ def read_gold(question: str, reference: str) -> Facts:
 
 def measure_factuality(answer: str, gold: Facts) -> float | None:
     """The share of the gold facts that an answer states; None without gold facts."""
-    return gold.count_shared(read_facts(answer)) / len(gold) if len(gold) else None
+    return gold.count_common(read_facts(answer)) / len(gold) if len(gold) else None
 
 
 def measure_support(answer: str, question: str, sources: list[str]) -> float | None:
@@ -95,4 +95,4 @@ def measure_support(answer: str, question: str, sources: list[str]) -> float | N
     stated = read_facts(answer).without(read_facts(question))
     if not len(stated):
         return None
-    return stated.count_shared(read_facts("\n".join(sources))) / len(stated)
+    return stated.count_common(read_facts("\n".join(sources))) / len(stated)

@@ -75,7 +75,7 @@ def decide(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int = 0) -> De
     criteria = (
         _check_factuality(cell, baseline, rule, seed),
         _check_citations(cell, rule, seed),
-        _check_forgetting(cell, baseline, rule, seed),
+        _check_general(cell, baseline, rule, seed),
         _check_latency(cell, baseline, rule, seed),
     )
     statuses = {c.status for c in criteria}
@@ -84,7 +84,7 @@ def decide(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int = 0) -> De
     return Decision(str(cell.row["name"]), str(baseline.row["name"]), status, criteria, missing)
 
 
-def count_missing(difference: Difference, limit: float) -> int:
+def count_shortfall(difference: Difference, limit: float) -> int:
     """Further questions until the lower end of the interval reaches `limit`, by the observed deviation."""
     margin = difference.gain - limit
     if margin <= 0:
@@ -109,7 +109,7 @@ def _check_factuality(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int
         return Criterion(name, FAIL, text)
     if found.high < limit and found.count > 1:
         return Criterion(name, FAIL, text)
-    missing = max(count_missing(found, limit), rule.minimum_questions - found.count)
+    missing = max(count_shortfall(found, limit), rule.minimum_questions - found.count)
     return Criterion(name, NOT_ENOUGH, text, missing)
 
 
@@ -128,7 +128,7 @@ def _check_citations(cell: Cell, rule: PromotionRule, seed: int) -> Criterion:
     return Criterion(name, PASS if found.value >= rule.citation_coverage else FAIL, text)
 
 
-def _check_forgetting(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int) -> Criterion:
+def _check_general(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int) -> Criterion:
     name = "forgetting"
     found = compare_values(_index(cell.general), _index(baseline.general), name, seed)
     if found is None:

@@ -49,7 +49,7 @@ def classify_answer(answer: str, question: str, gold: Facts, sources: Sequence[s
         the sources state at least SUPPORT of its facts.
     """
     if is_refusal(answer):
-        known = gold.count_shared(read_facts("\n".join(sources)))
+        known = gold.count_common(read_facts("\n".join(sources)))
         return NEEDLESS if sources and len(gold) and known == len(gold) else HONEST
     support = measure_support(answer, question, list(sources))
     return GROUNDED if support is None or support >= SUPPORT else UNSUPPORTED

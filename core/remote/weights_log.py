@@ -134,15 +134,14 @@ def _follow(engine: Engine, run_id: str, log: _Log, say: Say) -> None:
     while True:
         events, cursor = engine.runs.events(run_id, cursor)
         for event in events:
-            step = f"step {event.get('step')}/{event.get('total_steps', '?')}"
             if is_kind(event, StepEvent):
                 log.update({"step": event["step"], "train_loss": event.get("loss")})
                 if time.monotonic() - said > WRITE_SECONDS:
                     said = time.monotonic()
-                    say(f"{step}: loss {event.get('loss')}")
+                    say(f"step {event['step']} of {event.get('total_steps', '?')}: loss {event.get('loss')}")
             elif is_kind(event, ValidationEvent):
                 log.update({"step": event["step"], "loss": event.get("loss")}, now=True)
-                say(f"validation at {step}: loss {event.get('loss')}")
+                say(f"validation at step {event['step']}: loss {event.get('loss')}")
         if has_ended and not events:
             return
         run = engine.runs.get(run_id)

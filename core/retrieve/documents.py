@@ -39,7 +39,8 @@ def check_has_texts(dataset: Dataset) -> None:
     """
     if dataset.kind != "domain":
         raise SpecError(
-            f"Documents must be a dataset of texts, got {dataset.name!r}, which holds questions with answers.",
+            f"Documents must be a dataset of texts, got {dataset.name!r}, "
+            "which holds questions with answers.",
             "Choose a dataset of texts, or import the documents as texts.",
         ).at("documents")
 

@@ -54,8 +54,8 @@ class StaticEncoder:
         result  = v / |v|  -  mean over the chunks of v / |v|,     scaled to length 1
 
     Rare tokens name what a text is about, and the mean is what all texts of an index share. On our
-    paraphrases (`benchmarks/evidence.py`) this finds more than the plain mean of the tokens. After Arora et al., "A Simple
-    but Tough-to-Beat Baseline for Sentence Embeddings", 2017.
+    paraphrases (`benchmarks/evidence.py`) this finds more than the plain mean of the tokens. After Arora
+    et al., "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", 2017.
 
     Args:
         tokenizer: of the tokenizers library, with one row of the embeddings per token.

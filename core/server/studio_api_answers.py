@@ -161,7 +161,8 @@ def _find_passages(engine: Engine, body: Comparison) -> list[list[Passage] | Non
     chosen = body.with_documents
     if chosen is not None and (body.documents is None or len(chosen) != len(body.mixes)):
         raise SpecError(
-            f"with_documents must have one value per mix ({len(body.mixes)}) beside documents, got {len(chosen)}.",
+            f"with_documents must have one value per mix ({len(body.mixes)}) beside documents, "
+            f"got {len(chosen)}.",
             "Name the datasets in documents, and give one value per mix.",
         )
     if body.documents is None:

@@ -80,12 +80,13 @@ class ExperimentView(BaseModel):
         experiment, status = engine.experiments.get(experiment_id), engine.experiments.status(experiment_id)
         states = engine.experiments.states(experiment_id)
         is_done = all(state == "done" for state in states.values())
+        idle = "done" if is_done else "stopped"
         return cls(
             id=experiment.id,
             name=experiment.name,
             created=experiment.created,
             base=experiment.base,
-            state=status.state if status else ("done" if is_done else "stopped"),
+            state=status.state if status else idle,
             share=status.share if status else float(is_done),
             rows=states,
             problem=status.problem if status else "",

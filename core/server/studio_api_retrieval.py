@@ -1,4 +1,4 @@
-"""Retrieval over HTTP: search the documents of datasets, build their indexes, and install the extras."""
+"""Retrieval over HTTP: search the documents of datasets, build their indexes, and list the extras."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from core.engine import Engine
-from core.engine.retrieval import DATASET_LIMIT, IndexStatus, InstallStatus
+from core.engine.retrieval import DATASET_LIMIT, IndexStatus
 from core.retrieve.extras import Extra
 from core.retrieve.passages import Passage
 from core.server.access import Role, require
@@ -104,16 +104,6 @@ class ExtraView(BaseModel):
     is_installed: bool
 
 
-class InstallView(BaseModel):
-    """The installation of an optional package."""
-
-    model_config = example(key="wordllama", state="running", text="Installing", problem="")
-    key: str
-    state: State
-    text: str
-    problem: str
-
-
 def read_retrieval(fields: BaseModel) -> RetrievalSettings:
     """The settings of a request.
 
@@ -171,19 +161,5 @@ def cancel_index(key: str, engine: EngineOf) -> IndexStatus:
 @router.get("/extras", response_model=list[ExtraView], summary="List the optional packages of retrieval",
             dependencies=[Depends(require(Role.VIEWER))])  # fmt: skip
 def list_extras(engine: EngineOf) -> Sequence[Extra]:
-    """What each adds, and whether it is installed."""
+    """What each adds, and whether it is installed. The page or pip installs them."""
     return engine.retrieval.extras()
-
-
-@router.post("/extras/{name}", status_code=202, response_model=InstallView,
-             summary="Install an optional package", dependencies=[Depends(require(Role.OWNER))])  # fmt: skip
-def install_extra(name: str, engine: EngineOf) -> InstallStatus:
-    """Installs a package of the list with pip, in the background."""
-    return engine.retrieval.install_status(engine.retrieval.install(name))
-
-
-@router.get("/extras/{name}", response_model=InstallView, summary="Follow an installation",
-            dependencies=[Depends(require(Role.OWNER))])  # fmt: skip
-def get_installation(name: str, engine: EngineOf) -> InstallStatus:
-    """The state of an installation that was started."""
-    return engine.retrieval.install_status(name)

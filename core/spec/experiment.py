@@ -215,7 +215,7 @@ def _name_row(row: ExperimentRow, spec: ExperimentSpec, several_bases: bool) -> 
 
 def _read_rows(rows: Any) -> tuple[ExperimentRow, ...]:
     if not isinstance(rows, (list, tuple)) or len(rows) > ROWS_LIMIT:
-        raise SpecError(f"Rows must be a list of at most {ROWS_LIMIT} rows.", "Write one entry a row.").at(
+        raise SpecError(f"Rows must be a list of at most {ROWS_LIMIT} rows.", "Write a list of rows.").at(
             "rows"
         )
     return tuple(r if isinstance(r, ExperimentRow) else ExperimentRow.from_json(r) for r in rows)

@@ -18,25 +18,31 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StorageError, StudioError
-from core.store import adapters, exports, grids, mixes, reports, runs
+from core.store import adapters, experiments, exports, grids, mixes, reports, runs
 from core.store.files import delete, ensure_space, storage_error
 from core.store.records import read_object
 from core.store.workspace import FILE_KINDS, KINDS, Workspace
 
 TRASH, BASES = "trash", "bases"
 # An item is linked before the items that it names.
-LINK_ORDER = ("grids", "mixes", "reports", "maps", "runs", "adapters", "datasets", "exports", TRASH)
+LINK_ORDER = (
+    "experiments", "grids", "mixes", "reports", "maps", "runs", "adapters", "datasets", "exports", TRASH,
+)  # fmt: skip
 # Logs that are appended to are copied: a link would grow with the original.
-APPENDED = re.compile(r"runs/[^/]+/[^/]+\.(?:jsonl|log)|mixes/votes\.jsonl")
+APPENDED = re.compile(
+    r"runs/[^/]+/[^/]+\.(?:jsonl|log)|mixes/votes\.jsonl|promotions\.jsonl|"
+    r"experiments/[^/]+/(?:cells/)?[^/]+\.jsonl"
+)
 # Names that every system can store: not those of devices of Windows, nor with a dot or blank at the end.
 DEVICES = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])"
 _PART = (
     rf"(?!(?i:{DEVICES})(?:\.|/|$))[^\x00-\x1f\x7f/\\:*?\"<>|. ]"
     r"(?:[^\x00-\x1f\x7f/\\:*?\"<>|]{0,198}[^\x00-\x1f\x7f/\\:*?\"<>|. ])?"
 )
-NAMES = re.compile(rf"\w[\w-]*\.json|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}}")
+NAMES = re.compile(rf"\w[\w-]*\.jsonl?|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}}")
 ATTEMPTS = 5  # to link an item that is being replaced
 LOADERS: dict[str, Callable[[Workspace, str], Any]] = {  # raise for a damaged item
+    "experiments": experiments.load,
     "runs": runs.load,
     "adapters": adapters.load,
     "mixes": mixes.load,

@@ -22,8 +22,11 @@ const known = () => new Set((props.choices || []).flatMap((c) => adaptersIn(c.id
 const isGone = (pick) => Boolean(props.choices?.length) && !adaptersIn(pick).every((a) => known().has(a));
 const names = () => ({ ...(props.value?.names || {}), ...Object.fromEntries((props.choices || []).map((c) => [c.id, c.name])) });
 
-function setPicks(list) {
-  props.value = { ...(props.value || {}), picks: list, names: names(), touched: true, columns: [] };
+// Whether each column answers without the documents that are chosen.
+const plain = () => currentPicks().map((_, i) => props.value?.plain?.[i] === true);
+
+function setPicks(list, without = plain()) {
+  props.value = { ...(props.value || {}), picks: list, plain: list.map((_, i) => without[i] === true), names: names(), touched: true, columns: [] };
   draw();
   trigger("pick");
 }
@@ -58,9 +61,20 @@ function makeHead(list, index) {
   box.append(select);
   if (list.length > MINIMUM) {
     const remove = studio.make({ tag: "button", cls: "icon", attrs: { title: "Remove this column", "aria-label": `Remove column ${index + 1}` }, kids: ["×"], act: { column: index } });
-    remove.addEventListener("click", () => setPicks(list.filter((_, i) => i !== index)));
+    remove.addEventListener("click", () => setPicks(list.filter((_, i) => i !== index), plain().filter((_, i) => i !== index)));
     box.append(remove);
   }
+  if (props.documents) box.append(makeSwitch(list, index));
+  return box;
+}
+
+// A switch above a column: it answers from the documents that are chosen, or without them.
+function makeSwitch(list, index) {
+  const on = !plain()[index];
+  const box = studio.make({ tag: "label", cls: "documents-switch", kids: [{ tag: "input", attrs: { type: "checkbox", "aria-label": `Documents in column ${index + 1}` } }, "Documents"] });
+  const input = box.querySelector("input");
+  input.checked = on;
+  input.addEventListener("change", () => setPicks(list, plain().map((p, i) => (i === index ? !input.checked : p))));
   return box;
 }
 
@@ -137,7 +151,7 @@ function draw() {
   root.classList.toggle("blind", Boolean(blind));
   if (blind) return drawBlind(blind);
   const list = currentPicks();
-  const now = JSON.stringify([list, props.choices]);
+  const now = JSON.stringify([list, props.choices, props.documents, plain()]);
   if (now !== shape) { // rebuild the pickers only when their choices change
     shape = now;
     const cells = list.map((_, i) => {
@@ -158,6 +172,6 @@ function draw() {
   [...root.querySelectorAll(".col-body")].forEach((body, i) => studio.draw(body, answers[i] ?? placeholder(list[i], i)));
 }
 
-watch(["value", "choices"], () => { draw(); compareAdapter(); });
+watch(["value", "choices", "documents"], () => { draw(); compareAdapter(); });
 draw();
 compareAdapter();

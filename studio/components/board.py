@@ -4,6 +4,7 @@
     "picks": the ids of the columns' mixes,
     "names": their names, by id, to name a mix that is gone,
     "touched": whether the user has changed them,
+    "plain": for each column, whether it answers without the documents that are chosen,
     "columns": a tree for each column,
     "blind": in a blind test, {"heads": a tree above each column, "foot": a tree below them},
     "serial": number of the answer; a higher one is newer,
@@ -17,10 +18,12 @@ from typing import Any
 
 from core.engine import Engine
 from core.errors import SpecError, StudioError
+from core.retrieve.prompt import PassagePrompt
 from core.spec.mix import COLUMN_LIMIT, Mix
 from studio import answers, formatting, mix_choices
 from studio.components import mixer
 from studio.tree import Node, node
+from studio.views.passages import link_citations, render_passages
 
 COLUMN_MINIMUM = 2
 
@@ -40,6 +43,17 @@ def read_picks(engine: Engine, board: Any) -> list[str]:
             "Add or remove columns.",
         ).at("columns")
     return picks
+
+
+def read_plain(board: Any, count: int) -> list[bool]:
+    """Reads for each column whether it answers without documents; False where the board says nothing.
+
+    Args:
+        count: of the columns.
+    """
+    plain = (board or {}).get("plain")
+    given = [value is True for value in plain] if isinstance(plain, list) else []
+    return [*given, *[False] * count][:count]
 
 
 def read_mixes(engine: Engine, picks: list[str], rows: Any) -> list[Mix]:
@@ -66,12 +80,18 @@ def render_columns(frame: Any, reference: int, labels: Mapping[str, str] | None 
         labels: the names of the adapters, by id.
     """
     base = frame.columns[reference].text
-    return [_column(c, base if i != reference else c.text, labels) for i, c in enumerate(frame.columns)]
+    prompts = frame.prompts or (None,) * len(frame.columns)
+    return [
+        _column(c, base if i != reference else c.text, labels, prompt)
+        for i, (c, prompt) in enumerate(zip(frame.columns, prompts, strict=True))
+    ]
 
 
-def render_placeholders(count: int) -> list[Node]:
-    """Columns whose answers have not begun."""
-    return [answers.skeleton() for _ in range(count)]
+def render_placeholders(count: int, note: str = "") -> list[Node]:
+    """Columns whose answers have not begun, and what they wait for."""
+    if not note:
+        return [answers.skeleton() for _ in range(count)]
+    return [node("div", node("p", note, cls="quiet"), answers.skeleton()) for _ in range(count)]
 
 
 def find_reference(mixes: list[Mix]) -> int:
@@ -79,14 +99,17 @@ def find_reference(mixes: list[Mix]) -> int:
     return next((i for i, m in enumerate(mixes) if not m.weights), 0)
 
 
-def _column(column: Any, base: str, labels: Mapping[str, str] | None) -> Node:
+def _column(
+    column: Any, base: str, labels: Mapping[str, str] | None, prompt: PassagePrompt | None = None
+) -> Node:
     pieces: list[Any] = [
         node("mark", text) if differs else node("span", text)
         for text, differs in formatting.diff_words(base, column.text)
     ]
     return node(
         "div",
-        render_answer(column, pieces),
+        link_citations(render_answer(column, pieces), len(prompt.used) if prompt else 0),
+        render_passages(prompt),
         node("p", answers.format_speed(column), cls="quiet"),
         answers.render_stamp(column, labels),
     )

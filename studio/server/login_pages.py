@@ -85,6 +85,12 @@ use.</p>""",
     )
 
 
+def render_refusal(what: str, fix: str) -> str:
+    """Says why the page does not open, and what to do."""
+    alert = f'<p role="alert">{html.escape(what)}</p>'
+    return _render(f"<h1>Adapter Studio</h1>{alert}<p>{html.escape(fix)}</p>")
+
+
 def _render(body: str, reopens: bool = False, root: str = "") -> str:
     base = f'<base href="{root}">' if root else ""
     return f"""<!doctype html>

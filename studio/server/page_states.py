@@ -57,6 +57,7 @@ def install(app: Any) -> None:
     blocks = app.get_blocks()
     app.state_holder = PageStates()
     app.state_holder.set_blocks(blocks)
+    app.state_holder.capacity = STATE_LIMIT
     queue = blocks._queue
     queue.ANALYTICS_MAX_EVENTS = 1
     queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # sic

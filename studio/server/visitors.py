@@ -2,27 +2,36 @@
 
 A page makes up the name of its session (`session_hash`) and sends it with every event. With that name,
 another caller could read the answers of the page and send events into it, so its first caller owns it.
+
+An open page holds a stream of the server (its heartbeat) and a state in memory, so their number is limited,
+for each visitor and in sum.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.server.access import read_key
 from core.server.failed_attempts import address_of
+from core.server.problems import Problem
 from core.store.api_keys import digest_of
 from core.store.json_text import parse_json
+from studio.server import login_pages
 from studio.server.access import PageAccess
 
+PAGE_LIMIT, PAGES_PER_VISITOR = 500, 50  # open pages: of all visitors, and of each
+RETRY_SECONDS = 30  # when the visitor of a full studio should try again
+VISITOR_KEY = "studio.visitor"  # where the visitor of a request stands in its scope
+HEARTBEAT = "/gradio_api/heartbeat/"
 OWNER_LIMIT = 10_000  # sessions in memory; the one that was used longest ago is forgotten first
-IN_PATH = ("/gradio_api/heartbeat/", "/gradio_api/stream/")
+IN_PATH = (HEARTBEAT, "/gradio_api/stream/")
 IN_BODY = (
     "/gradio_api/queue/join",
     "/gradio_api/component_server",
@@ -37,6 +46,7 @@ class OwnSession:
     def __init__(self, app: ASGIApp, access: PageAccess) -> None:
         self.app, self.access = app, access
         self._owners: OrderedDict[str, str] = OrderedDict()  # session -> digest of its owner's credential
+        self._pages: Counter[str] = Counter()  # visitor -> open pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,8 +70,40 @@ class OwnSession:
             refusal = PlainTextResponse("This session belongs to another visitor.", status_code=403)
             await refusal(scope, receive, send)
             return
+        visitor = scope[VISITOR_KEY] = self._identify(request)
+        opens_page = path.startswith(HEARTBEAT)
+        if (opens_page or (path == "/" and request.method == "GET")) and (
+            refusal := self._refuse_page(request, visitor)
+        ):
+            await refusal(scope, receive, send)
+            return
         names_visitor = path == "/" and self.access.needs_visitor_cookie(request)
-        await self.app(scope, receive, self._name_visitor(send) if names_visitor else send)
+        send = self._name_visitor(send) if names_visitor else send
+        if not opens_page:
+            await self.app(scope, receive, send)
+            return
+        self._pages[visitor] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._pages[visitor] -= 1
+            if not self._pages[visitor]:
+                del self._pages[visitor]
+
+    def _refuse_page(self, request: Request, visitor: str) -> Response | None:
+        """The refusal of one more page; None if there is room for it."""
+        own, total = self._pages[visitor], self._pages.total()
+        if own < PAGES_PER_VISITOR and total < PAGE_LIMIT:
+            return None
+        what = f"The studio is full: {total} of {PAGE_LIMIT} pages are open."
+        fix = f"Try again in {RETRY_SECONDS} s."
+        if own >= PAGES_PER_VISITOR:
+            what = f"You have {own} pages of the studio open, and each visitor can have {PAGES_PER_VISITOR}."
+            fix = "Close some of them, and load this one again."
+        headers = {"Retry-After": str(RETRY_SECONDS), "Cache-Control": "no-store"}
+        if "text/html" not in request.headers.get("accept", ""):
+            return Problem(503, what, fix, headers=headers).respond()
+        return HTMLResponse(login_pages.render_refusal(what, fix), status_code=503, headers=headers)
 
     def _owns(self, request: Request, session: str) -> bool:
         """Whether the caller owns a session; the first caller does from then on."""

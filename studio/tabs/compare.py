@@ -17,8 +17,9 @@ from core.errors import NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
 from studio import answers, events, fields, mix_choices
 from studio.assets import read_asset
-from studio.components import board, composer, field_errors, mixer
+from studio.components import board, composer, documents, field_errors, mixer
 from studio.components.composer import Composer
+from studio.components.documents import DocumentsField
 from studio.components.field_errors import FieldErrors
 from studio.session import SAMPLING, Session, make_messages, read_settings
 from studio.tree import Node, title, view
@@ -62,6 +63,7 @@ class CompareTab:
     same_noise: gr.Checkbox
     system: gr.Textbox
     thinking: gr.Checkbox
+    documents: DocumentsField
     sampling: fields.Fields
     board: gr.HTML
     votes: Votes
@@ -96,6 +98,7 @@ def build() -> CompareTab:
         made["board"] = gr.HTML(
             value=None,
             choices=[],
+            documents=False,
             html_template='<div class="board"></div>',
             js_on_load=read_asset("components/board.js") + "\n/* fires 'vote', 'again' and 'pick' */",
             apply_default_css=False,
@@ -103,6 +106,7 @@ def build() -> CompareTab:
         )
         form = {"prompt": made["composer"].prompt, "columns": made["board"]}
         made["errors"] = field_errors.field_errors(form, default="prompt", texts=["prompt"])
+        made["documents"] = documents.documents_field("compare")
         made["system"], made["thinking"] = mix_choices.system_fields()
         with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
             with gr.Row():
@@ -136,7 +140,7 @@ def wire(
 ) -> None:
     """Connects the events."""
     prompt = tab.composer.prompt
-    inputs = [prompt, tab.board, mixer_rows, tab.session, *tab.settings]
+    inputs = [prompt, tab.board, mixer_rows, tab.session, *tab.settings, tab.documents.choice]
     how: dict[str, Any] = {"concurrency_limit": 8, "trigger_mode": "multiple", "errors": tab.errors}
     for trigger in (tab.ask.click, prompt.submit):
         answered = events.bind(
@@ -167,6 +171,8 @@ def wire(
         errors=tab.errors,
     )
     composer.wire(tab.composer, engine, tab.errors)
+    documents.wire(tab.documents, engine, library_changed)
+    events.bind(tab.documents.choice.change, engine, show_switches, [tab.documents.choice], [tab.board])
     _wire_votes(tab, engine)
     suite.wire(tab.suite, engine, [tab.board, mixer_rows], tab.settings)
 
@@ -196,6 +202,11 @@ def refresh(
         thinking,
         *describe_columns(engine, board_value, continue_text, has_chosen_mode),
     )
+
+
+def show_switches(engine: Engine, chosen: Any) -> Any:
+    """Shows a switch above every column once documents are chosen, and hides it without any."""
+    return gr.HTML(documents=bool(documents.read_choice(chosen)))
 
 
 def describe_columns(
@@ -236,8 +247,19 @@ def stream_answers(
     picks, mixes = _read_columns(engine, prompt, board_value, rows)
     how = read_settings(settings)
     reference = board.find_reference(mixes)
-    value = {"picks": picks, "names": dict(zip(picks, [m.name for m in mixes], strict=True)), "touched": True}
+    plain = board.read_plain(board_value, len(picks))
+    names = dict(zip(picks, [m.name for m in mixes], strict=True))
+    value = {"picks": picks, "names": names, "touched": True, "plain": plain}
+    serial = session.serial
     yield {**value, "columns": board.render_placeholders(len(mixes)), "serial": session.serial + 1}
+    passages = None
+    if how.documents and not all(plain):
+        for note in documents.wait_for_indexes(engine, how.documents):
+            yield {**value, "columns": board.render_placeholders(len(mixes), note), "serial": serial + 1}
+            if session.serial != serial:  # stopped, or another prompt
+                return
+        found = documents.find_passages(engine, how.documents, prompt)
+        passages = [None if is_plain else found for is_plain in plain]
     frames = session.stream_frames(
         engine,
         prompt,
@@ -247,6 +269,7 @@ def stream_answers(
         same_noise=same_noise,
         messages=make_messages(how.system, [], prompt),
         thinking=how.thinking,
+        passages=passages,
     )
     for frame in frames:
         columns = board.render_columns(frame, reference, session.labels)
@@ -271,6 +294,10 @@ def stream_blind_test(
     """
     picks, mixes = _read_columns(engine, prompt, board_value, rows)
     how = read_settings(settings)
+    if how.documents:
+        raise SpecError(
+            "A blind test compares mixes without documents.", "Choose no documents, then start it again."
+        )
     yield from blind.stream_covered_board(
         engine,
         session,

@@ -67,9 +67,9 @@ def wire(tab: ExperimentsTab, engine: Engine, library_changed: events.EventGroup
     """Connects the events."""
     lists = [tab.dataset, tab.sources, tab.mix, tab.picker]
     library_changed.add(refresh, lists, [*lists, tab.production])
-    shown = [tab.picker, tab.results]
     form = [tab.dataset, tab.sources, tab.mix, tab.limit]
-    events.bind(tab.start.click, engine, start, form, shown, concurrency_limit=4)
+    events.bind(tab.start.click, engine, start, form, [tab.picker])
+    # The new experiment is picked, which opens and follows it.
     events.bind(tab.picker.change, engine, open_experiment, [tab.picker], [tab.results], concurrency_limit=8)
     act = [tab.picker, tab.results, tab.production]
     events.bind(tab.results.act, engine, act_on_experiment, None, act, concurrency_limit=4)
@@ -111,10 +111,8 @@ def show_production(engine: Engine) -> Node:
     return views.render_production(current, name, events.find_caller().role >= Role.OWNER)
 
 
-def start(
-    engine: Engine, dataset: str | None, sources: list[str], mix: str | None, limit: Any
-) -> Iterator[tuple[Any, Any]]:
-    """Starts the four rows, and follows them until they are complete."""
+def start(engine: Engine, dataset: str | None, sources: list[str], mix: str | None, limit: Any) -> Any:
+    """Starts the four rows, and picks the new experiment."""
     if not dataset:
         raise SpecError(
             "No questions are chosen.", "Import questions in the Data tab, then choose them here."
@@ -124,9 +122,7 @@ def start(
     split = "all" if dataset in list_whole_datasets(engine) else "test"
     settings = {"split": split, "limit": int(limit or 0)}
     key = engine.experiments.start(ask_what_helps(dataset, mix, sources or [], settings))
-    yield gr.update(choices=_list_choices(engine), value=key), gr.skip()
-    for shown in open_experiment(engine, key):
-        yield gr.skip(), shown
+    return gr.update(choices=_list_choices(engine), value=key)
 
 
 def open_experiment(engine: Engine, picked: str | None) -> Iterator[Node]:

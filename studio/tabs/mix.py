@@ -16,8 +16,9 @@ from core.engine import Engine
 from core.errors import NotFound, SpecError
 from core.spec.mix import Mix, Sampling
 from studio import events, fields, mix_choices
-from studio.components import composer, damaged, field_errors, mixer
+from studio.components import composer, damaged, documents, field_errors, mixer
 from studio.components.composer import Composer
+from studio.components.documents import DocumentsField
 from studio.components.field_errors import FieldErrors
 from studio.session import SAMPLING, Exchange, Session, make_messages, read_sampling
 from studio.tree import Node, node, title, view
@@ -58,6 +59,7 @@ class MixTab:
     share: gr.Button
     present: gr.Button
     exit: gr.Button
+    documents: DocumentsField
     system: gr.Textbox
     thinking: gr.Checkbox
     sampling: fields.Fields
@@ -68,7 +70,7 @@ class MixTab:
     @property
     def answer_inputs(self) -> list[Any]:
         """The components that an answer depends on, in the order of `stream_answer`'s arguments."""
-        settings = [*self.sampling.values(), self.system, self.thinking]
+        settings = [*self.sampling.values(), self.system, self.thinking, self.documents.choice]
         return [self.asked, self.mixer, self.session, self.composer.continue_text, *settings]
 
 
@@ -122,6 +124,7 @@ def _build_conversation() -> dict[str, Any]:
         made["share"] = gr.Button("Copy link", scale=1, min_width=90)
         made["present"] = gr.Button("Present", scale=1, min_width=80)
         made["exit"] = gr.Button("Exit presentation", scale=1, min_width=80, elem_classes="leave")
+    made["documents"] = documents.documents_field("mix")
     made["system"], made["thinking"] = mix_choices.system_fields()
     with gr.Accordion("Sampling", open=False, elem_classes="quiet-fold"):
         made["sampling"] = fields.build(Sampling, SAMPLING)
@@ -161,6 +164,7 @@ def wire(
     _wire_saved_mixes(tab, engine, at_prompt)
     library_changed.add(refresh, [tab.saved], [tab.mixer, tab.saved, tab.saved_content, tab.thinking])
     damaged.wire(tab.damaged, engine, library_changed, "adapters", "mixes")
+    documents.wire(tab.documents, engine, library_changed)
 
 
 def _wire_mix_description(
@@ -292,8 +296,8 @@ def stream_answer(
     """Continues the conversation: answers a prompt with the mixer's mix, instead of one in progress.
 
     Args:
-        settings: the values of the sampling settings, and optionally the system prompt and whether the answer
-            begins with a thought.
+        settings: the values of the sampling settings, and optionally the system prompt, whether the answer
+            begins with a thought, and the datasets that it cites.
 
     Yields:
         the whole conversation, for every frame.
@@ -335,12 +339,21 @@ def _answer(
         earlier: the exchanges before it.
         replaced: the same question with its answer by another mix, which comes back in this case.
     """
-    system, thinking = (*settings[len(SAMPLING) :], "", False)[:2]
+    given = settings[len(SAMPLING) :]
+    system, thinking, chosen = (*given, *("", False, ())[len(given) :])
+    serial = session.serial
     try:
         mixes, sampling = [_read_mix(engine, rows)], read_sampling(settings[: len(SAMPLING)])
         if engine.bases.current().loading:
             exchange.note = "The base model is loading. The answer starts as soon as it is ready."
             yield show_conversation(session)
+        passages = None
+        if ids := documents.read_choice(chosen):
+            for exchange.note in documents.wait_for_indexes(engine, ids):
+                yield show_conversation(session)
+                if session.serial != serial:  # stopped, or another prompt
+                    return
+            passages = [documents.find_passages(engine, ids, exchange.prompt)]
         frames = session.stream_frames(
             engine,
             exchange.prompt,
@@ -349,9 +362,11 @@ def _answer(
             chat=not exchange.continue_text,
             messages=make_messages(str(system or ""), earlier, exchange.prompt),
             thinking=bool(thinking),
+            passages=passages,
         )
         for frame in frames:
             exchange.column, exchange.left_out = frame.columns[0], frame.left_out
+            exchange.passages = frame.prompts[0] if frame.prompts else None
             exchange.labels = session.labels
             yield show_conversation(session)
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 from studio import answers
 from studio.session import Exchange
 from studio.tree import Node, button, empty, node
+from studio.views.passages import link_citations, render_passages
 
 NO_ANSWER = empty("No answer yet", "Ask something, then move a slider: the answer follows the mix.")
 
@@ -88,10 +89,12 @@ def _render_answer(exchange: Exchange) -> Node:
         text = node("p", *answers.render_parts(column, exchange.labels), cls=cls)
     else:
         text = answers.render_rich(column, exchange.labels)
+    prompt = exchange.passages
     return node(
         "div",
         answers.render_column_fold(column),
-        text,
+        link_citations(text, len(prompt.used)) if prompt else text,
+        render_passages(prompt),
         _render_foot(column, exchange),
         cls="answer",
     )

@@ -122,14 +122,14 @@ def _render_decision(row: str, decision: Decision, experiment_id: str, names: Ma
             f"May {names.get(row, row)} go to production? ",
             chip(decision.status, KINDS.get(decision.status, "warn")),
         ),
-        node("p", _count_missing(decision), cls="reading") if decision.missing else None,
+        node("p", _describe_shortfall(decision), cls="reading") if decision.missing else None,
         node("ul", *items),
         promote,
         cls="gate-decision",
     )
 
 
-def _count_missing(decision: Decision) -> str:
+def _describe_shortfall(decision: Decision) -> str:
     more = formatting.count(decision.missing, "more question")
     return f"About {more} are needed, by the variance that was observed."
 

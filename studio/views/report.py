@@ -21,13 +21,22 @@ METRICS = {
 LOWER_IS_BETTER = ("perplexity", "answer_perplexity", "general_perplexity", "latency_seconds")
 ARROWS = {True: "\u00a0↓", False: "\u00a0↑"}  # by whether lower is better; not on a line of their own
 RULED_METRICS = ("exact_match", "f1")  # those that compare answers by a rule
+OTHER_DIGITS = 4
 NOTES_SHOWN = 20  # rows that the page names
 
 
 def render_report(report: Any) -> Node:
     """Renders a report (`core.store.reports.Report`) with its CSV file."""
     metrics = [m for m in METRICS if any(m in r for r in report.rows)]
-    lines = [[r["name"], *[_format_metric(r.get(m), m) for m in metrics]] for r in report.rows]
+    others = list_other_metrics(report)
+    lines = [
+        [
+            r["name"],
+            *[_format_metric(r.get(m), m) for m in metrics],
+            *[formatting.format_number(r.get(m), OTHER_DIGITS) for m in others],
+        ]
+        for r in report.rows
+    ]
     asked = next((r["questions"] for r in report.rows if r.get("questions")), 0)
     questions = f"{formatting.count(asked, 'question')}, " if asked else ""
     duration, created = formatting.format_duration(report.seconds), formatting.format_time(report.created)
@@ -38,15 +47,21 @@ def render_report(report: Any) -> Node:
         "div",
         node("div", title("Report", about), link, cls="row spread"),
         table(
-            ["Mix", *[f"{heading_of(m, report)}{ARROWS[m in LOWER_IS_BETTER]}" for m in metrics]],
+            ["Mix", *[f"{heading_of(m, report)}{ARROWS[m in LOWER_IS_BETTER]}" for m in metrics], *others],
             lines,
             "Metrics for each mix. ↓ lower is better, ↑ higher is better.",
-            frozenset(range(1, len(metrics) + 1)),
+            frozenset(range(1, len(metrics) + len(others) + 1)),
         ),
         _render_conditions(report),
         _render_notes(report.conditions),
         render_examples(report.rows),
     )
+
+
+def list_other_metrics(report: Any) -> list[str]:
+    """The figures of the lm-evaluation-harness, "TASK METRIC", without their standard errors."""
+    names = {name for row in report.rows for name in row if " " in name and "_stderr" not in name}
+    return sorted(names)
 
 
 def heading_of(metric: str, report: Any) -> str:

@@ -27,6 +27,7 @@ INSIDE = Column("", 48, 1.0, True, "length", STAMP, (), THOUGHT, 48)
 class Frame:
     columns: list[Column]
     done: bool = True
+    prompts: tuple[()] = ()
 
 
 def folds(node: Any) -> list[Any]:
@@ -95,6 +96,12 @@ def test_the_report_shows_its_rule_its_length_and_its_rows() -> None:
     assert "Row 20 was left out: it is too long. “lamp 20 …”" in shown and "Row 21 was" not in shown
     assert "And 7 more" in shown and "SQuAD's own figures are in the CSV file." in shown
     assert "Exact match (SQuAD)" not in shown
+
+
+def test_a_report_shows_the_figures_of_the_harness_without_their_errors() -> None:
+    figures = {"arc_easy acc": 0.25, "arc_easy acc_stderr": 0.01, "wiki word_perplexity": None}
+    shown = texts(report_view.render_report(report(Conditions(), **figures)))
+    assert "arc_easy acc" in shown and "0.2500" in shown and "stderr" not in shown
 
 
 def test_a_report_without_a_rule_is_shown_as_one_of_squads() -> None:

@@ -634,4 +634,4 @@ def test_a_preset_fills_the_form(engine):
 def test_an_empty_answer_says_so_when_the_model_ended_it(text, reason, shown):
     column = Column(text, tokens=0, seconds=0.0, done=bool(reason), reason=reason, stamp={})
     assert texts({"kids": answers.render_parts(column)}) == shown
-    assert texts(board.render_columns(SimpleNamespace(columns=[column]), 0)[0]).startswith(shown)
+    assert texts(board.render_columns(SimpleNamespace(columns=[column], prompts=()), 0)[0]).startswith(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -83,9 +84,11 @@ def test_t23_the_handler_of_a_list_asks_for_the_role_of_the_table(
 ) -> None:
     module, _, name = handler.rpartition(".")
     press = getattr(importlib.import_module(f"studio.{module}"), name)
-    values = ("trash", "") if module.endswith("library") else ()
+    # The library's tabs begin with the kind of list; what else a handler is given does not matter here.
+    values = ["trash"] * (len(inspect.signature(press).parameters) - 2)
     with call_as(Role(needed - 1)), pytest.raises(AccessError, match=f"the role {needed.label}"):
-        press(None, *values, SimpleNamespace(_data={"do": act}))
+        done = press(None, *values, SimpleNamespace(_data={"do": act}))
+        next(done)  # a generator asks at its first step
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -21,6 +21,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -32,8 +33,9 @@ from core.data.child_process import build_child_command, limit_process
 from core.data.tokens.known_templates import digest_of
 
 logger = logging.getLogger(__name__)
-SECONDS = 10.0  # for one conversation
-PROCESSOR_SECONDS = 3600  # of the process, for all conversations together
+SECONDS = 10  # of processor time, for one conversation
+WAIT_SECONDS = 120.0  # for one conversation on a busy machine, and where the system counts no processor time
+PROCESSOR_SECONDS = 24 * 3600  # of the process, for all conversations together
 MEMORY_BYTES = 1 << 30  # of address space; the libraries take a third of it
 TEXT_LIMIT = 1_000_000  # characters of a rendered conversation
 WORDS_LIMIT = 300  # characters of a template's own error
@@ -99,7 +101,7 @@ class TemplateProcesses:
             self._stopped.add(digest)
             process.end()
             logger.warning("A chat template exceeded its limits of time, memory or output")
-            raise TemplateStopped(f"it needs more than {SECONDS:.0f} s, or writes too long a text")
+            raise TemplateStopped(f"it needs more than {SECONDS} s, or writes too long a text")
         if len(self._idle) < IDLE_LIMIT:
             self._idle.append(process)
         else:
@@ -145,6 +147,14 @@ class _Process:
         self._process.wait()
 
 
+def _limit_seconds(seconds: int) -> None:
+    """Ends this process after further seconds of processor time, where the system can."""
+    with contextlib.suppress(ImportError):
+        resource = importlib.import_module("resource")
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + seconds, hard))
+
+
 def run() -> None:
     """The process: renders until its parent has ended."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -154,7 +164,8 @@ def run() -> None:
     for line in sys.stdin.buffer:
         template, conversation = json.loads(line)
         messages, settings = json.loads(conversation)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)  # a watchdog that needs no thread of Python
+        _limit_seconds(SECONDS)
+        faulthandler.dump_traceback_later(WAIT_SECONDS, exit=True)  # a watchdog without a thread of Python
         try:
             text = render_template([messages], chat_template=template, **settings)[0][0]
             answer = {"text": text} if len(text) <= TEXT_LIMIT else {"stopped": True}

@@ -87,7 +87,7 @@ def test_the_grid_of_the_portfolio_reads_64_in_both_ways(
     assert "64 tokens effective" in preset.help
 
 
-def test_the_terminal_takes_the_settings_of_a_grid_preset_and_lets_options_win(
+def test_the_terminal_takes_the_settings_of_a_grid_preset_below_its_options(
     tiny_base: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--workspace", str(tmp_path / "ws"), "--base", str(tiny_base)]

@@ -29,8 +29,8 @@ from core.server.problems import Problem
 from core.spec.experiment import ExperimentSpec
 from core.spec.experiment_presets import ask_what_helps
 from core.spec.mix import Mix
+from core.store import backup, promotions
 from core.store import experiments as store
-from core.store import promotions
 from core.store.experiments import Cell, CellAnswer, CitedPassage, Experiment, TimedAnswer
 from core.store.promotions import Promotion
 from core.store.workspace import Workspace
@@ -213,3 +213,15 @@ def test_a_report_says_whether_repeated_figures_agree(engine: Engine) -> None:
             read_report(wrong)
     with pytest.raises(SpecError, match="was changed"):
         read_report(content.replace(b"In room 1.", b"In room 2.", 1))
+
+
+def test_a_backup_holds_experiments_and_what_is_promoted(engine: Engine, tmp_path: Path) -> None:
+    experiment = measure(engine, "mine-0001")
+    engine.promotions.promote("mine", experiment.id)
+    packed = engine.library.back_up()
+    backup.unpack(packed, tmp_path / "copy")
+    copy = Workspace(tmp_path / "copy")
+    current = promotions.find_current(copy)
+    assert current and current == engine.promotions.current()
+    assert store.read_cells(copy, experiment.id) == engine.experiments.cells(experiment.id)
+    packed.unlink()

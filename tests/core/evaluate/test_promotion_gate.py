@@ -15,7 +15,7 @@ from core.evaluate.answer_figures import (
     measure_row,
     score_answer,
 )
-from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, count_missing, decide
+from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, count_shortfall, decide
 from core.spec.promotion import PromotionRule
 from core.store.experiments import Cell, CellAnswer, TimedAnswer
 
@@ -77,10 +77,10 @@ def test_a_gain_below_the_limit_fails_and_a_wide_interval_needs_questions() -> N
 
 def test_the_missing_questions_follow_from_the_deviation() -> None:
     found = Difference(0.4, 0.55, 0.15, 0.01, 0.29, 50, deviation=0.5)
-    needed = count_missing(found, 0.05) + found.count
+    needed = count_shortfall(found, 0.05) + found.count
     half_width = 1.96 * found.deviation / math.sqrt(needed)
     assert found.gain - half_width == pytest.approx(0.05, abs=0.002) and needed == 97
-    assert count_missing(found, 0.2) == 0
+    assert count_shortfall(found, 0.2) == 0
 
 
 def test_what_is_not_measured_does_not_pass() -> None:

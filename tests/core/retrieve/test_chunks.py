@@ -8,7 +8,18 @@ from core.retrieve.documents import find_headings
 
 TEXTS = st.lists(
     st.sampled_from(
-        ["# Ferries\n", "渡轮每天七点离开岛屿。", "A boat leaves. ", "\n\n", "\n", " ", "\t", "x" * 90, "é🙂", "\r\n"]
+        [
+            "# Ferries\n",
+            "渡轮每天七点离开岛屿。",
+            "A boat leaves. ",
+            "\n\n",
+            "\n",
+            " ",
+            "\t",
+            "x" * 90,
+            "é🙂",
+            "\r\n",
+        ]
     ),
     max_size=40,
 ).map("".join)

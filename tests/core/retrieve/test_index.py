@@ -11,7 +11,7 @@ from core.retrieve.documents import TextDocument
 from core.retrieve.encoders import WORDLLAMA, StaticEncoder, is_installed, load_encoder, name_encoder
 from core.retrieve.index import ChunkIndex, Searcher, build_index, load_index, save_index
 from core.retrieve.vectors import FAISS, ExactVectors, FaissVectors
-from core.retrieve.word_index import B, K1, build_word_index
+from core.retrieve.word_index import K1, B, build_word_index
 from core.spec.retrieval import RetrievalSettings
 
 DOCUMENTS = [
@@ -69,7 +69,9 @@ def test_a_damaged_file_counts_as_missing(tmp_path: Path, index: ChunkIndex) -> 
     again = load_index(file)
     assert again is not None
     for query in ("boat", "AX-4711-B"):
-        assert Searcher(again, SETTINGS).search(query, 3, 0.0) == Searcher(index, SETTINGS).search(query, 3, 0.0)
+        assert Searcher(again, SETTINGS).search(query, 3, 0.0) == Searcher(index, SETTINGS).search(
+            query, 3, 0.0
+        )
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -81,7 +83,7 @@ def test_a_damaged_file_counts_as_missing(tmp_path: Path, index: ChunkIndex) -> 
 class Tokenizer:
     """Words as tokens, with the interface of the tokenizers library."""
 
-    words = "car automobile boat ship red".split()
+    words = ["car", "automobile", "boat", "ship", "red"]
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[object]:
         found = [[self.words.index(w) for w in text.lower().split() if w in self.words] for text in texts]
@@ -109,8 +111,13 @@ def test_static_embeddings_find_other_words_and_are_kept(tmp_path: Path) -> None
 def test_wordllama_joins_the_score_of_words() -> None:
     encoder = load_encoder("auto")
     assert encoder is not None and encoder.name == name_encoder("auto")
-    texts = [TextDocument("a", "The physician prescribes rest."), TextDocument("b", "The ferry departs at dawn.")]
-    searcher = Searcher(build_index(texts, RetrievalSettings(), encoder), RetrievalSettings(), encoder=encoder)
+    texts = [
+        TextDocument("a", "The physician prescribes rest."),
+        TextDocument("b", "The ferry departs at dawn."),
+    ]
+    searcher = Searcher(
+        build_index(texts, RetrievalSettings(), encoder), RetrievalSettings(), encoder=encoder
+    )
     assert searcher.search("When does the boat leave?", 1, 0.0)[0].document == "b"
 
 
@@ -122,7 +129,9 @@ def test_faiss_finds_what_the_exact_search_finds() -> None:
     assert np.argsort(-exact)[:20].tolist() == np.argsort(-faiss)[:20].tolist()
 
 
-@pytest.mark.skipif(not is_installed("sentence-transformers"), reason="sentence-transformers is not installed")
+@pytest.mark.skipif(
+    not is_installed("sentence-transformers"), reason="sentence-transformers is not installed"
+)
 def test_a_folder_of_sentence_transformers_encodes(tiny_base: Path) -> None:
     encoder = load_encoder(str(tiny_base))
     assert encoder is not None

@@ -18,7 +18,12 @@ def test_a_part_number_counts_as_a_whole_however_it_is_written() -> None:
 
 
 def test_a_question_is_searched_without_its_function_words() -> None:
-    assert drop_function_words(list_terms("What is the fog brush used for?")) == ["fog", "brush", "brush*", "used"]
+    assert drop_function_words(list_terms("What is the fog brush used for?")) == [
+        "fog",
+        "brush",
+        "brush*",
+        "used",
+    ]
     assert drop_function_words(["what", "is"]) == ["what", "is"]
     assert drop_function_words(list_terms("Wo ist das Boot?")) == ["boot"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.gpu_worker import SimulatedError
 from core.errors import GpuError, GpuQuota, NotFound, StudioError
 from core.space.zero_gpu import ZeroGpu, is_zero_gpu, read_error
+from core.store.workspace import Workspace
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,22 @@ def test_errors_of_the_studio_pass_and_others_are_converted() -> None:
         with pytest.raises(StudioError, match=text) as raised:
             next(values)
         assert type(raised.value) is kind
+
+
+def test_the_page_loads_adapters_without_the_gpu_that_torch_reports(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from core.model.base import load_base
+    from core.model.resident import Resident
+
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("Low-level CUDA init")  # as the package does in the process of the page
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", refuse)
+    resident = Resident(load_base(str(tiny_base), "none", "cpu"), Workspace(tmp_path / "ws"))
+    resident.add_adapter("notes", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]})
+    assert resident.peft is not None and "notes" in resident.peft.peft_config

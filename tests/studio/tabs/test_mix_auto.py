@@ -134,7 +134,7 @@ def test_a_change_by_a_gate_is_marked_with_the_new_weights():
 
 def test_the_comparison_as_markdown_says_the_reason():
     session = Session(prompt="Where?", names=["Follows"], labels=LABELS)
-    session.frame = SimpleNamespace(columns=[gated_column()])
+    session.frame = SimpleNamespace(columns=[gated_column()], prompts=())
     written = answers.to_markdown(session)
     assert "Station papers auto 1.00" in written and "nats a token likelier with Station papers" in written
 

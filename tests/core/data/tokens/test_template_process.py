@@ -53,7 +53,7 @@ def test_a_child_renders_as_transformers_does() -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = (
-        "{%- for m in messages if loop.index0 < 9 %}{% generation %}{{ m | tojson }}{% endgeneration %}"
+        "{%- for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}"
         "{% if not thinking %}{% break %}{% endif %}{% endfor %}{{ strftime_now('%Y') | length }}"
         "{{ namespace(a=1).a }}\n"
     )
@@ -69,7 +69,7 @@ def test_the_words_of_a_template_are_its_error_and_are_cut() -> None:
     with pytest.raises(jinja2.TemplateError) as caught:
         render("{{ raise_exception('no' * 900) }}", MESSAGES, {})
     assert len(str(caught.value)) == 300
-    with pytest.raises(jinja2.TemplateError, match="unexpected"):
+    with pytest.raises(jinja2.TemplateError, match="Expected an expression"):
         render("{% for %}", MESSAGES, {})
 
 

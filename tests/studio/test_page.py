@@ -1,0 +1,123 @@
+"""The short way of the page's values shows the same as Gradio's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from gradio.components.base import _Keywords
+from gradio.context import LocalContext
+from gradio.exceptions import InvalidPathError
+from gradio.state_holder import SessionState
+
+from core.engine import Engine
+from studio.app import build
+from studio.page import Page
+from studio.server.page_states import PageState
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with Engine(tmp_path_factory.mktemp("page"), base="embedded", quantization="none", load=False) as engine:
+        made = build(engine)
+        assert isinstance(made, Page)
+        made.engine = engine
+        yield made
+
+
+def find_event(page: Page, name: str, at_least: int) -> Any:
+    return next(f for f in page.fns.values() if f.api_name == name and len(f.outputs) >= at_least)
+
+
+def show_both(page: Page, event: Any, result: Any) -> tuple[list[Any], list[Any]]:
+    """What is sent for a result: our way, and Gradio's."""
+    own = asyncio.run(page.postprocess_data(event, result, PageState(page)))
+    theirs = asyncio.run(gr.Blocks.postprocess_data(page, event, result, SessionState(page)))
+    return simplify(own), simplify(theirs)
+
+
+def simplify(output: list[Any]) -> list[Any]:
+    """As it is sent; without a property that Gradio's update of an HTML component always holds."""
+    values = json.loads(json.dumps(output, default=lambda value: type(value).__name__))
+    for value in values:
+        if isinstance(value, dict) and value.get("props") == {"__type__": "update"}:
+            del value["props"]
+    return values
+
+
+def test_the_first_lists_are_shown_as_gradio_shows_them(page):
+    group = find_event(page, "_run", 50)
+    values = [getattr(c, "value", None) for c in group.inputs]
+    arguments = dict(zip(group.inputs, values, strict=True))
+    result = group.fn(arguments)
+    assert len(result) > 50, "the lists of every tab"
+    own, theirs = show_both(page, group, result)
+    assert own == theirs
+
+
+def test_values_and_updates_of_each_form_are_shown_as_gradio_shows_them(page):
+    with Page() as small:
+        choice, number, text, column = gr.Dropdown(["a"]), gr.Number(precision=0), gr.Textbox(), gr.Column()
+        html, state = gr.HTML(), gr.State(1)
+        gr.on(None, lambda: None, None, [choice, number, text, column, html, state])
+    event = small.fns[0]
+    update = [
+        gr.update(choices=[("A", "a"), ("B", "b")], value="b"), 2.0, gr.update(value=3),
+        gr.update(visible=False), {"tag": "p", "kids": ["x"]}, gr.update(value=5),
+    ]  # fmt: skip
+    for result in (
+        update,
+        {choice: "a", text: None},
+        {number: gr.Number(7, maximum=9), html: gr.update(value=None, visible=True)},
+        gr.skip(),
+        [None, None, "x", gr.skip(), None, 2],
+        [_Keywords.FINISHED_ITERATING] * 6,
+    ):
+        own, theirs = show_both(small, event, result)
+        assert own == theirs, result
+
+
+def test_new_choices_are_known_when_the_next_event_sends_one(page):
+    with Page() as small:
+        choice, number = gr.Dropdown(["a"]), gr.Number(precision=0, maximum=9)
+        gr.on(None, lambda c, n: (c, n), [choice, number], [choice, number])
+    event, state = small.fns[0], PageState(small)
+    with pytest.raises(gr.Error, match="not in the list of choices"):
+        asyncio.run(small.preprocess_data(event, ["b", 1], state))
+    asyncio.run(small.postprocess_data(event, [gr.update(choices=["a", "b"]), gr.skip()], state))
+    assert asyncio.run(small.preprocess_data(event, ["b", 4.0], state)) == ["b", 4]
+    with pytest.raises(gr.Error, match="greater than maximum"):
+        asyncio.run(small.preprocess_data(event, ["b", 10], state))
+    other = PageState(small)
+    with pytest.raises(gr.Error, match="not in the list of choices"):
+        asyncio.run(small.preprocess_data(event, ["b", 1], other))
+
+
+def test_a_value_that_names_a_file_of_the_machine_is_refused(page, tmp_path, monkeypatch):
+    with Page() as small:
+        html = gr.HTML()
+        gr.on(None, lambda v: v, [html], [html])
+    monkeypatch.setattr(small, "has_launched", True)
+    monkeypatch.setattr(LocalContext, "blocks", SimpleNamespace(get=lambda default=None: small))
+    (tmp_path / "secret.txt").write_text("secret", encoding="utf-8")
+    named = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(InvalidPathError, match="not uploaded by a user"):
+        asyncio.run(small.preprocess_data(small.fns[0], [named], PageState(small)))
+
+
+def test_a_state_belongs_to_one_page_and_keeps_no_configurations(page):
+    one, two = PageState(page), PageState(page)
+    key = next(i for i, block in page.blocks.items() if isinstance(block, gr.State) and block.value == "")
+    one[key] = "picked"
+    assert (one[key], two[key]) == ("picked", "")
+    component = next(i for i, block in page.blocks.items() if isinstance(block, gr.Textbox))
+    one[component] = gr.Textbox("x", render=False)
+    one._update_value_in_config(component, "y")
+    one._update_config(component)
+    assert two[component] is page.blocks[component] is not one[component]
+    assert (list(one.components), list(two.components)) == ([], [])
