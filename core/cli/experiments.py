@@ -82,7 +82,11 @@ def _read_preset(engine: Engine, args: argparse.Namespace) -> ExperimentSpec:
 def run_experiment(engine: Engine, args: argparse.Namespace) -> Any:
     if args.config:
         spec = parse_yaml(_read_text(args.config))
-        spec = ExperimentSpec.from_json({**spec.to_json(), "dataset": find_dataset(engine, spec.dataset)})
+        places = {
+            "dataset": find_dataset(engine, spec.dataset),
+            "sources": [find_dataset(engine, text) for text in spec.sources],
+        }
+        spec = ExperimentSpec.from_json({**spec.to_json(), **places})
     else:
         spec = _read_preset(engine, args)
     engine.bases.current(wait=True)

@@ -128,12 +128,14 @@ class Promotions:
         return store.roll_back(self._workspace)
 
     def _find_row(self, results: ExperimentResults, mix: str) -> RowResult:
-        """The row of a mix; of several, the one that reads documents."""
-        for row in results.rows:
-            if row.name == mix:
-                return row
-        wanted = self._experiments.read_mix(mix)
-        found = [row for row in results.rows if not row.row.address and self._has_mix(row, wanted)]
+        """The row of a mix, or else of a name; of several rows with a mix, the one that reads documents."""
+        try:
+            wanted = self._experiments.read_mix(mix)
+        except StudioError:  # it may be the name of a row
+            found = []
+        else:
+            found = [row for row in results.rows if not row.row.address and self._has_mix(row, wanted)]
+        found = found or [row for row in results.rows if row.name == mix]
         if not found:
             raise NotFound(
                 f"The experiment {results.experiment.name!r} has no row with the mix {mix!r}.",
