@@ -97,7 +97,9 @@ async def session(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 async def sign_in(url: str) -> httpx.AsyncClient:
     """A client with a login of its own."""
-    http = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None))
+    # The server closes connections that were idle for 5 seconds; a browser would send the request again.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+    http = httpx.AsyncClient(base_url=url, timeout=120, limits=limits)
     answer = await http.post("/login", data={"username": LOGIN[0], "password": LOGIN[1]})
     answer.raise_for_status()
     return http
@@ -244,7 +246,8 @@ async def call_api(studio: Studio, number: int, end: float) -> None:
     """A program that asks one model after the other, half of the times as a stream."""
     models = ["base", *studio.adapters, f"mix:{studio.adapters[0]}=0.5,{studio.adapters[1]}=1"]
     headers = {"Authorization": f"Bearer {studio.key}"}
-    async with httpx.AsyncClient(base_url=studio.url, timeout=300, headers=headers) as http:
+    limits = httpx.Limits(keepalive_expiry=2.0)
+    async with httpx.AsyncClient(base_url=studio.url, timeout=300, headers=headers, limits=limits) as http:
         turn = number
         while time.monotonic() < end:
             turn += 1

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+HEARTBEAT = "/gradio_api/heartbeat/{}"
 CONFIG = "window.gradio_config = "
 ENDS = ("process_completed", "unexpected_error", "server_stopped")
 STREAM_END = "close_stream"
@@ -226,11 +227,13 @@ class Page:
             self._heartbeat.cancel()
 
         async def hold(session: str) -> None:
-            async with self.http.stream("GET", f"/gradio_api/heartbeat/{session}", timeout=None) as answer:
-                if answer.status_code != 200:
-                    self._record.errors.append(f"heartbeat: {answer.status_code}")
-                async for _ in answer.aiter_raw():
-                    pass
+            try:
+                async with self.http.stream("GET", HEARTBEAT.format(session), timeout=None) as answer:
+                    answer.raise_for_status()
+                    async for _ in answer.aiter_raw():
+                        pass
+            except httpx.HTTPError as e:
+                self._record.errors.append(f"heartbeat: {e!r}")
 
         self._heartbeat = asyncio.create_task(hold(self.session))
 

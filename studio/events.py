@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from gradio.components import Component
 from gradio.context import Context, LocalContext
 
 from core.engine.callers import Caller, act_for
+from core.engine.worker import make_lock
 from core.errors import AccessError, StudioError
 from core.server.access import Principal
 from core.spec.access import Role
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from studio.components.field_errors import FieldErrors
 
 logger = logging.getLogger(__name__)
+GROUP_LIMIT = 8  # runs of one group at the same time
+PAGE_LIMIT = 2000  # pages whose newest result of a group is remembered
 TITLE = "That did not work"
 UNEXPECTED = "Something went wrong inside the studio. Your files are safe. See the studio's log for details."
 
@@ -254,12 +259,18 @@ class EventGroup:
     Whenever an event starts, yields or ends, Gradio's client (6.31) visits every component that any event
     has touched, which takes a tenth of a second per event on a small machine. A dozen lists that reload
     together are therefore one event, not a dozen.
+
+    The groups of several pages run at the same time: one by one, they would wait for everything else that
+    pages do when they open. Of two runs for one page, a result that is older than what it shows is dropped.
     """
 
     def __init__(self) -> None:
         self._handlers: list[tuple[Callable[..., Any], Any, list[Any]]] = []
         self._after: list[tuple[Callable[..., Any] | str, Any, Any]] = []
         self._calls: list[Callable[..., Any]] = []  # the handlers as `handler` makes them, once it is bound
+        self._tickets = itertools.count(1)  # of the runs, in the order of their beginning
+        self._shown: OrderedDict[str, int] = OrderedDict()  # page -> ticket of its newest result
+        self._lock = make_lock()
 
     def add(self, fn: Callable[..., Any], inputs: Any = None, outputs: Sequence[Any] = ()) -> None:
         """Adds a handler.
@@ -283,7 +294,8 @@ class EventGroup:
         self._calls = [handler(fn, engine) for fn, *_ in self._handlers]
         inputs = {c for _, sources, _ in self._handlers for c in sources}
         outputs = list(dict.fromkeys(c for *_, targets in self._handlers for c in targets))
-        event = bind_sequential(trigger, engine, self._run, inputs, outputs)
+        how: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": GROUP_LIMIT}
+        event = bind(trigger, engine, self._run, inputs, outputs, **how)
         shown = event
         for fn, sources, targets in self._after:
             if isinstance(fn, str):
@@ -293,7 +305,7 @@ class EventGroup:
 
     def _run(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""
-        updates: dict[Any, Any] = {}
+        ticket, updates = next(self._tickets), dict[Any, Any]()
         calls = self._calls or [handler(fn, engine) for fn, *_ in self._handlers]
         for call, (_, sources, targets) in zip(calls, self._handlers, strict=True):
             if isinstance(sources, set):
@@ -306,7 +318,22 @@ class EventGroup:
                 gr.Warning(e.message, title=e.title)
                 continue
             updates.update(_by_component(result, targets))
-        return updates
+        return updates if self._is_newest(ticket) else gr.skip()
+
+    def _is_newest(self, ticket: int) -> bool:
+        """Whether the page of the running event shows no result of a run that began after this one."""
+        request = LocalContext.request.get(None)
+        page = str(getattr(request, "session_hash", "") or "")
+        if not page:
+            return True
+        with self._lock:
+            is_newest = self._shown.get(page, 0) < ticket
+            if is_newest:
+                self._shown[page] = ticket
+                self._shown.move_to_end(page)
+            if len(self._shown) > PAGE_LIMIT:
+                self._shown.popitem(last=False)
+        return is_newest
 
 
 def _by_component(result: Any, targets: list[Any]) -> dict[Any, Any]:

@@ -79,7 +79,7 @@ def download_base(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def show_template(engine: Engine, args: argparse.Namespace) -> Any:
-    """Prints what is known about the template of the base, with a diff; accepts it where that is asked."""
+    """Prints what is known about the template of the base, with a diff; accepts it with `--accept`."""
     base = engine.bases.current(wait=True)
     if base.error:
         raise BaseModelError(base.error)

@@ -87,7 +87,8 @@ def make_report(results: ExperimentResults) -> dict[str, Any]:
     decisions = []
     for row in results.rows:
         baseline = results.baselines.get(row.row.group_name, "")
-        if row.cell is None or not baseline or baseline == row.name or results.find(baseline).cell is None:
+        is_candidate = row.cell is not None and row.row.mix and not row.row.address
+        if not is_candidate or not baseline or baseline == row.name or results.find(baseline).cell is None:
             continue
         decisions.append(results.decide(row.name).to_json())
     content = {

@@ -116,6 +116,7 @@ class Retrieval:
         self._installs: BackgroundJobs[InstallJob] = BackgroundJobs("installation", ENDED_LIMIT)
         self._lock = make_lock()
         self._open: dict[str, ChunkIndex] = {}  # by the name of the file, the one used last at the end
+        self._searchers: dict[tuple[str, RetrievalSettings], Searcher] = {}  # of open indexes
         self._encoders: dict[str, Encoder | None] = {}  # by name
 
     def index(self, dataset_id: str, settings: RetrievalSettings | None = None) -> str:
@@ -278,6 +279,9 @@ class Retrieval:
             self._open[key] = found
             while len(self._open) > OPEN:
                 del self._open[next(iter(self._open))]
+            self._searchers = {
+                k: s for k, s in self._searchers.items() if any(s.index is i for i in self._open.values())
+            }
         return found
 
     def _open_searcher(self, dataset_id: str, settings: RetrievalSettings) -> Searcher:
@@ -299,8 +303,16 @@ class Retrieval:
             raise SpecError(
                 f"The documents of {dataset.name!r} hold no text to search.", "Choose another dataset."
             )
-        encoder = self._get_encoder(settings.encoder) if found.encoder else None
-        return Searcher(found, settings, dataset.id, dataset.name, encoder)
+        with self._lock:
+            searcher = self._searchers.get((str(path), settings))
+        if searcher is None or searcher.index is not found or searcher.dataset_name != dataset.name:
+            encoder = self._get_encoder(settings.encoder) if found.encoder else None
+            searcher = Searcher(found, settings, dataset.id, dataset.name, encoder)
+            with self._lock:
+                self._searchers[str(path), settings] = searcher
+                while len(self._searchers) > 2 * OPEN:
+                    del self._searchers[next(iter(self._searchers))]
+        return searcher
 
     def _get_encoder(self, choice: str) -> Encoder | None:
         name = name_encoder(choice)

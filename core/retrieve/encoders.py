@@ -136,6 +136,14 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
+def find_version(package: str) -> str:
+    """The version of an installed package; "" where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def name_encoder(choice: str) -> str:
     """What an index keeps of the encoder that a setting chooses; "" for none. Loads nothing.
 
@@ -145,11 +153,13 @@ def name_encoder(choice: str) -> str:
     Raises:
         SpecError: the package that it needs is not installed, or the folder does not exist.
     """
-    if choice in ("", OFF) or (choice == AUTO and not is_installed(WORDLLAMA)):
+    if choice in ("", OFF):
         return ""
     if choice == AUTO:
-        return f"{WORDLLAMA} {importlib.metadata.version(WORDLLAMA)}"
-    if not is_installed(SENTENCE_TRANSFORMERS):
+        version = find_version(WORDLLAMA)
+        return f"{WORDLLAMA} {version}" if version else ""
+    version = find_version(SENTENCE_TRANSFORMERS)
+    if not version:
         raise SpecError(
             f"The encoder {choice!r} needs the package sentence-transformers, which is not installed.",
             "Install it with `pip install sentence-transformers`, or choose auto or off.",
@@ -158,7 +168,7 @@ def name_encoder(choice: str) -> str:
         raise SpecError(f"The folder of the encoder, {choice!r}, does not exist.", "Give another one.").at(
             "encoder"
         )
-    return f"{SENTENCE_TRANSFORMERS} {importlib.metadata.version(SENTENCE_TRANSFORMERS)} {choice}"
+    return f"{SENTENCE_TRANSFORMERS} {version} {choice}"
 
 
 def load_encoder(choice: str) -> Encoder | None:
@@ -170,6 +180,7 @@ def load_encoder(choice: str) -> Encoder | None:
     name = name_encoder(choice)
     if not name:
         return None
+    importlib.invalidate_caches()  # it may have been installed since the start
     try:
         return _load_wordllama(name) if choice == AUTO else _load_sentence_transformer(name, choice)
     except Exception as e:  # noqa: BLE001 (of other libraries, of many classes)

@@ -208,7 +208,7 @@ class Searcher:
         encoder: Encoder | None = None,
     ) -> None:
         self.index, self._settings = index, settings
-        self._dataset, self._dataset_name, self._encoder = dataset, dataset_name, encoder
+        self.dataset, self.dataset_name, self._encoder = dataset, dataset_name, encoder
         self._vectors: ExactVectors | FaissVectors | None = None
         if index.vectors is not None and encoder is not None:
             has_faiss = chooses_faiss(settings.vector_index, len(index.chunks))
@@ -240,8 +240,8 @@ class Searcher:
         words = dict.fromkeys(normalise(text[start:end]) for start, end in marks)
         start, end = (int(n) for n in table.spans[chunk, 2:])
         return Passage(
-            dataset=self._dataset,
-            dataset_name=self._dataset_name,
+            dataset=self.dataset,
+            dataset_name=self.dataset_name,
             document=document,
             section=section,
             start=start,

@@ -14,7 +14,7 @@ ACCEPTED, WAITING = "accepted", "waiting"
 
 
 def load(workspace: Workspace) -> dict[str, str]:
-    """Digest -> "accepted" or "waiting"; a damaged file counts as empty, so that users are asked again."""
+    """Digest -> "accepted" or "waiting"; a damaged file counts as empty, so that users accept them again."""
     if not workspace.templates_path.exists():
         return {}
     try:

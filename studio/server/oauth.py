@@ -8,7 +8,8 @@
                                          code and verifier                      ->   the user's name
                                     <-   session, 303 to the page
 
-The cookie ties the sign-in to the browser that began it. `studio.server.openid` talks to the provider.
+The cookie ties the sign-in to the browser that began it. The requests to the provider are those of
+`studio.server.openid`.
 """
 
 from __future__ import annotations

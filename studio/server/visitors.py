@@ -72,10 +72,10 @@ class OwnSession:
             return
         visitor = scope[VISITOR_KEY] = self._identify(request)
         opens_page = path.startswith(HEARTBEAT)
-        if (opens_page or (path == "/" and request.method == "GET")) and (
-            refusal := self._refuse_page(request, visitor)
-        ):
-            await refusal(scope, receive, send)
+        is_page = opens_page or (path == "/" and request.method == "GET")
+        full = self._refuse_page(request, visitor) if is_page else None
+        if full is not None:
+            await full(scope, receive, send)
             return
         names_visitor = path == "/" and self.access.needs_visitor_cookie(request)
         send = self._name_visitor(send) if names_visitor else send

@@ -97,7 +97,7 @@ def _render_figure(row: RowResult, name: str) -> Any:
     else:
         low, high = (formatting.format_number(v) for v in (figure.low, figure.high))
         value = f"{formatting.format_number(figure.value)} {metric.unit}".strip()
-    return node("span", value, node("br"), node("small", f"{low} to {high}", cls="quiet"))
+    return node("div", node("div", value), node("div", f"{low} to {high}", cls="quiet"))
 
 
 def _render_states(results: ExperimentResults, names: Mapping[str, str]) -> list[Node]:
@@ -110,11 +110,14 @@ def _render_states(results: ExperimentResults, names: Mapping[str, str]) -> list
 
 
 def _render_decision(row: str, decision: Decision, experiment_id: str, names: Mapping[str, str]) -> Node:
-    items = [node("li", chip(c.status, KINDS.get(c.status, "warn")), f" {c.text}") for c in decision.criteria]
+    items = [
+        node("p", chip(c.status, KINDS.get(c.status, "warn")), f" {c.text}", cls="reading")
+        for c in decision.criteria
+    ]
     promote = None
     if decision.status == PASS:
         act = {"do": "promote", "experiment": experiment_id, "row": row}
-        promote = node("div", button(f"Make it {PRODUCTION}", act, "primary"), cls="row")
+        promote = node("div", button(f"Make it {PRODUCTION}", act, "primary"), cls="row below")
     return node(
         "section",
         node(
@@ -123,7 +126,7 @@ def _render_decision(row: str, decision: Decision, experiment_id: str, names: Ma
             chip(decision.status, KINDS.get(decision.status, "warn")),
         ),
         node("p", _describe_shortfall(decision), cls="reading") if decision.missing else None,
-        node("ul", *items),
+        *items,
         promote,
         cls="gate-decision",
     )
@@ -147,10 +150,10 @@ def _render_changes(
         if found is not None:
             gain, low, high = (f"{100 * v:+.1f}" for v in (found.gain, found.low, found.high))
             points = f"{gain} ({low} to {high})"
-        label = ANSWER_METRICS[change.metric].label
-        lines.append([f"{first} → {second}", label, points, change.wins, change.losses, change.ties])
-    columns = ["Rows", "By", "Points (95 % interval)", "Wins", "Losses", "Ties"]
-    return table(columns, lines, "What changed, on the same questions", frozenset(range(2, 6)))
+        lines.append([f"{first} → {second}", points, change.wins, change.losses, change.ties])
+    columns = ["Rows", "Points (95 % interval)", "Wins", "Losses", "Ties"]
+    label = ANSWER_METRICS[changes[0].metric].label.lower()
+    return table(columns, lines, f"What changed in {label}, question by question", frozenset(range(1, 5)))
 
 
 def render_production(current: Promotion | None, name: str, is_owner: bool) -> Node:

@@ -75,7 +75,7 @@ def review(template: str, model_type: str, write: Write = write_samples) -> Temp
         texts = write(template)
     except template_process.TemplateStopped as e:
         return TemplateReview(digest, f"The base's own template cannot be used: {e}.", is_broken=True)
-    if any(texts == known.texts for known in known_templates.TEMPLATES):
+    if any(_writes_the_same(texts, known) for known in known_templates.TEMPLATES):
         return TemplateReview(digest, "The template writes what a known one writes.")
     family = known_templates.list_templates(model_type)
     if not family:
@@ -87,6 +87,12 @@ def review(template: str, model_type: str, write: Write = write_samples) -> Temp
         differs=True,
         diff=_compare(nearest, texts),
     )
+
+
+def _writes_the_same(texts: tuple[str, ...], known: KnownTemplate) -> bool:
+    """Whether a template writes what a known one writes; a conversation that it refuses does not count."""
+    pairs = zip(texts, known.texts, strict=True)
+    return any(texts) and all(text in ("", other) for text, other in pairs)
 
 
 def _similarity(known: KnownTemplate, texts: tuple[str, ...]) -> float:

@@ -23,6 +23,7 @@ QWEN_ONE_QUESTION = (
     "{% for m in messages %}{% if m.role == 'user' and loop.index0 > 1 %}"
     "{{ raise_exception('Only one question is allowed.') }}{% endif %}"
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

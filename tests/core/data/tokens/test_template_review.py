@@ -50,6 +50,12 @@ def test_a_template_that_writes_what_a_known_one_writes_does_not_differ() -> Non
     assert found.text == "The template writes what a known one writes."
 
 
+def test_a_conversation_that_a_template_refuses_is_no_difference() -> None:
+    refusing = "{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}" + CHATML_OTHERWISE
+    assert not template_review.review(refusing, "llama").differs
+    assert template_review.review("{{ raise_exception('none') }}", "llama").differs
+
+
 @pytest.mark.parametrize(("model_type", "differs"), [("qwen2", True), ("a_new_family", False)])
 def test_t16_a_template_that_differs_from_its_family_s_is_shown_as_a_diff(
     model_type: str, differs: bool
