@@ -242,7 +242,12 @@ def _show_errors_at_fields(
 
 
 def bind_sequential(
-    trigger: Callable[..., Any], engine: Any, fn: Callable[..., Any], inputs: Any = None, outputs: Any = None
+    trigger: Callable[..., Any],
+    engine: Any,
+    fn: Callable[..., Any],
+    inputs: Any = None,
+    outputs: Any = None,
+    **kwargs: Any,
 ) -> Any:
     """Binds a handler to an event that has several handlers: it runs every time, one run after the other.
 
@@ -250,7 +255,7 @@ def bind_sequential(
     the default of `.change`, is for events with one handler: Gradio 6.31 fires the whole event again after
     a run, so two handlers that overlap would trigger each other for ever.
     """
-    return bind(trigger, engine, fn, inputs, outputs, trigger_mode="multiple", concurrency_limit=1)
+    return bind(trigger, engine, fn, inputs, outputs, trigger_mode="multiple", concurrency_limit=1, **kwargs)
 
 
 class EventGroup:
@@ -266,7 +271,7 @@ class EventGroup:
 
     def __init__(self) -> None:
         self._handlers: list[tuple[Callable[..., Any], Any, list[Any]]] = []
-        self._after: list[tuple[Callable[..., Any] | str, Any, Any]] = []
+        self._after: list[tuple[Callable[..., Any] | str, Any, Any, str | None]] = []
         self._calls: list[Callable[..., Any]] = []  # the handlers as `handler` makes them, once it is bound
         self._tickets = itertools.count(1)  # of the runs, in the order of their beginning
         self._shown: OrderedDict[str, int] = OrderedDict()  # page -> ticket of its newest result
@@ -282,12 +287,17 @@ class EventGroup:
         """
         self._handlers.append((fn, inputs or [], list(outputs)))
 
-    def then(self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None) -> None:
+    def then(
+        self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None, queue: str | None = None
+    ) -> None:
         """Adds a handler, or JavaScript source, that runs after those of `add` have updated the page.
 
         Sources run one after the other, each on what the one before has shown.
+
+        Args:
+            queue: the `concurrency_id` of events that run one by one with the handler.
         """
-        self._after.append((fn, inputs, outputs))
+        self._after.append((fn, inputs, outputs, queue))
 
     def wire(self, trigger: Any, engine: Any) -> None:
         """Binds the group to an event, once every handler is added."""
@@ -297,11 +307,11 @@ class EventGroup:
         how: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": GROUP_LIMIT}
         event = bind(trigger, engine, self._run, inputs, outputs, **how)
         shown = event
-        for fn, sources, targets in self._after:
+        for fn, sources, targets, queue in self._after:
             if isinstance(fn, str):
                 shown = shown.then(None, sources, targets, js=fn, api_visibility="private")
             else:
-                bind_sequential(event.then, engine, fn, sources, targets)
+                bind_sequential(event.then, engine, fn, sources, targets, concurrency_id=queue)
 
     def _run(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""

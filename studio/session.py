@@ -29,6 +29,8 @@ class Exchange:
         labels: the names of the adapters, by id, when it was answered.
         rendered: the column that was rendered last, once it is complete, and its tree.
         passages: the prompt with the passages that it answers from; None without documents.
+        answer: the id under which the answer is recorded, or "".
+        is_good: how the user has judged it, or None.
     """
 
     prompt: str
@@ -39,6 +41,8 @@ class Exchange:
     labels: Mapping[str, str] = field(default_factory=dict)
     rendered: tuple[Any, Any] | None = None
     passages: Any = None
+    answer: str = ""
+    is_good: bool | None = None
 
 
 @dataclass

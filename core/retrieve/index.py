@@ -3,11 +3,12 @@
     documents ─ chunks ─┬─ terms ─ word_index ─┐
                         └─ encoder ─ vectors ──┴─ score ─ threshold ─> passages
 
-    score = words                                                    without an encoder
-    score = max(0, words - NOISE) + encoder_weight · max(0, cosine)  with one
+    score = words                                                      without an encoder
+    score = (words if words > NOISE) + encoder_weight · max(0, cosine)  with one
 
-Where a passage says the same in other words, some other chunk shares a word with the question by chance.
-Without the subtraction, that word would count more than the cosine.
+Where a passage says the same in other words, some other chunk shares a word with the question by chance, and
+that word must not count more than the cosine. A higher NOISE would cost questions whose words the passage
+holds: `benchmarks/evidence.py` measures both.
 
 The file holds everything but FAISS's lists. A checksum over all of it is verified when it is loaded, and a
 damaged file counts as missing. Equal scores are in the order of the chunks, so a search is deterministic.
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of the file, the chunks and the terms
 ENCODE_BLOCK = 2048  # chunks that are encoded between two reports
 REPORT_STEP = 500  # chunks between two reports
-NOISE = 0.15  # a score of words that a chunk about something else reaches, too
+NOISE = 0.18  # a score of words that a chunk about something else reaches, too
 STATE = "state."  # before the names of the encoder's arrays in the file
 
 Step = Callable[[str, int, int], None]  # what it does now, done, total
@@ -221,7 +222,8 @@ class Searcher:
             return scores
         cosines = self._vectors.score(self._encoder.encode([query], self.index.state)[0])
         weight = np.float32(self._settings.encoder_weight)
-        return np.maximum(scores - np.float32(NOISE), 0) + weight * np.maximum(cosines, 0)
+        counted = np.where(scores > np.float32(NOISE), scores, np.float32(0))
+        return counted + weight * np.maximum(cosines, 0)
 
     def search(self, query: str, count: int, threshold: float) -> list[Passage]:
         """The best passages for a question, the best first; empty where none reaches the threshold."""

@@ -152,6 +152,7 @@ def wire(
     events.bind(tab.mixer.mix_change, engine, follow_mixer, tab.answer_inputs, [tab.answer], **at_prompt)
     _wire_mix_description(tab, engine, library_changed, mix_changed)
     events.bind(tab.stop.click, engine, stop, [tab.session], None)
+    events.bind(tab.answer.act, engine, rate_answer, [tab.session], [tab.answer])
     events.bind(tab.clear.click, engine, clear, [tab.session], [tab.answer, tab.asked], errors=tab.errors)
     tab.share.click(
         fn=None,
@@ -310,6 +311,16 @@ def stream_answer(
     yield from _answer(engine, exchange, earlier, rows, session, settings)
 
 
+def rate_answer(engine: Engine, session: Session, event: gr.EventData) -> Node:
+    """Records whether an answer of the conversation was good, and shows it."""
+    action = event._data or {}
+    for exchange in session.exchanges:
+        if action.get("do") == "rate" and exchange.answer and exchange.answer == action.get("answer"):
+            engine.answer_quality.rate(f"{exchange.answer}-0", bool(action.get("good")))
+            exchange.is_good, exchange.rendered = bool(action.get("good")), None
+    return conversation.render_conversation(session.exchanges, session.serial)
+
+
 def follow_mixer(
     engine: Engine, prompt: str, rows: Any, session: Session, continue_text: bool, *settings: Any
 ) -> Iterator[Any]:
@@ -366,6 +377,7 @@ def _answer(
         )
         for frame in frames:
             exchange.column, exchange.left_out = frame.columns[0], frame.left_out
+            exchange.answer = session.stream.answer if session.stream else ""
             exchange.passages = frame.prompts[0] if frame.prompts else None
             exchange.labels = session.labels
             yield show_conversation(session)

@@ -182,19 +182,24 @@ def wire(
     lists = [*form, tab.picker, tab.start, tab.suggestion, tab.filled]
     inputs = tab.form | {tab.picker, tab.suggestion, tab.filled}
     library_changed.add(refresh, inputs, [tab.kind, *lists])
-    events.bind(tab.kind.input, engine, change_kind, inputs, lists)
+    fills = [events.bind(tab.kind.input, engine, change_kind, inputs, lists)]
     filled = tab.form | {tab.filled}
-    events.bind(tab.preset.input, engine, change_preset, filled, [tab.preset, *advanced, tab.filled])
-    events.bind(tab.dataset.input, engine, change_dataset, filled, [tab.name, *advanced, tab.filled])
-    events.bind(tab.advice.act, engine, apply_advice, filled, [*advanced, tab.filled])
-    # One event for all of them, so that the last response belongs to the last change.
+    for trigger, fn, filled_too in (
+        (tab.preset.input, change_preset, tab.preset),
+        (tab.dataset.input, change_dataset, tab.name),
+        (tab.advice.act, apply_advice, None),
+    ):
+        targets = [c for c in (filled_too, *advanced, tab.filled) if c is not None]
+        fills.append(events.bind(trigger, engine, fn, filled, targets))
+    # One event for all that the user edits, so that the last response belongs to the last edit. What the
+    # studio fills in is checked once, after it: each field fires a `change` of its own.
     names = dict.fromkeys((*MEMORY_FIELDS, *CHOSEN, "max_steps"))
-    checked = (tab.dataset, tab.name, tab.stack_on, experts, *(tab.advanced[n] for n in names))
+    checked = (tab.name, tab.stack_on, *dict.fromkeys((experts, *(tab.advanced[n] for n in names))))
     outputs = [tab.start, tab.memory, tab.advice, experts]
     # One queue for both, so that a response to old values never arrives after one to new values.
     one_queue: dict[str, Any] = {"concurrency_id": "train-form", "concurrency_limit": 1}
     events.bind(
-        events.any_of(c.change for c in checked),  # type: ignore[attr-defined]
+        events.any_of(c.input for c in checked),  # type: ignore[attr-defined]
         engine,
         check,
         tab.form,
@@ -202,8 +207,10 @@ def wire(
         trigger_mode="always_last",
         **one_queue,
     )
-    # Gradio (6.31) fires no `change` for a component on a tab that is not open, so the form is checked again
-    # when its tab opens: a list that arrived before would leave "Choose a dataset" on the button.
+    for event in fills:
+        events.bind(event.then, engine, check, tab.form, outputs, trigger_mode="multiple", **one_queue)
+    library_changed.then(check, tab.form, outputs, queue=one_queue["concurrency_id"])
+    # Buttons on other tabs fill the form, too, and open its tab.
     if page is not None:
         events.bind(page.select, engine, check, tab.form, outputs, trigger_mode="multiple", **one_queue)
     started = events.bind(tab.start.click, engine, start, tab.form, [tab.picker], errors=tab.errors)

@@ -100,6 +100,22 @@ def _render_answer(exchange: Exchange) -> Node:
     )
 
 
+def _render_judgement(column: Any, exchange: Exchange) -> list[Node]:
+    """The buttons that judge an answer, once it is complete."""
+    if not column.done or column.reason == "cancelled" or not exchange.answer:
+        return []
+    return [
+        button(
+            text,
+            {"do": "rate", "answer": exchange.answer, "good": is_good},
+            "quiet small",
+            title=f"Count this answer as {text.lower()}",
+            aria_pressed=str(exchange.is_good is is_good).lower(),
+        )
+        for text, is_good in (("Good", True), ("Poor", False))
+    ]
+
+
 def _render_foot(column: Any, exchange: Exchange) -> Node:
     """The mix of an answer, its speed, a button that copies its text, and its stamp."""
     copy = None
@@ -109,6 +125,7 @@ def _render_foot(column: Any, exchange: Exchange) -> Node:
         "div",
         node("span", answers.format_speed(column), cls="quiet"),
         copy,
+        *_render_judgement(column, exchange),
         answers.render_stamp(column, exchange.labels),
         cls="answer-foot",
     )

@@ -27,12 +27,13 @@ from core.cli import runs as cli_runs
 from core.engine import Engine
 from core.engine.damaged import LOADERS, WORKSPACE
 from core.errors import DamagedRecord, RunError, StudioError
+from core.spec.experiment import ExperimentSpec
 from core.spec.training import RunStatus, TrainSpec
-from core.store import converted_bases, grids, reports, runs
+from core.store import converted_bases, experiments, grids, reports, runs
 from core.store.converted_bases import ConvertedBase
 from core.store.files import delete, write_json
 from core.store.records import Damaged
-from core.store.workspace import FILE_KINDS, KINDS
+from core.store.workspace import FILE_KINDS, KINDS, Workspace
 from studio.app import build
 from studio.components import guide, live
 from studio.tabs import evaluate, grid, library
@@ -60,7 +61,7 @@ RAW: dict[str, Callable[[bytes], bytes]] = {
 }
 # The file of an item without which it cannot be read.
 RECORDS = ("dataset.json", "run.json", "report.json", "map.json", "sent.json", "EXPERIMENT_METADATA.json",
-           "adapter_config.json", "source.json")  # fmt: skip
+           "adapter_config.json", "source.json", "experiment.json")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     write_json(base / "config.json", {"model_type": "llama"})
     record = ConvertedBase(base.name, "Tiny", "tiny.gguf", "/tiny.gguf", "0" * 64, 24)
     converted_bases.write(base, record)
+    spec = ExperimentSpec(name="Does it help?", dataset="notes", mixes=("",))
+    experiments.create(Workspace(root), spec, "embedded", "0" * 64)
     with Engine(root, load=False) as made:
         made.bases.load = lambda: None  # type: ignore[method-assign]
         yield made

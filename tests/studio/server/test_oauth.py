@@ -39,7 +39,8 @@ class Space:
         self.url = f"http://127.0.0.1:{port}"
 
     def client(self) -> Browser:
-        return Browser(base_url=self.url, timeout=60)
+        # Without connections that are kept: the server may close one while a busy machine sends on it.
+        return Browser(base_url=self.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 class Browser(httpx.Client):

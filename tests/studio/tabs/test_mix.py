@@ -61,9 +61,9 @@ def recorded(engine, monkeypatch):
     """What is asked of the engine, as (prompt, chat, thinking)."""
     asked, stream = [], engine.chat.stream
 
-    def record(prompt, mixes, sampling=None, chat=True, same_noise=True, thinking=False, exact=False):
+    def record(prompt, mixes, sampling=None, chat=True, same_noise=True, thinking=False, **more):
         asked.append((prompt, chat, thinking))
-        return stream(prompt, mixes, sampling, chat, same_noise, thinking, exact)
+        return stream(prompt, mixes, sampling, chat, same_noise, thinking, **more)
 
     monkeypatch.setattr(engine.chat, "stream", record)
     return asked
@@ -189,3 +189,30 @@ def test_a_saved_mix_is_described_by_the_present_names(engine):
         engine.library.rename("adapters", task, "Sample task")
         mix.delete_mix(engine, saved.id)
     assert mix.show_saved_mix(engine, saved.id) is None
+
+
+# --- judgements
+
+
+def test_a_complete_answer_can_be_judged_and_the_newest_judgement_counts(engine):
+    session = Session()
+    shown = ask(engine, "Where is the red lamp?", session)
+    buttons = [n for n in nodes(shown) if n.get("act", {}).get("do") == "rate"]
+    assert [(texts(b), b["attrs"]["aria-pressed"]) for b in buttons] == [("Good", "false"), ("Poor", "false")]
+    before = {(f.mix, f.base): (f.good, f.poor) for f in engine.answer_quality.summarize()}[
+        "", engine.bases.current().name
+    ]
+    for button, pressed in ((buttons[0], ["true", "false"]), (buttons[1], ["false", "true"])):
+        again = mix.rate_answer(engine, session, event_of(button["act"]))
+        found = [n for n in nodes(again) if n.get("act", {}).get("do") == "rate"]
+        assert [b["attrs"]["aria-pressed"] for b in found] == pressed
+    after = {(f.mix, f.base): (f.good, f.poor) for f in engine.answer_quality.summarize()}[
+        "", engine.bases.current().name
+    ]
+    assert after == (before[0], before[1] + 1)
+    mix.rate_answer(engine, session, event_of({"do": "rate", "answer": "of another visitor", "good": True}))
+    assert session.exchanges[0].is_good is False
+
+
+def event_of(action):
+    return gr.EventData(target=None, _data=action)

@@ -15,8 +15,9 @@ from core.model.families import ENCODER_TEMPLATE, JOINED_TEMPLATE, PLAIN_TEMPLAT
 from core.store.base_models import EMBEDDED
 
 CHATML_OTHERWISE = (
-    "{%- for message in messages -%}{{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n'"
-    " -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+    "{%- for message in messages -%}{{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ "
+    "'<|im_end|>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
+    "{%- endif -%}"
 )
 
 
