@@ -311,7 +311,7 @@ class Serving:
             if done or (completion.request.follows and now - completion.sent_at >= FRAME_SECONDS):
                 completion.sent_at = now
                 progress = self._describe(completion, answers, resident, done)
-                if done:  # whoever has the answer can judge it
+                if done:  # so that a reader of the answer can judge it
                     mixes = [completion.request.mix] * completion.request.choices
                     self._record(completion.id, mixes, progress.columns, resident.base.name)
                 completion.put(progress)

@@ -20,7 +20,7 @@ from core.store.workspace import Workspace
 
 DAY_SECONDS = 86_400
 KEPT_DAYS = 90  # older files are deleted
-DAYS = 7  # that a summary covers, where nothing else is asked for
+DAYS = 7  # that a summary covers, by default
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
