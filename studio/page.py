@@ -26,7 +26,7 @@ SHOWN_PROPERTIES = {"__type__", "value", "visible", "interactive"}
 VARIANT_LIMIT = 2000  # components with other properties than at first; the oldest is forgotten first
 
 
-class Page(gr.Blocks):
+class Page(gr.Blocks):  # type: ignore[misc]
     """The page. What its two methods do not know, Gradio's own do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -42,7 +42,8 @@ class Page(gr.Blocks):
     ) -> list[Any]:
         """The values of a handler's arguments."""
         if state is None or explicit_call or block_fn.component_prop_inputs or _has_files(block_fn.inputs):
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            theirs: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            return theirs
         self.validate_inputs(block_fn, inputs)
         values = []
         for block, value in zip(block_fn.inputs, inputs, strict=True):
@@ -60,15 +61,18 @@ class Page(gr.Blocks):
         self, block_fn: BlockFunction, predictions: list[Any] | dict[Any, Any], state: SessionState | None
     ) -> list[Any]:
         """What is sent to the page for a handler's result."""
+        theirs: list[Any]
         if state is None or block_fn.batch or _has_files(block_fn.outputs):
-            return await super().postprocess_data(block_fn, predictions, state)
+            theirs = await super().postprocess_data(block_fn, predictions, state)
+            return theirs
         if isinstance(predictions, dict) and predictions == skip() and len(block_fn.outputs) > 1:
             predictions = [skip()] * len(block_fn.outputs)
         if isinstance(predictions, dict) and predictions:
             predictions = convert_component_dict_to_list(list(block_fn.outputs), predictions)
         shown = [predictions] if len(block_fn.outputs) == 1 else list(predictions)
         if len(shown) < len(block_fn.outputs) or any(isinstance(v, SimpleNamespace) for v in shown):
-            return await super().postprocess_data(block_fn, predictions, state)
+            theirs = await super().postprocess_data(block_fn, predictions, state)
+            return theirs
         return [
             self._show(block, value, state, block_fn.postprocess)
             for block, value in zip(block_fn.outputs, shown, strict=False)

@@ -100,7 +100,7 @@ class StaticEncoder:
         return normalise_rows(np.stack(rows).astype(np.float32))
 
 
-@dataclass(frozen=True)
+@dataclass
 class SentenceEncoder:
     """A model of sentence-transformers; `embed` returns one row per text."""
 
@@ -121,7 +121,8 @@ class SentenceEncoder:
 def normalise_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of length 1; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    unit: NDArray[np.float32] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return unit
 
 
 def _batch(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -75,7 +75,7 @@ class ChunkTable:
 
     def section(self, chunk: int) -> str:
         """The section of a chunk."""
-        return self.strings[self.names[chunk, 1]]
+        return self.strings[int(self.names[chunk, 1])]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def build_index(
             count += 1
             if count % REPORT_STEP == 0:
                 step(f"Indexing: {count:,} chunks", min(builder.bytes, total), total)
-    table, vectors, state = builder.finish(), None, {}
+    table = builder.finish()
+    vectors: NDArray[np.float32] | None = None
+    state: State = {}
     if encoder and count:
         vectors, state = _encode(table, encoder, step)
     step("Writing the index", count, count)
@@ -295,7 +297,7 @@ def save_index(path: Path, index: ChunkIndex) -> None:
         f.write(bytes(32))  # the place of the checksum
         line = json.dumps(head).encode() + b"\n"
         for part in (line, *(np.ascontiguousarray(a).data for a in arrays.values())):
-            block = memoryview(part).cast("B") if len(part) else b""
+            block = memoryview(part).cast("B") if len(part) else b""  # type: ignore[arg-type]
             sha.update(block)
             f.write(block)
         f.seek(0)

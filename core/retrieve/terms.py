@@ -60,7 +60,8 @@ def _list_word_terms(token: str) -> list[str]:
 
 def find_matches(text: str, terms: Collection[str]) -> list[tuple[int, int]]:
     """Where words of a text count as one of the terms: (first character, character behind the last)."""
-    wanted, found = set(terms), []
+    wanted = set(terms)
+    found: list[tuple[int, int]] = []
     for match in _TOKEN.finditer(text):
         if match[1]:
             spans = [(i, i + 2) for i in range(match.start(), match.end() - 1)] or [match.span()]

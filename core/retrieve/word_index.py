@@ -1,11 +1,11 @@
 """The index of words: BM25 over terms, in numpy, divided by the best score that a question can get.
 
     score(q, d) = Σ_t idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))  /  Σ_t idf(t)        t in q
-    idf(t)      = ln(1 + (N - n_t + 0.5) / (n_t + 0.5))
+    idf(t)      = ln(1 + N / n_t), where n_t is at least 0.5
 
 A term that no document holds counts in the divisor, so the score is the share of what the question says that
-the chunk says, too: from 0 to 1, and comparable between questions and indexes. Common words have next to no
-weight in it, in any language.
+the chunk says, too: from 0 to 1, and comparable between questions and indexes. The usual idf would give a
+term of all chunks no weight, and a question about the only subject of a small dataset would find nothing.
 
 Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009.
 
@@ -50,13 +50,13 @@ class WordIndex:
 
     def __post_init__(self) -> None:
         holders = np.diff(self.starts)
-        self._idf = np.log1p((self.count - holders + 0.5) / (holders + 0.5))
+        self._idf = np.log1p(self.count / np.maximum(holders, 0.5))
 
     def score(self, terms: Sequence[str]) -> NDArray[np.float32]:
         """The scores of all chunks for the terms of a question, (N,), from 0 to 1."""
         scores = np.zeros(self.count, np.float32)
         best = 0.0
-        unknown = float(np.log1p((self.count + 0.5) / 0.5))
+        unknown = float(np.log1p(self.count / 0.5))
         for term in dict.fromkeys(terms):
             number = self.numbers.get(term)
             if number is None:

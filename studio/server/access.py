@@ -171,7 +171,7 @@ class PageAccess:
         self._keys = KeyAccess(keys, self.attempts)
         self._visitor = Principal("visitor", visitor) if visitor > Role.NONE else ANONYMOUS
         self._link = secrets.token_urlsafe(TOKEN_BYTES) if link else ""
-        self.is_framed = is_framed
+        self._is_framed = is_framed
 
     @property
     def query(self) -> str:
@@ -210,7 +210,7 @@ class PageAccess:
 
     def needs_visitor_cookie(self, request: Request) -> bool:
         """Whether a browser is an anonymous visitor of a Space that cannot be told from others yet."""
-        return self.is_framed and not (
+        return self._is_framed and not (
             request.cookies.get(self.cookie) or request.cookies.get(self.visitor_cookie)
         )
 
@@ -252,8 +252,8 @@ class PageAccess:
     def _cookie_options(self, request: Request) -> dict[str, Any]:
         return {
             "httponly": True,
-            "samesite": "none" if self.is_framed else "strict",
-            "secure": self.is_framed or request.url.scheme == "https",
+            "samesite": "none" if self._is_framed else "strict",
+            "secure": self._is_framed or request.url.scheme == "https",
         }
 
 
@@ -284,14 +284,12 @@ class Visit:
         name: of a user who has signed in, or "".
         can_sign_in: whether `/login` offers a way to more.
         can_sign_out: whether the visitor has a session.
-        is_framed: the page may stand in a frame of another site, where a login page opens in a new tab.
     """
 
     role: Role
     name: str = ""
     can_sign_in: bool = False
     can_sign_out: bool = False
-    is_framed: bool = False
 
 
 def describe_visit(request: Any) -> Visit:
@@ -303,7 +301,7 @@ def describe_visit(request: Any) -> Visit:
         return Visit(role)
     user = access.find_session(Request(inner.scope))
     can_sign_in = user is None and role < Role.OWNER and access.has_login_page
-    return Visit(role, name_of(user) if user else "", can_sign_in, user is not None, access.is_framed)
+    return Visit(role, name_of(user) if user else "", can_sign_in, user is not None)
 
 
 def name_of(principal: Principal) -> str:

@@ -18,7 +18,7 @@ from gradio.state_holder import SessionState, StateHolder
 STATE_LIMIT = 1000  # pages whose state stays in memory; the one that was used longest ago is forgotten first
 
 
-class PageState(SessionState):
+class PageState(SessionState):  # type: ignore[misc]
     """The state of one page: the updated components and the values of `gr.State`, without configurations."""
 
     def __init__(self, blocks: gr.Blocks) -> None:
@@ -43,7 +43,7 @@ class PageState(SessionState):
         """Gradio would keep the value of the component for deep links."""
 
 
-class PageStates(StateHolder):
+class PageStates(StateHolder):  # type: ignore[misc]
     """The states of all open pages."""
 
     def __getitem__(self, session_id: str) -> SessionState:

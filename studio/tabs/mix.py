@@ -351,7 +351,8 @@ def _answer(
         replaced: the same question with its answer by another mix, which comes back in this case.
     """
     given = settings[len(SAMPLING) :]
-    system, thinking, chosen = (*given, *("", False, ())[len(given) :])
+    defaults: tuple[Any, ...] = ("", False, ())
+    system, thinking, chosen = [*given, *defaults[len(given) :]]
     serial = session.serial
     try:
         mixes, sampling = [_read_mix(engine, rows)], read_sampling(settings[: len(SAMPLING)])
@@ -360,7 +361,8 @@ def _answer(
             yield show_conversation(session)
         passages = None
         if ids := documents.read_choice(chosen):
-            for exchange.note in documents.wait_for_indexes(engine, ids):
+            for note in documents.wait_for_indexes(engine, ids):
+                exchange.note = note
                 yield show_conversation(session)
                 if session.serial != serial:  # stopped, or another prompt
                     return

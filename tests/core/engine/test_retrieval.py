@@ -21,7 +21,7 @@ SHORT = Sampling(max_new_tokens=4)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    base = build_tiny_llama(tmp_path_factory.mktemp("base"), max_position_embeddings=1024)
+    base = build_tiny_llama(tmp_path_factory.mktemp("base"), max_position_embeddings=640)
     with Engine(tmp_path_factory.mktemp("ws"), str(base), quantization="none", device="cpu") as made:
         made.bases.current(wait=True)
         yield made

@@ -19,7 +19,7 @@ QUESTION = "Where is the blue bell?"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llama(tmp_path_factory.mktemp("base"), max_position_embeddings=1024)
+    return build_tiny_llama(tmp_path_factory.mktemp("base"), max_position_embeddings=512)
 
 
 @pytest.fixture(scope="module")

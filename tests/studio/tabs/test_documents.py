@@ -44,7 +44,7 @@ def test_an_answer_of_the_mixer_shows_the_passages_it_was_given(long_engine):
 
 def test_each_column_has_a_switch_and_a_blind_test_refuses_documents(long_engine):
     (dataset,) = long_engine.datasets.list()
-    assert compare.show_switches(long_engine, [dataset.id]).documents is True
+    assert compare.show_switches(long_engine, [dataset.id]).props["documents"] is True
     value = {"picks": ["base", "base"], "plain": [True, False]}
     settings = [*sampling(max_new_tokens=4), False, "", False, [dataset.id]]
     *_, last = compare.stream_answers(long_engine, QUESTION, value, [], Session(), True, *settings)
