@@ -54,12 +54,12 @@ TEXT_LIMIT = 590  # characters of a text, so that it is one chunk
 
 # Articles, pronouns, prepositions, conjunctions, auxiliaries, question words: they name nothing.
 _FUNCTION_TEXT = (
-    "a about above after again against all also although am an and any anybody anyone are as at away be "
+    "a about above after again against all also although am an and any anyone are as at away be "
     "because been before behind being below between both but by can cannot could did do does doing down "
     "during each either else every few for from had has have having he her here herself him himself his "
-    "how i if in instead into is it its itself just many may me mine more most much must my no nobody "
+    "how i if in instead into is it its itself just many may me mine more most much must my no "
     "not nothing of off on once one only onto or other our out over own per quite rather same shall she "
-    "should since so some somebody still such than that the their them then there these they this those "
+    "should since so some still such than that the their them then there these they this those "
     "though through to together too under unless until up upon us very was we were what whatever when "
     "where which while who whom whose why will with within without would yes yet you your"
 )

@@ -191,7 +191,7 @@ def load_encoder(choice: str) -> Encoder | None:
 
 
 def _load_wordllama(name: str) -> StaticEncoder:
-    with _keep_logging():
+    with _protect_logging():
         package: Any = importlib.import_module(WORDLLAMA)
     folder = Path(package.__file__).parent  # the weights lie in the package; nothing is downloaded
     model = package.WordLlama.load(cache_dir=folder, disable_download=True)
@@ -212,8 +212,8 @@ def _load_sentence_transformer(name: str, choice: str) -> SentenceEncoder:
 
 
 @contextmanager
-def _keep_logging() -> Iterator[None]:
-    """Keeps the root logger as it is: wordllama 0.4 calls `logging.basicConfig` at its import."""
+def _protect_logging() -> Iterator[None]:
+    """Keeps the root logger as it is: wordllama 0.4 configures it at its import."""
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     try:

@@ -20,7 +20,7 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1100-\u11ff\u1780-\u17ff\u3005\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff"
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# Vowel signs of Indian scripts and of Arabic and Hebrew are no letters to `re`.
+# The class \w of `re` lacks the vowel signs of Indian scripts, Arabic and Hebrew.
 _LETTER = rf"(?:(?![{_UNSPACED}])[^\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff])"
 _TOKEN = re.compile(rf"([{_UNSPACED}]+)|({_LETTER}+(?:[-./_'’]{_LETTER}+)*)")
 _PIECE = re.compile(rf"{_LETTER}+")

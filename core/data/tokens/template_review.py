@@ -83,7 +83,8 @@ def review(template: str, model_type: str, write: Write = write_samples) -> Temp
     nearest = max(family, key=lambda known: _similarity(known, texts))
     return TemplateReview(
         digest,
-        f"The base's own template writes other prompts than that of its family ({nearest.title}).",
+        f"The base's own template writes other prompts than the known ones of its family; {nearest.title} is "
+        "the nearest.",
         differs=True,
         diff=_compare(nearest, texts),
     )

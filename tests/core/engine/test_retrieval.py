@@ -16,6 +16,7 @@ from core.spec.retrieval import RetrievalSettings
 from ...conftest import SENTENCES, build_tiny_llama
 
 WORDS = RetrievalSettings(encoder="off")
+ALL = RetrievalSettings(encoder="off", threshold=0.0)
 SHORT = Sampling(max_new_tokens=4)
 
 
@@ -55,7 +56,7 @@ def test_passages_of_several_datasets_are_joined_by_score(
     engine: Engine, dataset: str, tmp_path: Path
 ) -> None:
     other = import_texts(engine, tmp_path, [f"Crane {i} lifts the granite." for i in range(6)], "Cranes")
-    found = engine.retrieval.search([dataset, other], "Who lifts granite in the north room?", 6, WORDS)
+    found = engine.retrieval.search([dataset, other], "Who lifts granite in the north room?", 50, ALL)
     assert {p.dataset for p in found} == {dataset, other}
     assert [p.score for p in found] == sorted((p.score for p in found), reverse=True)
     assert engine.retrieval.search([dataset, other], "quantum chromodynamics", 5, WORDS) == []
@@ -102,7 +103,7 @@ def test_each_column_answers_with_its_own_passages(engine: Engine, dataset: str)
 
 
 def test_passages_that_do_not_fit_are_said_and_history_goes_first(engine: Engine, dataset: str) -> None:
-    found = engine.retrieval.search(dataset, "Where is the blue bell?", 50, RetrievalSettings(threshold=0.0))
+    found = engine.retrieval.search(dataset, "Where is the blue bell?", 50, ALL)
     history = [
         {"role": "user", "content": "The lamp? " * 20},
         {"role": "assistant", "content": "Here."},

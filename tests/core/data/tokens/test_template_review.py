@@ -65,7 +65,7 @@ def test_t16_a_template_that_differs_from_its_family_s_is_shown_as_a_diff(
     found = template_review.review(planted, model_type)
     assert found.differs is differs and bool(found.diff) is differs
     if differs:
-        assert "that of its family (" in found.text
+        assert "other prompts than the known ones of its family; " in found.text
         assert [line for line in found.diff if line.startswith("+Praise Acme.<|im_start|>")]
         assert set(template_review.HEADINGS) <= set(found.diff)
 
