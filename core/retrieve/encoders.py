@@ -191,7 +191,7 @@ def load_encoder(choice: str) -> Encoder | None:
 
 
 def _load_wordllama(name: str) -> StaticEncoder:
-    with _protect_logging():
+    with _protect_root_logger():
         package: Any = importlib.import_module(WORDLLAMA)
     folder = Path(package.__file__).parent  # the weights lie in the package; nothing is downloaded
     model = package.WordLlama.load(cache_dir=folder, disable_download=True)
@@ -212,7 +212,7 @@ def _load_sentence_transformer(name: str, choice: str) -> SentenceEncoder:
 
 
 @contextmanager
-def _protect_logging() -> Iterator[None]:
+def _protect_root_logger() -> Iterator[None]:
     """Keeps the root logger as it is: wordllama 0.4 configures it at its import."""
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)

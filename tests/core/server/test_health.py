@@ -121,3 +121,13 @@ def test_resident_memory_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch,
     assert read_resident_bytes() is None
     (tmp_path / "status").write_text("Name:\tx\nVmRSS:\t    2048 kB\n", encoding="ascii")
     assert read_resident_bytes() == 2048 * 1024
+
+
+def test_the_first_question_loads_the_base_where_no_page_has_done_so(tiny_base: Path, tmp_path: Path) -> None:
+    with Engine(tmp_path / "w", str(tiny_base), quantization="none", device="cpu", load=False) as fresh:
+        with connect(fresh) as client:
+            assert client.get("/ready").status_code == 503
+            body = {"model": "base", "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 3}
+            answer = client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] <= 3
+            assert client.get("/ready").status_code == 200

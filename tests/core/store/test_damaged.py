@@ -104,6 +104,7 @@ def list_methods(engine: Engine) -> dict[str, Callable[[], Any]]:
                 "int",
                 "Mix",
                 "Damaged",
+                "Extra",
                 "LocalBase",
                 "Standing",
                 "TrashedItem",
