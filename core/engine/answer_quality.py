@@ -12,7 +12,6 @@ from core.spec.mix import Mix
 from core.store import answer_log
 from core.store.answer_log import DAYS, AnswerLog, MixFigures
 from core.store.event_log import read_all
-from core.store.events import EVENT_KINDS, AnswerEvent, RatingEvent
 from core.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class AnswerQuality:
         for i, (mix, column) in enumerate(zip(mixes, columns, strict=True)):
             try:
                 self._log.append(
-                    EVENT_KINDS[AnswerEvent],
+                    "answer",
                     answer=f"{answer}-{i}",
                     mix=str(mix) if mix.weights else "",
                     name=mix.name,
@@ -73,7 +72,7 @@ class AnswerQuality:
                 f"The answer {answer[:ID_LIMIT]!r} is not among those of today and yesterday.",
                 "Judge an answer by the id that came with it.",
             )
-        self._log.append(EVENT_KINDS[RatingEvent], answer=answer, good=bool(is_good))
+        self._log.append("rating", answer=answer, good=bool(is_good))
 
     def summarize(self, days: int = DAYS) -> list[MixFigures]:
         """The figures of every mix that has answered in the last days, the most used first.
