@@ -173,7 +173,8 @@ def read_settings(values: Sequence[Any]) -> PromptSettings:
     """
     count = len(SAMPLING)
     given = list(values[count:])
-    continue_text, system, thinking, documents = [*given, *(False, "", False, ())[len(given) :]]
+    rest: tuple[Any, ...] = (False, "", False, ())
+    continue_text, system, thinking, documents = [*given, *rest[len(given) :]]
     return PromptSettings(
         read_sampling(values[:count]),
         bool(continue_text),

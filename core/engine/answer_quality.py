@@ -1,4 +1,4 @@
-"""How well the answers of the last days were: recorded as they end, judged by people. `engine.answer_quality`."""
+"""How good the answers of the last days were: recorded as they end, judged by people."""
 
 from __future__ import annotations
 

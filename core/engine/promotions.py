@@ -158,7 +158,8 @@ class Promotions:
         """
         from core.evaluate.leakage import find_seen_rows
 
-        spec, notes = experiment.settings, []
+        spec = experiment.settings
+        notes: list[str] = []
         rows = self._datasets.rows(spec.dataset, spec.split, spec.limit)
         for adapter_id in mix.weights:
             adapter = self._library.adapter(adapter_id)

@@ -282,7 +282,7 @@ class Resident:
         lora = LoraConfig(**{**config, "inference_mode": not trainable, "init_lora_weights": True})
         before = self._gradient_flags()
         # On ZeroGPU, torch reports a GPU that the process of the page must not touch; its base is on the CPU.
-        devices = [] if self.base.device.type == "cpu" else None
+        devices: list[int] | None = [] if self.base.device.type == "cpu" else None
         with (
             torch.random.fork_rng(devices, enabled=not trainable),
             warnings.catch_warnings(),

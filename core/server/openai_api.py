@@ -35,8 +35,8 @@ MIX_HEADER = "X-Adapter-Studio-Mix"
 FALLBACK_HEADER = "X-Adapter-Studio-Fallback"
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": f"The answer. The header {MIX_HEADER} names the mix that was active. Where an adapter of "
-        f"a saved mix is missing or damaged, the base answers, and {FALLBACK_HEADER} says why.",
+        "description": f"The answer. The header {MIX_HEADER} names the mix that was active. Where an "
+        f"adapter of a saved mix is missing or damaged, the base answers, and {FALLBACK_HEADER} says why.",
         "content": {"application/json": {}, "text/event-stream": {}},
     }
 }

@@ -46,7 +46,7 @@ class NewExperiment(BaseModel):
     documents: list[Annotated[str, Field(max_length=400)]] = Field(
         ["off"], min_length=1, max_length=ROWS_LIMIT, description='"off", "on", or "on:8" for eight passages.'
     )
-    metrics: list[MetricName] = Field([], max_length=len(ANSWER_METRICS))
+    metrics: list[MetricName] = Field([], max_length=len(ANSWER_METRICS))  # type: ignore[valid-type]
     max_new_tokens: int = Field(0, ge=0, le=NEW_TOKENS_LIMIT)
     general_questions: int = Field(40, ge=0, le=1000)
     timed_questions: int = Field(12, ge=0, le=1000)
