@@ -5,7 +5,7 @@
                   EXPERIMENT_METADATA.json    name, kind, base, dataset, settings, results
                   checksums.txt               the sha256 of every other file
                   README.md                   the model card
-                  training_rows.json          what it has seen (`core.data.training_rows`), if it was trained here
+                  training_rows.json          what it has seen (`core.data.training_rows`), where it is known
 
 Whether an adapter fits the resident base is decided by the fingerprint of the base and the shapes of the
 tensors, when it is loaded.
