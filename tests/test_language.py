@@ -200,7 +200,7 @@ NOT_PARTICIPLES = frozenset(
 )
 PREDICATES = frozenset({"is", "are", "has", "have", "was", "can", "should", "needs"})
 # Names that a base class or another library calls.
-FOREIGN_NAMES = frozenset({"training_step", "_missing_"})
+FOREIGN_NAMES = frozenset({"training_step", "_missing_", "loglikelihood_rolling"})
 
 
 def files() -> list[Path]:

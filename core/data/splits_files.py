@@ -28,7 +28,7 @@ from core.data.reading import read_rows
 from core.data.roles.columns import normalize_name
 from core.data.split_record import find_record, write_record
 from core.data.splits import RATIOS, SPLITS
-from core.data.splits_stratified import split_stratified
+from core.data.splits_stratified import split_by_stratum
 from core.errors import InvalidName, SpecError, StorageError
 from core.spec.settings import SEED
 from core.store.files import atomic_write
@@ -108,7 +108,7 @@ def write_splits(
         )
     rows = _read_all(workspace, dataset)
     documents, column = _find_documents(workspace, dataset, rows, options.column)
-    parts = split_stratified(rows, documents, options.by, options.seed, options.ratios)
+    parts = split_by_stratum(rows, documents, options.by, options.seed, options.ratios)
     named = bool(column)
     contents = {
         f"{options.tag}_{name}.jsonl": b"".join(_to_line(rows[i], documents[i], named) for i in part)
@@ -116,7 +116,7 @@ def write_splits(
     }
     record = _describe(dataset, options, column, parts, contents)
     contents[f"{options.tag}_splits.json"] = record
-    _check_existing(folder, contents, options)
+    _check_files(folder, contents, options)
     folder.mkdir(parents=True, exist_ok=True)
     if options.zipped:
         _write_zip(folder / f"{options.tag}.zip", dataset, options.tag, contents)
@@ -211,7 +211,7 @@ def _to_line(row: Mapping[str, Any], document: str, is_named: bool) -> bytes:
     return (json.dumps({**row, **named}, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
-def _check_existing(folder: Path, contents: Mapping[str, bytes], options: SplitOptions) -> None:
+def _check_files(folder: Path, contents: Mapping[str, bytes], options: SplitOptions) -> None:
     for name, content in contents.items():
         path = folder / name
         if path.exists() and not options.replace and path.read_bytes() != content:

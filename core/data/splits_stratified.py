@@ -33,7 +33,7 @@ MODES = ("row", "document")
 Stratum = tuple[str, str]  # type, document
 
 
-def split_stratified(
+def split_by_stratum(
     rows: Sequence[Mapping[str, Any]],
     documents: Sequence[str],
     by: str = "row",

@@ -79,14 +79,14 @@ def collect_training_rows(workspace: Workspace, spec: TrainSpec) -> TrainingRows
     if spec.replay_share and spec.replay_dataset not in ("", spec.dataset):
         found.append(_read_dataset(workspace, spec.replay_dataset))
     if spec.stack_on:
-        found.append(_read_listed(workspace, spec.stack_on, frozenset()))
+        found.append(_read_ancestor(workspace, spec.stack_on, frozenset()))
     if spec.continue_from:
         try:
             source = runs.load(workspace, spec.continue_from).adapter
         except StudioError:
             found.append(_miss(f"the run {spec.continue_from!r}, which it continues, was deleted"))
         else:
-            found.append(_read_listed(workspace, source, frozenset()))
+            found.append(_read_ancestor(workspace, source, frozenset()))
     return join(found)
 
 
@@ -133,13 +133,13 @@ def _read(workspace: Workspace, adapter: Adapter, visited: frozenset[str]) -> Tr
             found.append(_read_dataset(workspace, replay))
     sources = [p.get("id") for p in metadata.get("baked_from") or ()]
     sources += [adapter.stacked_on, (metadata.get("continued_from") or {}).get("adapter")]
-    found += [_read_listed(workspace, str(s), visited) for s in sources if s and str(s) not in visited]
+    found += [_read_ancestor(workspace, str(s), visited) for s in sources if s and str(s) not in visited]
     if not found:
         return _miss(f"{adapter.name!r} has no record of its training rows")
     return join(found)
 
 
-def _read_listed(workspace: Workspace, adapter_id: str, visited: frozenset[str]) -> TrainingRows:
+def _read_ancestor(workspace: Workspace, adapter_id: str, visited: frozenset[str]) -> TrainingRows:
     try:
         return _read(workspace, adapters.load(workspace, adapter_id), visited)
     except StudioError:

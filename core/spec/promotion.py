@@ -19,8 +19,8 @@ class PromotionRule(Settings):
     factuality_gain: float = setting(
         5.0,
         "Percentage points of factuality above the baseline, at the lower end of the 95 % interval.",
-        low=-100,
-        high=100,
+        low=-99,
+        high=99,
         label="Factuality gain (points)",
     )
     citation_coverage: float = setting(
@@ -30,7 +30,7 @@ class PromotionRule(Settings):
         5.0,
         "Percentage points of F1 on general questions below the baseline, at most.",
         low=0,
-        high=100,
+        high=99,
         label="Forgetting (points)",
     )
     latency_ratio: float = setting(

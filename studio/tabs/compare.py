@@ -257,6 +257,7 @@ def stream_answers(
         for note in documents.wait_for_indexes(engine, how.documents):
             yield {**value, "columns": board.render_placeholders(len(mixes), note), "serial": serial + 1}
             if session.serial != serial:  # stopped, or another prompt
+                yield {**value, "columns": [], "serial": session.serial}
                 return
         found = documents.find_passages(engine, how.documents, prompt)
         passages = [None if is_plain else found for is_plain in plain]

@@ -18,7 +18,7 @@ from core.cli.main import main
 from core.data.datasets import import_dataset, load_dataset, read_split
 from core.data.splits import question_key
 from core.data.splits_files import SplitOptions, write_splits
-from core.data.splits_stratified import split_stratified
+from core.data.splits_stratified import split_by_stratum
 from core.errors import DataError, InvalidName, SpecError
 from core.store.workspace import Workspace
 
@@ -52,7 +52,7 @@ def test_every_row_is_in_one_split_whatever_their_order(
     rows = [make_row(f"Question {n}{end}", kind) for n, end, kind, _ in drawn]
     documents = [d for *_, d in drawn]
     try:
-        parts = split_stratified(rows, documents, by, seed)
+        parts = split_by_stratum(rows, documents, by, seed)
     except DataError as e:
         assert "at least 3" in e.what
         if by == "row":
@@ -67,7 +67,7 @@ def test_every_row_is_in_one_split_whatever_their_order(
         assert sum(map(len, found)) == len(set(documents)), "no document is torn"
     order = list(range(len(rows)))
     shuffler.shuffle(order)
-    again = split_stratified([rows[i] for i in order], [documents[i] for i in order], by, seed)
+    again = split_by_stratum([rows[i] for i in order], [documents[i] for i in order], by, seed)
     assert {name: sorted(order[i] for i in part) for name, part in again.items()} == parts
 
 
@@ -81,7 +81,7 @@ def test_each_stratum_is_within_one_row_of_its_share(sizes: list[int], seed: int
         places += [(document, kind)] * size
     if len(rows) < 12:  # so few that an empty split may be filled from another stratum
         return
-    parts = split_stratified(rows, [d for d, _ in places], "row", seed)
+    parts = split_by_stratum(rows, [d for d, _ in places], "row", seed)
     totals = Counter(places)
     for name, share in SHARES.items():
         counts = Counter(places[i] for i in parts[name])
@@ -94,7 +94,7 @@ def test_each_stratum_is_within_one_row_of_its_share(sizes: list[int], seed: int
 def test_another_seed_gives_another_split() -> None:
     rows = [make_row(f"Question {i}", "a") for i in range(40)]
     for documents in ([""] * 40, [f"paper {i}" for i in range(40)]):
-        tests = {tuple(split_stratified(rows, documents, "row", seed)["test"]) for seed in range(5)}
+        tests = {tuple(split_by_stratum(rows, documents, "row", seed)["test"]) for seed in range(5)}
         assert len(tests) == 5 and {len(t) for t in tests} == {6}
 
 
@@ -104,7 +104,7 @@ def test_whole_documents_come_near_to_the_shares_of_every_type() -> None:
         for i in range(2 + paper % 5):
             rows.append(make_row(f"Paper {paper}, question {i}", "recall" if i % 2 else "reason"))
             documents.append(f"paper {paper}")
-    parts = split_stratified(rows, documents, "document")
+    parts = split_by_stratum(rows, documents, "document")
     totals = Counter(r["type"] for r in rows)
     for name, share in SHARES.items():
         counts = Counter(rows[i]["type"] for i in parts[name])
@@ -114,9 +114,9 @@ def test_whole_documents_come_near_to_the_shares_of_every_type() -> None:
 def test_wrong_settings_are_refused() -> None:
     rows = [make_row(f"Question {i}", "a") for i in range(4)]
     with pytest.raises(SpecError, match="row or document, got 'paper'"):
-        split_stratified(rows, [""] * 4, "paper")
+        split_by_stratum(rows, [""] * 4, "paper")
     with pytest.raises(DataError, match="at least 3 documents without common questions, got 2"):
-        split_stratified(rows, ["a", "a", "b", "b"], "document")
+        split_by_stratum(rows, ["a", "a", "b", "b"], "document")
 
 
 # --- files

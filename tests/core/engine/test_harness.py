@@ -132,7 +132,8 @@ def test_figures_equal_the_harness_with_transformers_and_peft(
     for name, value in expected.items():  # a standard error may be none
         assert ours[name] == (None if value is None else pytest.approx(value, rel=1e-4)), name
     assert report.rows[0]["rooms_text word_perplexity"] != ours["rooms_text word_perplexity"]
-    assert [s.done for s in steps] == sorted(s.done for s in steps) and steps[-1].done == steps[-1].total
+    # Each kind of request counts from the beginning of its mix.
+    assert all(0 <= s.done <= s.total for s in steps) and steps[-1].done == steps[-1].total
 
 
 @needs_harness

@@ -39,7 +39,7 @@ SPECS = st.builds(
     documents=st.lists(DOCUMENTS, min_size=1, max_size=3, unique=True).map(tuple),
     rows=st.lists(ROWS, max_size=3, unique_by=lambda r: r.name).map(tuple),
     metrics=st.lists(st.sampled_from(sorted(ANSWER_METRICS)), max_size=3).map(tuple),
-    rule=st.builds(PromotionRule, factuality_gain=st.floats(-100, 100), forgetting=st.floats(0, 100)),
+    rule=st.builds(PromotionRule, factuality_gain=st.floats(-99, 99), forgetting=st.floats(0, 100)),
 )
 
 
