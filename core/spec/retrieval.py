@@ -13,8 +13,8 @@ PASSAGE_LIMIT = 50  # passages of one search
 QUERY_LIMIT = 20_000  # characters of a question
 # Measured on the sample data, with words alone and with wordllama: of 180 questions that the papers answer,
 # all keep a passage; of 60 questions about other things, 94 % and 88 % find nothing; and 83 % of the passages
-# that answer in other words (`benchmarks/evidence.py`) stay above it with wordllama. Among 100,000 chunks some
-# cosine always passes it: there, only words alone find nothing.
+# that answer in other words (`benchmarks/evidence.py`) stay above it with wordllama. Among 100,000 chunks the
+# cosine of some chunk always passes it: there, only words alone find nothing.
 THRESHOLD = 0.1
 
 
