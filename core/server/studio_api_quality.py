@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel
 
 from core.engine.answer_quality import ID_LIMIT
@@ -54,12 +54,21 @@ def show_answers(
     return engine.answer_quality.summarize(days)
 
 
-@router.post("/answers/{answer_id}/rating", status_code=204, response_class=Response,
-             summary="Judge an answer", dependencies=[Depends(require(Role.VIEWER))])  # fmt: skip
+class RatingView(BaseModel):
+    """The judgement of an answer that counts now."""
+
+    model_config = example(answer="chatcmpl-9ab01c22-0", good=True)
+    answer: str
+    good: bool
+
+
+@router.post("/answers/{answer_id}/rating", response_model=RatingView, summary="Judge an answer",
+             dependencies=[Depends(require(Role.VIEWER))])  # fmt: skip
 def rate_answer(
     answer_id: Annotated[str, Path(max_length=ID_LIMIT, examples=["chatcmpl-9ab01c22-0"])],
     body: Rating,
     engine: EngineOf,
-) -> None:
+) -> RatingView:
     """Records whether an answer of today or yesterday was good: the id of a completion, "-", its choice."""
     engine.answer_quality.rate(answer_id, body.good)
+    return RatingView(answer=answer_id, good=body.good)

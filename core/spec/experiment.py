@@ -27,6 +27,7 @@ PASSAGES = 4  # that a prompt holds, where a row does not say
 ROWS_LIMIT = 64
 SPLITS = ("test", "val", "train", "all")
 YAML_LIMIT = 200_000  # characters of a configuration file
+DEPTH_LIMIT = 8  # levels of it
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ADDRESS = re.compile(r"https?://[^\s/@]+(?:/[^\s?#@]*)?")
 
@@ -245,8 +246,7 @@ def parse_yaml(text: str) -> ExperimentSpec:
             f"The configuration may have {YAML_LIMIT} characters, got {len(text)}.", "Shorten it."
         )
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise SpecError("The configuration has an alias (*).", "Write the value out.")
+        _check_events(yaml, text)
         value = yaml.safe_load(text)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
@@ -260,6 +260,23 @@ def parse_yaml(text: str) -> ExperimentSpec:
         if isinstance(rows, list):
             value["rows"] = [_read_row_switch(row) for row in rows]
     return ExperimentSpec.from_json(value)
+
+
+def _check_events(yaml: Any, text: str) -> None:
+    """Refuses aliases and deep nesting before anything is built.
+
+    Raises:
+        SpecError
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise SpecError("The configuration has an alias (*).", "Write the value out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH_LIMIT:
+            raise SpecError(
+                f"The configuration may be nested {DEPTH_LIMIT} levels deep.", "Write the values flat."
+            )
 
 
 def _read_switches(documents: Any) -> Any:
