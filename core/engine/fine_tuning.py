@@ -136,6 +136,7 @@ class FineTuning:
             Busy: a version is being trained. Also the errors of `Runs.start`.
         """
         self.check_idle()
+        self._engine.bases.load()  # where no page has done so
         runs = self._list_runs()
         number = 1 + max((_read_version(run) for run in runs), default=0)
         context = self._engine.bases.current().context

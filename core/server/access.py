@@ -115,8 +115,6 @@ def too_many_attempts(seconds: float) -> Problem:
 def require(role: Role) -> Callable[[Request], Awaitable[Principal]]:
     """A FastAPI dependency that refuses principals below a role, and returns the principal.
 
-    The first request with a body that it lets in starts to load the base, where no page has done so.
-
     Raises:
         Problem: 401 without a credential, 403 where the role is too low.
 
@@ -129,8 +127,6 @@ def require(role: Role) -> Callable[[Request], Awaitable[Principal]]:
         principal: Principal = request.app.state.access.identify(request)
         set_caller(Caller(principal.name, principal.role < Role.OWNER))
         if principal.role >= role:
-            if request.method == "POST":
-                request.app.state.engine.bases.load()  # once, in the background
             return principal
         if principal.role is Role.NONE:
             raise Problem(401, "Sign in first.", HOW_TO_SIGN_IN, headers={"WWW-Authenticate": "Bearer"})

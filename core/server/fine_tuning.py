@@ -200,6 +200,7 @@ async def query(request: Request, engine: EngineOf) -> AnswerView | Response:
     mix, version = await run_in_threadpool(FineTuning(engine).find_mix)
     begun = time.monotonic()
     sampling = Sampling(max_new_tokens=question.max_new_tokens)
+    engine.bases.load()  # where no page has done so
     completion = engine.serving.submit(Question(question.query, mix, sampling))
     progress = await wait_for_value(request, finish(completion))
     if progress is None:

@@ -86,6 +86,7 @@ async def learn_weights(engine: Engine, arguments: WeightSearch, report: Report)
             if len(weights) != 1:
                 raise SpecError(f"Each entry must be one adapter, got {name[:80]!r}.").at("adapters")
             ids += weights
+        engine.bases.load()
         return engine.analysis.search_weights(ids, arguments.dataset, arguments.limit)
 
     last = await _follow(await run_in_threadpool(start), report)
@@ -129,6 +130,7 @@ async def explain_token(engine: Engine, arguments: Explanation, report: Report) 
     """Which adapter made a token more likely."""
 
     def start() -> Stream:
+        engine.bases.load()
         mix = find_mix(engine, arguments.mix)
         sampling = Sampling(max_new_tokens=64)
         return engine.analysis.attribution(arguments.prompt, mix, arguments.answer, sampling)

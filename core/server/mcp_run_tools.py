@@ -70,6 +70,7 @@ async def start_training(engine: Engine, arguments: Training, report: Report) ->
     """Queues a run."""
 
     def start() -> RunView:
+        engine.bases.load()  # where no page has done so
         given = read_fields(arguments.settings)  # type: ignore[arg-type]
         changes = {**given, "dataset": arguments.dataset, "name": arguments.name}
         spec = plan_run(engine, arguments.kind, arguments.preset, changes)

@@ -102,6 +102,7 @@ def _submit(
     engine: Engine, body: ChatRequest | CompletionRequest, model: Model, caller: str, request_id: str
 ) -> list[Completion]:
     """Queues the requests of a body: all of them, or none."""
+    engine.bases.load()  # where no page has done so
     completions: list[Completion] = []
     try:
         for request in body.make_requests(model, caller, request_id):

@@ -149,6 +149,7 @@ def start_comparison(engine: Engine, body: Comparison) -> Stream:
     Raises:
         NotFound, SpecError
     """
+    engine.bases.load()  # where no page has done so
     mixes = [find_mix(engine, text) for text in body.mixes]
     sampling = Sampling.from_json(read_fields(body.sampling))  # type: ignore[arg-type]
     prompt = body.prompt if isinstance(body.prompt, str) else [m.model_dump() for m in body.prompt]
@@ -238,6 +239,7 @@ async def start_evaluation(body: NewEvaluation, engine: EngineOf, jobs: JobsOf) 
     """Starts an evaluation and answers with its id; its report stays in the workspace."""
 
     def measure() -> Stream:
+        engine.bases.load()
         mixes = [find_mix(engine, text) for text in body.mixes]
         return engine.evaluation.measure(
             mixes, body.dataset, body.split, body.limit, body.general, max_new_tokens=body.max_new_tokens

@@ -26,6 +26,9 @@ router = APIRouter(prefix="/api", tags=["experiments"])
 Name = Annotated[str, Field(max_length=120)]
 MixText = Annotated[str, Field(max_length=4000)]
 MetricName = Literal[tuple(ANSWER_METRICS)]  # type: ignore[valid-type]
+REPORT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The report.", "content": {"application/json": {"example": {"rows": []}}}}
+}
 REPORT_PAGE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The report.", "content": {"text/html": {"example": "<!doctype html>"}}}
 }
@@ -184,7 +187,7 @@ def stop_experiment(experiment_id: str, engine: EngineOf) -> ExperimentView:
 
 
 @router.get("/experiments/{experiment_id}/report", response_model=dict[str, Any],
-            summary="Read the report of an experiment",
+            summary="Read the report of an experiment", responses=REPORT,
             dependencies=[Depends(require(Role.TRAINER))])  # fmt: skip
 def read_report(experiment_id: str, engine: EngineOf) -> dict[str, Any]:
     """Figures with intervals, every answer, what changed, settings, versions and checksums."""

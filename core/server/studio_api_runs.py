@@ -82,6 +82,7 @@ def list_runs(engine: EngineOf) -> list[RunView]:
              dependencies=[Depends(require(Role.TRAINER))])  # fmt: skip
 def start_run(body: NewRun, engine: EngineOf) -> RunView:
     """Queues a run and answers at once; `GET /api/runs/{id}/events` follows it."""
+    engine.bases.load()  # where no page has done so
     spec = plan_run(engine, body.kind, body.preset, read_fields(body.settings))  # type: ignore[arg-type]
     return RunView.of(engine.runs.get(engine.runs.start(spec)))
 

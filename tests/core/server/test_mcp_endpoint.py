@@ -190,7 +190,7 @@ def test_wrong_arguments_are_answered_with_what_is_allowed(address, tool, argume
 
 
 def test_a_defect_in_a_tool_is_logged_without_the_text_of_the_caller(engine, address, monkeypatch, caplog):
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret prompt")
 
     monkeypatch.setattr(engine.chat, "stream", fail)
