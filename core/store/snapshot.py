@@ -21,7 +21,7 @@ from core.errors import StorageError, StudioError
 from core.store import adapters, experiments, exports, grids, mixes, reports, runs
 from core.store.files import delete, ensure_space, storage_error
 from core.store.records import read_object
-from core.store.workspace import FILE_KINDS, KINDS, Workspace
+from core.store.workspace import ANSWERS, FILE_KINDS, KINDS, Workspace
 
 TRASH, BASES = "trash", "bases"
 # An item is linked before the items that it names.
@@ -30,7 +30,7 @@ LINK_ORDER = (
 )  # fmt: skip
 # Logs that are appended to are copied: a link would grow with the original.
 APPENDED = re.compile(
-    r"runs/[^/]+/[^/]+\.(?:jsonl|log)|mixes/votes\.jsonl|promotions\.jsonl|"
+    r"runs/[^/]+/[^/]+\.(?:jsonl|log)|mixes/votes\.jsonl|promotions\.jsonl|answers/[^/]+\.jsonl|"
     r"experiments/[^/]+/(?:cells/)?[^/]+\.jsonl"
 )
 # Names that every system can store: not those of devices of Windows, nor with a dot or blank at the end.
@@ -39,7 +39,7 @@ _PART = (
     rf"(?!(?i:{DEVICES})(?:\.|/|$))[^\x00-\x1f\x7f/\\:*?\"<>|. ]"
     r"(?:[^\x00-\x1f\x7f/\\:*?\"<>|]{0,198}[^\x00-\x1f\x7f/\\:*?\"<>|. ])?"
 )
-NAMES = re.compile(rf"\w[\w-]*\.jsonl?|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}}")
+NAMES = re.compile(rf"\w[\w-]*\.jsonl?|{ANSWERS}/[\d-]{{10}}\.jsonl|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}}")
 ATTEMPTS = 5  # to link an item that is being replaced
 LOADERS: dict[str, Callable[[Workspace, str], Any]] = {  # raise for a damaged item
     "experiments": experiments.load,
@@ -93,6 +93,8 @@ class Snapshot:
         self._folded: set[str] = set()
         try:
             self._add_loose_files(workspace.root, "")
+            if (answers := workspace.root / ANSWERS).is_dir():
+                self._add_loose_files(answers, f"{ANSWERS}/")
             for kind in LINK_ORDER if with_trash else LINK_ORDER[:-1]:
                 self._add_kind(kind)
             for base_id in workspace.ids(BASES):
@@ -123,7 +125,7 @@ class Snapshot:
         for path in sorted(folder.iterdir()):
             name = prefix + path.name
             is_known = name in self.modified or name in self.left_out
-            if is_known or name in (*KINDS, TRASH) or _is_of_this_machine(path):
+            if is_known or name in (*KINDS, TRASH, ANSWERS) or _is_of_this_machine(path):
                 continue
             if path.is_file() and not path.is_symlink() and path.suffix in (".json", ".jsonl"):
                 self._add_file(path, name)

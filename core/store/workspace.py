@@ -43,6 +43,7 @@ KINDS = (
     "datasets", "runs", "adapters", "mixes", "grids", "reports", "maps", "exports", "bases", "experiments",
 )  # fmt: skip
 FILE_KINDS = ("mixes", "grids")  # an item is one JSON file; items of the other kinds are folders
+ANSWERS = "answers"  # the folder of the logs of answers, one for each day
 UNIQUE_NAMES = ("mixes",)  # two items of such a kind never have the same display name
 SINGULAR = {kind: "mix" if kind == "mixes" else kind[:-1] for kind in KINDS}
 NAME_LIMIT = 120  # characters of a display name
@@ -175,7 +176,7 @@ class Workspace:
 
     def answers_path(self, day: str) -> Path:
         """The event log of the answers of a day (`core.store.answer_log`)."""
-        return self.root / "answers" / f"{day}.jsonl"
+        return self.root / ANSWERS / f"{day}.jsonl"
 
     @property
     def votes_path(self) -> Path:

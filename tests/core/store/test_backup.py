@@ -67,7 +67,7 @@ def add_run(workspace: Workspace, name: str = "Run", events: int = 3) -> str:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """One item of every kind that the store writes, a vote, a queue and a base."""
+    """One item of every kind that the store writes, a vote, answers of a day, a queue and a base."""
     made = Workspace(tmp_path / "w")
     adapter = add_adapter(made, "law")
     mixes.save(made, "Law only", {adapter: 1.0})
@@ -76,6 +76,7 @@ def workspace(tmp_path: Path) -> Workspace:
     rows = [{"name": "Base", "mix": "base", "weights": {}, "f1": 0.5}]
     reports.save(made, "d", "Notes", "test", "tiny", 1.0, rows)
     EventLog(made.votes_path).append("vote", id="v")
+    EventLog(made.answers_path("2026-11-29")).append("rating", answer="a-0", good=True)
     write_json(made.run_order_path, {"order": [], "cancelled": []})
     write_json(made.base_path, {"name": "embedded"})
     return made
