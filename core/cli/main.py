@@ -104,10 +104,10 @@ def _run_verb(args: argparse.Namespace) -> Any:
 
 
 def _choose_quantization(args: argparse.Namespace) -> str:
-    """The quantization that was given; otherwise that of the preset that was given."""
-    quantization, preset = str(args.quantization), getattr(args, "preset", None)
+    """The quantization that was given; otherwise that of the training preset that was given."""
+    quantization, preset = str(args.quantization), PRESETS.get(getattr(args, "preset", None) or "")
     if preset and quantization == "auto":
-        return PRESETS[preset].quantization or quantization
+        return preset.quantization or quantization
     return quantization
 
 
