@@ -267,7 +267,7 @@ def test_a_deletion_in_the_library_names_its_users(visit):
 def test_an_error_stands_at_its_field_until_the_value_is_right(visit):
     page = visit.page
     page.locator("#tabs > .tab-wrapper [data-tab-id='evaluate'][role=tab]").click()
-    limit, error = page.get_by_label("Limit"), page.locator(".field-error")
+    limit, error = page.get_by_label("Limit", exact=True), page.locator(".field-error")
     dataset = page.locator("input[role=combobox][aria-label='Dataset']:visible")
     until(dataset.input_value, 60, "the suggested dataset")
     limit.fill("-3")
