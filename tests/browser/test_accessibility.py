@@ -134,6 +134,8 @@ def test_arrow_keys_move_between_tabs(visit):
     page.keyboard.press("ArrowRight")
     until(lambda: bar.get_by_role("tab", name="Data", selected=True).count(), 10, "the first tab again")
     assert page.evaluate("document.activeElement.textContent") == "Data"
+    stops = bar.locator("[role=tab][tabindex='0']")
+    until(lambda: stops.all_text_contents() == ["Data"], 10, "the bar is drawn")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.getAttribute('role')") != "tab", "one stop of the Tab key"
     open_tab(page, "mix")
