@@ -1,15 +1,16 @@
 """Continuous batching: answers begin and end at any time, each with its own mix, sampling and end.
 
 ```
-step   1    2    3    4    5    6
-row A  p p  a    a    a  |                 ends; its row leaves the batch
-row B            p p  b    b    b          its prompt is prefilled by itself, then it joins the others
-row C            p p  c    c  |
-row D                      p p  d
+step   1    2    3    4    5    6    7    8
+row A  p p  a    a         a  |                 ends; its row leaves the batch
+row B                 p p  b    b         b     its prompt is prefilled by itself, then it joins the others
+row C                 p p  c  |
+row D                                p p  d
 ```
 
-New prompts are prefilled in a batch of their own, which gives their first token; from the next token on they
-are rows of the one running batch. Answers whose KV caches cannot become one (an encoder-decoder base, windows
+New prompts are prefilled in a batch of their own, which gives their first token at once; from the next step
+on they are rows of the one running batch. While prompts arrive, steps that prefill and steps that decode take
+turns, so that neither waits for more than one of the other. Answers whose KV caches cannot become one (an encoder-decoder base, windows
 of a fixed size, weights that an adapter brings of its own) stay batches of their own, and take turns.
 
 Method: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI '22). Rows of different mixes share a forward
@@ -84,6 +85,7 @@ class ContinuousBatch:
         self._answers: dict[SequenceState, Answer] = {}
         self._generators: dict[Hashable, torch.Generator] = {}
         self._admissions = 0
+        self._has_prefilled = False  # in the last step
 
     @property
     def answers(self) -> list[Answer]:
@@ -122,19 +124,22 @@ class ContinuousBatch:
         return answers
 
     def step(self) -> list[Answer]:
-        """Decodes one token of every answer.
+        """Decodes the first token of new answers, or one token of every other one.
 
         Returns:
             the answers that were decoded; those with a reason, or an error, have ended and left the batch.
         """
-        taken = [a for a in self._waiting if not a.state.reason]
-        self._waiting = []
-        for batch in self._batches:
-            self._step(batch)
-        if taken:
-            self._begin(taken)
+        self._waiting = [a for a in self._waiting if not a.state.reason]
+        if self._waiting and not (self._has_prefilled and self._batches):
+            stepped, self._waiting = self._waiting, []
+            self._begin(stepped)
+            self._has_prefilled = True
+        else:
+            stepped = [self._answers[state] for batch in self._batches for state in batch.states]
+            for batch in self._batches:
+                self._step(batch)
+            self._has_prefilled = False
         self._join()
-        stepped = self.answers
         for answer in stepped:
             if answer.state.reason:
                 self._forget(answer)

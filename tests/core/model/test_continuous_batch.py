@@ -125,10 +125,25 @@ def test_running_answers_are_one_forward_of_the_model(
     batch = ContinuousBatch(resident)
     for i, prompt in enumerate(PROMPTS):
         batch.admit(prompt, [Mix(weights={"one": 0.25 * i})], [Sampling(max_new_tokens=20)])
-        batch.step()
-    rows.clear()
+        batch.step()  # its prompt
+        batch.step()  # a token of all that run
+    assert rows == [1, 1, 1, 2, 1, 3, 1, 4], "a prompt waits for no token of the others, and they for one prompt"
+
+
+def test_prompts_that_keep_arriving_do_not_stop_the_running_answers(resident: Resident) -> None:
+    batch = ContinuousBatch(resident)
+    (first,) = batch.admit(PROMPTS[0], [Mix()], [Sampling(max_new_tokens=40)])
     batch.step()
-    assert rows == [4]
+    for count in range(1, 6):
+        assert len(first.state.ids) == count
+        batch.admit(PROMPTS[1], [Mix()], [Sampling(max_new_tokens=40)])
+        before = len(batch.answers)
+        if count == 1:
+            assert len(batch.step()) == 1 and len(first.state.ids) == 2, "decodes after a prefill"
+            assert len(batch.step()) == 1 and len(first.state.ids) == 2, "then prefills"
+        else:
+            assert len(batch.step()) == before - 1 and len(first.state.ids) == count + 1
+            assert len(batch.step()) == 1
 
 
 def test_padding_that_no_row_needs_any_more_is_dropped(resident: Resident) -> None:
