@@ -39,7 +39,9 @@ _PART = (
     rf"(?!(?i:{DEVICES})(?:\.|/|$))[^\x00-\x1f\x7f/\\:*?\"<>|. ]"
     r"(?:[^\x00-\x1f\x7f/\\:*?\"<>|]{0,198}[^\x00-\x1f\x7f/\\:*?\"<>|. ])?"
 )
-NAMES = re.compile(rf"\w[\w-]*\.jsonl?|{ANSWERS}/[\d-]{{10}}\.jsonl|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}}")
+NAMES = re.compile(
+    rf"\w[\w-]*\.jsonl?|{ANSWERS}/[\d-]{{10}}\.jsonl|(?:{'|'.join(LINK_ORDER)})(?:/{_PART}){{1,12}}"
+)
 ATTEMPTS = 5  # to link an item that is being replaced
 LOADERS: dict[str, Callable[[Workspace, str], Any]] = {  # raise for a damaged item
     "experiments": experiments.load,

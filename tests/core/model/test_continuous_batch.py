@@ -127,7 +127,9 @@ def test_running_answers_are_one_forward_of_the_model(
         batch.admit(prompt, [Mix(weights={"one": 0.25 * i})], [Sampling(max_new_tokens=20)])
         batch.step()  # its prompt
         batch.step()  # a token of all that run
-    assert rows == [1, 1, 1, 2, 1, 3, 1, 4], "a prompt waits for no token of the others, and they for one prompt"
+    assert rows == [1, 1, 1, 2, 1, 3, 1, 4], (
+        "a prompt waits for no token of the others, and they for one prompt"
+    )
 
 
 def test_prompts_that_keep_arriving_do_not_stop_the_running_answers(resident: Resident) -> None:
