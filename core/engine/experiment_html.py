@@ -11,7 +11,8 @@ from core.spec.answer_metrics import ANSWER_METRICS, AnswerMetric
 
 QUESTIONS_SHOWN = 50  # of each change; the JSON has all
 PLOTTED = ("factuality", "f1", "citation_coverage", "unsupported")
-WIDTH, LABEL, ROW = 640, 200, 26  # of a plot, in pixels
+WIDTH, LABEL, ROW = 720, 270, 26  # of a plot, in pixels
+LABEL_HEAD, LABEL_TAIL = 18, 17  # characters of a long name that a plot shows
 STYLE = """
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;
 padding:0 1rem;color:#1d2430;background:#fff}table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
@@ -111,7 +112,7 @@ def _draw_plot(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         y = ROW * i + 18
         low, value, high = (LABEL + span * min(1.0, max(0.0, figure[k])) for k in ("low", "value", "high"))
         marks.append(
-            f"<text x='0' y='{y + 4}'>{_text(label[:30])}</text>"
+            f"<text x='0' y='{y + 4}'>{_text(_shorten(label))}<title>{_text(label)}</title></text>"
             f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}' stroke='#4c78c9' stroke-width='3'/>"
             f"<circle cx='{value:.1f}' cy='{y}' r='5' fill='#4c78c9'/>"
             f"<text x='{LABEL + span + 10}' y='{y + 4}'>{format_figure(metric, figure['value'])}</text>"
@@ -127,6 +128,12 @@ def _draw_plot(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         f"<h2>{title}</h2><svg viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}' role='img' "
         f"aria-label='{title} of each row with its 95 % interval'>{ticks}{''.join(marks)}</svg>"
     )
+
+
+def _shorten(name: str) -> str:
+    """A name that fits beside a plot: of a long one its beginning and its end, which tells rows apart."""
+    fits = len(name) <= LABEL_HEAD + LABEL_TAIL + 1
+    return name if fits else f"{name[:LABEL_HEAD]}…{name[-LABEL_TAIL:]}"
 
 
 def _write_decision(decision: Mapping[str, Any]) -> str:

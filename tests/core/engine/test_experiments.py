@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from core.engine import Engine
+from core.cli.main import _choose_quantization, build_parser
+from core.engine import Engine, experiment_html
 from core.engine.experiment_results import check_group
 from core.errors import NotFound, SpecError
 from core.spec.experiment import ExperimentRow, ExperimentSpec
@@ -233,3 +234,14 @@ def test_questions_without_answers_and_texts_are_refused(engine: Engine) -> None
         engine.experiments.start(ExperimentSpec(name="x", dataset=ids(engine)["Notes"], mixes=("",)))
     with pytest.raises(NotFound):
         engine.experiments.find("unknown")
+
+
+@pytest.mark.parametrize("name", ["base", "a" * 36, "demo-domain-32e5=1,demo-task-0154=1 + documents"])
+def test_a_long_name_beside_a_plot_keeps_what_tells_rows_apart(name: str) -> None:
+    shown = experiment_html._shorten(name)
+    assert len(shown) <= 36 and shown.endswith(name[-17:]) and (shown == name) == (len(name) <= 36)
+
+
+def test_a_preset_of_experiments_is_none_of_training() -> None:
+    args = build_parser().parse_args(["experiment", "run", "--preset", "what-helps", "--dataset", "d"])
+    assert args.preset == "what-helps" and _choose_quantization(args) == "auto"
