@@ -11,8 +11,8 @@ row D                                p p  d
 New prompts are prefilled in a batch of their own, which gives their first token at once; from the next step
 on they are rows of the one running batch. While prompts arrive, steps that prefill and steps that decode take
 turns, so that neither waits for more than one of the other. Answers whose KV caches cannot become one (an
-encoder-decoder base, windows of a fixed size, weights that an adapter brings of its own) stay batches of their
-own, and take turns.
+encoder-decoder base, windows of a fixed size, weights that an adapter brings of its own) stay batches of
+their own, and take turns.
 
 Method: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI '22). Rows of different mixes share a forward
 because a mix is a row of numbers (`core.model.rank_space`).
