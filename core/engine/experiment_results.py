@@ -12,13 +12,13 @@ from core.evaluate.answer_figures import (
     RowFigure,
     choose_metrics,
     compare_rows,
-    find_percentile,
     measure_row,
 )
 from core.evaluate.promotion_gate import Decision, decide
 from core.spec.experiment import ExperimentRow
 from core.spec.mix import Mix
 from core.spec.promotion import PromotionRule
+from core.store.answer_log import find_percentile
 from core.store.csv_tables import format_csv
 from core.store.experiments import Cell, Experiment
 

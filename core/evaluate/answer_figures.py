@@ -165,12 +165,6 @@ def compare_values(
     return Difference(point[0], point[1], gain, low, high, len(shared), deviation, is_ratio)
 
 
-def find_percentile(seconds: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed; NaN without values."""
-    ordered = sorted(seconds)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
-
-
 def _clip(seconds: Any) -> Any:
     import numpy as np
 

@@ -113,7 +113,7 @@ def summarize(workspace: Workspace, days: int = DAYS) -> list[MixFigures]:
 def _summarize_mix(
     events: Sequence[AnswerEvent], days: Sequence[str], ratings: dict[str, bool]
 ) -> MixFigures:
-    seconds = sorted(e["seconds"] for e in events)
+    seconds = [e["seconds"] for e in events]
     tokens, total = sum(e["tokens"] for e in events), sum(seconds)
     judged = [ratings[e["answer"]] for e in events if e["answer"] in ratings]
     written = [name_day(e["time"]) for e in events]
@@ -124,8 +124,8 @@ def _summarize_mix(
         answers=len(events),
         per_day={day: written.count(day) for day in days},
         tokens_per_second=tokens / total if tokens and total else None,
-        p50_seconds=find_percentile(seconds, 50),
-        p95_seconds=find_percentile(seconds, 95),
+        p50_seconds=find_percentile(seconds, 0.5),
+        p95_seconds=find_percentile(seconds, 0.95),
         empty=sum(e["is_empty"] for e in events),
         too_long=sum(e["reason"] == "length" for e in events),
         fallbacks=sum(bool(e.get("fallback")) for e in events),
@@ -134,9 +134,10 @@ def _summarize_mix(
     )
 
 
-def find_percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest value that at least this share of the values do not exceed (nearest rank)."""
-    return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
+def find_percentile(seconds: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed (nearest rank), or NaN."""
+    ordered = sorted(seconds)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
 def find_answer(events: Iterable[AnyEvent], answer: str) -> AnswerEvent | None:

@@ -119,4 +119,4 @@ def test_days_before_today_are_counted_and_damaged_lines_are_not(
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 2.0), (95, 4.0), (25, 1.0), (100, 4.0), (1, 1.0)])
 def test_a_percentile_is_a_value_that_was_measured(percent: float, expected: float) -> None:
-    assert find_percentile([1.0, 2.0, 3.0, 4.0], percent) == expected
+    assert find_percentile([1.0, 2.0, 3.0, 4.0], percent / 100) == expected

@@ -11,12 +11,12 @@ import pytest
 from core.evaluate.answer_figures import (
     Difference,
     compare_rows,
-    find_percentile,
     measure_row,
     score_answer,
 )
 from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, count_shortfall, decide
 from core.spec.promotion import PromotionRule
+from core.store.answer_log import find_percentile
 from core.store.experiments import Cell, CellAnswer, TimedAnswer
 
 
