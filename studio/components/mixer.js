@@ -10,7 +10,8 @@ const MOVE_MS = 450; // of a slider that a gate moves
 const shownRows = new Map(); // adapter id -> how its row is painted again, and its gate changed
 const EXCLUDED = { soft: "token", token: "soft" }; // the gates that one mix cannot have beside each other
 const tiltLabel = (tilt) => TILTS[tilt] || "@" + tilt; // a link or the API may set any other tilt
-let waiting = false; // whether the rows are drawn again once their input has lost the focus
+let waiting = false; // whether the rows are drawn again once the user has ended a move or a text
+let held = false; // whether a slider is held by the pointer
 let timer = 0, drawn = "";
 
 const rows = () => {
@@ -63,6 +64,15 @@ function moveTo(range, weight) {
   if (isStill) step(begin); else requestAnimationFrame(step);
 }
 
+// A user's key or press begins at what the gate chose, not at a point on the way to it.
+function endMove(range) {
+  if (range.dataset.target === undefined) return;
+  range.value = Number(range.dataset.target);
+  delete range.dataset.target;
+}
+
+const isWriting = (input) => document.activeElement === input && input.dataset.shown !== undefined && input.value !== input.dataset.shown;
+
 // The line below a weight on Auto: what its gate chose for the newest answer, and why.
 function makeGateLine(r, setGate) {
   const line = studio.make({ tag: "div", cls: "gate-line" });
@@ -108,12 +118,24 @@ function makeRow(r) {
     setRows(list.map((other) => (other.id === r.id ? { ...other, auto: mode, weight, on: true } : other)), 0);
   };
   const shown = makeGateLine(r, setGate);
+  // The text of the exact weight, unless the user is writing another one.
+  const showExact = (text) => {
+    if (isWriting(exact)) exact.dataset.shown = text;
+    else exact.value = exact.dataset.shown = text;
+  };
+  const readExact = () => {
+    const text = exact.value, before = exact.dataset.shown;
+    exact.value = before;
+    if (text !== before && /^\s*auto\s*$/i.test(text)) setGate(gate || "hard");
+    else if (text !== before && snap(text) !== null) set(snap(text), 0); // else it is not a number
+    drawWhatWaited();
+  };
   // What the controls show: a number that the user sets, or "auto" and what the gate chose.
   const paint = () => {
     const choice = r.gate?.usable ? studio.gates?.[r.id] : undefined;
     box.classList.toggle("gated", Boolean(gate));
     auto.setAttribute("aria-pressed", String(Boolean(gate)));
-    exact.value = gate ? "auto" : weight.toFixed(2);
+    showExact(gate ? "auto" : weight.toFixed(2));
     if (!gate) { delete range.dataset.target; range.value = weight; range.removeAttribute("aria-valuetext"); colourTrack(range, weight); return; }
     const live = choice?.weight ?? 0;
     shown.mode.value = gate;
@@ -132,14 +154,13 @@ function makeRow(r) {
     change(r.id, { weight, auto: "", on: true }, wait);
   };
   toggle.addEventListener("change", () => { box.classList.toggle("off", !toggle.checked); change(r.id, { on: toggle.checked }, 0); });
+  for (const kind of ["keydown", "pointerdown"]) range.addEventListener(kind, () => endMove(range)); // before the input
+  range.addEventListener("pointerdown", () => { held = true; });
   range.addEventListener("input", () => { delete range.dataset.target; set(snap(range.value), 120); });
   range.addEventListener("dblclick", () => set(1, 0));
   exact.addEventListener("focus", () => exact.select());
-  exact.addEventListener("change", () => {
-    if (/^\s*auto\s*$/i.test(exact.value)) setGate(gate || "hard");
-    else if (snap(exact.value) === null) paint(); // not a number
-    else set(snap(exact.value), 0);
-  });
+  exact.addEventListener("keydown", (event) => { if (event.key === "Enter") readExact(); });
+  exact.addEventListener("blur", readExact);
   auto.addEventListener("click", () => (gate ? set(weight, 0) : setGate("hard")));
   const tilt = document.createElement("select");
   tilt.className = "tilt"; tilt.disabled = !r.fits;
@@ -165,14 +186,10 @@ function draw() {
   const list = rows();
   const text = JSON.stringify(list);
   if (text === drawn) return;
-  const shape = (l) => JSON.stringify(l.map((r) => [r.id, r.name, r.rank, r.training, r.fits]));
-  const gates = (l) => JSON.stringify(l.map((r) => r.gate));
+  const shape = (l) => JSON.stringify(l.map((r) => [r.id, r.name, r.rank, r.training, r.fits, r.gate]));
   const active = root.contains(document.activeElement) ? document.activeElement : null;
-  let same = drawn && shape(JSON.parse(drawn)) === shape(list) && active;
-  if (same && gates(JSON.parse(drawn)) !== gates(list)) { // a calibration has ended
-    if (active.tagName === "INPUT" && active.type !== "checkbox") waiting = true; // being moved or typed in
-    else same = false;
-  }
+  if (held || (active?.type === "text" && isWriting(active))) { waiting = true; return; }
+  const same = drawn && active && shape(JSON.parse(drawn)) === shape(list);
   drawn = text;
   if (JSON.stringify(props.value || null) !== text) props.value = list;
   drawFormula(list);
@@ -184,13 +201,13 @@ function draw() {
   if (label) [...place.querySelectorAll("[aria-label]")].find((e) => e.getAttribute("aria-label") === label)?.focus();
 }
 
-root.addEventListener("focusout", () => { // what waited while an input had the focus
+function drawWhatWaited() {
   if (!waiting) return;
   waiting = false;
-  drawn = "";
   setTimeout(draw);
-});
+}
 
+for (const kind of ["pointerup", "pointercancel"]) window.addEventListener(kind, () => { held = false; drawWhatWaited(); });
 studio.bindActions(root, trigger); /* fires 'act' */
 watch(["value", "adapters"], draw);
 window.addEventListener("studio:gates", () => shownRows.forEach(({ paint }) => paint()));
