@@ -2,7 +2,8 @@
 
     python -m benchmarks.defaults --quick --json          20 and 80 rows, one seed
     python -m benchmarks.defaults --cache figures.jsonl   everything; a cell in the cache is not trained again
-    python -m benchmarks.defaults --base FOLDER --quick   on another base, with the preset for its size
+    python -m benchmarks.defaults --base FOLDER --rows 20 80 400 --one-seed
+                                                          on another base, with the preset for its size
 
 Trains on the embedded base or the one that --base names, with three seeds up to 80 rows and with one above,
 under every policy of `POLICIES`. A task row is a question with a note, and its answer in a form that the
@@ -140,11 +141,13 @@ POLICIES: dict[str, Policy] = {"recommended": recommend, "preset": use_preset}
 Cell = tuple[str, int, int, str]  # kind, rows, seed, policy
 
 
-def list_cells(quick: bool, kinds: tuple[str, ...], policies: tuple[str, ...]) -> list[Cell]:
+def list_cells(
+    sizes: tuple[int, ...], one_seed: bool, kinds: tuple[str, ...], policies: tuple[str, ...]
+) -> list[Cell]:
     """All cells, those of few rows first."""
     cells = []
-    for rows in QUICK_SIZES if quick else SIZES:
-        seeds = SEEDS if rows <= SEEDS_UP_TO and not quick else SEEDS[:1]
+    for rows in sizes:
+        seeds = SEEDS if rows <= SEEDS_UP_TO and not one_seed else SEEDS[:1]
         cells += [(k, rows, s, p) for s in seeds for k in kinds for p in policies]
     return cells
 
@@ -193,6 +196,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="20 and 80 rows, one seed")
+    parser.add_argument("--rows", nargs="*", type=int, choices=SIZES, default=list(SIZES))
+    parser.add_argument("--one-seed", action="store_true", help="also for few rows")
     parser.add_argument("--base", default="embedded", help='folder of the base, or "embedded"')
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--policies", nargs="*", choices=tuple(POLICIES), default=list(POLICIES))
@@ -201,7 +206,9 @@ def main() -> int:
     args = parser.parse_args()
     done = read_cache(args.cache, args.base)
     results: dict[Cell, dict[str, Any]] = {}
-    for cell in list_cells(args.quick, tuple(args.kinds), tuple(args.policies)):
+    sizes = QUICK_SIZES if args.quick else tuple(sorted(args.rows))
+    one_seed = args.quick or args.one_seed
+    for cell in list_cells(sizes, one_seed, tuple(args.kinds), tuple(args.policies)):
         kind, rows, seed, policy = cell
         if cell not in done:
             figures = run_cell(kind, rows, seed, POLICIES[policy], args.base)

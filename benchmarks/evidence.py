@@ -2,6 +2,7 @@
 
     python -m benchmarks.evidence [PART ...]    all parts, or those that are named
     python -m benchmarks.evidence --quick       20,000 chunks instead of 100,000
+    python -m benchmarks.evidence matrix --cache FOLDER    continues where an earlier call was interrupted
     python -m benchmarks.evidence --json        the last line is one JSON object
 
 retrieval: a dataset of our own: entries of parts with a number each, stories and letters of invented people,
@@ -319,15 +320,15 @@ def _measure_index(
     return figures
 
 
-def measure_matrix(quick: bool) -> dict[str, Any]:
+def measure_matrix(quick: bool, cache: Path | None) -> dict[str, Any]:
     """Base, base + documents, mix, and mix + documents on held-out questions, with intervals."""
     from benchmarks import evidence_matrix
 
-    return evidence_matrix.measure_matrix(quick)
+    return evidence_matrix.measure_matrix(quick, cache)
 
 
-PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
-    "retrieval": measure_retrieval,
+PARTS: dict[str, Callable[[bool, Path | None], dict[str, Any]]] = {
+    "retrieval": lambda quick, cache: measure_retrieval(quick),
     "matrix": measure_matrix,
 }
 
@@ -337,13 +338,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evidence: what retrieval finds, and how fast.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"One of: {', '.join(PARTS)}. Default: all.")
     parser.add_argument("--quick", action="store_true", help="Fewer chunks and questions.")
+    parser.add_argument("--cache", type=Path, help="Folder of finished jobs and adapters of `matrix`.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line.")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    figures = {name: PARTS[name](args.quick) for name in args.parts or PARTS}
+    figures = {name: PARTS[name](args.quick, args.cache) for name in args.parts or PARTS}
     if args.json:
         print(json.dumps(figures))
         return
