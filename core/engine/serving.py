@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from core.engine.chat import check_passages, place_passages
 from core.engine.worker import Stream, Worker, make_closing_error, make_lock
 from core.errors import AdapterError, Busy, DamagedRecord, NotFound, SpecError, StudioError
 from core.spec.mix import Mix, Sampling
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from core.model.columns import Column
     from core.model.continuous_batch import Answer, ContinuousBatch
     from core.model.resident import Resident
+    from core.retrieve.passages import Passage
+    from core.retrieve.prompt import PassagePrompt
 
 logger = logging.getLogger(__name__)
 ROW_LIMIT = 64  # answers that are decoded at once; further requests wait
@@ -55,6 +58,7 @@ class Progress:
         prompt_tokens: length of the prompt, in tokens.
         first_token_seconds: from the request to its first token; 0 before it.
         done: whether all choices have ended.
+        prompt: the question with its passages; None for an answer without documents.
     """
 
     columns: tuple[Column, ...]
@@ -62,6 +66,7 @@ class Progress:
     prompt_tokens: int
     first_token_seconds: float
     done: bool
+    prompt: PassagePrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,9 @@ class Request:
         falls_back: whether the base answers where an adapter of the mix is missing or damaged; the stamp of
             the answer then has the reason as "fallback".
         fallback: why `mix` is the base in place of another one, where that is known already, or "".
+        passages: those that stand before the last message (`engine.retrieval.search`), the best first, as
+            many as fit beside the whole conversation and an answer of at most half of the context; None for
+            an answer without documents. `Progress.prompt` says which fit.
     """
 
     prompt: str | Sequence[dict[str, str]]
@@ -97,6 +105,7 @@ class Request:
     id: str = ""
     falls_back: bool = False
     fallback: str = ""
+    passages: tuple[Passage, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.choices <= CHOICE_LIMIT:
@@ -107,6 +116,7 @@ class Request:
             raise SpecError(
                 f"The number of likely tokens must be between 0 and {TOP_LIMIT}, got {self.top_tokens}."
             ).at("top_logprobs")
+        check_passages([self.passages], 1, self.chat)
 
 
 class Completion(Stream):
@@ -117,6 +127,7 @@ class Completion(Stream):
         begun, first_token_at, sent_at: when it was submitted, had its first token, and its newest value, in
             seconds of `time.monotonic`; 0 before that.
         scored: per choice its tokens as text; empty without `Request.top_tokens`.
+        prompt: the question with its passages, once it is encoded; None without `Request.passages`.
         on_change: is called without arguments, on the worker's thread, after every new value and at the end.
     """
 
@@ -128,6 +139,7 @@ class Completion(Stream):
         self.first_token_at = 0.0
         self.sent_at = 0.0
         self.scored: list[list[ScoredToken]] = [[] for _ in range(request.choices)]
+        self.prompt: PassagePrompt | None = None
         self.on_change: Callable[[], None] = lambda: None
 
     def put(self, value: Any) -> None:
@@ -255,15 +267,13 @@ class Serving:
         return taken
 
     def _begin(self, completion: Completion, batch: ContinuousBatch, resident: Resident) -> None:
-        from core.model.generate import encode_prompt
-
         request = completion.request
         if completion.is_abandoned:
             completion.end()
             return
         try:
             longest = min(request.sampling.max_new_tokens, resident.base.context - 1)
-            ids = encode_prompt(resident, request.prompt, request.chat, 1, request.thinking)
+            ids, completion.prompt = _encode(resident, request, longest)
             samplings = [
                 replace(request.sampling, seed=(request.sampling.seed + i) % 2**31, max_new_tokens=longest)
                 for i in range(request.choices)
@@ -306,6 +316,8 @@ class Serving:
                 del self._running[completion]
                 completion.end(error)
                 continue
+            if not done and not any(a.state.ids for a in answers):
+                continue  # its prompt has not been read yet
             if not completion.first_token_at:
                 completion.first_token_at = now
             if done or (completion.request.follows and now - completion.sent_at >= FRAME_SECONDS):
@@ -334,6 +346,7 @@ class Serving:
             len(answers[0].prompt),
             completion.first_token_at - completion.begun,
             done,
+            completion.prompt,
         )
 
     def _end_all(self, service: _Service, error: BaseException | None) -> None:
@@ -347,3 +360,24 @@ class Serving:
             self._waiting.clear()
         for completion in open_requests:
             completion.end(error or make_closing_error())
+
+
+def _encode(resident: Resident, request: Request, longest: int) -> tuple[list[int], PassagePrompt | None]:
+    """The token ids of a request, and its question with its passages.
+
+    Args:
+        longest: answer, in tokens.
+
+    Raises:
+        SpecError: the conversation is too long, also without passages. DataError: the template refuses it.
+    """
+    from core.model.generate import encode_prompt
+
+    if request.passages is None:
+        return encode_prompt(resident, request.prompt, request.chat, 1, request.thinking), None
+    given = request.prompt
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+    reserved = min(longest, resident.base.context // 2)  # programs often leave the longest answer open
+    built = place_passages(resident, messages, request.passages, reserved, request.thinking)
+    messages[-1] = {**messages[-1], "content": built.text}
+    return encode_prompt(resident, messages, True, 1, request.thinking), built

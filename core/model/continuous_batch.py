@@ -9,8 +9,9 @@ row D                                p p  d
 ```
 
 New prompts are prefilled in a batch of their own, which gives their first token at once; from the next step
-on they are rows of the one running batch. While prompts arrive, steps that prefill and steps that decode take
-turns, so that neither waits for more than one of the other. Answers whose KV caches cannot become one (an
+on they are rows of the one running batch. While prompts arrive, at most PREFILLS steps that prefill follow
+each other before the running answers get their next token, and a new prompt waits for one step of them at
+most. Answers whose KV caches cannot become one (an
 encoder-decoder base, windows of a fixed size, weights that an adapter brings of its own) stay batches of
 their own, and take turns.
 
@@ -34,6 +35,8 @@ from core.model.columns import SequenceState
 from core.model.generate import append_token, make_states, sample
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
+
+PREFILLS = 2  # steps that read prompts before one that decodes: a prompt that arrives while another one is read
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class ContinuousBatch:
         self._answers: dict[SequenceState, Answer] = {}
         self._generators: dict[Hashable, torch.Generator] = {}
         self._admissions = 0
-        self._has_prefilled = False  # in the last step
+        self._prefills = 0  # steps since the running answers had a token
 
     @property
     def answers(self) -> list[Answer]:
@@ -131,15 +134,15 @@ class ContinuousBatch:
             the answers that were decoded; those with a reason, or an error, have ended and left the batch.
         """
         self._waiting = [a for a in self._waiting if not a.state.reason]
-        if self._waiting and not (self._has_prefilled and self._batches):
+        if self._waiting and not (self._prefills >= PREFILLS and self._batches):
             stepped, self._waiting = self._waiting, []
             self._begin(stepped)
-            self._has_prefilled = True
+            self._prefills += 1
         else:
             stepped = [self._answers[state] for batch in self._batches for state in batch.states]
             for batch in self._batches:
                 self._step(batch)
-            self._has_prefilled = False
+            self._prefills = 0
         self._join()
         for answer in stepped:
             if answer.state.reason:

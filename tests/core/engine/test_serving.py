@@ -83,6 +83,36 @@ def test_requests_at_the_same_time_take_as_many_steps_as_one(engine: Engine, gat
     assert texts == [ask(engine, f"{i} lamps?", sampling).columns[0].text for i in range(6)]
 
 
+def test_a_request_has_no_value_before_its_first_token(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other answers get a token between the arrival of its prompt and the reading of it."""
+    step = ContinuousBatch.step
+    steps: list[int] = []
+
+    def read_prompts_late(batch: ContinuousBatch) -> list[Answer]:
+        if len(batch.answers) < 2 or len(steps) > 5:
+            return step(batch)
+        steps.append(len(batch.answers))
+        waiting, batch._waiting = batch._waiting, []
+        try:
+            time.sleep(1.5 * serving.FRAME_SECONDS)
+            return step(batch)
+        finally:
+            batch._waiting = waiting
+
+    monkeypatch.setattr(ContinuousBatch, "step", read_prompts_late)
+    first = engine.serving.submit(Request(QUESTION, Mix(), LONG))
+    reading = iter(first)  # kept, so that it stays open
+    next(reading)
+    second = engine.serving.submit(Request(QUESTION, Mix(), Sampling(max_new_tokens=4)))
+    values = list(second)
+    first.close()
+    assert len(steps) == 6, "it waited six steps"
+    assert min(value.columns[0].tokens for value in values) >= 1
+    assert values[-1].first_token_seconds > 6 * 1.5 * serving.FRAME_SECONDS
+
+
 def test_choices_have_seeds_of_their_own(engine: Engine) -> None:
     sampling = Sampling(max_new_tokens=10, temperature=1.0, seed=7)
     progress = ask(engine, sampling=sampling, choices=3)
