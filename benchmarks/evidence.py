@@ -12,6 +12,7 @@ using one content word of it, which `find_shared_words` checks. Indexing is the 
 a threshold, and for paraphrases also with the default one. CPU times tell more than wall times where other
 programs run. The figures are those of words alone, and, where wordllama is installed, with it.
 matrix: what training and retrieval add on held-out questions (`benchmarks.evidence_matrix`).
+rows: what the adapters cost in the batch of four rows (`benchmarks.evidence_rows`); one thread.
 """
 
 from __future__ import annotations
@@ -327,9 +328,21 @@ def measure_matrix(quick: bool, cache: Path | None) -> dict[str, Any]:
     return evidence_matrix.measure_matrix(quick, cache)
 
 
-PARTS: dict[str, Callable[[bool, Path | None], dict[str, Any]]] = {
-    "retrieval": lambda quick, cache: measure_retrieval(quick),
-    "matrix": measure_matrix,
+def measure_rows(quick: bool, base: str) -> dict[str, Any]:
+    """Four rows in one batch over the bare base, on the embedded base and on another one."""
+    import torch
+
+    from benchmarks import evidence_rows
+
+    torch.set_num_threads(1)
+    bases = {"embedded": "embedded", **({"real": base} if base else {})}
+    return {name: evidence_rows.measure_rows(folder, quick) for name, folder in bases.items()}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "retrieval": lambda args: measure_retrieval(args.quick),
+    "rows": lambda args: measure_rows(args.quick, args.base),
+    "matrix": lambda args: measure_matrix(args.quick, args.cache),
 }
 
 
@@ -338,6 +351,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evidence: what retrieval finds, and how fast.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"One of: {', '.join(PARTS)}. Default: all.")
     parser.add_argument("--quick", action="store_true", help="Fewer chunks and questions.")
+    parser.add_argument("--base", default="", help="A real base as a folder, for `rows` too.")
     parser.add_argument("--cache", type=Path, help="Folder of finished jobs and adapters of `matrix`.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object as the last line.")
     args = parser.parse_args()
@@ -345,7 +359,7 @@ def main() -> None:
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    figures = {name: PARTS[name](args.quick, args.cache) for name in args.parts or PARTS}
+    figures = {name: PARTS[name](args) for name in args.parts or PARTS}
     if args.json:
         print(json.dumps(figures))
         return
