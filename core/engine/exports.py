@@ -11,6 +11,7 @@ A killed studio leaves the record and what was written; `resume` continues there
 from __future__ import annotations
 
 import builtins
+import json
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -32,7 +33,7 @@ from core.spec.export import FORM_LABELS, ExportSpec
 from core.store import adapters as adapter_store
 from core.store import base_models, exports, hub_upload
 from core.store.exports import KIND, Export, ExportedFile
-from core.store.files import ensure_space
+from core.store.files import describe_files, ensure_space
 from core.store.workspace import Workspace, check_name, make_id
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ENDED_LIMIT = 50  # ended jobs whose status is kept
+ESTIMATES_LIMIT = 200  # estimates that are remembered
 ROWS_READ = 100  # of a dataset, for prompts
 BEGINNING = 240  # characters of a text that a prompt begins with
 PARTS = {"files": 0.0, "studio": 0.6, "check": 0.75}  # of the whole work, where each part begins
@@ -94,6 +96,7 @@ class Exports:
         self._workspace, self._worker, self._resident_base = workspace, worker, resident_base
         self._datasets, self._samples = datasets, samples
         self._jobs: BackgroundJobs[ExportJob] = BackgroundJobs("export", ENDED_LIMIT)
+        self._estimates: dict[str, Estimate] = {}  # by what they depend on
         self.uploads = ExportUploads(workspace)
 
     # --- what is stored
@@ -173,14 +176,24 @@ class Exports:
             SpecError, AdapterError, BaseModelError: it cannot be exported.
         """
         folder, name = self._find_base_folder(), self._resident_base.info.name
+        read = [self._workspace.path("adapters", adapter) for adapter in spec.weights]
+        key = json.dumps([spec.to_json(), name, [describe_files(f) for f in (folder, *read)]])
 
         def work() -> Estimate:
             from core.export.estimate import estimate
 
             return estimate(self._workspace, spec, name, folder)
 
-        # On the model's thread: transformers changes a setting of the whole process while it reads a config.
-        return self._worker.call(work)
+        # Every page that opens asks for the same one.
+        found = self._estimates.get(key)
+        if found is None:
+            # On the model's thread: transformers changes a setting of the whole process while it reads a
+            # config.
+            found = self._worker.call(work)
+            if len(self._estimates) >= ESTIMATES_LIMIT:
+                self._estimates.clear()
+            self._estimates[key] = found
+        return found
 
     def start(self, spec: ExportSpec) -> str:
         """Starts an export, and returns its id at once.

@@ -9,11 +9,9 @@ row D                                p p  d
 ```
 
 New prompts are prefilled in a batch of their own, which gives their first token at once; from the next step
-on they are rows of the one running batch. While prompts arrive, at most PREFILLS steps that prefill follow
-each other before the running answers get their next token, and a new prompt waits for one step of them at
-most. Answers whose KV caches cannot become one (an
-encoder-decoder base, windows of a fixed size, weights that an adapter brings of its own) stay batches of
-their own, and take turns.
+on they are rows of the one running batch. At most PREFILLS steps with prompts follow each other before the
+running answers get their next token. Answers whose KV caches cannot become one (an encoder-decoder base,
+windows of a fixed size, weights that an adapter brings of its own) stay batches of their own, and take turns.
 
 Method: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI '22). Rows of different mixes share a forward
 because a mix is a row of numbers (`core.model.rank_space`).
@@ -36,7 +34,7 @@ from core.model.generate import append_token, make_states, sample
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 
-PREFILLS = 2  # steps that read prompts before one that decodes: a prompt that arrives while another one is read
+PREFILLS = 2  # steps that read prompts, before one that decodes
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,19 @@ def size_of(path: Path) -> int:
     return size
 
 
+def describe_files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """(name, inode, size, time of change in ns) of each file of a folder, by name; empty without the folder.
+
+    It differs once a file was replaced or changed, so that what was read from the folder can be kept.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [(e.name, e.stat()) for e in entries if e.is_file()]
+    except FileNotFoundError:
+        return []
+    return sorted((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found)
+
+
 def _format_mb(size: float, to_integer: Callable[[float], int]) -> str:
     return f"{to_integer(size / 1e6)} MB"
 

@@ -121,3 +121,8 @@ def test_a_state_belongs_to_one_page_and_keeps_no_configurations(page):
     one._update_config(component)
     assert two[component] is page.blocks[component] is not one[component]
     assert (list(one.components), list(two.components)) == ([], [])
+
+
+def test_a_waiting_event_reads_its_place_once_and_not_whenever_another_begins(page):
+    """Thirty pages that open at once would otherwise send a message for each pair of waiting events."""
+    assert not page._queue.live_updates and page._queue.update_intervals >= 60

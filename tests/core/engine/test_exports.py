@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from core.engine import Engine
 from core.engine.exports import Exports
-from core.errors import AdapterError, BaseModelError, Busy, DiskFull, NotFound, SpecError
+from core.errors import AdapterError, BaseModelError, Busy, DamagedRecord, DiskFull, NotFound, SpecError
 from core.model.generate import inference_mode_for
 from core.spec.export import ExportSpec
 from core.spec.mix import Mix
@@ -194,6 +194,26 @@ def test_what_cannot_be_exported_is_refused_before_it_starts(engine, monkeypatch
     with pytest.raises(DiskFull):
         engine.exports.start(ExportSpec(weights={"law": 1.0}))
     assert [e.id for e in engine.exports.list()] == known, "nothing half-made is left"
+
+
+def test_an_estimate_is_computed_again_only_if_a_file_has_changed(engine, monkeypatch):
+    from core.export import estimate as estimates
+
+    computed, compute = [], estimates.estimate
+    monkeypatch.setattr(estimates, "estimate", lambda *given: (computed.append(given), compute(*given))[1])
+    spec = ExportSpec(weights={"law": 1.0}, form="merged")
+    first = engine.exports.estimate(spec)
+    assert engine.exports.estimate(spec) == first and len(computed) == 1
+    assert engine.exports.estimate(dataclasses.replace(spec, precision="bf16")).bytes < first.bytes
+    weights = engine.workspace.path("adapters", "law") / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    try:
+        with pytest.raises(DamagedRecord):
+            engine.exports.estimate(spec)
+    finally:
+        weights.write_bytes(whole)
+    assert engine.exports.estimate(spec) == first
 
 
 def test_an_export_of_another_base_waits_for_it(engine):
