@@ -23,6 +23,8 @@ LIMIT = 4  # prompts that are offered
 ROWS_READ = 40  # rows of a split that prompts are taken from
 SHORT, LONG = 28, 72  # characters of a text's beginning
 LABEL_LENGTH = 64
+KNOWN_LIMIT = 200  # splits whose prompts are remembered: every page that opens shows some
+_known_prompts: dict[str, list[str]] = {}  # by the content of a dataset and the split
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,21 @@ def _take(engine: Engine, datasets: Sequence[Any]) -> list[Chip]:
 
 def _prompts(engine: Engine, dataset: Any) -> Iterator[str]:
     """Prompts of the held-out rows of a dataset; rows of different types take turns."""
-    is_all_held_out = dataset.id in samples.list_held_out(engine)
-    try:
-        rows = engine.datasets.rows(dataset.id, "all" if is_all_held_out else "test", ROWS_READ)
-    except StudioError:  # deleted or damaged since
-        return
+    split = "all" if dataset.id in samples.list_held_out(engine) else "test"
+    key = f"{dataset.sha256} {split} {dataset.split_sha256}"
+    if key not in _known_prompts:
+        try:
+            rows = engine.datasets.rows(dataset.id, split, ROWS_READ)
+        except StudioError:  # deleted or damaged since
+            return
+        if len(_known_prompts) >= KNOWN_LIMIT:
+            _known_prompts.clear()
+        _known_prompts[key] = list(_alternate(rows))
+    yield from _known_prompts[key]
+
+
+def _alternate(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The prompts of rows; those of different types take turns."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str(row.get("type", "")), []).append(row)

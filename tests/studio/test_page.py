@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
+from gradio import utils
 from gradio.components.base import _Keywords
 from gradio.context import LocalContext
 from gradio.exceptions import InvalidPathError
@@ -18,7 +20,7 @@ from gradio.state_holder import SessionState
 from core.engine import Engine
 from studio.app import build
 from studio.page import Page
-from studio.server.page_states import PageState
+from studio.server.page_states import PageState, install
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,22 @@ def test_a_state_belongs_to_one_page_and_keeps_no_configurations(page):
 def test_a_waiting_event_reads_its_place_once_and_not_whenever_another_begins(page):
     """Thirty pages that open at once would otherwise send a message for each pair of waiting events."""
     assert not page._queue.live_updates and page._queue.update_intervals >= 60
+
+
+def test_an_event_does_not_look_for_matplotlib(page):
+    """Gradio would, twice for every event: in all folders of packages, where it is not installed."""
+    looked: list[str] = []
+
+    class Witness:
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+            looked.append(name)
+
+    install(SimpleNamespace(get_blocks=lambda: page))
+    witness = Witness()
+    sys.meta_path.insert(0, witness)
+    try:
+        with utils.MatplotlibBackendMananger():
+            pass
+    finally:
+        sys.meta_path.remove(witness)
+    assert "matplotlib" not in looked
