@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from core.engine import Engine
+from core.engine import Engine, experiment_work, experiments
+from core.engine.experiment_address import AddressAnswer
+from core.engine.experiment_questions import AskedQuestion
 from core.errors import NotFound
 from core.remote import pack as packing
 from core.remote.bundle import RESULT_FILE
 from core.remote.collect import collect
+from core.spec.experiment import ExperimentRow, ExperimentSpec
 from core.spec.training import RunStatus, TrainSpec
 from core.store import adapters, archives, backup, bundles, grids, reports, runs, votes
+from core.store import experiments as experiment_store
 from core.store.workspace import Workspace
 
 FINGERPRINT = "f" * 64
@@ -114,7 +118,7 @@ def make_workspace(folder: Path) -> None:
             engine.datasets.import_files([folder / "corpus.txt"], f"Corpus {number}", "domain")
             add_adapter(engine.workspace, f"adapter-000{number}", f"Adapter {number}", number)
             engine.library.save_mix(f"Mix {number}", {"adapter-0001": 1.0})
-            for operation in (save_report, vote, start_run, define_grid, pack_bundle):
+            for operation in (save_report, vote, start_run, define_grid, pack_bundle, run_experiment):
                 for _ in operation(scene):
                     pass
     with Engine(folder / "ws", load=False) as engine:  # the runs of the first one are interrupted now
@@ -244,6 +248,46 @@ def vote(scene: Scene) -> Iterator[None]:
     yield
 
 
+def run_experiment(scene: Scene) -> Iterator[None]:
+    """Continues an experiment that a kill has left, or runs a new one; an address answers its questions."""
+    commits = ("create", "append_line", "delete")
+    before = {name: getattr(experiment_store, name) for name in commits}
+    read, ask = experiments.read_questions, experiment_work.ask_address
+    experiments.read_questions = experiment_work.read_questions = _list_questions
+    experiment_work.ask_address = _answer_at_address
+    for name in commits:
+        setattr(experiment_store, name, _announce(before[name], scene))
+    try:
+        known = scene.engine.experiments
+        left = [e.id for e in known.list() if len(known.cells(e.id)) < len(e.rows)]
+        if left:
+            known.resume(left[0])
+        key = left[0] if left else known.start(_plan_experiment(scene))
+        known.wait(key)
+    finally:
+        experiments.read_questions = experiment_work.read_questions = read
+        experiment_work.ask_address = ask
+        for name in commits:
+            setattr(experiment_store, name, before[name])
+    yield
+
+
+def _plan_experiment(scene: Scene) -> ExperimentSpec:
+    model = f"model-{scene.rng.randrange(10**6)}"  # no other experiment has its cells
+    rows = [
+        ExperimentRow(name, address="https://example.org/v1", model=f"{model}-{name}") for name in ("a", "b")
+    ]
+    return ExperimentSpec(scene.name(), scene.choose("datasets"), rows=tuple(rows), timed_questions=1)
+
+
+def _list_questions(datasets: Any, spec: ExperimentSpec) -> list[AskedQuestion]:
+    return [AskedQuestion(i, (), f"Where is lamp {i}?", f"In room {i}.") for i in range(3)]
+
+
+def _answer_at_address(row: ExperimentRow, key: str, messages: Any, limit: int) -> AddressAnswer:
+    return AddressAnswer(f"{row.model}: {messages[-1]['content']}", 4, 0.5, "end")
+
+
 # --- changed items
 
 
@@ -371,7 +415,7 @@ def _bind(operation: Callable[[Scene, str], Iterator[None]], kind: str) -> Opera
 
 
 RENAMED_KINDS = ("datasets", "adapters", "mixes", "runs", "grids")
-DELETED_KINDS = ("datasets", "adapters", "mixes", "reports", "runs")
+DELETED_KINDS = ("datasets", "adapters", "mixes", "reports", "runs", "experiments")
 # Operations whose modules take seconds to import -> what a process imports before it is forked.
 HEAVY = {"import adapter": ("core.importing.conversion", "safetensors.torch")}
 OPERATIONS: dict[str, Operation] = {
@@ -383,6 +427,7 @@ OPERATIONS: dict[str, Operation] = {
     "save report": save_report,
     "new adapter": new_adapter,
     "define grid": define_grid,
+    "run experiment": run_experiment,
     "vote": vote,
     "add results": add_results,
     "replace adapter": replace_adapter,
@@ -414,7 +459,7 @@ def read_items(folder: Path) -> dict[str, Any]:
     """
     workspace = Workspace(folder / "ws")
     items: dict[str, Any] = {}
-    for kind in ("datasets", "adapters", "mixes", "runs", "grids", "reports"):
+    for kind in READERS:
         for item_id in workspace.ids(kind):
             items[f"{kind}/{item_id}"] = READERS[kind](workspace, item_id)
     for bundle in bundles.list_bundles(workspace):
@@ -471,6 +516,24 @@ def _read_report(workspace: Workspace, item_id: str) -> Any:
     return [report.rows, text]
 
 
+def _read_experiment(workspace: Workspace, item_id: str) -> Any:
+    """Its name, the answers of complete cells by row, and those of cells in progress by key."""
+    experiment = experiment_store.load(workspace, item_id)
+    cells = experiment_store.read_cells(workspace, item_id)
+    done = {cell.key for cell in cells.values()}
+    logs = workspace.path("experiments", item_id, "cells").glob("*.jsonl")
+    begun = {
+        path.stem: experiment_store.CellLog(workspace, item_id, path.stem).read()
+        for path in logs
+        if path.stem not in done
+    }
+    return [
+        experiment.name,
+        {row: [a.answer for a in cell.answers] for row, cell in cells.items()},
+        {key: [sorted(a.answer for a in log[0].values()), len(log[2])] for key, log in begun.items()},
+    ]
+
+
 READERS: dict[str, Callable[[Workspace, str], Any]] = {
     "datasets": _read_dataset,
     "adapters": _read_adapter,
@@ -478,4 +541,5 @@ READERS: dict[str, Callable[[Workspace, str], Any]] = {
     "runs": _read_run,
     "grids": _read_grid,
     "reports": _read_report,
+    "experiments": _read_experiment,
 }

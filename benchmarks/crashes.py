@@ -173,7 +173,7 @@ def check(folder: Path) -> None:
         lists = (
             engine.library.adapters, engine.library.mixes, engine.datasets.list, engine.runs.list,
             engine.grids.list, engine.queue.list, engine.votes.tally, engine.library.trash,
-            engine.evaluation.reports,
+            engine.evaluation.reports, engine.experiments.list,
         )  # fmt: skip
         for items in lists:
             items()
@@ -271,6 +271,7 @@ class Crashes:
         folder, done = self.copy(self.template, "workspace"), 0
         while done < kills:
             name, seed = self.rng.choice(list(OPERATIONS)), self.rng.randrange(2**31)
+            import_for([name])
             recorded = self.record(folder, name, seed)
             if not self.kill_at_random(folder, name, seed, recorded["seconds"]):
                 continue
@@ -302,13 +303,18 @@ def run(kills: int, seed: int = 1, stride: int = 1, names: list[str] | None = No
     begun = time.monotonic()
     with temporary_folder() as folder:
         points = (names or list(OPERATIONS)) if stride else []
-        for module in [m for name in points for m in HEAVY.get(name, ())]:
-            importlib.import_module(module)
+        import_for(points)
         crashes = Crashes(folder, seed)
         crashes.run_random(kills)
         crashes.run_points(points, stride)
     crashes.outcome.seconds = time.monotonic() - begun
     return crashes.outcome
+
+
+def import_for(names: list[str]) -> None:
+    """Imports what operations need, so that forks need not."""
+    for module in [m for name in names for m in HEAVY.get(name, ())]:
+        importlib.import_module(module)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def build(engine: Engine) -> gr.Blocks:
         mix.wire_link(mix_tab, engine, page, tabs)
         data.wire(data_tab, engine, library_changed)
         train.wire(train_tab, engine, library_changed, train_page)
-        runs.wire(runs_tab, engine, library_changed, train_tab, tabs)
+        runs.wire(runs_tab, engine, library_changed, train_tab, tabs, experiments_tab.picker)
         mix.wire(mix_tab, engine, library_changed, mix_changed)
         analysis.wire(analysis_tab, engine, library_changed, mix_changed, mix_tab)
         compare.wire(compare_tab, engine, library_changed, mix_changed, mix_tab.mixer)

@@ -21,13 +21,15 @@ from gradio.components.base import _Keywords
 from gradio.state_holder import SessionState
 from gradio.utils import is_prop_update
 
+from studio.edits import list_edits
+
 # Updates of these properties leave the component on the server as it is.
 SHOWN_PROPERTIES = {"__type__", "value", "visible", "interactive"}
 VARIANT_LIMIT = 2000  # components with other properties than at first; the oldest is forgotten first
 
 
 class Page(gr.Blocks):  # type: ignore[misc]
-    """The page. What its two methods do not know, Gradio's own do."""
+    """The page. What its methods do not know, Gradio's own do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,6 +79,23 @@ class Page(gr.Blocks):  # type: ignore[misc]
             self._show(block, value, state, block_fn.postprocess)
             for block, value in zip(block_fn.outputs, shown, strict=False)
         ]
+
+    def handle_streaming_diffs(
+        self,
+        block_fn: BlockFunction,
+        data: list[Any],
+        session_hash: str | None,
+        run: str | None,
+        final: bool,
+        simple_format: bool = False,
+    ) -> list[Any]:
+        """What is sent of the next values of a stream: the edits of `studio.edits`."""
+        streams = self.pending_diff_streams[session_hash] if session_hash is not None and run else {}
+        before = list(streams.get(run, ())) if not (final or simple_format) else []
+        whole: list[Any] = super().handle_streaming_diffs(block_fn, data, session_hash, run, final, True)
+        if not before:
+            return whole
+        return [list_edits(before[i] if i < len(before) else None, value) for i, value in enumerate(whole)]
 
     def _show(self, block: Block, value: Any, state: SessionState, converts: bool) -> Any:
         """What is sent to the page for one output of a handler.

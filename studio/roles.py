@@ -29,14 +29,15 @@ VIEWER = {
     "tabs.base": "cancel_change pick_base poll_download refresh",
     "tabs.calibration": "refresh",
     "tabs.compare": "cancel_delete_votes describe_columns export_markdown refresh show_switches show_tally "
-    "stop stream_answers stream_blind_test vote",
+    "stop stream_answers stream_blind_test stream_what_helps vote",
     "tabs.data": "refresh show_dataset",  # the second shows rows to trainers only
     "tabs.evaluate": "measure_mixes open_report refresh show_answers stop",
     "tabs.experiments": "act_on_experiment open_experiment refresh",  # the first asks for more
     "tabs.exports": "estimate open_for_adapter open_for_mix refresh refresh_also refresh_estimate "
     "show_settings",
-    "tabs.grid": "check fill_preset open_grid refresh",
+    "tabs.grid": "act check fill_preset open_grid refresh",  # the first asks for more
     "tabs.keys": "refresh",
+    "tabs.judges": "act_on_panel open_panel refresh",  # the first asks for more, the second shows less
     "tabs.library": "act_on_item cancel_delete follow_changes pick_item refresh",  # two ask for more
     "tabs.mix": "_answer_link ask clear describe_mix follow_mixer load_mix open_link rate_answer refresh "
     "save_mix show_saved_mix stop",
@@ -44,6 +45,7 @@ VIEWER = {
     "tabs.train": "apply_advice change_dataset change_kind change_preset check refresh watch_run",
     "tabs.weight_map": "draw_map mark_mixer pick_mix refresh search_weights stop",
     "views.suite": "export_csv run_suite stop",
+    "views.what_helps": "refresh",
 }
 TRAINER = {
     "components.drop": "discard_upload remove_upload store_upload",
@@ -57,7 +59,7 @@ TRAINER = {
     "tabs.data_import": "change_choices change_kind open_form pick_page read_files reopen "
     "show_new_dataset show_page start",
     "tabs.experiments": "start",
-    "tabs.grid": "act start",
+    "tabs.grid": "start",
     "tabs.train": "start",
 }
 # Handlers of all buttons of a list: what a button does -> the role that they ask for.
@@ -68,6 +70,7 @@ ACTS = {
         "resume": Role.TRAINER,
         "promote": Role.OWNER,
     },
+    "tabs.judges.act_on_panel": {"stop": Role.TRAINER, "vote": Role.TRAINER},
     "tabs.library.pick_item": {"empty": Role.OWNER, "ask_empty": Role.OWNER},  # the second only asks
     "tabs.library.act_on_item": {"restore": Role.OWNER},
 }

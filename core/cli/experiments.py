@@ -9,6 +9,7 @@ from typing import Any
 
 from core.cli.common import REFRESH_SECONDS, AddVerb, Outcome, ProgressBar, print_table, warn_of_damaged
 from core.cli.inspections import find_dataset
+from core.cli.judges import print_judges
 from core.engine import Engine
 from core.engine.experiment_results import ExperimentResults
 from core.engine.promotions import EXIT_CODES
@@ -110,7 +111,7 @@ def _follow(engine: Engine, experiment_id: str, args: argparse.Namespace) -> Any
         if status.has_ended:
             break
         time.sleep(REFRESH_SECONDS)
-    value = _print_results(engine.experiments.results(experiment_id))
+    value = _print_results(engine.judges.results(experiment_id))
     if status.error is not None:
         raise status.error
     return value
@@ -126,6 +127,7 @@ def _print_results(results: ExperimentResults) -> dict[str, Any]:
     print_table(table)
     for m in shown:
         print(f"{ANSWER_METRICS[m].label}: {ANSWER_METRICS[m].method}.")
+    print_judges(results.judges)
     return {
         "experiment": results.experiment.id,
         "rows": [
@@ -138,12 +140,13 @@ def _print_results(results: ExperimentResults) -> dict[str, Any]:
             }
             for r in results.rows
         ],
+        "judges": [judge.to_json() for judge in results.judges],
     }
 
 
 def show_experiment(engine: Engine, args: argparse.Namespace) -> Any:
     if args.experiment:
-        return _print_results(engine.experiments.results(engine.experiments.find(args.experiment).id))
+        return _print_results(engine.judges.results(engine.experiments.find(args.experiment).id))
     warn_of_damaged(engine, "experiments")
     listed = engine.experiments.list()
     for experiment in listed:
@@ -175,7 +178,7 @@ def compare_rows(engine: Engine, args: argparse.Namespace) -> Any:
 
 
 def write_csv(engine: Engine, args: argparse.Namespace) -> Any:
-    text = engine.experiments.results(engine.experiments.find(args.experiment).id).csv()
+    text = engine.judges.results(engine.experiments.find(args.experiment).id).csv()
     if args.output:
         with atomic_write(args.output, "w") as f:
             f.write(text)
@@ -201,7 +204,8 @@ def add_promotion_verbs(commands: Any, add: AddVerb) -> None:
         "promote",
         promote_mix,
         "Make a mix `production`, if it passes the gate of an experiment. The exit code is 0 where it "
-        "passed, 3 where it failed, 4 where there are not enough questions, and 1 after an error.",
+        "passed, 3 where it failed, 4 where there are not enough questions, 5 where the gate is void because "
+        "documents do not help the base, and 1 after an error.",
     )
     p.add_argument("mix", help="An adapter or a saved mix by id or name, a mix, or a row of the experiment.")
     p.add_argument("--against", required=True, metavar="EXPERIMENT", help="An id or a name.")

@@ -8,20 +8,27 @@ from typing import Any
 
 from core.cli.common import (
     CALIBRATION_SECONDS,
+    REFRESH_SECONDS,
     AddVerb,
+    ProgressBar,
     add_training_settings,
     print_table,
     read_train_spec,
     warn_of_damaged,
 )
+from core.cli.inspections import find_dataset
 from core.engine import Engine
-from core.errors import SpecError
+from core.errors import NotFound, SpecError
 from core.remote.run_bundle import WAIT_SECONDS
 from core.remote.send import send_cells
+from core.spec.experiment import OFF, ON
+from core.spec.grid_questions import GridQuestions
 from core.spec.settings import label_of
 from core.spec.training import KINDS, TrainSpec
 from core.store import grids
 from core.store.files import atomic_write
+
+ALL = "all"  # documents of every dataset of texts
 
 
 def add_verbs(group: Any, add: AddVerb) -> None:
@@ -68,6 +75,22 @@ def _add_description(p: argparse.ArgumentParser) -> None:
         choices=tuple(grids.GRID_PRESETS),
         help="A grid that is often useful; --vary and other options change it or add to it.",
     )
+    p.add_argument(
+        "--then-ask",
+        default="",
+        metavar="DATASET",
+        help="Questions, by id or name: once the last cell has ended, an experiment asks the base, the "
+        "base with documents, and every adapter of the grid.",
+    )
+    p.add_argument(
+        "--documents",
+        action="append",
+        nargs="?",
+        const=ALL,
+        metavar="DATASET",
+        help="With --then-ask: every adapter also answers with documents, of all datasets of texts or of the "
+        "ones that are named. The grids of the portfolio do so without it.",
+    )
     add_training_settings(
         p,
         'Settings that the cells share. Default: "embedded" on the embedded base, otherwise "standard".',
@@ -104,21 +127,53 @@ def _read_spec(engine: Engine, args: argparse.Namespace) -> TrainSpec:
     return read_train_spec(engine, args, f"{args.kind} grid")
 
 
+def _read_questions(engine: Engine, args: argparse.Namespace) -> GridQuestions | None:
+    """The questions that the grid ends in; None without any.
+
+    Raises:
+        NotFound: a dataset. SpecError: documents without questions.
+    """
+    if not args.then_ask:
+        if args.documents:
+            raise SpecError("--documents needs --then-ask.", "Name a dataset of questions with --then-ask.")
+        return None
+    preset = grids.GRID_PRESETS.get(args.grid or "", grids.GridPreset({}))
+    named = [text for text in args.documents or [] if text != ALL]
+    usual = preset.documents if engine.retrieval.list_documents() else ""
+    return GridQuestions(
+        dataset=find_dataset(engine, args.then_ask),
+        documents=ON if args.documents else usual or OFF,
+        sources=tuple(find_dataset(engine, text) for text in named),
+    )
+
+
 def start_grid(engine: Engine, args: argparse.Namespace) -> Any:
     axes = _read_axes(args)
     spec = _read_spec(engine, args)
-    grid = engine.grids.start(spec, axes, spec.name)
+    grid = engine.grids.start(spec, axes, spec.name, _read_questions(engine, args))
     for i, run_id in enumerate(grid.runs, 1):
         print(f"cell {i} of {len(grid.runs)}: {engine.runs.get(run_id).name}")
         engine.runs.wait(run_id, WAIT_SECONDS)
     engine.calibration.wait_for_all(CALIBRATION_SECONDS)
+    follow_up = engine.grids.experiments.wait(grid.id).follow_up
+    if follow_up and follow_up.experiment:
+        _follow_experiment(engine, follow_up.experiment, args)
     return _print_results(engine, grid.id)
+
+
+def _follow_experiment(engine: Engine, experiment_id: str, args: argparse.Namespace) -> None:
+    """Waits until an experiment has ended."""
+    bar = ProgressBar()
+    while not (status := engine.experiments.wait(experiment_id, REFRESH_SECONDS)).has_ended:
+        if not args.json:
+            bar.show(status.share, status.text)
 
 
 def define_grid(engine: Engine, args: argparse.Namespace) -> Any:
     axes = _read_axes(args)
     spec = _read_spec(engine, args)
-    return _print_results(engine, engine.grids.define(spec, axes, spec.name).id)
+    grid = engine.grids.define(spec, axes, spec.name, _read_questions(engine, args))
+    return _print_results(engine, grid.id)
 
 
 def send_grid(engine: Engine, args: argparse.Namespace) -> Any:
@@ -165,13 +220,35 @@ def _print_results(engine: Engine, grid_id: str) -> Any:
         rows.append({**{n: r.cell.values[n] for n in names}, **figures, "best": r.best})
     print_table(lines)
     print(results.note)
+    ending = _print_experiment(engine, results.grid)
     return {
         "id": grid_id,
         "name": results.grid.name,
         "counts": results.counts,
         "note": results.note,
         "rows": rows,
+        **ending,
     }
+
+
+def _print_experiment(engine: Engine, grid: grids.Grid) -> dict[str, Any]:
+    """Prints what a grid with questions ends in; returns it for --json."""
+    if grid.is_pending:
+        print("Experiment: it starts when the last cell has ended, while a studio has the workspace open.")
+        return {"questions": grid.questions}
+    if grid.follow_up is None:
+        return {}
+    for text in grid.follow_up.left_out:
+        print(f"Left out: {text}.")
+    if grid.follow_up.problem:
+        print(f"Experiment: not started. {grid.follow_up.problem}")
+    else:
+        try:
+            name = engine.experiments.get(grid.follow_up.experiment).name
+            print(f"Experiment: {name}. `experiment show {grid.follow_up.experiment}` prints its table.")
+        except NotFound:
+            print("Experiment: it was deleted.")
+    return {"questions": grid.questions, "follow_up": grid.follow_up}
 
 
 def write_csv(engine: Engine, args: argparse.Namespace) -> Any:

@@ -26,6 +26,7 @@ from core.cli import (
     exports,
     grids,
     inspections,
+    judges,
     keys,
     library,
     mixes,
@@ -156,10 +157,11 @@ def build_parser() -> argparse.ArgumentParser:
         add_group("grid", "Grids: one set of training settings with some varied, one run per combination."),
         _add_verb,
     )
-    experiments.add_verbs(
-        add_group("experiment", "Experiments: mixes and documents on the same questions, with intervals."),
-        _add_verb,
+    experiment = add_group(
+        "experiment", "Experiments: mixes and documents on the same questions, with intervals."
     )
+    experiments.add_verbs(experiment, _add_verb)
+    judges.add_verbs(experiment, _add_verb)
     experiments.add_promotion_verbs(commands, _add_verb)
     reports.add_verbs(add_group("report", "Reports of experiments, and repeating them."), _add_verb)
     bundles.add_verbs(add_group("bundle", "Runs that another machine trains."), _add_verb)

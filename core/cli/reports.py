@@ -33,7 +33,7 @@ def add_verbs(group: Any, add: AddVerb) -> None:
 
 def write_report(engine: Engine, args: argparse.Namespace) -> Any:
     experiment = engine.experiments.find(args.experiment)
-    report = make_report(engine.experiments.results(experiment.id))
+    report = make_report(engine.judges.results(experiment.id))
     page, data = args.output.with_suffix(".html"), args.output.with_suffix(".json")
     for path, text in ((page, format_html(report)), (data, json.dumps(report, ensure_ascii=False, indent=1))):
         with atomic_write(path, "w") as f:

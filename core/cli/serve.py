@@ -68,6 +68,7 @@ def serve(engine: Engine, args: argparse.Namespace) -> Any:
     from core.server.web_server import make_server
 
     access, note = choose_access(engine, args)
+    engine.grids.experiments.watch()
     app = make_app(engine, access)
     protect(app, args.host, args.allowed_host)
     with open_socket(args.host, args.port) as opened:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.engine import base_files
-from core.engine.resident_base import DEFAULT_BASE, BaseInfo, ResidentBase
+from core.engine.resident_base import DEFAULT_BASE, BaseChoice, BaseInfo, ResidentBase
 from core.engine.runs import Runs
 from core.engine.worker import BackgroundTask, Worker
 from core.errors import BaseModelError, Busy, NotFound, SpecError, StudioError
@@ -94,24 +94,68 @@ class Bases:
             BaseModelError: no such base on this machine. SpecError: unknown quantization. Busy: a run is
                 training, queued or measured on the resident base, or a base is being loaded.
         """
-        name = name.strip()
         if quantization not in QUANTIZATIONS:
             raise SpecError(
                 f"Quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.",
                 "Choose one of them.",
             )
-        name = self._resolve(name)
+        source = self.locate(name)
+        self._check_idle()
+        if not confirmed and (warnings := self.unload_warnings()):
+            return warnings
+        self._resident_base.replace(source, quantization)
+        return []
+
+    def load_temporarily(self, choice: BaseChoice, ends_answers: bool = False) -> None:
+        """Changes the resident base and waits until it is loaded; the next start loads the one before.
+
+        Args:
+            choice: of what `locate` returns.
+            ends_answers: change it also while answers are in progress; they end with an error.
+
+        Raises:
+            BaseModelError: it could not be loaded; the base before is resident then. Busy: as for `switch`,
+                or answers are in progress.
+        """
+        self._check_idle()
+        if not ends_answers and (count := self._worker.open_streams):
+            what = _count(count, "answer or measurement is", "answers or measurements are")
+            raise Busy(f"{what} in progress.", "Wait until they end.")
+        self._resident_base.replace(choice.base, choice.quantization, is_chosen=False)
+        info = self._resident_base.wait()
+        if reason := info.failed or info.error:
+            raise BaseModelError(reason)
+        if self._resident_base.choice != choice:
+            raise Busy("A run began on the resident base.", "Wait until it ends.")
+
+    def compute_fingerprint(self, name: str) -> str:
+        """The fingerprint of a base on this machine, without loading it.
+
+        Raises:
+            BaseModelError: no such base on this machine, or its files cannot be read.
+        """
+        from core.model.base import fingerprint
+
+        source, _ = base_models.locate(self.locate(name))
+        try:
+            return fingerprint(Path(source))
+        except (OSError, ValueError) as e:
+            raise BaseModelError(f"The files of {name!r} cannot be read: {e}.", "Download it again.") from e
+
+    def locate(self, name: str) -> str:
+        """What is loaded for a base: "embedded", a Hub id, or a folder.
+
+        Raises:
+            BaseModelError: no such base on this machine, or its folder is not complete.
+        """
+        name = self._resolve(name.strip())
         source, is_local = base_models.locate(name)
         if not is_local:
             raise BaseModelError(f"{name!r} is not complete on this machine.", "Download it first.")
         if name != DEFAULT_BASE and (reason := base_models.describe_defect(Path(source))):
             raise BaseModelError(f"{name!r} cannot be used. {reason}", "Choose another folder.")
-        self._check_idle()
-        if not confirmed and (warnings := self.unload_warnings()):
-            return warnings
         is_hub_id = base_models.HUB_ID.fullmatch(name) and not Path(name).is_dir()
-        self._resident_base.replace(name if name == DEFAULT_BASE or is_hub_id else source, quantization)
-        return []
+        return name if name == DEFAULT_BASE or is_hub_id else source
 
     def _check_idle(self) -> None:
         """Checks that the resident base can be replaced now.

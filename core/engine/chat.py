@@ -262,16 +262,36 @@ def encode_with_passages(
     """
     if passages is None:
         return (*_encode_conversation(resident, prompt, chat, max_new_tokens, thinking), None)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    head = [m for m in messages[:1] if m["role"] == "system"]
+    built = place_passages(resident, [*head, messages[-1]], passages, max_new_tokens, thinking)
+    whole = [*messages[:-1], {**messages[-1], "content": built.text}]
+    ids, left_out = _encode_conversation(resident, whole, True, max_new_tokens, thinking)
+    return ids, left_out, built
+
+
+def place_passages(
+    resident: Resident,
+    messages: Sequence[dict[str, str]],
+    passages: Sequence[Passage],
+    max_new_tokens: int,
+    thinking: bool,
+) -> PassagePrompt:
+    """The last message of a conversation with as many passages before it as the context has room for.
+
+    Args:
+        messages: what stands in the context beside the passages; the last one is the question.
+        passages: the best first.
+        max_new_tokens: tokens to reserve for the answer.
+    """
     from core.model.generate import encode_prompt
     from core.retrieve.prompt import build_prompt
 
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    question = messages[-1]
-    head = [m for m in messages[:1] if m["role"] == "system"]
+    *earlier, question = messages
 
     def fits(text: str) -> bool:
         try:
-            encode_prompt(resident, [*head, {**question, "content": text}], True, max_new_tokens, thinking)
+            encode_prompt(resident, [*earlier, {**question, "content": text}], True, max_new_tokens, thinking)
         except SpecError:
             return False
         return True
@@ -279,9 +299,7 @@ def encode_with_passages(
     built = build_prompt(question["content"], passages, fits)
     if not built.used and not fits(built.text):  # the question alone is reported if it is too long
         built = replace(built, text=question["content"])
-    whole = [*messages[:-1], {**question, "content": built.text}]
-    ids, left_out = _encode_conversation(resident, whole, True, max_new_tokens, thinking)
-    return ids, left_out, built
+    return built
 
 
 def _encode_conversation(

@@ -21,10 +21,12 @@ from core.engine.experiments import Experiments
 from core.engine.exports import Exports
 from core.engine.gpu_answers import GpuAnswers
 from core.engine.gpu_calls import GpuCalls
+from core.engine.grid_experiments import GridExperiments
 from core.engine.grids import Grids
 from core.engine.harness import Harness
 from core.engine.imports import Imports
 from core.engine.inspection import Inspections
+from core.engine.judges import Judges
 from core.engine.library import Library
 from core.engine.ownership import Ownership
 from core.engine.promotions import Promotions
@@ -63,6 +65,7 @@ class Engine:
         runs, queue, grids: training.
         chat, votes, analysis, evaluation: using and understanding mixes.
         experiments: mixes and documents on the same questions, with intervals.
+        judges: verdicts of judges and of people on the answers of experiments.
         promotions: which mix the name `production` stands for.
         retrieval: searching the documents of datasets.
         harness: the tasks of EleutherAI's lm-evaluation-harness.
@@ -121,7 +124,6 @@ class Engine:
         self.library = Library(self.workspace, worker, resident_base, self.runs)
         self.adapter_imports = AdapterImports(self.workspace, worker, resident_base)
         self.bases = Bases(self.workspace, worker, resident_base, self.runs, folders)
-        self.grids = Grids(self.workspace, self.runs, self.queue)
         self._gpu_answers = GpuAnswers(self.workspace, resident_base, gpu.answer) if gpu else None
         self.answer_quality = AnswerQuality(self.workspace)
         record = self.answer_quality.record
@@ -142,8 +144,19 @@ class Engine:
             self.library,
             self.retrieval,
             lambda: self.samples,
-            folders,
+            self.bases,
         )
+        grid_experiments = GridExperiments(
+            self.workspace,
+            resident_base,
+            self.runs,
+            self.library,
+            self.datasets,
+            self.retrieval,
+            self.experiments,
+        )
+        self.grids = Grids(self.workspace, self.runs, self.queue, grid_experiments)
+        self.judges = Judges(self.workspace, worker, resident_base, self.library, self.experiments)
         self.promotions = Promotions(self.workspace, self.library, self.datasets, self.experiments)
         self.exports = Exports(self.workspace, worker, resident_base, self.datasets, lambda: self.samples)
         if load:
@@ -154,7 +167,9 @@ class Engine:
 
         Requests that still wait for the model end with an error.
         """
+        self.grids.experiments.close()
         self.experiments.close()
+        self.judges.close()
         self.exports.close()
         self.calibration.close()
         self.imports.close()

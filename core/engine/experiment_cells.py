@@ -211,9 +211,10 @@ class ResidentCells:
         for answer in self._stream(tasks, answer_tasks):
             of_mix, question = pending[answer.key]
             value = 0.0 if answer.problem else f1(answer.column.text, question.reference)
-            for cell in of_mix:
+            lacking = [cell for cell in of_mix if question.index not in cell.general]
+            for cell in lacking:
                 cell.add_general(question.index, value)
-            self._work.report(len(of_mix), "Answering general questions")
+            self._work.report(len(lacking), "Answering general questions")
 
     def _time(self, cells: Sequence[OpenCell], question: AskedQuestion) -> None:
         """The cells answer one question in turn, each alone, so that a busy machine slows all of them."""

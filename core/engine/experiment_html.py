@@ -11,6 +11,7 @@ from core.spec.answer_metrics import ANSWER_METRICS, AnswerMetric
 
 QUESTIONS_SHOWN = 50  # of each change; the JSON has all
 PLOTTED = ("factuality", "f1", "citation_coverage", "unsupported")
+SHARE = AnswerMetric("", "")  # how a share of answers is written
 WIDTH, LABEL, ROW = 720, 270, 26  # of a plot, in pixels
 LABEL_HEAD, LABEL_TAIL = 18, 17  # characters of a long name that a plot shows
 STYLE = """
@@ -38,6 +39,7 @@ def format_html(report: Mapping[str, Any]) -> str:
     parts = [
         f"<h1>{name}</h1><p class='muted'>Report of {made}. Base: {_text(report['base']['name'])}.</p>",
         _write_table(report),
+        *(_write_judge(judge) for judge in report.get("judges", ())),
         *(_draw_plot(metric, done) for metric in PLOTTED if metric in report["metrics"]),
         "<h2>Gate</h2>" if report["decisions"] else "",
         *(_write_decision(decision) for decision in report["decisions"]),
@@ -70,16 +72,19 @@ def format_figure(metric: AnswerMetric, value: float | None) -> str:
 
 def _write_table(report: Mapping[str, Any]) -> str:
     metrics = [m for m in report["metrics"] if any(m in r.get("figures", {}) for r in report["rows"])]
-    heads = "".join(f"<th>{_text(ANSWER_METRICS[m].label)}</th>" for m in metrics)
+    judges = [judge for judge in report.get("judges", ()) if judge["counts"]]
+    labels = [*(ANSWER_METRICS[m].label for m in metrics), *(judge["column"] for judge in judges)]
+    heads = "".join(f"<th>{_text(label)}</th>" for label in labels)
     lines = []
     for row in report["rows"]:
         label = f"<td>{_text(row['row']['name'])}<br><small>{_text(row['group'])}</small></td>"
         if "answers" not in row:
             lines.append(
-                f"<tr>{label}<td colspan='{len(metrics) + 3}' class='muted'>{_text(row['state'])}</td></tr>"
+                f"<tr>{label}<td colspan='{len(labels) + 3}' class='muted'>{_text(row['state'])}</td></tr>"
             )
             continue
-        cells = [_write_figure(m, row["figures"].get(m)) for m in metrics]
+        cells = [_write_figure(ANSWER_METRICS[m], row["figures"].get(m)) for m in metrics]
+        cells += [_write_figure(SHARE, judge["shares"].get(row["row"]["name"])) for judge in judges]
         p95, speed = row["latency_p95"], row["tokens_per_second"]
         cells.append(f"<td class='n'>{'–' if p95 is None else f'{p95:.2f} s'}</td>")
         cells.append(f"<td class='n'>{'–' if speed is None else f'{speed:.1f}'}</td>")
@@ -92,10 +97,17 @@ def _write_table(report: Mapping[str, Any]) -> str:
     )
 
 
-def _write_figure(name: str, figure: Mapping[str, Any] | None) -> str:
+def _write_judge(judge: Mapping[str, Any]) -> str:
+    return (
+        f"<p><b>Judge {_text(judge['name'])}</b> {_text(judge['text'])}. It has read "
+        f"{judge['read']} of {judge['answers']} answers, {judge['unreadable']} without a verdict.<br>"
+        f"<small>{_text(judge['criteria'])}</small></p>"
+    )
+
+
+def _write_figure(metric: AnswerMetric, figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return "<td class='n'>–</td>"
-    metric = ANSWER_METRICS[name]
     low, high = format_figure(metric, figure["low"]), format_figure(metric, figure["high"])
     return f"<td class='n'>{format_figure(metric, figure['value'])}<br><small>{low} to {high}</small></td>"
 

@@ -103,6 +103,23 @@ def hash_questions(questions: Sequence[AskedQuestion]) -> str:
 # --- passages
 
 
+def list_sources(datasets: Datasets, search: Search, spec: ExperimentSpec) -> list[str]:
+    """The datasets whose documents are searched.
+
+    Raises:
+        SpecError: none has documents. NotFound
+    """
+    if spec.sources:
+        return [datasets.get(source).id for source in spec.sources]
+    found = [d.id for d in search.list_documents()]
+    if not found:
+        raise SpecError(
+            "A row reads documents, and the workspace has no dataset of texts.",
+            'Import documents, or set documents to "off".',
+        ).at("sources")
+    return found
+
+
 @dataclass(frozen=True)
 class FoundPassages:
     """What a search found, and how many seconds it took."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -90,7 +91,8 @@ def make_report(results: ExperimentResults) -> dict[str, Any]:
         is_candidate = row.cell is not None and row.row.mix and not row.row.address
         if not is_candidate or not baseline or baseline == row.name or results.find(baseline).cell is None:
             continue
-        decisions.append(results.decide(row.name).to_json())
+        with contextlib.suppress(SpecError):  # the base without documents is not complete
+            decisions.append(results.decide(row.name).to_json())
     content = {
         "kind": KIND,
         "format": FORMAT,
@@ -103,6 +105,7 @@ def make_report(results: ExperimentResults) -> dict[str, Any]:
         "rows": [_describe_row(row) for row in results.rows],
         "changes": [asdict(change) for change in list_changes(results)],
         "decisions": decisions,
+        "judges": [judge.to_json() for judge in results.judges],
     }
     plain: dict[str, Any] = json.loads(json.dumps(_drop_infinite(content)))
     return {**plain, "sha256": compute_checksum(plain)}

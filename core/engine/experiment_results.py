@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.engine.judge_results import JudgeResult
 from core.errors import NotFound, SpecError
 from core.evaluate.answer_figures import (
     Difference,
@@ -56,12 +57,15 @@ class ExperimentResults:
     Attributes:
         metrics: the columns of the table.
         baselines: group -> name of the row that its other rows are compared with.
+        judges: what `core.engine.judges` knows about the answers; they are not metrics, and no gate reads
+            them.
     """
 
     experiment: Experiment
     metrics: tuple[str, ...]
     rows: tuple[RowResult, ...]
     baselines: Mapping[str, str]
+    judges: tuple[JudgeResult, ...] = ()
 
     def find(self, name: str) -> RowResult:
         """The row of a name.
@@ -105,18 +109,31 @@ class ExperimentResults:
             ).at("baseline")
         other = self.find(baseline)
         check_group(other.row, row.row)
-        return decide(_require(row), _require(other), rule, settings.seed)
+        plain = self._find_plain(other.row)
+        return decide(_require(row), _require(other), rule, settings.seed, _require(plain) if plain else None)
+
+    def _find_plain(self, baseline: ExperimentRow) -> RowResult | None:
+        """The base without documents, where the baseline is that base with documents; None without one."""
+        if not baseline.passages or not _is_base(baseline):
+            return None
+        for row in self.rows:
+            is_plain = _is_base(row.row) and not row.row.passages and row.row.base == baseline.base
+            if is_plain and row.row.group_name == baseline.group_name:
+                return row
+        return None
 
     def csv(self) -> str:
         """The table as CSV: each figure with the ends of its interval."""
         heading = ["row", "group", "mix", "documents", "state", "questions"]
-        heading += [f"{m}{end}" for m in self.metrics for end in ("", "_low", "_high")]
+        judges = [j for j in self.judges if j.counts]
+        columns = [*self.metrics, *(j.column for j in judges)]
+        heading += [f"{name}{end}" for name in columns for end in ("", "_low", "_high")]
         lines: list[list[Any]] = []
         for row in self.rows:
             figures = row.figures or {}
             cells: list[Any] = []
-            for metric in self.metrics:
-                found = figures.get(metric)
+            of_row = [figures.get(metric) for metric in self.metrics]
+            for found in (*of_row, *(judge.shares.get(row.name) for judge in judges)):
                 cells += [found.value, found.low, found.high] if found else ["", "", ""]
             count = len(row.cell.answers) if row.cell else ""
             parts = [row.name, row.row.group_name, row.row.mix, row.row.documents, row.state, count]
@@ -146,7 +163,7 @@ def find_baselines(rows: Sequence[ExperimentRow], named: str = "") -> dict[str, 
         if row.name == named:
             found[row.group_name] = row.name
     for row in rows:
-        if row.passages and not row.address and not Mix.parse(row.mix).weights:
+        if row.passages and _is_base(row):
             found.setdefault(row.group_name, row.name)
     return found
 
@@ -188,6 +205,11 @@ def make_results(
             )
         )
     return ExperimentResults(experiment, metrics, tuple(rows), baselines)
+
+
+def _is_base(row: ExperimentRow) -> bool:
+    """Whether a base answers a row, without adapters."""
+    return not row.address and not Mix.parse(row.mix).weights
 
 
 def _require(row: RowResult) -> Cell:

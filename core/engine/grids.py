@@ -2,7 +2,8 @@
 
 A grid is a training spec and some axes. A cell is one combination of the axes' values, with a checksum of its
 spec without the name (`core/store/grids.py`). `start` queues one run per cell. `define` only stores the grid;
-`collect` fills its open cells with runs of the workspace that have the same checksum.
+`collect` fills its open cells with runs of the workspace that have the same checksum. A grid with questions
+ends in an experiment (`core/engine/grid_experiments.py`).
 
 Validation events hold the nats and tokens of each sequence, so two runs that scored the same rows are
 compared row by row (`core/train/comparison.py`). The standard error covers the choice of rows only, not the
@@ -21,10 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.engine.grid_experiments import GridExperiments
 from core.engine.queue import RunQueue
 from core.engine.runs import DOUBLE_CLICK_SECONDS, Runs
 from core.engine.worker import make_lock
 from core.errors import DamagedRecord, InvalidName, NotFound, StudioError
+from core.spec.grid_questions import GridQuestions
 from core.spec.training import RunStatus, TrainSpec
 from core.store import grids
 from core.store.csv_tables import format_csv
@@ -122,10 +125,17 @@ class GridResults:
 
 
 class Grids:
-    """Starts and reads grids. Safe to call from any thread; nothing here needs the model."""
+    """Starts and reads grids. Safe to call from any thread; nothing here needs the model.
 
-    def __init__(self, workspace: Workspace, runs: Runs, queue: RunQueue) -> None:
+    Attributes:
+        experiments: the experiments that grids end in.
+    """
+
+    def __init__(
+        self, workspace: Workspace, runs: Runs, queue: RunQueue, experiments: GridExperiments
+    ) -> None:
         self._workspace, self._runs, self._queue = workspace, runs, queue
+        self.experiments = experiments
         self._starting = make_lock()  # a second click waits until the first one has its grid
         self._last_start: tuple[float, Any, str] = (0.0, None, "")
 
@@ -141,24 +151,30 @@ class Grids:
         """
         return grids.load(self._workspace, grid_id)
 
-    def start(self, base: TrainSpec, axes: Axes, name: str) -> Grid:
+    def start(self, base: TrainSpec, axes: Axes, name: str, questions: GridQuestions | None = None) -> Grid:
         """Queues one run for every cell; a second click on the same start returns the same grid.
 
+        Args:
+            questions: what an experiment asks its adapters, once the last cell has ended.
+
         Raises:
-            SpecError, NotFound, InvalidName, AdapterError: a cell cannot be trained; no cell was queued.
+            SpecError, NotFound, InvalidName, AdapterError: a cell cannot be trained, or the questions cannot
+                be asked; no cell was queued.
             Busy: the queue is full. StorageError
         """
-        request = (base, {f: list(values) for f, values in axes.items()}, name)
+        request = (base, {f: list(values) for f, values in axes.items()}, name, questions)
         with self._starting:
             when, last_request, grid_id = self._last_start
             if last_request == request and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
                 with contextlib.suppress(StudioError):  # it was deleted meanwhile
                     return self.get(grid_id)
             cells = grids.make_cells(base, axes, check_name(name))
+            if questions:
+                self.experiments.check(questions, len(cells))
             self._queue.check_room(len(cells))
             for cell in cells:
                 self._runs.check(cell.spec)
-            grid = grids.create(self._workspace, base, axes, name)
+            grid = grids.create(self._workspace, base, axes, name, questions)
             try:
                 for cell in grid.cells:
                     run_id = self._runs.start(cell.spec, extra=RunExtra(grid=grid.id, cell=cell.index))
@@ -169,6 +185,7 @@ class Grids:
                 self._withdraw(grid)
                 raise
             self._last_start = (time.monotonic(), request, grid.id)
+            self.experiments.watch()
             return grid
 
     def _withdraw(self, grid: Grid) -> None:
@@ -185,15 +202,21 @@ class Grids:
             with contextlib.suppress(StudioError, OSError):
                 self._workspace.delete("grids", grid.id)
 
-    def define(self, base: TrainSpec, axes: Axes, name: str) -> Grid:
+    def define(self, base: TrainSpec, axes: Axes, name: str, questions: GridQuestions | None = None) -> Grid:
         """Stores a grid without queueing its cells: they run elsewhere, and `collect` adds the results.
+
+        Args:
+            questions: as in `start`.
 
         Raises:
             SpecError, NotFound, InvalidName, AdapterError, StorageError
         """
-        for cell in grids.make_cells(base, axes, check_name(name)):
+        cells = grids.make_cells(base, axes, check_name(name))
+        for cell in cells:
             self._runs.check(cell.spec)
-        return grids.create(self._workspace, base, axes, name)
+        if questions:
+            self.experiments.check(questions, len(cells))
+        return grids.create(self._workspace, base, axes, name, questions)
 
     def collect(self, grid_id: str) -> Sequence[int]:
         """Fills open cells with runs of this workspace that have the same spec, wherever they were trained.

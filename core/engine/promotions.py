@@ -14,7 +14,7 @@ from core.engine.experiment_results import ExperimentResults, RowResult
 from core.engine.experiments import Experiments
 from core.engine.library import Library
 from core.errors import NotFound, SpecError, StudioError
-from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, Decision
+from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, VOID, Decision
 from core.spec.mix import Mix
 from core.spec.promotion import PromotionRule
 from core.store import adapters as adapter_store
@@ -24,7 +24,7 @@ from core.store.promotions import Promotion, Rollback
 from core.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
-EXIT_CODES = {PASS: 0, FAIL: 3, NOT_ENOUGH: 4}  # of `promote`; 1 is an error
+EXIT_CODES = {PASS: 0, FAIL: 3, NOT_ENOUGH: 4, VOID: 5}  # of `promote`; 1 is an error
 
 
 class Promotions:
@@ -52,8 +52,8 @@ class Promotions:
             rule: None takes the rule of the experiment.
 
         Raises:
-            NotFound: no row of the experiment has this mix. SpecError: its row or its baseline is not
-                complete, or an adapter has seen a row of the questions.
+            NotFound: no row of the experiment has this mix. SpecError: its row, its baseline or the base
+                without documents is not complete, or an adapter has seen a row of the questions.
         """
         experiment = self._experiments.get(experiment_id)
         results = self._experiments.results(experiment.id)

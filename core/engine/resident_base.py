@@ -124,13 +124,17 @@ class ResidentBase:
             self.info = BaseInfo(name=self.choice.base, loading=True)
             self._worker.post(self._load_first)
 
-    def replace(self, base: str, quantization: str) -> None:
-        """Starts to replace the resident base by another one; returns immediately."""
+    def replace(self, base: str, quantization: str, is_chosen: bool = True) -> None:
+        """Starts to replace the resident base by another one; returns immediately.
+
+        Args:
+            is_chosen: whether the next start of the studio loads it, too.
+        """
         before, info = self.choice, self.info
         choice = before._replace(base=base, quantization=quantization)
         self._requested = True
         self.info = BaseInfo(name=base, loading=True)
-        self._worker.post(lambda: self._replace(before, choice, info))
+        self._worker.post(lambda: self._replace(before, choice, info, is_chosen))
 
     def wait(self) -> BaseInfo:
         """Waits until the base is loaded and returns its description."""
@@ -228,7 +232,7 @@ class ResidentBase:
         self._missing_choice = f"The base chosen last, {name!r}, is not complete on this machine any more."
         return default
 
-    def _replace(self, before: BaseChoice, choice: BaseChoice, info: BaseInfo) -> None:
+    def _replace(self, before: BaseChoice, choice: BaseChoice, info: BaseInfo, is_chosen: bool) -> None:
         """Unloads the resident base, then loads the chosen one; reloads the old one if that fails."""
         self._missing_choice = ""
         resident = self._resident
@@ -247,17 +251,20 @@ class ResidentBase:
         new = self._load(choice)
         if not new.error:
             self.choice = choice
-            try:
-                write_json(
-                    self._workspace.base_path, {"base": choice.base, "quantization": choice.quantization}
-                )
-            except StorageError as e:
-                logger.warning("the choice of a base was not stored: %s", e)
+            if is_chosen:
+                self._store_choice()
         elif before != choice:
             old = self._load(before)
             new = old if old.error else replace(old, failed=new.error)
         self.info = new
         self._choose_answers()
+
+    def _store_choice(self) -> None:
+        choice = self.choice
+        try:
+            write_json(self._workspace.base_path, {"base": choice.base, "quantization": choice.quantization})
+        except StorageError as e:
+            logger.warning("the choice of a base was not stored: %s", e)
 
     def _load(self, choice: BaseChoice) -> BaseInfo:
         """Loads a base on the worker's thread; returns its description, or the error."""

@@ -126,7 +126,13 @@ def list_values(cell: Cell, metric: str) -> dict[int, tuple[float, float]]:
 
 def measure_row(cell: Cell, metric: str, seed: int = 0) -> RowFigure | None:
     """A figure of a row with its interval; None without an answer that has it."""
-    values = list(list_values(cell, metric).values())
+    return measure_values(list(list_values(cell, metric).values()), metric, seed)
+
+
+def measure_values(
+    values: Sequence[tuple[float, float]], metric: str = "", seed: int = 0
+) -> RowFigure | None:
+    """As `measure_row`, of the (value, weight) of each answer."""
     if not values:
         return None
     point, draws = _draw([values], metric, seed)

@@ -3,6 +3,8 @@
     pass                  every criterion holds
     fail                  one does not, and more questions would not change that
     not enough questions  the estimate holds and its interval is too wide, or something is not measured
+    void                  documents do not help the base itself, so that beating the base with documents
+                          proves nothing; the other criteria are shown and decide nothing
 
 The number of missing questions follows from the observed deviation: an interval of n questions has half the
 width 1.96 s / sqrt(n).
@@ -19,7 +21,7 @@ from core.evaluate.answer_figures import Difference, compare_rows, compare_value
 from core.spec.promotion import PromotionRule
 from core.store.experiments import Cell
 
-PASS, FAIL, NOT_ENOUGH = "pass", "fail", "not enough questions"
+PASS, FAIL, NOT_ENOUGH, VOID = "pass", "fail", "not enough questions", "void"
 Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 
 
@@ -28,7 +30,7 @@ class Criterion:
     """One part of the rule.
 
     Attributes:
-        status: PASS, FAIL or NOT_ENOUGH.
+        status: PASS, FAIL, NOT_ENOUGH or VOID.
         text: what was measured and what is needed, as a sentence.
         missing: further questions that are needed.
     """
@@ -62,6 +64,11 @@ class Decision:
         names = " and ".join(c.name for c in self.criteria if c.status == self.status)
         if self.status == FAIL:
             return f"{self.row!r} may not be promoted. Falls short: {names}."
+        if self.status == VOID:
+            return (
+                f"{self.row!r} cannot be decided: the gate is void, because documents do not help the base. "
+                f"Beating {self.baseline!r} proves nothing then."
+            )
         more = f" About {self.missing} more questions are needed." if self.missing else ""
         return f"{self.row!r} cannot be decided yet: {names}.{more}"
 
@@ -70,17 +77,24 @@ class Decision:
         return {**asdict(self), "text": self.text}
 
 
-def decide(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int = 0) -> Decision:
-    """Applies a rule to a row and its baseline."""
+def decide(
+    cell: Cell, baseline: Cell, rule: PromotionRule, seed: int = 0, plain: Cell | None = None
+) -> Decision:
+    """Applies a rule to a row and its baseline.
+
+    Args:
+        plain: the base without documents, where the baseline is the base with documents.
+    """
     criteria = (
+        *([_check_retrieval(plain, baseline, rule, seed)] if plain else []),
         _check_factuality(cell, baseline, rule, seed),
         _check_citations(cell, rule, seed),
         _check_general(cell, baseline, rule, seed),
         _check_latency(cell, baseline, rule, seed),
     )
     statuses = {c.status for c in criteria}
-    status = next((s for s in (FAIL, NOT_ENOUGH) if s in statuses), PASS)
-    missing = max(c.missing for c in criteria) if status == NOT_ENOUGH else 0
+    status = next((s for s in (VOID, FAIL, NOT_ENOUGH) if s in statuses), PASS)
+    missing = max((c.missing for c in criteria if c.status == status), default=0)
     return Decision(str(cell.row["name"]), str(baseline.row["name"]), status, criteria, missing)
 
 
@@ -91,6 +105,28 @@ def count_shortfall(difference: Difference, limit: float) -> int:
         return 0
     needed = math.ceil((Z * difference.deviation / margin) ** 2)
     return max(1, needed - difference.count)
+
+
+def _check_retrieval(plain: Cell, baseline: Cell, rule: PromotionRule, seed: int) -> Criterion:
+    """Whether documents help the base itself."""
+    name = "retrieval"
+    found = compare_rows(plain, baseline, "factuality", seed)
+    if found is None:
+        return Criterion(name, NOT_ENOUGH, "Retrieval is not measured: the rows share no question.")
+    text = (
+        f"Factuality of the base {100 * found.base:.1f} % → {100 * found.value:.1f} % with documents on "
+        f"{found.count} questions: {100 * found.gain:+.1f} points (95 % interval {_points(found.low)} to "
+        f"{_points(found.high)})."
+    )
+    if found.low > 0:
+        return Criterion(name, PASS, text)
+    if found.count < rule.minimum_questions:
+        return Criterion(name, NOT_ENOUGH, text, rule.minimum_questions - found.count)
+    fix = (
+        "The lower end must be above 0: try other settings of the index, a base with a longer context or "
+        f"more questions, or name {str(plain.row['name'])!r} as the baseline of the rule."
+    )
+    return Criterion(name, VOID, f"{text} {fix}", count_shortfall(found, 0.0))
 
 
 def _check_factuality(cell: Cell, baseline: Cell, rule: PromotionRule, seed: int) -> Criterion:

@@ -7,7 +7,11 @@ tone-77c0, Tone              a saved mix, by its id or its name
 mix:notes=0.7,answers@-1     any weights and tilts, as `Mix.parse` reads them; auto as a weight is a gate
 auto                         every adapter whose gate works, each on Auto
 production                   the mix that was promoted last (`core.engine.promotions`)
+NAME+documents               any of them, answering from all documents: OpenAI's routes only
 ```
+
+Where a name with "+documents" names something as a whole (an item that is called so, a mix with an adapter
+"documents"), it is that.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from core.spec.promotion import PRODUCTION
 from core.store.mixes import SavedMix
 
 BASE, AUTO, PREFIX = "base", "auto", "mix:"
+DOCUMENTS = "+documents"
 NEAREST = 5  # names that an error lists
 NAME_SHOWN = 40  # characters of a name that an error quotes
 PROMOTE_AGAIN = "Promote it again, or roll back."
@@ -45,6 +50,7 @@ class Model:
         falls_back: whether the base answers where an adapter is missing or damaged: for names under which
             others expect an answer, those of saved mixes and of what is promoted.
         fallback: why the mix is the base in place of its own, or "".
+        has_documents: whether it answers from the documents of the workspace.
     """
 
     id: str
@@ -56,6 +62,11 @@ class Model:
     digests: Mapping[str, str] = field(default_factory=dict)
     falls_back: bool = False
     fallback: str = ""
+    has_documents: bool = False
+
+    def add_documents(self) -> Model:
+        """The same mix, answering from documents."""
+        return replace(self, id=self.id + DOCUMENTS, name=f"{self.name} with documents", has_documents=True)
 
     def to_json(self) -> dict[str, Any]:
         """A model in OpenAI's form; the members after `owned_by` are the studio's own."""
@@ -70,6 +81,7 @@ class Model:
             "weights": self.mix.weights,
             "tilt": self.mix.tilt,
             "auto": self.mix.auto,
+            "documents": self.has_documents,
             "digests": dict(self.digests),
         }
 
@@ -111,6 +123,17 @@ def find_model(engine: Engine, text: str, falls_back: bool = False) -> Model:
     if text.startswith(PREFIX):
         return names.read_mix(text)
     return names.find(text)
+
+
+def find_answering_model(engine: Engine, text: str, falls_back: bool = False) -> Model:
+    """The model of a name, which may end in "+documents"; otherwise as `find_model`."""
+    try:
+        return find_model(engine, text, falls_back)
+    except ModelNotFound:
+        name = text.strip()
+        if not name.endswith(DOCUMENTS):
+            raise
+    return find_model(engine, name.removesuffix(DOCUMENTS), falls_back).add_documents()
 
 
 _BASE_MODEL = Model(BASE, "Base", "base", Mix())
@@ -166,7 +189,7 @@ class _Names:
             return obstacle
         for adapter_id, digest in digests.items():
             if self._digests([adapter_id]).get(adapter_id) != digest:
-                name = _quote(self._adapters[adapter_id].name)
+                name = quote_name(self._adapters[adapter_id].name)
                 return f"The adapter {name} has changed since it was promoted.", PROMOTE_AGAIN
         return None
 
@@ -244,7 +267,7 @@ class _Names:
             what = " ".join(saved.warnings) or f"The adapter {missing[0]!r} was deleted from the library."
             raise Problem(
                 409,
-                f"The mix {_quote(saved.name)} cannot be used. {what}",
+                f"The mix {quote_name(saved.name)} cannot be used. {what}",
                 "Restore the adapter from the trash, or save the mix without it.",
                 "model",
             )
@@ -265,7 +288,7 @@ class _Names:
                     f"The adapter {adapter_id!r} was deleted from the library.",
                     "Restore it from the trash.",
                 )
-            name = _quote(adapter.name)
+            name = quote_name(adapter.name)
             if not adapter.fits:
                 return f"The adapter {name} cannot be mixed. {adapter.reason}", "Use another adapter or base."
             if adapter_id in mix.auto and not adapter.gate["usable"]:
@@ -301,14 +324,15 @@ class _Names:
         )
 
 
-def _quote(text: str) -> str:
+def quote_name(text: str) -> str:
+    """A name as an error shows it."""
     return repr(text if len(text) <= NAME_SHOWN else text[: NAME_SHOWN - 1] + "…")
 
 
 def _refuse_ambiguity(text: str, ids: Sequence[str]) -> Problem:
     listed = ", ".join(ids[:NEAREST])
     return Problem(
-        422, f"Several items are called {_quote(text)}.", f"Use one of their ids: {listed}.", "model"
+        422, f"Several items are called {quote_name(text)}.", f"Use one of their ids: {listed}.", "model"
     )
 
 
@@ -316,7 +340,7 @@ def _refuse_name(what: str, text: str, names: Sequence[str]) -> ModelNotFound:
     """The problem of an unknown name, with the names nearest to it, or the first ones where none is near."""
     spelled = {name.casefold(): name for name in reversed(names)}
     near = [spelled[n] for n in difflib.get_close_matches(text.casefold(), spelled, NEAREST, 0.5)]
-    listed = ", ".join(_quote(name) for name in near or dict.fromkeys(names[:NEAREST]))
+    listed = ", ".join(quote_name(name) for name in near or dict.fromkeys(names[:NEAREST]))
     begin = "The nearest names" if near else "Names that it has"
     fix = f"{begin}: {listed}." if listed else ""
-    return ModelNotFound(404, f"The studio has no {what} {_quote(text)}.", fix, "model")
+    return ModelNotFound(404, f"The studio has no {what} {quote_name(text)}.", fix, "model")

@@ -19,10 +19,12 @@ from starlette.concurrency import run_in_threadpool
 
 from core.engine import Engine
 from core.engine.serving import Completion, Progress
+from core.engine.serving import Request as EngineRequest
 from core.errors import StudioError
 from core.server.access import Principal, Role, require
 from core.server.metrics import Metrics
-from core.server.model_names import Model, find_model, list_models
+from core.server.model_names import Model, find_answering_model, list_models
+from core.server.openai_documents import choose_documents, has_documents, search_documents
 from core.server.openai_requests import ChatRequest, CompletionRequest, StrictRoute
 from core.server.openai_responses import Answer, name_all_active
 from core.server.problems import Problem
@@ -36,7 +38,9 @@ FALLBACK_HEADER = "X-Adapter-Studio-Fallback"
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": f"The answer. The header {MIX_HEADER} names the mix that was active. Where an "
-        f"adapter of a saved mix is missing or damaged, the base answers, and {FALLBACK_HEADER} says why.",
+        f"adapter of a saved mix is missing or damaged, the base answers, and {FALLBACK_HEADER} says why. "
+        "The `documents` of a choice are the passages of its prompt, and say which it cites; they are there "
+        "for an answer from documents only, and empty where nothing was found.",
         "content": {"application/json": {}, "text/event-stream": {}},
     }
 }
@@ -44,15 +48,21 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 
 @router.get("/v1/models", summary="List the models")
 def list_all(request: Request, principal: Viewer) -> dict[str, Any]:
-    """The base, every adapter that can be mixed, every saved mix, and Auto where a gate works."""
-    models = list_models(request.app.state.engine)
+    """The base, every adapter that can be mixed, every saved mix, and Auto where a gate works.
+
+    Where the workspace has documents, each of them is listed a second time, answering from these.
+    """
+    engine: Engine = request.app.state.engine
+    models = list_models(engine)
+    if has_documents(engine):
+        models += [model.add_documents() for model in models]
     return {"object": "list", "data": [model.to_json() for model in models]}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Show a model")
 def describe(model_id: str, request: Request, principal: Viewer) -> dict[str, Any]:
     """One model: any name that a request may give, `mix:...` included."""
-    return find_model(request.app.state.engine, model_id).to_json()
+    return find_answering_model(request.app.state.engine, model_id).to_json()
 
 
 @router.post(
@@ -75,8 +85,14 @@ async def _respond(
     body: ChatRequest | CompletionRequest, answer: Answer, request: Request, principal: Principal
 ) -> Response:
     engine: Engine = request.app.state.engine
-    model = await run_in_threadpool(find_model, engine, body.model, True)
-    completions = _submit(engine, body, model, principal.name, answer.id)
+    model, ids = await run_in_threadpool(_choose, engine, body)
+    passages = None
+    if ids is not None:
+        assert isinstance(body, ChatRequest), "texts are continued without documents"
+        passages = await wait_for_value(request, search_documents(engine, ids, body))
+        if passages is None:
+            return Response(status_code=CLIENT_LEFT)
+    completions = _submit(engine, body.make_requests(model, principal.name, answer.id, passages))
     values = _follow_all(completions, request.app.state.metrics)
     if body.stream:
         first = await wait_for_value(request, anext(values))
@@ -91,6 +107,12 @@ async def _respond(
     return JSONResponse(answer.describe(last), headers=_describe_active(last))
 
 
+def _choose(engine: Engine, body: ChatRequest | CompletionRequest) -> tuple[Model, list[str] | None]:
+    """The model of a request, and the datasets that it answers from; None without documents."""
+    model = find_answering_model(engine, body.model, falls_back=True)
+    return model, choose_documents(engine, body, model)
+
+
 def _describe_active(progress: Sequence[Progress]) -> dict[str, str]:
     """The headers of a response: what was active, and why the base answered in place of a mix."""
     reasons = [c.stamp["fallback"] for p in progress for c in p.columns if "fallback" in c.stamp]
@@ -98,14 +120,12 @@ def _describe_active(progress: Sequence[Progress]) -> dict[str, str]:
     return {MIX_HEADER: name_all_active(progress), **fallback}
 
 
-def _submit(
-    engine: Engine, body: ChatRequest | CompletionRequest, model: Model, caller: str, request_id: str
-) -> list[Completion]:
+def _submit(engine: Engine, requests: Sequence[EngineRequest]) -> list[Completion]:
     """Queues the requests of a body: all of them, or none."""
     engine.bases.load()  # where no page has done so
     completions: list[Completion] = []
     try:
-        for request in body.make_requests(model, caller, request_id):
+        for request in requests:
             completions.append(engine.serving.submit(request))
     except StudioError:
         for completion in completions:

@@ -11,25 +11,30 @@ import difflib
 import json
 import re
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
+from core.engine.retrieval import DATASET_LIMIT
 from core.engine.serving import CHOICE_LIMIT, TOP_LIMIT
 from core.engine.serving import Request as EngineRequest
 from core.errors import SpecError
-from core.server.model_names import Model
+from core.retrieve.passages import Passage
+from core.server.model_names import DOCUMENTS, Model
 from core.server.problems import Problem
 from core.spec.mix import NEW_TOKENS_LIMIT, Sampling
+from core.spec.retrieval import PASSAGE_LIMIT
 from core.store.json_text import parse_object
 
 MESSAGE_LIMIT = 1024  # messages of a conversation
 PROMPTS_LIMIT = 64  # prompts of one request for completions
 STOP_LIMIT, STOP_LENGTH = 16, 200  # stop strings, and characters of each
 MODEL_LENGTH = 2000  # characters
+DATASET_LENGTH = 200  # characters of the id or name of a dataset
+ALL = "all"  # `documents` of every dataset of texts
 SEED_LIMIT = 2**31  # seeds of `Sampling` are below it
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat answer may fill the context
 
@@ -63,6 +68,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": ((None, "medium"), "Leave it out."),
     "best_of": ((None, 1), "Use `n`."),
     "echo": ((None, False), "Leave it out; the prompt is not repeated."),
+    "documents": ((None, False), "Use /v1/chat/completions: documents answer questions."),
+    "passages": ((None,), "Use /v1/chat/completions: documents answer questions."),
     "suffix": ((None, ""), "Leave it out; texts are continued at their end."),
 }
 
@@ -116,6 +123,23 @@ def _one_or_several(kind: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": kind}, {"type": "array", "items": {"type": kind}}]})
 
 
+Documents = Annotated[
+    bool | list[str],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {"type": "string", "minLength": 1, "maxLength": DATASET_LENGTH},
+                {
+                    "type": "array",
+                    "items": {"type": "string", "minLength": 1, "maxLength": DATASET_LENGTH},
+                    "minItems": 1,
+                    "maxItems": DATASET_LIMIT,
+                },
+            ]
+        }
+    ),
+]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
 
 
@@ -221,10 +245,20 @@ class ChatRequest(SampledRequest):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         None, description="Anything but none: bases that think write a thought first."
     )
+    documents: Documents | None = Field(
+        None,
+        description="Datasets of texts to answer from, by id or name; true is all of them, and so is a model "
+        f"whose name ends in {DOCUMENTS}. Not in OpenAI's API.",
+    )
+    passages: int | None = Field(
+        None, ge=1, le=PASSAGE_LIMIT, description="Most passages of an answer from documents."
+    )
 
     @classmethod
     def _prepare(cls, value: dict[str, Any]) -> dict[str, Any]:
         value = super()._prepare(value)
+        if "documents" in value:
+            value = {**value, "documents": _read_documents(value["documents"])}
         messages = value.get("messages")
         if isinstance(messages, list):
             value = {**value, "messages": [_join_parts(m, i) for i, m in enumerate(messages)]}
@@ -242,12 +276,15 @@ class ChatRequest(SampledRequest):
     def longest(self) -> int:
         return self.max_completion_tokens or self.max_tokens or NEW_TOKENS_LIMIT
 
-    def make_requests(self, model: Model, caller: str, request_id: str) -> list[EngineRequest]:
+    def make_requests(
+        self, model: Model, caller: str, request_id: str, passages: Sequence[Passage] | None = None
+    ) -> list[EngineRequest]:
         """The one request of the engine.
 
         Args:
             caller: the name of the principal.
             request_id: of the response.
+            passages: to answer from; None for an answer without documents.
 
         Raises:
             SpecError: a value is outside its limits.
@@ -265,6 +302,7 @@ class ChatRequest(SampledRequest):
                 id=request_id,
                 falls_back=model.falls_back,
                 fallback=model.fallback,
+                passages=None if passages is None else tuple(passages),
             )
         ]
 
@@ -297,12 +335,15 @@ class CompletionRequest(SampledRequest):
     def longest(self) -> int:
         return self.max_tokens or COMPLETION_TOKENS
 
-    def make_requests(self, model: Model, caller: str, request_id: str) -> list[EngineRequest]:
+    def make_requests(
+        self, model: Model, caller: str, request_id: str, passages: Sequence[Passage] | None = None
+    ) -> list[EngineRequest]:
         """A request of the engine for each prompt; each is answered `n` times.
 
         Args:
             caller: the name of the principal.
             request_id: of the response.
+            passages: None, since texts are continued without documents.
 
         Raises:
             SpecError: a value is outside its limits.
@@ -348,6 +389,27 @@ def _select_fields(value: dict[str, Any], kind: type[BaseModel]) -> dict[str, An
         elif name in kind.model_fields and content is not None:
             selected[name] = content
     return selected
+
+
+def _read_documents(given: Any) -> bool | list[str]:
+    """Datasets of a request: true for all, or a list of ids and names.
+
+    Raises:
+        Problem: 422, it is something else.
+    """
+    if isinstance(given, str) and given == ALL:
+        return True
+    chosen = [given] if isinstance(given, str) else given
+    if isinstance(chosen, bool):
+        return chosen
+    if (
+        not isinstance(chosen, list)
+        or not 1 <= len(chosen) <= DATASET_LIMIT
+        or not all(isinstance(name, str) and 1 <= len(name) <= DATASET_LENGTH for name in chosen)
+    ):
+        what = f"`documents` must be true, the id or name of a dataset, or a list of 1 to {DATASET_LIMIT}."
+        raise Problem(422, what, "See the names under Data.", "documents")
+    return chosen
 
 
 def _join_parts(message: Any, index: int) -> Any:

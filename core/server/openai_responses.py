@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from core.engine.serving import Progress, ScoredToken
+from core.retrieve.passages import Passage
+from core.retrieve.prompt import find_citations
 from core.spec.mix import Mix
 
 if TYPE_CHECKING:
@@ -132,6 +134,39 @@ def describe_text_tokens(tokens: Sequence[Scored]) -> dict[str, Any]:
     }
 
 
+# --- documents
+
+
+def describe_documents(progress: Progress, column: Column) -> dict[str, Any]:
+    """The passages of an answer's prompt, and those that did not fit; nothing for one without documents.
+
+    `number` is what the answer cites as [1]; `position` is where the passage lies in its document, in
+    characters.
+    """
+    if progress.prompt is None:
+        return {}
+    used = progress.prompt.used
+    cited = {n for citation in find_citations(column.text, len(used)) for n in citation.numbers}
+    return {
+        "documents": [
+            {"number": number, **_describe_passage(passage), "is_cited": number in cited}
+            for number, passage in enumerate(used, 1)
+        ],
+        "documents_left_out": [_describe_passage(passage) for passage in progress.prompt.left_out],
+    }
+
+
+def _describe_passage(passage: Passage) -> dict[str, Any]:
+    return {
+        "dataset": passage.dataset,
+        "dataset_name": passage.dataset_name,
+        "title": passage.title,
+        "text": passage.text,
+        "position": [passage.start, passage.end],
+        "score": passage.score,
+    }
+
+
 # --- answers
 
 
@@ -214,6 +249,7 @@ class Answer:
             if column.done:
                 ending: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
                 ending |= {"finish_reason": name_reason(column), "active": read_active(column.stamp)}
+                ending |= describe_documents(progress, column)
                 yield self._make_chunk(column, index, ending)
             self._shown[index] = _Shown(
                 len(column.text), len(column.thought), len(tokens), True, is_ended=column.done
@@ -256,6 +292,7 @@ class Answer:
             "logprobs": log_probs,
             "finish_reason": name_reason(column),
             "active": read_active(column.stamp),
+            **describe_documents(progress, column),
         }
 
     def _describe_tokens(self, tokens: Sequence[Scored]) -> dict[str, Any]:

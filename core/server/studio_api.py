@@ -9,6 +9,8 @@ from core.server import (
     studio_api_datasets,
     studio_api_document,
     studio_api_experiments,
+    studio_api_grids,
+    studio_api_judges,
     studio_api_library,
     studio_api_quality,
     studio_api_retrieval,
@@ -19,11 +21,13 @@ router = APIRouter()
 for _part in (
     studio_api_datasets,
     studio_api_runs,
+    studio_api_grids,
     studio_api_library,
     studio_api_answers,
     studio_api_quality,
     studio_api_retrieval,
     studio_api_experiments,
+    studio_api_judges,
     studio_api_document,
 ):
     router.include_router(_part.router)

@@ -132,7 +132,7 @@ class ProductionView(BaseModel):
 
 
 class DecisionView(BaseModel):
-    """What the gate decided: pass, fail, or not enough questions, with how many are missing."""
+    """What the gate decided: pass, fail, void, or not enough questions, with how many are missing."""
 
     model_config = example(
         status="fail", text="Falls short: factuality.", missing=0, row="notes", baseline="base + documents",
@@ -191,7 +191,7 @@ def stop_experiment(experiment_id: str, engine: EngineOf) -> ExperimentView:
             dependencies=[Depends(require(Role.TRAINER))])  # fmt: skip
 def read_report(experiment_id: str, engine: EngineOf) -> dict[str, Any]:
     """Figures with intervals, every answer, what changed, settings, versions and checksums."""
-    return make_report(engine.experiments.results(experiment_id))
+    return make_report(engine.judges.results(experiment_id))
 
 
 @router.get("/experiments/{experiment_id}/report.html", response_class=HTMLResponse, responses=REPORT_PAGE,
@@ -199,7 +199,7 @@ def read_report(experiment_id: str, engine: EngineOf) -> dict[str, Any]:
             dependencies=[Depends(require(Role.TRAINER))])  # fmt: skip
 def read_report_page(experiment_id: str, engine: EngineOf) -> HTMLResponse:
     """The report as one HTML file that loads nothing."""
-    return HTMLResponse(format_html(make_report(engine.experiments.results(experiment_id))))
+    return HTMLResponse(format_html(make_report(engine.judges.results(experiment_id))))
 
 
 @router.delete("/experiments/{experiment_id}", response_model=DeletedView, summary="Delete an experiment",

@@ -114,6 +114,7 @@ def pause_run(run_id: str, engine: EngineOf) -> RunView:
              dependencies=[Depends(require(Role.TRAINER))])  # fmt: skip
 def resume_run(run_id: str, engine: EngineOf) -> RunView:
     """Queues a run again, from its newest checkpoint."""
+    engine.bases.load()  # where no page has done so
     engine.runs.resume(run_id)
     return RunView.of(engine.runs.get(run_id))
 

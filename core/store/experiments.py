@@ -229,6 +229,17 @@ def read_cells(workspace: Workspace, experiment_id: str) -> dict[str, Cell]:
     return found
 
 
+def remove_finished_logs(workspace: Workspace, experiment_id: str) -> None:
+    """Removes the appended answers of complete cells, which a process that was killed has left.
+
+    Raises:
+        StorageError
+    """
+    for cell in read_cells(workspace, experiment_id).values():
+        if (log := _cell_path(workspace, experiment_id, cell.key, ".jsonl")).exists():
+            delete(log)
+
+
 class CellLog:
     """The answers of a cell in progress: JSON lines that are on the disk when `append` returns."""
 

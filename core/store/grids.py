@@ -13,11 +13,13 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import SpecError, StudioError
+from core.spec.experiment import ON
+from core.spec.grid_questions import GridQuestions
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store.record_types import Time
@@ -49,11 +51,14 @@ class GridPreset:
         axes: the settings that vary, and their values.
         settings: what all its cells have in common, beside what the user sets.
         help: what is chosen here, and why; "" where the name says it.
+        documents: whether its experiment also asks with documents, as `GridQuestions.documents`; "" for a
+            grid that is not meant to end in one.
     """
 
     axes: Axes
     settings: dict[str, Any] = field(default_factory=dict)
     help: str = ""
+    documents: str = ""
 
 
 _RANK_RATE_EPOCHS: Axes = {"rank": [16, 32], "learning_rate": [1e-4, 5e-5], "epochs": [2.0, 3.0]}
@@ -66,12 +71,14 @@ GRID_PRESETS: dict[str, GridPreset] = {
         {"batch_size": 4, "accumulation": 16, **_TARGETS},
         "Attention and down projections; 64 sequences per optimizer step (4 x 16 by accumulation). The "
         'portfolio asks for "64 tokens effective", which this reads as an effective batch of 64.',
+        ON,
     ),
     "portfolio, 64 tokens": GridPreset(
         _RANK_RATE_EPOCHS,
         {"batch_size": 1, "accumulation": 1, "max_length": 64, **_TARGETS},
         'Attention and down projections; "64 tokens effective" by the letter: one packed sequence of 64 '
         "tokens per optimizer step. Longer rows are cut, and steps are noisy.",
+        ON,
     ),
 }
 
@@ -93,6 +100,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class FollowUp:
+    """The experiment that a grid ended in; exactly one of the first two is there.
+
+    Attributes:
+        experiment: its id.
+        problem: why it could not be started, for the user.
+        left_out: cells without an adapter, with the reason of each.
+    """
+
+    experiment: str = ""
+    problem: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Grid:
     """A grid on disk.
 
@@ -101,6 +123,8 @@ class Grid:
         base: the settings that its cells have in common, as JSON.
         axes: field -> values.
         runs: a run id for each cell, or "".
+        questions: `GridQuestions` as JSON: what the experiment asks that it ends in; None without one.
+        follow_up: that experiment, once the last cell has ended; None before.
     """
 
     id: str
@@ -109,6 +133,13 @@ class Grid:
     base: dict[str, Any]
     axes: Axes
     runs: list[str]
+    questions: dict[str, Any] | None = None
+    follow_up: FollowUp | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its experiment has yet to be started."""
+        return self.questions is not None and self.follow_up is None
 
     @property
     def cells(self) -> list[Cell]:
@@ -125,6 +156,8 @@ class _Record:
     base: dict[str, Any]
     axes: list[tuple[str, list[Any]]]
     runs: list[str]
+    questions: dict[str, Any] | None = None
+    follow_up: FollowUp | None = None
 
 
 def spec_checksum(spec: TrainSpec) -> str:
@@ -256,14 +289,20 @@ def format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) and float(f"{value:g}") == value else str(value)
 
 
-def create(workspace: Workspace, base: TrainSpec, axes: Axes, name: str) -> Grid:
+def create(
+    workspace: Workspace, base: TrainSpec, axes: Axes, name: str, questions: GridQuestions | None = None
+) -> Grid:
     """Creates a grid without runs.
+
+    Args:
+        questions: that its adapters answer at the end.
 
     Raises:
         SpecError: see `make_cells`. InvalidName, StorageError.
     """
     clean = check_name(name)
     grid = Grid("", clean, time.time(), base.to_json(), {f: list(v) for f, v in axes.items()}, [])
+    grid = dataclasses.replace(grid, questions=questions.to_json() if questions else None)
     runs = [""] * len(grid.cells)
     with workspace.lock("grids"):
         grid_id = make_id(clean)
@@ -291,6 +330,23 @@ def set_runs(workspace: Workspace, grid_id: str, runs: Mapping[int, str]) -> Gri
     return grid
 
 
+def end_with(workspace: Workspace, grid_id: str, start: Callable[[Grid], FollowUp]) -> Grid:
+    """Starts the experiment of a grid and records it, unless that has been done: also by another process.
+
+    Args:
+        start: starts it, or finds the one that a killed process started; called under the grid's lock.
+
+    Raises:
+        NotFound, DamagedRecord, StorageError. Busy: another process changes the grid. What `start` raises.
+    """
+    with workspace.lock("grids", grid_id):
+        grid = load(workspace, grid_id)
+        if grid.is_pending:
+            grid = dataclasses.replace(grid, follow_up=start(grid))
+            _write(workspace, grid)
+    return grid
+
+
 def rename(workspace: Workspace, grid_id: str, name: str) -> Grid:
     """Changes the display name of a grid; its runs keep theirs.
 
@@ -307,7 +363,9 @@ def rename(workspace: Workspace, grid_id: str, name: str) -> Grid:
 def _write(workspace: Workspace, grid: Grid) -> None:
     # The axes have an order, and `write_json` sorts the keys of objects. So they are written as pairs.
     pairs = [[f, list(v)] for f, v in grid.axes.items()]
-    write_record(workspace.path("grids", grid.id), {**grid.__dict__, "axes": pairs})
+    ending = dataclasses.asdict(grid.follow_up) if grid.follow_up else None
+    record = {**grid.__dict__, "axes": pairs, "follow_up": ending}
+    write_record(workspace.path("grids", grid.id), {k: v for k, v in record.items() if v is not None})
 
 
 def load(workspace: Workspace, grid_id: str) -> Grid:
@@ -318,6 +376,8 @@ def load(workspace: Workspace, grid_id: str) -> Grid:
         cells = _count_cells(json.dumps([record.base, record.axes]))
         if len(record.runs) != cells:
             raise ValueError(f"it names {len(record.runs)} runs for {cells} cells")
+        if record.questions is not None:
+            GridQuestions.from_json(record.questions)
     return Grid(**{**record.__dict__, "axes": dict(record.axes)})
 
 

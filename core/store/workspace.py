@@ -7,6 +7,7 @@
            mixes/<id>.json   grids/<id>.json   reports/<id>/   maps/<sha256>/map.json   exports/<id>/
            bases/<id>/{source.json, config.json, *.safetensors, tokenizer}   (core.store.converted_bases)
            experiments/<id>/{experiment.json, cells/}                (core.store.experiments)
+                            {judge-<key>.jsonl, votes.jsonl}         (core.store.judgements)
            answers/<day>.jsonl    what the answers of a day were like    (core.store.answer_log)
            mixes/votes.jsonl    runs/lineup.json    promotions.jsonl    base.json
            trash/<entry>/       deleted items                          (core.store.trash)
@@ -440,7 +441,8 @@ class Workspace:
         """
         trash.remove_partials(self._trash_path)
         count = 0
-        for folder in (self.root, *(self.root / kind for kind in KINDS)):
+        cells = self.root.glob("experiments/*/cells")
+        for folder in (self.root, *(self.root / kind for kind in KINDS), *cells):
             for path in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
                 if path.is_file():
                     count += remove_partial_file(path)

@@ -78,6 +78,9 @@ function makeSwitch(list, index) {
   return box;
 }
 
+// What a column is, where documents are chosen.
+const describe = (pick, isPlain) => `${names()[pick] || "Mix"} ${isPlain ? "without" : "with"} documents`;
+
 // Whether a picker shows the whole name of its mix.
 function fits(name, count) {
   const width = matchMedia("(max-width: 640px)").matches ? Math.min(320, 0.84 * root.clientWidth) : root.clientWidth / count;
@@ -155,8 +158,10 @@ function draw() {
   if (now !== shape) { // rebuild the pickers only when their choices change
     shape = now;
     const cells = list.map((_, i) => {
-      const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}`, tabindex: "0" } });
-      cell.append(makeHead(list, i), ...makeAbout(list[i], list.length), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
+      const title = props.documents ? describe(list[i], plain()[i]) : "";
+      const cell = studio.make({ tag: "section", cls: "col", attrs: { "aria-label": `Column ${i + 1}${title && ": " + title}`, tabindex: "0" } });
+      const heading = title ? [studio.make({ tag: "h3", cls: "col-title", kids: [title] })] : [];
+      cell.append(makeHead(list, i), ...heading, ...makeAbout(list[i], list.length), studio.make({ tag: "div", cls: "col-body", attrs: { "aria-live": "off" } }));
       return cell;
     });
     if (list.length < LIMIT) {

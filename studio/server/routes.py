@@ -73,7 +73,7 @@ def routes(engine: Engine) -> list[Route]:
         return Response(engine.grids.csv(item_id), media_type="text/csv", headers=headers)
 
     def experiment(item_id: str) -> Response:
-        page = format_html(make_report(engine.experiments.results(item_id)))
+        page = format_html(make_report(engine.judges.results(item_id)))
         headers = {"Content-Disposition": f'attachment; filename="{item_id}.html"'}
         return Response(page, media_type="text/html", headers=headers)
 

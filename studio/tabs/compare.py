@@ -23,8 +23,9 @@ from studio.components.documents import DocumentsField
 from studio.components.field_errors import FieldErrors
 from studio.session import SAMPLING, Session, make_messages, read_settings
 from studio.tree import Node, title, view
-from studio.views import blind, suite
+from studio.views import blind, suite, what_helps
 from studio.views.suite import Suite
+from studio.views.what_helps import WhatHelps
 
 SAME_NOISE_INFO = (
     "Every column samples with the same random numbers, so differences come from the mix. "
@@ -60,6 +61,7 @@ class CompareTab:
     blind: gr.Button
     stop: gr.Button
     export: gr.Button
+    what_helps: WhatHelps
     same_noise: gr.Checkbox
     system: gr.Textbox
     thinking: gr.Checkbox
@@ -95,6 +97,7 @@ def build() -> CompareTab:
             made["blind"] = gr.Button("Blind test", scale=0, min_width=120)
             made["stop"] = gr.Button("Stop", scale=0, min_width=90)
             made["export"] = gr.Button("Export as Markdown", scale=0, min_width=170)
+        made["what_helps"] = what_helps.build()
         made["board"] = gr.HTML(
             value=None,
             choices=[],
@@ -148,6 +151,8 @@ def wire(
         )
         for event in (trigger, answered.then):  # the browser has moved the page while the answers grew
             event(fn=None, js=mix_choices.show_prompt("compare-side"), api_visibility="private")
+    _wire_what_helps(tab, engine, inputs, how)
+    library_changed.add(what_helps.refresh, None, [tab.what_helps.ask, tab.what_helps.about])
     for trigger in (tab.blind.click, tab.board.again):
         events.bind(trigger, engine, stream_blind_test, inputs, [tab.board], refuse=refuse_answers, **how)
     field_errors.wire(tab.errors, engine)
@@ -175,6 +180,18 @@ def wire(
     events.bind(tab.documents.choice.change, engine, show_switches, [tab.documents.choice], [tab.board])
     _wire_votes(tab, engine)
     suite.wire(tab.suite, engine, [tab.board, mixer_rows], tab.settings)
+
+
+def _wire_what_helps(tab: CompareTab, engine: Engine, inputs: list[Any], how: dict[str, Any]) -> None:
+    outputs = [tab.board, tab.documents.choice, tab.same_noise, *tab.composer.mode]
+    click = tab.what_helps.ask.click
+    events.bind(click, engine, stream_what_helps, inputs, outputs, refuse=refuse_what_helps, **how).then(
+        fn=None,
+        js="() => { const field = document.querySelector('#compare-prompt textarea');"
+        " if (!field.value.trim()) field.focus(); }",
+        api_visibility="private",
+    )
+    click(fn=None, js=mix_choices.show_prompt("compare-side"), api_visibility="private")
 
 
 def _wire_votes(tab: CompareTab, engine: Engine) -> None:
@@ -275,6 +292,38 @@ def stream_answers(
     for frame in frames:
         columns = board.render_columns(frame, reference, session.labels)
         yield {**value, "columns": columns, "serial": session.serial}
+
+
+def stream_what_helps(
+    engine: Engine,
+    prompt: str,
+    board_value: Any,
+    rows: Any,
+    session: Session,
+    same_noise: bool,
+    *settings: Any,
+) -> Iterator[tuple[Any, ...]]:
+    """Sets the four columns of `studio.views.what_helps`, and answers the prompt if there is one.
+
+    Yields:
+        the board, the datasets, the same noise, and `Composer.mode`: documents answer questions of a chat.
+    """
+    session.stop()
+    chosen = read_settings(settings).documents
+    columns, ids = what_helps.choose_columns(engine, rows, chosen)
+    value = {**columns, "columns": [], "blind": None, "serial": session.serial}
+    yield value, gr.update(value=ids), True, False, True
+    if not prompt.strip():
+        return
+    sampling, (_, system, thinking, _) = settings[: len(SAMPLING)], settings[len(SAMPLING) :]
+    how = (*sampling, False, system, thinking, ids)
+    for frame in stream_answers(engine, prompt, value, rows, session, True, *how):
+        yield frame, *[gr.skip()] * 4
+
+
+def refuse_what_helps(engine: Engine, *values: Any) -> tuple[Any, ...]:
+    """What `stream_what_helps` yields after an error."""
+    return refuse_answers(engine, *values), *[gr.skip()] * 4
 
 
 def stream_blind_test(

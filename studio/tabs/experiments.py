@@ -13,15 +13,15 @@ from typing import Any
 import gradio as gr
 
 from core.engine import Engine
-from core.engine.experiment_report import list_changes
 from core.engine.mix_names import name_mix
-from core.errors import NotFound, SpecError, StudioError
-from core.evaluate.promotion_gate import Decision
+from core.errors import NotFound, SpecError
 from core.spec.access import Role
 from core.spec.experiment_presets import WHAT_HELPS, ask_what_helps
 from core.spec.mix import Mix
 from studio import events, fields, formatting, labels, mix_choices
+from studio.experiment_tables import show_results
 from studio.measured_data import list_datasets, list_whole_datasets
+from studio.tabs import judges
 from studio.tree import Node, title, view
 from studio.views import experiments as views
 
@@ -42,6 +42,7 @@ class ExperimentsTab:
     production: gr.HTML
     picker: gr.Dropdown
     results: gr.HTML
+    judges: judges.JudgesTab
 
 
 def build() -> ExperimentsTab:
@@ -60,7 +61,8 @@ def build() -> ExperimentsTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Experiment")
             results = view(views.NO_EXPERIMENT, elem_id="experiment-results")
-    return ExperimentsTab(dataset, sources, mix, limit, start, production, picker, results)
+            judging = judges.build()
+    return ExperimentsTab(dataset, sources, mix, limit, start, production, picker, results, judging)
 
 
 def wire(tab: ExperimentsTab, engine: Engine, library_changed: events.EventGroup) -> None:
@@ -70,7 +72,9 @@ def wire(tab: ExperimentsTab, engine: Engine, library_changed: events.EventGroup
     form = [tab.dataset, tab.sources, tab.mix, tab.limit]
     events.bind(tab.start.click, engine, start, form, [tab.picker])
     # The new experiment is picked, which opens and follows it.
-    events.bind(tab.picker.change, engine, open_experiment, [tab.picker], [tab.results], concurrency_limit=8)
+    pages = [tab.picker], [tab.results]
+    opened = events.bind(tab.picker.change, engine, open_experiment, *pages, concurrency_limit=8)
+    judges.wire(tab.judges, engine, library_changed, opened, (tab.picker, tab.results))
     act = [tab.picker, tab.results, tab.production]
     events.bind(tab.results.act, engine, act_on_experiment, None, act, concurrency_limit=4)
     events.bind(tab.production.act, engine, roll_back, None, [tab.production])
@@ -88,7 +92,7 @@ def refresh(
     known = {i for _, i in questions}
     chosen = dataset if dataset in known else next((i for _, i in questions), None)
     suggested = mix if mix in {i for _, i in mixes} else next((i for _, i in reversed(mixes)), None)
-    listed = _list_choices(engine)
+    listed = list_choices(engine)
     ids = [i for _, i in listed]
     value = picked if picked in ids else next(iter(ids), None)
     return (
@@ -100,7 +104,8 @@ def refresh(
     )
 
 
-def _list_choices(engine: Engine) -> list[tuple[str, str]]:
+def list_choices(engine: Engine) -> list[tuple[str, str]]:
+    """Every experiment as a choice, the newest first."""
     return [(f"{e.name} · {formatting.format_time(e.created)}", e.id) for e in engine.experiments.list()]
 
 
@@ -122,7 +127,7 @@ def start(engine: Engine, dataset: str | None, sources: list[str], mix: str | No
     split = "all" if dataset in list_whole_datasets(engine) else "test"
     settings = {"split": split, "limit": int(limit or 0)}
     key = engine.experiments.start(ask_what_helps(dataset, mix, sources or [], settings))
-    return gr.update(choices=_list_choices(engine), value=key)
+    return gr.update(choices=list_choices(engine), value=key)
 
 
 def open_experiment(engine: Engine, picked: str | None) -> Iterator[Node]:
@@ -133,32 +138,7 @@ def open_experiment(engine: Engine, picked: str | None) -> Iterator[Node]:
     while (status := engine.experiments.status(picked)) is not None and not status.has_ended:
         yield views.render_status(status)
         time.sleep(POLL_SECONDS)
-    yield _show_results(engine, picked)
-
-
-def _show_results(engine: Engine, experiment_id: str) -> Node:
-    results = engine.experiments.results(experiment_id)
-    decisions: dict[str, Decision] = {}
-    for row in results.rows:
-        is_mix = not row.row.address and bool(row.row.mix) and row.row.passages
-        if row.cell is not None and is_mix:
-            try:
-                decisions[row.name] = results.decide(row.name)
-            except StudioError:  # without a complete baseline, the gate has nothing to compare with
-                continue
-    names = {row.name: _name_row(engine, row.row) for row in results.rows}
-    return views.render_results(results, list_changes(results), decisions, names)
-
-
-def _name_row(engine: Engine, row: Any) -> str:
-    """A row for people: with the names of its adapters, unless it has a name of its own."""
-    if row.name not in (row.mix, f"{row.mix} + documents"):
-        return str(row.name[:1].upper() + row.name[1:])
-    try:
-        name = name_mix(engine.experiments.read_mix(row.mix), engine.library.labels())
-    except StudioError:  # an adapter was deleted
-        return str(row.name)
-    return f"{name} + documents" if row.passages else name
+    yield show_results(engine, picked)
 
 
 def act_on_experiment(engine: Engine, event: gr.EventData) -> Iterator[tuple[Any, Any, Any]]:

@@ -13,13 +13,17 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError, StudioError
+from core.spec.access import Role
+from core.spec.experiment import OFF, ON
+from core.spec.grid_questions import GridQuestions
 from core.spec.presets import resolve
 from core.spec.settings import label_of
 from core.spec.training import TrainSpec
 from core.store import grids
-from studio import events, fields, formatting
+from studio import events, fields, formatting, measured_data
 from studio.components import damaged, plot
 from studio.tabs import suggestions, train
+from studio.tabs.experiments import list_choices
 from studio.tree import Node, button, node, title, view
 from studio.views import grid as views
 
@@ -27,11 +31,21 @@ AXES = 4  # settings that the page can vary at once; the terminal has no such li
 CUSTOM = ("Custom", "")
 PRESET_SETTINGS = tuple(dict.fromkeys(n for p in grids.GRID_PRESETS.values() for n in p.settings))
 NO_FIELD = ("None", "")
+NO_QUESTIONS = ("Nothing", "")
+QUESTIONS_INFO = (
+    "Once the last run has ended, one experiment asks the base, the base with documents, and every "
+    "adapter of the grid."
+)
 
 
 @dataclass(frozen=True)
 class GridTab:
-    """The components of the pane; `fields` and `values` are the axes."""
+    """The components of the pane; `fields` and `values` are the axes.
+
+    Attributes:
+        questions: the dataset of the experiment that the grid ends in.
+        with_documents: whether its adapters also answer with documents.
+    """
 
     page: gr.Tab
     common_settings: gr.HTML
@@ -39,6 +53,8 @@ class GridTab:
     preset: gr.Dropdown
     fields: tuple[gr.Dropdown, ...]
     values: tuple[gr.Textbox, ...]
+    questions: gr.Dropdown
+    with_documents: gr.Checkbox
     estimate: gr.HTML
     start: gr.Button
     picker: gr.Dropdown
@@ -49,7 +65,7 @@ class GridTab:
     @property
     def form(self) -> set[gr.components.Component]:
         """The components that a grid is started from, beside the Train form."""
-        return {self.name, *self.fields, *self.values}
+        return {self.name, *self.fields, *self.values, self.questions, self.with_documents}
 
 
 def build(page: gr.Tab) -> GridTab:
@@ -74,6 +90,15 @@ def build(page: gr.Tab) -> GridTab:
                     axis_values.append(
                         gr.Textbox(label=f"Values {i}", placeholder="16, 32", min_width=110, scale=1)
                     )
+            questions = fields.picker(
+                "Then ask these questions", [NO_QUESTIONS], "", info=QUESTIONS_INFO, elem_id="grid-questions"
+            )
+            with_documents = gr.Checkbox(
+                False,
+                label="Every adapter also answers with documents",
+                info="Doubles the rows of the experiment.",
+                elem_id="grid-with-documents",
+            )
             estimate = view(elem_id="grid-estimate")
             start = gr.Button("Queue the grid", variant="primary", interactive=False, elem_id="grid-start")
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
@@ -88,6 +113,8 @@ def build(page: gr.Tab) -> GridTab:
         preset,
         tuple(axis_fields),
         tuple(axis_values),
+        questions,
+        with_documents,
         estimate,
         start,
         picker,
@@ -98,12 +125,18 @@ def build(page: gr.Tab) -> GridTab:
 
 
 def wire(
-    tab: GridTab, engine: Engine, library_changed: events.EventGroup, form: train.TrainTab, tabs: gr.Tabs
+    tab: GridTab,
+    engine: Engine,
+    library_changed: events.EventGroup,
+    form: train.TrainTab,
+    tabs: gr.Tabs,
+    experiments: gr.Dropdown,
 ) -> None:
     """Connects the events.
 
     Args:
         form: the Train form. tabs: the tabs of the whole studio.
+        experiments: the picker of experiments, on the Evaluate tab.
     """
 
     def check(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -113,23 +146,28 @@ def wire(
         return start_grid(engine, tab, form, values)
 
     def act(engine: Engine, event: gr.EventData) -> dict[Any, Any]:
+        if isinstance(event._data, dict) and event._data.get("do") == "experiment":
+            return open_experiment(engine, tabs, experiments, str(event._data.get("grid", "")))
+        events.require_role(Role.TRAINER)
         return use_results(engine, tab, form, tabs, event)
 
     inputs = form.form | tab.form
     checked = [tab.common_settings, tab.estimate, tab.start]
     events.bind(tab.page.select, engine, check, inputs, checked)  # the Train form may have changed meanwhile
     library_changed.then(check, inputs, checked)
-    for control in (tab.name, *tab.fields, *tab.values):
+    for control in (tab.name, *tab.fields, *tab.values, tab.questions, tab.with_documents):
         events.bind(control.change, engine, check, inputs, checked)
     shared = [form.advanced[name] for name in PRESET_SETTINGS]
-    filled = [tab.preset, *tab.fields, *tab.values, *shared]
-    events.bind(tab.preset.input, engine, fill_preset, [tab.preset], filled)
+    filled = [tab.preset, *tab.fields, *tab.values, tab.questions, tab.with_documents, *shared]
+    events.bind(tab.preset.input, engine, fill_preset, [tab.preset, tab.questions], filled)
     results = [tab.results, tab.chart]
     events.refresh_after(events.bind(tab.start.click, engine, start, inputs, [tab.picker, *results]))
-    library_changed.add(refresh, [tab.picker], [tab.picker, *results])
+    lists = [tab.picker, tab.questions]
+    library_changed.add(refresh, lists, [*lists, *results])
     damaged.wire(tab.damaged, engine, library_changed, "grids")
     events.bind(tab.picker.input, engine, open_grid, [tab.picker], results)
-    events.refresh_after(events.bind(tab.results.act, engine, act, None, [tabs, tab.results, *form.form]))
+    acted = [tabs, experiments, tab.results, *form.form]
+    events.refresh_after(events.bind(tab.results.act, engine, act, None, acted))
 
 
 def read_axes(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
@@ -147,6 +185,16 @@ def read_axes(tab: GridTab, values: dict[Any, Any]) -> grids.Axes:
                 )
             axes[name] = grids.parse_axis(name, values[text] or "")
     return axes
+
+
+def read_questions(engine: Engine, tab: GridTab, values: dict[Any, Any]) -> GridQuestions | None:
+    """The questions of the experiment that the grid ends in; None without any."""
+    dataset = values[tab.questions]
+    if not dataset:
+        return None
+    split = "all" if dataset in measured_data.list_whole_datasets(engine) else "test"
+    documents = ON if values[tab.with_documents] else OFF
+    return GridQuestions(dataset=dataset, split=split, documents=documents)
 
 
 def read_form(
@@ -170,6 +218,8 @@ def check_form(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[
         count = len(grids.make_cells(spec, axes, name))
         problems = engine.runs.list_problems({**spec.to_json(), "name": name})
         seconds = engine.grids.estimate_seconds(spec, axes, engine.bases.current().name)
+        if questions := read_questions(engine, tab, values):
+            engine.grids.experiments.check(questions, count)
     except StudioError as e:
         estimate = node("p", str(e), cls="quiet")
         text, is_ready = "Queue the grid", False
@@ -193,8 +243,12 @@ def _render_common_settings(engine: Engine, settings: dict[str, Any], preset: st
     return node("div", node("p", text), link, cls="aside row")
 
 
-def fill_preset(engine: Engine, preset: str) -> tuple[Any, ...]:
-    """Fills the axes with those of a grid preset, and the Train form with what its cells share."""
+def fill_preset(engine: Engine, preset: str, questions: str | None) -> tuple[Any, ...]:
+    """Fills the axes with those of a grid preset, and the Train form with what its cells share.
+
+    A preset that is meant to end in an experiment takes the first dataset for evaluation, unless questions
+    are chosen.
+    """
     chosen = grids.GRID_PRESETS.get(preset, grids.GridPreset({}))
     axes = list(chosen.axes.items())[:AXES]
     axes += [("", [])] * (AXES - len(axes))
@@ -203,13 +257,18 @@ def fill_preset(engine: Engine, preset: str) -> tuple[Any, ...]:
         fields.to_component(chosen.settings[name]) if name in chosen.settings else gr.skip()
         for name in PRESET_SETTINGS
     ]
-    return gr.update(info=chosen.help or None), *[name for name, _ in axes], *texts, *shared
+    ending = [gr.skip(), gr.skip()]
+    if chosen.documents:
+        whole = set(measured_data.list_whole_datasets(engine))
+        first = next((i for _, i in _question_choices(engine) if i in whole), "")
+        ending = [gr.skip() if questions else first, bool(engine.retrieval.list_documents())]
+    return gr.update(info=chosen.help or None), *[name for name, _ in axes], *texts, *ending, *shared
 
 
 def start_grid(engine: Engine, tab: GridTab, form: train.TrainTab, values: dict[Any, Any]) -> dict[Any, Any]:
     """Queues the grid and opens its results."""
     spec, axes, name = read_form(tab, form, values)
-    grid = engine.grids.start(spec, axes, name)
+    grid = engine.grids.start(spec, axes, name, read_questions(engine, tab, values))
     results, chart = open_grid(engine, grid.id)
     picker = gr.update(choices=_grid_choices(engine), value=grid.id)
     return {tab.picker: picker, tab.results: results, tab.chart: chart}
@@ -219,12 +278,25 @@ def _grid_choices(engine: Engine) -> list[tuple[str, str]]:
     return [(f"{g.name} · {formatting.count(len(g.runs), 'cell')}", g.id) for g in engine.grids.list()]
 
 
-def refresh(engine: Engine, picked: str | None) -> tuple[Any, Any, Any]:
-    """Updates the list of grids and the results of the picked one; at first the newest is picked."""
+def _question_choices(engine: Engine) -> list[tuple[str, str]]:
+    tasks = {d.id for d in engine.datasets.list() if d.kind == "task"}
+    return [choice for choice in measured_data.list_datasets(engine) if choice[1] in tasks]
+
+
+def refresh(engine: Engine, picked: str | None, questions: str | None) -> tuple[Any, ...]:
+    """Updates the lists of grids and of questions, and the results of the picked grid; at first the newest
+    is picked.
+    """
     choices = _grid_choices(engine)
     ids = [i for _, i in choices]
     value = picked if picked in ids else next(iter(ids), None)
-    return fields.update_choices(choices, value, picked), *open_grid(engine, value)
+    asked = [NO_QUESTIONS, *_question_choices(engine)]
+    chosen = questions if questions in {i for _, i in asked} else ""
+    return (
+        fields.update_choices(choices, value, picked),
+        fields.update_choices(asked, chosen, questions),
+        *open_grid(engine, value),
+    )
 
 
 def open_grid(engine: Engine, picked: str | None) -> tuple[Any, Any]:
@@ -232,7 +304,28 @@ def open_grid(engine: Engine, picked: str | None) -> tuple[Any, Any]:
     if not picked:
         return views.NO_GRID, None
     results = engine.grids.results(picked)
-    return views.render_results(results, engine.library.labels()), views.plot_cells(results)
+    ending = views.render_experiment(results.grid, _name_experiment(engine, results.grid))
+    return views.render_results(results, engine.library.labels(), ending), views.plot_cells(results)
+
+
+def _name_experiment(engine: Engine, grid: grids.Grid) -> str:
+    """The name of the experiment that a grid ended in; "" where it was deleted, or has not been started."""
+    try:
+        return engine.experiments.get(grid.follow_up.experiment).name if grid.follow_up else ""
+    except StudioError:
+        return ""
+
+
+def open_experiment(engine: Engine, tabs: gr.Tabs, experiments: gr.Dropdown, grid_id: str) -> dict[Any, Any]:
+    """Opens the experiment that a grid ended in, on the Evaluate tab.
+
+    Raises:
+        NotFound: it was deleted, or has not been started.
+    """
+    follow_up = engine.grids.get(grid_id).follow_up
+    found = engine.experiments.get(follow_up.experiment if follow_up else "")
+    picked = gr.update(choices=list_choices(engine), value=found.id)
+    return {tabs: gr.Tabs(selected="evaluate"), experiments: picked}
 
 
 def use_results(

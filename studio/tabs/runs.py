@@ -65,7 +65,12 @@ def build() -> RunsTab:
 
 
 def wire(
-    tab: RunsTab, engine: Engine, library_changed: events.EventGroup, form: train.TrainTab, tabs: gr.Tabs
+    tab: RunsTab,
+    engine: Engine,
+    library_changed: events.EventGroup,
+    form: train.TrainTab,
+    tabs: gr.Tabs,
+    experiments: gr.Dropdown,
 ) -> None:
     """Connects the events; see `grid.wire`."""
     library_changed.add(show_queue, None, [tab.queue])
@@ -76,7 +81,7 @@ def wire(
     library_changed.add(compare_runs, inputs, outputs)
     changes = events.any_of((tab.picker.change, tab.scale.change, tab.differing.change))
     events.bind(changes, engine, compare_runs, inputs, outputs)
-    grid.wire(tab.grid, engine, library_changed, form, tabs)
+    grid.wire(tab.grid, engine, library_changed, form, tabs, experiments)
 
 
 def show_queue(engine: Engine) -> Node:

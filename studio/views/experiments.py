@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.engine.experiment_report import RowChange
 from core.engine.experiment_results import ExperimentResults, RowResult
 from core.engine.experiments import ExperimentStatus
+from core.engine.judge_results import name_column
+from core.evaluate.answer_figures import RowFigure
 from core.evaluate.promotion_gate import FAIL, PASS, Decision
-from core.spec.answer_metrics import ANSWER_METRICS
+from core.spec.answer_metrics import ANSWER_METRICS, AnswerMetric
 from core.spec.promotion import PRODUCTION
 from core.store.promotions import Promotion
 from studio import formatting
 from studio.tree import Node, button, chip, details, download, empty, node, progress_bar, table, title
+from studio.views.judges import render_judges
 
 NO_EXPERIMENT = empty(
     "No experiment yet",
@@ -21,6 +24,7 @@ NO_EXPERIMENT = empty(
     "documents, mix, and mix + documents.",
 )
 SHOWN = ("factuality", "f1", "citation_coverage", "unsupported", "latency")  # columns beside the folded ones
+SHARE = AnswerMetric("", "")  # how a share of answers is written
 KINDS = {PASS: "good", FAIL: "bad"}
 
 
@@ -41,25 +45,30 @@ def render_results(
     changes: list[RowChange],
     decisions: Mapping[str, Decision],
     names: Mapping[str, str],
+    judges: Mapping[str, str] | None = None,
 ) -> Node:
     """The table of an experiment, what changed, and what the gate decides.
 
     Args:
         decisions: of the gate, by the name of the row.
         names: of the rows, for people, by their name.
+        judges: names of the judges, for people, by their key.
     """
     experiment = results.experiment
     is_complete = all(row.cell is not None for row in results.rows)
     buttons = [download("Download the report", f"experiment/{experiment.id}.html", f"{experiment.id}.html")]
     if not is_complete:
         buttons.insert(0, button("Continue", {"do": "resume", "experiment": experiment.id}, "primary"))
+    judges = judges or {}
+    scores = [(name_column(judges.get(j.key, j.name)), j.shares) for j in results.judges if j.counts]
     shown = [m for m in SHOWN if any(m in (row.figures or {}) for row in results.rows)]
     rest = [m for m in results.metrics if m not in shown]
     about = f"{formatting.format_time(experiment.created)}, on {formatting.format_base(experiment.base)}"
     return node(
         "div",
         node("div", title(experiment.name, about), node("div", *buttons, cls="row"), cls="row spread"),
-        _render_table(results, shown, names, "Each figure with its 95 % interval over the questions"),
+        _render_table(results, shown, names, "Each figure with its 95 % interval over the questions", scores),
+        *render_judges(results, judges),
         *_render_states(results, names),
         *(_render_decision(row, decision, experiment.id, names) for row, decision in decisions.items()),
         _render_changes(results, changes, names),
@@ -75,11 +84,24 @@ def _describe_metric(name: str) -> Node:
 
 
 def _render_table(
-    results: ExperimentResults, metrics: list[str], names: Mapping[str, str], caption: str
+    results: ExperimentResults,
+    metrics: list[str],
+    names: Mapping[str, str],
+    caption: str,
+    more: Sequence[tuple[str, Mapping[str, RowFigure]]] = (),
 ) -> Node:
+    """A table of metrics.
+
+    Args:
+        more: further columns, each with its heading and the figure of each row.
+    """
     done = [row for row in results.rows if row.cell is not None]
     columns = ["Row", *[f"{ANSWER_METRICS[m].label}{_arrow(m)}" for m in metrics]]
     lines = [[names.get(row.name, row.name), *[_render_figure(row, m) for m in metrics]] for row in done]
+    for heading, figures in more:
+        columns.append(f"{heading}\u00a0↑")
+        for line, row in zip(lines, done, strict=True):
+            line.append(_write_figure(SHARE, figures.get(row.name)))
     return table(columns, lines, caption, frozenset(range(1, len(columns))))
 
 
@@ -88,7 +110,10 @@ def _arrow(metric: str) -> str:
 
 
 def _render_figure(row: RowResult, name: str) -> Any:
-    metric, figure = ANSWER_METRICS[name], (row.figures or {}).get(name)
+    return _write_figure(ANSWER_METRICS[name], (row.figures or {}).get(name))
+
+
+def _write_figure(metric: AnswerMetric, figure: RowFigure | None) -> Any:
     if figure is None:
         return formatting.NONE
     if metric.is_share:

@@ -44,11 +44,36 @@ def render_estimate(cells: int, seconds: float | None) -> Node:
     return node("p", node("strong", formatting.count(cells, "cell")), f": {time}.", cls="reading")
 
 
-def render_results(results: GridResults, names: Mapping[str, str]) -> Node:
+def render_experiment(grid: grids.Grid, name: str) -> Node | None:
+    """The experiment that a grid ends in; None where it ends without one.
+
+    Args:
+        name: of that experiment; "" where it was deleted.
+    """
+    if grid.questions is None:
+        return None
+    if grid.follow_up is None:
+        text = (
+            "Experiment: it starts when the last run has ended. A paused or interrupted run can be resumed."
+        )
+        return node("p", text, cls="quiet")
+    left_out = [f"Left out: {'; '.join(grid.follow_up.left_out)}."] if grid.follow_up.left_out else []
+    if grid.follow_up.problem:
+        return node(
+            "p", " ".join(["Experiment: not started.", grid.follow_up.problem, *left_out]), cls="note"
+        )
+    if not name:
+        return node("p", " ".join(["Experiment: it was deleted.", *left_out]), cls="quiet")
+    show = button("Show its results", {"do": "experiment", "grid": grid.id}, "quiet small")
+    return node("div", node("p", " ".join([f"Experiment: {name}.", *left_out])), show, cls="row")
+
+
+def render_results(results: GridResults, names: Mapping[str, str], ending: Node | None = None) -> Node:
     """The results of a grid as a table, the best first, with how significant the differences are.
 
     Args:
         names: of the adapters, by their ids.
+        ending: from `render_experiment`.
     """
     grid, queued = results.grid, results.counts.get("queued", 0)
     buttons = [download("Download as CSV", f"grid/{grid.id}.csv", f"{grid.id}.csv")]
@@ -67,6 +92,7 @@ def render_results(results: GridResults, names: Mapping[str, str]) -> Node:
         "div",
         node("div", node("p", counts, cls="quiet"), node("div", *buttons, cls="row push"), cls="row"),
         node("p", results.note, cls="reading") if results.note else None,
+        ending,
         table(headings, short, "Lower perplexity is better", frozenset(range(1, len(headings) - 1))),
         details(
             "Details",

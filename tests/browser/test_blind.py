@@ -1,4 +1,4 @@
-"""The blind test in a real browser: letters without names, a vote, and then the names with the tally."""
+"""The Compare tab in a real browser: the blind test from letters to names, and four columns at once."""
 
 from __future__ import annotations
 
@@ -196,4 +196,22 @@ def test_the_blind_test_fits_its_window(visit):
     unfold(page, "Votes so far")
     unfold(page, "Prompt suite")
     until(lambda: page.locator("#votes tbody tr").count() == 4, 30, "the table")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("visit", [(390, 844, "dark")], indirect=True, ids=["phone"])
+def test_one_key_asks_base_and_mix_without_and_with_documents(visit):
+    page = visit.page
+    at_compare(visit)
+    page.locator("#compare-prompt textarea").fill("Where is the lamp kept?")
+    page.get_by_role("button", name="Does training help, does retrieval help?").focus()
+    page.keyboard.press("Enter")
+    mix = "Sample domain + Sample task"
+    titles = [f"{name} {how} documents" for name in ("Base", mix) for how in ("without", "with")]
+    until(lambda: page.locator(".board h3").all_inner_texts() == titles, 30, "the titles of four columns")
+    until(lambda: all("tokens/s" in text for text in columns(page)), 120, "four answers")
+    switches = page.locator(".board .documents-switch input")
+    assert [switches.nth(i).is_checked() for i in range(4)] == [False, True] * 2
+    assert ["passage" in text.lower() for text in columns(page)] == [False, True] * 2
+    assert page.get_by_role("region", name=f"Column 4: {titles[3]}").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -178,7 +178,10 @@ def test_rows_that_need_another_base_adapter_or_key_are_not_run(engine: Engine, 
     assert states["cloud_eval_v1"] == (
         "not run: no key is in the environment variable OPENAI_API_KEY, which the terminal reads"
     )
-    assert states["hybrid_science_3b"].startswith("not run: it needs the base 'qwen2.5:3b-instruct-q4_K_M'")
+    assert states["hybrid_science_3b"].startswith(
+        "not run: it needs the base 'qwen2.5:3b-instruct-q4_K_M'. A"
+    )
+    assert states["lora_science_3b_ft"].endswith("'Qwen/Qwen2.5-3B-Instruct' is not complete on this machine")
     spec = four_rows(engine, name="Gone")
     gone = store.create(
         engine.workspace, ExperimentSpec.from_json({**spec.to_json(), "mixes": ["gone"]}), *_base(engine)

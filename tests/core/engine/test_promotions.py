@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from core.server.problems import Problem
 from core.spec.experiment import ExperimentSpec
 from core.spec.experiment_presets import ask_what_helps
 from core.spec.mix import Mix
+from core.spec.promotion import PromotionRule
 from core.store import backup, promotions
 from core.store import experiments as store
 from core.store.experiments import Cell, CellAnswer, CitedPassage, Experiment, TimedAnswer
@@ -53,16 +55,25 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def measure(
-    engine: Engine, adapter: str, factuality: float = 1.0, answer: str = "In room 1 [1]."
+    engine: Engine,
+    adapter: str,
+    factuality: float = 1.0,
+    answer: str = "In room 1 [1].",
+    retrieval: float = 0.2,
 ) -> Experiment:
-    """An experiment whose cells are complete: the baseline states nothing, the mix as much as is given."""
+    """An experiment whose cells are complete: the base states nothing, the mix as much as is given.
+
+    Args:
+        retrieval: factuality of the base with documents.
+    """
     dataset = engine.datasets.list()[0].id
     spec = ask_what_helps(dataset, adapter, [dataset], {"split": "all"})
     experiment = store.create(engine.workspace, spec, "tiny", "f" * 64)
     for i, row in enumerate(experiment.rows):
         is_mix = bool(Mix.parse(row.mix).weights)
         digests = [[engine.library.adapter(a).sha256, 1.0, 0.0, "", None] for a in Mix.parse(row.mix).weights]
-        figures = {"factuality": factuality if is_mix else 0.0, "f1": 0.5, "nats": 1.0, "scored_tokens": 2.0}
+        stated = factuality if is_mix else retrieval * bool(row.passages)
+        figures = {"factuality": stated, "f1": 0.5, "nats": 1.0, "scored_tokens": 2.0}
         if row.passages:
             figures |= {"citation_coverage": 1.0, "support": 1.0}
         passages = (CitedPassage(1, "Notes.md", HOSTILE),) if row.passages else ()
@@ -87,7 +98,7 @@ def test_a_mix_that_passes_is_production_and_a_rollback_takes_one_step(engine: E
         assert model.digests == {f"{name}-0001": engine.library.adapter(f"{name}-0001").sha256}
     assert "production" in [m.id for m in list_models(engine)]
     recorded = engine.library.adapter("mine-0001").metadata["promotion"]
-    assert recorded["status"] == "pass" and len(recorded["criteria"]) == 4 and recorded["promotion"]
+    assert recorded["status"] == "pass" and len(recorded["criteria"]) == 5 and recorded["promotion"]
     taken, now = engine.promotions.roll_back()
     assert "other-0001" in taken.weights and now and "mine-0001" in now.weights
     assert find_model(engine, "production").mix.weights == {"mine-0001": 1.0}
@@ -110,6 +121,48 @@ def test_a_mix_that_fails_is_recorded_and_not_promoted(engine: Engine) -> None:
         assert engine.promotions.decide(name, experiment.id).row == "mine-0001 + documents"
     with pytest.raises(NotFound, match="no row with the mix 'other'"):
         engine.promotions.decide("other", experiment.id)
+
+
+def test_the_gate_is_void_where_documents_do_not_help_the_base(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = measure(engine, "mine-0001", retrieval=0.0)
+    decision, promotion = engine.promotions.promote("mine", experiment.id)
+    assert decision.status == "void" and promotion is None and engine.promotions.current() is None
+    assert engine.library.adapter("mine-0001").metadata["promotion"]["status"] == "void"
+    assert [c.status for c in decision.criteria] == ["void", "pass", "pass", "pass", "pass"]
+    text = decision.criteria[0].text
+    assert "0.0 % → 0.0 % with documents on 60 questions: +0.0 points (95 % interval +0.0 to +0.0)" in text
+    assert "name 'base' as the baseline of the rule" in text and "proves nothing" in decision.text
+    page = format_html(make_report(engine.experiments.results(experiment.id)))
+    assert "<b class='muted'>void</b>" in page and "the gate is void" in page
+    rule = PromotionRule(baseline="base")
+    assert engine.promotions.decide("mine", experiment.id, rule).status == "pass"
+    root = str(engine.workspace.root)
+    engine.close()
+    assert main(["promote", "mine", "--against", experiment.id, "--workspace", root]) == 5
+    assert capsys.readouterr().out.startswith("void                  Factuality of the base")
+
+
+def test_retrieval_is_left_out_without_a_row_of_the_plain_base(engine: Engine) -> None:
+    measured = measure(engine, "mine-0001", retrieval=0.0)
+    spec = ExperimentSpec.from_json({**measured.spec, "mixes": [], "rows": [
+        {"name": "rag", "documents": "on"}, {"name": "both", "mix": "mine-0001", "documents": "on"},
+    ]})  # fmt: skip
+    experiment = store.create(engine.workspace, spec, "tiny", "f" * 64)
+    cells = store.read_cells(engine.workspace, measured.id)
+    for row, name in zip(experiment.rows, ("base + documents", "mine-0001 + documents"), strict=True):
+        cell = replace(cells[name], row=row.to_json())
+        store.save_cell(engine.workspace, experiment.id, cell)
+    decision = engine.promotions.decide("both", experiment.id)
+    assert decision.status == "pass" and "retrieval" not in [c.name for c in decision.criteria]
+    spec = ExperimentSpec.from_json({**spec.to_json(), "mixes": [""]})
+    begun = store.create(engine.workspace, spec, "tiny", "f" * 64)
+    for row in begun.rows[1:]:
+        store.save_cell(engine.workspace, begun.id, replace(cells["base + documents"], row=row.to_json()))
+    with pytest.raises(SpecError, match="The row 'base' is not complete"):
+        engine.promotions.decide("both", begun.id)
+    assert make_report(engine.experiments.results(begun.id))["decisions"] == []
 
 
 def test_an_adapter_that_saw_a_test_row_is_refused_with_the_row(engine: Engine) -> None:

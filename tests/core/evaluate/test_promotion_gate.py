@@ -14,7 +14,7 @@ from core.evaluate.answer_figures import (
     measure_row,
     score_answer,
 )
-from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, count_shortfall, decide
+from core.evaluate.promotion_gate import FAIL, NOT_ENOUGH, PASS, VOID, count_shortfall, decide
 from core.spec.promotion import PromotionRule
 from core.store.answer_log import find_percentile
 from core.store.experiments import Cell, CellAnswer, TimedAnswer
@@ -88,6 +88,27 @@ def test_what_is_not_measured_does_not_pass() -> None:
     decision = decide(cell, BASELINE, RULE)
     assert decision.status == NOT_ENOUGH
     assert [c.status for c in decision.criteria] == [PASS, PASS, NOT_ENOUGH, NOT_ENOUGH]
+
+
+def test_the_gate_is_void_where_the_gain_of_retrieval_may_be_nothing() -> None:
+    both = make_cell("both", draw(0.8, 200, 2))
+    better = decide(both, BASELINE, RULE, plain=make_cell("base", draw(0.1, 200, 6)))
+    assert better.status == PASS and better.criteria[0].name == "retrieval"
+    same = decide(both, BASELINE, RULE, plain=make_cell("base", draw(0.4, 200, 1)))
+    assert same.status == VOID and [c.status for c in same.criteria][1:] == [PASS] * 4
+    assert same.missing == 0 and "longer context" in same.criteria[0].text
+    worse = make_cell("worse", draw(0.4, 200, 3), coverage=0.0)  # the gate is void, whatever fails
+    assert decide(worse, BASELINE, RULE, plain=make_cell("base", draw(0.5, 200, 7))).status == VOID
+    values = draw(0.4, 200, 1)
+    for index in [i for i, value in enumerate(values) if value][:2]:  # documents win two questions
+        values[index] = 0.0
+    nearly = decide(both, BASELINE, RULE, plain=make_cell("base", values))
+    found = compare_rows(make_cell("base", values), BASELINE, "factuality")
+    assert found and found.low <= 0 < found.gain and nearly.status == VOID
+    assert nearly.missing == count_shortfall(found, 0.0) > 0
+    few = make_cell("both", draw(0.9, 12, 4)), make_cell("rag", draw(0.3, 12, 5))
+    early = decide(*few, RULE, plain=make_cell("base", draw(0.3, 12, 5)))
+    assert early.status == NOT_ENOUGH and early.criteria[0].missing == 18
 
 
 def test_rows_are_compared_on_the_questions_of_both() -> None:

@@ -6,10 +6,13 @@ import pytest
 
 from core.engine import Engine
 from core.errors import SpecError
-from studio.components import documents
-from studio.session import Session
+from core.spec.mix import Mix, Sampling
+from studio.components import documents, mixer
+from studio.session import Session, make_messages
 from studio.tabs import compare, mix
+from studio.views import what_helps
 from tests.conftest import SENTENCES, build_tiny_llama
+from tests.core.merge.test_bake import SHAPES, add_random_adapter
 from tests.studio.tabs.conftest import sampling, texts
 
 pytestmark = pytest.mark.slow
@@ -52,3 +55,45 @@ def test_each_column_has_a_switch_and_a_blind_test_refuses_documents(long_engine
     assert ["[1] Text" in texts(column) for column in last["columns"]] == [False, True]
     with pytest.raises(SpecError, match="without documents"):
         list(compare.stream_blind_test(long_engine, QUESTION, value, [], Session(), True, *settings))
+
+
+def ask_what_helps(engine, prompt, rows=None, chosen=(), **changes):
+    settings = [*sampling(max_new_tokens=4, **changes), True, "Be brief.", False, list(chosen)]
+    value = {"picks": ["base", "base"], "touched": True}
+    return list(compare.stream_what_helps(engine, prompt, value, rows, Session(), False, *settings))
+
+
+def test_one_click_needs_an_adapter_and_documents(long_engine):
+    button, about = what_helps.refresh(long_engine)
+    assert button["interactive"] is False and "needs an adapter" in texts(about)
+    with pytest.raises(SpecError, match="needs an adapter"):
+        ask_what_helps(long_engine, QUESTION)
+
+
+def test_one_click_asks_base_and_mix_without_and_with_documents(long_engine):
+    (dataset,) = long_engine.datasets.list()
+    resident = long_engine.resident_base.get
+    law, odd = long_engine.worker.call(
+        lambda: [add_random_adapter(resident(), name, *SHAPES[name]) for name in ("law", "odd")]
+    )
+    assert what_helps.refresh(long_engine)[0]["interactive"] is True
+    set_only = ask_what_helps(long_engine, " ")
+    (value, chosen, same_noise, *mode) = set_only[-1]
+    assert len(set_only) == 1 and value["columns"] == [] and value["plain"] == [True, False] * 2
+    assert chosen["value"] == [dataset.id] and (same_noise, mode) == (True, [False, True])
+    rows = mixer.apply_mix(None, mixer.adapter_rows(long_engine), Mix(weights={odd: 0.5}))
+    *_, (value, *_) = ask_what_helps(long_engine, QUESTION, rows, [dataset.id], temperature=0.9, seed=3)
+    assert (
+        value["picks"] == ["base", "base", f"{odd}=0.5", f"{odd}=0.5"]
+        and "odd" in value["names"][f"{odd}=0.5"]
+    )
+    shown = [texts(column) for column in value["columns"]]
+    assert ["[1] Text" in text for text in shown] == [False, True] * 2
+    passages = long_engine.retrieval.search(dataset.id, QUESTION)
+    mixes, messages = [Mix(), Mix(weights={odd: 0.5})], make_messages("Be brief.", [], QUESTION)
+    for number, mix_of in enumerate((mixes[0], mixes[0], mixes[1], mixes[1])):
+        given = passages if number % 2 else None
+        how = Sampling(max_new_tokens=4, temperature=0.9, seed=3)
+        alone = long_engine.chat.stream(messages, [mix_of], how, passages=[given]).last().columns[0]
+        assert alone.text in shown[number], "the same noise in every column"
+    assert law not in str(value["picks"])

@@ -11,6 +11,7 @@ import pytest
 from core.engine import Engine
 from core.errors import Busy, RunError, SpecError
 from core.spec.training import RunStatus, TrainSpec
+from core.store.grids import FollowUp
 from studio import actions, app
 from studio.components import guide
 from studio.server import routes
@@ -103,6 +104,8 @@ def values(engine, form, tab, **typed):
         **dict.fromkeys(tab.fields, ""),
         **dict.fromkeys(tab.values, ""),
         tab.name: typed.pop("name", ""),
+        tab.questions: typed.pop("questions", ""),
+        tab.with_documents: typed.pop("with_documents", False),
     }
     for i, (field, text) in enumerate(typed.items()):
         blank[tab.fields[i]], blank[tab.values[i]] = field, text
@@ -214,12 +217,13 @@ def test_the_grid_form_counts_cells_estimates_time_and_requires_a_name(engine, t
 
 def test_a_grid_preset_fills_the_axes(engine):
     axes = ("rank", "learning_rate", "epochs", "", "16, 32", "0.0001, 5e-05", "2, 3", "")
-    _, *filled = grid.fill_preset(engine, "rank x rate x epochs")
+    _, *filled = grid.fill_preset(engine, "rank x rate x epochs", "")
     assert tuple(filled[:8]) == axes and all(value == gr.skip() for value in filled[8:])
-    assert grid.fill_preset(engine, "")[1:9] == ("",) * 8
-    about, *filled = grid.fill_preset(engine, "portfolio, 64 sequences")
+    assert grid.fill_preset(engine, "", "")[1:9] == ("",) * 8
+    about, *filled = grid.fill_preset(engine, "portfolio, 64 sequences", "")
     assert "64 sequences per optimizer step" in about["info"] and tuple(filled[:8]) == axes
-    shared = dict(zip(grid.PRESET_SETTINGS, filled[8:], strict=True))
+    shared = dict(zip(grid.PRESET_SETTINGS, filled[10:], strict=True))
+    assert filled[8:10] == ["", True], "it would ask with documents, and there are no questions"
     assert shared == {
         "batch_size": 4,
         "accumulation": 16,
@@ -243,7 +247,7 @@ def test_a_grid_is_started_and_its_queued_runs_are_cancelled(engine, tabs, gate)
     grid.use_results(engine, tab, form, top, pressed(**rest))
     assert engine.queue.list() == [] and {engine.runs.get(i).status for i in made.runs} == {RunStatus.STOPPED}
     engine.library.delete("grids", made.id)
-    assert grid.refresh(engine, made.id)[0]["value"] != made.id, "a grid that is gone is picked no longer"
+    assert grid.refresh(engine, made.id, "")[0]["value"] != made.id, "a grid that is gone is picked no longer"
 
 
 def test_the_table_is_sorted_marks_the_best_and_writes_names_as_text(engine):
@@ -363,3 +367,39 @@ def test_a_long_name_or_a_list_of_layers_fits_the_axis_as_text(engine):
 
 def test_the_whole_page_is_built(engine):
     assert app.build(engine).fns
+
+
+def test_a_grid_with_questions_shows_the_experiment_that_it_ends_in(engine, tabs, pairs, monkeypatch):
+    form, tab, top = tabs[0], tabs[1].grid, tabs[2]
+    asked = engine.datasets.import_files([pairs], "Asked", "task", purpose="evaluation")
+    try:
+        monkeypatch.setattr(engine.grids.experiments, "watch", lambda: None)
+        assert ("Asked (for evaluation)", asked.id) in grid.refresh(engine, None, "gone-0000")[1]["choices"]
+        assert grid.fill_preset(engine, "portfolio, 64 tokens", "")[9:11] == (asked.id, True)
+        too_many = ", ".join(map(str, range(1, 33)))
+        given = {"name": "Asking", "questions": asked.id, "with_documents": True}
+        checked = grid.check_form(engine, tab, form, values(engine, form, tab, rank=too_many, **given))
+        assert "32 cells would have 66" in texts(checked[tab.estimate])
+        out = grid.start_grid(engine, tab, form, values(engine, form, tab, rank="1", **given))
+        made = engine.grids.get(out[tab.picker]["value"])
+        assert made.questions["split"] == "all" and made.questions["documents"] == "on"
+        assert "it starts when the last run has ended" in texts(out[tab.results])
+        for run_id in made.runs:
+            engine.runs.wait(run_id, 120)
+        ended = engine.grids.experiments.wait(made.id).follow_up
+        engine.experiments.cancel(ended.experiment)
+        tree, _ = grid.open_grid(engine, made.id)
+        assert f"Experiment: Grid {made.id}." in texts(tree) and acting(tree, "experiment")
+        with gr.Blocks():
+            picker = gr.Dropdown()
+        opened = grid.open_experiment(engine, top, picker, made.id)
+        assert opened[picker]["value"] == ended.experiment
+        engine.experiments.wait(ended.experiment, 60)
+        engine.experiments.delete(ended.experiment)
+        assert "it was deleted" in texts(grid.open_grid(engine, made.id)[0])
+    finally:
+        engine.library.delete("datasets", asked.id)
+    failed = dataclasses.replace(made, follow_up=FollowUp(problem="No base.", left_out=("rank 2: failed",)))
+    assert "not started. No base. Left out: rank 2: failed." in texts(
+        grid_views.render_experiment(failed, "")
+    )
