@@ -40,10 +40,11 @@ from core.store.workspace import Workspace
 QUESTIONS, GENERAL, TIMED, TOKENS = 8, 3, 2, 6
 ROWS = 4  # of the preset
 RANK = CONFIG["r"]
-MARK, SECONDS, COMPUTED, APPENDED = "mark", "seconds.json", "computed", "appended"
-WAIT_SECONDS = 120.0  # until a process has loaded its base
+MARK, ENDED, COMPUTED, APPENDED = "mark", "ended", "computed", "appended"
+WAIT_SECONDS = 120.0  # for the answers that a process gives before it is killed
 TOLERANCE = 1e-4  # of figures: a batch of other rows rounds differently
-HURRIED = 0.6  # a kill comes in this share of the time that the twin took
+KILLS_EACH = 4  # about so many kills interrupt one experiment, or more
+MOMENT_SECONDS = 0.02  # between an answer and the kill, at most
 
 
 @dataclass
@@ -117,7 +118,6 @@ def run_experiment(folder: Path, base: str) -> None:
         engine.bases.current(wait=True)
         watch(folder)
         (folder / MARK).write_text("begun")
-        begin = time.monotonic()
         if listed := engine.experiments.list():
             key = listed[0].id
             engine.experiments.resume(key)
@@ -132,7 +132,7 @@ def run_experiment(folder: Path, base: str) -> None:
                 ask_what_helps(datasets["Pairs"], adapter, [datasets["Notes"]], settings)
             )
         status = engine.experiments.wait(key)
-        (folder / SECONDS).write_text(json.dumps(time.monotonic() - begin))
+        (folder / ENDED).write_text(status.state)
         if status.state != "done":
             raise RuntimeError(f"{status.state}: {status.problem}")
 
@@ -221,7 +221,6 @@ class Kills:
         if len({str(cell["answers"]) for cell in self.expected.values()}) < ROWS:
             raise RuntimeError("two rows of the experiment have the same answers")
         self.lines, self.answers = (len(read_lines(twin / name)) for name in (APPENDED, COMPUTED))
-        self.seconds = json.loads((twin / SECONDS).read_text())
 
     def copy(self, name: str) -> Path:
         """A copy of the template."""
@@ -243,13 +242,21 @@ class Kills:
             self.check_end(folder, before, count)
 
     def kill(self, folder: Path) -> bool:
-        """Runs the experiment and kills it after a random time; False where it was complete before."""
-        (folder / MARK).unlink(missing_ok=True)
+        """Runs the experiment and kills it a random moment after a random number of further answers.
+
+        Returns:
+            whether it was still running.
+        """
+        for name in (MARK, ENDED):
+            (folder / name).unlink(missing_ok=True)
+        wanted = len(read_lines(folder / APPENDED)) + self.rng.randrange(self.lines // KILLS_EACH)
         pid = fork(lambda: run_experiment(folder, self.base))
         end = time.monotonic() + WAIT_SECONDS
-        while not (folder / MARK).exists() and time.monotonic() < end:
+        while time.monotonic() < end and not (folder / ENDED).exists():
+            if (folder / MARK).exists() and len(read_lines(folder / APPENDED)) >= wanted:
+                break
             time.sleep(0.001)
-        time.sleep(self.rng.uniform(0.0, HURRIED * self.seconds))
+        time.sleep(self.rng.uniform(0.0, MOMENT_SECONDS))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         code = wait(pid)
