@@ -11,9 +11,10 @@ import html
 import inspect
 import itertools
 import logging
+import typing
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -120,6 +121,9 @@ def handler(fn: Callable[..., Any], engine: Any) -> Callable[..., Any]:
 
     signature = inspect.signature(fn)
     call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    # Gradio reads the types at every call, which would evaluate their names again.
+    with suppress(NameError):  # one that only a type checker knows
+        call.__annotations__ = typing.get_type_hints(fn)
     return call
 
 

@@ -3,10 +3,15 @@
 Gradio (6.31) hands every value of an event to a thread of its own, searches it for files, and builds
 another component for each output that an event updates. Thirty pages that open at once send thousands of
 values, nearly all of them JSON that is the same on both sides.
+
+A page that opens asks for its lists, and what these show fires a dozen further events. While lists of any
+page are due, such further events wait, so that every visitor sees something before anyone sees everything.
 """
 
 from __future__ import annotations
 
+import inspect
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from operator import itemgetter
@@ -18,14 +23,57 @@ from gradio import processing_utils
 from gradio.block_function import BlockFunction
 from gradio.blocks import Block, convert_component_dict_to_list, postprocess_update_dict, skip
 from gradio.components.base import _Keywords
+from gradio.queueing import Event, EventQueue, Queue
 from gradio.state_holder import SessionState
 from gradio.utils import is_prop_update
 
 from studio.edits import list_edits
+from studio.events import EventGroup
 
 # Updates of these properties leave the component on the server as it is.
 SHOWN_PROPERTIES = {"__type__", "value", "visible", "interactive"}
+FOLLOWING = {"change", "then", "success", "load"}  # triggers of events that a visitor has not fired
+LISTS_SECONDS = 2.0  # that they wait for lists at most
 VARIANT_LIMIT = 2000  # components with other properties than at first; the oldest is forgotten first
+
+
+class ListsFirst(Queue):  # type: ignore[misc]
+    """The queue of events, from which lists are taken first, and what follows from others last.
+
+    Attributes:
+        list_ids: of the queues of the events that make lists (`concurrency_id`).
+        due_since: when lists began to be due, in seconds of `time.monotonic`; 0 while none are.
+    """
+
+    list_ids: set[str]
+    due_since = 0.0
+    event_queue_per_concurrency_id: dict[str, EventQueue]
+
+    def get_events(self) -> tuple[list[Event], bool, str] | None:
+        """The next event to run."""
+        every = self.event_queue_per_concurrency_id
+        lists = {i: every[i] for i in self.list_ids if i in every}
+        if not any(events.queue or events.current_concurrency for events in lists.values()):
+            self.due_since = 0.0
+            return self._take_from(every)
+        self.due_since = self.due_since or time.monotonic()
+        held = time.monotonic() - self.due_since < LISTS_SECONDS
+        others = {i: e for i, e in every.items() if i not in lists and not (held and _follows(e.queue))}
+        return self._take_from(lists) or self._take_from(others)
+
+    def _take_from(self, queues: dict[str, EventQueue]) -> tuple[list[Event], bool, str] | None:
+        """The next event of some of the queues."""
+        every, self.event_queue_per_concurrency_id = self.event_queue_per_concurrency_id, queues
+        try:
+            found: tuple[list[Event], bool, str] | None = super().get_events()
+        finally:
+            self.event_queue_per_concurrency_id = every
+        return found
+
+
+def _follows(events: Sequence[Event]) -> bool:
+    """Whether the next of waiting events follows from another one."""
+    return bool(events) and all(name in FOLLOWING for _, name in events[0].fn.targets)
 
 
 class Page(gr.Blocks):  # type: ignore[misc]
@@ -34,6 +82,13 @@ class Page(gr.Blocks):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._variants: OrderedDict[str, Block] = OrderedDict()  # of components, by their properties
+
+    def queue(self, *args: Any, **kwargs: Any) -> Page:
+        """Prepares the queue of the events, once all are bound."""
+        super().queue(*args, **kwargs)
+        self._queue.__class__ = ListsFirst  # Gradio lets no one choose the class
+        self._queue.list_ids = {f.concurrency_id for f in self.fns.values() if _is_group(f.fn)}
+        return self
 
     async def preprocess_data(
         self,
@@ -134,6 +189,11 @@ class Page(gr.Blocks):  # type: ignore[misc]
             if len(self._variants) > VARIANT_LIMIT:
                 self._variants.popitem(last=False)
         return variant
+
+
+def _is_group(fn: Any) -> bool:
+    """Whether a handler makes the lists of a page."""
+    return fn is not None and isinstance(getattr(inspect.unwrap(fn), "__self__", None), EventGroup)
 
 
 def _has_files(blocks: Sequence[Block]) -> bool:

@@ -8,10 +8,10 @@ row C                 p p  c  |
 row D                                p p  d
 ```
 
-New prompts are prefilled in a batch of their own, which gives their first token at once; from the next step
-on they are rows of the one running batch. At most PREFILLS steps with prompts follow each other before the
-running answers get their next token. Answers whose KV caches cannot become one (an encoder-decoder base,
-windows of a fixed size, weights that an adapter brings of its own) stay batches of their own, and take turns.
+New prompts are prefilled in a batch of their own, which gives their first token at once. Before the running
+answers get their next token they become rows of the one batch, which copies KV caches. At most PREFILLS steps
+with prompts follow each other. Answers whose KV caches cannot become one (an encoder-decoder base, windows of a
+fixed size, weights that an adapter brings of its own) stay batches of their own, and take turns.
 
 Method: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI '22). Rows of different mixes share a forward
 because a mix is a row of numbers (`core.model.rank_space`).
@@ -34,7 +34,7 @@ from core.model.generate import append_token, make_states, sample
 from core.model.resident import Resident
 from core.spec.mix import Mix, Sampling
 
-PREFILLS = 2  # steps that read prompts, before one that decodes
+PREFILLS = 3  # steps that read prompts, before one that decodes
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,16 @@ class ContinuousBatch:
             the answers that were decoded; those with a reason, or an error, have ended and left the batch.
         """
         self._waiting = [a for a in self._waiting if not a.state.reason]
-        if self._waiting and not (self._prefills >= PREFILLS and self._batches):
+        if self._waiting and not (self._prefills >= PREFILLS and any(b.states for b in self._batches)):
             stepped, self._waiting = self._waiting, []
             self._begin(stepped)
             self._prefills += 1
         else:
+            self._join()
             stepped = [self._answers[state] for batch in self._batches for state in batch.states]
             for batch in self._batches:
                 self._step(batch)
             self._prefills = 0
-        self._join()
         for answer in stepped:
             if answer.state.reason:
                 self._forget(answer)

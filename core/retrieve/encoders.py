@@ -6,11 +6,14 @@ sentence-transformers for a Hub id.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import itertools
 import logging
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,9 +135,25 @@ def _batch(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported; it is not imported."""
+    """Whether a package can be imported; it is not imported.
+
+    Every page that opens asks. It is looked for again once a folder of packages has changed.
+    """
+    return _find(package.replace("-", "_"), tuple(_read_change(folder) for folder in sys.path))
+
+
+@functools.lru_cache(maxsize=64)
+def _find(module: str, changes: tuple[int, ...]) -> bool:
     importlib.invalidate_caches()
-    return importlib.util.find_spec(package.replace("-", "_")) is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def _read_change(folder: str) -> int:
+    """When the names in a folder changed, in ns; 0 where it is none."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find_version(package: str) -> str:

@@ -18,6 +18,7 @@ from gradio.exceptions import InvalidPathError
 from gradio.state_holder import SessionState
 
 from core.engine import Engine
+from studio import page as page_module
 from studio.app import build
 from studio.page import Page
 from studio.server.page_states import PageState, install
@@ -147,3 +148,30 @@ def test_an_event_does_not_look_for_matplotlib(page):
     finally:
         sys.meta_path.remove(witness)
     assert "matplotlib" not in looked
+
+
+def test_what_follows_from_lists_waits_until_every_page_has_its_lists(page, monkeypatch):
+    queue = page._queue
+    lists = next(f for f in page.fns.values() if f.api_name == "_run")
+    follows = find_event(page, "compare_runs", 1)
+    asked = next(f for f in page.fns.values() if [name for _, name in f.targets] == ["click"])
+    for fn in (follows, asked, lists, lists):
+        queue.create_event_queue_for_fn(fn)
+        queue.event_queue_per_concurrency_id[fn.concurrency_id].queue.append(SimpleNamespace(fn=fn))
+    making = queue.event_queue_per_concurrency_id[lists.concurrency_id]
+    try:
+        taken = []
+        while event := queue.get_events():
+            taken.append(event[0][0].fn)
+            making.current_concurrency += event[0][0].fn is lists
+        assert taken == [lists, lists, asked], "what follows waits while lists are made"
+        making.current_concurrency = 0
+        assert queue.get_events()[0][0].fn is follows
+        queue.event_queue_per_concurrency_id[follows.concurrency_id].queue.append(SimpleNamespace(fn=follows))
+        making.current_concurrency = 1
+        assert queue.get_events() is None
+        monkeypatch.setattr(page_module, "LISTS_SECONDS", 0.0)
+        assert queue.get_events()[0][0].fn is follows, "not for ever"
+    finally:
+        making.current_concurrency = 0
+        assert len(queue) == 0 and queue.get_events() is None

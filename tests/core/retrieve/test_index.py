@@ -107,6 +107,15 @@ def test_static_embeddings_find_other_words_and_are_kept(tmp_path: Path) -> None
     assert np.linalg.norm(encoder.encode(["red car", "nothing"], made.state), axis=1) == pytest.approx([1, 0])
 
 
+def test_a_package_is_known_as_soon_as_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("brand-new-package")
+    (tmp_path / "brand_new_package.py").write_text("")
+    assert is_installed("brand-new-package")
+
+
 @pytest.mark.skipif(not is_installed(WORDLLAMA), reason="wordllama is not installed")
 def test_wordllama_joins_the_score_of_words() -> None:
     encoder = load_encoder("auto")
