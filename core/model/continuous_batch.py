@@ -10,8 +10,8 @@ row D                                p p  d
 
 New prompts are prefilled in a batch of their own, which gives their first token at once. Before the running
 answers get their next token they become rows of the one batch, which copies KV caches. At most PREFILLS steps
-with prompts follow each other. Answers whose KV caches cannot become one (an encoder-decoder base, windows of a
-fixed size, weights that an adapter brings of its own) stay batches of their own, and take turns.
+with prompts follow each other. Answers whose KV caches cannot become one (an encoder-decoder base, windows of
+a fixed size, weights that an adapter brings of its own) stay batches of their own, and take turns.
 
 Method: iteration-level scheduling, Yu et al. 2022 (Orca, OSDI '22). Rows of different mixes share a forward
 because a mix is a row of numbers (`core.model.rank_space`).
