@@ -4,8 +4,8 @@ Gradio (6.31) hands every value of an event to a thread of its own, searches it 
 another component for each output that an event updates. Thirty pages that open at once send thousands of
 values, nearly all of them JSON that is the same on both sides.
 
-A page that opens asks for its lists, and what these show fires a dozen further events. While lists of any
-page are due, such further events wait, so that every visitor sees something before anyone sees everything.
+A page that opens asks for its lists, and what these show fires a dozen further events. While lists of many
+pages are due, such further events wait, so that every visitor sees something before anyone sees everything.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from studio.events import EventGroup
 SHOWN_PROPERTIES = {"__type__", "value", "visible", "interactive"}
 FOLLOWING = {"change", "then", "success", "load"}  # triggers of events that a visitor has not fired
 LISTS_SECONDS = 2.0  # that they wait for lists at most
+# Lists that are due when they begin to wait: with one visitor, an event that comes late could overwrite what was
+# typed meanwhile.
+MANY_LISTS = 4
 VARIANT_LIMIT = 2000  # components with other properties than at first; the oldest is forgotten first
 
 
 class ListsFirst(Queue):  # type: ignore[misc]
-    """The queue of events, from which lists are taken first, and what follows from others last.
+    """The queue of events, from which the lists of many pages are taken first, and what follows last.
 
     Attributes:
         list_ids: of the queues of the events that make lists (`concurrency_id`).
-        due_since: when lists began to be due, in seconds of `time.monotonic`; 0 while none are.
+        due_since: when many lists began to be due, in seconds of `time.monotonic`; 0 while few are.
     """
 
     list_ids: set[str]
@@ -53,7 +56,7 @@ class ListsFirst(Queue):  # type: ignore[misc]
         """The next event to run."""
         every = self.event_queue_per_concurrency_id
         lists = {i: every[i] for i in self.list_ids if i in every}
-        if not any(events.queue or events.current_concurrency for events in lists.values()):
+        if sum(len(events.queue) + events.current_concurrency for events in lists.values()) < MANY_LISTS:
             self.due_since = 0.0
             return self._take_from(every)
         self.due_since = self.due_since or time.monotonic()

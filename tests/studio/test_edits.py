@@ -15,7 +15,9 @@ from studio.page import Page
 
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "ab", "abc"])
 values = st.recursive(
-    scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.sampled_from("xyz"), v, max_size=3)
+    scalars,
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.sampled_from("xyz"), v, max_size=3),
+    max_leaves=40,
 )
 
 

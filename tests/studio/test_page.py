@@ -155,7 +155,7 @@ def test_what_follows_from_lists_waits_until_every_page_has_its_lists(page, monk
     lists = next(f for f in page.fns.values() if f.api_name == "_run")
     follows = find_event(page, "compare_runs", 1)
     asked = next(f for f in page.fns.values() if [name for _, name in f.targets] == ["click"])
-    for fn in (follows, asked, lists, lists):
+    for fn in (follows, asked, *[lists] * 4):
         queue.create_event_queue_for_fn(fn)
         queue.event_queue_per_concurrency_id[fn.concurrency_id].queue.append(SimpleNamespace(fn=fn))
     making = queue.event_queue_per_concurrency_id[lists.concurrency_id]
@@ -164,11 +164,11 @@ def test_what_follows_from_lists_waits_until_every_page_has_its_lists(page, monk
         while event := queue.get_events():
             taken.append(event[0][0].fn)
             making.current_concurrency += event[0][0].fn is lists
-        assert taken == [lists, lists, asked], "what follows waits while lists are made"
-        making.current_concurrency = 0
+        assert taken == [*[lists] * 4, asked], "what follows waits while many lists are made"
+        making.current_concurrency = 3
         assert queue.get_events()[0][0].fn is follows
         queue.event_queue_per_concurrency_id[follows.concurrency_id].queue.append(SimpleNamespace(fn=follows))
-        making.current_concurrency = 1
+        making.current_concurrency = 4
         assert queue.get_events() is None
         monkeypatch.setattr(page_module, "LISTS_SECONDS", 0.0)
         assert queue.get_events()[0][0].fn is follows, "not for ever"
