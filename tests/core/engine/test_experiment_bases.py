@@ -92,7 +92,7 @@ def test_each_base_is_loaded_once_and_the_first_one_again(
             ExperimentRow("far there", "far", base=other),
             ExperimentRow("law here", "law"),
             ExperimentRow("law there", "law", base=other),
-            ExperimentRow("nowhere", base="nobody/nothing"),
+            ExperimentRow("nowhere", base="owner/missing"),
         )
     )
     while not (status := engine.experiments.status(key)).has_ended:  # type: ignore[union-attr]
@@ -106,7 +106,7 @@ def test_each_base_is_loaded_once_and_the_first_one_again(
     assert set(answers) == {"there", "here", "far there", "law here"}
     assert states["law there"] == "not run: the adapter 'Law' was trained on another base"
     assert states["nowhere"] == (
-        "not run: it needs the base 'nobody/nothing'. 'nobody/nothing' is not complete on this machine"
+        "not run: it needs the base 'owner/missing'. 'owner/missing' is not complete on this machine"
     )
     assert len({tuple(a) for a in answers.values()}) == 4
     groups = {row.name: row.row.group_name for row in engine.experiments.results(key).rows}
