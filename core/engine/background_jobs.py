@@ -73,6 +73,20 @@ class Job:
         self.status = dataclasses.replace(self.status, **changes)  # type: ignore[type-var]
 
 
+class _NoProcess:
+    """Stands in for a child process."""
+
+    def end(self) -> None:
+        """Does nothing."""
+
+
+@dataclass(kw_only=True)
+class InProcessJob(Job):
+    """A job without a child process: a cancelled one ends with its next `BackgroundJobs.poll_cancel`."""
+
+    process: Any = field(default_factory=_NoProcess)
+
+
 J = TypeVar("J", bound=Job)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.data.samples import Samples
-from core.engine.background_jobs import BackgroundJobs, Job, JobStatus
+from core.engine.background_jobs import BackgroundJobs, InProcessJob, JobStatus
 from core.engine.bases import Bases
 from core.engine.callers import current_caller
 from core.engine.datasets import Datasets
@@ -62,19 +62,11 @@ class ExperimentStatus(JobStatus):
     error: StudioError | None = None
 
 
-class _Nothing:
-    """Stands in for the child process of a job: an experiment ends between two answers."""
-
-    def end(self) -> None:
-        """Does nothing."""
-
-
 @dataclass(kw_only=True)
-class ExperimentJob(Job):
+class ExperimentJob(InProcessJob):
     """The work on an experiment."""
 
     status: ExperimentStatus
-    process: Any = field(default_factory=_Nothing)
 
 
 class Experiments:

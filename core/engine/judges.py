@@ -14,10 +14,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from core.engine.background_jobs import BackgroundJobs, Job, JobStatus
+from core.engine.background_jobs import BackgroundJobs, InProcessJob, JobStatus
 from core.engine.experiment_address import AddressError, ask_address
 from core.engine.experiment_results import ExperimentResults
 from core.engine.experiments import Experiments
@@ -77,19 +77,11 @@ class JudgeStatus(JobStatus):
     error: StudioError | None = None
 
 
-class _Nothing:
-    """Stands in for the child process of a job: a judge ends between two answers."""
-
-    def end(self) -> None:
-        """Does nothing."""
-
-
 @dataclass(kw_only=True)
-class JudgeJob(Job):
+class JudgeJob(InProcessJob):
     """The work of a judge."""
 
     status: JudgeStatus
-    process: Any = field(default_factory=_Nothing)
 
 
 @dataclass(frozen=True)
