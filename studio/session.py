@@ -89,7 +89,7 @@ class Session:
         if self.stream is None or self.frame is None or self.frame.done:
             return False
         engine.chat.retune(self.stream, mixes)
-        return True
+        return not self.frame.done  # it may have ended meanwhile
 
     def stream_frames(
         self,
@@ -105,7 +105,7 @@ class Session:
         thinking: bool = False,
         passages: Sequence[Any] | None = None,
     ) -> Iterator[Any]:
-        """Generates the answers of all mixes in one batch.
+        """Generates the answers of all mixes in one batch, and again for mixes that came too late for them.
 
         Args:
             prompt: the question, or with `chat=False` the text to continue.
@@ -119,22 +119,31 @@ class Session:
         Yields:
             the engine's frames, until the answers end or a newer call of this method replaces them.
         """
-        self.stop()
-        serial = self.serial
-        asked = prompt if messages is None or not chat else messages
-        stream = engine.chat.stream(
-            asked,
-            mixes,
-            sampling,
-            chat,
-            same_noise,
-            thinking and chat,
-            exact=ballot is not None,
-            passages=passages,
-        )
-        self.stream, self.prompt, self.frame, self.ballot = stream, prompt, None, ballot
-        self.labels = engine.library.labels()
-        self.names = [m.name or name_mix(m, self.labels) for m in mixes]
+        while True:
+            self.stop()
+            serial = self.serial
+            asked = prompt if messages is None or not chat else messages
+            stream = engine.chat.stream(
+                asked,
+                mixes,
+                sampling,
+                chat,
+                same_noise,
+                thinking and chat,
+                exact=ballot is not None,
+                passages=passages,
+            )
+            self.stream, self.prompt, self.frame, self.ballot = stream, prompt, None, ballot
+            self.labels = engine.library.labels()
+            self.names = [m.name or name_mix(m, self.labels) for m in mixes]
+            yield from self._read_frames(stream, serial)
+            late = stream.live_mixes.late
+            if not late or self.serial != serial:
+                return
+            mixes = late
+
+    def _read_frames(self, stream: Any, serial: int) -> Iterator[Any]:
+        """The frames of one answer, until it ends, is stopped or is replaced."""
         try:
             for frame in stream:
                 if self.serial != serial:

@@ -53,9 +53,24 @@ class Frame:
 
 @dataclass
 class LiveMixes:
-    """The mixes of an answer's columns; the reader of the stream may replace them at any time."""
+    """The mixes of an answer's columns; the reader of the stream may replace them at any time.
+
+    Attributes:
+        read: those that the newest token was generated under; empty before the first one.
+    """
 
     mixes: tuple[Mix, ...]
+    read: tuple[Mix, ...] = ()
+
+    def take(self) -> tuple[Mix, ...]:
+        """The mixes for the next token."""
+        self.read = self.mixes
+        return self.read
+
+    @property
+    def late(self) -> tuple[Mix, ...]:
+        """Mixes that came after the last token was generated; empty without any."""
+        return self.mixes if self.mixes != self.read else ()
 
 
 class Chat:
@@ -121,7 +136,8 @@ class Chat:
     def retune(self, stream: Stream, mixes: Sequence[Mix]) -> None:
         """Changes the mixes of an answer that is being generated; they apply from its next token on.
 
-        An answer of `core.engine.gpu_answers` has its mixes by value: they apply to the next answer.
+        An answer of `core.engine.gpu_answers` has its mixes by value. Mixes that come too late for an answer
+        are `LiveMixes.late` of its stream, for its reader to answer again.
 
         Raises:
             SpecError: the number of mixes differs from the number of columns.
@@ -199,7 +215,7 @@ def generate_frames(
     """
     from core.model.generate import generate
 
-    mixes = live.mixes
+    mixes = live.take()
     length = sampling.max_new_tokens
     encoded = [
         encode_with_passages(resident, prompt, chat, length, thinking, one)
@@ -210,7 +226,7 @@ def generate_frames(
     sent = 0.0
     samplings = _column_samplings(sampling, len(mixes), same_noise)
     for states in generate(
-        resident, [ids for ids, _, _ in encoded], mixes, samplings, lambda: live.mixes, fast=not exact
+        resident, [ids for ids, _, _ in encoded], mixes, samplings, live.take, fast=not exact
     ):
         done = all(s.reason for s in states)
         now = time.monotonic()

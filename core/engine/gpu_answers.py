@@ -90,7 +90,7 @@ class GpuAnswers:
                 quantization,
                 DEVICE,
                 question,
-                live.mixes,
+                live.take(),
                 sampling,
                 chat,
                 same_noise,

@@ -102,6 +102,17 @@ def current_mix(engine: Engine, rows: Any) -> Mix | None:
     return read_mix(rows, {a["id"]: a["name"] for a in adapter_rows(engine)}) if rows else None
 
 
+def join_rows(rows: Any, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that the mixer shows once its page has these adapters, as `rows` of `mixer.js` joins them.
+
+    What follows from the library is computed with them: the page has not drawn its newest adapters yet.
+    """
+    set_by_user = {r["id"]: r for r in rows or () if isinstance(r, dict) and "id" in r}
+    kept = ("on", "weight", "tilt", "auto")
+    joined = [{**a, **{k: v for k, v in set_by_user.get(a["id"], {}).items() if k in kept}} for a in adapters]
+    return [{**r, "on": r["fits"] and r["on"]} for r in joined]
+
+
 def apply_mix(rows: Any, adapters: list[dict[str, Any]], mix: Mix) -> list[dict[str, Any]]:
     """Sets the rows to a mix. Adapters that are not part of it are switched off and keep their weights."""
     rows = rows if isinstance(rows, list) else []

@@ -174,8 +174,8 @@ def _wire_mix_description(
     """Connects what follows the mixer: the warnings, the prompts to try, and chat or continuing a text."""
     inputs = [tab.mixer, *tab.composer.mode]
     outputs = [tab.warnings, *tab.composer.outputs]
-    for group in (library_changed, mix_changed):
-        group.add(describe_mix, inputs, outputs)
+    library_changed.add(describe_next_mix, inputs, outputs)
+    mix_changed.add(describe_mix, inputs, outputs)
     events.bind(tab.mixer.change, engine, describe_mix, inputs, outputs)
     composer.wire(tab.composer, engine, tab.errors, tab.asked)
 
@@ -419,6 +419,17 @@ def describe_mix(engine: Engine, rows: Any, continue_text: bool, has_chosen_mode
     active = mixer.read_mix(rows).weights
     described = composer.describe_prompt(engine, active, continue_text, has_chosen_mode)
     return show_warnings(engine, rows), *described
+
+
+def describe_next_mix(
+    engine: Engine, rows: Any, continue_text: bool, has_chosen_mode: bool
+) -> tuple[Any, ...]:
+    """What `describe_mix` returns for the mixer with the adapters that the library has now.
+
+    For the rows that the page shows until then, a prompt to try would be replaced just as it is pressed.
+    """
+    joined = mixer.join_rows(rows, mixer.adapter_rows(engine))
+    return describe_mix(engine, joined, continue_text, has_chosen_mode)
 
 
 def show_warnings(engine: Engine, rows: Any) -> Node | None:

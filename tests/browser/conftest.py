@@ -29,6 +29,17 @@ FLAGS = [
 ]
 
 
+DESCRIBE_PAGE = """() => {
+  const visible = (e) => e.checkVisibility?.() ?? true;
+  const named = (e) => e.getAttribute("aria-label") || e.closest("label, .block")?.innerText.split("\\n")[0] || e.id;
+  const fields = [...document.querySelectorAll("input, textarea, select")].filter(visible);
+  const values = fields.map((e) => `${named(e)}: ${/radio|checkbox/.test(e.type) ? e.checked : e.value}`);
+  const events = performance.getEntriesByType("resource").slice(-40);
+  const times = events.map((e) => `${Math.round(e.startTime)}+${Math.round(e.duration)} ${e.name.split("/").pop()}`);
+  return [location.search, document.body.innerText, ...values, `now ${Math.round(performance.now())}`, ...times].join("\\n");
+}"""
+
+
 def small_samples(folder: Path) -> Samples:
     """The sample data, shortened so that every run takes a few steps."""
     shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
@@ -108,6 +119,24 @@ def browser() -> Iterator[object]:
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Adds to the report of a failed test what its page showed."""
+    report = yield
+    page = getattr(item.funcargs.get("visit"), "page", None) if hasattr(item, "funcargs") else None
+    if report.when == "call" and report.failed and page is not None:
+        report.sections.append(("page", describe_page(page)))
+    return report
+
+
+def describe_page(page: object) -> str:
+    """The text of a page, the values of its fields, and its last events."""
+    try:
+        return str(page.evaluate(DESCRIBE_PAGE))[:12_000]
+    except Exception as e:  # it is closed, or busy
+        return f"not readable: {e}"
 
 
 @pytest.fixture

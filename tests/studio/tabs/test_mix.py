@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import gradio as gr
 import pytest
 
@@ -126,6 +129,45 @@ def test_a_moved_slider_answers_the_last_question_again(engine, monkeypatch):
     assert [e.prompt for e in session.exchanges] == ["Where?", "Who?"] and len(asked) == 3
     assert asked[2][0] == asked[1][0] and session.exchanges[0].column is before
     assert "Sample domain" in texts(exchanges(last)[1]) and "Sample domain" not in texts(exchanges(last)[0])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_answer_is_of_the_last_mix_whenever_a_slider_moves(engine, seed):
+    draw, session = random.Random(seed), Session()
+    domain, _ = ids(engine)
+    settings = sampling(max_new_tokens=draw.choice((2, 12, 40)))
+    readers = [mix.stream_answer(engine, "Where?", rows_of(engine, {domain: 1.0}), session, False, *settings)]
+    for weight in (0.95, 0.9, 0.85):
+        for _ in range(draw.randrange(1, 4)):
+            next(readers[-1], None)
+        if draw.random() < 0.7:  # the answer ends, and the page has not read its end
+            end, stream = time.monotonic() + 30, session.stream
+            while stream and not stream._ended and time.monotonic() < end:
+                time.sleep(0.01)
+        else:
+            time.sleep(draw.random() / 20)
+        readers.append(
+            mix.follow_mixer(engine, "", rows_of(engine, {domain: weight}), session, False, *settings)
+        )
+        next(readers[-1])  # skips, or begins another answer
+    shown = [node for reader in readers for node in reader]
+    column = session.exchanges[-1].column
+    newest = column.mix_changes[-1].stamp if column.mix_changes else column.stamp
+    assert column.done and newest["weights"] == {domain: 0.85}
+    assert not shown or f"+{newest['weights'][domain]:.2f}" in texts(shown[-1])
+
+
+def test_prompts_to_try_do_not_change_while_a_page_opens(engine):
+    def describe(rows):
+        return mix.describe_next_mix(engine, rows, False, False)[1:]
+
+    domain, task = ids(engine)
+    rows = mixer.adapter_rows(engine)
+    for known in (None, [], rows[:1]):  # what the page has drawn so far
+        assert describe(known) == mix.describe_mix(engine, rows, False, False)[1:]
+    off = [{**r, "on": r["id"] == domain} for r in rows]
+    assert describe(off) == mix.describe_mix(engine, off, False, False)[1:] != describe(None), "the user's"
+    assert mixer.join_rows(off, rows) == off
 
 
 def test_a_refused_prompt_returns_to_its_field_and_the_rest_stays(engine):
