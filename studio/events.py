@@ -296,7 +296,8 @@ class EventGroup:
     ) -> None:
         """Adds a handler, or JavaScript source, that runs after those of `add` have updated the page.
 
-        Sources run one after the other, each on what the one before has shown.
+        Sources run one after the other, each on what the one before has shown, and a handler after the
+        sources that were added before it.
 
         Args:
             queue: the `concurrency_id` of events that run one by one with the handler.
@@ -315,7 +316,7 @@ class EventGroup:
             if isinstance(fn, str):
                 shown = shown.then(None, sources, targets, js=fn, api_visibility="private")
             else:
-                bind_sequential(event.then, engine, fn, sources, targets, concurrency_id=queue)
+                bind_sequential(shown.then, engine, fn, sources, targets, concurrency_id=queue)
 
     def _run(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""

@@ -45,6 +45,7 @@ root.addEventListener("click", (event) => {
   else trigger("act", act);
 });
 window.addEventListener("studio:refresh", poll);
+window.addEventListener("studio:stale", () => { revision = ""; poll(); }); // a list was made from old values
 document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 if (studio.storedTheme()) studio.setTheme(studio.storedTheme()); // by now Gradio has set the system's theme
 const run = new URLSearchParams(location.search).get("run");

@@ -16,7 +16,7 @@ NO_PARENT = ("The base model alone", "")
 
 
 class Suggestion(NamedTuple):
-    """What the form suggested last, kept in `gr.State` to detect a new base and the user's own changes."""
+    """What the form suggested last, kept on the page to detect a new base and the user's own changes."""
 
     fingerprint: str = ""  # of the base that it was suggested for
     preset: str = ""

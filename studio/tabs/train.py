@@ -20,6 +20,7 @@ from core.spec.recommendation import CHOSEN
 from core.spec.training import TrainSpec, describe_expert_training
 from studio import events, fields, formatting, labels
 from studio.components import field_errors, live
+from studio.components.form_fill import FormFill
 from studio.tabs import suggestions, train_form
 from studio.tabs.suggestions import NO_PARENT, Suggestion
 from studio.tabs.train_form import Filled
@@ -57,8 +58,8 @@ class TrainTab:
     errors: field_errors.FieldErrors
     picker: gr.Dropdown
     live: gr.HTML
-    suggestion: gr.State
-    filled: gr.State
+    suggestion: gr.JSON
+    filled: gr.JSON
 
     @property
     def form(self) -> set[gr.components.Component]:
@@ -101,7 +102,7 @@ def build(engine: Engine) -> TrainTab:
         with gr.Column(scale=8, min_width=320, elem_classes="card"):
             picker = fields.picker("Run")
             chart = live.chart(engine)
-    suggestion, filled = gr.State(Suggestion()), gr.State(Filled())
+    suggestion, filled = gr.JSON(list(Suggestion()), visible=False), gr.JSON(visible=False)
     return TrainTab(
         kind=kind,
         dataset=dataset,
@@ -157,7 +158,7 @@ def wire(
         return {
             tab.preset: gr.update(info=PRESETS[preset].help),
             **{c: fields.to_component(settings[n]) for n, c in tab.advanced.items()},
-            tab.filled: Filled(_to_components(tab, settings), values[tab.filled].name),
+            tab.filled: Filled(_to_components(tab, settings), Filled.read(values[tab.filled]).name),
         }
 
     def change_dataset(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -166,7 +167,7 @@ def wire(
     def apply_advice(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         advised = suggestions.recommend(engine, values[tab.dataset], values[tab.preset]).settings
         updates = {tab.advanced[n]: fields.to_component(v) for n, v in advised.items()}
-        last = values[tab.filled]
+        last = Filled.read(values[tab.filled])
         return {**updates, tab.filled: Filled({**last.values, **advised}, last.name)}
 
     def start(engine: Engine, values: dict[Any, Any]) -> Any:
@@ -181,16 +182,17 @@ def wire(
     form = [tab.dataset, tab.name, tab.preset, tab.stack_on, *advanced]
     lists = [*form, tab.picker, tab.start, tab.suggestion, tab.filled]
     inputs = tab.form | {tab.picker, tab.suggestion, tab.filled}
-    library_changed.add(refresh, inputs, [tab.kind, *lists])
-    fills = [events.bind(tab.kind.input, engine, change_kind, inputs, lists)]
+    fill = FormFill([tab.kind, *form, tab.suggestion, tab.filled])
+    fill.add(library_changed, refresh, inputs, [tab.kind, *lists], [tab.kind, tab.dataset, tab.preset])
+    fills = [fill.bind(tab.kind.input, engine, change_kind, inputs, lists, [tab.kind])]
     filled = tab.form | {tab.filled}
-    for trigger, fn, filled_too in (
-        (tab.preset.input, change_preset, tab.preset),
-        (tab.dataset.input, change_dataset, tab.name),
-        (tab.advice.act, apply_advice, None),
+    for trigger, fn, filled_too, key in (
+        (tab.preset.input, change_preset, [tab.preset], tab.preset),
+        (tab.dataset.input, change_dataset, [tab.name], tab.dataset),
+        (tab.advice.act, apply_advice, [], tab.dataset),
     ):
-        targets = [c for c in (filled_too, *advanced, tab.filled) if c is not None]
-        fills.append(events.bind(trigger, engine, fn, filled, targets))
+        targets = [*filled_too, *advanced, tab.filled]
+        fills.append(fill.bind(trigger, engine, fn, filled, targets, [key]))
     # One event for all that the user edits, so that the last response belongs to the last edit. What the
     # studio fills in is checked once, after it: each field fires a `change` of its own.
     names = dict.fromkeys((*MEMORY_FIELDS, *CHOSEN, "max_steps"))
@@ -255,7 +257,7 @@ def fill_preset(
 
     A value that the user changed since the last suggestion stays.
     """
-    last: Filled = values.get(tab.filled) or Filled()
+    last = Filled.read(values.get(tab.filled))
     settings = form_settings(engine, kind, preset, dataset)
     updates = {
         c: fields.to_component(settings[n])
@@ -287,7 +289,7 @@ def follow_dataset(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dic
 
     A name or a value that the user typed stays.
     """
-    last: Filled = values.get(tab.filled) or Filled()
+    last = Filled.read(values.get(tab.filled))
     dataset = values[tab.dataset]
     settings = form_settings(engine, values[tab.kind], values[tab.preset], dataset)
     updates: dict[Any, Any] = {
@@ -311,7 +313,7 @@ def adapt_to_base(engine: Engine, tab: TrainTab, values: dict[Any, Any]) -> dict
     try:
         settings = read_form(tab, values)
         preset = resolve(values[tab.kind], values[tab.preset], {})
-        suggested: Filled = values.get(tab.filled) or Filled()
+        suggested = Filled.read(values.get(tab.filled))
     except SpecError:  # a number field is empty while it is being edited; starting the run reports it
         return {}
     is_changed = (
@@ -375,14 +377,15 @@ def refresh_form(
     out: dict[Any, Any] = {}
     kind = values[tab.kind]
     if not new_kind and _is_untouched(engine, tab, values):
-        out[tab.kind] = next_kind = _next_kind(engine, kind, runs)
-        kind, new_kind = next_kind, next_kind != kind
+        next_kind = _next_kind(engine, kind, runs)
+        if new_kind := next_kind != kind:
+            out[tab.kind] = kind = next_kind
     named = labels.label_datasets(engine.datasets.list())
     datasets = [(named.get(d.id, d.name), d.id) for d in suggestions.list_datasets(engine, kind)]
     parents = suggestions.list_parents(engine)
     hint = suggestions.suggest_run(engine, kind)
     dataset, name, parent = hint.dataset or None, hint.name, hint.stack_on
-    last: Filled = values.get(tab.filled) or Filled()
+    last = Filled.read(values.get(tab.filled))
     if last.name and values[tab.name] not in ("", None, last.name):
         name = values[tab.name]  # typed by the user
     preset = suggestions.suggest_preset(engine)

@@ -17,7 +17,7 @@ from studio.tree import Node, button, node
 
 @dataclass(frozen=True)
 class Filled:
-    """The values that the form filled in last, kept in `gr.State` to tell them from what the user typed.
+    """The values that the form filled in last, kept on the page to tell them from what the user typed.
 
     Attributes:
         values: advanced setting -> value of its component; empty before the form was filled.
@@ -26,6 +26,15 @@ class Filled:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+
+    @classmethod
+    def read(cls, value: Any) -> Filled:
+        """Reads what the page sends; empty for anything else."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("values"), dict):
+            return cls()
+        return cls(value["values"], str(value.get("name", "")))
 
     def is_changed(self, setting: str, value: Any) -> bool:
         """Whether the value of a component is not the one that the form filled in."""

@@ -31,12 +31,14 @@ FLAGS = [
 
 DESCRIBE_PAGE = """() => {
   const visible = (e) => e.checkVisibility?.() ?? true;
-  const named = (e) => e.getAttribute("aria-label") || e.closest("label, .block")?.innerText.split("\\n")[0] || e.id;
+  const label = (e) => e.closest("label, .block")?.innerText.split("\\n")[0];
+  const named = (e) => e.getAttribute("aria-label") || label(e) || e.id;
   const fields = [...document.querySelectorAll("input, textarea, select")].filter(visible);
   const values = fields.map((e) => `${named(e)}: ${/radio|checkbox/.test(e.type) ? e.checked : e.value}`);
   const events = performance.getEntriesByType("resource").slice(-40);
-  const times = events.map((e) => `${Math.round(e.startTime)}+${Math.round(e.duration)} ${e.name.split("/").pop()}`);
-  return [location.search, document.body.innerText, ...values, `now ${Math.round(performance.now())}`, ...times].join("\\n");
+  const time = (e) => `${Math.round(e.startTime)}+${Math.round(e.duration)} ${e.name.split("/").pop()}`;
+  const now = `now ${Math.round(performance.now())}`;
+  return [location.search, document.body.innerText, ...values, now, ...events.map(time)].join("\\n");
 }"""
 
 
@@ -133,9 +135,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def describe_page(page: object) -> str:
     """The text of a page, the values of its fields, and its last events."""
+    from playwright.sync_api import Error
+
     try:
         return str(page.evaluate(DESCRIBE_PAGE))[:12_000]
-    except Exception as e:  # it is closed, or busy
+    except Error as e:  # it is closed, or busy
         return f"not readable: {e}"
 
 

@@ -232,7 +232,8 @@ def test_a_dataset_that_loads_late_does_not_hide_dropped_files(visit, tmp_path, 
     time.sleep(1)
     assert refusal.is_visible() and not page.locator("#dataset").is_visible()
     page.locator("#files").get_by_role("button", name="Clear").first.click()
-    page.locator("#dataset").get_by_text("Note 1").first.wait_for()
+    shown = page.locator("#dataset").get_by_text("Note 1").filter(visible=True)  # also in a closed list
+    shown.first.wait_for()
 
 
 def test_the_theme_survives_a_reload(visit):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
+from studio.tabs import train
 from tests.browser.test_path import tab, until
 
 pytestmark = pytest.mark.slow
@@ -79,3 +81,43 @@ def test_a_page_is_quiet_after_quick_changes_of_form_and_lists(visit, corpus) ->
         30,
         "the newest name of the dataset",
     )
+
+
+def test_a_late_result_leaves_what_was_typed_and_chosen_since(visit, corpus, tmp_path, monkeypatch) -> None:
+    page, engine = visit.page, visit.engine
+    engine.datasets.import_files([corpus], "Late corpus", "domain")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"question": "Where is {i}?", "answer": "Here."}}\n' for i in range(20)))
+    questions = engine.datasets.import_files([pairs], "Late pairs", "task")
+    visit.reload()
+    tab(page, "Train")
+    name = page.get_by_label("Name", exact=True).first
+    until(lambda: name.input_value() == "Late corpus", 30, "the form")
+    late, go, make = threading.Event(), threading.Event(), train.refresh_form
+
+    def refresh_form(engine, tab, values, new_kind=False):
+        made = make(engine, tab, values, new_kind)
+        if not new_kind and not late.is_set():  # the first list since is late
+            late.set()
+            go.wait(60)
+        return made
+
+    monkeypatch.setattr(train, "refresh_form", refresh_form)
+    engine.library.rename("datasets", questions.id, "Later pairs")
+    page.evaluate("window.studio.refresh()")
+    until(late.is_set, 30, "a result that is made and not shown")
+    page.get_by_label("Task", exact=True).check()
+    until(lambda: name.input_value() == "Later pairs", 30, "the result of the change")
+    name.fill("Mine")
+    page.get_by_role("button", name="Advanced settings").click()
+    steps = page.get_by_label(re.compile("^Max steps")).first
+    steps.fill("7")
+    asked = "performance.getEntriesByType('resource').filter((e) => e.name.includes('queue/join')).length"
+    before = page.evaluate(asked)
+    go.set()
+    until(lambda: page.evaluate(asked) > before, 30, "the page to ask for its lists again")
+    page.wait_for_timeout(2000)
+    assert (name.input_value(), steps.input_value()) == ("Mine", "7")
+    assert page.get_by_label("Task", exact=True).is_checked()
+    assert page.locator("[id^=field-dataset] input:visible").first.input_value() == "Later pairs"
+    page.get_by_role("button", name="Start training Mine", exact=True).wait_for()
