@@ -185,8 +185,9 @@ class Serving:
         record: Callable[[str, Sequence[Mix], Sequence[Column], str], None] = lambda *_: None,
     ) -> None:
         self._worker, self._resident, self._record = worker, resident, record
-        self._lock = make_lock()  # guards the two fields below
+        self._lock = make_lock()  # guards the three fields below
         self._waiting: deque[Completion] = deque()
+        self._beginning: list[Completion] = []  # no longer waiting, and not all running yet
         self._service: _Service | None = None
         self._running: dict[Completion, list[Answer]] = {}  # used on the worker's thread only
         self.steps = 0  # decoding steps so far
@@ -229,7 +230,8 @@ class Serving:
         """Refuses a caller that has too many requests already."""
         if not caller:
             return
-        own = [c for c in (*self._waiting, *list(self._running)) if c.request.caller == caller]
+        every = {*self._waiting, *self._beginning, *list(self._running)}
+        own = [c for c in every if c.request.caller == caller]
         if len(own) >= CALLER_LIMIT:
             raise Busy(
                 f"You have {CALLER_LIMIT} requests that wait or are being answered already.",
@@ -248,9 +250,11 @@ class Serving:
                 if not self._waiting and not self._running:
                     self._service = None
                     return
-                taken = self._take()
-            for completion in taken:
+                self._beginning = self._take()
+            for completion in self._beginning:
                 self._begin(completion, batch, resident)
+            with self._lock:
+                self._beginning = []
             self._drop_unread(batch)
             self.tokens += len(batch.step())
             self.steps += 1

@@ -219,6 +219,30 @@ def test_one_caller_has_a_share_and_others_still_get_answers(
     assert engine.serving.submit(again).last().columns[0].tokens == 2
 
 
+def test_requests_that_are_just_beginning_count_as_their_callers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CALLER_LIMIT", 2)
+    begun, go, begin = threading.Event(), threading.Event(), serving.Serving._begin
+
+    def wait(self: serving.Serving, *arguments: object) -> None:
+        begun.set()
+        assert go.wait(30)
+        begin(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(serving.Serving, "_begin", wait)
+    short = Request(QUESTION, Mix(), Sampling(max_new_tokens=2), caller="a")
+    two = [engine.serving.submit(short), engine.serving.submit(short)]
+    try:
+        assert begun.wait(30)
+        wait_until(lambda: engine.serving.queue_length < 2)
+        with pytest.raises(Busy, match="You have 2 requests"):
+            engine.serving.submit(short)
+    finally:
+        go.set()
+    assert [c.last().columns[0].tokens for c in two] == [2, 2]
+
+
 def test_a_reader_of_the_whole_answer_gets_one_value(engine: Engine, gate: threading.Event) -> None:
     sampling = Sampling(max_new_tokens=30)
     completion = engine.serving.submit(Request(QUESTION, Mix(), sampling, top_tokens=1, follows=False))
