@@ -26,7 +26,7 @@ from core.engine.worker import make_lock
 from core.errors import AccessError, StudioError
 from core.server.access import Principal
 from core.spec.access import Role
-from studio import roles
+from studio import late_results, roles
 from studio.server.access import principal_of, split_refusal
 
 if TYPE_CHECKING:
@@ -184,6 +184,46 @@ def bind(
     return trigger(call, inputs, outputs, api_visibility="private", **kwargs)
 
 
+def bind_fill(
+    trigger: Callable[..., Any],
+    engine: Any,
+    fn: Callable[..., Any],
+    inputs: Any,
+    outputs: Sequence[Any],
+    fields: Iterable[Any] | None = None,
+    keys: Sequence[Any] = (),
+    **kwargs: Any,
+) -> Any:
+    """Binds a handler that fills fields: what the visitor has changed since it was called stays.
+
+    See `studio.late_results`.
+
+    Args:
+        inputs, outputs: as for `EventGroup.add`.
+        fields: the outputs that it fills; by default those that it also reads.
+        keys: fields that everything in its result depends on.
+
+    Returns:
+        The event after which the fields are filled.
+    """
+    filled = late_results.list_fields(inputs, outputs) if fields is None else list(fields)
+    carrier = late_results.Carrier(filled, keys)
+
+    @functools.wraps(fn)
+    def call(engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
+        given = [{c: values[c] for c in inputs}] if isinstance(inputs, set) else [values[c] for c in inputs]
+        updates = _by_component(fn(engine, *given), list(outputs))
+        part, others = late_results.split(updates, values, filled, keys)
+        return {**others, carrier.component: carrier.pack([part])}
+
+    parameters = list(inspect.signature(fn).parameters.values())[:2]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    targets = [carrier.component, *(c for c in outputs if c not in filled or _keeps_choices(c))]
+    kwargs.setdefault("trigger_mode", "multiple")  # of two changes, each has its result
+    event = bind(trigger, engine, call, {*inputs, *filled, *keys}, targets, **kwargs)
+    return carrier.show(event.then)
+
+
 def find_progress_bearer() -> Any:
     """The component that bears the state of hidden progress, one for all events.
 
@@ -275,21 +315,31 @@ class EventGroup:
 
     def __init__(self) -> None:
         self._handlers: list[tuple[Callable[..., Any], Any, list[Any]]] = []
+        self._keys: list[tuple[Any, ...]] = []  # of each handler
+        self._carrier: late_results.Carrier | None = None  # once it is bound
         self._after: list[tuple[Callable[..., Any] | str, Any, Any, str | None]] = []
         self._calls: list[Callable[..., Any]] = []  # the handlers as `handler` makes them, once it is bound
         self._tickets = itertools.count(1)  # of the runs, in the order of their beginning
         self._shown: OrderedDict[str, int] = OrderedDict()  # page -> ticket of its newest result
         self._lock = make_lock()
 
-    def add(self, fn: Callable[..., Any], inputs: Any = None, outputs: Sequence[Any] = ()) -> None:
-        """Adds a handler.
+    def add(
+        self,
+        fn: Callable[..., Any],
+        inputs: Any = None,
+        outputs: Sequence[Any] = (),
+        keys: Sequence[Any] = (),
+    ) -> None:
+        """Adds a handler. A field that it reads and fills stays where the visitor has changed it since.
 
         Args:
             fn: a plain handler.
             inputs: a list (`fn` gets values) or a set (`fn` gets one dict of them), as for Gradio's events.
             outputs: components; `fn` may also return a dict of components, with only those that change.
+            keys: inputs that everything in its result depends on (`studio.late_results`).
         """
         self._handlers.append((fn, inputs or [], list(outputs)))
+        self._keys.append(tuple(keys))
 
     def then(
         self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None, queue: str | None = None
@@ -308,10 +358,16 @@ class EventGroup:
         """Binds the group to an event, once every handler is added."""
         self._calls = [handler(fn, engine) for fn, *_ in self._handlers]
         inputs = {c for _, sources, _ in self._handlers for c in sources}
-        outputs = list(dict.fromkeys(c for *_, targets in self._handlers for c in targets))
+        filled, shown_by_gradio = list[Any](), list[Any]()
+        for _, sources, targets in self._handlers:
+            fields = late_results.list_fields(sources, targets)
+            filled += fields
+            shown_by_gradio += [c for c in targets if c not in fields or _keeps_choices(c)]
+        self._carrier = late_results.Carrier(filled, [c for keys in self._keys for c in keys])
+        outputs = [*dict.fromkeys(shown_by_gradio), self._carrier.component]
         how: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": GROUP_LIMIT}
         event = bind(trigger, engine, self._run, inputs, outputs, **how)
-        shown = event
+        shown = self._carrier.show(event.then)
         for fn, sources, targets, queue in self._after:
             if isinstance(fn, str):
                 shown = shown.then(None, sources, targets, js=fn, api_visibility="private")
@@ -320,9 +376,9 @@ class EventGroup:
 
     def _run(self, engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""
-        ticket, updates = next(self._tickets), dict[Any, Any]()
+        ticket, updates, parts = next(self._tickets), dict[Any, Any](), list[dict[str, Any]]()
         calls = self._calls or [handler(fn, engine) for fn, *_ in self._handlers]
-        for call, (_, sources, targets) in zip(calls, self._handlers, strict=True):
+        for call, (_, sources, targets), keys in zip(calls, self._handlers, self._keys, strict=True):
             if isinstance(sources, set):
                 arguments: list[Any] = [{c: values[c] for c in sources}]
             else:
@@ -332,7 +388,14 @@ class EventGroup:
             except gr.Error as e:
                 gr.Warning(e.message, title=e.title)
                 continue
-            updates.update(_by_component(result, targets))
+            result = _by_component(result, targets)
+            if self._carrier is not None:
+                fields = late_results.list_fields(sources, targets)
+                part, result = late_results.split(result, values, fields, keys)
+                parts += [part] if part["fill"] else []
+            updates.update(result)
+        if self._carrier is not None and parts:
+            updates[self._carrier.component] = self._carrier.pack(parts)
         return updates if self._is_newest(ticket) else gr.skip()
 
     def _is_newest(self, ticket: int) -> bool:
@@ -349,6 +412,11 @@ class EventGroup:
             if len(self._shown) > PAGE_LIMIT:
                 self._shown.popitem(last=False)
         return is_newest
+
+
+def _keeps_choices(component: Any) -> bool:
+    """Whether Gradio's server compares the values of a component with its choices."""
+    return hasattr(component, "choices") and not getattr(component, "allow_custom_value", False)
 
 
 def _by_component(result: Any, targets: list[Any]) -> dict[Any, Any]:

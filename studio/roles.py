@@ -35,7 +35,7 @@ VIEWER = {
     "tabs.experiments": "act_on_experiment open_experiment refresh",  # the first asks for more
     "tabs.exports": "estimate open_for_adapter open_for_mix refresh refresh_also refresh_estimate "
     "show_settings",
-    "tabs.grid": "act check open_grid refresh use_preset",  # the first asks for more
+    "tabs.grid": "act check fill_preset open_grid refresh",  # the first asks for more
     "tabs.keys": "refresh",
     "tabs.judges": "act_on_panel open_panel refresh",  # the first asks for more, the second shows less
     "tabs.library": "act_on_item cancel_delete follow_changes pick_item refresh",  # two ask for more

@@ -388,8 +388,11 @@ class Runs:
         with self._starting:
             when, last_request, run_id = self._last_start
             if last_request == (spec, details) and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
-                with contextlib.suppress(StudioError):  # it was deleted meanwhile
-                    if not self.get(run_id).extra.cancelled:
+                with contextlib.suppress(StudioError):  # the run or its adapter was deleted meanwhile
+                    before = self.get(run_id)
+                    if before.status is RunStatus.DONE:
+                        self._workspace.find("adapters", before.adapter)
+                    if not before.extra.cancelled:
                         return run_id
             dataset = self.check(spec)
             self._queue.check_room(1)

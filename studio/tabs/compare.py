@@ -165,15 +165,12 @@ def wire(
         api_visibility="private",
     )
     columns, described = [mixer_rows, tab.board, *tab.composer.mode], tab.composer.outputs
+    keys = [tab.composer.has_chosen_mode]
     for event in (library_changed, mix_changed):
-        event.add(refresh, columns, [tab.board, tab.thinking, *described])
-    events.bind(
-        tab.board.pick,
-        engine,
-        describe_columns,
-        [tab.board, *tab.composer.mode],
-        described,
-        errors=tab.errors,
+        event.add(refresh, columns, [tab.board, tab.thinking, *described], keys)
+    picked = [tab.board, *tab.composer.mode]
+    events.bind_fill(
+        tab.board.pick, engine, describe_columns, picked, described, keys=keys, errors=tab.errors
     )
     composer.wire(tab.composer, engine, tab.errors)
     documents.wire(tab.documents, engine, library_changed)

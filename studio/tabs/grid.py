@@ -22,7 +22,6 @@ from core.spec.training import TrainSpec
 from core.store import grids
 from studio import events, fields, formatting, measured_data
 from studio.components import damaged, plot
-from studio.components.form_fill import FormFill
 from studio.tabs import suggestions, train
 from studio.tabs.experiments import list_choices
 from studio.tree import Node, button, node, title, view
@@ -146,9 +145,6 @@ def wire(
     def start(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
         return start_grid(engine, tab, form, values)
 
-    def use_preset(engine: Engine, values: dict[Any, Any]) -> dict[Any, Any]:
-        return dict(zip(filled, fill_preset(engine, values[tab.preset], values[tab.questions]), strict=True))
-
     def act(engine: Engine, event: gr.EventData) -> dict[Any, Any]:
         if isinstance(event._data, dict) and event._data.get("do") == "experiment":
             return open_experiment(engine, tabs, experiments, str(event._data.get("grid", "")))
@@ -163,9 +159,8 @@ def wire(
         events.bind(control.change, engine, check, inputs, checked)
     shared = [form.advanced[name] for name in PRESET_SETTINGS]
     filled = [tab.preset, *tab.fields, *tab.values, tab.questions, tab.with_documents, *shared]
-    FormFill(filled).bind(
-        tab.preset.input, engine, use_preset, [tab.preset, tab.questions], filled, [tab.preset]
-    )
+    chosen = [tab.preset, tab.questions]
+    events.bind_fill(tab.preset.input, engine, fill_preset, chosen, filled, filled, [tab.preset])
     results = [tab.results, tab.chart]
     events.refresh_after(events.bind(tab.start.click, engine, start, inputs, [tab.picker, *results]))
     lists = [tab.picker, tab.questions]

@@ -174,9 +174,11 @@ def _wire_mix_description(
     """Connects what follows the mixer: the warnings, the prompts to try, and chat or continuing a text."""
     inputs = [tab.mixer, *tab.composer.mode]
     outputs = [tab.warnings, *tab.composer.outputs]
-    library_changed.add(describe_next_mix, inputs, outputs)
-    mix_changed.add(describe_mix, inputs, outputs)
-    events.bind(tab.mixer.change, engine, describe_mix, inputs, outputs)
+    keys = [tab.composer.has_chosen_mode]
+    library_changed.add(describe_next_mix, inputs, outputs, keys)
+    mix_changed.add(describe_mix, inputs, outputs, keys)
+    how: dict[str, Any] = {"keys": keys, "trigger_mode": "always_last"}
+    events.bind_fill(tab.mixer.change, engine, describe_mix, inputs, outputs, **how)
     composer.wire(tab.composer, engine, tab.errors, tab.asked)
 
 

@@ -20,7 +20,6 @@ from core.spec.recommendation import CHOSEN
 from core.spec.training import TrainSpec, describe_expert_training
 from studio import events, fields, formatting, labels
 from studio.components import field_errors, live
-from studio.components.form_fill import FormFill
 from studio.tabs import suggestions, train_form
 from studio.tabs.suggestions import NO_PARENT, Suggestion
 from studio.tabs.train_form import Filled
@@ -182,9 +181,8 @@ def wire(
     form = [tab.dataset, tab.name, tab.preset, tab.stack_on, *advanced]
     lists = [*form, tab.picker, tab.start, tab.suggestion, tab.filled]
     inputs = tab.form | {tab.picker, tab.suggestion, tab.filled}
-    fill = FormFill([tab.kind, *form, tab.suggestion, tab.filled])
-    fill.add(library_changed, refresh, inputs, [tab.kind, *lists], [tab.kind, tab.dataset, tab.preset])
-    fills = [fill.bind(tab.kind.input, engine, change_kind, inputs, lists, [tab.kind])]
+    library_changed.add(refresh, inputs, [tab.kind, *lists], [tab.kind, tab.dataset, tab.preset])
+    fills = [events.bind_fill(tab.kind.input, engine, change_kind, inputs, lists, keys=[tab.kind])]
     filled = tab.form | {tab.filled}
     for trigger, fn, filled_too, key in (
         (tab.preset.input, change_preset, [tab.preset], tab.preset),
@@ -192,7 +190,7 @@ def wire(
         (tab.advice.act, apply_advice, [], tab.dataset),
     ):
         targets = [*filled_too, *advanced, tab.filled]
-        fills.append(fill.bind(trigger, engine, fn, filled, targets, [key]))
+        fills.append(events.bind_fill(trigger, engine, fn, filled, targets, keys=[key]))
     # One event for all that the user edits, so that the last response belongs to the last edit. What the
     # studio fills in is checked once, after it: each field fires a `change` of its own.
     names = dict.fromkeys((*MEMORY_FIELDS, *CHOSEN, "max_steps"))

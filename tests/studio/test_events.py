@@ -65,8 +65,14 @@ def test_a_page_that_opens_checks_the_training_form_once(tmp_path) -> None:
     with Engine(tmp_path, base="embedded", quantization="none", load=False) as engine:
         page = build(engine)
     checks = [f for f in page.fns.values() if f.api_name.startswith("check") and len(f.outputs) == 4]
-    lists = next(f for f in page.fns.values() if f.api_name == "_run" and len(f.outputs) > 50)
-    assert [f.trigger_after for f in checks].count(lists._id) == 1
+    lists = next(f for f in page.fns.values() if f.api_name == "_run" and len(f.outputs) > 40)
+
+    def first_of(event):  # of the events that follow each other
+        while event.trigger_after is not None and event is not lists:
+            event = page.fns[event.trigger_after]
+        return event
+
+    assert [first_of(f) for f in checks].count(lists) == 1
     # A field that the lists fill fires `change`; one that the user edits fires `input`.
     assert {event for f in checks for _, event in f.targets} == {"input", "select", "then"}
     assert {f.concurrency_id for f in checks} == {"train-form"}

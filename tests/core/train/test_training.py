@@ -235,8 +235,11 @@ def test_a_queued_run_that_is_stopped_never_begins(engine: Engine, corpus: Path)
 def test_a_double_click_starts_once(engine: Engine, corpus: Path) -> None:
     spec = domain_spec(engine, corpus, max_steps=2)
     assert engine.runs.start(spec) == engine.runs.start(spec)
-    engine.runs.wait(engine.runs.list()[0].id)
+    run = engine.runs.wait(engine.runs.list()[0].id)
     assert len(engine.runs.list()) == 1
+    engine.library.delete("adapters", run.adapter)
+    again = engine.runs.wait(engine.runs.start(spec))
+    assert again.id != run.id and engine.library.adapter(again.adapter), "its adapter is gone: another start"
 
 
 def test_a_nan_loss_ends_the_run_as_diverged_with_a_finite_checkpoint(
