@@ -34,9 +34,7 @@ from studio.events import EventGroup
 SHOWN_PROPERTIES = {"__type__", "value", "visible", "interactive"}
 FOLLOWING = {"change", "then", "success", "load"}  # triggers of events that a visitor has not fired
 LISTS_SECONDS = 2.0  # that they wait for lists at most
-# Lists that are due when they begin to wait: with one visitor, a result that comes late could overwrite what
-# was typed meanwhile.
-MANY_LISTS = 4
+MANY_LISTS = 4  # that are due when they begin to wait: few pages have all of theirs at once anyway
 VARIANT_LIMIT = 2000  # components with other properties than at first; the oldest is forgotten first
 
 
