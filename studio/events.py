@@ -201,7 +201,7 @@ def bind_fill(
     Args:
         inputs, outputs: as for `EventGroup.add`.
         fields: the outputs that it fills; by default those that it also reads.
-        keys: fields that everything in its result depends on.
+        keys: fields that its whole result is computed from.
 
     Returns:
         The event after which the fields are filled.
@@ -214,11 +214,11 @@ def bind_fill(
         given = [{c: values[c] for c in inputs}] if isinstance(inputs, set) else [values[c] for c in inputs]
         updates = _by_component(fn(engine, *given), list(outputs))
         part, others = late_results.split(updates, values, filled, keys)
-        return {**others, carrier.component: carrier.pack([part])}
+        return {**others, **({carrier.component: carrier.pack([part])} if part["fill"] else {})}
 
     parameters = list(inspect.signature(fn).parameters.values())[:2]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    targets = [carrier.component, *(c for c in outputs if c not in filled or _keeps_choices(c))]
+    targets = [carrier.component, *(c for c in outputs if c not in filled or late_results.keeps_choices(c))]
     kwargs.setdefault("trigger_mode", "multiple")  # of two changes, each has its result
     event = bind(trigger, engine, call, {*inputs, *filled, *keys}, targets, **kwargs)
     return carrier.show(event.then)
@@ -336,7 +336,7 @@ class EventGroup:
             fn: a plain handler.
             inputs: a list (`fn` gets values) or a set (`fn` gets one dict of them), as for Gradio's events.
             outputs: components; `fn` may also return a dict of components, with only those that change.
-            keys: inputs that everything in its result depends on (`studio.late_results`).
+            keys: fields that its whole result is computed from (`studio.late_results`).
         """
         self._handlers.append((fn, inputs or [], list(outputs)))
         self._keys.append(tuple(keys))
@@ -362,7 +362,7 @@ class EventGroup:
         for _, sources, targets in self._handlers:
             fields = late_results.list_fields(sources, targets)
             filled += fields
-            shown_by_gradio += [c for c in targets if c not in fields or _keeps_choices(c)]
+            shown_by_gradio += [c for c in targets if c not in fields or late_results.keeps_choices(c)]
         self._carrier = late_results.Carrier(filled, [c for keys in self._keys for c in keys])
         outputs = [*dict.fromkeys(shown_by_gradio), self._carrier.component]
         how: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": GROUP_LIMIT}
@@ -412,11 +412,6 @@ class EventGroup:
             if len(self._shown) > PAGE_LIMIT:
                 self._shown.popitem(last=False)
         return is_newest
-
-
-def _keeps_choices(component: Any) -> bool:
-    """Whether Gradio's server compares the values of a component with its choices."""
-    return hasattr(component, "choices") and not getattr(component, "allow_custom_value", False)
 
 
 def _by_component(result: Any, targets: list[Any]) -> dict[Any, Any]:

@@ -39,8 +39,8 @@ VIEWER = {
     "tabs.keys": "refresh",
     "tabs.judges": "act_on_panel open_panel refresh",  # the first asks for more, the second shows less
     "tabs.library": "act_on_item cancel_delete follow_changes pick_item refresh",  # two ask for more
-    "tabs.mix": "_answer_link ask clear describe_mix follow_mixer load_mix open_link rate_answer refresh "
-    "save_mix show_saved_mix stop",
+    "tabs.mix": "_answer_link ask clear describe_mix describe_next_mix follow_mixer load_mix open_link "
+    "rate_answer refresh save_mix show_saved_mix stop",
     "tabs.runs": "change_queue compare_runs refresh show_queue",  # the first asks for more
     "tabs.train": "apply_advice change_dataset change_kind change_preset check refresh watch_run",
     "tabs.weight_map": "draw_map mark_mixer pick_mix refresh search_weights stop",

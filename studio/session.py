@@ -11,6 +11,7 @@ from typing import Any
 
 from core.engine import Engine
 from core.engine.mix_names import name_mix
+from core.engine.worker import make_lock
 from core.spec.mix import Mix, Sampling
 from studio import fields
 
@@ -69,6 +70,9 @@ class Session:
     labels: dict[str, str] = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._lock = make_lock()  # guards `frame`, with the mixes of its stream
+
     def __deepcopy__(self, memo: Any) -> Session:
         return Session()  # Gradio copies the initial value of a state for every session
 
@@ -86,10 +90,11 @@ class Session:
         Returns:
             False when no answer is being generated.
         """
-        if self.stream is None or self.frame is None or self.frame.done:
-            return False
-        engine.chat.retune(self.stream, mixes)
-        return not self.frame.done  # it may have ended meanwhile
+        with self._lock:
+            if self.stream is None or self.frame is None or self.frame.done:
+                return False
+            engine.chat.retune(self.stream, mixes)
+            return True
 
     def stream_frames(
         self,
@@ -148,7 +153,8 @@ class Session:
             for frame in stream:
                 if self.serial != serial:
                     break
-                self.frame = frame
+                with self._lock:  # a mix comes before the last frame, or after it
+                    self.frame = frame
                 yield frame
             if self.stream is None and self.frame is not None and not self.frame.done:
                 self.frame = _end_columns(self.frame)  # stopped, not replaced: the text so far stays

@@ -56,21 +56,24 @@ class LiveMixes:
     """The mixes of an answer's columns; the reader of the stream may replace them at any time.
 
     Attributes:
-        read: those that the newest token was generated under; empty before the first one.
+        used: those that the newest token was generated under; empty before the first one.
     """
 
     mixes: tuple[Mix, ...]
-    read: tuple[Mix, ...] = ()
+    used: tuple[Mix, ...] = ()
 
     def take(self) -> tuple[Mix, ...]:
         """The mixes for the next token."""
-        self.read = self.mixes
-        return self.read
+        self.used = self.mixes
+        return self.used
 
     @property
     def late(self) -> tuple[Mix, ...]:
-        """Mixes that came after the last token was generated; empty without any."""
-        return self.mixes if self.mixes != self.read else ()
+        """Mixes that came after the last token was generated; empty without any, or with other names only."""
+        is_late = self.used and [replace(m, name="") for m in self.mixes] != [
+            replace(m, name="") for m in self.used
+        ]
+        return self.mixes if is_late else ()
 
 
 class Chat:
@@ -166,7 +169,7 @@ class Chat:
             resident, prompt, live, sampling, chat, same_noise, thinking, exact, passages
         ):
             if frame is not None and frame.done:
-                self._record(answer, live.mixes, frame.columns, resident.base.name)
+                self._record(answer, live.used, frame.columns, resident.base.name)
             yield frame
 
     def stream_suite(

@@ -390,7 +390,7 @@ class Runs:
             if last_request == (spec, details) and time.monotonic() - when < DOUBLE_CLICK_SECONDS:
                 with contextlib.suppress(StudioError):  # the run or its adapter was deleted meanwhile
                     before = self.get(run_id)
-                    if before.status is RunStatus.DONE:
+                    if before.status in (RunStatus.DONE, RunStatus.STOPPED):
                         self._workspace.find("adapters", before.adapter)
                     if not before.extra.cancelled:
                         return run_id

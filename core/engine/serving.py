@@ -230,7 +230,7 @@ class Serving:
         """Refuses a caller that has too many requests already."""
         if not caller:
             return
-        every = {*self._waiting, *self._beginning, *list(self._running)}
+        every = {*self._waiting, *list(self._beginning), *list(self._running)}
         own = [c for c in every if c.request.caller == caller]
         if len(own) >= CALLER_LIMIT:
             raise Busy(
@@ -251,10 +251,9 @@ class Serving:
                     self._service = None
                     return
                 self._beginning = self._take()
-            for completion in self._beginning:
-                self._begin(completion, batch, resident)
-            with self._lock:
-                self._beginning = []
+            while self._beginning:
+                self._begin(self._beginning[0], batch, resident)
+                self._beginning.pop(0)
             self._drop_unread(batch)
             self.tokens += len(batch.step())
             self.steps += 1

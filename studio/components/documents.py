@@ -18,7 +18,7 @@ from core.engine.retrieval import DATASET_LIMIT, IndexStatus
 from core.errors import StudioError
 from core.retrieve.encoders import WORDLLAMA
 from core.retrieve.passages import Passage
-from studio import events, labels
+from studio import events, fields, labels
 from studio.tree import Node, button, node, progress_bar, view
 
 POLL_SECONDS = 0.2
@@ -67,9 +67,10 @@ def wire(made: DocumentsField, engine: Engine, library_changed: events.EventGrou
 def refresh(engine: Engine, chosen: Any) -> tuple[Any, Node]:
     """Updates the datasets to choose from; those that are chosen and still exist stay chosen."""
     names = labels.label_datasets(engine.retrieval.list_documents()[::-1])
-    value = [c for c in read_choice(chosen) if c in names]
+    present = read_choice(chosen)
+    value = [c for c in present if c in names]
     choices = [(name, dataset_id) for dataset_id, name in reversed(names.items())]
-    return gr.update(choices=choices, value=value), render_extra(engine)
+    return fields.update_choices(choices, value, present), render_extra(engine)
 
 
 def read_choice(chosen: Any) -> list[str]:

@@ -135,7 +135,7 @@ def wire(
     opened = events.bind_sequential(page.select, engine, refresh, [tab.what, mixer_rows], [tab.what])
     settings = list(tab.settings.values())
     also = [tab.form, tab.what, tab.also]
-    library_changed.add(refresh_also, also, [tab.also])
+    library_changed.add(refresh_also, also, [tab.also], [tab.form, tab.what])
     changed = events.bind_sequential(tab.what.change, engine, refresh_also, also, [tab.also])
     # In requests of their own: an estimate waits for the model's thread, and no list waits for an estimate.
     for event in (opened.then, tab.fold.expand, changed.then):

@@ -164,7 +164,7 @@ def wire(
     results = [tab.results, tab.chart]
     events.refresh_after(events.bind(tab.start.click, engine, start, inputs, [tab.picker, *results]))
     lists = [tab.picker, tab.questions]
-    library_changed.add(refresh, lists, [*lists, *results])
+    library_changed.add(refresh, lists, [*lists, *results], [tab.picker])
     damaged.wire(tab.damaged, engine, library_changed, "grids")
     events.bind(tab.picker.input, engine, open_grid, [tab.picker], results)
     acted = [tabs, experiments, tab.results, *form.form]

@@ -76,7 +76,7 @@ def wire(
     library_changed.add(show_queue, None, [tab.queue])
     damaged.wire(tab.damaged, engine, library_changed, "runs")
     events.refresh_after(events.bind(tab.queue.act, engine, change_queue, None, [tab.queue]))
-    library_changed.add(refresh, [tab.picker], [tab.picker])
+    library_changed.add(refresh, [tab.picker], [tab.picker], [tab.picker])
     inputs, outputs = [tab.picker, tab.scale, tab.differing], [tab.curves, tab.table]
     library_changed.add(compare_runs, inputs, outputs)
     changes = events.any_of((tab.picker.change, tab.scale.change, tab.differing.change))

@@ -103,6 +103,16 @@ def test_t23_every_handler_answers_each_role_as_the_tables_say(handlers: dict[st
     assert not wrong
 
 
+def test_lists_that_reload_together_ask_for_no_role_that_a_viewer_lacks(tmp_path: Path) -> None:
+    with Engine(tmp_path, load=False) as engine:
+        page = build(engine)
+    owners = [getattr(inspect.unwrap(f.fn), "__self__", None) for f in page.fns.values() if f.fn]
+    groups = [owner for owner in owners if isinstance(owner, events.EventGroup)]
+    reloaded = [fn for group in groups for fn, *_ in group._handlers]
+    assert len(groups) == 2 and len(reloaded) > 20
+    assert [roles.name_of(fn) for fn in reloaded if roles.find_role(fn) > Role.VIEWER] == []
+
+
 def test_the_tables_name_existing_handlers_only(handlers: dict[str, Any]) -> None:
     import importlib
 
