@@ -213,8 +213,10 @@ def bind_fill(
     def call(engine: Any, values: dict[Any, Any]) -> dict[Any, Any]:
         given = [{c: values[c] for c in inputs}] if isinstance(inputs, set) else [values[c] for c in inputs]
         updates = _by_component(fn(engine, *given), list(outputs))
-        part, others = late_results.split(updates, values, filled, keys)
-        return {**others, **({carrier.component: carrier.pack([part])} if part["fill"] else {})}
+        part, result = late_results.split(updates, values, filled, keys)
+        if part["fill"]:
+            result[carrier.component] = carrier.pack([part])
+        return result or gr.skip()
 
     parameters = list(inspect.signature(fn).parameters.values())[:2]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -358,8 +358,9 @@ class Serving:
             if self._service is not service:  # it ended by itself, without requests
                 return
             self._service = None
-            open_requests = [*self._running, *self._waiting]
+            open_requests = dict.fromkeys([*self._running, *self._beginning, *self._waiting])
             self._running.clear()
+            self._beginning.clear()
             self._waiting.clear()
         for completion in open_requests:
             completion.end(error or make_closing_error())
