@@ -3,6 +3,7 @@
     client = gradio_client.Client("http://127.0.0.1:7860", headers={"x-api-key": key})
     client.predict("Where is the lamp?", ["base", "mix:notes=0.7"], api_name="/compare_models")
 
+A name that ends in "+documents" answers from all documents of the workspace, as in OpenAI's API.
 All other events of the page are private. Programs without Gradio use the HTTP API (`core.server`).
 """
 
@@ -15,11 +16,13 @@ import gradio as gr
 
 from core.engine import Engine
 from core.errors import SpecError
-from core.server.model_names import find_model
+from core.retrieve.passages import Passage
+from core.server.dataset_names import find_texts
+from core.server.model_names import Model, find_answering_model
 from core.server.model_names import list_models as list_names
 from core.server.openai_responses import read_active
 from core.server.problems import Problem
-from core.spec.mix import Mix, Sampling
+from core.spec.mix import Sampling
 from studio import events
 
 
@@ -32,8 +35,11 @@ def wire(engine: Engine) -> None:
 
 
 def list_models(engine: Engine) -> list[dict[str, Any]]:
-    """The base, the adapters and the saved mixes, with weights and parents."""
-    return [model.to_json() for model in list_names(engine)]
+    """The base, the adapters and the saved mixes, with weights and parents; again with documents, if any."""
+    models = list_names(engine)
+    if engine.retrieval.list_documents():
+        models += [model.add_documents() for model in models]
+    return [model.to_json() for model in models]
 
 
 def answer_prompt(
@@ -58,21 +64,40 @@ def compare_models(
 ) -> list[dict[str, Any]]:
     """Answers a prompt with several models in one batch, with the same random numbers.
 
+    Returns:
+        for each model its `text`, `tokens` and what was `active`, and the `passages` of its prompt, which it
+        cites as [1], [2]; None for an answer without documents.
+
     Raises:
-        SpecError: a name is unknown, or a value is outside its limits.
+        SpecError: a name is unknown, a value is outside its limits, or there are no documents.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    frame = engine.chat.stream(prompt, _find_mixes(engine, models), sampling).last()
+    found, passages = _find_models(engine, prompt, models)
+    frame = engine.chat.stream(prompt, [m.mix for m in found], sampling, passages=passages).last()
+    prompts = frame.prompts or [None] * len(models)
     return [
-        {"model": name, "text": column.text, "tokens": column.tokens, "active": read_active(column.stamp)}
-        for name, column in zip(models, frame.columns, strict=True)
+        {
+            "model": name,
+            "text": column.text,
+            "tokens": column.tokens,
+            "active": read_active(column.stamp),
+            "passages": [p.to_json() for p in used.used] if used else None,
+        }
+        for name, column, used in zip(models, frame.columns, prompts, strict=True)
     ]
 
 
-def _find_mixes(engine: Engine, names: Sequence[str]) -> list[Mix]:
+def _find_models(
+    engine: Engine, prompt: str, names: Sequence[str]
+) -> tuple[list[Model], list[list[Passage] | None] | None]:
+    """The models, and the passages that each answers from."""
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise SpecError(f"The models must be a list of names, got {str(names)[:80]!r}.")
     try:
-        return [find_model(engine, name).mix for name in names]
+        models = [find_answering_model(engine, name) for name in names]
+        if not any(m.has_documents for m in models):
+            return models, None
+        found = engine.retrieval.search(find_texts(engine, [], "models"), prompt)
     except Problem as e:
         raise SpecError(e.what, e.fix) from e
+    return models, [found if m.has_documents else None for m in models]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from core.engine import Engine
 from core.engine.analysis import MAP_ROWS
+from core.engine.retrieval import DATASET_LIMIT
 from core.engine.worker import Stream
 from core.errors import SpecError
 from core.progress import Progress
+from core.server.dataset_names import find_texts
 from core.server.events_stream import poll
 from core.server.studio_api_answers import (
     MIXES,
@@ -24,9 +26,13 @@ from core.server.studio_api_answers import (
 )
 from core.server.studio_api_mixes import find_mix
 from core.server.studio_api_models import Text, form
+from core.server.studio_api_retrieval import SearchView, view_passage
 from core.spec.mix import COLUMN_LIMIT, NEW_TOKENS_LIMIT, Mix, Sampling
+from core.spec.retrieval import PASSAGE_LIMIT, QUERY_LIMIT, RetrievalSettings
 
 TOKEN_LIMIT = 512  # tokens of an answer that is explained
+DatasetName = Annotated[str, Field(min_length=1, max_length=120)]
+DATASETS = "ids or names of datasets of texts; all of them for an empty list."
 Report = Callable[[float, float, str], Awaitable[None]]  # receives done, total, and what is being done
 
 
@@ -36,6 +42,14 @@ class MixComparison(BaseModel):
     model_config = form(prompt="Where is the lamp?", mixes=["base", "Notes"])
     prompt: Text
     mixes: list[MixText] = Field(min_length=1, max_length=COLUMN_LIMIT, description=MIXES)
+    documents: list[DatasetName] | None = Field(
+        None, max_length=DATASET_LIMIT, description=f"Answer from the documents of these: {DATASETS}"
+    )
+    with_documents: list[bool] | None = Field(
+        None,
+        max_length=COLUMN_LIMIT,
+        description="For each mix, whether it answers from the documents; null means that all do.",
+    )
     max_new_tokens: int = Field(96, ge=1, le=NEW_TOKENS_LIMIT)
     temperature: float = Field(0.0, ge=0.0, le=4.0)
     seed: int = Field(0, ge=0, le=2**31 - 1)
@@ -43,15 +57,47 @@ class MixComparison(BaseModel):
 
 async def compare_mixes(engine: Engine, arguments: MixComparison, report: Report) -> ComparisonView:
     """Answers a prompt with every mix in one batch."""
-    sampling = arguments.model_dump(include={"max_new_tokens", "temperature", "seed"})
-    body = Comparison.model_validate(
-        {"prompt": arguments.prompt, "mixes": arguments.mixes, "sampling": sampling}
-    )
+    given = arguments.model_dump(include={"prompt", "mixes", "with_documents"})
+    given["sampling"] = arguments.model_dump(include={"max_new_tokens", "temperature", "seed"})
+    if arguments.documents is not None:
+        ids = await run_in_threadpool(find_texts, engine, arguments.documents, "documents")
+        given["documents"] = {"datasets": ids}
+    body = Comparison.model_validate(given)
     frame: Any = None
     async for frame in poll(await run_in_threadpool(start_comparison, engine, body)):
         done = sum(column.tokens for column in frame.columns)
         await report(done, arguments.max_new_tokens * len(arguments.mixes), "Answering")
     return view_frame(frame, arguments.mixes)
+
+
+class DocumentSearch(BaseModel):
+    """A question to documents."""
+
+    model_config = form(query="Where is the lamp?", documents=["notes-1f3a"])
+    query: str = Field(min_length=1, max_length=QUERY_LIMIT)
+    documents: list[DatasetName] = Field([], max_length=DATASET_LIMIT, description=DATASETS)
+    passages: int = Field(RetrievalSettings().passages, ge=1, le=PASSAGE_LIMIT)
+
+
+class DocumentSearchView(SearchView):
+    """The passages, the best first, and the datasets that were searched: id -> name.
+
+    An empty list of passages means that nothing was found.
+    """
+
+    datasets: dict[str, str]
+
+
+async def search_texts(engine: Engine, arguments: DocumentSearch, report: Report) -> DocumentSearchView:
+    """Searches documents. The first search of a dataset waits for its index."""
+
+    def search() -> DocumentSearchView:
+        ids = find_texts(engine, arguments.documents, "documents")
+        found = engine.retrieval.search(ids, arguments.query, arguments.passages)
+        names = {d.id: d.name for d in engine.retrieval.list_documents() if d.id in ids}
+        return DocumentSearchView(passages=[view_passage(p) for p in found], datasets=names)
+
+    return await run_in_threadpool(search)
 
 
 class WeightSearch(BaseModel):

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from core.engine import Engine
 from core.server.access import Role
 from core.server.mcp_mix_tools import (
+    DocumentSearch,
     Explanation,
     MixComparison,
     Report,
@@ -21,6 +22,7 @@ from core.server.mcp_mix_tools import (
     compare_mixes,
     explain_token,
     learn_weights,
+    search_texts,
 )
 from core.server.mcp_run_tools import (
     NoArguments,
@@ -94,6 +96,13 @@ TOOLS: dict[str, Tool[Any]] = {
             "Answers one prompt with several weighted mixes of adapters, side by side in one batch.",
             MixComparison,
             compare_mixes,
+        ),
+        Tool(
+            "search_documents",
+            Role.VIEWER,
+            "Finds passages in the documents of the workspace; an empty list means that nothing was found.",
+            DocumentSearch,
+            search_texts,
         ),
         Tool(
             "learn_weights",

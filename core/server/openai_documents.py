@@ -7,7 +7,6 @@ without a thread: at most INDEX_SECONDS, and not after its client has left. The 
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Sequence
 
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +15,8 @@ from core.engine import Engine
 from core.engine.retrieval import IndexStatus
 from core.errors import StudioError
 from core.retrieve.passages import Passage
-from core.server.model_names import DOCUMENTS, NEAREST, Model, quote_name
+from core.server.dataset_names import find_texts
+from core.server.model_names import DOCUMENTS, Model, quote_name
 from core.server.openai_requests import ChatRequest, CompletionRequest
 from core.server.problems import Problem
 
@@ -53,38 +53,7 @@ def choose_documents(engine: Engine, body: ChatRequest | CompletionRequest, mode
         raise Problem(
             422, "Documents answer a question: the last message must be the user's.", "Add it.", "messages"
         )
-    names = {d.id: d.name for d in engine.retrieval.list_documents()}
-    if not names:
-        fix = f"Add texts under Data, or leave out `{FIELD}` and {DOCUMENTS}."
-        raise Problem(422, "The workspace has no documents to answer from.", fix, FIELD)
-    return list(names) if chosen is True else [_find_dataset(names, given) for given in chosen]
-
-
-def _find_dataset(names: dict[str, str], given: str) -> str:
-    """The dataset of texts with this id or name.
-
-    Args:
-        names: of every dataset of texts, by id.
-    """
-    if given in names:
-        return given
-    found = [dataset_id for dataset_id, name in names.items() if name == given]
-    if len(found) > 1:
-        raise Problem(
-            422,
-            f"Several datasets of texts are called {quote_name(given)}.",
-            f"Use one of their ids: {', '.join(found[:NEAREST])}.",
-            FIELD,
-        )
-    if not found:
-        known = {text.casefold(): text for pair in names.items() for text in pair}
-        near = [known[n] for n in difflib.get_close_matches(given.casefold(), known, NEAREST, 0.5)]
-        listed = ", ".join(quote_name(n) for n in near or list(names.values())[:NEAREST])
-        begin = "The nearest names" if near else "Names that it has"
-        raise Problem(
-            404, f"The studio has no dataset of texts {quote_name(given)}.", f"{begin}: {listed}.", FIELD
-        )
-    return found[0]
+    return find_texts(engine, [] if chosen is True else chosen, FIELD)
 
 
 async def search_documents(engine: Engine, ids: Sequence[str], body: ChatRequest) -> list[Passage]:

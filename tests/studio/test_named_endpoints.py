@@ -13,6 +13,7 @@ from core.engine import Engine
 from core.store.api_keys import ApiKeys
 from studio.app import serve
 from tests.browser.conftest import free_port
+from tests.conftest import SENTENCES
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +71,7 @@ def test_a_client_lists_models_and_gets_the_answers_of_the_engine(
         (("Where?", ["base"], 0), "between 1 and"),
         (("Where?", []), "number of mixes"),
         (("  ", ["base"]), "prompt is empty"),
+        (("Where?", ["base+documents"]), "no documents to answer from"),
     ],
 )
 def test_a_client_reads_what_is_wrong(
@@ -82,3 +84,18 @@ def test_a_client_reads_what_is_wrong(
 def test_t22_without_a_key_the_client_gets_nothing(studio: tuple[Engine, str]) -> None:
     with pytest.raises(Exception, match="credentials were not provided"):
         gradio_client.Client(studio[1], verbose=False)
+
+
+def test_a_client_gets_answers_with_and_without_documents(
+    studio: tuple[Engine, str], client: gradio_client.Client, tmp_path: Path
+) -> None:
+    engine, _ = studio
+    file = tmp_path / "notes.txt"
+    file.write_text("\n\n---\n\n".join(SENTENCES[:40]), encoding="utf-8")
+    engine.datasets.import_files([file], "Notes", "domain")
+    models = client.predict(api_name="/list_models")
+    assert [m["id"] for m in models[:1] + models[-1:]] == ["base", models[1]["id"] + "+documents"]
+    names = ["base", "base+documents"]
+    without, having = client.predict(SENTENCES[0], names, 4, api_name="/compare_models")
+    assert without["passages"] is None and having["passages"][0]["dataset_name"] == "Notes"
+    assert SENTENCES[0] in having["passages"][0]["text"]

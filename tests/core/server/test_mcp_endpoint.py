@@ -78,11 +78,11 @@ def call(address: str, role: str, tool: str, mode: str = "auto", **arguments: An
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_the_official_client_lists_seven_tools_with_their_arguments(address, mode):
+def test_the_official_client_lists_eight_tools_with_their_arguments(address, mode):
     tools = use(address, "viewer", lambda client: client.list_tools(), mode).tools
     assert [t.name for t in tools] == [
-        "list_adapters", "start_training", "run_status", "stop_run", "compare_mixes", "learn_weights",
-        "explain_token",
+        "list_adapters", "start_training", "run_status", "stop_run", "compare_mixes", "search_documents",
+        "learn_weights", "explain_token",
     ]  # fmt: skip
     by_name = {t.name: t for t in tools}
     assert by_name["stop_run"].input_schema["required"] == ["run"]
@@ -104,6 +104,26 @@ def test_a_viewer_compares_mixes_and_lists_adapters(address, engine, mode):
     assert [c["mix"] for c in columns] == ["base", "One", "One=0.5,Two=-1"]
     assert all(c["done"] and 0 < c["tokens"] <= 6 for c in columns)
     assert json.loads(result.content[0].text) == result.structured_content
+
+
+def test_documents_are_searched_and_answered_from(address, engine):
+    dataset = next(d for d in engine.datasets.list() if d.kind == "domain")
+    text = engine.datasets.rows(dataset.id, "all", 1)[0]["text"]
+    for documents in ([], [dataset.id], [dataset.name]):
+        found = call(address, "viewer", "search_documents", query=text, documents=documents, passages=1)
+        (passage,) = found.structured_content["passages"]
+        assert passage["text"].strip() == text.strip() and passage["dataset"] == dataset.id
+        assert found.structured_content["datasets"] == {dataset.id: dataset.name}
+    nothing = call(address, "viewer", "search_documents", query="zzyzx qwrtp")
+    assert nothing.structured_content["passages"] == []
+    compared = call(
+        address, "viewer", "compare_mixes", prompt="Where is the red lamp?", mixes=["base", "One"],
+        documents=[], with_documents=[False, True], max_new_tokens=3,
+    ).structured_content  # fmt: skip
+    without, having = (c["passages"] for c in compared["columns"])
+    assert without is None and having is not None
+    lost = call(address, "viewer", "search_documents", query="x", documents=[dataset.name[:-1] + "?"])
+    assert lost.is_error and dataset.name in lost.content[0].text, "the nearest name"
 
 
 def test_a_trainer_starts_follows_and_stops_a_run(address, engine):
