@@ -69,7 +69,7 @@ def compare_models(
         cites as [1], [2]; None for an answer without documents.
 
     Raises:
-        SpecError: a name is unknown, a value is outside its limits, or there are no documents.
+        SpecError: a name is unknown, a value is outside its limits, or documents are missing.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     found, passages = _find_models(engine, prompt, models)
