@@ -217,16 +217,22 @@ def read_files(workspace: Workspace, adapter_id: str, read: Callable[[Path], T])
     for _ in range(ATTEMPTS):
         folder = workspace.find("adapters", adapter_id)
         try:
-            inode = folder.stat().st_ino
+            before = _identify(folder)
         except FileNotFoundError:  # between the two renames of a replacement
             continue
         try:
             return read(folder)
         except (StudioError, OSError):
             with contextlib.suppress(FileNotFoundError):
-                if workspace.find("adapters", adapter_id).stat().st_ino == inode:
+                if _identify(workspace.find("adapters", adapter_id)) == before:
                     raise
     return read(workspace.find("adapters", adapter_id))
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    """What tells a folder from one that has replaced it. The second one after it may have its inode again."""
+    found = folder.stat()
+    return found.st_ino, found.st_ctime_ns
 
 
 def load(workspace: Workspace, adapter_id: str) -> Adapter:

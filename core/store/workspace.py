@@ -51,6 +51,7 @@ NAME_LIMIT = 120  # characters of a display name
 # Bidirectional control characters reorder text, so that one name can look like another.
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 LOCK_SECONDS = 10.0  # a change of one item holds its lock for milliseconds
+REPLACEMENTS = 3  # of one item, each of which may be between its renames when it is looked for
 
 
 @dataclass
@@ -151,10 +152,13 @@ class Workspace:
 
     def _wait_for_replacement(self, kind: str, item_id: str) -> bool:
         """Ends a replacement that was cut short between its two renames; returns whether the item exists."""
-        if self._dot_path(kind, item_id, "ready").exists():
-            with self._claim(kind, item_id, LOCK_SECONDS):
-                self._roll_forward(kind, item_id)
-        return self.path(kind, item_id).exists()
+        for _ in range(REPLACEMENTS):
+            if self._dot_path(kind, item_id, "ready").exists():
+                with self._claim(kind, item_id, LOCK_SECONDS):
+                    self._roll_forward(kind, item_id)
+            if self.path(kind, item_id).exists():
+                return True
+        return False
 
     def ids(self, kind: str) -> list[str]:
         """The ids of all items of a kind, oldest first."""
@@ -170,10 +174,19 @@ class Workspace:
                 if self._wait_for_replacement(kind, item_id):
                     paths.add(self.path(kind, item_id))
         for path in paths:
-            with contextlib.suppress(OSError):  # another process has just removed it
+            # Suppressed: another process has just removed it, or replaces it on a disk that is read-only.
+            with contextlib.suppress(OSError, Busy, InvalidName, StorageError):
                 if path.suffix == suffix and ID.fullmatch(path.stem):
-                    items.append((path.stat().st_mtime_ns, path.stem))
+                    items.append((self._read_time(kind, path), path.stem))
         return [item_id for _, item_id in sorted(items)]
+
+    def _read_time(self, kind: str, path: Path) -> int:
+        """When an item was changed last, in nanoseconds; also where it is being replaced at this moment."""
+        try:
+            return path.stat().st_mtime_ns
+        except FileNotFoundError:
+            self._wait_for_replacement(kind, path.stem)
+            return path.stat().st_mtime_ns
 
     def answers_path(self, day: str) -> Path:
         """The event log of the answers of a day (`core.store.answer_log`)."""

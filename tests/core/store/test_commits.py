@@ -165,6 +165,38 @@ def test_an_adapter_is_readable_at_every_moment_of_its_replacement(workspace: Wo
     assert len(read) > 5
 
 
+def test_an_item_that_is_replaced_while_it_is_listed_stays_in_the_list(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, real, missed = workspace.path("adapters", "mine-0001"), Path.stat, []
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path == item and not missed:  # between the two renames
+            missed.append(path)
+            raise FileNotFoundError(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert workspace.ids("adapters") == ["mine-0001"] and missed
+    missed.clear()
+    assert [a.id for a in adapters.load_all(workspace)] == ["mine-0001"] and missed
+
+
+def test_a_replacement_with_the_same_inode_is_read_again(workspace: Workspace) -> None:
+    read: list[int] = []
+
+    def fail_once(folder: Path) -> str:
+        read.append(folder.stat().st_ino)
+        if len(read) == 1:
+            time.sleep(0.02)  # more than a tick of the file system's clock
+            folder.rename(folder.with_name("away")).rename(folder)
+            raise FileNotFoundError("a file of the folder that was replaced")
+        return folder.name
+
+    assert adapters.read_files(workspace, "mine-0001", fail_once) == "mine-0001"
+    assert read == read[:1] * 2
+
+
 def test_a_replaced_adapter_keeps_the_name_that_the_user_gave_it(workspace: Workspace) -> None:
     adapters.rename(workspace, "mine-0001", "Mine, better")
     add_adapter(workspace, "mine-0001", "Mine", 2)
