@@ -191,7 +191,7 @@ class Page:
             return
         found = self._config.events[event]
         if not found["backend_fn"]:
-            self._apply(found, {"data": self._read_carried(found)})
+            self._apply(found, {"data": self._read_carrier(found)})
             return
         task = asyncio.create_task(self._run(event))
         self._running.add(task)
@@ -245,7 +245,7 @@ class Page:
             values[0] = ""
         return values
 
-    def _read_carried(self, event: dict[str, Any]) -> list[Any]:
+    def _read_carrier(self, event: dict[str, Any]) -> list[Any]:
         """What JavaScript shows of the results in a hidden carrier (`studio.late_results`)."""
         carried = self.values.get(event["inputs"][0]) if event["inputs"] else None
         if not isinstance(carried, dict) or carried.get("result") in (None, self._shown.get(event["id"])):

@@ -29,7 +29,7 @@ VIEWER = {
     "tabs.base": "cancel_change pick_base poll_download refresh",
     "tabs.calibration": "refresh",
     "tabs.compare": "cancel_delete_votes describe_columns export_markdown refresh show_switches show_tally "
-    "stop stream_answers stream_blind_test stream_what_helps vote",
+    "answer_what_helps set_what_helps stop stream_answers stream_blind_test vote",
     "tabs.data": "refresh show_dataset",  # the second shows rows to trainers only
     "tabs.evaluate": "measure_mixes open_report refresh show_answers stop",
     "tabs.experiments": "act_on_experiment open_experiment refresh",  # the first asks for more

@@ -182,7 +182,11 @@ def wire(
 def _wire_what_helps(tab: CompareTab, engine: Engine, inputs: list[Any], how: dict[str, Any]) -> None:
     outputs = [tab.board, tab.documents.choice, tab.same_noise, *tab.composer.mode]
     click = tab.what_helps.ask.click
-    events.bind(click, engine, stream_what_helps, inputs, outputs, refuse=refuse_what_helps, **how).then(
+    chosen = events.bind(click, engine, set_what_helps, inputs, outputs, **how)
+    answered = events.bind(
+        chosen.success, engine, answer_what_helps, inputs, [tab.board], refuse=refuse_answers, **how
+    )
+    answered.then(
         fn=None,
         js="() => { const field = document.querySelector('#compare-prompt textarea');"
         " if (!field.value.trim()) field.focus(); }",
@@ -291,7 +295,7 @@ def stream_answers(
         yield {**value, "columns": columns, "serial": session.serial}
 
 
-def stream_what_helps(
+def set_what_helps(
     engine: Engine,
     prompt: str,
     board_value: Any,
@@ -299,28 +303,27 @@ def stream_what_helps(
     session: Session,
     same_noise: bool,
     *settings: Any,
-) -> Iterator[tuple[Any, ...]]:
-    """Sets the four columns of `studio.views.what_helps`, and answers the prompt if there is one.
+) -> tuple[Any, ...]:
+    """Sets the four columns of `studio.views.what_helps`; `answer_what_helps` follows.
 
-    Yields:
+    An event of its own: where a stream's values come quickly, the page (Gradio 6.31) may show the last one
+    only, and what the first one has set is lost.
+
+    Returns:
         the board, the datasets, the same noise, and `Composer.mode`: documents answer questions of a chat.
     """
     session.stop()
-    chosen = read_settings(settings).documents
-    columns, ids = what_helps.choose_columns(engine, rows, chosen)
+    columns, ids = what_helps.choose_columns(engine, rows, read_settings(settings).documents)
     value = {**columns, "columns": [], "blind": None, "serial": session.serial}
-    yield value, gr.update(value=ids), True, False, True
-    if not prompt.strip():
-        return
-    sampling, (_, system, thinking, _) = settings[: len(SAMPLING)], settings[len(SAMPLING) :]
-    how = (*sampling, False, system, thinking, ids)
-    for frame in stream_answers(engine, prompt, value, rows, session, True, *how):
-        yield frame, *[gr.skip()] * 4
+    return gr.HTML(value=value, documents=True), gr.update(value=ids), True, False, True
 
 
-def refuse_what_helps(engine: Engine, *values: Any) -> tuple[Any, ...]:
-    """What `stream_what_helps` yields after an error."""
-    return refuse_answers(engine, *values), *[gr.skip()] * 4
+def answer_what_helps(engine: Engine, prompt: str, *values: Any) -> Iterator[Any]:
+    """Answers the prompt in the columns of `set_what_helps`, if there is one."""
+    if prompt.strip():
+        yield from stream_answers(engine, prompt, *values)
+    else:
+        yield gr.skip()
 
 
 def stream_blind_test(

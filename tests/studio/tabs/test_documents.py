@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gradio as gr
 import pytest
 
 from core.engine import Engine
@@ -60,7 +61,15 @@ def test_each_column_has_a_switch_and_a_blind_test_refuses_documents(long_engine
 def ask_what_helps(engine, prompt, rows=None, chosen=(), **changes):
     settings = [*sampling(max_new_tokens=4, **changes), True, "Be brief.", False, list(chosen)]
     value = {"picks": ["base", "base"], "touched": True}
-    return list(compare.stream_what_helps(engine, prompt, value, rows, Session(), False, *settings))
+    session = Session()
+    board, *rest = compare.set_what_helps(engine, prompt, value, rows, session, False, *settings)
+    assert board.constructor_args["documents"] is True
+    sampled, (_, system, thinking, _) = settings[:-4], settings[-4:]
+    now = (*sampled, rest[2], system, thinking, rest[0]["value"])  # what the page sends then
+    shown = compare.answer_what_helps(
+        engine, prompt, board.constructor_args["value"], rows, session, rest[1], *now
+    )
+    return board.constructor_args["value"], rest, [v for v in shown if v != gr.skip()]
 
 
 def test_one_click_needs_an_adapter_and_documents(long_engine):
@@ -77,12 +86,12 @@ def test_one_click_asks_base_and_mix_without_and_with_documents(long_engine):
         lambda: [add_random_adapter(resident(), name, *SHAPES[name]) for name in ("law", "odd")]
     )
     assert what_helps.refresh(long_engine)[0]["interactive"] is True
-    set_only = ask_what_helps(long_engine, " ")
-    (value, chosen, same_noise, *mode) = set_only[-1]
-    assert len(set_only) == 1 and value["columns"] == [] and value["plain"] == [True, False] * 2
+    value, (chosen, same_noise, *mode), answers = ask_what_helps(long_engine, " ")
+    assert answers == [] and value["columns"] == [] and value["plain"] == [True, False] * 2
     assert chosen["value"] == [dataset.id] and (same_noise, mode) == (True, [False, True])
     rows = mixer.apply_mix(None, mixer.adapter_rows(long_engine), Mix(weights={odd: 0.5}))
-    *_, (value, *_) = ask_what_helps(long_engine, QUESTION, rows, [dataset.id], temperature=0.9, seed=3)
+    *_, answers = ask_what_helps(long_engine, QUESTION, rows, [dataset.id], temperature=0.9, seed=3)
+    value = answers[-1]
     assert (
         value["picks"] == ["base", "base", f"{odd}=0.5", f"{odd}=0.5"]
         and "odd" in value["names"][f"{odd}=0.5"]
