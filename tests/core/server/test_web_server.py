@@ -32,7 +32,8 @@ def test_open_answers_end_with_an_error_when_the_server_stops(
 
     monkeypatch.setattr(ContinuousBatch, "step", wait)
     monkeypatch.setattr(web_server, "CLOSE_SECONDS", 0.1)
-    body = {"model": "base", "prompt": "The lamp", "max_tokens": 240, "stream": True}
+    ask = {"prompt": "The lamp", "max_tokens": 240, "temperature": 0}  # it does not end by itself
+    body = {"model": "base", **ask, "stream": True}
     with open_engine(tiny_base, tmp_path) as engine, socket.create_server(("127.0.0.1", 0)) as opened:
         server = web_server.make_server(make_app(engine, OpenAccess()), engine)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
