@@ -316,8 +316,8 @@ class EventGroup:
     """
 
     def __init__(self) -> None:
-        self._handlers: list[tuple[Callable[..., Any], Any, list[Any]]] = []
-        self._keys: list[tuple[Any, ...]] = []  # of each handler
+        # Each with its inputs, its outputs, those of them that are carried, and its keys.
+        self._handlers: list[tuple[Callable[..., Any], Any, list[Any], list[Any], Sequence[Any]]] = []
         self._carrier: late_results.Carrier | None = None  # once it is bound
         self._after: list[tuple[Callable[..., Any] | str, Any, Any, str | None]] = []
         self._calls: list[Callable[..., Any]] = []  # the handlers as `handler` makes them, once it is bound
@@ -340,8 +340,9 @@ class EventGroup:
             outputs: components; `fn` may also return a dict of components, with only those that change.
             keys: fields that its whole result is computed from (`studio.late_results`).
         """
-        self._handlers.append((fn, inputs or [], list(outputs)))
-        self._keys.append(tuple(keys))
+        sources = inputs or []
+        fields = late_results.list_fields(sources, outputs)
+        self._handlers.append((fn, sources, list(outputs), fields, keys))
 
     def then(
         self, fn: Callable[..., Any] | str, inputs: Any = None, outputs: Any = None, queue: str | None = None
@@ -359,13 +360,13 @@ class EventGroup:
     def wire(self, trigger: Any, engine: Any) -> None:
         """Binds the group to an event, once every handler is added."""
         self._calls = [handler(fn, engine) for fn, *_ in self._handlers]
-        inputs = {c for _, sources, _ in self._handlers for c in sources}
-        filled, shown_by_gradio = list[Any](), list[Any]()
-        for _, sources, targets in self._handlers:
-            fields = late_results.list_fields(sources, targets)
+        inputs = {c for _, sources, *_ in self._handlers for c in sources}
+        filled, every_key, shown_by_gradio = list[Any](), list[Any](), list[Any]()
+        for _, _, targets, fields, keys in self._handlers:
             filled += fields
+            every_key += keys
             shown_by_gradio += [c for c in targets if c not in fields or late_results.keeps_choices(c)]
-        self._carrier = late_results.Carrier(filled, [c for keys in self._keys for c in keys])
+        self._carrier = late_results.Carrier(filled, every_key)
         outputs = [*dict.fromkeys(shown_by_gradio), self._carrier.component]
         how: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": GROUP_LIMIT}
         event = bind(trigger, engine, self._run, inputs, outputs, **how)
@@ -380,7 +381,7 @@ class EventGroup:
         """Runs every handler. One that fails becomes a toast, and the outputs of the others still update."""
         ticket, updates, parts = next(self._tickets), dict[Any, Any](), list[dict[str, Any]]()
         calls = self._calls or [handler(fn, engine) for fn, *_ in self._handlers]
-        for call, (_, sources, targets), keys in zip(calls, self._handlers, self._keys, strict=True):
+        for call, (_, sources, targets, fields, keys) in zip(calls, self._handlers, strict=True):
             if isinstance(sources, set):
                 arguments: list[Any] = [{c: values[c] for c in sources}]
             else:
@@ -392,7 +393,6 @@ class EventGroup:
                 continue
             result = _by_component(result, targets)
             if self._carrier is not None:
-                fields = late_results.list_fields(sources, targets)
                 part, result = late_results.split(result, values, fields, keys)
                 parts += [part] if part["fill"] else []
             updates.update(result)

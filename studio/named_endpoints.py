@@ -18,8 +18,7 @@ from core.engine import Engine
 from core.errors import SpecError
 from core.retrieve.passages import Passage
 from core.server.dataset_names import find_texts
-from core.server.model_names import Model, find_answering_model
-from core.server.model_names import list_models as list_names
+from core.server.model_names import Model, find_answering_model, list_answering_models
 from core.server.openai_responses import read_active
 from core.server.problems import Problem
 from core.spec.mix import Sampling
@@ -36,10 +35,7 @@ def wire(engine: Engine) -> None:
 
 def list_models(engine: Engine) -> list[dict[str, Any]]:
     """The base, the adapters and the saved mixes, with weights and parents; again with documents, if any."""
-    models = list_names(engine)
-    if engine.retrieval.list_documents():
-        models += [model.add_documents() for model in models]
-    return [model.to_json() for model in models]
+    return [model.to_json() for model in list_answering_models(engine)]
 
 
 def answer_prompt(

@@ -100,6 +100,14 @@ def list_models(engine: Engine) -> list[Model]:
     return _Names(engine).models
 
 
+def list_answering_models(engine: Engine) -> list[Model]:
+    """As `list_models`; where the workspace has documents, each again, answering from these."""
+    models = list_models(engine)
+    if engine.retrieval.list_documents():
+        models += [model.add_documents() for model in models]
+    return models
+
+
 def find_model(engine: Engine, text: str, falls_back: bool = False) -> Model:
     """The model of a name.
 

@@ -23,8 +23,8 @@ from core.engine.serving import Request as EngineRequest
 from core.errors import StudioError
 from core.server.access import Principal, Role, require
 from core.server.metrics import Metrics
-from core.server.model_names import Model, find_answering_model, list_models
-from core.server.openai_documents import choose_documents, has_documents, search_documents
+from core.server.model_names import Model, find_answering_model, list_answering_models
+from core.server.openai_documents import choose_documents, search_documents
 from core.server.openai_requests import ChatRequest, CompletionRequest, StrictRoute
 from core.server.openai_responses import Answer, name_all_active
 from core.server.problems import Problem
@@ -53,10 +53,7 @@ def list_all(request: Request, principal: Viewer) -> dict[str, Any]:
     Where the workspace has documents, each of them is listed a second time, answering from these.
     """
     engine: Engine = request.app.state.engine
-    models = list_models(engine)
-    if has_documents(engine):
-        models += [model.add_documents() for model in models]
-    return {"object": "list", "data": [model.to_json() for model in models]}
+    return {"object": "list", "data": [model.to_json() for model in list_answering_models(engine)]}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Show a model")

@@ -26,11 +26,6 @@ FIELD = "documents"
 QUESTIONS_ONLY = "Use /v1/chat/completions: documents answer questions."
 
 
-def has_documents(engine: Engine) -> bool:
-    """Whether the workspace has documents to answer from."""
-    return bool(engine.retrieval.list_documents())
-
-
 def choose_documents(engine: Engine, body: ChatRequest | CompletionRequest, model: Model) -> list[str] | None:
     """The ids of the datasets that a request answers from; None for an answer without documents.
 

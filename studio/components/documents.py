@@ -66,16 +66,11 @@ def wire(made: DocumentsField, engine: Engine, library_changed: events.EventGrou
 
 def refresh(engine: Engine, chosen: Any) -> tuple[Any, Node]:
     """Updates the datasets to choose from; those that are chosen and still exist stay chosen."""
-    choices, present = list_choices(engine), read_choice(chosen)
-    known = {dataset_id for _, dataset_id in choices}
-    value = [c for c in present if c in known]
-    return fields.update_choices(choices, value, present), render_extra(engine)
-
-
-def list_choices(engine: Engine) -> list[tuple[str, str]]:
-    """The datasets to choose from: name and id, the newest first."""
     names = labels.label_datasets(engine.retrieval.list_documents()[::-1])
-    return [(name, dataset_id) for dataset_id, name in reversed(names.items())]
+    present = read_choice(chosen)
+    value = [c for c in present if c in names]
+    choices = [(name, dataset_id) for dataset_id, name in reversed(names.items())]
+    return fields.update_choices(choices, value, present), render_extra(engine)
 
 
 def read_choice(chosen: Any) -> list[str]:
